@@ -1,0 +1,55 @@
+"""Metrics by callback: the same, and the Trainer stays as it is.
+
+    python metrics_by_callback.py
+
+With `plugins=()`, no plugin of the pyproject.toml is on: everything is in this file.
+"""
+
+from typing import Any
+
+from torch import nn, optim
+from torchmetrics import Accuracy, MetricCollection, Precision, Recall
+from train import build_model, load_digits
+
+from pa_core import Trainer, TrainerCallback
+from pa_core.trainer import DEFAULT_CALLBACKS
+
+
+class ClassificationMetrics(TrainerCallback):
+    def __init__(self, num_classes: int) -> None:
+        options = {"task": "multiclass", "num_classes": num_classes}
+        # A default callback moves it to the trainer's device.
+        self.metrics = MetricCollection(
+            {
+                "accuracy": Accuracy(**options),
+                "precision": Precision(**options, average="macro"),
+                "recall": Recall(**options, average="macro"),
+            }
+        )
+
+    def on_eval_step_end(self, trainer: Trainer, batch: Any, batch_output: Any) -> None:
+        self.metrics.update(batch_output["model_outputs"], batch[1])
+
+    def on_eval_epoch_end(self, trainer: Trainer) -> None:
+        for name, value in self.metrics.compute().items():
+            trainer.run_history.update_metric(name, value)
+        self.metrics.reset()
+
+
+def main() -> None:
+    train_dataset, held_out = load_digits()
+    model = build_model(num_pixels=64)
+    trainer = Trainer(
+        model,
+        loss_func=nn.CrossEntropyLoss(),
+        optimizer=optim.SGD(model.parameters(), lr=0.02, momentum=0.9),
+        callbacks=[ClassificationMetrics(num_classes=10), *DEFAULT_CALLBACKS],
+        plugins=(),
+    )
+    trainer.train(train_dataset, num_epochs=10, eval_dataset=held_out, per_device_batch_size=32)
+    results = trainer.evaluate(held_out, per_device_batch_size=256)
+    trainer.print(f"Accuracy on {len(held_out)} held-out digits: {results['accuracy']:.4f}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,58 @@
+"""pa-core: a training loop that a person can read in one sitting.
+
+The loop is in `pa_core.trainer`; everything beyond it is a plugin. Only what is named here, and in
+`pa_core.trainer`, `pa_core.callbacks`, `pa_core.tracking`, `pa_core.run_config` and `pa_core.utils`,
+is public.
+
+The names are imported when they are first asked for, so that a plugin can say
+``from pa_core import hookimpl`` and the command line can list plugins without waiting for torch.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from accelerate import notebook_launcher
+
+    from pa_core.callbacks import TrainerCallback
+    from pa_core.errors import StopTrainingError
+    from pa_core.hookspecs import hookimpl, hookspec
+    from pa_core.placeholders import TrainerPlaceholderValues
+    from pa_core.trainer import Trainer
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "StopTrainingError",
+    "Trainer",
+    "TrainerCallback",
+    "TrainerPlaceholderValues",
+    "__version__",
+    "hookimpl",
+    "hookspec",
+    "notebook_launcher",
+]
+
+_HOMES = {
+    "StopTrainingError": "pa_core.errors",
+    "Trainer": "pa_core.trainer",
+    "TrainerCallback": "pa_core.callbacks",
+    "TrainerPlaceholderValues": "pa_core.placeholders",
+    "hookimpl": "pa_core.hookspecs",
+    "hookspec": "pa_core.hookspecs",
+    "notebook_launcher": "accelerate",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(_HOMES[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,380 @@
+"""What a Trainer is beside its loop: how it is put together, and what it offers to plugins."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from pa_core import checkpoints
+from pa_core.accumulation import AccumulationWindow
+from pa_core.callbacks import CallbackHandler, LimitBatchesCallback
+from pa_core.checks import check_model_and_optimizer
+from pa_core.control import TrainerControl
+from pa_core.data import KeyedDataLoader, num_batches
+from pa_core.defaults import Defaults
+from pa_core.durations import Duration, Progress
+from pa_core.engine import Engine
+from pa_core.manager import PluginManager
+from pa_core.manifest import run_manifest
+from pa_core.run_config import TrainerRunConfig
+from pa_core.settings import Settings, build_plugins, find_settings_file, read_settings
+from pa_core.snapshot import Position, Snapshot, save_snapshot
+from pa_core.tracking import InMemoryRunHistory, LossTracker, RunHistory
+from pa_core.utils import LIMIT_BATCHES_ENV_VAR
+
+
+class TrainerBase:
+    """A trainer's parts and services; `pa_core.trainer.Trainer` has the steps and the loop."""
+
+    def __init__(
+        self,
+        model: nn.Module | str,
+        loss_func: Callable[..., Tensor] | None,
+        optimizer: Any,
+        callbacks: Iterable[Any] | None = None,
+        run_history: RunHistory | None = None,
+        *,
+        plugins: Iterable[Any] | None = None,
+        settings: Settings | str | Path | None = None,
+        seed: int = 42,
+        mixed_precision: str | None = None,
+        accelerator: Accelerator | Mapping[str, Any] | None = None,
+    ) -> None:
+        if not isinstance(settings, Settings):
+            settings = read_settings(Path(settings) if settings else find_settings_file())
+        self.settings = settings
+        self.plugins = PluginManager(Defaults())
+        limit = os.environ.get(LIMIT_BATCHES_ENV_VAR, "none")
+        if limit.lower() != "none":
+            self.plugins.register(LimitBatchesCallback(int(limit)))
+        for name, plugin, source in build_plugins(settings, callbacks=callbacks, plugins=plugins):
+            self.plugins.register(plugin, name, source)
+        self._hooks = BoundHooks(self.plugins)
+        self.callback_handler = self._create_callback_handler()
+
+        if isinstance(model, str):
+            model = self._create_model(model)
+        self.model: Any = model
+        self.loss_func: Any = loss_func
+        if callable(optimizer) and not hasattr(optimizer, "step"):
+            optimizer = optimizer(model.parameters())
+        elif isinstance(optimizer, type):
+            optimizer = optimizer(model.parameters())
+        self.optimizer = optimizer
+        check_model_and_optimizer(self.model, self.optimizer)
+        self.seed = seed
+        self.run_history = InMemoryRunHistory() if run_history is None else run_history
+        self.accelerator_kwargs = dict(accelerator) if isinstance(accelerator, Mapping) else {}
+        if mixed_precision is not None:
+            self.accelerator_kwargs["mixed_precision"] = mixed_precision
+        self._accelerator = (
+            accelerator if isinstance(accelerator, Accelerator) else self._create_accelerator()
+        )
+        self._engine = Engine(self._accelerator)
+
+        # What a run sets.
+        self.create_scheduler_fn: Callable[[Any], Any] | str | None = None
+        self.scheduler: Any = None
+        self.collate_fn: Callable[[Any], Any] | None = None
+        self.train_dataset: Any = None
+        self.eval_dataset: Any = None
+        self.eval_name: str | None = None
+        self.train_batch_limit: int | None = None
+        self.eval_batch_limit: int | None = None
+        self.grad_norm: Tensor | None = None
+        self.control = TrainerControl()
+        self.position = Position()
+        self.run_config: TrainerRunConfig = None  # type: ignore[assignment]
+        self.num_updates: int | None = None
+        self._stop_after: Duration | None = None
+        self._loss_tracker = LossTracker()
+        self._train_dataloader: Any = None
+        self._eval_dataloader: Any = None
+        self._eval_dataloaders: dict[str | None, Any] = {}
+        self._train_dl_kwargs: dict[str, Any] | None = None
+        self._eval_dl_kwargs: dict[str, Any] | None = None
+        self._manifest: dict[str, Any] | None = None
+        self._snapshot: Snapshot | None = None
+        self._save_metadata: dict[Path, dict[str, Any]] = {}
+        self._max_updates: int | None = None
+        self._pending_samples = 0
+        self._in_run = False
+        self._clock = 0.0
+        self._event("on_init_end")
+
+    # -- What plugins and subclasses use --------------------------------------------------------
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        return self._accelerator.device
+
+    @property
+    def is_main_process(self) -> bool:
+        """Whether this process is the one that writes and prints."""
+        return self._accelerator.is_main_process
+
+    @property
+    def updates(self) -> int:
+        """Optimizer updates that the run has made."""
+        return self.position.updates
+
+    @property
+    def stop_reason(self) -> str | None:
+        """Why the run was stopped early; None where it wasn't."""
+        return self.position.stop_reason
+
+    @property
+    def progress(self) -> Progress:
+        """How far the run is, in each unit of a `Duration`."""
+        position = self.position
+        length = num_batches(self._train_dataloader, self.train_batch_limit)
+        part = position.batch / length if length else 0.0
+        epochs = position.epoch - position.first_epoch + part
+        fraction = position.updates / self.num_updates if self.num_updates else None
+        return Progress(epochs, position.updates, position.samples, position.seconds, fraction)
+
+    @property
+    def manifest(self) -> dict[str, Any]:
+        """The run's manifest: plugins, versions, settings, seed, commit and hardware."""
+        if self._manifest is None:
+            self._manifest = run_manifest(self)
+        return self._manifest
+
+    def gather(self, tensor: Any, padding_value: Any = None) -> Any:
+        """Concatenate a tensor of every process along the first dimension, on all of them.
+
+        Sizes of the first dimension may differ.
+
+        Args:
+            tensor: a tensor, or a nested list, tuple or dict of them.
+            padding_value: rows of the result that hold nothing but this value are removed.
+        """
+        return self._engine.gather(tensor, padding_value)
+
+    def print(self, *args: Any, **kwargs: Any) -> None:
+        """Print once per machine."""
+        self._accelerator.print(*args, **kwargs)
+
+    def get_model(self, keep_torch_compile: bool = True) -> Any:
+        """The model without its distributed containers, and without `torch.compile`'s if asked."""
+        return self._engine.unwrap(self.model, keep_torch_compile)
+
+    def save_checkpoint(
+        self,
+        save_path: str | Path,
+        checkpoint_kwargs: Mapping[str, Any] | None = None,
+        save_optimizer: bool = True,
+        save_scheduler: bool = True,
+        save_per_node: bool = True,
+    ) -> None:
+        """Save model, optimizer and schedule as one portable ``.pt`` file.
+
+        Args:
+            save_path: the file; it is replaced at once, or not at all.
+            checkpoint_kwargs: more to put in; NumPy scalars become numbers.
+            save_optimizer: whether to include the optimizer.
+            save_scheduler: whether to include the schedule, if there is one.
+            save_per_node: write on every machine; otherwise by the run's main process alone.
+        """
+        checkpoints.save_checkpoint(
+            self, save_path, checkpoint_kwargs, save_optimizer, save_scheduler, save_per_node
+        )
+
+    def load_checkpoint(
+        self, checkpoint_path: str | Path, load_optimizer: bool = True, load_scheduler: bool = True
+    ) -> dict[str, Any]:
+        """Load a file of `save_checkpoint`; returns all that is in it.
+
+        Raises:
+            ValueError: where it holds an optimizer or a schedule and the trainer has none.
+        """
+        return checkpoints.load_checkpoint(self, checkpoint_path, load_optimizer, load_scheduler)
+
+    def save_training_state(
+        self, output_dir: str | Path, checkpoint_kwargs: Mapping[str, Any] | None = None
+    ) -> None:
+        """Save all that `train` needs to go on exactly, in a directory that is complete or absent.
+
+        Asked within a run, it is done at the next boundary: after the update, or after the
+        epoch's events. Call it on every process.
+
+        Args:
+            output_dir: the directory; a state that is there is replaced.
+            checkpoint_kwargs: plain data and tensors that `load_training_state` returns.
+        """
+        if self._in_run:
+            self._save_metadata[Path(output_dir)] = dict(checkpoint_kwargs or {})
+            self.control.save(output_dir)
+        else:
+            save_snapshot(self, output_dir, checkpoint_kwargs or {})
+
+    def load_training_state(self, input_dir: str | Path) -> dict[str, Any]:
+        """Load a state of `save_training_state` outside a run; `train` resumes by itself.
+
+        Returns:
+            Its ``checkpoint_kwargs``, and ``current_epoch``.
+        """
+        snapshot = Snapshot(input_dir, self._engine.rank)
+        snapshot.restore_training(self)
+        snapshot.restore_plugins(self)
+        return snapshot.metadata
+
+    # -- Set-up ---------------------------------------------------------------------------------
+
+    def _mark_progress(self) -> None:
+        """Tell the history where the run stands, for the records to come."""
+        if hasattr(self.run_history, "set_progress"):
+            self.run_history.set_progress(self.progress)
+
+    def _event(self, name: str, **arguments: Any) -> None:
+        caller = getattr(self._hooks, name)
+        if caller is not None:
+            caller(trainer=self, **arguments)
+
+    def _announce(self) -> None:
+        """Say which settings and plugins a run has: nothing is on that isn't said."""
+        if self.plugins.plugins:
+            where = f" (settings: {self.settings.file})" if self.settings.file else ""
+            self.print(f"Plugins: {', '.join(self.plugins.plugins)}{where}")
+
+    # -- Set-up ---------------------------------------------------------------------------------
+
+    def _create_callback_handler(self) -> CallbackHandler:
+        return CallbackHandler(self.plugins)
+
+    def _create_accelerator(self) -> Accelerator:
+        """Create the accelerator; once per trainer, since gradient scalers belong to it."""
+        return self._hooks.create_accelerator(trainer=self)
+
+    def _create_model(self, name: str) -> nn.Module:
+        factory: Any = self.plugins.find("register_models", name)
+        return factory()
+
+    def _create_eval_dataloaders(
+        self, batch_size: int, dataloader_kwargs: dict[str, Any] | None
+    ) -> None:
+        given = self.eval_dataset
+        named = given if isinstance(given, Mapping) else {None: given}
+        self._eval_dataloaders = {}
+        try:
+            for name, self.eval_dataset in named.items():
+                if self.eval_dataset is not None:
+                    self._eval_dataloaders[name] = self.create_eval_dataloader(
+                        batch_size, dataloader_kwargs
+                    )
+        finally:
+            self.eval_dataset = given
+        self._eval_dataloader = next(iter(self._eval_dataloaders.values()), None)
+
+    def _prepare_model_optimizer_and_dataloaders(self) -> None:
+        """Put model and optimizer where they belong; our own loaders are sharded already."""
+        self.model, self.optimizer = self._engine.prepare(self.model, self.optimizer)
+        if self._engine.num_processes > 1 and self._train_dataloader is not None:
+            if not isinstance(self._train_dataloader, KeyedDataLoader):
+                self._train_dataloader = self._accelerator.prepare_data_loader(
+                    self._train_dataloader
+                )
+
+    def _create_run_config(
+        self,
+        per_device_batch_size: int,
+        num_epochs: int | str | Duration,
+        gradient_accumulation_steps: int,
+        max_num_train_steps: int | None,
+        gradient_clip_value: float | None,
+        gradient_clip_norm: float | None = None,
+    ) -> TrainerRunConfig:
+        """Work out the sizes of a run: how many updates an epoch and the run will have."""
+        processes = self._engine.num_processes
+        train_batch = (self._train_dl_kwargs or {}).get("batch_size") or per_device_batch_size
+        eval_batch = (self._eval_dl_kwargs or {}).get("batch_size") or train_batch
+        length = num_batches(self._train_dataloader, self.train_batch_limit)
+        per_epoch = None if length is None else math.ceil(length / gradient_accumulation_steps)
+        duration = Duration.parse(num_epochs)
+        global_batch = train_batch * processes * gradient_accumulation_steps
+        self.num_updates = _total_updates(
+            duration, per_epoch, _length(self.train_dataset), global_batch, max_num_train_steps
+        )
+        # What a number of updates can't say ends by the duration itself.
+        self._stop_after = duration if self.num_updates is None else None
+        self._max_updates = self.num_updates if self.num_updates else max_num_train_steps
+        self._window = AccumulationWindow(
+            gradient_accumulation_steps, processes, self._engine.sum, train_batch
+        )
+        self._pending_samples = 0
+        if self.num_updates is not None and per_epoch:
+            epochs: int | None = math.ceil(self.num_updates / per_epoch)
+        else:
+            epochs = math.ceil(duration.value) if duration.unit == "epochs" else None
+        return TrainerRunConfig(
+            num_epochs=epochs,  # type: ignore[arg-type]
+            train_per_device_batch_size=train_batch,
+            train_dl_kwargs=self._train_dl_kwargs,
+            eval_per_device_batch_size=eval_batch,
+            eval_dl_kwargs=self._eval_dl_kwargs,
+            gradient_accumulation_steps=gradient_accumulation_steps,
+            gradient_clip_value=gradient_clip_value,
+            gradient_clip_norm=gradient_clip_norm,
+            train_total_batch_size=global_batch,
+            eval_total_batch_size=eval_batch * processes,
+            num_update_steps_per_epoch=per_epoch or 0,
+            num_local_update_steps_per_epoch=per_epoch or 0,
+            max_num_train_steps=max_num_train_steps,
+            is_local_process_zero=self._accelerator.is_local_main_process,
+            is_world_process_zero=self._accelerator.is_main_process,
+            is_distributed=processes > 1,
+            mixed_precision=self._accelerator.mixed_precision,
+            num_processes=processes,
+        )
+
+
+class BoundHooks:
+    """The hooks' callers as attributes, None where nobody implements one; bound when first used."""
+
+    def __init__(self, plugins: PluginManager) -> None:
+        self._plugins, self._version = plugins, plugins.version
+
+    def __getattr__(self, name: str) -> Any:
+        caller = self._plugins.bind(name)
+        self.__dict__[name] = caller
+        return caller
+
+    def refresh(self) -> None:
+        """Bind anew where plugins have come or gone since."""
+        if self._version != self._plugins.version:
+            self.__dict__ = {"_plugins": self._plugins, "_version": self._plugins.version}
+
+
+def _total_updates(
+    duration: Duration,
+    per_epoch: int | None,
+    num_samples: int | None,
+    global_batch: int,
+    at_most: int | None,
+) -> int | None:
+    """How many updates a run will have; None where that shows only on the way."""
+    total: int | None = None
+    if duration.unit == "updates":
+        total = math.ceil(duration.value)
+    elif per_epoch and duration.unit == "epochs":
+        total = math.ceil(duration.value * per_epoch)
+    elif per_epoch and duration.unit == "samples" and num_samples:
+        epochs, rest = divmod(duration.value, num_samples)
+        total = int(epochs) * per_epoch + math.ceil(rest / global_batch)
+    elif duration.unit == "percent":
+        raise ValueError("num_epochs can't be a percentage of the run, whose length it gives")
+    if total is not None and at_most is not None:
+        return min(total, at_most)
+    return total
+
+
+def _length(dataset: Any) -> int | None:
+    return len(dataset) if hasattr(dataset, "__len__") else None

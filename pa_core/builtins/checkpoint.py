@@ -1,0 +1,164 @@
+"""Save training states while a run goes on."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import uuid
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from pydantic import Field
+
+from pa_core.builtins.base import BuiltinCallback, BuiltinSettings
+from pa_core.durations import Duration, Every
+from pa_core.hookspecs import hookimpl
+from pa_core.states import find_states, verify
+
+if TYPE_CHECKING:
+    from pa_core.trainer import Trainer
+
+_OWN_NAME = re.compile(r"epoch_\d{4,}|update_\d{8,}|final")
+
+
+class SaveTrainingStateSettings(BuiltinSettings):
+    """Settings of the built-in plugin `checkpoint`."""
+
+    save_dir: Path = Field(Path("training_states"), description="The folder of the states.")
+    save_every_n_epochs: int | None = Field(None, ge=1, description="Epochs between two states.")
+    save_every_n_steps: int | None = Field(
+        None, ge=1, description="Optimizer updates between two states."
+    )
+    save_at_end: bool = Field(True, description="Whether to save a state at the end of the run.")
+    max_checkpoints: int | None = Field(
+        None, ge=1, description="How many intact states to keep; older ones are removed."
+    )
+    every: Duration | None = Field(
+        None, description='Time or distance between two states, such as "15 minutes".'
+    )
+
+
+class SaveTrainingStateCallback(BuiltinCallback):
+    """Saves the whole state of training, so that a run can go on where it was interrupted.
+
+    States are folders in `save_dir`, named after the place in the run: ``epoch_0003``,
+    ``update_00000120``, ``final``. ``Trainer.train(resume_from="auto")`` takes the newest intact
+    one. A state whose weights aren't finite is of no use, and isn't saved.
+
+    When there are more than `max_checkpoints` states of such names, the oldest are removed, after
+    a newer one was saved. Only intact states count, so a damaged one never pushes out a good one.
+
+    Args:
+        save_dir: the folder; one for each run, as states of an earlier run count too.
+        save_every_n_epochs: epochs between two states; None for none after epochs.
+        save_every_n_steps: optimizer updates between two states; None for none within epochs.
+        save_at_end: save a state at the end of the run.
+        max_checkpoints: how many to keep; None for all.
+        every: a duration between two states, such as ``"15 minutes"``; None for none.
+
+    Raises:
+        ValueError: for a number below 1, or a duration that can't be read.
+    """
+
+    Settings = SaveTrainingStateSettings
+    saves_training_states = True  # `resume_from="auto"` looks for this, and takes `save_dir`
+
+    def __init__(
+        self,
+        save_dir: str | Path = "training_states",
+        save_every_n_epochs: int | None = None,
+        save_every_n_steps: int | None = None,
+        save_at_end: bool = True,
+        max_checkpoints: int | None = None,
+        every: Duration | str | None = None,
+    ) -> None:
+        for name, number in (
+            ("save_every_n_epochs", save_every_n_epochs),
+            ("save_every_n_steps", save_every_n_steps),
+            ("max_checkpoints", max_checkpoints),
+        ):
+            if number is not None and number < 1:
+                raise ValueError(f"{name} must be 1 or more, or None, not {number}")
+        self.save_dir = Path(save_dir)
+        self.save_every_n_epochs = save_every_n_epochs
+        self.save_every_n_steps = save_every_n_steps
+        self.save_at_end = save_at_end
+        self.max_checkpoints = max_checkpoints
+        self.every = None if every is None else Duration.parse(every)
+        self._every = self._begin()
+        self._updates = 0
+        self._has_asked = False
+
+    def _begin(self) -> Every | None:
+        return None if self.every is None else Every(self.every)
+
+    def on_training_run_start(self, trainer: Trainer, **kwargs: Any) -> None:
+        self._every = self._begin()  # a resumed run gets its state after this event
+        self._updates, self._has_asked = trainer.updates, False
+
+    @hookimpl(trylast=True)
+    def on_train_step_end(self, trainer: Trainer, **kwargs: Any) -> None:
+        if self._has_asked:
+            self._remove_old_states(trainer)
+        if trainer.updates == self._updates:
+            return  # gradients are still accumulating
+        self._updates = trainer.updates
+        steps = self.save_every_n_steps
+        is_due = self._every is not None and self._every.due(trainer.progress)
+        if is_due or (steps is not None and self._updates % steps == 0):
+            self._ask(trainer, f"update_{self._updates:08d}")
+
+    @hookimpl(trylast=True)
+    def on_training_run_epoch_end(self, trainer: Trainer, **kwargs: Any) -> None:
+        epoch, epochs = trainer.run_history.current_epoch, self.save_every_n_epochs
+        if epochs is not None and epoch % epochs == 0:
+            self._ask(trainer, f"epoch_{epoch:04d}")
+
+    # First, so that the state is that of the run's last update, whatever others then load.
+    @hookimpl(tryfirst=True)
+    def on_training_run_end(self, trainer: Trainer, **kwargs: Any) -> None:
+        if self.save_at_end and self._has_finite_weights(trainer):
+            trainer.save_training_state(self.save_dir / "final")
+        self._remove_old_states(trainer)
+
+    def _ask(self, trainer: Trainer, name: str) -> None:
+        # The main process asks for all: their clocks differ.
+        if trainer.is_main_process and self._has_finite_weights(trainer):
+            trainer.control.save(self.save_dir / name)
+        self._has_asked = True
+
+    def _has_finite_weights(self, trainer: Trainer) -> bool:
+        if all(bool(torch.isfinite(weight).all()) for weight in trainer.model.parameters()):
+            return True
+        trainer.print("The model's weights aren't finite: no training state is saved of them")
+        return False
+
+    def _remove_old_states(self, trainer: Trainer) -> None:
+        self._has_asked = False
+        if self.max_checkpoints is None or not trainer.is_main_process:
+            return
+        states = [path for path in find_states(self.save_dir) if _OWN_NAME.fullmatch(path.name)]
+        if len(states) <= self.max_checkpoints:
+            return
+        intact = 0
+        for path in states:  # newest first
+            if intact == self.max_checkpoints:
+                _remove(path)
+            elif not verify(path):
+                intact += 1
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"every": self._every.state_dict() if self._every is not None else None}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        if self._every is not None and state["every"] is not None:
+            self._every.load_state_dict(state["every"])
+
+
+def _remove(state_dir: Path) -> None:
+    """Remove a state; interrupted, it leaves no half of one under its name."""
+    trash = state_dir.with_name(f".trash-{state_dir.name}-{uuid.uuid4().hex[:8]}")
+    os.rename(state_dir, trash)
+    shutil.rmtree(trash, ignore_errors=True)

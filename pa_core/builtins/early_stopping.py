@@ -1,0 +1,83 @@
+"""Stop a run that no longer gets better."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from pydantic import Field
+
+from pa_core.builtins.base import MetricWatcher, WatchSettings
+from pa_core.hookspecs import hookimpl
+
+if TYPE_CHECKING:
+    from pa_core.trainer import Trainer
+
+
+class EarlyStoppingSettings(WatchSettings):
+    """Settings of the built-in plugin `early_stopping`."""
+
+    early_stopping_patience: int = Field(
+        1, ge=1, description="Epochs without an improvement after which the run is stopped."
+    )
+    early_stopping_threshold: float = Field(
+        0.01, ge=0, description="By how much the metric must change to count as improved."
+    )
+
+
+class EarlyStoppingCallback(MetricWatcher):
+    """Asks to stop when a metric hasn't improved for some epochs. NaN is no improvement.
+
+    Args:
+        early_stopping_patience: epochs without an improvement after which to stop.
+        early_stopping_threshold: a change of no more than this is no improvement.
+        watch_metric: name of the metric in the run history.
+        greater_is_better: whether more is better.
+        reset_on_train: whether each training run begins without a best value.
+
+    Attributes:
+        best_metric: the value at the last improvement.
+        early_stopping_patience_counter: epochs since then.
+    """
+
+    Settings = EarlyStoppingSettings
+
+    def __init__(
+        self,
+        early_stopping_patience: int = 1,
+        early_stopping_threshold: float = 0.01,
+        watch_metric: str = "eval_loss_epoch",
+        greater_is_better: bool = False,
+        reset_on_train: bool = True,
+    ) -> None:
+        super().__init__(watch_metric, greater_is_better, reset_on_train)
+        self.early_stopping_patience = early_stopping_patience
+        self.early_stopping_threshold = early_stopping_threshold
+        self.early_stopping_patience_counter = 0
+
+    def reset(self) -> None:
+        super().reset()
+        self.early_stopping_patience_counter = 0
+
+    @hookimpl(trylast=True)
+    def on_training_run_epoch_end(self, trainer: Trainer, **kwargs: Any) -> None:
+        value = self.read_metric(trainer)
+        if self.is_better(value, self.early_stopping_threshold):
+            self.best_metric = value
+            self.early_stopping_patience_counter = 0
+            return
+        self.early_stopping_patience_counter += 1
+        patience, waited = self.early_stopping_patience, self.early_stopping_patience_counter
+        message = (
+            f"{self.watch_metric} has not improved on {self.best_metric} for {waited} of "
+            f"{patience} epochs"
+        )
+        trainer.print(message)
+        if waited >= patience:
+            trainer.control.stop(f"Stopping early: {message}")
+
+    def state_dict(self) -> dict[str, Any]:
+        return {**super().state_dict(), "waited": self.early_stopping_patience_counter}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        super().load_state_dict(state)
+        self.early_stopping_patience_counter = state["waited"]

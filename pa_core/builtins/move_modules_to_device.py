@@ -1,0 +1,60 @@
+"""Put the modules that belong to the trainer and its plugins where the model is."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from torch import nn
+
+from pa_core.builtins.base import BuiltinCallback
+
+if TYPE_CHECKING:
+    from pa_core.trainer import Trainer
+
+# Data may be long lists, and holds no modules.
+_DATA = {"train_dataset", "eval_dataset", "_train_dataloader", "_eval_dataloader"}
+
+
+class MoveModulesToDeviceCallback(BuiltinCallback):
+    """Moves every module other than the model to the trainer's device, when a run starts.
+
+    Modules are looked for in the attributes of the trainer and of its plugins, and in the lists,
+    tuples, sets and dictionaries there: loss functions with weights, metrics, teacher models.
+    Properties are not evaluated. The model and its parts are left to accelerate.
+    """
+
+    def on_training_run_start(self, trainer: Trainer, **kwargs: Any) -> None:
+        self._move_modules_to_device(trainer)
+
+    def on_evaluation_run_start(self, trainer: Trainer, **kwargs: Any) -> None:
+        self._move_modules_to_device(trainer)
+
+    def _move_modules_to_device(self, trainer: Trainer) -> None:
+        for module in self._get_modules(trainer):
+            module.to(trainer.device)
+
+    def _get_modules(self, trainer: Trainer) -> list[nn.Module]:
+        # Parts of the model too: an engine may have sharded them, and a part may be an attribute.
+        model = trainer.model
+        seen = {id(part) for part in model.modules()} if isinstance(model, nn.Module) else set()
+        attributes = [value for name, value in vars(trainer).items() if name not in _DATA]
+        plugins = [
+            plugin if isinstance(plugin, nn.Module) else getattr(plugin, "__dict__", None)
+            for plugin in trainer.plugins.plugins.values()
+        ]
+        return list(_find_modules([attributes, plugins], seen))
+
+
+def _find_modules(value: Any, seen: set[int]) -> Iterator[nn.Module]:
+    """The modules in nested containers, each once, those in `seen` left out."""
+    if not isinstance(value, nn.Module | dict | list | tuple | set | frozenset):
+        return
+    if id(value) in seen:
+        return
+    seen.add(id(value))
+    if isinstance(value, nn.Module):
+        yield value
+        return
+    for item in value.values() if isinstance(value, dict) else value:
+        yield from _find_modules(item, seen)

@@ -1,0 +1,148 @@
+"""Show with a bar how far an epoch is."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Generator
+from typing import TYPE_CHECKING, Any
+
+from pydantic import Field
+from tqdm.auto import tqdm
+
+from pa_core.builtins.base import BuiltinCallback, BuiltinSettings
+from pa_core.data import num_batches
+from pa_core.hookspecs import hookimpl
+
+if TYPE_CHECKING:
+    from pa_core.tracking import LossTracker
+    from pa_core.trainer import Trainer
+
+
+class ProgressBarSettings(BuiltinSettings):
+    """Settings of the built-in plugin `progress_bar`."""
+
+    interval: float = Field(0.5, gt=0, description="Seconds between two looks at the loss.")
+
+
+class ProgressBarCallback(BuiltinCallback):
+    """Shows a bar for each epoch of training and of evaluation, with the mean loss and the rate.
+
+    In a terminal or a notebook, on the main process only. The loss is read, which may mean to wait
+    for the device, once per display. A bar is closed on every way out of a run.
+
+    Args:
+        interval: seconds between two displays.
+    """
+
+    Settings = ProgressBarSettings
+
+    def __init__(self, interval: float = 0.5) -> None:
+        self.interval = interval
+        self.pbar: _Bar | None = None
+        self.eval_pbar: _Bar | None = None
+
+    @hookimpl(wrapper=True)
+    def run_training(self, trainer: Trainer) -> Generator[None, Any, Any]:
+        try:
+            return (yield)
+        finally:
+            self._close_all()
+
+    @hookimpl(wrapper=True)
+    def run_evaluation(self, trainer: Trainer) -> Generator[None, Any, Any]:
+        try:
+            return (yield)
+        finally:
+            self._close_all()
+
+    @hookimpl(trylast=True)  # under the lines that others print
+    def on_train_epoch_start(self, trainer: Trainer, **kwargs: Any) -> None:
+        if trainer.is_main_process:
+            self.pbar = _Bar(
+                num_batches(trainer._train_dataloader, trainer.train_batch_limit),
+                f"Epoch {trainer.run_history.current_epoch}",
+                self.interval,
+                initial=trainer.position.batch,
+            )
+
+    def on_train_step_end(self, trainer: Trainer, **kwargs: Any) -> None:
+        if self.pbar is not None:
+            self.pbar.advance(trainer._loss_tracker)
+
+    @hookimpl(tryfirst=True)  # before the lines that others print
+    def on_train_epoch_end(self, trainer: Trainer, **kwargs: Any) -> None:
+        if self.pbar is not None:
+            self.pbar.finish(trainer._loss_tracker)
+            self.pbar = None
+
+    @hookimpl(trylast=True)
+    def on_eval_epoch_start(
+        self, trainer: Trainer, is_intermediate: bool = False, **kwargs: Any
+    ) -> None:
+        if trainer.is_main_process:
+            loader = trainer._eval_dataloaders.get(trainer.eval_name, trainer._eval_dataloader)
+            self.eval_pbar = _Bar(
+                num_batches(loader, trainer.eval_batch_limit),
+                "Evaluation" if trainer.eval_name is None else f"Evaluation: {trainer.eval_name}",
+                self.interval,
+                leave=not is_intermediate,
+            )
+
+    def on_eval_step_end(self, trainer: Trainer, **kwargs: Any) -> None:
+        if self.eval_pbar is not None:
+            self.eval_pbar.advance(trainer._loss_tracker)
+
+    @hookimpl(tryfirst=True)
+    def on_eval_epoch_end(self, trainer: Trainer, **kwargs: Any) -> None:
+        if self.eval_pbar is not None:
+            self.eval_pbar.finish(trainer._loss_tracker)
+            self.eval_pbar = None
+
+    def _close_all(self) -> None:
+        for bar in (self.eval_pbar, self.pbar):
+            if bar is not None:
+                bar.close()
+        self.pbar = self.eval_pbar = None
+
+
+class _Bar(tqdm):
+    """A tqdm bar that between two displays only counts."""
+
+    def __init__(
+        self,
+        total: int | None,
+        description: str,
+        interval: float,
+        initial: int = 0,
+        leave: bool = True,
+    ) -> None:
+        super().__init__(
+            total=total,
+            desc=description,
+            initial=initial,
+            leave=leave,
+            unit="batch",
+            dynamic_ncols=True,
+            mininterval=0,  # when to display is decided here
+            miniters=1,
+        )
+        self._interval, self._uncounted = interval, 0
+        self._next_display = time.monotonic() + interval
+
+    def advance(self, tracker: LossTracker) -> None:
+        """Count a batch, and show the mean loss if it is time to."""
+        self._uncounted += 1
+        now = time.monotonic()
+        if now >= self._next_display:
+            self._next_display = now + self._interval
+            self._show(tracker)
+
+    def finish(self, tracker: LossTracker) -> None:
+        """Show the final state and close."""
+        self._show(tracker)
+        self.close()
+
+    def _show(self, tracker: LossTracker) -> None:
+        self.set_postfix_str(f"loss={tracker.average:.4g}", refresh=False)
+        self.update(self._uncounted)
+        self._uncounted = 0

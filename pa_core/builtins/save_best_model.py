@@ -1,0 +1,115 @@
+"""Keep the best model of a run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from pydantic import Field
+
+from pa_core.builtins.base import MetricWatcher, WatchSettings
+from pa_core.hookspecs import hookimpl
+
+if TYPE_CHECKING:
+    from pa_core.trainer import Trainer
+
+
+class SaveBestModelSettings(WatchSettings):
+    """Settings of the built-in plugin `save_best_model`."""
+
+    save_path: Path = Field(Path("best_model.pt"), description="The file, usually ending in .pt.")
+    save_optimizer: bool = Field(True, description="Whether to save the optimizer too.")
+    save_scheduler: bool = Field(True, description="Whether to save the schedule too.")
+    load_saved_checkpoint: bool = Field(
+        True, description="Whether to go back to the best model at the end of the run."
+    )
+
+
+class SaveBestModelCallback(MetricWatcher):
+    """Saves the model after each epoch that is the best so far, and goes back to it at the end.
+
+    The file is one of `Trainer.save_checkpoint`, and holds the metric under its own name. At the
+    end only a file that this run has saved is loaded, never one that was left there by another.
+
+    Args:
+        save_path: the file; it should end in ``.pt``.
+        watch_metric: name of the metric in the run history. NaN is never the best.
+        greater_is_better: whether more is better.
+        reset_on_train: whether each training run begins without a best value.
+        save_optimizer: whether to save the optimizer too.
+        save_scheduler: whether to save the schedule too.
+        load_saved_checkpoint: whether to load the best model at the end of the run.
+
+    Attributes:
+        best_metric: the best value so far.
+        best_metric_epoch: number of its epoch.
+    """
+
+    Settings = SaveBestModelSettings
+
+    def __init__(
+        self,
+        save_path: str | Path = "best_model.pt",
+        watch_metric: str = "eval_loss_epoch",
+        greater_is_better: bool = False,
+        reset_on_train: bool = True,
+        save_optimizer: bool = True,
+        save_scheduler: bool = True,
+        load_saved_checkpoint: bool = True,
+    ) -> None:
+        super().__init__(watch_metric, greater_is_better, reset_on_train)
+        self.save_path = save_path
+        self.save_optimizer = save_optimizer
+        self.save_scheduler = save_scheduler
+        self.load_saved_checkpoint = load_saved_checkpoint
+        self.best_metric_epoch: int | None = None
+
+    def reset(self) -> None:
+        super().reset()
+        self.best_metric_epoch = None
+
+    @hookimpl(trylast=True)
+    def on_training_run_epoch_end(self, trainer: Trainer, **kwargs: Any) -> None:
+        value = self.read_metric(trainer)
+        if not self.is_better(value):
+            return
+        self.best_metric = value
+        self.best_metric_epoch = trainer.run_history.current_epoch
+        trainer.save_checkpoint(
+            save_path=self.save_path,
+            checkpoint_kwargs={self.watch_metric: value, "epoch": self.best_metric_epoch},
+            save_optimizer=self.save_optimizer,
+            save_scheduler=self.save_scheduler,
+        )
+
+    @hookimpl(trylast=True)
+    def on_training_run_end(self, trainer: Trainer, **kwargs: Any) -> None:
+        if not self.load_saved_checkpoint or self.best_metric is None:
+            return
+        if not self._is_own_file():
+            trainer.print(
+                f"{self.save_path} isn't the model of epoch {self.best_metric_epoch}, the best of "
+                "this run: something else has replaced or removed it. It is not loaded"
+            )
+            return
+        trainer.print(
+            f"Going back to the model of epoch {self.best_metric_epoch}, which has the best "
+            f"{self.watch_metric}: {self.best_metric}"
+        )
+        trainer.load_checkpoint(self.save_path)
+
+    def _is_own_file(self) -> bool:
+        """Whether the file is the one that was saved last, by its metric and epoch."""
+        if not Path(self.save_path).is_file():
+            return False
+        content = torch.load(self.save_path, map_location="meta", weights_only=True, mmap=True)
+        mine = (self.best_metric, self.best_metric_epoch)
+        return (content.get(self.watch_metric), content.get("epoch")) == mine
+
+    def state_dict(self) -> dict[str, Any]:
+        return {**super().state_dict(), "best_metric_epoch": self.best_metric_epoch}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        super().load_state_dict(state)
+        self.best_metric_epoch = state["best_metric_epoch"]

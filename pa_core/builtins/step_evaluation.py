@@ -1,0 +1,64 @@
+"""Evaluate in the middle of epochs."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from pydantic import Field
+
+from pa_core.builtins.base import BuiltinCallback, BuiltinSettings, UpdateDuration
+from pa_core.durations import Duration, Every
+from pa_core.hookspecs import hookimpl
+
+if TYPE_CHECKING:
+    from pa_core.trainer import Trainer
+
+
+class StepBasedEvaluationSettings(BuiltinSettings):
+    """Settings of the built-in plugin `step_evaluation`."""
+
+    eval_every_n_steps: UpdateDuration = Field(
+        description='Optimizer updates between evaluations, or a duration such as "10 minutes".'
+    )
+
+
+class StepBasedEvaluationCallback(BuiltinCallback):
+    """Asks for an evaluation every so many updates, in the middle of an epoch.
+
+    Its loss is recorded as ``intermediate_eval_loss``.
+
+    Args:
+        eval_every_n_steps: optimizer updates between evaluations, or a duration with a unit, such
+            as ``"10 minutes"`` or ``"5%"``.
+
+    Raises:
+        ValueError: for a duration that can't be read.
+    """
+
+    Settings = StepBasedEvaluationSettings
+
+    def __init__(self, eval_every_n_steps: int | str | Duration) -> None:
+        self.eval_every_n_steps = eval_every_n_steps
+        self._every = self._begin()
+
+    def _begin(self) -> Every:
+        return Every(Duration.parse(self.eval_every_n_steps, default_unit="updates"))
+
+    def on_training_run_start(self, trainer: Trainer, **kwargs: Any) -> None:
+        if trainer.eval_dataset is None:
+            raise ValueError(
+                "StepBasedEvaluationCallback needs an eval_dataset to evaluate: give train() one"
+            )
+        self._every = self._begin()  # a resumed run gets its state after this event
+
+    @hookimpl(trylast=True)
+    def on_train_step_end(self, trainer: Trainer, **kwargs: Any) -> None:
+        # One process asks for all, since their clocks differ.
+        if trainer.is_main_process and self._every.due(trainer.progress):
+            trainer.control.evaluate()
+
+    def state_dict(self) -> dict[str, Any]:
+        return self._every.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._every.load_state_dict(state)

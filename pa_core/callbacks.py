@@ -1,0 +1,200 @@
+"""Callbacks: the base class, the handler, and the built-in ones by their class names.
+
+The built-in callbacks live in `pa_core.builtins`, each in a file of its own, and are imported from
+there when they are first asked for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from pa_core.builtins import BUILTINS, DEFAULTS
+from pa_core.errors import StopTrainingError
+from pa_core.manager import PluginManager
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from pa_core.builtins.checkpoint import SaveTrainingStateCallback
+    from pa_core.builtins.early_stopping import EarlyStoppingCallback
+    from pa_core.builtins.limit_batches import LimitBatchesCallback
+    from pa_core.builtins.limit_eval_steps import LimitEvalStepsCallback
+    from pa_core.builtins.log_metrics import LogMetricsCallback
+    from pa_core.builtins.move_modules_to_device import MoveModulesToDeviceCallback
+    from pa_core.builtins.print_progress import PrintProgressCallback
+    from pa_core.builtins.progress_bar import ProgressBarCallback
+    from pa_core.builtins.save_best_model import SaveBestModelCallback
+    from pa_core.builtins.step_evaluation import StepBasedEvaluationCallback
+    from pa_core.builtins.terminate_on_nan import TerminateOnNaNCallback
+    from pa_core.trainer import Trainer
+
+__all__ = [
+    "CallbackHandler",
+    "EarlyStoppingCallback",
+    "LimitBatchesCallback",
+    "LimitEvalStepsCallback",
+    "LogMetricsCallback",
+    "MoveModulesToDeviceCallback",
+    "PrintProgressCallback",
+    "ProgressBarCallback",
+    "SaveBestModelCallback",
+    "SaveTrainingStateCallback",
+    "StepBasedEvaluationCallback",
+    "StopTrainingError",
+    "TerminateOnNaNCallback",
+    "TrainerCallback",
+    "get_default_callbacks",
+]
+
+_HOMES = {target.partition(":")[2]: target.partition(":")[0] for target in BUILTINS.values()}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(_HOMES[name]), name)
+    globals()[name] = value
+    return value
+
+
+def get_default_callbacks(progress_bar: bool = True) -> tuple[type[TrainerCallback], ...]:
+    """The callbacks that a `Trainer` has where nobody says otherwise.
+
+    Args:
+        progress_bar: whether the progress bar is among them.
+    """
+    names = [name for name in DEFAULTS if progress_bar or name != "progress_bar"]
+    return tuple(__getattr__(BUILTINS[name].partition(":")[2]) for name in names)
+
+
+class TrainerCallback:
+    """Base class of callbacks: each ``on_…`` method that a subclass defines is called.
+
+    A method takes the trainer and any of its event's other arguments by name, or all of them with
+    ``**kwargs``. What isn't defined isn't called: this class has no empty methods, and a name that
+    no event has is an error when the callback is added. A subclass may also implement the other
+    hooks, marked with `pa_core.hookimpl`, which takes ``tryfirst`` and ``trylast`` as well.
+
+    A callback with `state_dict` and `load_state_dict` is saved and restored with every training
+    state. `pa_core.hookspecs` describes each event.
+    """
+
+    # How the plugin manager, which imports no torch, knows a callback when it sees one.
+    _is_trainer_callback = True
+
+    if TYPE_CHECKING:  # what editors complete; at runtime, a body would be an implementation
+
+        def on_init_end(self, trainer: Trainer) -> None: ...
+
+        def on_training_run_start(self, trainer: Trainer) -> None: ...
+
+        def on_train_epoch_start(self, trainer: Trainer) -> None: ...
+
+        def on_train_step_start(self, trainer: Trainer, *, batch: Any, step: int) -> None: ...
+
+        def on_backward_start(
+            self, trainer: Trainer, *, batch: Any, batch_output: dict[str, Any], step: int
+        ) -> None: ...
+
+        def on_backward_end(
+            self, trainer: Trainer, *, batch: Any, batch_output: dict[str, Any], step: int
+        ) -> None: ...
+
+        def on_optimizer_step_start(self, trainer: Trainer) -> None: ...
+
+        def on_optimizer_step_end(self, trainer: Trainer) -> None: ...
+
+        def on_train_step_end(
+            self, trainer: Trainer, *, batch: Any, batch_output: dict[str, Any], step: int
+        ) -> None: ...
+
+        def on_train_epoch_end(self, trainer: Trainer) -> None: ...
+
+        def on_eval_epoch_start(self, trainer: Trainer, *, is_intermediate: bool) -> None: ...
+
+        def on_eval_step_start(self, trainer: Trainer, *, batch: Any, step: int) -> None: ...
+
+        def on_eval_step_end(
+            self, trainer: Trainer, *, batch: Any, batch_output: dict[str, Any], step: int
+        ) -> None: ...
+
+        def on_eval_epoch_end(self, trainer: Trainer, *, is_intermediate: bool) -> None: ...
+
+        def on_training_run_epoch_end(self, trainer: Trainer) -> None: ...
+
+        def on_training_run_end(self, trainer: Trainer) -> None: ...
+
+        def on_evaluation_run_start(self, trainer: Trainer) -> None: ...
+
+        def on_evaluation_run_end(self, trainer: Trainer) -> None: ...
+
+        def on_stop_training_error(self, trainer: Trainer, *, error: StopTrainingError) -> None: ...
+
+        def on_exception(self, trainer: Trainer, *, exception: BaseException) -> None: ...
+
+        def on_save_training_state(self, trainer: Trainer, *, state_dir: Path) -> None: ...
+
+        def on_load_training_state(self, trainer: Trainer, *, state_dir: Path) -> None: ...
+
+
+class CallbackHandler:
+    """The trainer's plugins, seen as a list of callbacks.
+
+    Args:
+        callbacks: the plugin manager to show; or callback classes and instances, which get a
+            manager of their own and are called in this order.
+    """
+
+    def __init__(self, callbacks: PluginManager | Iterable[Any] = ()) -> None:
+        if isinstance(callbacks, PluginManager):
+            self.plugins = callbacks
+        else:
+            self.plugins = PluginManager()
+            self.add_callbacks(callbacks)
+
+    def add_callback(self, callback: Any) -> None:
+        """Add a callback after the others.
+
+        Args:
+            callback: an instance, or a class that is built without arguments.
+
+        Raises:
+            PluginError: where it can't be built, or defines an event that there isn't.
+        """
+        self.plugins.register(callback)
+
+    def add_callbacks(self, callbacks: Iterable[Any]) -> None:
+        """Add callbacks in their order."""
+        for callback in callbacks:
+            self.add_callback(callback)
+
+    def clear_callbacks(self) -> None:
+        """Remove all callbacks, those that the settings have enabled included."""
+        for name in list(self.plugins.plugins):
+            self.plugins.unregister(name)
+
+    @property
+    def callbacks(self) -> list[Any]:
+        """The callbacks in the order in which they are called."""
+        return list(self.plugins.plugins.values())
+
+    @property
+    def callback_list(self) -> list[str]:
+        """The callbacks' class names."""
+        return [type(callback).__name__ for callback in self.callbacks]
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self.callbacks)
+
+    def call_event(self, event: str, *args: Any, **kwargs: Any) -> None:
+        """Call an event on every callback that has it.
+
+        Args:
+            event: the event's name. A name that isn't one of the loop's reaches every callback
+                with a method of this name.
+            *args: the trainer.
+            **kwargs: the event's other arguments.
+        """
+        self.plugins.call_event(event, *args, **kwargs)

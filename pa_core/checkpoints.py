@@ -1,0 +1,61 @@
+"""A model as one portable file, with optimizer and schedule if asked; see also `pa_core.states`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from pa_core.states import plain, save_file
+
+if TYPE_CHECKING:
+    from pa_core.trainer import Trainer
+
+
+def save_checkpoint(
+    trainer: Trainer,
+    save_path: str | Path,
+    checkpoint_kwargs: Mapping[str, Any] | None,
+    save_optimizer: bool,
+    save_scheduler: bool,
+    save_per_node: bool,
+) -> None:
+    """Write the file of `Trainer.save_checkpoint`."""
+    content = {"model_state_dict": trainer.get_model(keep_torch_compile=False).state_dict()}
+    if save_optimizer:
+        content["optimizer_state_dict"] = trainer.optimizer.state_dict()
+    if save_scheduler and trainer.scheduler is not None:
+        content["scheduler_state_dict"] = trainer.scheduler.state_dict()
+    content.update(plain(checkpoint_kwargs or {}))
+    accelerator = trainer._accelerator
+    accelerator.wait_for_everyone()
+    if accelerator.is_local_main_process if save_per_node else accelerator.is_main_process:
+        save_file(save_path, lambda path: torch.save(content, path))
+    accelerator.wait_for_everyone()
+
+
+def load_checkpoint(
+    trainer: Trainer, checkpoint_path: str | Path, load_optimizer: bool, load_scheduler: bool
+) -> dict[str, Any]:
+    """Read the file of `Trainer.load_checkpoint`; nothing in it is run."""
+    trainer._accelerator.wait_for_everyone()
+    content: dict[str, Any] = torch.load(checkpoint_path, map_location="cpu", weights_only=True)
+    wanted = (
+        ("optimizer", trainer.optimizer, load_optimizer),
+        ("scheduler", trainer.scheduler, load_scheduler),
+    )
+    present = [
+        (name, target) for name, target, load in wanted if load and f"{name}_state_dict" in content
+    ]
+    for name, target in present:
+        if target is None:
+            raise ValueError(
+                f"{checkpoint_path} holds a state of the {name}, but the trainer has none. Give "
+                f"it one, or load with load_{name}=False"
+            )
+    trainer.get_model(keep_torch_compile=False).load_state_dict(content["model_state_dict"])
+    for name, target in present:
+        target.load_state_dict(content[f"{name}_state_dict"])
+    return content

@@ -1,0 +1,91 @@
+"""Bad input, told before training starts: what was wrong, where, and what would be right."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor, nn
+
+from pa_core.durations import Duration
+
+_REQUIRED = ("loss", "model_outputs", "batch_size")
+
+
+def check_model_and_optimizer(model: nn.Module, optimizer: Any) -> None:
+    """See that the optimizer updates parameters that the model has.
+
+    Raises:
+        ValueError: where the model has none, or the optimizer holds others.
+    """
+    parameters = {id(parameter): name for name, parameter in model.named_parameters()}
+    if not parameters:
+        raise ValueError(f"The model {type(model).__name__} has no parameters: nothing can learn")
+    groups = getattr(optimizer, "param_groups", None)
+    if groups is None:
+        return
+    foreign = sum(id(p) not in parameters for group in groups for p in group["params"])
+    if foreign:
+        raise ValueError(
+            f"The optimizer holds {foreign} parameters that aren't the model's. Create it from "
+            f"{type(model).__name__}'s own: {type(optimizer).__name__}(model.parameters(), …)"
+        )
+
+
+def check_train_arguments(
+    *,
+    num_epochs: int | str | Duration,
+    per_device_batch_size: int,
+    gradient_accumulation_steps: int,
+    max_num_train_steps: int | None,
+    gradient_clip_value: float | None,
+    gradient_clip_norm: float | None,
+) -> None:
+    """See that every number of `Trainer.train` makes sense.
+
+    Raises:
+        ValueError: naming the argument, its value and what would be right.
+    """
+    Duration.parse(num_epochs)
+    for name, number in (
+        ("per_device_batch_size", per_device_batch_size),
+        ("gradient_accumulation_steps", gradient_accumulation_steps),
+        ("max_num_train_steps", max_num_train_steps),
+    ):
+        if number is not None and (not isinstance(number, int) or number < 1):
+            raise ValueError(f"{name} must be a positive integer, not {number!r}")
+    for name, bound in (
+        ("gradient_clip_value", gradient_clip_value),
+        ("gradient_clip_norm", gradient_clip_norm),
+    ):
+        if bound is not None and not bound > 0:
+            raise ValueError(f"{name} must be a positive number, not {bound!r}")
+    if gradient_clip_value is not None and gradient_clip_norm is not None:
+        raise ValueError("Clip by gradient_clip_value or by gradient_clip_norm, not by both")
+
+
+def check_batch_output(output: Any, method: str) -> None:
+    """See that `method` returned what the loop needs.
+
+    Raises:
+        ValueError: naming the keys that are missing.
+        TypeError: where it isn't a mapping, or its loss isn't a tensor of one number.
+    """
+    if not isinstance(output, Mapping):
+        raise TypeError(
+            f"{method} returned {type(output).__name__}, not a dict with the keys "
+            + ", ".join(_REQUIRED)
+        )
+    missing = [key for key in _REQUIRED if key not in output]
+    if missing:
+        raise ValueError(
+            f"{method} returned a dict without {', '.join(missing)}; it has "
+            f"{', '.join(map(str, output)) or 'nothing'} and needs {', '.join(_REQUIRED)}"
+        )
+    loss = output["loss"]
+    if not isinstance(loss, Tensor) or loss.ndim != 0:
+        what = f"of shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
+        raise TypeError(
+            f"{method} returned a loss {what}; it must be a tensor of one number (shape ()), "
+            "such as the mean over the batch"
+        )

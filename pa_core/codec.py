@@ -1,0 +1,133 @@
+"""State as plain data: strict JSON beside named tensors, in both directions, never a pickle.
+
+What JSON lacks is written as an object of one key that begins with ``$``: tensors (by name),
+NumPy arrays, tuples, NaN and infinities, and dictionaries whose keys aren't text.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import OrderedDict
+from collections.abc import Mapping
+from pathlib import PurePath
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pa_core.errors import TrainingStateError
+
+Json = dict[str, Any] | list[Any] | str | int | float | bool | None
+
+
+def encode(value: Any, tensors: dict[str, Tensor], owner: str) -> Json:
+    """Write `value` as JSON, its tensors into `tensors` under names that begin with `owner`.
+
+    Args:
+        value: nested mappings, sequences, numbers, text, tensors and arrays.
+        tensors: filled with the tensors.
+        owner: whose state it is and at what place, for names and errors: ``optimizer.state``.
+
+    Raises:
+        TrainingStateError: for a value of any other type, naming `owner` and the key.
+
+    >>> encode({"decay": (0.9, float("inf"))}, {}, "plugin")
+    {'decay': {'$tuple': [0.9, {'$float': 'inf'}]}}
+    """
+    if value is None or isinstance(value, bool | str):
+        return value
+    if isinstance(value, int):
+        return int(value)
+    if isinstance(value, float):
+        return float(value) if math.isfinite(value) else {"$float": str(float(value))}
+    if isinstance(value, Tensor):
+        return {"$tensor": _name_tensor(value, tensors, owner)}
+    if isinstance(value, np.ndarray) and value.dtype.kind in "biufc":
+        # (a copy, since torch takes no read-only memory)
+        return {"$array": _name_tensor(torch.from_numpy(value.copy()), tensors, owner)}
+    if isinstance(value, np.generic):
+        return encode(value.item(), tensors, owner)
+    if isinstance(value, PurePath):
+        return str(value)
+    if isinstance(value, Mapping):
+        if all(isinstance(key, str) and not key.startswith("$") for key in value):
+            return {key: encode(item, tensors, f"{owner}.{key}") for key, item in value.items()}
+        items = [
+            [encode(key, tensors, owner), encode(item, tensors, f"{owner}.{key}")]
+            for key, item in value.items()
+        ]
+        return {"$items": items}
+    if isinstance(value, list | tuple):
+        encoded = [encode(item, tensors, f"{owner}.{i}") for i, item in enumerate(value)]
+        return encoded if isinstance(value, list) else {"$tuple": encoded}
+    raise TrainingStateError(
+        f"{owner} can't be saved: a {type(value).__name__} is no plain data. A state may hold "
+        "numbers, text, lists, tuples, dictionaries, tensors and NumPy arrays"
+    )
+
+
+def _name_tensor(value: Tensor, tensors: dict[str, Tensor], name: str) -> str:
+    base, number = name, 1
+    while name in tensors:
+        name, number = f"{base}#{number}", number + 1
+    tensors[name] = value.detach()
+    return name
+
+
+def decode(value: Json, tensors: Mapping[str, Tensor]) -> Any:
+    """Read what `encode` has written.
+
+    Raises:
+        TrainingStateError: where a tensor is missing.
+    """
+    if isinstance(value, list):
+        return [decode(item, tensors) for item in value]
+    if not isinstance(value, dict):
+        return value
+    if len(value) == 1:
+        ((kind, content),) = value.items()
+        if kind in ("$tensor", "$array"):
+            if content not in tensors:
+                raise TrainingStateError(f"The state has no tensor named {content!r}")
+            tensor = tensors[content]
+            return tensor if kind == "$tensor" else tensor.numpy()
+        if kind == "$tuple":
+            return tuple(decode(item, tensors) for item in content)
+        if kind == "$float":
+            return float(content)
+        if kind == "$items":
+            return {decode(key, tensors): decode(item, tensors) for key, item in content}
+    return {key: decode(item, tensors) for key, item in value.items()}
+
+
+def encode_weights(state: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Split a module's state dict into tensors under their own names, and all the rest.
+
+    Returns:
+        The tensors, contiguous and each with memory of its own; and
+        ``{"aliases": {name: the name that holds the same tensor}, "extra": …}``.
+    """
+    tensors: dict[str, Tensor] = {}
+    aliases: dict[str, str] = {}
+    extra: dict[str, Any] = {}
+    seen: dict[tuple[Any, ...], str] = {}
+    for name, value in state.items():
+        if not isinstance(value, Tensor):
+            extra[name] = value
+            continue
+        place = (value.device, value.data_ptr(), value.shape, value.stride(), value.dtype)
+        if value.numel() and place in seen:
+            aliases[name] = seen[place]
+        else:
+            seen[place] = name
+            tensors[name] = value.detach()
+    return tensors, {"aliases": aliases, "extra": extra}
+
+
+def decode_weights(tensors: Mapping[str, Tensor], rest: Mapping[str, Any]) -> dict[str, Any]:
+    """Put together the state dict that `encode_weights` has split."""
+    state: dict[str, Any] = OrderedDict(tensors)
+    state.update({name: tensors[held] for name, held in rest["aliases"].items()})
+    state.update(rest["extra"])
+    return state

@@ -1,0 +1,321 @@
+"""Data in an order that can be repeated from anywhere.
+
+The order of an epoch is a function of ``(seed, epoch)``, and a batch's augmentation of
+``(seed, epoch, position)``. So the place where training stands is two numbers, resuming is a
+slice, and neither the number of workers nor that of processes changes which samples a step sees.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from itertools import islice
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler, Subset, TensorDataset
+from torch.utils.data import default_collate as _default_collate
+
+from pa_core.rng import mix, seed_host
+
+_END = object()
+
+
+class IndexBatch(NamedTuple):
+    """One process' part of a global batch: its indices, and the key of its augmentation."""
+
+    key: int
+    indices: Tensor  # (batch,) int64
+
+
+class EpochSampler(Sampler[Any]):
+    """Batches of indices, the same global batches on any number of processes.
+
+    Global batch ``j`` holds the samples ``[j * B, (j + 1) * B)`` of the epoch's order, where ``B``
+    is the batch size times the number of processes; each process takes its slice. A short last
+    batch is shared out as evenly as it goes.
+
+    Args:
+        num_samples: length of the dataset.
+        batch_size: samples per process.
+        seed: of the order and of the augmentation.
+        shuffle: a fresh permutation each epoch, otherwise the dataset's order.
+        drop_last: leave out the short last global batch.
+        rank: this process.
+        num_processes: how many share the global batch.
+        purpose: part of every key, so that training and evaluation draw different numbers.
+    """
+
+    def __init__(
+        self,
+        num_samples: int,
+        batch_size: int,
+        *,
+        seed: int,
+        shuffle: bool,
+        drop_last: bool = False,
+        rank: int = 0,
+        num_processes: int = 1,
+        purpose: str = "train",
+    ) -> None:
+        self.batch_size = batch_size
+        self.global_batch_size = batch_size * num_processes
+        self.num_samples = num_samples
+        if drop_last:
+            self.num_samples -= num_samples % self.global_batch_size
+        self.dataset_length = num_samples
+        self.seed, self.shuffle, self.purpose = seed, shuffle, purpose
+        self.drop_last = drop_last
+        self.rank, self.num_processes = rank, num_processes
+        self.epoch, self.start = 1, 0
+
+    def set_position(self, epoch: int, start: int = 0) -> None:
+        """Let the next iteration begin at batch `start` of `epoch`."""
+        self.epoch, self.start = epoch, start
+
+    def __len__(self) -> int:
+        return -(-self.num_samples // self.global_batch_size)
+
+    def global_size(self, first: int, last: int) -> int:
+        """How many samples the global batches `first` to `last` (not included) hold together."""
+        size = self.global_batch_size
+        return min(last * size, self.num_samples) - min(first * size, self.num_samples)
+
+    def local_slice(self, batch: int) -> slice:
+        """This process' places in the epoch's order; empty where a short batch leaves it none."""
+        start = batch * self.global_batch_size
+        size, longer = divmod(self.global_size(batch, batch + 1), self.num_processes)
+        offset = self.rank * size + min(self.rank, longer)
+        return slice(start + offset, start + offset + size + (self.rank < longer))
+
+    def __iter__(self) -> Iterator[IndexBatch]:
+        if self.shuffle:
+            generator = torch.Generator().manual_seed(mix(self.seed, "order", self.epoch))
+            order = torch.randperm(self.dataset_length, generator=generator)
+        else:
+            order = torch.arange(self.dataset_length)
+        for batch in range(self.start, len(self)):
+            place = self.local_slice(batch)
+            indices = order[place]
+            if not len(indices):
+                if self.purpose != "train":
+                    continue
+                # Every process must take part in the update: it trains on a sample with weight 0.
+                indices = order[place.start - 1 : place.start]
+            yield IndexBatch(mix(self.seed, self.purpose, self.epoch, place.start), indices)
+
+
+class KeyedDataset(Dataset[Any]):
+    """A map dataset whose batches are fetched under their own key of randomness.
+
+    What the dataset offers is used: tensors are indexed once per batch, ``__getitems__`` is called
+    once per batch, otherwise ``__getitem__`` once per sample.
+    """
+
+    def __init__(self, dataset: Any, collate_fn: Callable[[Any], Any] | None = None) -> None:
+        self.dataset = dataset
+        take = None if collate_fn else _tensor_fetcher(dataset)
+        self._take = take
+        self._fetch_many = getattr(dataset, "__getitems__", None)
+        self.collate_fn = _identity if take else collate_fn or _default_collate
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> Any:
+        return self.dataset[index]
+
+    def __getitems__(self, batch: IndexBatch) -> Any:
+        if self._take is not None:  # no user code runs, so no randomness either
+            return self._take(batch.indices)
+        seed_host(batch.key)
+        indices = batch.indices.tolist()
+        if self._fetch_many is not None:
+            return self._fetch_many(indices)
+        return [self.dataset[index] for index in indices]
+
+
+def _identity(batch: Any) -> Any:
+    return batch
+
+
+class _TensorFetcher:
+    """Index the tensors of a dataset once per batch (a class, so that workers can pickle it)."""
+
+    def __init__(self, tensors: tuple[Tensor, ...], indices: Tensor | None = None) -> None:
+        self.tensors, self.indices = tensors, indices
+
+    def __call__(self, batch: Tensor) -> list[Tensor]:
+        if self.indices is not None:
+            batch = self.indices[batch]
+        return [tensor[batch] for tensor in self.tensors]
+
+
+def _tensor_fetcher(dataset: Any) -> _TensorFetcher | None:
+    """A fetcher for exactly a TensorDataset, or a subset of one; subclasses may do anything."""
+    if type(dataset) is TensorDataset:
+        return _TensorFetcher(dataset.tensors)
+    if type(dataset) is Subset and type(dataset.dataset) is TensorDataset:
+        return _TensorFetcher(dataset.dataset.tensors, torch.as_tensor(dataset.indices))
+    return None
+
+
+class KeyedDataLoader(DataLoader[Any]):
+    """A `DataLoader` over an `EpochSampler`: an epoch can begin at any batch, without a replay.
+
+    Without workers, batches are fetched here in a plain loop, which saves the machinery that
+    only workers need.
+    """
+
+    batch_sampler: EpochSampler
+
+    def __init__(
+        self,
+        dataset: Any,
+        sampler: EpochSampler,
+        collate_fn: Callable[[Any], Any] | None,
+        **kwargs: Any,
+    ) -> None:
+        keyed = KeyedDataset(dataset, collate_fn)
+        # A generator of its own, so that starting workers consumes nothing of the global one.
+        kwargs.setdefault("generator", torch.Generator().manual_seed(mix(sampler.seed, "workers")))
+        super().__init__(keyed, batch_sampler=sampler, collate_fn=keyed.collate_fn, **kwargs)
+
+    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
+        if self.num_workers == 0 and not self.pin_memory:
+            return self._iterate_here()
+        return super().__iter__()
+
+    def _iterate_here(self) -> Iterator[Any]:
+        fetch, collate = self.dataset.__getitems__, self.collate_fn  # type: ignore[attr-defined]
+        for batch in self.batch_sampler:
+            yield collate(fetch(batch))
+
+
+def is_loader(data: Any) -> bool:
+    """Whether `data` yields ready batches, rather than being a dataset to make batches from."""
+    if isinstance(data, DataLoader):
+        return True
+    return (
+        hasattr(data, "__iter__")
+        and not hasattr(data, "__getitem__")
+        and not isinstance(data, IterableDataset)
+    )
+
+
+def create_dataloader(
+    data: Any,
+    collate_fn: Callable[[Any], Any] | None,
+    kwargs: Mapping[str, Any],
+    *,
+    seed: int,
+    rank: int,
+    num_processes: int,
+    purpose: str,
+) -> Any:
+    """Make the loader of a dataset; a ready loader is returned as it is.
+
+    Args:
+        data: a map dataset, an iterable dataset, or a ready loader of batches.
+        collate_fn: makes a batch of a list of samples; torch's default when None.
+        kwargs: arguments of `torch.utils.data.DataLoader`. With a ``sampler`` or
+            ``batch_sampler`` of the user's, order and position are the user's too.
+        seed: of order and augmentation.
+        rank: this process.
+        num_processes: how many share a global batch.
+        purpose: ``"train"`` or ``"eval"``.
+
+    Raises:
+        ValueError: where the dataset is empty or the batch size isn't positive.
+    """
+    if is_loader(data):
+        return data
+    kwargs = dict(kwargs)
+    batch_size = kwargs.get("batch_size", 1)
+    if batch_size is not None and (not isinstance(batch_size, int) or batch_size < 1):
+        raise ValueError(f"The {purpose} batch size must be a positive integer, not {batch_size!r}")
+    if isinstance(data, IterableDataset):
+        kwargs.pop("shuffle", None)  # a stream has the order that it has
+        return DataLoader(data, collate_fn=collate_fn, **kwargs)
+    if len(data) == 0:
+        raise ValueError(f"The {purpose} dataset is empty: it holds no sample to learn from")
+    if kwargs.get("batch_sampler") is not None:
+        for name in ("batch_size", "shuffle", "sampler", "drop_last"):
+            kwargs.pop(name, None)
+        return DataLoader(data, collate_fn=collate_fn, **kwargs)
+    if kwargs.get("sampler") is not None:
+        kwargs.pop("shuffle", None)
+        return DataLoader(data, collate_fn=collate_fn, **kwargs)
+    kwargs.pop("sampler", None), kwargs.pop("batch_sampler", None)
+    sampler = EpochSampler(
+        len(data),
+        kwargs.pop("batch_size", 1),
+        seed=seed,
+        shuffle=bool(kwargs.pop("shuffle", False)),
+        drop_last=bool(kwargs.pop("drop_last", False)),
+        rank=rank,
+        num_processes=num_processes,
+        purpose=purpose,
+    )
+    if len(sampler) == 0:
+        raise ValueError(
+            f"The {purpose} dataset of {len(data)} samples gives no batch: with drop_last, "
+            f"it needs at least {sampler.global_batch_size}"
+        )
+    return KeyedDataLoader(data, sampler, collate_fn, **kwargs)
+
+
+def num_batches(loader: Any, limit: int | None = None) -> int | None:
+    """How many batches an epoch has on this process, None where nobody knows."""
+    try:
+        length = len(loader)
+    except TypeError:  # a stream
+        return None
+    return length if limit is None else min(length, limit)
+
+
+def batches(
+    loader: Any, *, seed: int, epoch: int, start: int = 0, limit: int | None = None
+) -> Iterator[Any]:
+    """Iterate over an epoch from batch `start` on, every random draw under its key.
+
+    A `KeyedDataLoader` begins there at once. Any other loader is replayed from its beginning, its
+    generators keyed by the epoch, since only it knows its order.
+    """
+    stop = None if limit is None else max(limit - start, 0)
+    if isinstance(loader, KeyedDataLoader):
+        loader.batch_sampler.set_position(epoch, start)
+        return islice(iter(loader), stop)
+    return islice(_replayed(loader, seed, epoch), start, None if stop is None else start + stop)
+
+
+def _replayed(loader: Any, seed: int, epoch: int) -> Iterator[Any]:
+    for holder in (loader, getattr(loader, "sampler", None)):
+        generator = getattr(holder, "generator", None)
+        if isinstance(generator, torch.Generator):
+            generator.manual_seed(mix(seed, "order", epoch))
+        if hasattr(holder, "set_epoch"):
+            holder.set_epoch(epoch)
+    seed_host(mix(seed, "order", epoch))
+    iterator, position = iter(loader), 0
+    while True:
+        seed_host(mix(seed, "batch", epoch, position))
+        batch = next(iterator, _END)
+        if batch is _END:
+            return
+        yield batch
+        position += 1
+
+
+def with_last(items: Iterable[Any]) -> Iterator[tuple[Any, bool]]:
+    """Yield each item and whether it is the last, by looking one ahead: a length may be unknown.
+
+    >>> list(with_last("ab"))
+    [('a', False), ('b', True)]
+    """
+    iterator = iter(items)
+    current = next(iterator, _END)
+    while current is not _END:
+        following = next(iterator, _END)
+        yield current, following is _END
+        current = following

@@ -1,0 +1,106 @@
+"""What the Trainer does where no plugin and no subclass says otherwise.
+
+These are the provider hooks' last implementations: a plugin that returns something else than None
+comes before them, and a subclass that overrides the Trainer's method comes before both.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+from accelerate import Accelerator
+
+from pa_core.data import create_dataloader
+from pa_core.hookspecs import hookimpl
+from pa_core.placeholders import replace_trainer_placeholder_values
+
+if TYPE_CHECKING:
+    from pa_core.trainer import Trainer
+
+
+class Defaults:
+    """The core's own implementations of provider and run hooks."""
+
+    @hookimpl(trylast=True)
+    def create_accelerator(self, trainer: Trainer) -> Accelerator:
+        return Accelerator(**trainer.accelerator_kwargs)
+
+    @hookimpl(trylast=True)
+    def create_train_dataloader(
+        self, trainer: Trainer, batch_size: int, train_dl_kwargs: dict[str, Any] | None
+    ) -> Any:
+        kwargs = trainer.get_default_train_dl_kwargs(batch_size) | (train_dl_kwargs or {})
+        trainer._train_dl_kwargs = kwargs
+        return self._create_dataloader(trainer, trainer.train_dataset, kwargs, "train")
+
+    @hookimpl(trylast=True)
+    def create_eval_dataloader(
+        self, trainer: Trainer, batch_size: int, eval_dl_kwargs: dict[str, Any] | None
+    ) -> Any:
+        kwargs = trainer.get_default_eval_dl_kwargs(batch_size) | (eval_dl_kwargs or {})
+        trainer._eval_dl_kwargs = kwargs
+        return self._create_dataloader(trainer, trainer.eval_dataset, kwargs, "eval")
+
+    def _create_dataloader(
+        self, trainer: Trainer, dataset: Any, kwargs: dict[str, Any], purpose: str
+    ) -> Any:
+        kwargs = dict(kwargs)
+        return create_dataloader(
+            dataset,
+            kwargs.pop("collate_fn", trainer.collate_fn),
+            kwargs,
+            seed=trainer.seed,
+            rank=trainer._engine.rank,
+            num_processes=trainer._engine.num_processes,
+            purpose=purpose,
+        )
+
+    @hookimpl(trylast=True)
+    def create_scheduler(self, trainer: Trainer) -> Any:
+        create = trainer.create_scheduler_fn
+        if create is None:
+            return None
+        if isinstance(create, str):
+            factory: Any = trainer.plugins.find("register_schedulers", create)
+            if trainer.num_updates is None:
+                raise ValueError(
+                    f"The schedule {create!r} needs the run's length, which isn't known for a "
+                    "stream or a time limit: say how many updates the run has, as in "
+                    'num_epochs="1000 updates"'
+                )
+            return factory(
+                trainer.optimizer,
+                num_updates=trainer.num_updates,
+                num_epochs=trainer.run_config.num_epochs,
+            )
+        return replace_trainer_placeholder_values(trainer, create)(trainer.optimizer)
+
+    @hookimpl(trylast=True)
+    def calculate_train_batch_loss(self, trainer: Trainer, batch: Any) -> dict[str, Any]:
+        inputs, targets = batch[0], batch[1]
+        model_outputs = trainer.model(inputs)
+        loss = trainer.loss_func(model_outputs, targets)
+        return {"loss": loss, "model_outputs": model_outputs, "batch_size": targets.size(0)}
+
+    @hookimpl(trylast=True)
+    def calculate_eval_batch_loss(self, trainer: Trainer, batch: Any) -> dict[str, Any]:
+        with torch.no_grad():
+            return self.calculate_train_batch_loss(trainer, batch)
+
+    @hookimpl(trylast=True)
+    def calculate_predictions(self, trainer: Trainer, batch: Any) -> Any:
+        if isinstance(batch, list | tuple):
+            return trainer.model(batch[0])
+        return trainer.model(**batch) if isinstance(batch, Mapping) else trainer.model(batch)
+
+    @hookimpl(trylast=True)
+    def run_training(self, trainer: Trainer) -> bool:
+        trainer._run_training()
+        return True  # something, so that the hook has its first result
+
+    @hookimpl(trylast=True)
+    def run_evaluation(self, trainer: Trainer) -> bool:
+        trainer._run_evaluation()
+        return True

@@ -1,0 +1,136 @@
+"""What the loop needs of accelerate, used only where it does something.
+
+On one device without a gradient scaler, accelerate's wrappers of ``backward``, ``step`` and
+``zero_grad`` only find out, at every call, that there is nothing to do. There the loop gets
+PyTorch's own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from accelerate import Accelerator, DistributedType
+from accelerate.utils import send_to_device
+from torch import Tensor, nn
+
+from pa_core.utils import remove_padding
+
+_PLAIN = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)
+
+
+class Engine:
+    """Prepare, differentiate, clip and reduce on whatever hardware accelerate has found."""
+
+    def __init__(self, accelerator: Accelerator) -> None:
+        self.accelerator = accelerator
+        self.device: torch.device = accelerator.device
+        self.num_processes: int = accelerator.num_processes
+        self.rank: int = accelerator.process_index
+        self.is_plain = accelerator.distributed_type in _PLAIN and accelerator.scaler is None
+        self._prepared: dict[tuple[int, int], tuple[nn.Module, Any]] = {}
+
+    def prepare(self, model: nn.Module, optimizer: Any) -> tuple[nn.Module, Any]:
+        """Place and wrap model and optimizer; what was prepared before is taken as it was.
+
+        Preparing an optimizer twice would leave it with the gradient scaler of the first time.
+        """
+        bare = id(self.unwrap(model, keep_torch_compile=False))
+        if (bare, id(optimizer)) not in self._prepared:
+            if self.is_plain:
+                pair = self.accelerator.prepare_model(model), optimizer
+            else:
+                pair = self.accelerator.prepare(model, optimizer)
+            # Known by what was given and by what it became: a second run may bring either.
+            self._prepared[bare, id(optimizer)] = self._prepared[bare, id(pair[1])] = pair
+        return self._prepared[bare, id(optimizer)]
+
+    def unwrap(self, model: nn.Module, keep_torch_compile: bool = True) -> nn.Module:
+        """The model without its distributed containers."""
+        return self.accelerator.unwrap_model(model, keep_torch_compile=keep_torch_compile)
+
+    def move(self, batch: Any) -> Any:
+        """Put a batch on the device; what lies on the CPU already stays as it is."""
+        if self.device.type == "cpu":
+            return batch
+        return send_to_device(batch, self.device, non_blocking=True)
+
+    def backward(self, loss: Tensor) -> None:
+        """Differentiate, with the loss scaled where the precision needs it."""
+        if self.is_plain:
+            loss.backward()
+        else:
+            self.accelerator.backward(loss)
+
+    def accumulating(self, model: nn.Module, is_update: bool) -> AbstractContextManager[Any]:
+        """Keep gradients local while they accumulate; they are reduced once, at the update."""
+        if not self.is_plain:
+            self.accelerator.gradient_state._set_sync_gradients(is_update)
+        if is_update or self.num_processes == 1:
+            return nullcontext()
+        return self.accelerator.no_sync(model)
+
+    def clip_norm(self, parameters: Iterable[nn.Parameter], max_norm: float) -> Tensor | None:
+        """Clip the gradients' total 2-norm, and return what it was (0-d, on the device)."""
+        if self.is_plain:
+            return nn.utils.clip_grad_norm_(parameters, max_norm)
+        return self.accelerator.clip_grad_norm_(parameters, max_norm)
+
+    def clip_value(self, parameters: Iterable[nn.Parameter], max_value: float) -> None:
+        """Clip each gradient to ``[-max_value, max_value]``."""
+        if self.is_plain:
+            nn.utils.clip_grad_value_(parameters, max_value)
+        else:
+            self.accelerator.clip_grad_value_(parameters, max_value)
+
+    @property
+    def step_was_skipped(self) -> bool:
+        """Whether the gradient scaler dropped the last update because of an overflow."""
+        return not self.is_plain and self.accelerator.optimizer_step_was_skipped
+
+    def sum(self, tensor: Tensor) -> Tensor:
+        """Sum over all processes."""
+        if self.num_processes == 1:
+            return tensor
+        return self.accelerator.reduce(tensor, "sum")
+
+    def any(self, *flags: bool) -> tuple[bool, ...]:
+        """For each flag, whether any process has set it: how all of them decide alike."""
+        if self.num_processes == 1:
+            return flags
+        reduced = self.sum(torch.tensor(flags, dtype=torch.int32, device=self.device))
+        return tuple(bool(flag) for flag in reduced.tolist())
+
+    def gather(self, value: Any, padding_value: Any = None) -> Any:
+        """Concatenate tensors of all processes, whose first dimensions may differ."""
+        if isinstance(value, Mapping):
+            return {key: self.gather(item, padding_value) for key, item in value.items()}
+        if isinstance(value, list | tuple):
+            return type(value)(self.gather(item, padding_value) for item in value)
+        if self.num_processes > 1:
+            value = value.to(self.device)
+            if value.ndim:
+                sizes = self.accelerator.gather(torch.tensor([len(value)], device=self.device))
+                longest = int(sizes.max())
+                padding = value.new_zeros((longest - len(value), *value.shape[1:]))
+                parts = self.accelerator.gather(torch.cat([value, padding])).split(longest)
+                value = torch.cat(
+                    [part[:size] for part, size in zip(parts, sizes.tolist(), strict=True)]
+                )
+            else:
+                value = self.accelerator.gather(value)
+        return value if padding_value is None else remove_padding(value, padding_value)
+
+    def gather_objects(self, value: Any) -> list[Any]:
+        """Each process' `value`, in the order of their ranks, on every process."""
+        if self.num_processes == 1:
+            return [value]
+        gathered: list[Any] = [None] * self.num_processes
+        torch.distributed.all_gather_object(gathered, value)
+        return gathered
+
+    def wait(self) -> None:
+        """Wait until every process is here."""
+        self.accelerator.wait_for_everyone()

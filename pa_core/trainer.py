@@ -1,0 +1,661 @@
+"""The Trainer: the whole loop, in the order in which it happens.
+
+Read `Trainer.train`, `_run_training`, `_run_train_epoch` and `_run_eval_epoch`, in this order.
+Each step is a method to override in a subclass, followed by the hook of the same name (with
+``on_`` before it) for plugins; `pa_core.hookspecs` has the table.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pa_core.base import TrainerBase
+from pa_core.callbacks import get_default_callbacks
+from pa_core.checks import check_batch_output, check_model_and_optimizer, check_train_arguments
+from pa_core.data import KeyedDataLoader, batches, num_batches, with_last
+from pa_core.durations import Duration
+from pa_core.errors import StopTrainingError
+from pa_core.placeholders import TrainerPlaceholderValues, replace_trainer_placeholder_values
+from pa_core.predictions import collect_predictions
+from pa_core.rng import mix, seed_model
+from pa_core.snapshot import Position, Snapshot, find_state, save_snapshot
+from pa_core.tracking import LossTracker
+
+__all__ = [
+    "DEFAULT_CALLBACKS",
+    "Trainer",
+    "TrainerPlaceholderValues",
+    "replace_trainer_placeholder_values",
+]
+
+DEFAULT_CALLBACKS = get_default_callbacks()
+
+
+class Trainer(TrainerBase):
+    """Train, evaluate and predict with a PyTorch model, on whatever hardware there is.
+
+    Args:
+        model: the model, or the name of one that a plugin registers.
+        loss_func: called with the model's outputs and the targets; returns a mean over the batch.
+        optimizer: over the model's parameters, or a function of them that makes one.
+        callbacks: classes or instances of `TrainerCallback`; they replace the default built-ins.
+        run_history: records losses and metrics; in memory by default.
+        plugins: names, classes, instances or modules; they replace the settings' list.
+        settings: a `Settings` or the file to read them from; by default the nearest
+            ``pyproject.toml`` with a ``[tool.pa-core]`` table, from the script's folder upward.
+        seed: of every random choice that training depends on.
+        mixed_precision: ``"no"``, ``"fp16"``, ``"bf16"`` or ``"fp8"``; accelerate's own by default.
+        accelerator: an `Accelerator`, or arguments to make one.
+
+    Raises:
+        SettingsError: every mistake of the settings at once.
+        PluginError: for a plugin that can't be loaded or whose hooks are wrong.
+        ValueError: where model and optimizer don't fit.
+    """
+
+    # -- The steps of a run, each to be overridden ---------------------------------------------
+
+    def create_train_dataloader(
+        self, batch_size: int, train_dl_kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Create the loader of ``self.train_dataset``.
+
+        Args:
+            batch_size: samples per process; ``batch_size`` in `train_dl_kwargs` goes before it.
+            train_dl_kwargs: arguments of `torch.utils.data.DataLoader`, over the defaults.
+        """
+        return self._hooks.create_train_dataloader(
+            trainer=self, batch_size=batch_size, train_dl_kwargs=train_dl_kwargs
+        )
+
+    def create_eval_dataloader(
+        self, batch_size: int, eval_dl_kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Create the loader of ``self.eval_dataset``; arguments as for training."""
+        return self._hooks.create_eval_dataloader(
+            trainer=self, batch_size=batch_size, eval_dl_kwargs=eval_dl_kwargs
+        )
+
+    def get_default_train_dl_kwargs(self, batch_size: int) -> dict[str, Any]:
+        """The training loader's arguments where the user gives none."""
+        return {
+            "shuffle": True,
+            "pin_memory": self.device.type == "cuda",
+            "batch_size": batch_size,
+            # Workers cost more than they bring where data is in memory; ask for them.
+            "num_workers": 0,
+        }
+
+    def get_default_eval_dl_kwargs(self, batch_size: int) -> dict[str, Any]:
+        """The evaluation loader's arguments where the user gives none."""
+        return self.get_default_train_dl_kwargs(batch_size) | {"shuffle": False}
+
+    def create_scheduler(self) -> Any:
+        """Create the schedule that ``self.create_scheduler_fn`` means; None for none."""
+        return self._hooks.create_scheduler(trainer=self)
+
+    def training_run_start(self) -> None:
+        """Called at the start of a training run."""
+
+    def train_epoch_start(self) -> None:
+        """Called at the start of a training epoch; puts the model in training mode."""
+        self.model.train()
+
+    def calculate_train_batch_loss(self, batch: Any) -> dict[str, Any]:
+        """Calculate the loss of a training batch.
+
+        Args:
+            batch: what the training loader yields, on the device.
+
+        Returns:
+            A dict with ``loss`` (shape ``()``, mean over the batch), ``model_outputs``,
+            ``batch_size`` and whatever else plugins should see. With ``num_items_in_batch``
+            (labelled tokens, say) the loss is taken as the mean over these, and weighed so.
+        """
+        return self._hooks.calculate_train_batch_loss(trainer=self, batch=batch)
+
+    def backward_step(self, loss: Tensor) -> None:
+        """Differentiate the micro-batch's share in the loss of the accumulated batch."""
+        self._engine.backward(loss)
+
+    def optimizer_step(self) -> None:
+        """Update the parameters."""
+        self.optimizer.step()
+
+    def scheduler_step(self) -> None:
+        """Step the schedule, if there is one; once per update, on any number of processes."""
+        if self.scheduler is not None:
+            self.scheduler.step()
+
+    def optimizer_zero_grad(self) -> None:
+        """Drop the gradients."""
+        self.optimizer.zero_grad()
+
+    def train_epoch_end(self) -> None:
+        """Called at the end of a training epoch."""
+
+    def eval_epoch_start(self) -> None:
+        """Called at the start of an evaluation epoch; puts the model in evaluation mode."""
+        self.model.eval()
+
+    def calculate_eval_batch_loss(self, batch: Any) -> dict[str, Any]:
+        """Calculate the loss of an evaluation batch; returns what the training one returns."""
+        return self._hooks.calculate_eval_batch_loss(trainer=self, batch=batch)
+
+    def calculate_predictions(self, batch: Any) -> Any:
+        """The model's outputs for a batch, the first dimension being the samples."""
+        return self._hooks.calculate_predictions(trainer=self, batch=batch)
+
+    def eval_epoch_end(self) -> None:
+        """Called at the end of an evaluation epoch."""
+
+    def training_run_epoch_end(self) -> None:
+        """Called when both the training and the evaluation part of an epoch are done."""
+
+    def training_run_end(self) -> None:
+        """Called at the end of a training run; takes the model out of its containers."""
+        self.model = self.get_model()
+
+    def evaluation_run_start(self) -> None:
+        """Called at the start of `evaluate`."""
+
+    def evaluation_run_end(self) -> None:
+        """Called at the end of `evaluate`; takes the model out of its containers."""
+        self.model = self.get_model()
+
+    # -- Runs -----------------------------------------------------------------------------------
+
+    def train(
+        self,
+        train_dataset: Any,
+        num_epochs: int | str | Duration,
+        eval_dataset: Any = None,
+        per_device_batch_size: int = 8,
+        max_num_train_steps: int | None = None,
+        gradient_accumulation_steps: int = 1,
+        gradient_clip_value: float | None = None,
+        create_scheduler_fn: Callable[[Any], Any] | str | None = None,
+        train_dataloader_kwargs: dict[str, Any] | None = None,
+        eval_dataloader_kwargs: dict[str, Any] | None = None,
+        reset_run_history: bool = True,
+        collate_fn: Callable[[Any], Any] | None = None,
+        resume_from: str | Path | None = None,
+        *,
+        gradient_clip_norm: float | None = None,
+    ) -> None:
+        """Train the model.
+
+        Args:
+            train_dataset: a map or iterable dataset, or a ready loader of batches.
+            num_epochs: how many epochs, or a duration such as ``"500 updates"``,
+                ``"20000 samples"`` or ``"15 minutes"``.
+            eval_dataset: evaluated after each epoch; a dict of datasets evaluates each under its
+                name.
+            per_device_batch_size: samples of a micro-batch on each process.
+            max_num_train_steps: stop after so many optimizer updates, if that comes first.
+            gradient_accumulation_steps: micro-batches per update. The gradient is that of the
+                mean over all of them, a shorter last group included.
+            gradient_clip_value: clip each accumulated gradient to ``[-value, value]``.
+            create_scheduler_fn: a function of the optimizer, or the name of a schedule that a
+                plugin registers.
+            train_dataloader_kwargs: arguments of the training `DataLoader`.
+            eval_dataloader_kwargs: arguments of the evaluation `DataLoader`.
+            reset_run_history: forget earlier runs; otherwise epochs are counted on.
+            collate_fn: makes a batch of a list of samples.
+            resume_from: a training state, a folder of them (its newest intact one is taken), or
+                ``"auto"``: the folder of the run's own checkpoints, a fresh start where it has
+                none yet. The run goes on as if it had never been interrupted.
+            gradient_clip_norm: clip the total 2-norm of the accumulated gradients.
+
+        Raises:
+            ValueError: for arguments that make no sense, before anything happens.
+            TrainingStateError: where `resume_from` is damaged or of another model.
+        """
+        check_train_arguments(
+            num_epochs=num_epochs,
+            per_device_batch_size=per_device_batch_size,
+            gradient_accumulation_steps=gradient_accumulation_steps,
+            max_num_train_steps=max_num_train_steps,
+            gradient_clip_value=gradient_clip_value,
+            gradient_clip_norm=gradient_clip_norm,
+        )
+        check_model_and_optimizer(self.get_model(), self.optimizer)
+        state_dir = find_state(resume_from, self) if resume_from is not None else None
+        snapshot = Snapshot(state_dir, self._engine.rank) if state_dir is not None else None
+        self.train_dataset, self.eval_dataset = train_dataset, eval_dataset
+        self.create_scheduler_fn, self.collate_fn = create_scheduler_fn, collate_fn
+        self._stop_after = Duration.parse(num_epochs)
+        self._hooks.refresh()
+        if reset_run_history and snapshot is None:
+            self.run_history.reset()
+
+        self._train_dataloader = self.create_train_dataloader(
+            per_device_batch_size, train_dataloader_kwargs
+        )
+        self._create_eval_dataloaders(per_device_batch_size, eval_dataloader_kwargs)
+        self._prepare_model_optimizer_and_dataloaders()
+        self.run_config = self._create_run_config(
+            per_device_batch_size=per_device_batch_size,
+            num_epochs=num_epochs,
+            gradient_accumulation_steps=gradient_accumulation_steps,
+            max_num_train_steps=max_num_train_steps,
+            gradient_clip_value=gradient_clip_value,
+            gradient_clip_norm=gradient_clip_norm,
+        )
+        self.scheduler = (
+            self.create_scheduler()
+            if create_scheduler_fn is not None
+            else self._hooks.create_scheduler(trainer=self)
+        )
+        epoch = self.run_history.current_epoch
+        self.position = Position(epoch=epoch, first_epoch=epoch)
+        self.control.reset()
+        self._manifest = None
+        self._snapshot = snapshot
+        if snapshot is not None:
+            snapshot.check_same_run(self)
+            snapshot.restore_training(self)
+            self.print(
+                f"Resuming from {state_dir}: epoch {self.position.epoch}, "
+                f"update {self.position.updates}"
+            )
+        self._run("run_training")
+
+    def evaluate(
+        self,
+        dataset: Any = None,
+        per_device_batch_size: int = 8,
+        dataloader_kwargs: dict[str, Any] | None = None,
+        collate_fn: Callable[[Any], Any] | None = None,
+    ) -> dict[str, Any]:
+        """Evaluate the model, each sample counted once.
+
+        Args:
+            dataset: the dataset, a dict of them, or a ready loader; the last one by default.
+            per_device_batch_size: samples of a batch on each process.
+            dataloader_kwargs: arguments of the `DataLoader`.
+            collate_fn: makes a batch of a list of samples.
+
+        Returns:
+            What this evaluation has recorded: ``evaluation_loss`` and the metrics of plugins.
+        """
+        self.eval_dataset = self.eval_dataset if dataset is None else dataset
+        if self.eval_dataset is None:
+            raise ValueError("evaluate() needs a dataset: none was given, now or to train()")
+        self.collate_fn = collate_fn or self.collate_fn
+        self._hooks.refresh()
+        self._create_eval_dataloaders(per_device_batch_size, dataloader_kwargs)
+        self._prepare_model_optimizer_and_dataloaders()
+        if self.run_config is None:
+            self.run_config = self._create_run_config(per_device_batch_size, 1, 1, None, None)
+        history = self.run_history
+        before = {
+            name: len(list(history.get_metric_values(name))) for name in history.get_metric_names()
+        }
+        self._run("run_evaluation")
+        return {
+            name: history.get_latest_metric(name)
+            for name in sorted(history.get_metric_names())
+            if len(list(history.get_metric_values(name))) > before.get(name, 0)
+        }
+
+    def predict(
+        self,
+        dataset: Any,
+        per_device_batch_size: int = 8,
+        dataloader_kwargs: dict[str, Any] | None = None,
+        collate_fn: Callable[[Any], Any] | None = None,
+    ) -> Any:
+        """The model's outputs for every sample of a dataset, in the dataset's order, on the CPU.
+
+        Returns:
+            What `calculate_predictions` returns, its batches joined: a tensor ``(samples, …)``, or
+            a tuple or dict of them; a list with one entry per sample where shapes differ.
+        """
+        given = self.eval_dataset, self.collate_fn
+        self.eval_dataset, self.collate_fn = dataset, collate_fn or self.collate_fn
+        try:
+            self._hooks.refresh()
+            loader = self.create_eval_dataloader(per_device_batch_size, dataloader_kwargs)
+        finally:
+            self.eval_dataset, self.collate_fn = given
+        model = self.model
+        self.model = self._engine.unwrap(model).to(self.device)
+        modes = _training_modes(self.model)
+        self.eval_epoch_start()
+        try:
+            with torch.no_grad():
+                return collect_predictions(self, loader)
+        finally:
+            _restore_modes(modes)
+            self.model = model
+
+    def _run(self, hook: str) -> None:
+        """Call a run's hook, which wrappers may surround, and tell plugins of an exception."""
+        self._in_run = hook == "run_training"
+        self._clock = time.monotonic() - self.position.seconds
+        try:
+            getattr(self.plugins.hook, hook)(trainer=self)
+        except BaseException as exception:
+            self._event("on_exception", exception=exception)
+            raise
+        finally:
+            self._in_run, self._snapshot = False, None
+
+    # -- The training loop ------------------------------------------------------------------------
+
+    def _run_training(self) -> None:
+        """Run epochs until the run's length is reached or somebody stops it."""
+        position = self.position
+        self._announce()
+        self.training_run_start()
+        self._event("on_training_run_start")
+        if position.phase != "train":
+            self._restore_plugins()
+        try:
+            if position.stop_reason is not None:
+                self.print(f"This run had stopped before: {position.stop_reason}")
+            # An epoch that an interruption has left open is closed, whatever the run's length.
+            while position.stop_reason is None and (
+                position.phase != "start" or not (self._is_finished() or self._is_last_epoch_done())
+            ):
+                self._run_epoch()
+        except StopTrainingError as error:
+            position.stop_reason = str(error)
+            self.optimizer_zero_grad()  # an interrupted accumulation is dropped
+            self.print(error)
+            self._event("on_stop_training_error", error=error)
+        self._in_run = False
+        self.training_run_end()
+        self._event("on_training_run_end")
+        if self.control.save_requests:
+            self._save_where_asked()
+
+    def _run_epoch(self) -> None:
+        """One epoch of the run: its training part, then its evaluation part."""
+        if self.position.phase != "eval":
+            self._run_train_epoch(self._train_dataloader)
+        self._run_eval_epochs()
+        self.training_run_epoch_end()
+        self._event("on_training_run_epoch_end")
+        self.run_history._increment_epoch()
+        self.position.epoch += 1
+        self.position.batch, self.position.phase = 0, "start"
+        self._handle_requests()
+
+    def _run_train_epoch(self, train_dl: Any) -> None:
+        """Train for one epoch, or for what an interruption has left of it."""
+        position, hooks = self.position, self._hooks
+        hooks.refresh()
+        if position.phase == "start":
+            self._loss_tracker.reset()
+        self.train_epoch_start()
+        self._event("on_train_epoch_start")
+        if position.phase == "train":
+            self._restore_plugins()
+        position.phase = "train"
+
+        start, accumulation = position.batch, self.run_config.gradient_accumulation_steps
+        epoch_batches = batches(
+            train_dl,
+            seed=self.seed,
+            epoch=position.epoch,
+            start=start,
+            limit=self.train_batch_limit,
+        )
+        if not self._is_finished():
+            for step, (batch, is_last) in enumerate(with_last(epoch_batches), start):
+                batch = self._engine.move(batch)
+                if hooks.on_train_step_start is not None:
+                    hooks.on_train_step_start(trainer=self, batch=batch, step=step)
+                is_update = (step + 1) % accumulation == 0 or is_last
+                with self._engine.accumulating(self.model, is_update):
+                    output = self._perform_forward_and_backward_passes(batch, step)
+                if is_update:
+                    self._update_parameters()
+                    position.batch = step + 1
+                if hooks.on_train_step_end is not None:
+                    hooks.on_train_step_end(
+                        trainer=self, batch=batch, batch_output=output, step=step
+                    )
+                if is_update:
+                    self._handle_requests()
+                    if self._is_finished():
+                        break
+
+        self._mark_progress()
+        self.train_epoch_end()
+        self._add_epoch_loss_to_run_history("train_loss_epoch")
+        self._event("on_train_epoch_end")
+        position.phase = "eval"
+        self._handle_requests()
+
+    def _perform_forward_and_backward_passes(self, batch: Any, step: int) -> dict[str, Any]:
+        """Calculate a micro-batch's loss and add its share to the gradients."""
+        hooks = self._hooks
+        # Whatever else has drawn numbers, the model's own are those of this seed, step and rank.
+        seed_model(
+            mix(self.seed, "model", self.position.epoch, step, self._engine.rank), self.device
+        )
+        output = self.calculate_train_batch_loss(batch)
+        check_batch_output(output, "calculate_train_batch_loss")
+        if hooks.on_backward_start is not None:
+            hooks.on_backward_start(trainer=self, batch=batch, batch_output=output, step=step)
+        self.backward_step(self._weigh(output, step))
+        if hooks.on_backward_end is not None:
+            hooks.on_backward_end(trainer=self, batch=batch, batch_output=output, step=step)
+        return output
+
+    def _weigh(self, output: Mapping[str, Any], step: int) -> Tensor:
+        """The micro-batch's share in the mean loss of the accumulated batch."""
+        loss, size = output["loss"], output["batch_size"]
+        items = output.get("num_items_in_batch", size)
+        loader, window = self._train_dataloader, self._window
+        keyed = isinstance(loader, KeyedDataLoader)
+        if window.is_whole:
+            self._pending_samples += size
+            self._update_loss_tracker(loss, items)
+            return loss
+        if not window.is_open:
+            length = num_batches(loader, self.train_batch_limit)
+            end = step + self.run_config.gradient_accumulation_steps
+            end = end if length is None else min(end, length)
+            window.open(end - step, loader.batch_sampler.global_size(step, end) if keyed else None)
+        planned = keyed and "num_items_in_batch" not in output
+        if keyed:
+            place = loader.batch_sampler.local_slice(step)
+            size = place.stop - place.start  # 0 where a short last batch leaves this process none
+            items = size if planned or not size else items
+        self._pending_samples += size
+        self._update_loss_tracker(loss, items)
+        return window.weigh(loss, items, planned=planned)
+
+    def _update_parameters(self) -> None:
+        """Make one update from the gradients of the accumulated batch."""
+        position, control, hooks = self.position, self.control, self._hooks
+        self._window.close(self.model.parameters())
+        (skip,) = self._engine.any(control.should_skip_update)
+        if not skip:
+            self._clip_gradients()
+            if hooks.on_optimizer_step_start is not None:
+                hooks.on_optimizer_step_start(trainer=self)
+            self.optimizer_step()
+            if not self._engine.step_was_skipped:
+                self.scheduler_step()
+        control.should_skip_update = False
+        self.optimizer_zero_grad()
+        position.updates += 1
+        position.samples += self._pending_samples * self._engine.num_processes
+        position.seconds = time.monotonic() - self._clock
+        self._pending_samples = 0
+        if not skip and hooks.on_optimizer_step_end is not None:
+            hooks.on_optimizer_step_end(trainer=self)
+
+    def _clip_gradients(self) -> None:
+        """Clip the accumulated gradients, once per update, by norm or by value."""
+        config = self.run_config
+        if config.gradient_clip_norm is not None:
+            self.grad_norm = self._engine.clip_norm(
+                self.model.parameters(), config.gradient_clip_norm
+            )
+        elif config.gradient_clip_value is not None:
+            self._engine.clip_value(self.model.parameters(), config.gradient_clip_value)
+
+    def _handle_requests(self) -> None:
+        """Do what plugins have asked for since the last boundary, on all processes alike."""
+        control = self.control
+        if control.is_idle and self._engine.num_processes == 1:
+            return
+        evaluate, log, save, stop = self._engine.any(
+            control.should_evaluate,
+            control.should_log,
+            bool(control.save_requests),
+            control.stop_reason is not None,
+        )
+        control.should_evaluate = control.should_log = False
+        self._mark_progress()
+        if stop:  # said in the states that are saved now, so that resuming one doesn't go on
+            reasons = self._engine.gather_objects(control.stop_reason)
+            self.position.stop_reason = next(reason for reason in reasons if reason is not None)
+        if log:
+            self._log_progress()
+        if evaluate and self._eval_dataloaders:
+            self._evaluate_within_epoch()
+        if save:
+            self._save_where_asked()
+        if stop:
+            control.stop_reason = None
+            raise StopTrainingError(self.position.stop_reason)
+
+    def _save_where_asked(self) -> None:
+        requests, self.control.save_requests = self.control.save_requests, []
+        for state_dir in self._engine.gather_objects(requests)[0]:
+            save_snapshot(self, state_dir, self._save_metadata.pop(Path(state_dir), {}))
+
+    def _log_progress(self) -> None:
+        """Record the epoch's mean training loss so far and the learning rate."""
+        sums = self._engine.sum(self._loss_tracker.sums(self.device)).tolist()
+        self.run_history.update_metric("train_loss", sums[0] / sums[1])
+        self.run_history.update_metric("learning_rate", self.optimizer.param_groups[0]["lr"])
+
+    def _restore_plugins(self) -> None:
+        snapshot, self._snapshot = self._snapshot, None
+        if snapshot is not None:
+            snapshot.restore_plugins(self)
+
+    def _is_last_epoch_done(self) -> bool:
+        epochs, position = self.run_config.num_epochs, self.position
+        return epochs is not None and position.epoch - position.first_epoch >= epochs
+
+    def _is_finished(self) -> bool:
+        """Whether the run has its length, as all processes see it."""
+        if self._max_updates is not None and self.position.updates >= self._max_updates:
+            return True
+        if self._stop_after is None:
+            return False
+        return self._engine.any(self._stop_after.reached(self.progress))[0]
+
+    # -- The evaluation loop ----------------------------------------------------------------------
+
+    def _run_evaluation(self) -> None:
+        """Run an evaluation epoch over each of the evaluation datasets."""
+        self.evaluation_run_start()
+        self._event("on_evaluation_run_start")
+        try:
+            self._run_eval_epochs(is_training=False)
+        except StopTrainingError as error:
+            self.print(error)
+            self._event("on_stop_training_error", error=error)
+        self.evaluation_run_end()
+        self._event("on_evaluation_run_end")
+
+    def _evaluate_within_epoch(self) -> None:
+        """Evaluate between two updates; the model goes on just as it was."""
+        modes = _training_modes(self.model)
+        try:
+            self._run_eval_epochs(is_intermediate=True)
+        finally:
+            _restore_modes(modes)
+
+    def _run_eval_epochs(self, **kind: bool) -> None:
+        """Evaluate on each evaluation dataset, the metrics of a named one under its name."""
+        for name, loader in self._eval_dataloaders.items():
+            self.eval_name = name
+            self._run_eval_epoch(loader, **kind)
+
+    def _run_eval_epoch(
+        self, valid_dl: Any, is_training: bool = True, is_intermediate: bool = False
+    ) -> None:
+        """Evaluate on each batch once.
+
+        Args:
+            valid_dl: the loader.
+            is_training: whether this is part of a training run.
+            is_intermediate: whether it is within a training epoch.
+        """
+        hooks, history = self._hooks, self.run_history
+        hooks.refresh()
+        model, tracker, prefix = self.model, self._loss_tracker, history.metric_name_prefix
+        self._loss_tracker = LossTracker()
+        if self._engine.is_plain:  # without its container, processes needn't have equal batches
+            self.model = self._engine.unwrap(model)
+        if self.eval_name is not None:
+            history.set_metric_name_prefix(f"{prefix}{self.eval_name}_")
+        try:
+            self.eval_epoch_start()
+            self._event("on_eval_epoch_start", is_intermediate=is_intermediate)
+            seed_model(mix(self.seed, "eval", self._engine.rank), self.device)
+            with torch.no_grad():
+                epoch_batches = batches(
+                    valid_dl, seed=self.seed, epoch=1, limit=self.eval_batch_limit
+                )
+                for step, batch in enumerate(epoch_batches):
+                    batch = self._engine.move(batch)
+                    if hooks.on_eval_step_start is not None:
+                        hooks.on_eval_step_start(trainer=self, batch=batch, step=step)
+                    output = self.calculate_eval_batch_loss(batch)
+                    check_batch_output(output, "calculate_eval_batch_loss")
+                    items = output.get("num_items_in_batch", output["batch_size"])
+                    self._update_loss_tracker(output["loss"], items)
+                    if hooks.on_eval_step_end is not None:
+                        hooks.on_eval_step_end(
+                            trainer=self, batch=batch, batch_output=output, step=step
+                        )
+            self._mark_progress()
+            self.eval_epoch_end()
+            name = "eval_loss_epoch" if is_training else "evaluation_loss"
+            self._add_epoch_loss_to_run_history(
+                "intermediate_eval_loss" if is_intermediate else name
+            )
+            self._event("on_eval_epoch_end", is_intermediate=is_intermediate)
+        finally:
+            self.model, self._loss_tracker, self.eval_name = model, tracker, None
+            history.set_metric_name_prefix(prefix)
+
+    # -- Small parts of the above ---------------------------------------------------------------
+
+    def _update_loss_tracker(self, batch_loss: Tensor, batch_size: Any) -> None:
+        """Add a batch's unscaled mean loss to the epoch's."""
+        self._loss_tracker.update(batch_loss.detach(), batch_size)
+
+    def _add_epoch_loss_to_run_history(self, metric_name: str) -> None:
+        """Record the mean of the epoch's losses over all samples of all processes."""
+        total, count = self._engine.sum(self._loss_tracker.sums(self.device)).tolist()
+        if count:
+            self.run_history.update_metric(metric_name, total / count)
+
+
+def _training_modes(model: nn.Module) -> list[tuple[nn.Module, bool]]:
+    """Which modules train: a user may keep some in evaluation mode, frozen batch norms say."""
+    return [(module, module.training) for module in model.modules()]
+
+
+def _restore_modes(modes: list[tuple[nn.Module, bool]]) -> None:
+    for module, training in modes:
+        module.training = training

@@ -1,0 +1,233 @@
+"""The plugin: metrics of evaluation and training in the run history."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+from pa_core import hookimpl
+from pa_core.errors import SettingsError
+from pa_metrics.names import create_metric, find_metric, history_name, import_path
+
+if TYPE_CHECKING:
+    from torchmetrics import Metric, MetricCollection
+
+    from pa_core import Trainer
+    from pa_metrics.epoch import EpochMetrics
+    from pa_metrics.inputs import ToPredsAndTarget
+
+When = Literal["eval", "train"]
+
+
+class MetricsSettings(BaseModel):
+    """The table ``[tool.pa-core.metrics]``."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    metrics: list[str] | dict[str, str | dict[str, Any]] = Field(
+        default=["accuracy"],
+        description="Names of metrics; or a table from the name in the history to a metric's name, "
+        "or to its arguments, with its name as `class` where it is another.",
+    )
+    on: list[When] = Field(default=["eval"], description='"eval", "train", or a list of both.')
+    task: Literal["binary", "multiclass", "multilabel"] | None = Field(
+        None, description="What is classified; for all metrics that have a `task`."
+    )
+    num_classes: int | None = Field(None, ge=1, description="For all metrics that have it.")
+    num_labels: int | None = Field(None, ge=1, description="For all metrics that have it.")
+    average: Literal["micro", "macro", "weighted", "none"] | None = Field(
+        None, description="For all metrics that have it."
+    )
+    top_k: int | None = Field(None, ge=1, description="For all metrics that have it.")
+    ignore_index: int | None = Field(None, description="For all metrics that have it.")
+    to_preds_and_target: str | None = Field(
+        None,
+        description="Dotted path of a function of batch and batch output that returns what the "
+        "metrics' `update` takes.",
+    )
+
+    @field_validator("on", mode="before")
+    @classmethod
+    def _one_is_a_list(cls, value: Any) -> Any:
+        return [value] if isinstance(value, str) else value
+
+    @property
+    def shared(self) -> dict[str, Any]:
+        """The arguments that are given once, for all metrics that know them."""
+        names = ("task", "num_classes", "num_labels", "average", "top_k", "ignore_index")
+        return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+
+
+class MetricsPlugin:
+    """Records torchmetrics metrics in the run history: ``accuracy``, ``train_accuracy``.
+
+    torchmetrics is imported when a run starts, not before. Whatever order plugins are in, savers
+    and loggers see an epoch's values: those come last.
+
+    Args:
+        settings: the plugin's table.
+        to_preds_and_target: a function of the batch and the batch output that returns what the
+            metrics' ``update`` takes; `pa_metrics.to_preds_and_target` by default.
+        options: keys of the table, in place of `settings`.
+
+    >>> plugin = MetricsPlugin(metrics=["accuracy", "F1Score"], task="multiclass", num_classes=10)
+    >>> plugin.settings.on
+    ['eval']
+    """
+
+    Settings = MetricsSettings
+
+    def __init__(
+        self,
+        settings: MetricsSettings | None = None,
+        *,
+        to_preds_and_target: ToPredsAndTarget | None = None,
+        **options: Any,
+    ) -> None:
+        self.settings = MetricsSettings(**options) if settings is None else settings
+        self._to_inputs = to_preds_and_target
+        self._given: MetricCollection | None = None
+        self._metrics: dict[When, EpochMetrics] = {}
+
+    @classmethod
+    def of(
+        cls,
+        metrics: Metric | MetricCollection | Mapping[str, Metric],
+        *,
+        on: When | list[When] = "eval",
+        to_preds_and_target: ToPredsAndTarget | None = None,
+    ) -> Self:
+        """A plugin with ready metrics.
+
+        Args:
+            metrics: a metric, which is recorded under its class' name in snake case; a collection
+                or a mapping, whose names are those in the history.
+            on: ``"eval"``, ``"train"``, or a list of both.
+            to_preds_and_target: as for the class.
+        """
+        from torchmetrics import Metric, MetricCollection
+
+        plugin = cls(to_preds_and_target=to_preds_and_target, on=on)
+        if isinstance(metrics, Metric):
+            metrics = {history_name(type(metrics).__name__): metrics}
+        plugin._given = (
+            metrics if isinstance(metrics, MetricCollection) else MetricCollection(dict(metrics))
+        )
+        return plugin
+
+    @hookimpl
+    def on_training_run_start(self, trainer: Trainer) -> None:
+        """Build the metrics, or complain of them all before the first batch."""
+        self._prepare(trainer)
+
+    @hookimpl
+    def on_evaluation_run_start(self, trainer: Trainer) -> None:
+        """Build the metrics."""
+        self._prepare(trainer)
+
+    @hookimpl
+    def on_train_epoch_start(self) -> None:
+        """Forget the last epoch."""
+        self._reset("train")
+
+    @hookimpl
+    def on_train_step_end(self, batch: Any, batch_output: Mapping[str, Any]) -> None:
+        """Take the training batch in."""
+        self._update("train", batch, batch_output)
+
+    @hookimpl
+    def on_train_epoch_end(self, trainer: Trainer) -> None:
+        """Record the training metrics."""
+        self._record("train", trainer, prefix="train_")
+
+    @hookimpl
+    def on_eval_epoch_start(self) -> None:
+        """Forget the last evaluation."""
+        self._reset("eval")
+
+    @hookimpl
+    def on_eval_step_end(self, batch: Any, batch_output: Mapping[str, Any]) -> None:
+        """Take the evaluation batch in."""
+        self._update("eval", batch, batch_output)
+
+    @hookimpl
+    def on_eval_epoch_end(self, trainer: Trainer) -> None:
+        """Record the evaluation's metrics."""
+        self._record("eval", trainer)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What the training metrics have accumulated in the epoch so far.
+
+        Training states are never taken in the middle of an evaluation.
+        """
+        return {"train": self._metrics["train"].state_dict()} if "train" in self._metrics else {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take up the epoch's training metrics."""
+        if "train" in state and "train" in self._metrics:
+            self._metrics["train"].load_state_dict(state["train"])
+
+    def _prepare(self, trainer: Trainer) -> None:
+        if not self._metrics:
+            registered = trainer.plugins.registry("register_metrics")
+            self._metrics = {when: self._create(registered) for when in self.settings.on}
+            if self._to_inputs is None:
+                self._to_inputs = self._find_to_inputs()
+        for metrics in self._metrics.values():
+            metrics.collection.to(trainer.device)
+
+    def _create(self, registered: Mapping[str, Any]) -> EpochMetrics:
+        from torchmetrics import MetricCollection
+
+        from pa_metrics.epoch import EpochMetrics
+
+        if self._given is not None:
+            return EpochMetrics(self._given.clone())
+        created, check_once, problems = {}, set(), []
+        for name, (class_name, arguments) in self._wanted().items():
+            try:
+                create = find_metric(class_name, registered)
+                created[name] = create_metric(create, arguments, **self.settings.shared)
+            except ValueError as error:
+                problems.append(f"[tool.pa-core.metrics] {name}: {error}")
+            if "validate_args" not in arguments:
+                check_once.add(name)
+        if problems:
+            raise SettingsError(problems)
+        return EpochMetrics(MetricCollection(created), check_once)
+
+    def _wanted(self) -> dict[str, tuple[str, dict[str, Any]]]:
+        """Class and arguments of each metric, by its name in the history."""
+        metrics = self.settings.metrics
+        if isinstance(metrics, list):
+            return {history_name(name): (name, {}) for name in metrics}
+        wanted = {}
+        for name, metric in metrics.items():
+            arguments = {"class": metric} if isinstance(metric, str) else dict(metric)
+            # (a keyword of Python, so no argument is called like it)
+            wanted[name] = (arguments.pop("class", name), arguments)
+        return wanted
+
+    def _find_to_inputs(self) -> ToPredsAndTarget:
+        from pa_metrics.inputs import to_preds_and_target
+
+        path = self.settings.to_preds_and_target
+        return to_preds_and_target if path is None else import_path(path)
+
+    def _reset(self, when: When) -> None:
+        if when in self._metrics:
+            self._metrics[when].reset()
+
+    def _update(self, when: When, batch: Any, batch_output: Mapping[str, Any]) -> None:
+        if when in self._metrics:
+            assert self._to_inputs is not None
+            self._metrics[when].update(self._to_inputs(batch, batch_output))
+
+    def _record(self, when: When, trainer: Trainer, prefix: str = "") -> None:
+        if when not in self._metrics:
+            return
+        for name, value in self._metrics[when].compute().items():
+            trainer.run_history.update_metric(prefix + name, value)
+        self._metrics[when].reset()  # what some metrics keep is large

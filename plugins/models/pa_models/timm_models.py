@@ -1,0 +1,44 @@
+"""timm's models by name, without timm until one is looked up."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+
+from torch import nn
+
+PREFIX = "timm/"
+
+
+class TimmModels(Mapping[str, Callable[..., nn.Module]]):
+    """``"timm/<model>"`` to a function that builds the model: ``timm.create_model`` with its name.
+
+    The function takes ``create_model``'s arguments, such as ``num_classes`` and ``pretrained``.
+
+    >>> "resnet18" in TimmModels()  # told without importing timm
+    False
+    """
+
+    def __getitem__(self, name: str) -> Callable[..., nn.Module]:
+        if name not in self:
+            raise KeyError(name)
+        from timm import create_model
+
+        return partial(create_model, name.removeprefix(PREFIX))
+
+    def __contains__(self, name: object) -> bool:
+        if not isinstance(name, str) or not name.startswith(PREFIX):
+            return False
+        from timm import is_model
+
+        return is_model(name.removeprefix(PREFIX))
+
+    def __iter__(self) -> Iterator[str]:
+        from timm import list_models
+
+        return (PREFIX + name for name in list_models())
+
+    def __len__(self) -> int:
+        from timm import list_models
+
+        return len(list_models())

@@ -1,0 +1,203 @@
+"""Schedules of the learning rate in three phases: warm-up, the schedule proper, cool-down."""
+
+from __future__ import annotations
+
+import math
+from abc import abstractmethod
+from collections.abc import Callable
+from functools import partial
+from typing import TYPE_CHECKING, Any, Self
+
+from pa_core import TrainerPlaceholderValues
+from pa_schedulers.base import StatefulSchedulerBase
+
+if TYPE_CHECKING:
+    from torch.optim import Optimizer
+
+_UPDATES: Any = TrainerPlaceholderValues.NUM_UPDATE_STEPS_PER_EPOCH
+# Not NUM_EPOCHS: a run of "500 updates" may end within an epoch, and the schedule with it.
+_EPOCHS: Any = TrainerPlaceholderValues.NUM_UPDATES / _UPDATES
+
+
+class PhasedLrScheduler(StatefulSchedulerBase):
+    r"""Linear warm-up, then a decay from the peak to the minimum, then the minimum.
+
+    With :math:`W` updates of warm-up, :math:`C` of cool-down and :math:`N` in all, a parameter
+    group whose optimizer was given the learning rate :math:`p` has, for the update that follows
+    :math:`n` updates, the learning rate
+
+    .. math::
+        s + (p - s)\,n / W \quad (n < W), \qquad
+        m + (p - m)\,d\!\left(\frac{n - W}{N - C - W}\right) \quad (W \le n < N - C), \qquad
+        m \quad (n \ge N - C)
+
+    where :math:`s` is the warm-up's start, :math:`m` the minimum and :math:`d` falls from 1 to 0.
+    So the minimum is reached exactly where the run ends, or where the cool-down begins.
+
+    A length in epochs may be a fraction; with ``num_update_steps_per_epoch=1`` all of them are
+    counted in updates.
+
+    Args:
+        optimizer: its parameter groups' learning rates are the peaks.
+        total_num_epochs: length of the run, warm-up and cool-down included.
+        num_update_steps_per_epoch: how many updates each epoch has.
+        lr_min: the minimum, the same for all parameter groups.
+        min_lr_ratio: the minimum as a share of each group's peak; it comes before `lr_min`.
+        num_warmup_epochs: length of the warm-up.
+        warmup_starting_lr: where the warm-up starts, the same for all parameter groups.
+        warmup_starting_lr_ratio: where it starts as a share of each group's peak; it comes before
+            `warmup_starting_lr`.
+        num_cooldown_epochs: how long the minimum is held at the end.
+
+    Raises:
+        ValueError: for a length or a learning rate below 0, for a run without an update, and for
+            a warm-up and a cool-down that are longer than the run.
+    """
+
+    def __init__(
+        self,
+        optimizer: Optimizer,
+        total_num_epochs: float,
+        num_update_steps_per_epoch: int,
+        lr_min: float = 1e-6,
+        min_lr_ratio: float | None = None,
+        num_warmup_epochs: float = 0,
+        warmup_starting_lr: float = 1e-6,
+        warmup_starting_lr_ratio: float | None = None,
+        num_cooldown_epochs: float = 0,
+    ) -> None:
+        super().__init__(optimizer)
+        for name, value in {
+            "lr_min": lr_min,
+            "min_lr_ratio": min_lr_ratio or 0,
+            "num_warmup_epochs": num_warmup_epochs,
+            "warmup_starting_lr": warmup_starting_lr,
+            "warmup_starting_lr_ratio": warmup_starting_lr_ratio or 0,
+            "num_cooldown_epochs": num_cooldown_epochs,
+        }.items():
+            if value < 0:
+                raise ValueError(f"{name} must not be negative, and is {value}")
+        self.total_iterations = round(total_num_epochs * num_update_steps_per_epoch)
+        self.warmup_iterations = round(num_warmup_epochs * num_update_steps_per_epoch)
+        self.num_cooldown_iterations = round(num_cooldown_epochs * num_update_steps_per_epoch)
+        if self.total_iterations < 1:
+            raise ValueError("A schedule needs a run of at least one update")
+        if self.warmup_iterations + self.num_cooldown_iterations > self.total_iterations:
+            raise ValueError(
+                f"{self.warmup_iterations} updates of warm-up and {self.num_cooldown_iterations} "
+                f"of cool-down are more than the {self.total_iterations} updates of the run"
+            )
+        self.lr_min = lr_min
+        self.lr_min_ratio = min_lr_ratio
+        self.warmup_lr_init = warmup_starting_lr
+        self.warmup_lr_ratio = warmup_starting_lr_ratio
+
+    @abstractmethod
+    def decay(self, progress: float) -> float:
+        """What is left between minimum and peak, from 1 to 0, at `progress` from 0 to 1."""
+
+    def get_updated_values(self, num_updates: int) -> list[float]:
+        """Each parameter group's learning rate for the update that follows `num_updates`."""
+        return [self._get_value(num_updates, peak) for peak in self.base_lr_values]
+
+    def _get_value(self, num_updates: int, peak: float) -> float:
+        warmup, end = self.warmup_iterations, self.total_iterations - self.num_cooldown_iterations
+        if num_updates < warmup:
+            ratio = self.warmup_lr_ratio
+            start = self.warmup_lr_init if ratio is None else ratio * peak
+            return start + (peak - start) * num_updates / warmup
+        minimum = self.lr_min if self.lr_min_ratio is None else self.lr_min_ratio * peak
+        # Past the end of the run, the learning rate stays where it ended.
+        progress = (num_updates - warmup) / (end - warmup) if num_updates < end else 1.0
+        return minimum + (peak - minimum) * self.decay(progress)
+
+    @classmethod
+    def create_scheduler_fn(
+        cls,
+        total_num_epochs: float = _EPOCHS,
+        num_update_steps_per_epoch: int = _UPDATES,
+        **options: Any,
+    ) -> Callable[[Optimizer], Self]:
+        """A function of the optimizer that builds the schedule, for ``Trainer.train``.
+
+        The length of the run is filled in by the trainer. `options` are the class' other
+        arguments.
+        """
+        return partial(
+            cls,
+            total_num_epochs=total_num_epochs,
+            num_update_steps_per_epoch=num_update_steps_per_epoch,
+            **options,
+        )
+
+
+class CosineLrScheduler(PhasedLrScheduler):
+    r"""Cosine annealing without restarts: :math:`d(x) = (1 + \cos \pi x^k) / 2`.
+
+    See `SGDR <https://arxiv.org/abs/1608.03983>`_, and `k-decay
+    <https://arxiv.org/abs/2004.05909>`_ for the exponent. Arguments and phases are those of
+    `PhasedLrScheduler`, and:
+
+    Args:
+        k_decay: above 1, the learning rate stays high for longer, and falls faster then.
+
+    >>> import torch
+    >>> optimizer = torch.optim.SGD([torch.zeros(1)], lr=1.0)
+    >>> scheduler = CosineLrScheduler(
+    ...     optimizer, total_num_epochs=6, num_update_steps_per_epoch=1, lr_min=0.0,
+    ...     num_warmup_epochs=2, warmup_starting_lr=0.0,
+    ... )
+    >>> [round(scheduler.get_updated_values(n)[0], 3) for n in range(7)]
+    [0.0, 0.5, 1.0, 0.854, 0.5, 0.146, 0.0]
+    """
+
+    def __init__(
+        self,
+        optimizer: Optimizer,
+        total_num_epochs: float,
+        num_update_steps_per_epoch: int,
+        k_decay: float = 1.0,
+        lr_min: float = 1e-6,
+        min_lr_ratio: float | None = None,
+        num_warmup_epochs: float = 0,
+        warmup_starting_lr: float = 1e-6,
+        warmup_starting_lr_ratio: float | None = None,
+        num_cooldown_epochs: float = 0,
+    ) -> None:
+        super().__init__(
+            optimizer,
+            total_num_epochs,
+            num_update_steps_per_epoch,
+            lr_min=lr_min,
+            min_lr_ratio=min_lr_ratio,
+            num_warmup_epochs=num_warmup_epochs,
+            warmup_starting_lr=warmup_starting_lr,
+            warmup_starting_lr_ratio=warmup_starting_lr_ratio,
+            num_cooldown_epochs=num_cooldown_epochs,
+        )
+        if k_decay <= 0:
+            raise ValueError(f"k_decay must be positive, and is {k_decay}")
+        self.k_decay = k_decay
+
+    def decay(self, progress: float) -> float:
+        """Half a cosine wave, from 1 to 0."""
+        return 0.5 * (1 + math.cos(math.pi * progress**self.k_decay))
+
+
+class LinearLrScheduler(PhasedLrScheduler):
+    """A straight line from the peak to the minimum; arguments as for `PhasedLrScheduler`."""
+
+    def decay(self, progress: float) -> float:
+        """A straight line from 1 to 0."""
+        return 1 - progress
+
+
+class ConstantLrScheduler(PhasedLrScheduler):
+    """The peak, after a warm-up; arguments as for `PhasedLrScheduler`.
+
+    The run's length makes no difference.
+    """
+
+    def decay(self, progress: float) -> float:
+        """Always 1."""
+        return 1.0

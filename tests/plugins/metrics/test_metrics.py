@@ -1,0 +1,283 @@
+"""Metrics in real runs: their values against scikit-learn, and what the run history holds."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from sklearn import metrics as sklearn_metrics
+from torch import nn
+from torch.optim import SGD
+from torch.utils.data import TensorDataset
+
+from pa_core import Trainer, TrainerCallback, hookimpl
+from pa_core.errors import SettingsError
+from pa_metrics import MetricsPlugin
+
+CLASSES = 3
+
+
+def data(samples: int = 50, seed: int = 0) -> TensorDataset:
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(samples, 4, generator=generator)
+    noise = torch.randn(samples, CLASSES, generator=generator)
+    return TensorDataset(x, (x[:, :CLASSES] + noise).argmax(1))
+
+
+def trainer_with(*plugins, settings: Path | None = None, callbacks=(), **options) -> Trainer:
+    torch.manual_seed(0)
+    model = nn.Linear(4, CLASSES)
+    return Trainer(
+        model,
+        options.get("loss_func", nn.CrossEntropyLoss()),
+        SGD(model.parameters(), lr=0.1),
+        callbacks=callbacks,
+        plugins=None if settings is not None else plugins,
+        settings=settings,
+    )
+
+
+def write(folder: Path, text: str) -> Path:
+    file = folder / "pyproject.toml"
+    file.write_text('[tool.pa-core]\nplugins = ["metrics"]\n' + text)
+    return file
+
+
+class Outputs(TrainerCallback):
+    """Keeps what the model returned in training and what was expected."""
+
+    def __init__(self):
+        self.preds, self.target = [], []
+
+    def on_train_step_end(self, trainer, *, batch, batch_output, **kwargs):
+        self.preds += batch_output["model_outputs"].argmax(1).tolist()
+        self.target += batch[1].tolist()
+
+
+def test_settings_alone_record_the_values_that_scikit_learn_gives(tmp_path):
+    settings = write(
+        tmp_path,
+        """
+        [tool.pa-core.metrics]
+        task = "multiclass"
+        num_classes = 3
+        on = ["eval", "train"]
+        [tool.pa-core.metrics.metrics]
+        accuracy = {}
+        precision = { average = "macro" }
+        recall = { average = "macro" }
+        top2 = { class = "Accuracy", top_k = 2 }
+        kappa = "CohenKappa"
+        confusion = "confusion_matrix"
+        """,
+    )
+    outputs = Outputs()
+    trainer = trainer_with(settings=settings, callbacks=[outputs])
+    held_out = data(43, seed=1)
+    trainer.train(data(), num_epochs=2, eval_dataset=held_out, per_device_batch_size=8)
+
+    def expected(target, preds) -> dict[str, float]:
+        average = {"average": "macro", "zero_division": 0}
+        return {
+            "accuracy": sklearn_metrics.accuracy_score(target, preds),
+            "precision": sklearn_metrics.precision_score(target, preds, **average),
+            "recall": sklearn_metrics.recall_score(target, preds, **average),
+            "kappa": sklearn_metrics.cohen_kappa_score(target, preds),
+        }
+
+    history = trainer.run_history
+    scores = trainer.predict(held_out)
+    target = held_out.tensors[1]
+    wanted = expected(target, scores.argmax(1)) | {
+        "top2": sklearn_metrics.top_k_accuracy_score(target, scores, k=2)
+    }
+    assert {name: history.get_latest_metric(name) for name in wanted} == pytest.approx(wanted)
+    confusion = sklearn_metrics.confusion_matrix(target, scores.argmax(1))
+    assert history.get_latest_metric("confusion") == confusion.tolist()
+
+    wanted = expected(outputs.target[50:], outputs.preds[50:])
+    found = {name: history.get_latest_metric(f"train_{name}") for name in wanted}
+    assert found == pytest.approx(wanted)
+    assert len(list(history.get_metric_values("accuracy"))) == 2
+
+
+def test_evaluate_returns_the_metrics():
+    trainer = trainer_with(MetricsPlugin(task="multiclass", num_classes=CLASSES))
+    held_out = data()
+    results = trainer.evaluate(held_out, per_device_batch_size=7)
+    preds = trainer.predict(held_out).argmax(1)
+    assert results["accuracy"] == pytest.approx((preds == held_out.tensors[1]).double().mean())
+    assert set(results) == {"accuracy", "evaluation_loss"}
+
+
+def test_each_evaluation_set_has_its_own_values():
+    trainer = trainer_with(MetricsPlugin(task="multiclass", num_classes=CLASSES))
+    sets = {"near": data(30, seed=2), "far": data(20, seed=3)}
+    trainer.train(data(), num_epochs=1, eval_dataset=sets, per_device_batch_size=8)
+    for name, dataset in sets.items():
+        preds = trainer.predict(dataset).argmax(1)
+        right = (preds == dataset.tensors[1]).double().mean().item()
+        assert trainer.run_history.get_latest_metric(f"{name}_accuracy") == pytest.approx(right)
+
+
+def test_whoever_comes_last_sees_the_values_whatever_the_order():
+    seen = []
+
+    class Saver:
+        @hookimpl(trylast=True)
+        def on_eval_epoch_end(self, trainer):
+            seen.append(trainer.run_history.get_latest_metric("accuracy"))
+
+    plugin = MetricsPlugin(task="multiclass", num_classes=CLASSES)
+    trainer = trainer_with(plugin, callbacks=[Saver()])
+    trainer.train(data(), num_epochs=2, eval_dataset=data(), per_device_batch_size=8)
+    assert seen == list(trainer.run_history.get_metric_values("accuracy"))
+
+
+def test_every_wrong_name_is_told_at_once_and_before_the_first_batch():
+    class Data(TensorDataset):
+        def __getitem__(self, index):
+            raise AssertionError("a batch was drawn")
+
+    names = ["acuracy", "f1_score", "no.such.metric", "recal"]
+    trainer = trainer_with(MetricsPlugin(metrics=names, task="multiclass", num_classes=CLASSES))
+    with pytest.raises(SettingsError) as error:
+        trainer.train(Data(*data().tensors), num_epochs=1)
+    text = str(error.value)
+    assert "'accuracy'" in text
+    assert "'recall'" in text
+    assert "no.such.metric" in text
+    assert len(error.value.problems) == 3
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({}, "needs task"),
+        ({"task": "multiclass"}, "num_classes"),
+        ({"task": "multiclass", "num_classes": 3, "metrics": {"accuracy": {"clas": 1}}}, "clas"),
+    ],
+)
+def test_a_missing_or_wrong_argument_is_told_with_the_metrics_name(options, message):
+    with pytest.raises(SettingsError, match=f"accuracy: .*{message}"):
+        trainer_with(MetricsPlugin(**options)).train(data(), num_epochs=1)
+
+
+@pytest.mark.parametrize(
+    "to_preds_and_target",
+    [None, lambda batch, output: (output["model_outputs"].argmax(1), batch[1])],
+    ids=["scores", "classes"],
+)
+def test_too_few_classes_are_noticed_on_the_first_batch(to_preds_and_target):
+    plugin = MetricsPlugin(
+        task="multiclass", num_classes=CLASSES - 1, to_preds_and_target=to_preds_and_target
+    )
+    with pytest.raises((RuntimeError, ValueError), match=r"number of classes|outside of the expec"):
+        trainer_with(plugin).evaluate(data())
+
+
+def test_ready_metrics_are_taken_under_their_names():
+    from torchmetrics import MeanMetric, MetricCollection
+    from torchmetrics.classification import MulticlassAUROC, MulticlassF1Score
+
+    collection = MetricCollection({"macro_f1": MulticlassF1Score(CLASSES), "last": MeanMetric()})
+    trainer = trainer_with(
+        MetricsPlugin.of(MulticlassAUROC(CLASSES)),
+        MetricsPlugin.of(
+            collection,
+            to_preds_and_target=lambda batch, output: {
+                "preds": output["model_outputs"],
+                "target": batch[1],
+                "value": batch[1],
+            },
+        ),
+    )
+    held_out = data()
+    results = trainer.evaluate(held_out)
+    scores, target = trainer.predict(held_out), held_out.tensors[1]
+    area = sklearn_metrics.roc_auc_score(target, scores.softmax(1), multi_class="ovr")
+    f1 = sklearn_metrics.f1_score(target, scores.argmax(1), average="macro")
+    assert results["multiclass_auroc"] == pytest.approx(area)
+    assert results["macro_f1"] == pytest.approx(f1)
+    assert results["last"] == pytest.approx(target.double().mean().item())
+
+
+def test_a_metric_that_another_plugin_registers_is_found_by_name():
+    from torchmetrics import MeanMetric
+
+    class Registers:
+        @hookimpl
+        def register_metrics(self):
+            return {"mean_target": MeanMetric}
+
+    plugin = MetricsPlugin(
+        metrics=["mean_target"], to_preds_and_target=lambda batch, output: (batch[1],)
+    )
+    held_out = data()
+    results = trainer_with(Registers(), plugin).evaluate(held_out)
+    assert results["mean_target"] == pytest.approx(held_out.tensors[1].double().mean().item())
+
+
+def test_the_settings_name_a_function_by_its_dotted_path(tmp_path, monkeypatch):
+    (tmp_path / "regression_inputs.py").write_text(
+        "def first_output(batch, batch_output):\n"
+        "    return batch_output['model_outputs'][:, 0], batch[1].float()\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    settings = write(
+        tmp_path,
+        """
+        [tool.pa-core.metrics]
+        metrics = ["MeanSquaredError", "r2_score"]
+        to_preds_and_target = "regression_inputs.first_output"
+        """,
+    )
+    trainer, held_out = trainer_with(settings=settings), data()
+    results = trainer.evaluate(held_out)
+    target, preds = held_out.tensors[1], trainer.predict(held_out)[:, 0]
+    assert results["mean_squared_error"] == pytest.approx(
+        sklearn_metrics.mean_squared_error(target, preds)
+    )
+    assert results["r2_score"] == pytest.approx(sklearn_metrics.r2_score(target, preds), abs=1e-5)
+
+
+def test_a_run_resumed_within_an_epoch_has_the_training_metrics_of_the_whole_epoch(tmp_path):
+    class SaveAt(TrainerCallback):
+        def on_train_step_end(self, trainer, *, step, **kwargs):
+            if step == 2 and trainer.run_history.current_epoch == 2:
+                trainer.control.save(tmp_path / "state")
+
+    def build(*callbacks) -> Trainer:
+        plugin = MetricsPlugin(
+            metrics=["accuracy", "auroc", "recall"],
+            on=["train"],
+            task="multiclass",
+            num_classes=CLASSES,
+        )
+        return trainer_with(plugin, callbacks=callbacks)
+
+    whole = build(SaveAt())
+    whole.train(data(), num_epochs=2, per_device_batch_size=8)
+    resumed = build()
+    resumed.train(data(), num_epochs=2, per_device_batch_size=8, resume_from=tmp_path / "state")
+    for name in ("train_accuracy", "train_auroc", "train_recall"):
+        values = list(whole.run_history.get_metric_values(name))
+        assert len(values) == 2
+        assert list(resumed.run_history.get_metric_values(name)) == values
+
+
+def test_metrics_of_training_and_of_evaluation_do_not_mix():
+    class Halfway(TrainerCallback):
+        def on_train_step_end(self, trainer, *, step, **kwargs):
+            if step == 2:
+                trainer.control.evaluate()
+
+    def train(*callbacks) -> Trainer:
+        plugin = MetricsPlugin(on=["train", "eval"], task="multiclass", num_classes=CLASSES)
+        trainer = trainer_with(plugin, callbacks=callbacks)
+        trainer.train(data(), num_epochs=1, eval_dataset=data(seed=5), per_device_batch_size=8)
+        return trainer
+
+    with_evaluation, without = train(Halfway()).run_history, train().run_history
+    assert len(list(with_evaluation.get_metric_values("accuracy"))) == 2
+    for name in ("accuracy", "train_accuracy"):
+        assert with_evaluation.get_latest_metric(name) == without.get_latest_metric(name)

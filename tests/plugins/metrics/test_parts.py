@@ -1,0 +1,197 @@
+"""What the metrics plugin is made of: names, inputs, and the metrics of an epoch."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from pa_core.codec import decode, encode
+from pa_metrics import MetricsPlugin, to_preds_and_target
+from pa_metrics.epoch import EpochMetrics
+from pa_metrics.names import find_metric, history_name
+
+
+def collection():
+    from torchmetrics import ClasswiseWrapper, MeanMetric, MetricCollection
+    from torchmetrics.classification import (
+        MulticlassAccuracy,
+        MulticlassAUROC,
+        MulticlassJaccardIndex,
+        MulticlassPrecision,
+    )
+
+    return MetricCollection(
+        {
+            "accuracy": MulticlassAccuracy(3),
+            "auroc": MulticlassAUROC(3),  # keeps all predictions
+            "precision": MulticlassPrecision(3),
+            "overlap": ClasswiseWrapper(MulticlassJaccardIndex(3, average=None)),
+            "mean": MeanMetric(),
+        }
+    )
+
+
+def batches(count: int):
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(count):
+        target = torch.randint(3, (8,), generator=generator)
+        preds = torch.rand(8, 3, generator=generator)
+        yield {"preds": preds, "target": target, "value": preds[:, 0]}
+
+
+@pytest.mark.parametrize("name", ["F1Score", "f1_score", "f1score", "torchmetrics.F1Score"])
+def test_a_metric_is_found_however_its_name_is_written(name):
+    import torchmetrics
+
+    assert find_metric(name, {}) is torchmetrics.F1Score
+    assert history_name(name) in ("f1_score", "f1score")
+
+
+@pytest.mark.parametrize(
+    ("name", "path"),
+    [
+        ("binary_auroc", "torchmetrics.classification.BinaryAUROC"),
+        ("perplexity", "torchmetrics.text.Perplexity"),
+        ("RetrievalMAP", "torchmetrics.retrieval.RetrievalMAP"),
+        ("mean_iou", "torchmetrics.segmentation.MeanIoU"),
+        ("BLEUScore", "torchmetrics.text.BLEUScore"),
+        ("mean_average_precision", "torchmetrics.detection.MeanAveragePrecision"),
+    ],
+)
+def test_metrics_of_every_field_are_found_where_they_are_not_deprecated(name, path):
+    assert find_metric(name, {}) is find_metric(path, {})
+
+
+def test_an_unknown_name_is_told_with_the_nearest():
+    with pytest.raises(ValueError, match=r"no metric 'presicion'.*'precision'"):
+        find_metric("presicion", {})
+
+
+@pytest.mark.parametrize("at", [0, 1, 3])
+@pytest.mark.parametrize("reused", [False, True])
+def test_metrics_go_on_where_their_state_was_taken(at, reused):
+    whole = EpochMetrics(collection())
+    whole.reset()
+    for batch in batches(6):
+        whole.update(batch)
+
+    first = EpochMetrics(collection())
+    first.reset()
+    for batch in list(batches(6))[:at]:
+        first.update(batch)
+    tensors: dict[str, torch.Tensor] = {}
+    saved = encode(first.state_dict(), tensors, "metrics")
+    tensors = {name: tensor.clone() for name, tensor in tensors.items()}
+
+    rest = EpochMetrics(collection())
+    rest.reset()
+    if reused:  # metrics with the same statistics share them from the first update on
+        for batch in batches(2):
+            rest.update(batch)
+    rest.load_state_dict(decode(saved, tensors))
+    for batch in list(batches(6))[at:]:
+        rest.update(batch)
+    assert rest.compute() == whole.compute()
+    assert not any(torch.is_tensor(value) for value in rest.compute().values())
+
+
+def test_a_state_is_not_changed_by_later_batches():
+    metrics = EpochMetrics(collection())
+    metrics.reset()
+    first, second = batches(2)
+    metrics.update(first)
+    state = metrics.state_dict()
+    before = copy.deepcopy(state)
+    metrics.update(second)
+    assert str(state) == str(before)
+    metrics.load_state_dict(state)
+    metrics.update(second)
+    assert str(state) == str(before)
+    assert str(metrics.state_dict()) != str(before)
+
+
+def test_a_state_of_other_metrics_is_refused():
+    from torchmetrics import MeanMetric, MetricCollection
+
+    other = EpochMetrics(MetricCollection({"loss": MeanMetric()}))
+    with pytest.raises(ValueError, match="not of loss"):
+        other.load_state_dict(EpochMetrics(collection()).state_dict())
+
+
+def test_values_are_checked_on_the_first_batch_of_an_epoch_alone():
+    metrics = EpochMetrics(collection(), check_once={"accuracy", "overlap"})
+    checks = [m for m in metrics.collection.modules() if hasattr(m, "validate_args")]
+    metrics.reset()
+    assert all(metric.validate_args for metric in checks)
+    for batch in batches(2):
+        metrics.update(batch)
+    still = {type(metric).__name__ for metric in checks if metric.validate_args}
+    assert still == {"MulticlassAUROC", "MulticlassPrecision"}  # as they were given
+    metrics.reset()
+    assert all(metric.validate_args for metric in checks)
+
+
+def test_training_metrics_keep_no_graph():
+    from torchmetrics import CatMetric, MetricCollection
+
+    metric = CatMetric()
+    metrics = EpochMetrics(MetricCollection({"kept": metric}))
+    metrics.reset()
+    metrics.update((nn.Linear(1, 1)(torch.ones(2, 1)),))
+    assert not metric.value[0].requires_grad
+
+
+class Output:
+    """As transformers' models return them: an object with `logits`."""
+
+    def __init__(self, logits):
+        self.logits = logits
+
+
+def test_predictions_and_targets_are_found_in_usual_batches():
+    logits, labels = torch.rand(4, 3), torch.arange(4)
+    for batch, outputs in [
+        ((None, labels), logits),
+        ([None, labels, None], Output(logits)),
+        ({"labels": labels}, {"logits": logits}),
+        ({"label": labels}, Output(logits)),
+        ({"target": labels}, logits),
+    ]:
+        preds, target = to_preds_and_target(batch, {"model_outputs": outputs})
+        assert preds is logits
+        assert target is labels
+
+
+def test_shapes_are_brought_to_what_torchmetrics_expects():
+    def shape(preds, target, *, by_name: bool):
+        batch = {"labels": target} if by_name else (None, target)
+        found, _ = to_preds_and_target(batch, {"model_outputs": preds})
+        return tuple(found.shape)
+
+    one = torch.zeros(4, 1), torch.zeros(4)
+    assert shape(*one, by_name=False) == (4,)
+    tokens = torch.zeros(2, 5, 7), torch.zeros(2, 5)
+    assert shape(*tokens, by_name=True) == (2, 7, 5)
+    picture = torch.zeros(2, 2, 2, 2), torch.zeros(2, 2, 2)
+    assert shape(*picture, by_name=False) == (2, 2, 2, 2)
+
+
+@pytest.mark.parametrize(
+    ("batch", "outputs"),
+    [
+        (torch.zeros(3), torch.zeros(3)),
+        ({"input_ids": torch.zeros(3)}, torch.zeros(3)),
+        ((None, torch.zeros(3)), {"loss": torch.zeros(())}),
+        ((None, [{"boxes": 1}]), torch.zeros(3)),
+    ],
+)
+def test_where_nothing_is_found_the_error_names_the_way_out(batch, outputs):
+    with pytest.raises(TypeError, match="to_preds_and_target"):
+        to_preds_and_target(batch, {"model_outputs": outputs})
+
+
+def test_settings_take_one_place_or_both():
+    assert MetricsPlugin(on="train").settings.on == ["train"]
+    with pytest.raises(ValueError, match="on"):
+        MetricsPlugin(on="test")

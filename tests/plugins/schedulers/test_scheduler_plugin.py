@@ -1,0 +1,172 @@
+"""Schedules by name, from settings and from code, in real runs."""
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from pydantic import ValidationError
+from torch import nn
+from torch.optim import SGD
+from torch.utils.data import TensorDataset
+
+from pa_core import Trainer, TrainerCallback
+from pa_core.errors import PluginNotFoundError
+from pa_schedulers import CosineLrScheduler, LinearLrScheduler, SchedulersPlugin
+
+
+class Rates(TrainerCallback):
+    """Notes the learning rate of each update."""
+
+    def __init__(self):
+        self.seen = []
+
+    def on_optimizer_step_start(self, trainer):
+        self.seen.append(trainer.optimizer.param_groups[0]["lr"])
+
+
+def rates(
+    *, settings: str | None = None, plugins=None, folder: Path | None = None, epochs=3, **train
+):
+    """Learning rates of a run with 10 updates per epoch, and what would come after the last."""
+    file = None
+    if settings is not None:
+        assert folder is not None
+        file = folder / "pyproject.toml"
+        file.write_text(settings)
+    model, callback = nn.Linear(2, 1), Rates()
+    trainer = Trainer(
+        model,
+        nn.MSELoss(),
+        SGD(model.parameters(), lr=1.0),
+        callbacks=[callback],
+        plugins=plugins,
+        settings=file,
+    )
+    data = TensorDataset(torch.randn(40, 2), torch.randn(40, 1))
+    trainer.train(data, num_epochs=epochs, per_device_batch_size=4, **train)
+    return [*callback.seen, trainer.optimizer.param_groups[0]["lr"]]
+
+
+def cosine(warmup: int, total: int, *, start: float = 0.0, end: float = 0.0) -> list[float]:
+    """Written anew, for peak 1."""
+    rise = [start + (1 - start) * n / warmup for n in range(warmup)]
+    rest = total - warmup
+    return rise + [end + (1 - end) * math.cos(math.pi * n / rest / 2) ** 2 for n in range(rest + 1)]
+
+
+def test_settings_alone_give_every_run_a_cosine_schedule_with_warmup(tmp_path):
+    found = rates(
+        folder=tmp_path,
+        settings="""
+            [tool.pa-core]
+            plugins = ["schedulers"]
+            [tool.pa-core.schedulers]
+            name = "cosine"
+            warmup = 0.2
+            warmup_start_ratio = 0.1
+            min_lr_ratio = 0.05
+        """,
+    )
+    assert len(found) == 31
+    assert found == pytest.approx(cosine(6, 30, start=0.1, end=0.05), abs=1e-12)
+
+
+@pytest.mark.parametrize("warmup", [6, 0.2, "20%", "6 updates", "0.6 epochs"])
+def test_a_warmup_can_be_given_in_any_unit(warmup):
+    found = rates(plugins=[SchedulersPlugin(name="cosine", warmup=warmup)])
+    assert found == pytest.approx(cosine(6, 30), abs=1e-12)
+
+
+def test_the_options_hold_for_a_schedule_that_code_names():
+    found = rates(plugins=[SchedulersPlugin(warmup=5)], create_scheduler_fn="linear")
+    assert found == pytest.approx(
+        [n / 5 for n in range(5)] + [1 - n / 25 for n in range(26)], abs=1e-12
+    )
+
+
+def test_what_code_passes_comes_before_the_settings():
+    def halve(optimizer):
+        return torch.optim.lr_scheduler.StepLR(optimizer, step_size=10, gamma=0.5)
+
+    found = rates(plugins=[SchedulersPlugin(name="cosine")], create_scheduler_fn=halve)
+    assert found == [1.0] * 10 + [0.5] * 10 + [0.25] * 10 + [0.125]
+
+
+def test_without_a_name_the_plugin_leaves_runs_alone():
+    assert rates(plugins=[SchedulersPlugin()]) == [1.0] * 31
+
+
+def test_constant_is_the_peak_after_its_warmup():
+    found = rates(plugins=[SchedulersPlugin(name="constant", warmup=4)])
+    assert found == [0, 0.25, 0.5, 0.75] + [1.0] * 27
+
+
+def test_the_cooldown_holds_the_minimum():
+    found = rates(plugins=[SchedulersPlugin(name="linear", cooldown="1 epoch", min_lr_ratio=0.1)])
+    assert found == pytest.approx([1 - 0.9 * n / 20 for n in range(20)] + [0.1] * 11)
+
+
+def test_fault_a11_the_schedule_counts_updates_and_not_micro_batches():
+    plugins = [SchedulersPlugin(name="cosine")]
+    found = rates(plugins=plugins, gradient_accumulation_steps=4)  # 3 updates per epoch
+    assert found == pytest.approx(cosine(0, 9), abs=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("length", "updates"),
+    [({"epochs": "17 updates"}, 17), ({"max_num_train_steps": 13}, 13)],
+)
+def test_fault_a14_the_schedule_ends_exactly_with_a_run_that_ends_within_an_epoch(length, updates):
+    expected = cosine(0, updates)
+    found = rates(plugins=[SchedulersPlugin(name="cosine")], **length)
+    assert found == pytest.approx(expected, abs=1e-12)
+    create = CosineLrScheduler.create_scheduler_fn(lr_min=0.0)
+    assert rates(plugins=(), create_scheduler_fn=create, **length) == pytest.approx(
+        expected, abs=1e-12
+    )
+
+
+def test_the_classes_functions_for_the_trainer_fill_in_the_runs_length():
+    create = LinearLrScheduler.create_scheduler_fn(
+        lr_min=0.0, num_warmup_epochs=1, warmup_starting_lr=0.0
+    )
+    found = rates(plugins=(), create_scheduler_fn=create)
+    assert found == pytest.approx([n / 10 for n in range(10)] + [1 - n / 20 for n in range(21)])
+
+
+def test_an_unknown_name_is_told_with_the_nearest():
+    with pytest.raises(PluginNotFoundError, match="cosine"):
+        rates(plugins=[SchedulersPlugin(name="cosin")])
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"warmup": 5.0},
+        {"warmup": True},
+        {"warmup": -1},
+        {"warmup": "soon"},
+        {"warmup": "15 minutes"},
+        {"cooldown": "100 samples"},
+        {"min_lr_ratio": 2},
+        {"k_decay": 0},
+        {"nmae": "cosine"},
+    ],
+)
+def test_wrong_settings_are_refused(wrong):
+    with pytest.raises(ValidationError):
+        SchedulersPlugin(**wrong)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"name": "constant", "min_lr_ratio": 0.1}, "neither min_lr_ratio nor cooldown"),
+        ({"name": "linear", "k_decay": 2}, "k_decay belongs to the schedule 'cosine'"),
+        ({"name": "cosine", "warmup": 31}, "more than the 30 updates of the run"),
+    ],
+)
+def test_options_that_do_not_fit_the_schedule_are_told_before_training(options, message):
+    with pytest.raises(ValueError, match=message):
+        rates(plugins=[SchedulersPlugin(**options)])

@@ -1,0 +1,228 @@
+"""The schedules' values: against formulas written anew, against transformers, and resumed."""
+
+import itertools
+import math
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import pytest
+import torch
+from torch.optim import SGD, AdamW, Optimizer
+
+from pa_schedulers import (
+    ConstantLrScheduler,
+    CosineLrScheduler,
+    LinearLrScheduler,
+    PhasedLrScheduler,
+    SchedulerBase,
+    StatefulSchedulerBase,
+)
+
+ALL = pytest.mark.parametrize(
+    "schedule", [CosineLrScheduler, LinearLrScheduler, ConstantLrScheduler]
+)
+
+
+def sgd(*lrs: float) -> SGD:
+    """An optimizer with a parameter group for each learning rate."""
+    return SGD([{"params": [torch.zeros(1, requires_grad=True)], "lr": lr} for lr in lrs])
+
+
+def run(optimizer: Optimizer, scheduler, updates: int) -> list[list[float]]:
+    """Each group's learning rate at each update, and what would come after the last."""
+    seen: list[list[float]] = [[] for _ in optimizer.param_groups]
+    for update in range(updates + 1):
+        for values, group in zip(seen, optimizer.param_groups, strict=True):
+            values.append(group["lr"])
+        if update < updates:
+            optimizer.step()
+            scheduler.step()
+    return seen
+
+
+@pytest.mark.parametrize("warmup", [0, 1, 9])
+def test_the_values_are_those_of_transformers_where_both_mean_the_same(warmup):
+    from transformers import (
+        get_constant_schedule_with_warmup,
+        get_cosine_schedule_with_warmup,
+        get_linear_schedule_with_warmup,
+    )
+
+    theirs: dict[type[PhasedLrScheduler], Callable[..., Any]] = {
+        CosineLrScheduler: partial(get_cosine_schedule_with_warmup, num_training_steps=50),
+        LinearLrScheduler: partial(get_linear_schedule_with_warmup, num_training_steps=50),
+        ConstantLrScheduler: get_constant_schedule_with_warmup,
+    }
+    for ours, reference in theirs.items():
+        optimizer, expected = sgd(0.3, 0.05), sgd(0.3, 0.05)
+        scheduler = ours(
+            optimizer, 50, 1, lr_min=0.0, num_warmup_epochs=warmup, warmup_starting_lr=0.0
+        )
+        found = run(optimizer, scheduler, 50)
+        wanted = run(expected, reference(expected, num_warmup_steps=warmup), 50)
+        for got, want in zip(found, wanted, strict=True):
+            assert got == pytest.approx(want, abs=1e-12)
+
+
+@pytest.mark.parametrize("k", [1.0, 1.5])
+def test_the_cosine_follows_its_formula_through_all_phases(k):
+    optimizer = sgd(1.0, 0.01)
+    scheduler = CosineLrScheduler(
+        optimizer,
+        total_num_epochs=4,
+        num_update_steps_per_epoch=10,
+        k_decay=k,
+        min_lr_ratio=0.1,
+        num_warmup_epochs=0.7,
+        warmup_starting_lr_ratio=0.2,
+        num_cooldown_epochs=0.5,
+    )
+    for peak, found in zip([1.0, 0.01], run(optimizer, scheduler, 40), strict=True):
+        rise = [peak * (0.2 + 0.8 * n / 7) for n in range(7)]
+        fall = [
+            0.1 * peak + 0.9 * peak * math.cos(math.pi / 2 * (n / 28) ** k) ** 2 for n in range(28)
+        ]
+        assert found == pytest.approx(rise + fall + [0.1 * peak] * 6, rel=1e-12)
+
+
+def test_absolute_values_are_the_same_for_all_groups():
+    optimizer = sgd(1.0, 0.1)
+    scheduler = LinearLrScheduler(
+        optimizer, 10, 1, lr_min=0.01, num_warmup_epochs=2, warmup_starting_lr=0.05
+    )
+    first, second = run(optimizer, scheduler, 10)
+    assert (first[0], second[0]) == (0.05, 0.05)
+    assert (first[1], second[1]) == pytest.approx((0.525, 0.075))
+    assert (first[10], second[10]) == (0.01, 0.01)
+
+
+def test_the_learning_rate_stays_where_it_ended_if_the_run_goes_on():
+    optimizer = sgd(1.0)
+    (values,) = run(optimizer, CosineLrScheduler(optimizer, 5, 1, lr_min=0.2), 9)
+    assert values[5:] == [0.2] * 5
+
+
+def test_fault_a9_the_cosine_ends_with_the_run_and_not_before_by_the_warmup():
+    optimizer = sgd(1.0)
+    scheduler = CosineLrScheduler(optimizer, 10, 10, lr_min=0.0, num_warmup_epochs=2)
+    (values,) = run(optimizer, scheduler, 100)
+    assert values[99] > 0
+    assert values[100] == 0
+    # no step down is steeper than the cosine's steepest
+    drops = [a - b for a, b in itertools.pairwise(values)]
+    assert max(drops) < math.pi / 2 / 80
+
+
+@ALL
+def test_fault_a10_a_warmup_from_a_ratio_never_passes_the_peak(schedule):
+    optimizer = sgd(1.0)
+    scheduler = schedule(optimizer, 10, 10, num_warmup_epochs=2, warmup_starting_lr_ratio=0.5)
+    (values,) = run(optimizer, scheduler, 100)
+    assert values[0] == 0.5
+    assert max(values) == values[20] == 1.0
+
+
+@ALL
+def test_fault_a10_the_first_update_has_the_first_value_and_the_second_the_second(schedule):
+    optimizer = sgd(1.0)
+    scheduler = schedule(optimizer, 10, 1, num_warmup_epochs=4, warmup_starting_lr=0.0)
+    (values,) = run(optimizer, scheduler, 4)
+    assert values == [0, 0.25, 0.5, 0.75, 1]
+
+
+class Staircase(StatefulSchedulerBase):
+    """Written as for pytorch-accelerated: its attributes come after ``super().__init__``."""
+
+    def __init__(self, optimizer, every):
+        super().__init__(optimizer)
+        self.every = every
+
+    def get_updated_values(self, num_updates):
+        return [lr * 0.5 ** (1 + num_updates // self.every) for lr in self.base_lr_values]
+
+
+def test_a_schedule_of_the_users_own_starts_with_its_first_value():
+    optimizer = sgd(8.0)
+    (values,) = run(optimizer, Staircase(optimizer, every=2), 4)
+    assert values == [4, 4, 2, 2, 1]
+
+
+@ALL
+@pytest.mark.parametrize("at", [0, 3, 17, 30])
+def test_a_schedule_goes_on_where_its_state_was_taken(schedule, at):
+    def build() -> tuple[SGD, PhasedLrScheduler]:
+        optimizer = sgd(0.3, 0.1)
+        return optimizer, schedule(optimizer, 30, 1, num_warmup_epochs=8, min_lr_ratio=0.1)
+
+    optimizer, scheduler = build()
+    whole = run(optimizer, scheduler, 30)
+    optimizer, scheduler = build()
+    run(optimizer, scheduler, at)
+    resumed_optimizer, resumed = build()
+    resumed_optimizer.load_state_dict(optimizer.state_dict())
+    resumed.load_state_dict(scheduler.state_dict())
+    rest = run(resumed_optimizer, resumed, 30 - at)
+    assert rest == [values[at:] for values in whole]
+
+
+def test_fault_a7_the_count_of_a_users_schedule_is_in_its_state():
+    optimizer = sgd(8.0)
+    scheduler = Staircase(optimizer, every=2)
+    run(optimizer, scheduler, 3)
+    resumed_optimizer = sgd(8.0)
+    resumed = Staircase(resumed_optimizer, every=5)
+    resumed.load_state_dict(scheduler.state_dict())
+    resumed.step()
+    assert resumed_optimizer.param_groups[0]["lr"] == 1
+
+
+class Rising(SchedulerBase):
+    def get_updated_values(self, num_updates):
+        return None if num_updates == 1 else 0.1 * (num_updates + 1)
+
+
+def test_any_field_of_the_parameter_groups_can_be_scheduled():
+    optimizer = AdamW([torch.zeros(1)], lr=1.0, weight_decay=0.5)
+    scheduler = Rising(optimizer, param_group_field="weight_decay")
+    found = []
+    for n in (1, 2):
+        found.append(optimizer.param_groups[0]["weight_decay"])
+        scheduler.step_update(n)
+    found.append(optimizer.param_groups[0]["weight_decay"])
+    assert found == pytest.approx([0.1, 0.1, 0.3])
+    assert optimizer.param_groups[0]["lr"] == 1.0
+    assert scheduler.base_lr_values == [0.5]
+
+
+def test_a_field_that_the_groups_lack_is_named():
+    with pytest.raises(KeyError, match=r"param_groups\[0\] has no 'betas'"):
+        Rising(sgd(1.0), param_group_field="betas")
+
+
+def test_a_learning_rate_in_a_tensor_stays_the_same_tensor():
+    parameter = torch.zeros(1, requires_grad=True)
+    lr = torch.tensor(1.0)
+    optimizer = AdamW([parameter], lr=lr, capturable=False, foreach=False)
+    scheduler = LinearLrScheduler(optimizer, 4, 1, lr_min=0.0)
+    scheduler.step()
+    assert optimizer.param_groups[0]["lr"] is lr
+    assert lr.item() == 0.75
+    assert scheduler.base_lr_values == [1.0]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"num_warmup_epochs": 6, "num_cooldown_epochs": 5}, "more than the 10 updates of the run"),
+        ({"lr_min": -0.1}, "lr_min must not be negative"),
+        ({"num_warmup_epochs": -1}, "num_warmup_epochs must not be negative"),
+        ({"total_num_epochs": 0}, "at least one update"),
+        ({"k_decay": 0.0}, "k_decay must be positive"),
+    ],
+)
+def test_arguments_that_make_no_schedule_are_refused(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        CosineLrScheduler(
+            sgd(1.0), **{"total_num_epochs": 10, "num_update_steps_per_epoch": 1} | arguments
+        )

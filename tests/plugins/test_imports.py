@@ -1,0 +1,24 @@
+"""Plugin packages import their field's library when it is needed, and not before."""
+
+import subprocess
+import sys
+
+
+def test_importing_and_configuring_the_plugins_imports_no_library_of_theirs():
+    code = """
+import sys
+from pa_metrics import MetricsPlugin
+from pa_models import ModelsPlugin
+from pa_schedulers import SchedulersPlugin
+MetricsPlugin(metrics=["accuracy"], task="multiclass", num_classes=10)
+SchedulersPlugin(name="cosine").register_schedulers()
+assert "resnet18" not in ModelsPlugin().register_models()
+print(*[name for name in ("torchmetrics", "timm", "transformers") if name in sys.modules])
+assert "timm/resnet18" in ModelsPlugin().register_models()
+print("timm" in sys.modules)
+"""
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False
+    )
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.splitlines() == ["", "True"]

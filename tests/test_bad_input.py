@@ -1,0 +1,116 @@
+"""Bad input is told before training starts: what, where, and what would be right."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from tests.helpers import assert_identical, tiny_data, tiny_model, weights_of
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from pa_core import Trainer, TrainerCallback
+from pa_core.errors import PluginError
+
+
+def trainer_of(model=None, optimizer=None, trainer_class=Trainer, **kwargs):
+    model = tiny_model() if model is None else model
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1) if optimizer is None else optimizer
+    arguments = {"callbacks": (), "plugins": ()} | kwargs
+    return trainer_class(model, nn.CrossEntropyLoss(), optimizer, **arguments)
+
+
+def test_an_empty_dataset():
+    empty = TensorDataset(torch.zeros(0, 6), torch.zeros(0, dtype=torch.long))
+    with pytest.raises(ValueError, match="train dataset is empty"):
+        trainer_of().train(empty, num_epochs=1)
+    with pytest.raises(ValueError, match="eval dataset is empty"):
+        trainer_of().train(tiny_data(), num_epochs=1, eval_dataset=empty)
+
+
+def test_drop_last_that_leaves_no_batch():
+    with pytest.raises(ValueError, match="44 samples gives no batch.*needs at least 64"):
+        trainer_of().train(
+            tiny_data(), 1, per_device_batch_size=64, train_dataloader_kwargs={"drop_last": True}
+        )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"per_device_batch_size": 0}, "per_device_batch_size must be a positive integer, not 0"),
+        ({"train_dataloader_kwargs": {"batch_size": 0}}, "batch size must be a positive integer"),
+        ({"gradient_accumulation_steps": 0}, "gradient_accumulation_steps must be a positive"),
+        ({"max_num_train_steps": 0}, "max_num_train_steps must be a positive integer"),
+        ({"gradient_clip_norm": -1.0}, "gradient_clip_norm must be a positive number, not -1.0"),
+        ({"gradient_clip_norm": 1.0, "gradient_clip_value": 1.0}, "not by both"),
+        ({"num_epochs": "3 fortnights"}, "fortnights"),
+        ({"num_epochs": 0}, "0"),
+    ],
+)
+def test_numbers_that_make_no_sense(arguments, message):
+    trainer = trainer_of()
+    before = weights_of(trainer)
+    with pytest.raises(ValueError, match=message):
+        trainer.train(tiny_data(), **{"num_epochs": 1} | arguments)
+    assert_identical(before, weights_of(trainer))
+
+
+def test_a_model_without_parameters():
+    model = tiny_model()
+    with pytest.raises(ValueError, match="Flatten has no parameters"):
+        trainer_of(nn.Flatten(), torch.optim.SGD(model.parameters(), lr=0.1))
+
+
+def test_an_optimizer_over_other_parameters():
+    with pytest.raises(ValueError, match="holds 4 parameters that aren't the model's"):
+        trainer_of(tiny_model(), torch.optim.SGD(tiny_model().parameters(), lr=0.1))
+
+
+def returning(change):
+    class Changed(Trainer):
+        def calculate_train_batch_loss(self, batch):
+            return change(super().calculate_train_batch_loss(batch))
+
+    return trainer_of(trainer_class=Changed)
+
+
+def test_a_loss_that_is_no_scalar():
+    with pytest.raises(
+        TypeError, match=r"calculate_train_batch_loss returned a loss of shape \(2,\)"
+    ):
+        returning(lambda output: output | {"loss": output["loss"].repeat(2)}).train(tiny_data(), 1)
+
+
+def test_a_batch_output_without_its_keys_names_them():
+    with pytest.raises(ValueError, match="without model_outputs, batch_size; it has loss"):
+        returning(lambda output: {"loss": output["loss"]}).train(tiny_data(), 1)
+
+
+def test_a_batch_output_that_is_no_dict():
+    with pytest.raises(TypeError, match="returned Tensor, not a dict with the keys loss"):
+        returning(lambda output: output["loss"]).train(tiny_data(), 1)
+
+
+def test_a_callback_class_that_cannot_be_built():
+    class NeedsMore(TrainerCallback):
+        def __init__(self, more):
+            self.more = more
+
+    with pytest.raises(PluginError, match=r"NeedsMore.*more"):
+        trainer_of(callbacks=[NeedsMore])
+
+
+def test_evaluating_nothing():
+    with pytest.raises(ValueError, match="evaluate.* needs a dataset"):
+        trainer_of().evaluate()
+
+
+def test_a_schedule_whose_length_nobody_knows():
+    loader = DataLoader(tiny_data(), batch_size=4)
+    with pytest.raises(Exception, match="nonesuch"):
+        trainer_of().train(loader, 1, create_scheduler_fn="nonesuch")
+
+
+def test_an_unknown_model_name_is_told():
+    with pytest.raises(PluginError, match="resnet_of_nowhere"):
+        Trainer("resnet_of_nowhere", None, torch.optim.SGD, plugins=())

@@ -1,0 +1,119 @@
+import math
+
+import pytest
+import torch
+from tests.builtin_trainer import SpoilsLoss, make_trainer
+from tests.helpers import tiny_data, weights_of
+
+from pa_core import Trainer, TrainerCallback
+from pa_core.callbacks import TerminateOnNaNCallback
+
+on_cpu = pytest.mark.skipif(torch.cuda.is_available(), reason="on a GPU the look comes later")
+on_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+
+
+class Ends(TrainerCallback):
+    """Notes how the run ends, after the guard was told."""
+
+    def __init__(self):
+        self.events = []
+
+    def on_stop_training_error(self, trainer, error):
+        self.events.append(str(error))
+
+    def on_training_run_end(self, trainer):
+        self.events.append("end")
+
+
+@on_cpu
+@pytest.mark.parametrize("factor", [math.nan, math.inf])
+@pytest.mark.parametrize("spoiler_first", [True, False])
+def test_a_loss_that_is_no_number_stops_before_its_update(factor, spoiler_first):
+    guard, spoiler = TerminateOnNaNCallback(), SpoilsLoss(3, factor)
+    trainer = make_trainer(*((spoiler, guard) if spoiler_first else (guard, spoiler)))
+    trainer.train(tiny_data(44), 5)
+    assert guard.triggered
+    assert "NaN or infinite" in trainer.stop_reason
+
+    whole = make_trainer()
+    whole.train(tiny_data(44), 5, max_num_train_steps=3)
+    for name, weight in weights_of(trainer).items():
+        assert torch.equal(weight, weights_of(whole)[name])
+
+
+@on_cpu
+def test_a_nan_in_any_micro_batch_drops_the_whole_accumulated_update():
+    trainer = make_trainer(TerminateOnNaNCallback, SpoilsLoss(1))
+    before = weights_of(trainer)
+    trainer.train(tiny_data(44), 1, gradient_accumulation_steps=3)
+    assert trainer.stop_reason is not None
+    for name, weight in weights_of(trainer).items():
+        assert torch.equal(weight, before[name])
+
+
+def test_b5_the_run_ends_in_good_order_and_nothing_exits():
+    ends = Ends()
+    trainer = make_trainer(TerminateOnNaNCallback, ends, SpoilsLoss(2))
+    trainer.train(tiny_data(44), 3)
+    assert ends.events[-1] == "end"
+    assert "NaN" in ends.events[0]
+    assert len(ends.events) == 2
+
+
+def test_a_nan_in_an_evaluation_stops_the_run_after_it():
+    class Nan(Trainer):
+        def calculate_eval_batch_loss(self, batch):
+            output = super().calculate_eval_batch_loss(batch)
+            return {**output, "loss": output["loss"] * math.nan}
+
+    guard = TerminateOnNaNCallback()
+    trainer = make_trainer(guard, trainer_class=Nan)
+    trainer.train(tiny_data(16), 5, eval_dataset=tiny_data(16))
+    assert guard.triggered
+    assert trainer.run_history.current_epoch == 2
+    assert "evaluation" in trainer.stop_reason
+
+
+def test_finite_losses_never_trigger_and_a_new_run_begins_untriggered():
+    guard = TerminateOnNaNCallback()
+    spoiler = SpoilsLoss(1)
+    trainer = make_trainer(guard, spoiler)
+    trainer.train(tiny_data(16), 1)
+    assert guard.triggered
+    spoiler.step = -1
+    trainer.train(tiny_data(16), 2, eval_dataset=tiny_data(8))
+    assert not guard.triggered
+    assert trainer.stop_reason is None
+
+
+@pytest.mark.gpu
+@on_gpu
+def test_c1_on_a_gpu_the_guard_never_waits_and_stops_a_few_steps_later():
+    steps = []
+
+    class Counts(TrainerCallback):
+        def on_backward_end(self, trainer, step):
+            steps.append(step)
+
+    guard = TerminateOnNaNCallback()
+    trainer = make_trainer(guard, Counts, SpoilsLoss(3))
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        for factor in (1.0, math.inf, 1.0):
+            guard._is_bad(torch.ones((), device="cuda") * factor)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert guard._watch.read()
+    trainer.train(tiny_data(2000), 1)
+    assert guard.triggered
+    assert 3 < len(steps) < 100
+
+
+@pytest.mark.gpu
+@on_gpu
+def test_on_a_gpu_a_nan_in_the_last_step_is_seen_at_the_epochs_end():
+    guard = TerminateOnNaNCallback()
+    trainer = make_trainer(guard, SpoilsLoss(5))
+    trainer.train(tiny_data(44), 3)
+    assert guard.triggered
+    assert trainer.run_history.current_epoch == 1

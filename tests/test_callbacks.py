@@ -1,0 +1,194 @@
+import copy
+import importlib
+import subprocess
+import sys
+
+import pytest
+import torch
+from tests.helpers import tiny_data, tiny_model
+from torch import nn
+
+import pa_core
+from pa_core import StopTrainingError, Trainer, TrainerCallback, callbacks, hookspecs
+from pa_core.builtins import BUILTINS, DEFAULTS
+from pa_core.callbacks import CallbackHandler, get_default_callbacks
+from pa_core.errors import PluginError, PluginValidationError
+
+RELATIVES_NAMES = (
+    "CallbackHandler EarlyStoppingCallback LimitBatchesCallback LimitEvalStepsCallback "
+    "LogMetricsCallback MoveModulesToDeviceCallback PrintProgressCallback ProgressBarCallback "
+    "SaveBestModelCallback SaveTrainingStateCallback StepBasedEvaluationCallback "
+    "StopTrainingError TerminateOnNaNCallback TrainerCallback get_default_callbacks"
+).split()
+
+
+def make_trainer(*given, **kwargs):
+    model = tiny_model()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    return Trainer(model, nn.CrossEntropyLoss(), optimizer, callbacks=given, plugins=(), **kwargs)
+
+
+def test_the_relatives_names_are_here():
+    for name in RELATIVES_NAMES:
+        assert getattr(callbacks, name).__name__ == name
+    assert callbacks.StopTrainingError is StopTrainingError
+    assert pa_core.TrainerCallback is TrainerCallback
+    with pytest.raises(AttributeError, match="Nonesuch"):
+        _ = callbacks.Nonesuch
+
+
+def test_every_builtin_is_where_it_is_said_to_be_and_in_a_file_of_its_name():
+    for name, target in BUILTINS.items():
+        module, _, attribute = target.partition(":")
+        assert module == f"pa_core.builtins.{name}"
+        assert issubclass(getattr(importlib.import_module(module), attribute), TrainerCallback)
+        assert attribute in callbacks.__all__
+    assert set(DEFAULTS) <= set(BUILTINS)
+
+
+def test_the_default_callbacks_are_the_relatives():
+    names = [callback.__name__ for callback in get_default_callbacks()]
+    assert names == [
+        "MoveModulesToDeviceCallback",
+        "TerminateOnNaNCallback",
+        "PrintProgressCallback",
+        "ProgressBarCallback",
+        "LogMetricsCallback",
+    ]
+    quiet = [callback.__name__ for callback in get_default_callbacks(progress_bar=False)]
+    assert quiet == [name for name in names if name != "ProgressBarCallback"]
+
+
+def test_what_is_not_asked_for_is_not_imported():
+    code = (
+        "import sys; from pa_core.callbacks import LogMetricsCallback; "
+        "print([name for name in sys.modules if name.startswith('pa_core.builtins.')])"
+    )
+    shown = subprocess.run(
+        [sys.executable, "-c", code], check=True, capture_output=True, text=True
+    ).stdout
+    assert shown.strip() == "['pa_core.builtins.base', 'pa_core.builtins.log_metrics']" or (
+        sorted(shown.strip(" []\n").replace("'", "").split(", "))
+        == ["pa_core.builtins.base", "pa_core.builtins.log_metrics"]
+    )
+
+
+def test_the_list_of_builtins_needs_no_torch():
+    code = (
+        "import sys, pa_core.builtins, pa_core.control; "
+        "sys.exit(any(name in sys.modules for name in ('torch', 'accelerate', 'pydantic')))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_the_base_class_has_no_event_so_that_each_one_that_is_defined_counts():
+    assert not [name for name in dir(TrainerCallback) if name.startswith("on_")]
+
+
+def test_editors_see_every_event_with_its_arguments():
+    """The signatures for editors are those of the hookspecs."""
+    import ast
+    import inspect
+
+    seen = {}
+    for node in ast.walk(ast.parse(inspect.getsource(callbacks))):
+        if isinstance(node, ast.FunctionDef) and node.name.startswith("on_"):
+            arguments = [argument.arg for argument in (*node.args.args, *node.args.kwonlyargs)]
+            seen[node.name] = arguments[1:]
+    specified = {
+        name: list(inspect.signature(spec).parameters)
+        for name, spec in vars(hookspecs).items()
+        if name.startswith("on_")
+    }
+    assert seen == specified
+
+
+def test_a1_an_attribute_that_is_not_there_is_an_error():
+    callback = TrainerCallback()
+    with pytest.raises(AttributeError, match="metrcs"):
+        _ = callback.metrcs
+
+
+def test_b13_callbacks_can_be_copied_and_asked_for_attributes():
+    class Mine(TrainerCallback):
+        def __init__(self):
+            self.seen = [1]
+
+    first = Mine()
+    second = copy.deepcopy(first)
+    second.seen.append(2)
+    assert first.seen == [1]
+    assert not hasattr(first, "on_nonesuch")
+
+
+def test_the_handler_shows_the_trainers_callbacks_in_order():
+    class Mine(TrainerCallback):
+        pass
+
+    first, second = Mine(), callbacks.PrintProgressCallback()
+    trainer = make_trainer(first, second)
+    handler = trainer.callback_handler
+    assert list(handler) == handler.callbacks == [first, second]
+    assert handler.callback_list == ["Mine", "PrintProgressCallback"]
+
+
+def test_callbacks_that_are_added_later_are_called_and_cleared_ones_are_not():
+    log = []
+
+    class Mine(TrainerCallback):
+        def on_train_epoch_start(self, trainer):
+            log.append(type(self).__name__)
+
+    class Late(Mine):
+        pass
+
+    trainer = make_trainer(Mine)
+    trainer.callback_handler.add_callbacks([Late, Mine()])  # two of one class are welcome
+    trainer.train(tiny_data(8), 1)
+    assert log == ["Mine", "Late", "Mine"]
+    trainer.callback_handler.clear_callbacks()
+    trainer.train(tiny_data(8), 1)
+    assert log == ["Mine", "Late", "Mine"]
+    assert trainer.callback_handler.callbacks == []
+
+
+def test_a_handler_of_ones_own_calls_its_callbacks():
+    seen = []
+
+    class Mine(TrainerCallback):
+        def on_eval_epoch_end(self, trainer, is_intermediate):
+            seen.append((trainer, is_intermediate))
+
+    trainer = make_trainer()
+    CallbackHandler([Mine]).call_event("on_eval_epoch_end", trainer, is_intermediate=True)
+    assert seen == [(trainer, True)]
+    assert trainer.callback_handler.callbacks == []
+
+
+def test_an_event_by_any_name_reaches_every_callback_that_has_it():
+    seen = []
+
+    class Mine(TrainerCallback):
+        def verify_batch(self, trainer, batch):
+            seen.append((trainer, batch))
+
+    class Other(TrainerCallback):
+        pass
+
+    trainer = make_trainer(Mine, Other)
+    trainer.callback_handler.call_event("verify_batch", trainer, batch=3)
+    assert seen == [(trainer, 3)]
+
+
+def test_a_mistyped_event_is_an_error_that_names_the_nearest():
+    class Mistyped(TrainerCallback):
+        def on_trian_epoch_end(self, trainer):
+            pass
+
+    with pytest.raises(PluginValidationError, match="on_train_epoch_end"):
+        make_trainer(Mistyped)
+
+
+def test_a_class_that_cannot_be_built_is_an_error_that_names_it():
+    with pytest.raises(PluginError, match="LimitBatchesCallback"):
+        make_trainer().callback_handler.add_callback(callbacks.LimitBatchesCallback)

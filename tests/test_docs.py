@@ -1,0 +1,206 @@
+"""The documentation says what the code does: its tables are compared, its code is run.
+
+On a page, the Python blocks run one after the other in one namespace, and the shell blocks between
+them, all in an empty folder. A comment on the line before a block says otherwise:
+``<!-- file: NAME -->`` writes the block into that folder, ``<!-- not run: WHY -->`` leaves it out.
+"""
+
+import inspect
+import os
+import re
+import subprocess
+import sys
+import tomllib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+README = ROOT / "README.md"
+PAGES = [README, *sorted(ROOT.glob("docs/*.md")), *sorted(ROOT.glob("plugins/*/README.md"))]
+MARK = re.compile(r"<!-- (file|not run): (.+) -->")
+NO_CODE = {"text", "{eval-rst}"}
+every_page = pytest.mark.parametrize(
+    "page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix()
+)
+
+
+@dataclass
+class Block:
+    """A fenced block: its language, its text, its first line, and the mark before it."""
+
+    language: str
+    code: str
+    line: int
+    mark: str | None
+    argument: str
+
+
+def blocks(page: Path) -> list[Block]:
+    found: list[Block] = []
+    lines = page.read_text().splitlines()
+    start: int | None = None
+    for number, line in enumerate(lines):
+        if not line.startswith("```"):
+            continue
+        if start is None:
+            start = number
+            continue
+        mark = MARK.fullmatch(lines[start - 1]) if start else None
+        code = "\n".join(lines[start + 1 : number]) + "\n"
+        kind, argument = mark.groups() if mark else (None, "")
+        found.append(Block(lines[start].removeprefix("```"), code, start + 1, kind, argument))
+        start = None
+    assert start is None, f"{page}: the block of line {start} is never closed"
+    return [block for block in found if block.language not in NO_CODE]
+
+
+@every_page
+def test_the_code_of_a_page_runs(
+    page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("PA_CORE_CONFIG", raising=False)
+    namespace: dict[str, Any] = {"__name__": "__page__"}
+    for block in blocks(page):
+        if block.mark == "not run":
+            continue
+        if block.mark == "file":
+            file = tmp_path / block.argument
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text(block.code)
+        if block.language == "python" and block.mark is None:
+            source = "\n" * block.line + block.code  # so that errors name the page's own lines
+            exec(compile(source, str(page), "exec", dont_inherit=True), namespace)  # noqa: S102
+        elif block.language == "sh" and block.mark is None:
+            run_shell(block.code, tmp_path)
+        elif block.language == "toml":
+            check_toml(block, tmp_path)
+
+
+def run_shell(commands: str, folder: Path) -> None:
+    binaries = Path(sys.executable).parent
+    result = subprocess.run(
+        ["bash", "-euo", "pipefail", "-c", commands],
+        cwd=folder,
+        env=os.environ | {"PATH": f"{binaries}{os.pathsep}{os.environ['PATH']}"},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.returncode == 0, f"{commands}{result.stdout}{result.stderr}"
+
+
+def check_toml(block: Block, folder: Path) -> None:
+    """Settings that a page shows are right, but for those in a folder named ``wrong``."""
+    from pa_core.settings import build_plugins, read_settings
+
+    content = tomllib.loads(block.code)
+    if "pa-core" in content.get("tool", {}) and not block.argument.startswith("wrong/"):
+        file = folder / (block.argument or "shown/pyproject.toml")
+        file.parent.mkdir(exist_ok=True)
+        file.write_text(block.code)
+        assert build_plugins(read_settings(file))
+
+
+@every_page
+def test_each_block_of_a_page_has_a_language_that_is_run(page: Path) -> None:
+    for block in blocks(page):
+        place = f"{page.name}:{block.line}"
+        assert block.language in {"python", "sh", "toml"}, f"{place}: {block.language!r}"
+
+
+def specifications() -> dict[str, list[str]]:
+    """Each hook's arguments by its name, from the code."""
+    from pa_core import hookspecs
+
+    return {
+        name: list(inspect.signature(value).parameters)
+        for name, value in vars(hookspecs).items()
+        if hasattr(value, "pa_core_spec")
+    }
+
+
+def test_the_tables_of_hooks_are_those_of_the_code() -> None:
+    row = re.compile(r"^\| `(\w+)` \| .+ \|( `[^|]+`)? \|$", re.MULTILINE)
+    documented = {
+        name: re.findall(r"`(\w+)`", arguments or "")
+        for name, arguments in row.findall((ROOT / "docs" / "loop.md").read_text())
+    }
+    assert documented == specifications()
+
+
+def test_every_hook_has_a_docstring_that_says_when_it_is_called() -> None:
+    from pa_core import hookspecs
+
+    for name in specifications():
+        assert "When" in (inspect.getdoc(getattr(hookspecs, name)) or ""), name
+
+
+def test_the_sketch_of_the_loop_names_the_events_in_the_order_of_a_run() -> None:
+    text = (ROOT / "docs" / "loop.md").read_text()
+    sketch = text.partition("```text\n")[2].partition("```")[0]
+    table = re.findall(r"^\| `(on_\w+)`", text, re.MULTILINE)
+    drawn = re.findall(r"\bon_\w+", sketch)
+    assert drawn == [name for name in table if name in drawn]
+    assert set(table) - set(drawn) == {
+        *("on_init_end", "on_evaluation_run_start", "on_evaluation_run_end"),
+        *("on_stop_training_error", "on_exception"),
+        *("on_save_training_state", "on_load_training_state"),
+    }
+
+
+def test_the_page_of_built_ins_names_each_with_its_settings() -> None:
+    from importlib import import_module
+
+    from pa_core.builtins import BUILTINS, DEFAULTS
+
+    text = (ROOT / "docs" / "builtins.md").read_text()
+    sections = dict(re.findall(r"^## `(\w+)`\n(.*?)(?=^## |\Z)", text, re.MULTILINE | re.DOTALL))
+    assert list(sections) == list(BUILTINS)
+    for name, target in BUILTINS.items():
+        module, _, attribute = target.partition(":")
+        settings = getattr(getattr(import_module(module), attribute), "Settings", None)
+        fields = settings.model_fields if settings is not None else {}
+        expected = [setting_row(key, field) for key, field in fields.items()]
+        assert re.findall(r"^\| `.+$", sections[name], re.MULTILINE) == expected, name
+        assert ("On by default." in sections[name]) == (name in DEFAULTS), name
+
+
+def setting_row(key: str, field: Any) -> str:
+    default = field.default
+    if field.is_required():
+        shown = "needed"
+    elif isinstance(default, str | Path):
+        shown = f'`"{default}"`'
+    else:
+        shown = f"`{str(default).lower()}`" if default is not None else "none"
+    return f"| `{key}` | {shown} | {field.description} |"
+
+
+def test_the_readme_has_its_two_commands_as_its_first_shell_blocks() -> None:
+    demo, checks = [block.code for block in blocks(README) if block.language == "sh"][:2]
+    assert demo.count("\n") == checks.count("\n") == 1
+    assert demo.startswith("python3 -m venv ")
+    assert demo.rstrip().endswith("python examples/digits/train.py")
+    assert checks.startswith("python3 -m venv ")
+    assert checks.rstrip().endswith("/nox")
+
+
+def test_the_readmes_plugin_takes_at_most_fifteen_lines_and_works_in_its_script(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = [block for block in blocks(README) if block.mark == "file"]
+    assert [block.language for block in files] == ["python", "toml"]
+    assert len([line for line in files[0].code.splitlines() if line.strip()]) <= 15
+    for block in files:
+        (tmp_path / block.argument).write_text(block.code)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("PA_CORE_CONFIG", raising=False)
+    (script,) = [b for b in blocks(README) if b.language == "python" and b.mark is None]
+    namespace: dict[str, Any] = {"__name__": "__page__"}
+    exec(compile(script.code, str(README), "exec", dont_inherit=True), namespace)  # noqa: S102
+    assert namespace["trainer"].run_history.get_latest_metric("learning_rate") == 0.01

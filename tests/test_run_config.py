@@ -1,0 +1,60 @@
+import dataclasses
+
+import pytest
+import torch
+from tests.helpers import tiny_data, tiny_model
+from torch import nn
+from torch.utils.data import RandomSampler
+
+from pa_core import Trainer
+from pa_core.run_config import TrainerRunConfig
+
+# The relative's fields: scripts build and read them by these names.
+RELATIVES_FIELDS = (
+    "num_epochs train_per_device_batch_size train_dl_kwargs eval_per_device_batch_size "
+    "eval_dl_kwargs gradient_accumulation_steps gradient_clip_value train_total_batch_size "
+    "eval_total_batch_size num_update_steps_per_epoch num_local_update_steps_per_epoch "
+    "max_num_train_steps is_local_process_zero is_world_process_zero is_distributed "
+    "mixed_precision num_processes"
+).split()
+
+
+def config(**changes):
+    fields = {name: 1 for name in RELATIVES_FIELDS}
+    return TrainerRunConfig(**{**fields, "train_dl_kwargs": {}, "eval_dl_kwargs": {}, **changes})
+
+
+def test_it_has_the_relatives_fields_and_one_more():
+    names = [field.name for field in dataclasses.fields(TrainerRunConfig)]
+    assert names == [*RELATIVES_FIELDS, "gradient_clip_norm"]
+    assert config().gradient_clip_norm is None
+
+
+def test_it_cannot_be_changed():
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        config().num_epochs = 2
+
+
+def test_b11_to_dict_copes_with_runs_that_have_no_training_loader():
+    assert config(train_dl_kwargs=None).to_dict()["train_dl_kwargs"] is None
+
+
+def test_b11_to_dict_leaves_the_loaders_arguments_as_they_are():
+    generator = torch.Generator()  # can't be copied
+    sampler = RandomSampler(range(3), generator=generator)
+    first = config(train_dl_kwargs={"sampler": sampler, "batch_size": 8})
+    values = first.to_dict()
+    assert values["train_dl_kwargs"] == {"sampler": sampler, "batch_size": 8}
+    assert first.train_dl_kwargs == {"sampler": sampler, "batch_size": 8}
+    values["train_dl_kwargs"]["batch_size"] = 1
+    assert first.train_dl_kwargs["batch_size"] == 8
+
+
+def test_b11_to_dict_works_after_evaluate_alone():
+    model = tiny_model()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    trainer = Trainer(model, nn.CrossEntropyLoss(), optimizer, callbacks=(), plugins=())
+    trainer.evaluate(tiny_data(8))
+    values = trainer.run_config.to_dict()
+    assert values["train_dl_kwargs"] is None
+    assert values["eval_dl_kwargs"]["batch_size"] == 8

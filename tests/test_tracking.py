@@ -1,0 +1,314 @@
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+from tests.helpers import tiny_data, tiny_model
+from torch import nn
+
+from pa_core import Trainer
+from pa_core.durations import Progress
+from pa_core.tracking import InMemoryRunHistory, LossTracker, RunHistory
+
+
+def recorded(*pairs):
+    history = InMemoryRunHistory()
+    for name, value in pairs:
+        history.update_metric(name, value)
+    return history
+
+
+def test_metrics_are_kept_in_order_and_by_name():
+    history = recorded(("loss", 3.0), ("accuracy", 0.5), ("loss", 2.0))
+    assert list(history.get_metric_names()) == ["loss", "accuracy"]
+    assert history.get_metric_values("loss") == [3.0, 2.0]
+    assert history.get_latest_metric("loss") == 2.0
+
+
+def test_a26_names_come_in_the_order_of_their_first_record_and_combine_with_sets():
+    names = [f"metric_{number}" for number in range(50)]
+    history = recorded(*((name, 1.0) for name in reversed(names)))
+    assert list(history.get_metric_names()) == names[::-1]
+    assert history.get_metric_names() == set(names)
+    assert history.get_metric_names() - {"metric_0"} == set(names[1:])
+
+
+def test_names_can_be_gone_through_while_more_are_recorded():
+    history = recorded(("loss", 1.0))
+    for name in history.get_metric_names():
+        history.update_metric(f"smooth_{name}", 1.0)
+    assert list(history.get_metric_names()) == ["loss", "smooth_loss"]
+
+
+def test_asking_for_an_unknown_metric_names_the_nearest_and_records_nothing():
+    history = recorded(("eval_loss_epoch", 1.0))
+    with pytest.raises(ValueError, match="eval_loss_epoch"):
+        history.get_latest_metric("eval_los_epoch")
+    assert history.get_metric_values("eval_los_epoch") == []
+    assert list(history.get_metric_names()) == ["eval_loss_epoch"]
+
+
+@pytest.mark.parametrize(
+    ("given", "kept"),
+    [
+        (torch.tensor(0.5, requires_grad=True), 0.5),
+        (torch.tensor([1, 2]), [1, 2]),
+        (np.float32(0.5), 0.5),
+        (np.int64(3), 3),
+        (np.array([0.5, 1.0]), [0.5, 1.0]),
+        ([torch.tensor(1.0), np.float64(2.0)], [1.0, 2.0]),
+        ({"cat": np.float64(0.5)}, {"cat": 0.5}),
+        (7, 7),
+        ("text", "text"),
+    ],
+)
+def test_values_are_kept_as_plain_python(given, kept):
+    value = recorded(("metric", given)).get_latest_metric("metric")
+    assert value == kept
+    assert type(value) is type(kept)
+    json.dumps(value)
+
+
+def test_changing_what_was_returned_changes_nothing_that_was_recorded():
+    history = recorded(("loss", 1.0))
+    history.get_metric_values("loss").clear()
+    history.records[0]["value"] = 7.0
+    assert history.get_latest_metric("loss") == 1.0
+    assert history.records[0]["value"] == 1.0
+
+
+def test_the_prefix_goes_before_names_that_are_recorded():
+    history = InMemoryRunHistory()
+    history.set_metric_name_prefix("ema_")
+    history.update_metric("loss", 1.0)
+    assert history.metric_name_prefix == "ema_"
+    history.set_metric_name_prefix()
+    history.update_metric("loss", 2.0)
+    assert history.get_metric_values("ema_loss") == [1.0]
+    assert history.get_metric_values("loss") == [2.0]
+
+
+def test_a_deleted_metric_is_gone_from_names_values_and_records():
+    history = recorded(("loss", 1.0), ("accuracy", 0.5))
+    history.delete_metric("loss")
+    assert list(history.get_metric_names()) == ["accuracy"]
+    assert [record["metric"] for record in history.records] == ["accuracy"]
+    with pytest.raises(KeyError):
+        history.delete_metric("loss")
+
+
+def test_each_record_carries_the_place_in_the_run():
+    history = InMemoryRunHistory()
+    history.update_metric("before", 1.0)
+    history._increment_epoch()
+    history.set_progress(Progress(1.5, 12, 96, 3.25, 0.75))
+    history.update_metric("loss", 0.5)
+    before, record = history.records
+    assert record == {
+        "metric": "loss",
+        "value": 0.5,
+        "epoch": 2,
+        "update": 12,
+        "samples": 96,
+        "seconds": 3.25,
+    }
+    assert (before["epoch"], before["update"]) == (1, None)
+
+
+def test_reset_goes_back_to_epoch_one_and_keeps_the_prefix():
+    history = recorded(("loss", 1.0))
+    history.set_metric_name_prefix("a_")
+    history._set_epoch(4)
+    history.reset()
+    assert history.current_epoch == 1
+    assert list(history.get_metric_names()) == []
+    assert history.records == []
+    assert history.metric_name_prefix == "a_"
+
+
+def test_state_goes_through_json_and_back():
+    history = recorded(("loss", np.float64(1.5)), ("loss", 0.5), ("f1", [0.1, 0.2]))
+    history._increment_epoch()
+    state = json.loads(json.dumps(history.state_dict()))
+    restored = recorded(("stale", 1.0))
+    restored.load_state_dict(state)
+    assert restored.records == history.records
+    assert restored.current_epoch == 2
+    assert restored.get_metric_values("loss") == [1.5, 0.5]
+    assert list(restored.get_metric_names()) == ["loss", "f1"]
+
+
+class RelativesHistory(RunHistory):
+    """Overrides what pytorch-accelerated asks for, and no more."""
+
+    def __init__(self):
+        self.values, self.epoch, self.prefix = {}, 1, ""
+
+    def get_metric_names(self):
+        return set(self.values)
+
+    def get_metric_values(self, metric_name):
+        return self.values[metric_name]
+
+    def get_latest_metric(self, metric_name):
+        return self.values[metric_name][-1]
+
+    def set_metric_name_prefix(self, prefix=""):
+        self.prefix = prefix
+
+    @property
+    def metric_name_prefix(self):
+        return self.prefix
+
+    def update_metric(self, metric_name, metric_value):
+        self.values.setdefault(self.prefix + metric_name, []).append(metric_value)
+
+    def delete_metric(self, metric_name):
+        del self.values[metric_name]
+
+    @property
+    def current_epoch(self):
+        return self.epoch
+
+    def _increment_epoch(self):
+        self.epoch += 1
+
+    def _set_epoch(self, epoch):
+        self.epoch = epoch
+
+    def reset(self):
+        self.__init__()
+
+
+def test_a_history_written_for_the_relative_works_in_a_run_and_keeps_its_epoch():
+    model = tiny_model()
+    trainer = Trainer(
+        model,
+        nn.CrossEntropyLoss(),
+        torch.optim.SGD(model.parameters(), lr=0.1),
+        callbacks=(),
+        plugins=(),
+        run_history=RelativesHistory(),
+    )
+    trainer.train(tiny_data(16), 2, eval_dataset=tiny_data(8))
+    assert len(trainer.run_history.get_metric_values("eval_loss_epoch")) == 2
+    restored = RelativesHistory()
+    restored.load_state_dict(json.loads(json.dumps(trainer.run_history.state_dict())))
+    assert restored.current_epoch == trainer.run_history.current_epoch == 3
+
+
+def test_the_history_of_a_run_says_where_each_value_was_recorded():
+    model = tiny_model()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    trainer = Trainer(model, nn.CrossEntropyLoss(), optimizer, callbacks=(), plugins=())
+    trainer.train(tiny_data(20), 2, eval_dataset=tiny_data(8))
+    places = [
+        (record["metric"], record["epoch"], record["update"], record["samples"])
+        for record in trainer.run_history.records
+    ]
+    assert places == [
+        ("train_loss_epoch", 1, 3, 20),
+        ("eval_loss_epoch", 1, 3, 20),
+        ("train_loss_epoch", 2, 6, 40),
+        ("eval_loss_epoch", 2, 6, 40),
+    ]
+    seconds = [record["seconds"] for record in trainer.run_history.records]
+    assert 0 < seconds[0] <= seconds[-1]
+
+
+def test_a15_the_mean_loss_is_over_samples():
+    tracker = LossTracker()
+    tracker.update(torch.tensor(2.0), 3)
+    tracker.update(torch.tensor(6.0), 1)
+    assert tracker.average == 3.0
+    assert tracker.total_loss == 12.0
+    assert tracker.running_count == 4
+    assert tracker.loss_value == 6.0
+
+
+def test_a_tracker_takes_plain_numbers_and_tensor_counts():
+    tracker = LossTracker()
+    tracker.update(2.0)
+    tracker.update(4.0, torch.tensor(3))
+    assert tracker.average == 3.5
+    assert tracker.running_count == 4
+
+
+def test_sums_on_the_cpu_are_in_double_precision():
+    tracker = LossTracker()
+    for _ in range(1000):
+        tracker.update(torch.tensor(0.1), 1)
+    assert math.isclose(tracker.average, float(torch.tensor(0.1)), rel_tol=1e-14)
+
+
+def test_a_batch_of_no_samples_counts_for_nothing_even_if_its_loss_is_nan():
+    tracker = LossTracker()
+    tracker.update(1.0, 2)
+    tracker.update(torch.tensor(math.nan), 0)
+    assert tracker.average == 1.0
+
+
+def test_an_empty_tracker_has_the_mean_zero():
+    assert LossTracker().average == 0
+
+
+def test_a_reset_tracker_is_as_new():
+    tracker = LossTracker()
+    tracker.update(1.0, 2)
+    tracker.reset()
+    assert tracker.state_dict() == LossTracker().state_dict()
+
+
+def test_sums_come_as_a_tensor_of_two():
+    tracker = LossTracker()
+    tracker.update(2.0, 3)
+    sums = tracker.sums("cpu")
+    assert sums.dtype == torch.float64
+    assert sums.tolist() == [6.0, 3.0]
+
+
+def test_a_trackers_state_goes_through_json_and_goes_on_identically():
+    losses = [(0.1 * number, number) for number in range(1, 9)]
+    whole, first, second = LossTracker(), LossTracker(), LossTracker()
+    for loss in losses:
+        whole.update(*loss)
+    for loss in losses[:3]:
+        first.update(*loss)
+    second.load_state_dict(json.loads(json.dumps(first.state_dict())))
+    for loss in losses[3:]:
+        second.update(*loss)
+    assert second.state_dict() == whole.state_dict()
+
+
+def test_c1_losses_of_another_device_are_summed_there_unread():
+    """The meta device holds no numbers, so reading one would raise."""
+    tracker = LossTracker()
+    tracker.update(torch.tensor(1.0), 2)
+    for count in (4, torch.ones((), dtype=torch.int64, device="meta")):
+        tracker.update(torch.zeros((), device="meta"), count)
+    assert tracker.sums("meta").shape == (2,)
+    with pytest.raises((RuntimeError, NotImplementedError)):
+        _ = tracker.average
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_c1_losses_on_a_gpu_are_summed_without_waiting_and_as_on_the_cpu():
+    losses = torch.rand(100, generator=torch.Generator().manual_seed(1))
+    on_gpu, host, device = losses.cuda(), LossTracker(), LossTracker()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        for number in range(100):
+            device.update(on_gpu[number], number)
+        sums = device.sums("cuda")
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    for number in range(100):
+        host.update(losses[number], number)
+    assert sums.tolist() == host.sums("cpu").tolist()
+    resumed = LossTracker()
+    resumed.load_state_dict(device.state_dict())
+    for tracker in (resumed, device):
+        tracker.update(on_gpu[0], 3)
+    assert resumed.total_loss == device.total_loss
