@@ -10,9 +10,8 @@ import pytest
 # Before torch is imported: tests run side by side, and more threads would only get in their way.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-# accelerate tells its other processes and itself about settings in the environment; so does
-# torch's compiler, when transformers imports it.
-MAY_CHANGE = ("ACCELERATE_", "PYTEST_", "TORCHINDUCTOR_")
+# What libraries write on import: accelerate, torch's compiler (through transformers), scikit-learn.
+MAY_CHANGE = ("ACCELERATE_", "PYTEST_", "TORCHINDUCTOR_", "KMP_")
 
 
 @pytest.fixture(autouse=True)

@@ -59,7 +59,7 @@ def types(session: nox.Session) -> None:
 def docs(session: nox.Session) -> None:
     """Build the documentation; a warning is an error."""
     shutil.rmtree("docs/_build", ignore_errors=True)
-    run_python(session, "-m", "sphinx", "-W", "-n", "-q", "-b", "html", "docs", "docs/_build/html")
+    run_python(session, "-m", "sphinx", "-W", "-q", "-b", "html", "docs", "docs/_build/html")
 
 
 @nox.session(venv_backend="none", requires=["develop"])

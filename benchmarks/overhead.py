@@ -7,7 +7,8 @@ its own; runs go in turns (A B C … A B C …), so that a machine that slows do
 The clock is the same for all and none can touch it: a post-step hook on the optimizer that the
 benchmark itself builds and hands over. It counts updates and notes the time of the last update of
 each epoch. An epoch's time runs from the last update of the epoch before to its own, so everything
-a system does per step and between epochs is inside, and its set-up is outside.
+a system does per step and between epochs is inside, and its set-up is outside. The time between
+two updates within an epoch gives the typical step, which other work on the machine hardly moves.
 
     python benchmarks/overhead.py --rounds 5 --json results.json
     python benchmarks/overhead.py --only hand pa-core --data tensor
@@ -79,23 +80,30 @@ class Work:
 
 
 class UpdateClock:
-    """Counts the optimizer's updates; notes the time at the last one of each epoch."""
+    """Notes the time after each of the optimizer's updates."""
 
     def __init__(self, optimizer: Any, steps: int, synchronize: Callable[[], None] | None) -> None:
-        self.updates = 0
-        self.wall: list[float] = []
-        self.cpu: list[float] = []
+        self.stamps: list[float] = []
         self._steps = steps
         self._synchronize = synchronize
         optimizer.register_step_post_hook(self._after_update)
 
     def _after_update(self, optimizer: Any, args: Any, kwargs: Any) -> None:
-        self.updates += 1
-        if self.updates % self._steps == 0:
-            if self._synchronize is not None:  # queued kernels belong to the epoch they are of
-                self._synchronize()
-            self.wall.append(time.perf_counter())
-            self.cpu.append(time.process_time())
+        if self._synchronize is not None and (len(self.stamps) + 1) % self._steps == 0:
+            self._synchronize()  # queued kernels belong to the epoch they are of
+        self.stamps.append(time.perf_counter())
+
+    def epochs(self) -> list[float]:
+        """Seconds from the last update of each epoch to that of the next one."""
+        return [end - begin for begin, end in pairwise(self.stamps[self._steps - 1 :: self._steps])]
+
+    def gaps(self, first_epoch: int) -> list[float]:
+        """Seconds from each update to the next of the same epoch, from `first_epoch` (0, …) on."""
+        return [
+            end - begin
+            for number, (begin, end) in enumerate(pairwise(self.stamps), 1)
+            if number % self._steps and number >= first_epoch * self._steps
+        ]
 
 
 @dataclass
@@ -406,10 +414,10 @@ def run_contender(name: str, data: str, device: str, work: Work, folder: str) ->
     """Train one contender in this process.
 
     Returns:
-        ``step_us`` and ``cpu_us``: microseconds per step, wall clock and CPU, median over the
-        timed epochs; ``setup_ms``: the rest of the training call; ``initial_loss`` and
-        ``final_loss`` over all samples, judged alike for all; ``epoch_loss``: what the system
-        itself reported for the last epoch, or ``None``.
+        ``step_us``: microseconds per step, the median over the timed epochs; ``typical_us``: the
+        median over their single steps; ``setup_ms``: the rest of the training call;
+        ``initial_loss`` and ``final_loss`` over all samples, judged alike for all;
+        ``epoch_loss``: what the system itself reported for the last epoch, or ``None``.
 
     Raises:
         BenchmarkError: the contender made another number of updates than it was asked for.
@@ -441,21 +449,16 @@ def run_contender(name: str, data: str, device: str, work: Work, folder: str) ->
     epoch_loss = train()
     call = time.perf_counter() - start
 
-    if clock.updates != work.epochs * work.steps:
-        raise BenchmarkError(
-            f"{name} made {clock.updates} updates instead of {work.epochs * work.steps}"
-        )
+    updates = len(clock.stamps)
+    if updates != work.epochs * work.steps:
+        raise BenchmarkError(f"{name} made {updates} updates, not {work.epochs * work.steps}")
 
-    def per_step(stamps: Sequence[float]) -> float:
-        counted = stamps[work.warmup_epochs - 1 :]
-        epochs = [end - begin for begin, end in pairwise(counted)]
-        return statistics.median(epochs) / work.steps * 1e6
-
-    step_us = per_step(clock.wall)
+    epochs = clock.epochs()[work.warmup_epochs - 1 :]
+    step_us = statistics.median(epochs) / work.steps * 1e6
     return {
         "step_us": step_us,
-        "cpu_us": per_step(clock.cpu),
-        "setup_ms": call * 1e3 - step_us * clock.updates / 1e3,
+        "typical_us": statistics.median(clock.gaps(work.warmup_epochs)) * 1e6,
+        "setup_ms": call * 1e3 - step_us * updates / 1e3,
         "initial_loss": initial_loss,
         "final_loss": mean_loss(net, loss_func, dataset, device),
         "epoch_loss": epoch_loss,
@@ -487,6 +490,7 @@ def run_process(name: str, data: str, args: argparse.Namespace, work: Work) -> d
         with output.open("wb") as file:
             code = subprocess.run(
                 command,
+                check=False,
                 stdin=subprocess.DEVNULL,
                 stdout=file,
                 stderr=subprocess.STDOUT,
@@ -496,7 +500,7 @@ def run_process(name: str, data: str, args: argparse.Namespace, work: Work) -> d
             ).returncode
         if code != 0:
             tail = "\n".join(output.read_text(errors="replace").splitlines()[-15:])
-            raise BenchmarkError(f"{name} failed with exit code {code}:\n{tail}")
+            raise BenchmarkError(f"{name} failed with exit code {code}; its last words:\n{tail}")
         measured: dict[str, Any] = json.loads(result.read_text())
         return measured
 
@@ -562,8 +566,8 @@ def measure(
 def summarize(records: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """One row per data set and contender.
 
-    ``ratio`` and ``cpu_ratio`` are taken round by round, then their median; ``min_ratio`` is that
-    of the fastest rounds, the steadier figure where other work shares the processor.
+    ``ratio`` and ``typical_ratio`` are taken round by round, then their median; ``min_ratio`` is
+    that of the fastest rounds.
     """
     by_hand = {(r["data"], r["round"]): r for r in records if r["contender"] == "hand"}
     groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
@@ -584,7 +588,8 @@ def summarize(records: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
             "min_us": min(run["step_us"] for run in runs),
             "max_us": max(run["step_us"] for run in runs),
             "ratio": ratio(runs, "step_us"),
-            "cpu_ratio": ratio(runs, "cpu_us"),
+            "typical_us": statistics.median(run["typical_us"] for run in runs),
+            "typical_ratio": ratio(runs, "typical_us"),
             "setup_ms": statistics.median(run["setup_ms"] for run in runs),
             "final_loss": statistics.median(run["final_loss"] for run in runs),
         }
@@ -599,8 +604,8 @@ def summarize(records: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def table(rows: Sequence[dict[str, Any]], data: str) -> str:
     """The rows of one data set as a Markdown table, fastest first."""
-    head = ["system", "µs a step", "min", "max", "/ hand", "min / min", "CPU / CPU"]
-    head += ["set-up ms", "loss"]
+    head = ["system", "µs a step", "min", "max", "/ hand", "min / min"]
+    head += ["typical step", "/ hand", "set-up ms", "loss"]
     lines = ["| " + " | ".join(head) + " |", "| --- |" + " ---: |" * (len(head) - 1)]
 
     def times(value: float | None) -> str:
@@ -610,7 +615,8 @@ def table(rows: Sequence[dict[str, Any]], data: str) -> str:
     for row in sorted(chosen, key=lambda row: row["ratio"] or row["median_us"]):
         cells = [row["contender"]]
         cells += [f"{row[key]:.0f}" for key in ("median_us", "min_us", "max_us")]
-        cells += [times(row[key]) for key in ("ratio", "min_ratio", "cpu_ratio")]
+        cells += [times(row["ratio"]), times(row["min_ratio"])]
+        cells += [f"{row['typical_us']:.0f}", times(row["typical_ratio"])]
         cells += [f"{row['setup_ms']:.0f}", f"{row['final_loss']:.3f}"]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
@@ -707,7 +713,7 @@ def main() -> int:
     print(", ".join(f"{key} {value}" for key, value in machine.items()))
     print(", ".join(f"{name} {version}" for name, version in packages.items()))
     if failures:
-        print("\n" + "\n".join(f"failed: {failure.splitlines()[0]}" for failure in failures))
+        print("\n" + "\n".join(f"failed: {failure}" for failure in failures))
     if args.json:
         report = {
             "machine": machine,

@@ -1,8 +1,8 @@
 """pa-core: a training loop that a person can read in one sitting.
 
-The loop is in `pa_core.trainer`; everything beyond it is a plugin. Only what is named here, and in
-`pa_core.trainer`, `pa_core.callbacks`, `pa_core.tracking`, `pa_core.run_config` and `pa_core.utils`,
-is public.
+The loop is in `pa_core.trainer`; everything beyond it is a plugin. Only what is named here is
+public, and in `pa_core.trainer`, `pa_core.callbacks`, `pa_core.tracking`, `pa_core.run_config` and
+`pa_core.utils`.
 
 The names are imported when they are first asked for, so that a plugin can say
 ``from pa_core import hookimpl`` and the command line can list plugins without waiting for torch.

@@ -5,12 +5,11 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
-import torch
 from accelerate import Accelerator
-from torch import Tensor, nn
 
 from pa_core import checkpoints
 from pa_core.accumulation import AccumulationWindow
@@ -28,6 +27,12 @@ from pa_core.settings import Settings, build_plugins, find_settings_file, read_s
 from pa_core.snapshot import Position, Snapshot, save_snapshot
 from pa_core.tracking import InMemoryRunHistory, LossTracker, RunHistory
 from pa_core.utils import LIMIT_BATCHES_ENV_VAR
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, nn
+
+    from pa_core.trainer import Trainer
 
 
 class TrainerBase:
@@ -63,9 +68,7 @@ class TrainerBase:
             model = self._create_model(model)
         self.model: Any = model
         self.loss_func: Any = loss_func
-        if callable(optimizer) and not hasattr(optimizer, "step"):
-            optimizer = optimizer(model.parameters())
-        elif isinstance(optimizer, type):
+        if (callable(optimizer) and not hasattr(optimizer, "step")) or isinstance(optimizer, type):
             optimizer = optimizer(model.parameters())
         self.optimizer = optimizer
         check_model_and_optimizer(self.model, self.optimizer)
@@ -91,7 +94,7 @@ class TrainerBase:
         self.grad_norm: Tensor | None = None
         self.control = TrainerControl()
         self.position = Position()
-        self.run_config: TrainerRunConfig = None  # type: ignore[assignment]
+        self.run_config: Any = None  # a TrainerRunConfig from the first run on
         self.num_updates: int | None = None
         self._stop_after: Duration | None = None
         self._loss_tracker = LossTracker()
@@ -108,6 +111,11 @@ class TrainerBase:
         self._in_run = False
         self._clock = 0.0
         self._event("on_init_end")
+
+    @property
+    def _trainer(self) -> Trainer:
+        """This object, as what it always is: nobody makes a base alone."""
+        return cast("Trainer", self)
 
     # -- What plugins and subclasses use --------------------------------------------------------
 
@@ -145,7 +153,7 @@ class TrainerBase:
     def manifest(self) -> dict[str, Any]:
         """The run's manifest: plugins, versions, settings, seed, commit and hardware."""
         if self._manifest is None:
-            self._manifest = run_manifest(self)
+            self._manifest = run_manifest(self._trainer)
         return self._manifest
 
     def gather(self, tensor: Any, padding_value: Any = None) -> Any:
@@ -185,7 +193,12 @@ class TrainerBase:
             save_per_node: write on every machine; otherwise by the run's main process alone.
         """
         checkpoints.save_checkpoint(
-            self, save_path, checkpoint_kwargs, save_optimizer, save_scheduler, save_per_node
+            self._trainer,
+            save_path,
+            checkpoint_kwargs,
+            save_optimizer,
+            save_scheduler,
+            save_per_node,
         )
 
     def load_checkpoint(
@@ -196,7 +209,9 @@ class TrainerBase:
         Raises:
             ValueError: where it holds an optimizer or a schedule and the trainer has none.
         """
-        return checkpoints.load_checkpoint(self, checkpoint_path, load_optimizer, load_scheduler)
+        return checkpoints.load_checkpoint(
+            self._trainer, checkpoint_path, load_optimizer, load_scheduler
+        )
 
     def save_training_state(
         self, output_dir: str | Path, checkpoint_kwargs: Mapping[str, Any] | None = None
@@ -214,7 +229,7 @@ class TrainerBase:
             self._save_metadata[Path(output_dir)] = dict(checkpoint_kwargs or {})
             self.control.save(output_dir)
         else:
-            save_snapshot(self, output_dir, checkpoint_kwargs or {})
+            save_snapshot(self._trainer, output_dir, checkpoint_kwargs or {})
 
     def load_training_state(self, input_dir: str | Path) -> dict[str, Any]:
         """Load a state of `save_training_state` outside a run; `train` resumes by itself.
@@ -223,8 +238,8 @@ class TrainerBase:
             Its ``checkpoint_kwargs``, and ``current_epoch``.
         """
         snapshot = Snapshot(input_dir, self._engine.rank)
-        snapshot.restore_training(self)
-        snapshot.restore_plugins(self)
+        snapshot.restore_training(self._trainer)
+        snapshot.restore_plugins(self._trainer)
         return snapshot.metadata
 
     # -- Set-up ---------------------------------------------------------------------------------
@@ -267,7 +282,7 @@ class TrainerBase:
         try:
             for name, self.eval_dataset in named.items():
                 if self.eval_dataset is not None:
-                    self._eval_dataloaders[name] = self.create_eval_dataloader(
+                    self._eval_dataloaders[name] = self._trainer.create_eval_dataloader(
                         batch_size, dataloader_kwargs
                     )
         finally:
@@ -282,6 +297,19 @@ class TrainerBase:
                 self._train_dataloader = self._accelerator.prepare_data_loader(
                     self._train_dataloader
                 )
+
+    def _set_eval_batch_size(self, per_device_batch_size: int) -> None:
+        """Say in the run config how an evaluation outside a training run is done."""
+        if self._eval_dl_kwargs is not None:
+            per_device_batch_size = self._eval_dl_kwargs.get("batch_size") or per_device_batch_size
+        if self.run_config is None:
+            self.run_config = self._create_run_config(per_device_batch_size, 1, 1, None, None)
+        self.run_config = replace(
+            self.run_config,
+            eval_dl_kwargs=self._eval_dl_kwargs,
+            eval_per_device_batch_size=per_device_batch_size,
+            eval_total_batch_size=per_device_batch_size * self._engine.num_processes,
+        )
 
     def _create_run_config(
         self,
@@ -305,7 +333,7 @@ class TrainerBase:
         )
         # What a number of updates can't say ends by the duration itself.
         self._stop_after = duration if self.num_updates is None else None
-        self._max_updates = self.num_updates if self.num_updates else max_num_train_steps
+        self._max_updates = self.num_updates or max_num_train_steps
         self._window = AccumulationWindow(
             gradient_accumulation_steps, processes, self._engine.sum, train_batch
         )
@@ -315,7 +343,7 @@ class TrainerBase:
         else:
             epochs = math.ceil(duration.value) if duration.unit == "epochs" else None
         return TrainerRunConfig(
-            num_epochs=epochs,  # type: ignore[arg-type]
+            num_epochs=epochs,
             train_per_device_batch_size=train_batch,
             train_dl_kwargs=self._train_dl_kwargs,
             eval_per_device_batch_size=eval_batch,

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from pa_core.durations import Duration
 
 _REQUIRED = ("loss", "model_outputs", "batch_size")
+_KEYS = frozenset(_REQUIRED)
 
 
 def check_model_and_optimizer(model: nn.Module, optimizer: Any) -> None:
@@ -71,6 +72,13 @@ def check_batch_output(output: Any, method: str) -> None:
         ValueError: naming the keys that are missing.
         TypeError: where it isn't a mapping, or its loss isn't a tensor of one number.
     """
+    if (
+        type(output) is dict
+        and output.keys() >= _KEYS
+        and isinstance(loss := output["loss"], Tensor)
+        and loss.ndim == 0
+    ):
+        return
     if not isinstance(output, Mapping):
         raise TypeError(
             f"{method} returned {type(output).__name__}, not a dict with the keys "

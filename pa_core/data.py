@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import islice
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler, Subset, TensorDataset
@@ -19,6 +20,7 @@ from torch.utils.data import default_collate as _default_collate
 from pa_core.rng import mix, seed_host
 
 _END = object()
+_CUT = 256  # batches of indices that are cut at once
 
 
 class IndexBatch(NamedTuple):
@@ -94,7 +96,16 @@ class EpochSampler(Sampler[Any]):
             order = torch.randperm(self.dataset_length, generator=generator)
         else:
             order = torch.arange(self.dataset_length)
-        for batch in range(self.start, len(self)):
+        # Whole batches are cut many at a time: one by one, cutting costs as much as half a fetch.
+        size, whole = self.global_batch_size, self.num_samples // self.global_batch_size
+        rows = order[: whole * size].view(whole, self.num_processes, self.batch_size)[:, self.rank]
+        offset = self.rank * self.batch_size
+        for first in range(self.start, whole, _CUT):
+            for batch, indices in enumerate(rows[first : first + _CUT].unbind(), first):
+                yield IndexBatch(
+                    mix(self.seed, self.purpose, self.epoch, batch * size + offset), indices
+                )
+        for batch in range(max(whole, self.start), len(self)):  # the short last one, if any
             place = self.local_slice(batch)
             indices = order[place]
             if not len(indices):
@@ -132,7 +143,25 @@ class KeyedDataset(Dataset[Any]):
         indices = batch.indices.tolist()
         if self._fetch_many is not None:
             return self._fetch_many(indices)
-        return [self.dataset[index] for index in indices]
+        return list(map(self.dataset.__getitem__, indices))
+
+
+def _collate_here(samples: Any) -> Any:
+    """torch's default, without its search for the right function where samples hold tensors."""
+    if type(samples[0]) is not tuple:
+        return _default_collate(samples)
+    return [_join(column) for column in zip(*samples, strict=True)]
+
+
+def _join(column: tuple[Any, ...]) -> Any:
+    kind = type(column[0])
+    if kind is Tensor:
+        return torch.stack(column)
+    if kind is int:
+        numbers = np.array(column)  # four times as fast as torch.tensor, which gives the same
+        if numbers.dtype == np.int64:
+            return torch.from_numpy(numbers)
+    return _default_collate(list(column))
 
 
 def _identity(batch: Any) -> Any:
@@ -188,6 +217,8 @@ class KeyedDataLoader(DataLoader[Any]):
 
     def _iterate_here(self) -> Iterator[Any]:
         fetch, collate = self.dataset.__getitems__, self.collate_fn  # type: ignore[attr-defined]
+        if collate is _default_collate:
+            collate = _collate_here
         for batch in self.batch_sampler:
             yield collate(fetch(batch))
 
@@ -290,7 +321,8 @@ def batches(
 
 
 def _replayed(loader: Any, seed: int, epoch: int) -> Iterator[Any]:
-    for holder in (loader, getattr(loader, "sampler", None)):
+    holders: tuple[Any, ...] = (loader, getattr(loader, "sampler", None))
+    for holder in holders:
         generator = getattr(holder, "generator", None)
         if isinstance(generator, torch.Generator):
             generator.manual_seed(mix(seed, "order", epoch))
@@ -307,12 +339,20 @@ def _replayed(loader: Any, seed: int, epoch: int) -> Iterator[Any]:
         position += 1
 
 
-def with_last(items: Iterable[Any]) -> Iterator[tuple[Any, bool]]:
-    """Yield each item and whether it is the last, by looking one ahead: a length may be unknown.
+def with_last(items: Iterable[Any], count: int | None = None) -> Iterator[tuple[Any, bool]]:
+    """Yield each item and whether it is the last one.
+
+    Args:
+        items: what to yield.
+        count: how many there are, where that can be relied on; otherwise one is fetched ahead.
 
     >>> list(with_last("ab"))
     [('a', False), ('b', True)]
     """
+    if count is not None:
+        for number, item in enumerate(items, 1):
+            yield item, number == count
+        return
     iterator = iter(items)
     current = next(iterator, _END)
     while current is not _END:

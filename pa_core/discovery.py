@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 import importlib.util
+import inspect
 import sys
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
+from types import ModuleType
 from typing import Any, Literal
 
 from pa_core.builtins import BUILTINS
 from pa_core.errors import PluginConflictError, PluginLoadError
 
 GROUP = "pa_core"
-"""The entry-point group that distributions register their plugins in."""
+"""The entry-point group in which distributions register their plugins."""
 
 Origin = Literal["built-in", "installed", "file", "code"]
 
@@ -42,21 +46,47 @@ class PluginSource:
         return replace(self, name=name)
 
     def __str__(self) -> str:
-        if self.distribution is not None:
-            return f"{self.distribution} {self.version}"
-        return self.target
+        if self.distribution is None:
+            return self.target
+        return f"{self.distribution} {self.version or ''}".rstrip()
 
 
 def builtin_sources() -> dict[str, PluginSource]:
     """The built-in plugins by name."""
-    try:
-        version = metadata.version("pa-core")
-    except metadata.PackageNotFoundError:  # a source tree that isn't installed
-        version = "0"
+    version = distribution_version("pa-core")
     return {
         name: PluginSource(name, target, "built-in", "pa-core", version)
         for name, target in BUILTINS.items()
     }
+
+
+def distribution_version(name: str) -> str | None:
+    """The version of an installed distribution; None where there is none."""
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:  # a source tree that isn't installed, say
+        return None
+
+
+def find_claims() -> dict[str, list[PluginSource]]:
+    """Who offers a plugin of which name, built-in and installed ones; more than one is a conflict.
+
+    Nothing is imported.
+    """
+    claims = {name: [source] for name, source in builtin_sources().items()}
+    for entry_point in metadata.entry_points(group=GROUP):
+        distribution = entry_point.dist
+        source = PluginSource(
+            entry_point.name,
+            entry_point.value,
+            "installed",
+            distribution.metadata["Name"] if distribution else None,
+            distribution.version if distribution else None,
+        )
+        claimed = claims.setdefault(source.name, [])
+        if source not in claimed:
+            claimed.append(source)
+    return claims
 
 
 def find_plugins() -> dict[str, PluginSource]:
@@ -65,46 +95,74 @@ def find_plugins() -> dict[str, PluginSource]:
     Raises:
         PluginConflictError: where two distributions claim one name, naming both.
     """
-    found = builtin_sources()
-    for entry_point in metadata.entry_points(group=GROUP):
-        distribution = entry_point.dist
-        source = PluginSource(
-            entry_point.name,
-            entry_point.value,
-            "installed",
-            distribution and distribution.metadata["Name"],
-            distribution and distribution.version,
+    return {name: only_claim(name, sources) for name, sources in find_claims().items()}
+
+
+def only_claim(name: str, sources: Iterable[PluginSource]) -> PluginSource:
+    """The one who offers a name.
+
+    Raises:
+        PluginConflictError: where there is another, naming both.
+    """
+    first, *others = sources
+    if others:
+        raise PluginConflictError(
+            f"The plugin name {name!r} is claimed by "
+            + " and by ".join(f"{source} ({source.target})" for source in (first, *others))
+            + ". Uninstall all but one of them"
         )
-        other = found.get(source.name)
-        if other is not None and other != source:
-            raise PluginConflictError(
-                f"Two distributions claim the plugin name {source.name!r}: {other} "
-                f"({other.target}) and {source} ({source.target}). Uninstall one of them"
-            )
-        found[source.name] = source
-    return found
+    return first
 
 
-def file_source(item: str, folder: Path) -> PluginSource:
-    """The source of a plugin file, its path relative to `folder`."""
-    path = (folder / item).resolve()
-    return PluginSource(path.stem, str(path), "file")
+def file_source(path: Path) -> PluginSource:
+    """The source of a plugin file, which is named after the file."""
+    return PluginSource(path.stem, str(path.resolve()), "file")
+
+
+def code_source(plugin: object) -> PluginSource:
+    """The source of a class, an instance or a module that was given in code."""
+    if isinstance(plugin, ModuleType):
+        name, module, target = plugin.__name__.rpartition(".")[2], plugin.__name__, plugin.__name__
+    else:
+        kind = plugin if inspect.isclass(plugin) else type(plugin)
+        name, module = kind.__name__, kind.__module__
+        target = f"{module}:{kind.__qualname__}"
+    for source in builtin_sources().values():
+        if source.target == target:
+            return source
+    return PluginSource(name, target, "code", *_distribution_of(module))
+
+
+def _distribution_of(module_name: str) -> tuple[str | None, str | None]:
+    """Name and version of the distribution that a module was installed by, if that is plain."""
+    package = module_name.partition(".")[0]
+    file = getattr(sys.modules.get(package), "__file__", None)
+    if file is None:
+        return None, None
+    try:  # a package is mostly named like its distribution; the place tells whether it is
+        distribution = metadata.distribution(package)
+    except (metadata.PackageNotFoundError, ValueError):
+        return None, None
+    if not Path(file).is_relative_to(str(distribution.locate_file(""))):
+        return None, None
+    return distribution.metadata["Name"], distribution.version
 
 
 def load_plugin(source: PluginSource) -> Any:
     """Import a plugin: a class, an instance or a module.
 
+    A file is a module; where it has no function marked as a hook, the one plugin class that it
+    defines.
+
     Raises:
         PluginLoadError: naming the plugin, its distribution and what to do.
     """
+    if source.origin == "file" and not Path(source.target).is_file():
+        raise PluginLoadError(f"There is no plugin file {source.target}")
     try:
         if source.origin == "file":
-            return _load_file(Path(source.target))
-        module, _, attribute = source.target.partition(":")
-        loaded = importlib.import_module(module)
-        for part in filter(None, attribute.split(".")):
-            loaded = getattr(loaded, part)
-        return loaded
+            return _plugin_in(_load_file(Path(source.target)))
+        return metadata.EntryPoint(source.name, source.target, GROUP).load()
     except Exception as error:
         raise PluginLoadError(
             f"The plugin {source.name!r} of {source} can't be imported: "
@@ -113,17 +171,39 @@ def load_plugin(source: PluginSource) -> Any:
         ) from error
 
 
-def _load_file(path: Path) -> Any:
-    if not path.is_file():
-        raise FileNotFoundError(f"there is no file {path}")
-    name = f"pa_core_plugin_{path.stem}"
+def _load_file(path: Path) -> ModuleType:
+    for module in list(sys.modules.values()):
+        if getattr(module, "__file__", None) == str(path) and module.__name__ != "__main__":
+            return module  # imported by its name, or a plugin already
+    # A file isn't necessarily on the path, and its name may be that of an installed package.
+    name = f"pa_core_file_{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"
     spec = importlib.util.spec_from_file_location(name, path)
-    assert spec is not None and spec.loader is not None
+    assert spec is not None
+    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # so that its classes can be pickled by dataloader workers
+    sys.modules[name] = module  # where dataclasses and pickle look for it
     try:
         spec.loader.exec_module(module)
     except BaseException:
         del sys.modules[name]
         raise
     return module
+
+
+def _plugin_in(module: ModuleType) -> object:
+    from pa_core.implementations import functions_of, is_callback, mark
+
+    def has_hooks(thing: object) -> bool:
+        return is_callback(thing) or any(mark(f) is not None for _, f in functions_of(thing))
+
+    classes = [
+        thing
+        for thing in vars(module).values()
+        if inspect.isclass(thing) and thing.__module__ == module.__name__ and has_hooks(thing)
+    ]
+    if has_hooks(module) or not classes:
+        return module
+    if len(classes) > 1:
+        names = ", ".join(thing.__name__ for thing in classes)
+        raise TypeError(f"it defines several plugin classes, {names}; put each in its own file")
+    return classes[0]

@@ -5,10 +5,14 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from pydantic import GetCoreSchemaHandler, GetJsonSchemaHandler
 from pydantic_core import CoreSchema, core_schema
+
+from pa_core.errors import nearest
+
+if TYPE_CHECKING:
+    from pydantic import GetCoreSchemaHandler, GetJsonSchemaHandler
 
 _UNITS = {
     "epoch": ("epochs", 1.0),
@@ -21,7 +25,7 @@ _UNITS = {
     "percent": ("percent", 1.0),
     "%": ("percent", 1.0),
 }
-_TEXT = re.compile(r"\s*([0-9][0-9_]*(?:\.[0-9]+)?)\s*(%|[A-Za-z]+)\s*")
+_TEXT = re.compile(r"\s*([0-9][0-9_]*(?:\.[0-9]+)?(?:[eE][+-]?[0-9]+)?)\s*(%|[A-Za-z]+)\s*")
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,11 +86,12 @@ class Duration:
     @classmethod
     def _parse_text(cls, text: Any) -> Duration:
         match = _TEXT.fullmatch(text) if isinstance(text, str) else None
-        unit = match and (match[2].lower() if match[2] == "%" else match[2].lower().rstrip("s"))
+        unit = match[2].lower().removesuffix("s") if match else ""
         if match is None or unit not in _UNITS:
+            hint = nearest(match[2].lower(), [f"{name}s" for name in _UNITS]) if match else ""
             raise ValueError(
-                f"{text!r} is no duration. Right are a whole number and text such as '10 epochs', "
-                "'500 updates', '20000 samples', '15 minutes' or '5%'"
+                f"{text!r} is no duration.{hint} Right are a whole number and text such as "
+                "'10 epochs', '500 updates', '20000 samples', '15 minutes' or '5%'"
             )
         name, factor = _UNITS[unit]
         number = float(match[1].replace("_", "")) * factor
@@ -108,7 +113,8 @@ class Duration:
 
     def reached(self, progress: Progress) -> bool:
         """Whether the run has gone so far."""
-        return self.measure(progress) >= self.value
+        # 29 of 100 updates are 28.999999999999996% in floating point.
+        return self.measure(progress) >= self.value * (1 - 1e-9)
 
     def __str__(self) -> str:
         return f"{self.value:g}%" if self.unit == "percent" else f"{self.value:g} {self.unit}"

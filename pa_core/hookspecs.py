@@ -227,8 +227,7 @@ def on_training_run_epoch_end(trainer: Trainer) -> None:
 def on_training_run_end(trainer: Trainer) -> None:
     """The run is over, at its full length or stopped early; the model is out of its containers.
 
-    When: once per ``train(...)`` that wasn't broken off. Runs on: every process. May synchronise:
-    yes.
+    When: once per ``train(...)``, unless it fails. Runs on: every process. May synchronise: yes.
     """
 
 

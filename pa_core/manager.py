@@ -1,130 +1,51 @@
 """The plugin manager: pluggy, with the order as written, and a name on every mistake.
 
-pluggy calls the last registered plugin first, takes whatever it is given for a plugin, evaluates
-its properties on the way, and leaves it half-registered after an error. So the manager looks at a
-plugin itself, and shows pluggy a `_Registration`: an object that has nothing but its hooks.
+pluggy calls the last registered plugin first, evaluates a plugin's properties as it looks for
+hooks, gives nothing to ``**kwargs``, compares plugins by ``==`` and leaves them half-registered
+after an error. So plugins are looked at here, put in order here, and shown to pluggy as objects
+that have a function for each hook and nothing else.
 """
 
 from __future__ import annotations
 
+import functools
 import inspect
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
-from types import CodeType, ModuleType
+from collections import ChainMap
+from collections.abc import Callable, Generator, Mapping
+from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import Any
 
 import pluggy
 
 from pa_core import hookspecs
-from pa_core.discovery import PluginSource
+from pa_core.discovery import PluginSource, code_source
 from pa_core.errors import (
     PluginConflictError,
     PluginLoadError,
     PluginNotFoundError,
     PluginValidationError,
-    StopTrainingError,
+    TrainingStateError,
     nearest,
 )
-
-_MARK = f"{hookspecs.PROJECT}_impl"
+from pa_core.implementations import (
+    Hook,
+    Implementation,
+    blame,
+    blame_note,
+    examine,
+    specifications,
+)
 
 
 @dataclass(frozen=True, eq=False)
-class Implementation:
-    """One plugin's implementation of one hook.
+class _Registration:
+    """A plugin, and what it implements."""
 
-    Attributes:
-        hook: the hook's name.
-        name: the plugin's name.
-        plugin: the plugin.
-        function: what is called, with the arguments that it takes.
-        source: where the plugin comes from.
-        wrapper: whether it surrounds the others.
-    """
-
-    hook: str
     name: str
     plugin: object
-    function: Callable[..., Any]
     source: PluginSource
-    wrapper: bool
-
-    @property
-    def code(self) -> CodeType | None:
-        """The code of the plugin's own function, if it is written in Python."""
-        function = getattr(self.function, "__wrapped_by_adapt__", self.function)
-        return getattr(getattr(function, "__func__", function), "__code__", None)
-
-    @property
-    def file(self) -> str | None:
-        """The file that it is written in."""
-        return self.code and self.code.co_filename
-
-    @property
-    def line(self) -> int | None:
-        """The line that it begins at."""
-        return self.code and self.code.co_firstlineno
-
-    def blame(self, error: BaseException) -> None:
-        """Note on `error` that it was raised here; once, where hooks are nested."""
-        if isinstance(error, StopTrainingError) or hasattr(error, "_pa_core_blamed"):
-            return
-        try:
-            error._pa_core_blamed = True  # type: ignore[attr-defined]
-        except AttributeError:
-            return
-        error.add_note(f"in hook {self.hook} of plugin {self.name!r} ({self.source})")
-
-
-class _Registration:
-    """What pluggy sees of a plugin."""
-
-    def __init__(
-        self,
-        name: str,
-        plugin: object,
-        source: PluginSource,
-        hooks: dict[str, Implementation],
-        options: dict[str, dict[str, Any]],
-    ) -> None:
-        self.name, self.plugin, self.source = name, plugin, source
-        self.implementations, self.options = hooks, options
-
-
-class _Pluggy(pluggy.PluginManager):
-    """pluggy's manager over registrations."""
-
-    def __init__(self) -> None:
-        super().__init__(hookspecs.PROJECT)
-
-    def register(self, plugin: _Registration, name: str | None = None) -> str | None:
-        for attribute, implementation in plugin.implementations.items():
-            setattr(plugin, f"hook_{attribute}", implementation.function)
-        return super().register(plugin, name)
-
-    def parse_hookimpl_opts(self, plugin: Any, name: str) -> Any:
-        return plugin.options.get(name.removeprefix("hook_")) if name.startswith("hook_") else None
-
-    def _hookexec(
-        self, hook_name: str, methods: Any, kwargs: Mapping[str, object], firstresult: bool
-    ) -> Any:
-        try:
-            return super()._hookexec(hook_name, methods, kwargs, firstresult)
-        except Exception as error:
-            _blame_by_traceback(error, methods)
-            raise
-
-
-def _blame_by_traceback(error: BaseException, methods: Any) -> None:
-    """Find the implementation whose code the exception came through."""
-    by_code = {i.code: i for i in map(_implementation_of, methods)}
-    traceback = error.__traceback__
-    while traceback is not None:
-        implementation = by_code.get(traceback.tb_frame.f_code)
-        if implementation is not None:
-            implementation.blame(error)
-            return
-        traceback = traceback.tb_next
+    implementations: tuple[Implementation, ...]
 
 
 class PluginManager:
@@ -132,122 +53,111 @@ class PluginManager:
 
     Args:
         defaults: the host's own implementations, always the last of all.
+
+    Attributes:
+        version: grows whenever plugins or hooks come or go; what `bind` gave before is out of date
+            then.
     """
 
     def __init__(self, defaults: object | None = None) -> None:
-        self._specs: list[Any] = [hookspecs]
-        self._registrations: list[_Registration] = []
-        self._defaults: _Registration | None = None
         self.version = 0
-        self._pluggy = self._assemble([])
+        self._hooks = specifications(hookspecs)
+        self._registrations: tuple[_Registration, ...] = ()
+        self._defaults: _Registration | None = None
+        self._relay: pluggy.PluginManager | None = None
         if defaults is not None:
-            source = PluginSource("pa_core", "pa_core.defaults:Defaults", "built-in", "pa-core")
-            self._defaults = self._examine("pa_core", defaults, source)
-            self._pluggy = self._assemble([])
+            source = code_source(defaults)
+            last = examine("pa_core", defaults, source, self._hooks, is_default=True)
+            self._defaults = _Registration("pa_core", defaults, source, last)
 
     # -- Registering ----------------------------------------------------------------------------
 
     def register(
         self, plugin: Any, name: str | None = None, source: PluginSource | None = None
     ) -> str:
-        """Register a plugin behind those that are there.
+        """Register a plugin behind those that are there. After an error, all is as before.
 
         Args:
             plugin: an instance, a module, or a class that is built without arguments.
-            name: its name; by default the built-in's, the module's or the class'.
+            name: its name; by default the built-in's, the module's or the class', the second of
+                that name with ``:2`` behind it.
             source: where it comes from.
 
         Returns:
-            The name it has got.
+            The name that it has got.
 
         Raises:
             PluginLoadError: for a class that can't be built.
             PluginValidationError: for hooks and arguments that don't exist.
-            PluginConflictError: where `name` is taken.
+            PluginConflictError: where `name` is taken, or `plugin` is registered already.
         """
-        if isinstance(plugin, type):
-            plugin = build(plugin)
-        source = source or source_of(plugin, name)
+        plugin = build(plugin) if inspect.isclass(plugin) else plugin
+        if inspect.isroutine(plugin) or isinstance(plugin, str):
+            raise PluginValidationError(
+                f"{plugin!r} is no plugin: that is a class, an instance or a module"
+            )
+        source = code_source(plugin) if source is None else source
+        taken = self.plugins
+        for other, registered in taken.items():
+            if registered is plugin:
+                raise PluginConflictError(f"{plugin!r} is registered already, as {other!r}")
         if name is None:
-            name = self._free_name(source.name)
-        elif name in self.plugins:
-            raise PluginConflictError(f"Two plugins are named {name!r}; give one another name")
-        if any(registration.plugin is plugin for registration in self._registrations):
-            raise PluginConflictError(f"The plugin {name!r} is registered already: {plugin!r}")
-        registration = self._examine(name, plugin, source)
-        self._change([*self._registrations, registration])
+            name = free_name(source.name, taken)
+        elif name in taken:
+            raise PluginConflictError(
+                f"The plugin name {name!r} is taken by the plugin of {self.sources[name]}. Give "
+                f"this one of {source} another, such as {free_name(name, taken)!r}"
+            )
+        hooks = self._with_specs(plugin)
+        implementations = examine(name, plugin, source, hooks)
+        registration = _Registration(name, plugin, source, implementations)
+        self._change((*self._registrations, registration), hooks)
         return name
 
-    def unregister(self, name: str) -> None:
-        """Take a plugin out.
+    def unregister(self, name: str) -> object:
+        """Take a plugin out, and return it. Hooks that it has specified stay.
 
         Raises:
             PluginNotFoundError: where there is none of that name.
         """
-        if name not in self.plugins:
-            raise PluginNotFoundError(f"No plugin is named {name!r}.{nearest(name, self.plugins)}")
-        self._change([r for r in self._registrations if r.name != name])
+        plugins = self.plugins
+        if name not in plugins:
+            raise PluginNotFoundError(f"No plugin is named {name!r}.{nearest(name, plugins)}")
+        self._change(tuple(r for r in self._registrations if r.name != name), self._hooks)
+        return plugins[name]
 
     def add_hookspecs(self, specs: Any) -> None:
-        """Add the hooks that a module or object specifies with `hookspec`."""
-        self._specs.append(specs)
-        try:
-            self._change(self._registrations)
-        except Exception:
-            self._specs.pop()
-            raise
+        """Add the hooks that a module, an object or a class specifies with `hookspec`.
 
-    def _change(self, registrations: list[_Registration]) -> None:
-        self._pluggy = self._assemble(registrations)
-        self._registrations = registrations
+        A plugin's own are added as it is registered. Others implement them with
+        ``@hookimpl(optionalhook=True)``, and so need not come later.
+
+        Raises:
+            PluginConflictError: for a hook that there is.
+            PluginValidationError: where there is no hookspec, or an implementation doesn't fit.
+        """
+        hooks = self._with_specs(specs)
+        if len(hooks) == len(self._hooks):
+            raise PluginValidationError(f"{specs!r} has no function marked with @hookspec")
+        self._change(self._registrations, hooks)
+
+    def _with_specs(self, specs: object) -> dict[str, Hook]:
+        added = specifications(specs)
+        for name, hook in added.items():
+            known = self._hooks.get(name)
+            # A plugin may come back, and be there under two names.
+            if known is not None and _plain(known.function) is not _plain(hook.function):
+                raise PluginConflictError(f"The hook {name!r} of {specs!r} is specified already")
+        return self._hooks | added
+
+    def _change(self, registrations: tuple[_Registration, ...], hooks: dict[str, Hook]) -> None:
+        if len(hooks) != len(self._hooks):  # what was optional may be known now
+            registrations = tuple(
+                replace(r, implementations=examine(r.name, r.plugin, r.source, hooks))
+                for r in registrations
+            )
+        self._registrations, self._hooks, self._relay = registrations, hooks, None
         self.version += 1
-
-    def _assemble(self, registrations: list[_Registration]) -> _Pluggy:
-        """Make a pluggy manager that calls in this order; pluggy takes the last one first."""
-        manager = _Pluggy()
-        for specs in self._specs:
-            manager.add_hookspecs(specs)
-        in_order = [*registrations, *([self._defaults] if self._defaults else [])]
-        for registration in reversed(in_order):
-            manager.register(registration, registration.name)
-        return manager
-
-    def _free_name(self, name: str) -> str:
-        taken, number, free = self.plugins, 1, name
-        while free in taken:
-            number += 1
-            free = f"{name}:{number}"
-        return free
-
-    def _examine(self, name: str, plugin: object, source: PluginSource) -> _Registration:
-        """Find a plugin's hooks and see that each is known and takes known arguments."""
-        hooks, options, problems = {}, {}, []
-        for attribute, marked in _candidates(plugin):
-            opts = marked if marked is not None else {}
-            hook = opts.get("specname") or attribute
-            caller = getattr(self._pluggy.hook, hook, None)
-            if caller is None or not caller.has_spec():
-                if not opts.get("optionalhook"):
-                    problems.append(
-                        f"{attribute} is no hook.{nearest(hook, self._hook_names())}"
-                        + (
-                            ""
-                            if marked is not None
-                            else " A helper's name shouldn't begin with on_"
-                        )
-                    )
-                continue
-            try:
-                function = adapt(getattr(plugin, attribute), caller.spec.argnames)
-            except TypeError as error:
-                problems.append(f"{attribute} {error}")
-                continue
-            wrapper = bool(opts.get("wrapper"))
-            hooks[attribute] = Implementation(hook, name, plugin, function, source, wrapper)
-            options[attribute] = {**opts, "specname": hook}
-        if problems:
-            raise PluginValidationError(f"The plugin {name!r} ({source}): " + "; ".join(problems))
-        return _Registration(name, plugin, source, hooks, options)
 
     # -- Looking --------------------------------------------------------------------------------
 
@@ -262,75 +172,148 @@ class PluginManager:
         return {registration.name: registration.source for registration in self._registrations}
 
     @property
-    def hook(self) -> Any:
-        """pluggy's callers, a hook each: ``manager.hook.on_init_end(trainer=trainer)``."""
-        return self._pluggy.hook
-
-    def _hook_names(self) -> list[str]:
-        return [name for name, caller in vars(self._pluggy.hook).items() if caller.has_spec()]
+    def hooks(self) -> dict[str, Hook]:
+        """The hooks by name, in the order of their specification."""
+        return dict(self._hooks)
 
     def implementations(self, hook_name: str) -> list[Implementation]:
-        """Who implements a hook, in the order of the calls; wrappers are set up first."""
-        return [
-            _implementation_of(impl) for impl in reversed(self._caller(hook_name).get_hookimpls())
-        ]
+        """Who implements a hook, in the order of the calls; wrappers are set up before all.
 
-    def _caller(self, hook_name: str) -> Any:
-        caller = getattr(self._pluggy.hook, hook_name, None)
-        if caller is None:
-            raise AttributeError(
-                f"There is no hook {hook_name!r}.{nearest(hook_name, self._hook_names())}"
-            )
-        return caller
+        Raises:
+            AttributeError: where there is no such hook, with the nearest name.
+        """
+        self._hook(hook_name)
+        last = (self._defaults,) if self._defaults else ()
+        found = [
+            implementation
+            for registration in (*self._registrations, *last)
+            for implementation in registration.implementations
+            if implementation.hook == hook_name
+        ]
+        return sorted(found, key=lambda implementation: implementation.rank)
+
+    def _hook(self, name: str) -> Hook:
+        if name not in self._hooks:
+            raise AttributeError(f"There is no hook {name!r}.{nearest(name, self._hooks)}")
+        return self._hooks[name]
 
     # -- Calling --------------------------------------------------------------------------------
 
-    def bind(self, hook_name: str) -> Callable[..., Any] | None:
-        """A fast caller of a hook, for the loop; None where nobody implements it.
+    @property
+    def hook(self) -> Any:
+        """pluggy's callers, one for each hook: ``manager.hook.on_init_end(trainer=trainer)``."""
+        if self._relay is None:
+            self._relay = _Pluggy(hookspecs.PROJECT)
+            specs: Any = _Shown()
+            for name, hook in self._hooks.items():
+                setattr(specs, name, hook.function)
+            self._relay.add_hookspecs(specs)
+            for name, hook in self._hooks.items():
+                # All of one rank, and the last first: pluggy reverses it.
+                for number, implementation in enumerate(reversed(self.implementations(name))):
+                    shown = _Shown()
+                    setattr(shown, name, _as_pluggy_calls_it(hook, implementation))
+                    self._relay.register(shown, f"{implementation.name}, {name}, {number}")
+        return self._relay.hook
 
-        Good until plugins come or go, which `version` tells. A hook with wrappers is left to
-        pluggy; the others are called in the same order, without its set-up for every call.
+    def bind(self, hook_name: str) -> Callable[..., Any] | None:
+        """A fast caller of a hook; None where nobody implements it.
+
+        It takes the hook's arguments by name and returns what pluggy does: a list of all results
+        that aren't None; with ``firstresult``, the first of them. It is good until `version`
+        changes. A hook with wrappers is left to pluggy.
+
+        Raises:
+            AttributeError: where there is no such hook, with the nearest name.
         """
-        caller = self._caller(hook_name)
         implementations = self.implementations(hook_name)
         if not implementations:
             return None
         if any(implementation.wrapper for implementation in implementations):
-            return caller  # type: ignore[no-any-return]
-        calls = [
-            (implementation.function, tuple(impl.argnames), implementation)
-            for impl, implementation in zip(
-                reversed(caller.get_hookimpls()), implementations, strict=True
-            )
-        ]
-        if caller.spec.opts.get("firstresult"):
-            return _first_result_caller(calls)
-        return _single_caller(*calls[0]) if len(calls) == 1 else _event_caller(calls)
+            return getattr(self.hook, hook_name)
+        calls = tuple(implementation.call for implementation in implementations)
 
-    def call_event(self, name: str, trainer: Any, **arguments: Any) -> None:
-        """Call an event by name; one that no hookspec has reaches every plugin with that method."""
-        if name in self._hook_names():
-            getattr(self.hook, name)(trainer=trainer, **arguments)
+        def call_first(**arguments: Any) -> Any:
+            for call in calls:
+                result = call(arguments)
+                if result is not None:
+                    return result
+            return None
+
+        def call_all(**arguments: Any) -> list[Any]:
+            results = []
+            for call in calls:
+                result = call(arguments)
+                if result is not None:
+                    results.append(result)
+            return results
+
+        return call_first if self._hooks[hook_name].firstresult else call_all
+
+    def call_event(self, name: str, trainer: Any, /, **arguments: Any) -> None:
+        """Call an event by name.
+
+        Args:
+            name: one of the hooks; any other name reaches each plugin that has such a method,
+                which gets all the arguments.
+            trainer: the trainer.
+            **arguments: the event's other arguments.
+
+        Raises:
+            TypeError: where a hook's argument is missing.
+        """
+        if name in self._hooks:
+            given = {"trainer": trainer, **arguments}
+            missing = [key for key in self._hooks[name].arguments if key not in given]
+            if missing:
+                raise TypeError(f"The event {name} needs {', '.join(missing)}")
+            bound = self.bind(name)
+            if bound is not None:
+                bound(**given)
             return
         for registration in self._registrations:
-            method = getattr(registration.plugin, name, None)
+            static = inspect.getattr_static(registration.plugin, name, None)
+            if static is None or isinstance(static, property | functools.cached_property):
+                continue
+            method = getattr(registration.plugin, name)
             if callable(method):
                 try:
                     method(trainer, **arguments)
                 except Exception as error:
-                    Implementation(
-                        name,
-                        registration.name,
-                        registration.plugin,
-                        method,
-                        registration.source,
-                        False,
-                    ).blame(error)
+                    blame(error, blame_note(f"hook {name}", registration.name, registration.source))
                     raise
 
-    def _registered(self, hook_name: str) -> Iterator[tuple[Implementation, Mapping[str, Any]]]:
+    # -- Registries -----------------------------------------------------------------------------
+
+    def _mappings(self, hook_name: str) -> list[tuple[Implementation, Mapping[str, Any]]]:
+        mappings = []
         for implementation in self.implementations(hook_name):
-            yield implementation, implementation.function()
+            mapping = implementation.call({})
+            if mapping is None:
+                continue
+            if not isinstance(mapping, Mapping):
+                raise PluginValidationError(
+                    f"{hook_name} of plugin {implementation.name!r} ({implementation.source}) "
+                    f"returned {type(mapping).__name__}; it must return a mapping from names"
+                )
+            mappings.append((implementation, mapping))
+        return mappings
+
+    def registry(self, hook_name: str) -> Mapping[str, Any]:
+        """All that the plugins register in a registry hook; values are looked up when asked for.
+
+        Raises:
+            PluginConflictError: where two plugins register one name, naming both.
+        """
+        owners: dict[str, Implementation] = {}
+        mappings = self._mappings(hook_name)
+        for implementation, mapping in mappings:
+            for key in mapping:
+                other = owners.setdefault(key, implementation)
+                if other is not implementation:
+                    raise _registry_conflict(hook_name, key, [other, implementation])
+        # (The values of some mappings cost an import each, so they aren't copied.)
+        return MappingProxyType(ChainMap(*(mapping for _, mapping in mappings)))  # type: ignore[arg-type]
 
     def find(self, hook_name: str, key: str) -> Any:
         """What a plugin registers as `key` in a registry hook.
@@ -339,67 +322,121 @@ class PluginManager:
             PluginConflictError: where two plugins do, naming both.
             PluginNotFoundError: where none does, with the nearest name.
         """
-        found = [(who, names[key]) for who, names in self._registered(hook_name) if key in names]
-        what = hook_name.removeprefix("register_")
+        mappings = self._mappings(hook_name)
+        found = [(owner, mapping) for owner, mapping in mappings if key in mapping]
         if len(found) > 1:
-            owners = " and ".join(f"{who.name!r} ({who.source})" for who, _ in found)
-            raise PluginConflictError(f"{key!r} in {what} is registered by {owners}")
+            raise _registry_conflict(hook_name, key, [owner for owner, _ in found])
         if found:
-            return found[0][1]
-        known = [name for _, names in self._registered(hook_name) for name in names]
-        raise PluginNotFoundError(
-            f"No enabled plugin registers {key!r} in {what}.{nearest(key, known)}"
-            + (
-                f" Known are {', '.join(sorted(known)[:12])}{' …' if len(known) > 12 else ''}"
-                if known
-                else " None registers any: enable one in the plugins of [tool.pa-core]"
+            return found[0][1][key]
+        kind = hook_name.removeprefix("register_")
+        known = sorted({name for _, mapping in mappings for name in mapping})
+        if not known:
+            raise PluginNotFoundError(
+                f"There is no {key!r} among the {kind}: no enabled plugin registers any "
+                f"({hook_name}). Enable one in the plugins of [tool.pa-core]"
             )
+        shown = ", ".join(known[:12]) + (f" and {len(known) - 12} more" if known[12:] else "")
+        raise PluginNotFoundError(
+            f"There is no {key!r} among the {kind}.{nearest(key, known)} "
+            f"The enabled plugins register {shown}"
         )
-
-    def registry(self, hook_name: str) -> dict[str, Any]:
-        """All that the plugins register in a registry hook.
-
-        Raises:
-            PluginConflictError: where two plugins register one name, naming both.
-        """
-        merged: dict[str, Any] = {}
-        for _, names in self._registered(hook_name):
-            for key in names:
-                merged[key] = self.find(hook_name, key) if key in merged else names[key]
-        return merged
 
     # -- State ----------------------------------------------------------------------------------
 
-    def _stateful(self) -> dict[str, Any]:
+    def _stateful(self) -> dict[str, _Registration]:
         return {
-            name: plugin
-            for name, plugin in self.plugins.items()
-            if callable(getattr(plugin, "state_dict", None))
-            and callable(getattr(plugin, "load_state_dict", None))
+            registration.name: registration
+            for registration in self._registrations
+            if callable(getattr(registration.plugin, "state_dict", None))
+            and callable(getattr(registration.plugin, "load_state_dict", None))
         }
 
     def state_dict(self) -> dict[str, Any]:
         """The state of each plugin that has one, by the plugin's name."""
-        return {name: plugin.state_dict() for name, plugin in self._stateful().items()}
+        return {name: _ask(r, "state_dict") for name, r in self._stateful().items()}
 
     def load_state_dict(
         self, states: Mapping[str, Any], *, allow_missing: bool = False, allow_extra: bool = False
     ) -> None:
-        """Give each plugin its state back.
+        """Give each plugin its state back, by its name.
 
         Raises:
-            PluginNotFoundError: for states of plugins that aren't enabled, and for plugins whose
+            TrainingStateError: for states of plugins that aren't enabled, and for plugins whose
                 state is missing, unless allowed; then no plugin has got any.
         """
         stateful = self._stateful()
-        extra, missing = sorted(states.keys() - stateful), sorted(stateful.keys() - states.keys())
-        if extra and not allow_extra:
-            raise PluginNotFoundError(f"States of plugins that aren't enabled: {', '.join(extra)}")
-        if missing and not allow_missing:
-            raise PluginNotFoundError(f"No state of the plugins {', '.join(missing)}")
-        for name, plugin in stateful.items():
+        problems = []
+        if not allow_extra:
+            for name in sorted(states.keys() - stateful.keys()):
+                hint = nearest(name, stateful.keys() - states.keys())
+                problems.append(f"there is a state of {name!r}, which isn't enabled.{hint}")
+        if not allow_missing:
+            missing = sorted(stateful.keys() - states.keys())
+            problems += [f"there is no state of {name!r}" for name in missing]
+        if problems:
+            raise TrainingStateError(f"The plugins' states don't fit: {'; '.join(problems)}")
+        for name, registration in stateful.items():
             if name in states:
-                plugin.load_state_dict(states[name])
+                _ask(registration, "load_state_dict", states[name])
+
+
+# -- Parts of the above ---------------------------------------------------------------------------
+
+
+class _Shown:
+    """What pluggy sees: an object with functions and nothing else, equal to itself alone."""
+
+
+class _Pluggy(pluggy.PluginManager):
+    """pluggy's manager, which needn't look for hooks among what every object has."""
+
+    def parse_hookimpl_opts(self, plugin: Any, name: str) -> Any:
+        return super().parse_hookimpl_opts(plugin, name) if name in vars(plugin) else None
+
+
+def _plain(function: Any) -> object:
+    return getattr(function, "__func__", function)
+
+
+def _as_pluggy_calls_it(hook: Hook, implementation: Implementation) -> Callable[..., Any]:
+    call, names = implementation.call, hook.arguments
+
+    def shown(*values: Any) -> Any:
+        return call(dict(zip(names, values, strict=True)))
+
+    def shown_wrapper(*values: Any) -> Generator[None, Any, Any]:
+        return (yield from call(dict(zip(names, values, strict=True))))
+
+    function = shown_wrapper if implementation.wrapper else shown
+    # pluggy reads the arguments off the function that another one wraps.
+    functools.update_wrapper(function, hook.function)
+    return hookspecs.hookimpl(function, wrapper=implementation.wrapper)
+
+
+def _ask(registration: _Registration, method: str, *arguments: Any) -> Any:
+    try:
+        return getattr(registration.plugin, method)(*arguments)
+    except Exception as error:
+        blame(error, blame_note(method, registration.name, registration.source))
+        raise
+
+
+def _registry_conflict(
+    hook_name: str, key: str, owners: list[Implementation]
+) -> PluginConflictError:
+    claims = " and by ".join(f"the plugin {owner.name!r} ({owner.source})" for owner in owners)
+    return PluginConflictError(
+        f"{key!r} among the {hook_name.removeprefix('register_')} is registered by {claims}"
+    )
+
+
+def free_name(name: str, taken: Mapping[str, Any]) -> str:
+    """`name`, or with a number behind it where it is taken."""
+    number, free = 1, name
+    while free in taken:
+        number += 1
+        free = f"{name}:{number}"
+    return free
 
 
 def build(plugin_class: type) -> object:
@@ -413,145 +450,5 @@ def build(plugin_class: type) -> object:
     except Exception as error:
         raise PluginLoadError(
             f"The plugin class {plugin_class.__qualname__} can't be built without arguments: "
-            f"{error}. Give an instance instead"
+            f"{type(error).__name__}: {error}. Give an instance instead"
         ) from error
-
-
-def source_of(plugin: Any, name: str | None = None) -> PluginSource:
-    """The source of a plugin that was given in code."""
-    from pa_core.discovery import builtin_sources
-
-    if isinstance(plugin, ModuleType):
-        return PluginSource(name or plugin.__name__.rpartition(".")[2], plugin.__name__, "code")
-    kind = type(plugin)
-    target = f"{kind.__module__}:{kind.__qualname__}"
-    for source in builtin_sources().values():
-        if source.target == target:
-            return source.named(name) if name else source
-    return PluginSource(name or kind.__name__, target, "code")
-
-
-def adapt(function: Callable[..., Any], spec_arguments: tuple[str, ...]) -> Callable[..., Any]:
-    """Let pluggy call `function`, which may take arguments in ways that pluggy doesn't know.
-
-    pluggy gives arguments by position to parameters without a default. Here a parameter with a
-    default gets the real value too, ``**kwargs`` gets all the rest, and the first parameter is the
-    trainer whatever its name is.
-
-    Raises:
-        TypeError: for a parameter without a default that the hook doesn't offer.
-    """
-    parameters = list(inspect.signature(function).parameters.values())
-    simple = all(
-        parameter.kind is parameter.POSITIONAL_OR_KEYWORD
-        and parameter.default is parameter.empty
-        and parameter.name in spec_arguments
-        for parameter in parameters
-    )
-    if simple:
-        return function
-    positional = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
-    takes_rest = any(p.kind is p.VAR_KEYWORD for p in parameters)
-    names = {p.name for p in parameters if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)}
-    leading: tuple[str, ...] = ()
-    if (
-        positional
-        and spec_arguments[:1] == ("trainer",)
-        and "trainer" not in names
-        and positional[0].name not in spec_arguments
-    ):
-        leading = ("trainer",)
-        names.discard(positional[0].name)
-    unknown = sorted(
-        p.name
-        for p in parameters
-        if p.name in names and p.name not in spec_arguments and p.default is p.empty
-    )
-    if unknown:
-        raise TypeError(
-            f"takes {', '.join(unknown)}, but the hook offers {', '.join(spec_arguments)}."
-            + nearest(unknown[0], spec_arguments)
-        )
-    by_name = tuple(
-        name for name in spec_arguments if (takes_rest or name in names) and name not in leading
-    )
-
-    # pluggy reads a function's parameters off its code, so it must be given real ones. They are the
-    # hookspec's own names; a named tuple's constructor is made in the same way.
-    given = [*leading, *(f"{name}={name}" for name in by_name)]
-    implementation: Callable[..., Any] = eval(  # noqa: S307
-        f"lambda {', '.join((*leading, *by_name))}: function({', '.join(given)})",
-        {"function": function},
-    )
-    implementation.__wrapped_by_adapt__ = function  # type: ignore[attr-defined]
-    return implementation
-
-
-def _candidates(plugin: object) -> Iterator[tuple[str, dict[str, Any] | None]]:
-    """The names of a plugin's hooks, each with the options of its mark; None if it has no mark.
-
-    Nothing is evaluated: a property stays a property.
-    """
-    unmarked_too = getattr(type(plugin), "_is_trainer_callback", False)
-    for name in dir(plugin):
-        static = inspect.getattr_static(plugin, name, None)
-        function = static.__func__ if isinstance(static, staticmethod | classmethod) else static
-        if not inspect.isroutine(function):
-            continue
-        marked = getattr(function, _MARK, None)
-        if marked is not None:
-            yield name, dict(marked)
-        elif unmarked_too and name.startswith("on_"):
-            yield name, None
-
-
-def _implementation_of(impl: Any) -> Implementation:
-    found: Implementation = next(
-        implementation
-        for implementation in impl.plugin.implementations.values()
-        if implementation.function is impl.function
-    )
-    return found
-
-
-_Call = tuple[Callable[..., Any], tuple[str, ...], Implementation]
-
-
-def _single_caller(
-    function: Callable[..., Any], names: tuple[str, ...], implementation: Implementation
-) -> Callable[..., Any]:
-    def call(**arguments: Any) -> None:
-        try:
-            function(*[arguments[name] for name in names])
-        except Exception as error:
-            implementation.blame(error)
-            raise
-
-    return call
-
-
-def _event_caller(calls: list[_Call]) -> Callable[..., Any]:
-    def call(**arguments: Any) -> None:
-        for function, names, implementation in calls:
-            try:
-                function(*[arguments[name] for name in names])
-            except Exception as error:
-                implementation.blame(error)
-                raise
-
-    return call
-
-
-def _first_result_caller(calls: list[_Call]) -> Callable[..., Any]:
-    def call(**arguments: Any) -> Any:
-        for function, names, implementation in calls:
-            try:
-                result = function(*[arguments[name] for name in names])
-            except Exception as error:
-                implementation.blame(error)
-                raise
-            if result is not None:
-                return result
-        return None
-
-    return call

@@ -35,11 +35,13 @@ def seed_host(key: int) -> None:
 
 
 def seed_model(key: int, device: torch.device) -> None:
-    """Seed the host's generators and that of `device`: all that a forward pass draws from.
+    """Seed torch's generators on the CPU and on `device`, which a forward pass draws from.
 
-    Not `torch.manual_seed`, which visits every backend and costs a hundred times as much.
+    Not `torch.manual_seed`, which visits every backend and costs a hundred times as much; and not
+    Python's and NumPy's generators, which models hardly use: theirs go on as they are, and a
+    training state brings them back.
     """
-    seed_host(key)
+    torch.default_generator.manual_seed(key)
     if device.type == "cuda":
         index = torch.cuda.current_device() if device.index is None else device.index
         torch.cuda.default_generators[index].manual_seed(key)

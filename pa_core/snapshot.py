@@ -11,6 +11,7 @@ import random
 import time
 import warnings
 from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -67,34 +68,27 @@ def save_snapshot(trainer: Trainer, state_dir: str | Path, metadata: Mapping[str
             f"Training states under {engine.accelerator.distributed_type.value} aren't supported "
             "yet; save the model with save_checkpoint"
         )
-    processes = engine.gather_objects(_process_state(trainer))
-    error: Exception | None = None
-    # Every process builds the writer, so that each knows the directory that hooks may write to.
-    with StateWriter(state_dir) if engine.rank == 0 else _Absent() as writer:
-        (directory,) = engine.gather_objects(getattr(writer, "directory", None))[:1]
-        try:
-            if isinstance(writer, StateWriter):
+    with ExitStack() as cleanup:
+
+        def begin() -> tuple[Any, StateWriter | None]:
+            process = _process_state(trainer)
+            return process, cleanup.enter_context(StateWriter(state_dir)) if main else None
+
+        def write() -> None:
+            if writer is not None:
                 _write(trainer, writer, metadata, processes)
             trainer._event("on_save_training_state", state_dir=directory)
-            engine.wait()
-            if isinstance(writer, StateWriter):
+
+        def commit() -> None:
+            if writer is not None:
                 writer.commit(_state_manifest(trainer))
-        except Exception as caught:
-            error = caught
-    failures = [text for text in engine.gather_objects(repr(error) if error else None) if text]
-    if error is not None:
-        raise error
-    if failures:
-        raise TrainingStateError(f"Another process could not save: {failures[0]}")
 
-
-class _Absent:
-    """Stands for the writer on processes that write nothing."""
-
-    def __enter__(self) -> _Absent:
-        return self
-
-    def __exit__(self, *error: object) -> None: ...
+        main = engine.rank == 0
+        process, writer = engine.together(begin)
+        processes = engine.gather_objects(process)
+        directory = engine.gather_objects(writer and writer.directory)[0]
+        engine.together(write)
+        engine.together(commit)
 
 
 def _write(
@@ -182,7 +176,7 @@ class Snapshot:
         return decode(self._state[name], self._tensors)
 
     def restore_training(self, trainer: Trainer) -> None:
-        """Put back model, scaler, optimizer, schedule, history and generators, in this order.
+        """Put back model, scaler, optimizer, schedule, history and position, in this order.
 
         Raises:
             TrainingStateError: where the state is of another model or optimizer, before anything
@@ -217,15 +211,9 @@ class Snapshot:
         if hasattr(trainer.run_history, "load_state_dict"):
             trainer.run_history.load_state_dict(history)
         trainer.position = Position(**self._state["position"])
-        generators = decode(self._process["generators"], self._process_tensors)
-        random.setstate(generators["python"])
-        np.random.set_state(generators["numpy"])
-        torch.set_rng_state(generators["torch"])
-        if trainer.device.type == "cuda" and "cuda" in generators:
-            torch.cuda.set_rng_state(generators["cuda"], trainer.device)
 
     def restore_plugins(self, trainer: Trainer) -> None:
-        """Put back the plugins' state and the running loss, and tell the plugins.
+        """Put back running loss, plugins' state and random generators, and tell the plugins.
 
         After the events that reset them: in a run, this comes later than `restore_training`.
         """
@@ -246,6 +234,13 @@ class Snapshot:
             {name: state for name, state in saved.items() if name in stateful}, allow_missing=True
         )
         trainer._event("on_load_training_state", state_dir=self.directory)
+        # Last of all, since whatever runs before may draw numbers.
+        generators = decode(self._process["generators"], self._process_tensors)
+        random.setstate(generators["python"])
+        np.random.set_state(generators["numpy"])
+        torch.set_rng_state(generators["torch"])
+        if trainer.device.type == "cuda" and "cuda" in generators:
+            torch.cuda.set_rng_state(generators["cuda"], trainer.device)
 
     def check_same_run(self, trainer: Trainer) -> None:
         """Warn of differences that change the numbers; refuse those that lose the position.
@@ -266,7 +261,7 @@ class Snapshot:
         text = f"{self.directory} is of a run that differs: " + ", ".join(differences)
         sizes = ("dataset_length", "per_device_batch_size", "num_processes")
         moved = any(saved["run"].get(name) != present["run"][name] for name in sizes)
-        if moved and self.position.phase == "train" and 0 < self.position.batch:
+        if moved and self.position.phase == "train" and self.position.batch > 0:
             raise TrainingStateError(f"{text}. Its place in the epoch has no meaning here")
         warnings.warn(text, stacklevel=2)
 

@@ -320,7 +320,7 @@ def _on_host(value: float | Tensor) -> float | Tensor:
     """A number where reading it costs nothing; a tensor of another device as it is."""
     if not isinstance(value, Tensor):
         return value
-    return value.item() if value.device.type == "cpu" else value.detach()
+    return value.item() if value.is_cpu else value.detach()
 
 
 def _on_device(value: float | Tensor, device: torch.device) -> Tensor:

@@ -135,7 +135,7 @@ class Trainer(TrainerBase):
 
     def optimizer_zero_grad(self) -> None:
         """Drop the gradients."""
-        self.optimizer.zero_grad()
+        self._engine.zero_grad(self.optimizer)
 
     def train_epoch_end(self) -> None:
         """Called at the end of a training epoch."""
@@ -292,8 +292,7 @@ class Trainer(TrainerBase):
         self._hooks.refresh()
         self._create_eval_dataloaders(per_device_batch_size, dataloader_kwargs)
         self._prepare_model_optimizer_and_dataloaders()
-        if self.run_config is None:
-            self.run_config = self._create_run_config(per_device_batch_size, 1, 1, None, None)
+        self._set_eval_batch_size(per_device_batch_size)
         history = self.run_history
         before = {
             name: len(list(history.get_metric_values(name))) for name in history.get_metric_names()
@@ -409,8 +408,11 @@ class Trainer(TrainerBase):
             start=start,
             limit=self.train_batch_limit,
         )
+        # Our own loaders' length can be relied on; of any other, the next batch is looked at.
+        length = num_batches(train_dl, self.train_batch_limit)
+        ahead = length - start if length and isinstance(train_dl, KeyedDataLoader) else None
         if not self._is_finished():
-            for step, (batch, is_last) in enumerate(with_last(epoch_batches), start):
+            for step, (batch, is_last) in enumerate(with_last(epoch_batches, ahead), start):
                 batch = self._engine.move(batch)
                 if hooks.on_train_step_start is not None:
                     hooks.on_train_step_start(trainer=self, batch=batch, step=step)
@@ -479,14 +481,15 @@ class Trainer(TrainerBase):
     def _update_parameters(self) -> None:
         """Make one update from the gradients of the accumulated batch."""
         position, control, hooks = self.position, self.control, self._hooks
-        self._window.close(self.model.parameters())
+        if not self._window.is_whole:
+            self._window.close(self.model.parameters())
         (skip,) = self._engine.any(control.should_skip_update)
         if not skip:
             self._clip_gradients()
             if hooks.on_optimizer_step_start is not None:
                 hooks.on_optimizer_step_start(trainer=self)
             self.optimizer_step()
-            if not self._engine.step_was_skipped:
+            if self.scheduler is not None and not self._engine.step_was_skipped:
                 self.scheduler_step()
         control.should_skip_update = False
         self.optimizer_zero_grad()
@@ -510,7 +513,7 @@ class Trainer(TrainerBase):
     def _handle_requests(self) -> None:
         """Do what plugins have asked for since the last boundary, on all processes alike."""
         control = self.control
-        if control.is_idle and self._engine.num_processes == 1:
+        if self._engine.num_processes == 1 and control.is_idle:
             return
         evaluate, log, save, stop = self._engine.any(
             control.should_evaluate,
@@ -642,7 +645,7 @@ class Trainer(TrainerBase):
 
     def _update_loss_tracker(self, batch_loss: Tensor, batch_size: Any) -> None:
         """Add a batch's unscaled mean loss to the epoch's."""
-        self._loss_tracker.update(batch_loss.detach(), batch_size)
+        self._loss_tracker.update(batch_loss, batch_size)
 
     def _add_epoch_loss_to_run_history(self, metric_name: str) -> None:
         """Record the mean of the epoch's losses over all samples of all processes."""

@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from tests.helpers import tiny_model
 from torch import nn
 
 from pa_core import Trainer, TrainerCallback
+from tests.helpers import tiny_model
 
 
 def make_trainer(

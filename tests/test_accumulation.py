@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tests.helpers import largest_difference, tiny_data, tiny_model, weights_of
 from torch import nn
 from torch.utils.data import DataLoader, IterableDataset
 
 from pa_core import Trainer
+from tests.helpers import largest_difference, tiny_data, tiny_model, weights_of
 
 
 def train(batch_size, accumulation, *, data=None, trainer_class=Trainer, lr=0.1, **kwargs):

@@ -76,10 +76,12 @@ def test_the_core_never_imports_a_plugin_or_a_plugins_library(path: Path) -> Non
     assert not packages(runtime_imports(path)) & banned
 
 
-@pytest.mark.parametrize("path", CORE, ids=module_name)
+@pytest.mark.parametrize(
+    "path",
+    [path for path in CORE if module_name(path) not in ("pa_core", "pa_core.cli")],
+    ids=module_name,
+)
 def test_only_the_face_and_the_command_line_import_the_trainer(path: Path) -> None:
-    if module_name(path) in ("pa_core", "pa_core.cli"):
-        pytest.skip("these two may")
     assert not any(name.startswith("pa_core.trainer") for name in runtime_imports(path))
 
 
@@ -131,7 +133,7 @@ def test_a_plugin_package_takes_nothing_private_from_the_core(package: str) -> N
     "path", [*CORE, *sorted(ROOT.glob("plugins/*/pa_*/**/*.py"))], ids=module_name
 )
 def test_every_module_can_be_read_in_one_sitting(path: Path) -> None:
-    limit = 700 if module_name(path) == "pa_core.trainer" else 500
+    limit = 680 if module_name(path) == "pa_core.trainer" else 500
     assert len(path.read_text().splitlines()) <= limit
 
 

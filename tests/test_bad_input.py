@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tests.helpers import assert_identical, tiny_data, tiny_model, weights_of
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from pa_core import Trainer, TrainerCallback
 from pa_core.errors import PluginError
+from tests.helpers import assert_identical, tiny_data, tiny_model, weights_of
 
 
 def trainer_of(model=None, optimizer=None, trainer_class=Trainer, **kwargs):

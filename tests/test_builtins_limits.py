@@ -1,8 +1,6 @@
 """limit_batches, limit_eval_steps and step_evaluation: how much is trained and evaluated."""
 
 import pytest
-from tests.builtin_trainer import Interrupts, make_trainer
-from tests.helpers import tiny_data
 
 from pa_core import TrainerCallback
 from pa_core.callbacks import (
@@ -10,6 +8,8 @@ from pa_core.callbacks import (
     LimitEvalStepsCallback,
     StepBasedEvaluationCallback,
 )
+from tests.builtin_trainer import Interrupts, make_trainer
+from tests.helpers import tiny_data
 
 
 class Counts(TrainerCallback):

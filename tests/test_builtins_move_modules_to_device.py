@@ -2,12 +2,12 @@ import types
 
 import pytest
 import torch
-from tests.builtin_trainer import make_trainer
-from tests.helpers import tiny_data, tiny_model
 from torch import nn
 
-from pa_core import Trainer, TrainerCallback
+from pa_core import Trainer, TrainerCallback, hookimpl
 from pa_core.callbacks import MoveModulesToDeviceCallback
+from tests.builtin_trainer import make_trainer
+from tests.helpers import tiny_data, tiny_model
 
 
 class Tracked(nn.Linear):
@@ -55,6 +55,7 @@ def test_c9_modules_of_plugins_are_moved():
     holds, itself = Holds(), Is()
     plugin = types.ModuleType("one_file_plugin")
     plugin.metric = Tracked()
+    plugin.on_init_end = hookimpl(lambda trainer: None)
     trained(holds, itself, plugin)
     assert len(holds.metrics["accuracy"][0].moves) == 1
     assert len(itself.moves) == 1

@@ -5,11 +5,11 @@ import inspect
 
 import pytest
 from pydantic import BaseModel, ValidationError
-from tests.builtin_trainer import make_trainer
 
 from pa_core.builtins import BUILTINS
 from pa_core.callbacks import EarlyStoppingCallback
 from pa_core.durations import Duration
+from tests.builtin_trainer import make_trainer
 
 REQUIRED = {
     "limit_batches": {"num_batches": 2},

@@ -1,11 +1,12 @@
+import ast
 import copy
 import importlib
+import inspect
 import subprocess
 import sys
 
 import pytest
 import torch
-from tests.helpers import tiny_data, tiny_model
 from torch import nn
 
 import pa_core
@@ -13,13 +14,25 @@ from pa_core import StopTrainingError, Trainer, TrainerCallback, callbacks, hook
 from pa_core.builtins import BUILTINS, DEFAULTS
 from pa_core.callbacks import CallbackHandler, get_default_callbacks
 from pa_core.errors import PluginError, PluginValidationError
+from tests.helpers import tiny_data, tiny_model
 
-RELATIVES_NAMES = (
-    "CallbackHandler EarlyStoppingCallback LimitBatchesCallback LimitEvalStepsCallback "
-    "LogMetricsCallback MoveModulesToDeviceCallback PrintProgressCallback ProgressBarCallback "
-    "SaveBestModelCallback SaveTrainingStateCallback StepBasedEvaluationCallback "
-    "StopTrainingError TerminateOnNaNCallback TrainerCallback get_default_callbacks"
-).split()
+RELATIVES_NAMES = [
+    "CallbackHandler",
+    "EarlyStoppingCallback",
+    "LimitBatchesCallback",
+    "LimitEvalStepsCallback",
+    "LogMetricsCallback",
+    "MoveModulesToDeviceCallback",
+    "PrintProgressCallback",
+    "ProgressBarCallback",
+    "SaveBestModelCallback",
+    "SaveTrainingStateCallback",
+    "StepBasedEvaluationCallback",
+    "StopTrainingError",
+    "TerminateOnNaNCallback",
+    "TrainerCallback",
+    "get_default_callbacks",
+]
 
 
 def make_trainer(*given, **kwargs):
@@ -85,22 +98,16 @@ def test_the_base_class_has_no_event_so_that_each_one_that_is_defined_counts():
     assert not [name for name in dir(TrainerCallback) if name.startswith("on_")]
 
 
-def test_editors_see_every_event_with_its_arguments():
-    """The signatures for editors are those of the hookspecs."""
-    import ast
-    import inspect
-
-    seen = {}
-    for node in ast.walk(ast.parse(inspect.getsource(callbacks))):
-        if isinstance(node, ast.FunctionDef) and node.name.startswith("on_"):
-            arguments = [argument.arg for argument in (*node.args.args, *node.args.kwonlyargs)]
-            seen[node.name] = arguments[1:]
-    specified = {
-        name: list(inspect.signature(spec).parameters)
-        for name, spec in vars(hookspecs).items()
-        if name.startswith("on_")
-    }
-    assert seen == specified
+def test_editors_see_every_event():
+    """The names for editors are those of the hookspecs, in their order."""
+    tree = ast.parse(inspect.getsource(callbacks))
+    (base,) = (
+        node
+        for node in tree.body
+        if isinstance(node, ast.ClassDef) and node.name == "TrainerCallback"
+    )
+    seen = [node.name for node in ast.walk(base) if isinstance(node, ast.FunctionDef)]
+    assert seen == [name for name in vars(hookspecs) if name.startswith("on_")]
 
 
 def test_a1_an_attribute_that_is_not_there_is_an_error():

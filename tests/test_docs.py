@@ -181,6 +181,14 @@ def setting_row(key: str, field: Any) -> str:
     return f"| `{key}` | {shown} | {field.description} |"
 
 
+def test_the_page_of_the_command_has_each_of_its_commands() -> None:
+    from pa_core.cli import app
+
+    text = (ROOT / "docs" / "command.md").read_text()
+    commands = [c.name or c.callback.__name__ for c in app.registered_commands if c.callback]
+    assert re.findall(r"^## `pa ([\w-]+)`$", text, re.MULTILINE) == commands
+
+
 def test_the_readme_has_its_two_commands_as_its_first_shell_blocks() -> None:
     demo, checks = [block.code for block in blocks(README) if block.language == "sh"][:2]
     assert demo.count("\n") == checks.count("\n") == 1

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import torch
-from tests.helpers import tiny_data, tiny_model
 from torch import nn
 
 from pa_core import Trainer, TrainerCallback
+from tests.helpers import tiny_data, tiny_model
 
 METHODS = (
     "training_run_start train_epoch_start calculate_train_batch_loss backward_step optimizer_step "

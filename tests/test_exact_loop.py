@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 from accelerate import Accelerator
-from tests.helpers import assert_identical, tiny_data, tiny_model, weights_of
 from torch import nn
 
 from pa_core import Trainer
 from pa_core.rng import mix
+from tests.helpers import assert_identical, tiny_data, tiny_model, weights_of
 
 SEED, EPOCHS, BATCH = 5, 3, 8
 

@@ -3,12 +3,12 @@ from functools import partial
 
 import pytest
 import torch
-from tests.helpers import tiny_data, tiny_model
 from torch import nn
 from torch.utils.data import IterableDataset
 
 from pa_core import Trainer, TrainerPlaceholderValues
 from pa_core.placeholders import replace_trainer_placeholder_values
+from tests.helpers import tiny_data, tiny_model
 
 NUM_EPOCHS = TrainerPlaceholderValues.NUM_EPOCHS
 PER_EPOCH = TrainerPlaceholderValues.NUM_UPDATE_STEPS_PER_EPOCH

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from itertools import chain
+
 import numpy as np
 import pytest
 import torch
-from tests.helpers import NoisyData, assert_identical, tiny_data, tiny_model, weights_of
 from torch import nn
 from torch.utils.data import BatchSampler, DataLoader, IterableDataset, SequentialSampler
 
 from pa_core import StopTrainingError, Trainer, TrainerCallback, TrainerPlaceholderValues
 from pa_core.callbacks import StepBasedEvaluationCallback
+from tests.helpers import NoisyData, assert_identical, tiny_data, tiny_model, weights_of
 
 
 def make(callbacks=(), model=None, trainer_class=Trainer, lr=0.1, **kwargs):
@@ -132,7 +134,7 @@ def test_a20_epochs_have_different_orders():
 
     make([Watch]).train(tiny_data(44), 2)
     assert seen[:6] != seen[6:]
-    assert sorted(sum(seen[:6], [])) == sorted(sum(seen[6:], []))
+    assert sorted(chain(*seen[:6])) == sorted(chain(*seen[6:]))
 
 
 def test_a23_a_second_run_keeps_model_and_optimizer_together():

@@ -6,11 +6,11 @@ import shutil
 
 import pytest
 import torch
-from tests.helpers import NoisyData, NoisyModel, assert_identical, tiny_data, weights_of
 from torch import nn
 
 from pa_core import Trainer, TrainerCallback
 from pa_core.errors import TrainingStateError
+from tests.helpers import NoisyData, NoisyModel, assert_identical, tiny_data, weights_of
 
 
 class LossSum(TrainerCallback):

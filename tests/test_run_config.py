@@ -2,25 +2,37 @@ import dataclasses
 
 import pytest
 import torch
-from tests.helpers import tiny_data, tiny_model
 from torch import nn
 from torch.utils.data import RandomSampler
 
 from pa_core import Trainer
 from pa_core.run_config import TrainerRunConfig
+from tests.helpers import tiny_data, tiny_model
 
 # The relative's fields: scripts build and read them by these names.
-RELATIVES_FIELDS = (
-    "num_epochs train_per_device_batch_size train_dl_kwargs eval_per_device_batch_size "
-    "eval_dl_kwargs gradient_accumulation_steps gradient_clip_value train_total_batch_size "
-    "eval_total_batch_size num_update_steps_per_epoch num_local_update_steps_per_epoch "
-    "max_num_train_steps is_local_process_zero is_world_process_zero is_distributed "
-    "mixed_precision num_processes"
-).split()
+RELATIVES_FIELDS = [
+    "num_epochs",
+    "train_per_device_batch_size",
+    "train_dl_kwargs",
+    "eval_per_device_batch_size",
+    "eval_dl_kwargs",
+    "gradient_accumulation_steps",
+    "gradient_clip_value",
+    "train_total_batch_size",
+    "eval_total_batch_size",
+    "num_update_steps_per_epoch",
+    "num_local_update_steps_per_epoch",
+    "max_num_train_steps",
+    "is_local_process_zero",
+    "is_world_process_zero",
+    "is_distributed",
+    "mixed_precision",
+    "num_processes",
+]
 
 
 def config(**changes):
-    fields = {name: 1 for name in RELATIVES_FIELDS}
+    fields = dict.fromkeys(RELATIVES_FIELDS, 1)
     return TrainerRunConfig(**{**fields, "train_dl_kwargs": {}, "eval_dl_kwargs": {}, **changes})
 
 

@@ -4,12 +4,12 @@ import math
 import numpy as np
 import pytest
 import torch
-from tests.helpers import tiny_data, tiny_model
 from torch import nn
 
 from pa_core import Trainer
 from pa_core.durations import Progress
 from pa_core.tracking import InMemoryRunHistory, LossTracker, RunHistory
+from tests.helpers import tiny_data, tiny_model
 
 
 def recorded(*pairs):
@@ -143,7 +143,8 @@ class RelativesHistory(RunHistory):
     """Overrides what pytorch-accelerated asks for, and no more."""
 
     def __init__(self):
-        self.values, self.epoch, self.prefix = {}, 1, ""
+        self.prefix = ""
+        self.reset()
 
     def get_metric_names(self):
         return set(self.values)
@@ -178,7 +179,7 @@ class RelativesHistory(RunHistory):
         self.epoch = epoch
 
     def reset(self):
-        self.__init__()
+        self.values, self.epoch = {}, 1
 
 
 def test_a_history_written_for_the_relative_works_in_a_run_and_keeps_its_epoch():

@@ -5,7 +5,6 @@ import random
 import numpy as np
 import pytest
 import torch
-from tests.helpers import tiny_data, tiny_model
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
@@ -20,6 +19,7 @@ from pa_core.utils import (
     worker_init_fn,
     world_process_zero_only,
 )
+from tests.helpers import tiny_data, tiny_model
 
 
 def make_trainer():

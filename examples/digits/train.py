@@ -56,7 +56,7 @@ def load_mnist() -> tuple[TensorDataset, TensorDataset]:
 def main() -> None:
     parser = argparse.ArgumentParser(description="Recognize handwritten digits.")
     parser.add_argument("--mnist", action="store_true", help="train on MNIST (a download)")
-    parser.add_argument("--epochs", type=int, default=20)
+    parser.add_argument("--epochs", type=int, default=10)
     arguments = parser.parse_args()
 
     train_dataset, held_out = load_mnist() if arguments.mnist else load_digits()

@@ -61,7 +61,7 @@ class TerminateOnNaNCallback(BuiltinCallback):
         self._look_now(trainer, "evaluation")
 
     def _is_bad(self, loss: Tensor) -> bool:
-        if loss.device.type == "cpu":
+        if loss.is_cpu:
             return not math.isfinite(loss.item())
         if self._watch is None or self._watch.device != loss.device:
             self._watch = _DeviceWatch(loss.device)

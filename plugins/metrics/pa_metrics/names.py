@@ -90,7 +90,7 @@ def create_metric(create: Callable[..., Any], arguments: Mapping[str, Any], **sh
         and parameter.name not in given
     ]
     if missing:
-        raise ValueError(f"needs {', '.join(missing)}")
+        raise ValueError(f"it needs {', '.join(missing)}, which the settings don't give")
     try:
         return create(**given)
     except (TypeError, ValueError, ImportError) as error:

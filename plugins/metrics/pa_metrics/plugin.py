@@ -48,6 +48,14 @@ class MetricsSettings(BaseModel):
         "metrics' `update` takes.",
     )
 
+    @field_validator("metrics")
+    @classmethod
+    def _classes_are_names(cls, value: Any) -> Any:
+        for name, metric in value.items() if isinstance(value, dict) else ():
+            if isinstance(metric, dict) and not isinstance(metric.get("class", ""), str):
+                raise ValueError(f"{name}: expected a name as class, and got {metric['class']!r}")
+        return value
+
     @field_validator("on", mode="before")
     @classmethod
     def _one_is_a_list(cls, value: Any) -> Any:
@@ -191,7 +199,7 @@ class MetricsPlugin:
                 create = find_metric(class_name, registered)
                 created[name] = create_metric(create, arguments, **self.settings.shared)
             except ValueError as error:
-                problems.append(f"[tool.pa-core.metrics] {name}: {error}")
+                problems.append(f"The metric {name!r}: {error}")
             if "validate_args" not in arguments:
                 check_once.add(name)
         if problems:

@@ -99,11 +99,10 @@ class SchedulersPlugin:
         if name is None or trainer.create_scheduler_fn is not None:
             return None
         factory: Any = trainer.plugins.find("register_schedulers", name)
-        return factory(
-            trainer.optimizer,
-            num_updates=trainer.num_updates,
-            num_epochs=trainer.run_config.num_epochs,
-        )
+        per_epoch = trainer.run_config.num_update_steps_per_epoch
+        # Not the configuration's num_epochs: a run of "500 updates" may end within an epoch.
+        num_epochs = trainer.num_updates / per_epoch if trainer.num_updates and per_epoch else None
+        return factory(trainer.optimizer, num_updates=trainer.num_updates, num_epochs=num_epochs)
 
     def create(
         self,

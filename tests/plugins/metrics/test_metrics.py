@@ -158,7 +158,7 @@ def test_every_wrong_name_is_told_at_once_and_before_the_first_batch():
     ],
 )
 def test_a_missing_or_wrong_argument_is_told_with_the_metrics_name(options, message):
-    with pytest.raises(SettingsError, match=f"accuracy: .*{message}"):
+    with pytest.raises(SettingsError, match=f"The metric 'accuracy': .*{message}"):
         trainer_with(MetricsPlugin(**options)).train(data(), num_epochs=1)
 
 
@@ -171,7 +171,7 @@ def test_too_few_classes_are_noticed_on_the_first_batch(to_preds_and_target):
     plugin = MetricsPlugin(
         task="multiclass", num_classes=CLASSES - 1, to_preds_and_target=to_preds_and_target
     )
-    with pytest.raises((RuntimeError, ValueError), match=r"number of classes|outside of the expec"):
+    with pytest.raises((RuntimeError, ValueError), match=r"number of classes|more unique values"):
         trainer_with(plugin).evaluate(data())
 
 
@@ -281,3 +281,28 @@ def test_metrics_of_training_and_of_evaluation_do_not_mix():
     assert len(list(with_evaluation.get_metric_values("accuracy"))) == 2
     for name in ("accuracy", "train_accuracy"):
         assert with_evaluation.get_latest_metric(name) == without.get_latest_metric(name)
+
+
+def test_an_evaluation_that_broke_off_leaves_nothing_to_the_next():
+    class Breaks(TensorDataset):
+        def __getitem__(self, index):
+            if index == 20:
+                raise OSError("the disk is gone")
+            return super().__getitem__(index)
+
+        __getitems__ = None
+
+    trainer = trainer_with(MetricsPlugin(task="multiclass", num_classes=CLASSES))
+    with pytest.raises(OSError, match="the disk is gone"):
+        trainer.evaluate(Breaks(*data(seed=6).tensors))
+    after = trainer.evaluate(data())["accuracy"]
+    fresh = trainer_with(MetricsPlugin(task="multiclass", num_classes=CLASSES))
+    assert after == fresh.evaluate(data())["accuracy"]
+
+
+def test_nothing_is_kept_once_the_values_are_recorded():
+    plugin = MetricsPlugin(metrics=["auroc"], on=["train"], task="multiclass", num_classes=CLASSES)
+    trainer_with(plugin).train(data(), num_epochs=1)
+    assert plugin.state_dict() == {
+        "train": {"auroc": {"updates": 0, "state": {"preds": [], "target": []}}}
+    }

@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+from pydantic import ValidationError
 from torch import nn
 
 from pa_core.codec import decode, encode
@@ -68,7 +69,7 @@ def test_an_unknown_name_is_told_with_the_nearest():
         find_metric("presicion", {})
 
 
-@pytest.mark.parametrize("at", [0, 1, 3])
+@pytest.mark.parametrize("at", [0, 1, 3, 6])
 @pytest.mark.parametrize("reused", [False, True])
 def test_metrics_go_on_where_their_state_was_taken(at, reused):
     whole = EpochMetrics(collection())
@@ -193,5 +194,19 @@ def test_where_nothing_is_found_the_error_names_the_way_out(batch, outputs):
 
 def test_settings_take_one_place_or_both():
     assert MetricsPlugin(on="train").settings.on == ["train"]
-    with pytest.raises(ValueError, match="on"):
-        MetricsPlugin(on="test")
+    assert MetricsPlugin(on=["eval", "train"]).settings.on == ["eval", "train"]
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"on": "test"},
+        {"task": "multi"},
+        {"num_classes": 0},
+        {"metrics": {"accuracy": {"class": 5}}},
+        {"metric": ["accuracy"]},
+    ],
+)
+def test_wrong_settings_are_refused(wrong):
+    with pytest.raises(ValidationError):
+        MetricsPlugin(**wrong)

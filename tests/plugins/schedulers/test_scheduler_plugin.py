@@ -127,6 +127,16 @@ def test_fault_a14_the_schedule_ends_exactly_with_a_run_that_ends_within_an_epoc
     )
 
 
+def test_a_warmup_in_epochs_has_their_length_in_a_run_that_ends_within_one():
+    found = rates(plugins=[SchedulersPlugin(name="cosine", warmup="1 epoch")], epochs="17 updates")
+    assert found == pytest.approx(cosine(10, 17), abs=1e-12)
+
+
+def test_a_schedule_for_a_run_of_unknown_length_is_refused():
+    with pytest.raises(ValueError, match="needs the run's length"):
+        rates(plugins=[SchedulersPlugin(name="cosine")], epochs="1 second")
+
+
 def test_the_classes_functions_for_the_trainer_fill_in_the_runs_length():
     create = LinearLrScheduler.create_scheduler_fn(
         lr_min=0.0, num_warmup_epochs=1, warmup_starting_lr=0.0

@@ -1,0 +1,5 @@
+"""The command ``pa`` as ``python -m pa_core``."""
+
+from pa_core.cli import main
+
+main()

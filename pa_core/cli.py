@@ -1,0 +1,317 @@
+"""The command ``pa``: which plugins there are, what they can do, and who is called when.
+
+Nothing here imports torch or a plugin before a command needs it, so that ``pa plugins`` answers at
+once.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from pa_core import __version__
+from pa_core.builtins import DEFAULTS
+from pa_core.discovery import PluginSource, file_source, find_claims, load_plugin, only_claim
+from pa_core.errors import PaCoreError, PluginError, PluginNotFoundError, nearest
+from pa_core.manager import PluginManager
+from pa_core.settings import (
+    Settings,
+    build_plugins,
+    find_settings_file,
+    json_schema,
+    read_settings,
+    split_item,
+)
+
+if TYPE_CHECKING:
+    from pa_core.implementations import Hook
+
+app = typer.Typer(
+    help="Look into the plugins of pa-core: installed, enabled, called.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+_ANY_WIDTH = 10_000  # of a file or a pipe: nothing is folded there
+
+
+def main() -> None:
+    """Run the command; a mistake is told in words, with exit code 1."""
+    try:
+        app()
+    except PaCoreError as error:
+        _console(stderr=True).print(Text(str(error), style="red"))
+        raise SystemExit(1) from None
+
+
+def _console(*, stderr: bool = False) -> Console:
+    stream = sys.stderr if stderr else sys.stdout
+    width = None if stream.isatty() else _ANY_WIDTH
+    return Console(stderr=stderr, width=width, markup=False, highlight=False)
+
+
+def _table(*columns: str) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    return table
+
+
+def _print_json(value: Any) -> None:
+    sys.stdout.write(json.dumps(value, indent=2) + "\n")
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        _console().print(f"pa-core {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", help="Show the version.", callback=_show_version)
+    ] = False,
+) -> None:
+    pass
+
+
+def settings_here() -> Settings:
+    """The settings that a script in this folder would have."""
+    return read_settings(find_settings_file(script=Path.cwd()))
+
+
+# -- pa plugins -----------------------------------------------------------------------------------
+
+
+@app.command()
+def plugins(
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    everything: Annotated[
+        bool, typer.Option("--all", help="Built-in plugins that aren't enabled, too.")
+    ] = False,
+    hooks: Annotated[
+        bool, typer.Option("--hooks", help="Import the plugins to see which hooks they have.")
+    ] = False,
+) -> None:
+    """List the plugins that are installed, and which of them are enabled in this folder.
+
+    Nothing is imported, so hooks are unknown, unless --hooks asks for them.
+    """
+    settings = settings_here()
+    rows, missing = _plugin_rows(settings)
+    if not everything:
+        rows = [row for row in rows if row["enabled"] or row["origin"] != "built-in"]
+    if hooks:
+        for row in rows:
+            row["hooks"] = _hooks_of(PluginSource(row["name"], row["target"], row["origin"]))
+    if as_json:
+        _print_json({"file": settings.file and str(settings.file), "plugins": rows})
+    else:
+        _show_plugins(settings, rows)
+    if missing:
+        raise PluginNotFoundError("\n".join(missing))
+
+
+def _plugin_rows(settings: Settings) -> tuple[list[dict[str, Any]], list[str]]:
+    """A row for each plugin, enabled ones first and in order; and the listed ones without one."""
+    claims = find_claims()
+    defaults = [name for name in DEFAULTS if name not in settings.disable]
+    enabled = [name for name in defaults if name not in settings.plugins]
+    sources: list[PluginSource] = [claims[name][0] for name in enabled]
+    missing: list[str] = []
+    for item in settings.plugins:
+        name, base, file = split_item(item)
+        if file is not None:
+            sources.append(file_source((settings.file or Path.cwd()).parent / file).named(name))
+        elif base in claims:
+            sources += [source.named(name) for source in claims[base]]
+        else:
+            missing.append(
+                f"{settings.file} lists {item!r}, which isn't installed.{nearest(base, claims)}"
+            )
+    count = len(sources)
+    used = {split_item(source.name)[1] for source in sources if source.origin != "file"}
+    sources += [s for name, claimed in claims.items() if name not in used for s in claimed]
+    rows = [
+        {
+            "name": source.name,
+            "enabled": number < count,
+            "origin": source.origin,
+            "distribution": source.distribution,
+            "version": source.version,
+            "target": source.target,
+            "hooks": None,
+        }
+        for number, source in enumerate(sources)
+    ]
+    return rows, missing
+
+
+def _hooks_of(source: PluginSource) -> list[str]:
+    from pa_core.implementations import hook_names
+
+    return hook_names(load_plugin(source), PluginManager().hooks)
+
+
+def _show_plugins(settings: Settings, rows: list[dict[str, Any]]) -> None:
+    console = _console()
+    console.print(f"Settings: {settings.file or 'none; the built-in defaults are on'}")
+    table = _table("enabled", "plugin", "from", "target", "hooks")
+    for row in rows:
+        known = row["hooks"]
+        table.add_row(
+            "yes" if row["enabled"] else "no",
+            row["name"],
+            f"{row['distribution'] or row['origin']} {row['version'] or ''}".rstrip(),
+            _short(row["target"]),
+            "unknown" if known is None else ", ".join(known) or "none",
+        )
+    console.print(table)
+    if any(row["hooks"] is None for row in rows):
+        console.print("Hooks are known once a plugin is imported: --hooks does.", style="dim")
+
+
+def _short(path: str) -> str:
+    """A path from here, where it is below."""
+    try:
+        return str(Path(path).relative_to(Path.cwd()))
+    except ValueError:
+        return path
+
+
+# -- pa hooks -------------------------------------------------------------------------------------
+
+
+def _kind(hook: Hook) -> str:
+    if hook.name.startswith("on_"):
+        return "Events, which return nothing"
+    if hook.name.startswith("run_"):
+        return "Runs, to be wrapped"
+    if hook.name.startswith("register_"):
+        return "Registries, which collect from all plugins"
+    return "Providers, whose first value that isn't None counts"
+
+
+@app.command()
+def hooks(
+    name: Annotated[str | None, typer.Argument(help="Show this hook alone.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Show what plugins can implement: each hook, its arguments, and when it is called."""
+    specs = PluginManager().hooks
+    if name is not None:
+        specs = {name: _find_hook(name, specs)}
+    if as_json:
+        _print_json(
+            [
+                {
+                    "name": hook.name,
+                    "arguments": list(hook.arguments),
+                    "firstresult": hook.firstresult,
+                    "doc": inspect.getdoc(hook.function),
+                }
+                for hook in specs.values()
+            ]
+        )
+        return
+    console, kind = _console(), ""
+    for hook in specs.values():
+        if _kind(hook) != kind:
+            kind = _kind(hook)
+            console.print(f"\n{kind}\n{'=' * len(kind)}", style="bold")
+        console.print(f"\n{hook.name}({', '.join(hook.arguments)})", style="bold cyan")
+        for line in (inspect.getdoc(hook.function) or "").splitlines():
+            console.print(f"    {line}".rstrip())
+
+
+def _find_hook(name: str, specs: dict[str, Hook]) -> Hook:
+    if name not in specs:
+        raise PluginNotFoundError(f"There is no hook {name!r}.{nearest(name, specs)}")
+    return specs[name]
+
+
+# -- pa explain -----------------------------------------------------------------------------------
+
+
+@app.command()
+def explain(
+    hook: Annotated[str | None, typer.Option("--hook", help="Explain this hook alone.")] = None,
+) -> None:
+    """Show who is called when, in order, with the plugins that are enabled in this folder.
+
+    This imports and builds the plugins, as a Trainer does.
+    """
+    from pa_core.defaults import Defaults
+
+    settings = settings_here()
+    manager = PluginManager(Defaults())
+    for name, plugin, source in build_plugins(settings):
+        manager.register(plugin, name, source)
+    names: Iterable[str] = manager.hooks if hook is None else [_find_hook(hook, manager.hooks).name]
+    console = _console()
+    console.print(f"Settings: {settings.file or 'none; the built-in defaults are on'}")
+    for name in names:
+        implementations = manager.implementations(name)
+        if not implementations:
+            if hook is not None:
+                console.print(f"Nobody implements {name}.")
+            continue
+        console.print(f"\n{name}", style="bold cyan")
+        table = _table("", "plugin", "from", "where")
+        for number, found in enumerate(implementations, 1):
+            plugin = f"{found.name}{' (around the others)' if found.wrapper else ''}"
+            where = f"{_short(found.file)}:{found.line}" if found.file else "unknown"
+            table.add_row(f"{number:>4}", plugin, str(found.source), where)
+        console.print(table)
+
+
+# -- pa doctor ------------------------------------------------------------------------------------
+
+
+@app.command()
+def doctor() -> None:
+    """Check the installation and this folder's settings; say what to do about what is wrong."""
+    from pa_core.doctor import check_all
+
+    console, wrong = _console(), 0
+    for finding in check_all(settings_here):
+        wrong += not finding.is_right
+        mark = Text("ok   ", style="green") if finding.is_right else Text("wrong", style="red")
+        console.print(Text.assemble(mark, f"  {finding.what}"))
+        if finding.remedy:
+            console.print(f"       {finding.remedy}")
+    console.print("\nNothing is wrong." if not wrong else f"\nWrong: {wrong}.")
+    if wrong:
+        raise typer.Exit(1)
+
+
+# -- pa schema ------------------------------------------------------------------------------------
+
+
+@app.command()
+def schema() -> None:
+    """Print the JSON Schema of [tool.pa-core], with the settings of all installed plugins.
+
+    This imports the plugins; one that can't be imported is left out, and named.
+    """
+    sources: dict[str, PluginSource] = {}
+    for name, claimed in find_claims().items():
+        try:
+            source = only_claim(name, claimed)
+            load_plugin(source)
+        except PluginError as error:
+            _console(stderr=True).print(Text(str(error), style="yellow"))
+        else:
+            sources[name] = source
+    _print_json(json_schema(sources))

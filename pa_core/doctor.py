@@ -1,0 +1,139 @@
+"""What ``pa doctor`` looks at: versions, plugins and settings."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from importlib import metadata
+from importlib.util import find_spec
+
+from pa_core import __version__
+from pa_core.discovery import find_claims, only_claim
+from pa_core.errors import PluginConflictError, PluginError, SettingsError
+from pa_core.manager import PluginManager
+from pa_core.settings import Settings, build_plugins
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that was looked at.
+
+    Attributes:
+        what: what was found.
+        is_right: whether it is as it should be.
+        remedy: what to do, where it isn't.
+    """
+
+    what: str
+    is_right: bool = True
+    remedy: str = ""
+
+
+def check_all(read: Callable[[], Settings]) -> Iterator[Finding]:
+    """Check everything, the cheap things first.
+
+    Args:
+        read: reads the settings of this folder; may raise a `SettingsError`.
+    """
+    if find_spec("packaging") is None:
+        yield Finding("accelerate isn't installed", False, "Install it: pip install accelerate")
+        return
+    yield from check_versions("pa-core")
+    yield from check_plugins()
+    yield from check_settings(read)
+
+
+def check_versions(distribution: str) -> Iterator[Finding]:
+    """Check Python and the packages that a distribution needs against the ranges it supports."""
+    try:
+        needs = metadata.metadata(distribution)
+        requirements = metadata.requires(distribution) or []
+    except metadata.PackageNotFoundError:
+        yield Finding(
+            f"{distribution} {__version__} runs from its sources",
+            False,
+            "Its versions can't be checked before it is installed: pip install .",
+        )
+        return
+    yield Finding(f"{distribution} {needs['Version']}")
+    yield _check_version("Python", platform.python_version(), needs["Requires-Python"] or "")
+    for requirement in requirements:
+        yield from check_requirement(requirement)
+
+
+def check_requirement(requirement: str) -> Iterator[Finding]:
+    """Check one line of a distribution's requirements; those of extras are skipped."""
+    from packaging.requirements import Requirement  # comes with accelerate
+
+    parsed = Requirement(requirement)
+    if parsed.marker is not None and not parsed.marker.evaluate({"extra": ""}):
+        return
+    try:
+        installed = metadata.version(parsed.name)
+    except metadata.PackageNotFoundError:
+        yield Finding(
+            f"{parsed.name} isn't installed", False, f'Install it: pip install "{requirement}"'
+        )
+    else:
+        yield _check_version(parsed.name, installed, str(parsed.specifier))
+
+
+def _check_version(name: str, version: str, supported: str) -> Finding:
+    from packaging.specifiers import SpecifierSet
+
+    text = f"{name} {version} (supported: {supported or 'any'})"
+    if SpecifierSet(supported).contains(version, prereleases=True):
+        return Finding(text)
+    if name == "Python":
+        return Finding(text, False, "Make an environment with another Python")
+    return Finding(text, False, f'Install a supported one: pip install "{name}{supported}"')
+
+
+def check_plugins() -> Iterator[Finding]:
+    """Check that no two distributions claim a name, and that each plugin fits this core."""
+    claims = find_claims()
+    for name, sources in claims.items():
+        try:
+            only_claim(name, sources)
+        except PluginConflictError as error:
+            yield Finding(str(error), False, "Until then, the name can't be enabled")
+    names = {s.distribution for sources in claims.values() for s in sources if s.distribution}
+    for name in sorted(names - {"pa-core"}):
+        yield from _check_step(name)
+
+
+def _check_step(name: str) -> Iterator[Finding]:
+    """A distribution of plugins says which versions of the core it is in step with."""
+    from packaging.requirements import Requirement
+
+    version = metadata.version(name)
+    for requirement in map(Requirement, metadata.requires(name) or []):
+        if requirement.name.replace("_", "-").lower() != "pa-core":
+            continue
+        text = f"{name} {version} (for pa-core {requirement.specifier or 'of any version'})"
+        if requirement.specifier.contains(__version__, prereleases=True):
+            yield Finding(text)
+        else:
+            yield Finding(
+                f"{text} isn't in step with pa-core {__version__}",
+                False,
+                f"Upgrade both: pip install --upgrade pa-core {name}",
+            )
+
+
+def check_settings(read: Callable[[], Settings]) -> Iterator[Finding]:
+    """Build the plugins that are enabled in this folder, as a Trainer does."""
+    try:
+        settings = read()
+        manager = PluginManager()
+        for name, plugin, source in build_plugins(settings):
+            manager.register(plugin, name, source)
+    except SettingsError as error:
+        for problem in error.problems:
+            yield Finding(problem, False, "Mend it in the settings")
+    except PluginError as error:
+        yield Finding(str(error), False, "Mend the plugin, or take it out of the settings")
+    else:
+        where = settings.file or "no settings file, so the built-in defaults are on"
+        yield Finding(f"{where}: {', '.join(manager.plugins) or 'no plugins'}")

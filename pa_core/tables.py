@@ -1,0 +1,124 @@
+"""A plugin's table, checked with its pydantic model: every mistake, in words about TOML."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from pydantic import AliasChoices, BaseModel, ValidationError
+
+from pa_core.errors import nearest
+
+
+def check_table(
+    model: type[BaseModel], table: Mapping[str, Any]
+) -> tuple[BaseModel | None, list[str]]:
+    """Validate a table.
+
+    TOML knows types, so text isn't taken for a number. Unknown keys are mistakes, unless the
+    model allows them explicitly.
+
+    Args:
+        model: the plugin's settings.
+        table: what the file says.
+
+    Returns:
+        The settings, or None and every mistake, each with its key.
+    """
+    problems = {path: _unknown_key(path, keys) for path, keys in _unknown_keys(model, table)}
+    values = None
+    try:
+        # Strict, and as JSON: so a list may become a set, and text a path or a member of an enum.
+        values = model.model_validate_json(json.dumps(table, default=str), strict=True)
+    except ValidationError as error:
+        for path, messages in _by_key(error, table).items():
+            problems.setdefault(path, messages)
+    return (None if problems else values), list(problems.values())
+
+
+def _unknown_keys(
+    model: type[BaseModel], table: Mapping[str, Any], path: tuple[str, ...] = ()
+) -> Iterator[tuple[tuple[str | int, ...], list[str]]]:
+    """The path of each unknown key, with the keys that there are."""
+    fields: dict[str, Any] = {}
+    for name, info in model.model_fields.items():
+        alias = info.validation_alias or info.alias or name
+        choices = alias.choices if isinstance(alias, AliasChoices) else [alias]
+        fields |= {choice: info for choice in choices if isinstance(choice, str)}
+        if model.model_config.get("populate_by_name") or model.model_config.get("validate_by_name"):
+            fields[name] = info
+    for key, value in table.items():
+        if key in fields:
+            inner = fields[key].annotation
+            if isinstance(inner, type) and issubclass(inner, BaseModel) and isinstance(value, dict):
+                yield from _unknown_keys(inner, value, (*path, key))
+        elif model.model_config.get("extra") != "allow":
+            yield (*path, key), list(fields)
+
+
+def _unknown_key(path: tuple[str | int, ...], known: list[str]) -> str:
+    key = ".".join(map(str, path))
+    takes = f" It takes {', '.join(known)}" if known else " It takes none"
+    return f"has no key {key!r}.{nearest(str(path[-1]), known)}{takes}"
+
+
+def _by_key(error: ValidationError, table: Mapping[str, Any]) -> dict[tuple[str | int, ...], str]:
+    """One sentence for each key; a union's error has a part for each of its types."""
+    expected: dict[tuple[str | int, ...], list[str]] = {}
+    values: dict[tuple[str | int, ...], Any] = {}
+    for problem in error.errors(include_url=False):
+        path, value = _place(problem["loc"], table)
+        if problem["type"] == "missing":
+            path, message = (*path, problem["loc"][-1]), "is required"
+        elif problem["type"] == "extra_forbidden":
+            message = "isn't known"
+        else:
+            message = problem["msg"].removeprefix("Value error, ")
+            message = message.replace("Input should be", "expected").replace(
+                ", unable to ", "; can't "
+            )
+            values[path] = value
+        messages = expected.setdefault(path, [])
+        if message not in messages:
+            messages.append(message)
+    sentences = {}
+    for path, messages in expected.items():
+        key = ".".join(map(str, path))
+        text = " or ".join([messages[0], *(m.removeprefix("expected ") for m in messages[1:])])
+        got = f", got {values[path]!r}" if path in values and path else ""
+        sentences[path] = f"{key}: {text}{got}" if key else text
+    return sentences
+
+
+def _place(loc: tuple[str | int, ...], table: Any) -> tuple[tuple[str | int, ...], Any]:
+    """The part of pydantic's location that is in the table, and what stands there.
+
+    The rest names the members of unions.
+    """
+    path: tuple[str | int, ...] = ()
+    for part in loc:
+        if isinstance(table, Mapping) and part in table:
+            table = table[str(part)]
+        elif isinstance(table, list) and isinstance(part, int) and part < len(table):
+            table = table[part]
+        else:
+            break
+        path = (*path, part)
+    return path, table
+
+
+def table_schema(model: type[BaseModel], name: str, definitions: dict[str, Any]) -> dict[str, Any]:
+    """The JSON Schema of a plugin's table.
+
+    Args:
+        model: the plugin's settings.
+        name: the plugin's name.
+        definitions: gets what the schema refers to, under names that begin with the plugin's.
+    """
+    schema = model.model_json_schema(ref_template=f"#/$defs/{name}.{{model}}")
+    for key, definition in schema.pop("$defs", {}).items():
+        definitions[f"{name}.{key}"] = definition
+    if model.model_config.get("extra") != "allow":
+        schema["additionalProperties"] = False
+    return schema | {"title": name}

@@ -1,0 +1,272 @@
+"""The command ``pa``, run as a user runs it."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from textwrap import dedent
+
+import pytest
+
+from pa_core import __version__, hookspecs
+from pa_core.builtins import BUILTINS, DEFAULTS
+from pa_core.doctor import check_requirement, check_versions
+from pa_core.manager import PluginManager
+from tests.fake_plugins import Site
+
+ROOT = Path(__file__).parent.parent
+WEATHER = """
+from pydantic import BaseModel
+from pa_core import hookimpl
+
+class Weather:
+    class Settings(BaseModel):
+        degrees: int = 20
+
+    def __init__(self, settings): ...
+
+    @hookimpl(tryfirst=True)
+    def on_train_epoch_end(self, trainer): ...
+
+    @hookimpl(wrapper=True)
+    def run_training(self, trainer):
+        return (yield)
+"""
+
+
+class Shell:
+    """A project's folder, and packages beside it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder / "project"
+        self.folder.mkdir()
+        (folder / "site").mkdir()
+        self.site = Site(folder / "site")
+
+    def settings(self, text: str) -> None:
+        self.folder.joinpath("pyproject.toml").write_text(dedent(text))
+
+    def run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        path = os.pathsep.join([str(ROOT), str(self.site.folder)])
+        kept = {name: value for name, value in os.environ.items() if name != "PA_CORE_CONFIG"}
+        return subprocess.run(
+            [sys.executable, "-m", "pa_core", *arguments],
+            cwd=self.folder,
+            env=kept | {"PYTHONPATH": path},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+
+    def out(self, *arguments: str) -> str:
+        result = self.run(*arguments)
+        assert result.returncode == 0, result.stdout + result.stderr
+        assert result.stderr == ""
+        return result.stdout
+
+    def error(self, *arguments: str) -> str:
+        result = self.run(*arguments)
+        assert result.returncode == 1, result.stdout + result.stderr
+        assert "Traceback" not in result.stderr
+        return result.stderr
+
+
+@pytest.fixture
+def shell(tmp_path):
+    shell = Shell(tmp_path)
+    shell.site.module("pa_weather", WEATHER)
+    shell.site.install("pa-weather", "2.1", weather="pa_weather:Weather")
+    shell.settings("[tool.pa-core]\nplugins = ['weather']\ndisable = ['progress_bar']\n")
+    return shell
+
+
+def test_it_says_its_version(shell):
+    assert shell.out("--version") == f"pa-core {__version__}\n"
+
+
+def test_plugins_says_what_is_installed_and_what_is_enabled_and_by_whom(shell):
+    shell.site.install("pa-idle", "0.5", idle="pa_idle:Idle")
+    lines = shell.out("plugins").splitlines()
+    assert lines[0] == f"Settings: {shell.folder / 'pyproject.toml'}"
+    rows = [line.split() for line in lines[2:] if line.startswith(("yes", "no"))]
+    enabled = [row[1] for row in rows if row[0] == "yes"]
+    assert enabled == [*(name for name in DEFAULTS if name != "progress_bar"), "weather"]
+    assert ["yes", "weather", "pa-weather", "2.1", "pa_weather:Weather", "unknown"] in rows
+    assert ["no", "idle", "pa-idle", "0.5", "pa_idle:Idle", "unknown"] in rows
+    assert "progress_bar" not in [row[1] for row in rows]
+    every = {line.split()[1] for line in shell.out("plugins", "--all").splitlines()[2:]}
+    assert set(BUILTINS) <= every
+
+
+def test_plugins_as_json_has_a_row_for_each_with_its_hooks_where_they_are_asked_for(shell):
+    shell.folder.joinpath("watch.py").write_text(
+        "from pa_core import hookimpl\n@hookimpl\ndef on_init_end(trainer): ...\n"
+    )
+    shell.settings("[tool.pa-core]\nplugins = ['weather:cold', 'watch.py', 'progress_bar']\n")
+    found = json.loads(shell.out("plugins", "--json"))
+    assert found["file"] == str(shell.folder / "pyproject.toml")
+    rows = {row["name"]: row for row in found["plugins"]}
+    assert rows["weather:cold"] == {
+        "name": "weather:cold",
+        "enabled": True,
+        "origin": "installed",
+        "distribution": "pa-weather",
+        "version": "2.1",
+        "target": "pa_weather:Weather",
+        "hooks": None,
+    }
+    assert [row["name"] for row in found["plugins"] if row["enabled"]] == [
+        *(name for name in DEFAULTS if name != "progress_bar"),
+        *("weather:cold", "watch", "progress_bar"),
+    ]
+    found = json.loads(shell.out("plugins", "--json", "--hooks"))
+    rows = {row["name"]: row for row in found["plugins"]}
+    assert rows["weather:cold"]["hooks"] == ["on_train_epoch_end", "run_training"]
+    assert rows["watch"]["hooks"] == ["on_init_end"]
+    assert "on_training_run_start" in rows["move_modules_to_device"]["hooks"]
+
+
+def test_plugins_imports_neither_torch_nor_a_plugin(shell):
+    shell.site.module("pa_explosive", "raise SystemExit('imported')")
+    shell.site.install("pa-explosive", explosive="pa_explosive:Plugin")
+    shell.settings("[tool.pa-core]\nplugins = ['explosive', 'weather']\n")
+    code = (
+        "import sys\n"
+        "from pa_core.cli import app\n"
+        "app(['plugins', '--all'], standalone_mode=False)\n"
+        "heavy = ('torch', 'accelerate', 'numpy', 'pa_weather', 'pa_core.callbacks')\n"
+        "print('imported:', *[name for name in heavy if name in sys.modules])\n"
+    )
+    shell.site.module("look", code)
+    path = os.pathsep.join([str(ROOT), str(shell.site.folder)])
+    result = subprocess.run(
+        [sys.executable, "-m", "look"],
+        cwd=shell.folder,
+        env=os.environ | {"PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.returncode == 0, result.stderr
+    assert "explosive" in result.stdout
+    assert result.stdout.splitlines()[-1] == "imported:"
+
+
+def test_plugins_names_what_is_listed_and_not_installed(shell):
+    shell.settings("[tool.pa-core]\nplugins = ['wether']\n")
+    assert "lists 'wether', which isn't installed. Did you mean 'weather'?" in shell.error(
+        "plugins"
+    )
+
+
+def test_hooks_prints_the_contract_of_each(shell):
+    text = shell.out("hooks")
+    places = [text.index(f"\n{name}(") for name in PluginManager().hooks]
+    assert places == sorted(places)
+    assert "on_train_step_end(trainer, batch, batch_output, step)" in text
+    lines = [line.strip() for line in (hookspecs.create_scheduler.__doc__ or "").splitlines()]
+    assert all(line in text for line in lines)
+    one = shell.out("hooks", "on_exception")
+    assert "on_exception(trainer, exception)" in one
+    assert "on_init_end" not in one
+    assert "Did you mean 'on_exception'?" in shell.error("hooks", "on_exeption")
+    found = json.loads(shell.out("hooks", "--json"))
+    assert [hook["name"] for hook in found] == list(PluginManager().hooks)
+    assert all("When:" in hook["doc"] for hook in found)
+
+
+def test_explain_says_who_is_called_in_order_with_distribution_file_and_line(shell):
+    lines = shell.out("explain", "--hook", "on_train_epoch_end").splitlines()
+    rows = [line.split() for line in lines[4:]]
+    assert [row[0] for row in rows] == [str(n) for n in range(1, len(rows) + 1)]
+    assert [row[1] for row in rows] == ["weather", "terminate_on_nan", "log_metrics"]
+    file = shell.site.folder / "pa_weather.py"
+    (line,) = [n for n, text in enumerate(file.read_text().splitlines(), 1) if "tryfirst" in text]
+    assert rows[0][2:] == ["pa-weather", "2.1", f"{file}:{line}"]
+
+
+def test_explain_shows_every_hook_that_somebody_implements_the_core_last(shell):
+    text = shell.out("explain")
+    run = text.partition("\nrun_training\n")[2].partition("\n\n")[0].splitlines()[1:]
+    names = [line.split()[1] for line in run]
+    assert "weather" in names
+    assert names[-1] == "pa_core"
+    assert "weather (around the others)" in text
+    assert "\non_load_training_state\n" in text
+    assert "\non_init_end\n" not in text
+    assert shell.out("explain", "--hook", "on_init_end").endswith(
+        "Nobody implements on_init_end.\n"
+    )
+
+
+def test_doctor_finds_nothing_wrong_here_but_perhaps_the_installation(shell):
+    result = shell.run("doctor")
+    wrong = [line for line in result.stdout.splitlines() if line.startswith("wrong")]
+    # From a source tree that isn't installed, versions can't be checked.
+    assert [line for line in wrong if "runs from its sources" not in line] == []
+    assert result.returncode == (1 if wrong else 0)
+    assert f"{shell.folder / 'pyproject.toml'}: move_modules_to_device" in result.stdout
+
+
+def test_doctor_names_all_that_is_wrong_and_what_to_do(shell):
+    shell.site.install("pa-one", "1.0", requires="pa-core>=7", same="pa_weather:Weather")
+    shell.site.install("pa-two", "1.0", same="pa_weather:Weather")
+    shell.settings(
+        """
+        [tool.pa-core]
+        plugins = ["weather", "wether"]
+        [tool.pa-core.weather]
+        degrees = "ten"
+        """
+    )
+    result = shell.run("doctor")
+    assert result.returncode == 1
+    assert "Traceback" not in result.stderr
+    wrong = [line for line in result.stdout.splitlines() if line.startswith("wrong")]
+    for part in (
+        "'same' is claimed by pa-",
+        f"pa-one 1.0 (for pa-core >=7) isn't in step with pa-core {__version__}",
+        "there is no plugin 'wether'. Did you mean 'weather'?",
+        "degrees: expected a valid integer, got 'ten'",
+    ):
+        assert [line for line in wrong if part in line], part
+    assert "pip install --upgrade pa-core pa-one" in result.stdout
+
+
+def test_doctor_compares_versions_with_what_is_supported():
+    (right,) = check_requirement("pytest>=1")
+    assert right.is_right
+    (old,) = check_requirement("pytest>=1000")
+    assert not old.is_right
+    assert old.remedy == 'Install a supported one: pip install "pytest>=1000"'
+    (missing,) = check_requirement("nonesuch-library>=2")
+    assert (missing.is_right, missing.what) == (False, "nonesuch-library isn't installed")
+    assert list(check_requirement("nonesuch-library; extra == 'docs'")) == []
+    (uninstalled,) = check_versions("nonesuch-library")
+    assert not uninstalled.is_right
+
+
+def test_schema_is_json_with_the_settings_of_installed_plugins(shell):
+    schema = json.loads(shell.out("schema"))
+    assert schema["properties"]["weather"]["properties"]["degrees"]["type"] == "integer"
+    assert set(BUILTINS) <= set(schema["properties"])
+
+
+def test_schema_leaves_out_a_plugin_that_cannot_be_imported_and_names_it(shell):
+    shell.site.install("pa-broken", "0.3", broken="pa_broken:Plugin")
+    result = shell.run("schema")
+    assert result.returncode == 0
+    assert "'broken' of pa-broken 0.3 can't be imported" in result.stderr
+    assert "broken" not in json.loads(result.stdout)["properties"]
+
+
+def test_wrong_settings_are_told_in_words_with_exit_code_1(shell):
+    shell.settings("[tool.pa-core]\nplugins = ['weather', 'wether']\n")
+    assert "there is no plugin 'wether'" in shell.error("explain")
+    shell.settings("[tool.pa-core\n")
+    for command in ("plugins", "explain"):
+        assert "can't be read" in shell.error(command)
+    assert "can't be read" in shell.run("doctor").stdout

@@ -1,0 +1,155 @@
+"""Each provider takes the place of the core's own way, each run can be wrapped, each registry
+gives things by name: in a real Trainer.
+"""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from accelerate import Accelerator
+from torch import nn
+from torch.utils.data import DataLoader
+
+from pa_core import Trainer, hookimpl
+from pa_core.errors import PluginConflictError, PluginNotFoundError
+from tests.helpers import tiny_data, tiny_model
+
+
+class Offers:
+    """A plugin that implements one hook with a function."""
+
+    def __init__(self, hook, function, **options):
+        setattr(self, hook, hookimpl(**options)(function) if options else hookimpl(function))
+
+
+def trainer_with(*plugins, trainer_class=Trainer, model=None):
+    model = tiny_model() if model is None else model
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    return trainer_class(
+        model, nn.CrossEntropyLoss(), optimizer, callbacks=(), plugins=list(plugins)
+    )
+
+
+def test_create_accelerator_makes_the_trainers_accelerator():
+    accelerator = Accelerator(cpu=True)
+    trainer = trainer_with(Offers("create_accelerator", lambda trainer: accelerator))
+    assert trainer._accelerator is accelerator
+
+
+@pytest.mark.parametrize("part", ["train", "eval"])
+def test_a_dataloader_of_a_plugin_is_the_one_that_is_used(part):
+    loader = DataLoader(tiny_data(12), batch_size=3)
+    seen = []
+
+    def create(**arguments):
+        seen.append((arguments["batch_size"], arguments[f"{part}_dl_kwargs"]))
+        return loader
+
+    trainer = trainer_with(Offers(f"create_{part}_dataloader", create))
+    kwargs = {f"{part}_dataloader_kwargs": {"num_workers": 0}}
+    trainer.train(tiny_data(8), 1, eval_dataset=tiny_data(8), per_device_batch_size=4, **kwargs)
+    assert seen == [(4, {"num_workers": 0})]
+    assert getattr(trainer, f"_{part}_dataloader") is loader
+
+
+def test_create_train_dataloader_and_create_eval_dataloader_may_leave_it_to_the_core():
+    plugin = Offers("create_train_dataloader", lambda trainer: None)
+    plugin.create_eval_dataloader = hookimpl(lambda trainer: None)
+    trainer = trainer_with(plugin)
+    trainer.train(tiny_data(8), 1, eval_dataset=tiny_data(8), per_device_batch_size=4)
+    assert len(trainer._train_dataloader) == len(trainer._eval_dataloader) == 2
+
+
+def test_create_scheduler_gives_a_schedule_to_a_run_without_one():
+    def create(trainer):
+        return torch.optim.lr_scheduler.StepLR(trainer.optimizer, step_size=1, gamma=0.5)
+
+    trainer = trainer_with(Offers("create_scheduler", create))
+    trainer.train(tiny_data(12), 1, per_device_batch_size=4)
+    assert trainer.optimizer.param_groups[0]["lr"] == pytest.approx(0.1 * 0.5**3)
+
+
+def test_calculate_train_batch_loss_and_its_like_replace_the_computation():
+    def loss(trainer, batch):
+        outputs = trainer.model(batch[0])
+        loss = outputs.sum() * 0 + 7
+        return {"loss": loss, "model_outputs": outputs, "batch_size": len(outputs)}
+
+    trainer = trainer_with(
+        Offers("calculate_train_batch_loss", loss),
+        Offers("calculate_eval_batch_loss", loss),
+        Offers("calculate_predictions", lambda batch: torch.full((len(batch[0]),), 3.0)),
+    )
+    trainer.train(tiny_data(8), 1, eval_dataset=tiny_data(8))
+    assert trainer.run_history.get_latest_metric("train_loss_epoch") == 7
+    assert trainer.run_history.get_latest_metric("eval_loss_epoch") == 7
+    assert trainer.predict(tiny_data(8)).tolist() == [3.0] * 8
+
+
+def test_a_trainer_that_overrides_the_method_comes_before_every_plugin():
+    class Mine(Trainer):
+        def create_scheduler(self):
+            return torch.optim.lr_scheduler.StepLR(self.optimizer, step_size=1, gamma=0.1)
+
+    plugin = Offers("create_scheduler", lambda trainer: pytest.fail("the plugin was asked"))
+    trainer = trainer_with(plugin, trainer_class=Mine)
+    trainer.train(
+        tiny_data(4), 1, per_device_batch_size=4, create_scheduler_fn=lambda optimizer: None
+    )
+    assert trainer.optimizer.param_groups[0]["lr"] == pytest.approx(0.01)
+
+
+@pytest.mark.parametrize("run", ["run_training", "run_evaluation"])
+def test_a_wrapped_run_gets_to_close_whatever_is_raised(run):
+    log = []
+
+    def around(trainer):
+        log.append("open")
+        try:
+            return (yield)
+        finally:
+            log.append("closed")
+
+    class Fails(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(6, 3)
+
+        def forward(self, x):
+            raise ZeroDivisionError("of the model")
+
+    trainer = trainer_with(Offers(run, around, wrapper=True), model=Fails())
+    start = {"run_training": lambda: trainer.train(tiny_data(4), 1)}.get(
+        run, lambda: trainer.evaluate(tiny_data(4))
+    )
+    with pytest.raises(ZeroDivisionError) as caught:
+        start()
+    assert log == ["open", "closed"]
+    assert not hasattr(caught.value, "__notes__")  # the model's own fault, and no plugin's
+
+
+def test_register_models_gives_a_model_by_name():
+    plugin = Offers("register_models", lambda: {"tiny": tiny_model})
+    trainer = Trainer("tiny", nn.CrossEntropyLoss(), torch.optim.SGD, plugins=[plugin])
+    assert isinstance(trainer.model, nn.Sequential)
+
+
+def test_register_schedulers_gives_a_schedule_by_name_and_its_run():
+    seen = []
+
+    def halving(optimizer, num_updates, num_epochs):
+        seen.append((num_updates, num_epochs))
+        return torch.optim.lr_scheduler.StepLR(optimizer, step_size=1, gamma=0.5)
+
+    trainer = trainer_with(Offers("register_schedulers", lambda: {"halving": halving}))
+    trainer.train(tiny_data(12), 2, per_device_batch_size=4, create_scheduler_fn="halving")
+    assert seen == [(6, 2)]
+    with pytest.raises(PluginNotFoundError, match=r"'halvin' among the schedulers. .*'halving'"):
+        trainer.train(tiny_data(12), 2, create_scheduler_fn="halvin")
+
+
+def test_two_plugins_with_one_name_in_register_metrics_are_an_error_that_names_both():
+    first = Offers("register_metrics", lambda: {"f1": object})
+    trainer = trainer_with(first, Offers("register_metrics", lambda: {"f1": object}))
+    with pytest.raises(PluginConflictError, match=r"'f1' .* 'Offers' .* 'Offers:2'"):
+        trainer.plugins.registry("register_metrics")
