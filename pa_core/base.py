@@ -58,7 +58,7 @@ class TrainerBase:
         self.plugins = PluginManager(Defaults())
         limit = os.environ.get(LIMIT_BATCHES_ENV_VAR, "none")
         if limit.lower() != "none":
-            self.plugins.register(LimitBatchesCallback(int(limit)))
+            self.plugins.register(LimitBatchesCallback(int(limit)), "limit_batches:environment")
         for name, plugin, source in build_plugins(settings, callbacks=callbacks, plugins=plugins):
             self.plugins.register(plugin, name, source)
         self._hooks = BoundHooks(self.plugins)
@@ -371,6 +371,8 @@ class BoundHooks:
         self._plugins, self._version = plugins, plugins.version
 
     def __getattr__(self, name: str) -> Any:
+        if name.startswith("_"):  # asked for by copy and pickle, before there is anything
+            raise AttributeError(name)
         caller = self._plugins.bind(name)
         self.__dict__[name] = caller
         return caller

@@ -109,7 +109,7 @@ def functions_of(plugin: object) -> Iterator[tuple[str, object]]:
         ):
             continue
         owner = next((kind for kind in lineage if name in vars(kind)), object)
-        if "_is_trainer_callback" in vars(owner):
+        if "_is_trainer_callback" in vars(owner) and name not in getattr(plugin, "__dict__", {}):
             continue
         has_mark = mark(static) is not None or mark(static, SPECIFICATION_MARK) is not None
         yield name, static if has_mark else getattr(static, "__func__", static)

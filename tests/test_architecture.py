@@ -16,11 +16,14 @@ TORCH_FREE = [
     "pa_core.cli",
     "pa_core.control",
     "pa_core.discovery",
+    "pa_core.doctor",
     "pa_core.durations",
     "pa_core.errors",
     "pa_core.hookspecs",
+    "pa_core.implementations",
     "pa_core.manager",
     "pa_core.settings",
+    "pa_core.tables",
 ]
 
 

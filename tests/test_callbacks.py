@@ -14,6 +14,7 @@ from pa_core import StopTrainingError, Trainer, TrainerCallback, callbacks, hook
 from pa_core.builtins import BUILTINS, DEFAULTS
 from pa_core.callbacks import CallbackHandler, get_default_callbacks
 from pa_core.errors import PluginError, PluginValidationError
+from pa_core.manager import PluginManager
 from tests.helpers import tiny_data, tiny_model
 
 RELATIVES_NAMES = [
@@ -94,8 +95,16 @@ def test_the_list_of_builtins_needs_no_torch():
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
-def test_the_base_class_has_no_event_so_that_each_one_that_is_defined_counts():
-    assert not [name for name in dir(TrainerCallback) if name.startswith("on_")]
+def test_a_method_of_the_base_class_is_no_implementation_but_super_finds_it():
+    class Polite(TrainerCallback):
+        def on_train_epoch_end(self, trainer, **kwargs):
+            super().on_train_epoch_end(trainer, **kwargs)
+
+    manager = PluginManager()
+    manager.register(Polite)
+    implemented = [name for name in manager.hooks if manager.bind(name) is not None]
+    assert implemented == ["on_train_epoch_end"]
+    manager.hook.on_train_epoch_end(trainer=None)
 
 
 def test_editors_see_every_event():

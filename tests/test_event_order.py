@@ -72,7 +72,7 @@ def recorded_run() -> list[str]:
         eval_dataset=tiny_data(4),
         per_device_batch_size=4,
         gradient_accumulation_steps=2,
-        create_scheduler_fn=lambda optimizer: torch.optim.lr_scheduler.ConstantLR(optimizer),
+        create_scheduler_fn=torch.optim.lr_scheduler.ConstantLR,
     )
     return log
 

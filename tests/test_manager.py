@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import timeit
 import traceback
 from dataclasses import dataclass
 from pathlib import Path
@@ -188,22 +187,6 @@ def test_what_was_bound_and_relayed_follows_after_a_change():
     manager.unregister("Plugin")
     calls_of(manager, "on_init_end", trainer=None)
     assert log == ["a", "b", "a", "b", "b", "b"]
-
-
-def test_a_bound_call_costs_less_than_a_microsecond_above_the_implementation():
-    class Plugin:
-        @hookimpl
-        def on_train_step_end(self, trainer, batch, batch_output, step):
-            pass
-
-    plugin = Plugin()
-    bound = manager_of(plugin).bind("on_train_step_end")
-
-    def cost(function) -> float:
-        call = functools.partial(function, **STEP)
-        return min(timeit.repeat(call, number=2000, repeat=15)) / 2000
-
-    assert cost(bound) - cost(plugin.on_train_step_end) < 1e-6
 
 
 # -- What plugins may be --------------------------------------------------------------------------

@@ -288,3 +288,13 @@ def test_ready_loaders_train_and_replay_exactly():
         return weights_of(trainer)
 
     assert_identical(train(), train())
+
+
+def test_b13_a_trainer_can_be_copied_deeply():
+    import copy
+
+    trainer = make()
+    trainer.train(tiny_data(), 1)
+    twin = copy.deepcopy(trainer)
+    assert_identical(weights_of(trainer), weights_of(twin))
+    assert twin.model is not trainer.model
