@@ -108,6 +108,7 @@ class TrainerBase:
         self._save_metadata: dict[Path, dict[str, Any]] = {}
         self._max_updates: int | None = None
         self._pending_samples = 0
+        self._model_key = 0
         self._in_run = False
         self._clock = 0.0
         self._event("on_init_end")

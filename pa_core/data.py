@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler, Subset, TensorDataset
 from torch.utils.data import default_collate as _default_collate
 
-from pa_core.rng import mix, seed_host
+from pa_core.rng import DrawWatch, mix, nth, seed_host, seed_torch
 
 _END = object()
 _CUT = 256  # batches of indices that are cut at once
@@ -96,15 +96,14 @@ class EpochSampler(Sampler[Any]):
             order = torch.randperm(self.dataset_length, generator=generator)
         else:
             order = torch.arange(self.dataset_length)
+        key = mix(self.seed, self.purpose, self.epoch)
         # Whole batches are cut many at a time: one by one, cutting costs as much as half a fetch.
         size, whole = self.global_batch_size, self.num_samples // self.global_batch_size
         rows = order[: whole * size].view(whole, self.num_processes, self.batch_size)[:, self.rank]
         offset = self.rank * self.batch_size
         for first in range(self.start, whole, _CUT):
             for batch, indices in enumerate(rows[first : first + _CUT].unbind(), first):
-                yield IndexBatch(
-                    mix(self.seed, self.purpose, self.epoch, batch * size + offset), indices
-                )
+                yield IndexBatch(nth(key, batch * size + offset), indices)
         for batch in range(max(whole, self.start), len(self)):  # the short last one, if any
             place = self.local_slice(batch)
             indices = order[place]
@@ -113,7 +112,7 @@ class EpochSampler(Sampler[Any]):
                     continue
                 # Every process must take part in the update: it trains on a sample with weight 0.
                 indices = order[place.start - 1 : place.start]
-            yield IndexBatch(mix(self.seed, self.purpose, self.epoch, place.start), indices)
+            yield IndexBatch(nth(key, place.start), indices)
 
 
 class KeyedDataset(Dataset[Any]):
@@ -136,11 +135,21 @@ class KeyedDataset(Dataset[Any]):
     def __getitem__(self, index: int) -> Any:
         return self.dataset[index]
 
+    @property
+    def may_draw(self) -> bool:
+        """Whether code of the user's runs in a fetch, which may draw random numbers."""
+        return self._take is None
+
     def __getitems__(self, batch: IndexBatch) -> Any:
-        if self._take is not None:  # no user code runs, so no randomness either
-            return self._take(batch.indices)
-        seed_host(batch.key)
-        indices = batch.indices.tolist()
+        if self.may_draw:
+            seed_host(batch.key)
+        return self.fetch(batch.indices)
+
+    def fetch(self, batch: Tensor) -> Any:
+        """Fetch samples as the generators are; `batch` has shape ``(batch,)``."""
+        if self._take is not None:
+            return self._take(batch)
+        indices = batch.tolist()
         if self._fetch_many is not None:
             return self._fetch_many(indices)
         return list(map(self.dataset.__getitem__, indices))
@@ -208,6 +217,7 @@ class KeyedDataLoader(DataLoader[Any]):
         keyed = KeyedDataset(dataset, collate_fn)
         # A generator of its own, so that starting workers consumes nothing of the global one.
         kwargs.setdefault("generator", torch.Generator().manual_seed(mix(sampler.seed, "workers")))
+        self._draws = False
         super().__init__(keyed, batch_sampler=sampler, collate_fn=keyed.collate_fn, **kwargs)
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
@@ -216,11 +226,30 @@ class KeyedDataLoader(DataLoader[Any]):
         return super().__iter__()
 
     def _iterate_here(self) -> Iterator[Any]:
-        fetch, collate = self.dataset.__getitems__, self.collate_fn  # type: ignore[attr-defined]
+        """Fetch each batch under its key, without seeding generators that nobody draws from.
+
+        Torch's is seeded for every batch. Python's and NumPy's cost three times as much, so they
+        are seeded for the first batch, and watched: the first one that has drawn is fetched once
+        more, under its key, as all that follow.
+        """
+        dataset: Any = self.dataset
+        fetch, collate = dataset.fetch, self.collate_fn
         if collate is _default_collate:
             collate = _collate_here
+        watch: DrawWatch | None = None
         for batch in self.batch_sampler:
-            yield collate(fetch(batch))
+            if watch is not None:
+                seed_torch(batch.key)
+                samples = collate(fetch(batch.indices))
+                if not watch.has_drawn():
+                    yield samples
+                    continue
+                watch, self._draws = None, True
+            if dataset.may_draw:
+                seed_host(batch.key)
+                if not self._draws:
+                    watch = DrawWatch()
+            yield collate(fetch(batch.indices))
 
 
 def is_loader(data: Any) -> bool:

@@ -23,7 +23,7 @@ from pa_core.durations import Duration
 from pa_core.errors import StopTrainingError
 from pa_core.placeholders import TrainerPlaceholderValues, replace_trainer_placeholder_values
 from pa_core.predictions import collect_predictions
-from pa_core.rng import mix, seed_model
+from pa_core.rng import mix, nth, seed_model
 from pa_core.snapshot import Position, Snapshot, find_state, save_snapshot
 from pa_core.tracking import LossTracker
 
@@ -400,6 +400,7 @@ class Trainer(TrainerBase):
             self._restore_plugins()
         position.phase = "train"
 
+        self._model_key = mix(self.seed, "model", position.epoch, self._engine.rank)
         start, accumulation = position.batch, self.run_config.gradient_accumulation_steps
         epoch_batches = batches(
             train_dl,
@@ -442,9 +443,7 @@ class Trainer(TrainerBase):
         """Calculate a micro-batch's loss and add its share to the gradients."""
         hooks = self._hooks
         # Whatever else has drawn numbers, the model's own are those of this seed, step and rank.
-        seed_model(
-            mix(self.seed, "model", self.position.epoch, step, self._engine.rank), self.device
-        )
+        seed_model(nth(self._model_key, step), self.device)
         output = self.calculate_train_batch_loss(batch)
         check_batch_output(output, "calculate_train_batch_loss")
         if hooks.on_backward_start is not None:

@@ -1,0 +1,100 @@
+"""Augmentation is a function of seed, epoch and position, however lazily it is seeded."""
+
+from __future__ import annotations
+
+import random
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+
+from pa_core.data import batches, create_dataloader
+from pa_core.rng import DrawWatch, mix, nth, seed_host
+
+
+class Rarely:
+    """Draws for some samples only, from the generator that it is told."""
+
+    def __init__(self, draw, every: int) -> None:
+        self.draw, self.every, self.fetched = draw, every, []
+
+    def __len__(self) -> int:
+        return 40
+
+    def __getitem__(self, index: int):
+        self.fetched.append(index)
+        return torch.tensor([index, self.draw() if index % self.every == 0 else 0.0])
+
+
+def epoch_of(data, *, start: int = 0, epoch: int = 1, always: bool = False) -> list[torch.Tensor]:
+    loader = create_dataloader(
+        data, None, {"batch_size": 4, "shuffle": True},
+        seed=5, rank=0, num_processes=1, purpose="train",
+    )  # fmt: skip
+    loader._draws = always  # seeds for every batch, and watches nothing
+    return list(batches(loader, seed=5, epoch=epoch, start=start))
+
+
+DRAWS = [random.random, np.random.rand, lambda: torch.rand(()).item()]
+
+
+@pytest.mark.parametrize("draw", DRAWS)
+@pytest.mark.parametrize("every", [1, 13, 39])
+def test_a_batch_is_the_same_wherever_the_epoch_is_begun(draw, every):
+    whole = epoch_of(Rarely(draw, every), always=True)
+    for start in (0, 1, 3, 9):
+        random.seed(start)
+        np.random.seed(start)
+        for got, expected in zip(
+            epoch_of(Rarely(draw, every), start=start), whole[start:], strict=True
+        ):
+            assert torch.equal(got, expected)
+
+
+def test_epochs_draw_different_numbers():
+    first, second = (epoch_of(Rarely(random.random, 1), epoch=epoch) for epoch in (1, 2))
+    drawn = [sorted(torch.cat(batches_)[:, 1].tolist()) for batches_ in (first, second)]
+    assert drawn[0] != drawn[1]
+
+
+def test_a_batch_is_fetched_again_at_most_once_and_only_where_somebody_draws():
+    draws, still = Rarely(np.random.rand, 1), Rarely(np.random.rand, 1000)
+    epoch_of(draws)
+    epoch_of(still)
+    assert len(draws.fetched) == 44
+    assert len(still.fetched) == 40 + (4 if 0 in still.fetched[4:] else 0)
+
+
+def keyed_number(batch) -> float:
+    """What Python's generator gives next, once `Rarely` was fetched under the batch's key."""
+    seed_host(batch.key)
+    return [random.random() for _ in range(2 if 0 in batch.indices else 1)][-1]
+
+
+def test_drawing_between_two_fetches_is_noticed_too():
+    loader = create_dataloader(
+        Rarely(random.random, 1000), None, {"batch_size": 4},
+        seed=5, rank=0, num_processes=1, purpose="train",
+    )  # fmt: skip
+    # … as a model might in its forward pass.
+    seen = [random.random() for _ in batches(loader, seed=5, epoch=1)]
+    assert seen == [keyed_number(batch) for batch in loader.batch_sampler]
+
+
+@pytest.mark.parametrize("draw", [random.random, np.random.rand])
+def test_the_watch_tells_whether_anybody_has_drawn(draw):
+    watch = DrawWatch()
+    assert not watch.has_drawn()
+    assert not watch.has_drawn()
+    draw()
+    assert watch.has_drawn()
+
+
+def test_neighbouring_keys_have_nothing_in_common():
+    keys = [nth(mix(seed, "train", epoch), place)
+            for seed in (1, 2) for epoch in (1, 2) for place in range(500)]  # fmt: skip
+    assert len(set(keys)) == len(keys)
+    assert all(0 <= key < 2**63 for key in keys)
+    differing = [(a ^ b).bit_count() for a, b in pairwise(keys)]
+    assert 28 < sum(differing) / len(differing) < 35  # half of the bits, as chance would have it
