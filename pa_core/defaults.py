@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 
 from pa_core.data import create_dataloader
 from pa_core.hookspecs import hookimpl
@@ -25,6 +26,9 @@ class Defaults:
 
     @hookimpl(trylast=True)
     def create_accelerator(self, trainer: Trainer) -> Accelerator:
+        # accelerate keeps one state per process: without this, a trainer would silently train in
+        # the precision of the one before it, or be refused another.
+        AcceleratorState._reset_state()
         return Accelerator(**trainer.accelerator_kwargs)
 
     @hookimpl(trylast=True)

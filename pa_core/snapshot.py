@@ -24,7 +24,7 @@ from pa_core.builtins.checkpoint import SaveTrainingStateCallback
 from pa_core.codec import decode, decode_weights, encode, encode_weights
 from pa_core.data import KeyedDataLoader
 from pa_core.errors import TrainingStateError
-from pa_core.states import StateReader, StateWriter, newest_intact_state
+from pa_core.states import StateReader, StateWriter, newest_intact_state, tensor_bytes
 
 if TYPE_CHECKING:
     from pa_core.trainer import Trainer
@@ -95,7 +95,7 @@ def _write(
     trainer: Trainer,
     writer: StateWriter,
     metadata: Mapping[str, Any],
-    processes: list[tuple[Any, dict[str, Tensor]]],
+    processes: list[tuple[Any, bytes]],
 ) -> None:
     tensors: dict[str, Tensor] = {}
     weights, rest = encode_weights(trainer.get_model(keep_torch_compile=False).state_dict())
@@ -116,10 +116,10 @@ def _write(
     writer.write_tensors("state.safetensors", tensors)
     for rank, (process, process_tensors) in enumerate(processes):
         writer.write_json(f"process-{rank:05d}.json", process)
-        writer.write_tensors(f"process-{rank:05d}.safetensors", process_tensors)
+        writer.write(f"process-{rank:05d}.safetensors", process_tensors)
 
 
-def _process_state(trainer: Trainer) -> tuple[Any, dict[str, Tensor]]:
+def _process_state(trainer: Trainer) -> tuple[Any, bytes]:
     """What differs between processes: random generators, running sums, the plugins' state."""
     tensors: dict[str, Tensor] = {}
     generators: dict[str, Any] = {
@@ -137,7 +137,7 @@ def _process_state(trainer: Trainer) -> tuple[Any, dict[str, Tensor]]:
             for name, plugin_state in trainer.plugins.state_dict().items()
         },
     }
-    return state, {name: tensor.cpu() for name, tensor in tensors.items()}
+    return state, tensor_bytes(tensors)
 
 
 def _state_manifest(trainer: Trainer) -> dict[str, Any]:

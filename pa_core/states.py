@@ -69,8 +69,7 @@ class StateWriter:
 
     def write_tensors(self, name: str, tensors: Mapping[str, Tensor]) -> None:
         """Write tensors as safetensors, each with memory of its own."""
-        on_host = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
-        self.write(name, dump_tensors(_without_shared_memory(on_host)))
+        self.write(name, tensor_bytes(tensors))
 
     def commit(self, manifest: Mapping[str, Any]) -> None:
         """Write the manifest over all files that are there, then rename the directory."""
@@ -95,6 +94,12 @@ class StateWriter:
     def __exit__(self, *error: object) -> None:
         if self.directory.exists():
             shutil.rmtree(self.directory, ignore_errors=True)
+
+
+def tensor_bytes(tensors: Mapping[str, Tensor]) -> bytes:
+    """The content of a safetensors file."""
+    on_host = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
+    return dump_tensors(_without_shared_memory(on_host))
 
 
 def read_manifest(state_dir: str | Path) -> dict[str, Any]:

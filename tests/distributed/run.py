@@ -1,0 +1,52 @@
+"""Train, evaluate, predict, save and resume, and write what came out as JSON, for a test."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from pa_core import Trainer
+from tests.helpers import tiny_data, tiny_model, weights_of
+
+
+def trained(epochs: int, resume_from: Path | None = None) -> Trainer:
+    model = tiny_model()
+    trainer = Trainer(
+        model,
+        nn.CrossEntropyLoss(),
+        torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9),
+        callbacks=(),
+        plugins=(),
+        accelerator={"cpu": True},
+    )
+    trainer.train(
+        tiny_data(45),  # the last global batch has 5 samples: 3 and 2 on two processes
+        epochs,
+        eval_dataset=tiny_data(7),
+        per_device_batch_size=8 // trainer._engine.num_processes,
+        gradient_accumulation_steps=2,
+        gradient_clip_norm=0.5,
+        resume_from=resume_from,
+    )
+    return trainer
+
+
+folder = Path(sys.argv[1])
+trainer = trained(2)
+trainer.save_training_state(folder / "state")
+resumed = trained(3, folder / "state")
+rank = int(os.environ.get("RANK", "0"))
+outcome = {
+    "weights": {name: value.tolist() for name, value in weights_of(resumed).items()},
+    "train": resumed.run_history.get_metric_values("train_loss_epoch"),
+    "eval": resumed.run_history.get_metric_values("eval_loss_epoch"),
+    "predictions": trainer.predict(tiny_data(7), per_device_batch_size=2).tolist(),
+    "gathered": trainer.gather(torch.full((rank + 1,), float(rank))).tolist(),
+}
+if rank == 0:
+    (folder / "outcome.json").write_text(json.dumps(outcome))

@@ -1,0 +1,139 @@
+"""Evaluating, predicting, and the lengths that a run may have."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, Dataset
+
+from pa_core import Trainer
+from pa_core.callbacks import SaveTrainingStateCallback
+from tests.helpers import assert_identical, tiny_data, tiny_model, weights_of
+
+
+def make(callbacks=(), model=None, trainer_class=Trainer, **kwargs):
+    model = tiny_model() if model is None else model
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    return trainer_class(
+        model, nn.CrossEntropyLoss(), optimizer, callbacks=callbacks, plugins=(), **kwargs
+    )
+
+
+@pytest.mark.parametrize("length", [1, 7, 8, 9])
+def test_evaluate_is_the_mean_over_all_samples(length):
+    trainer, data = make(), tiny_data(length)
+    x, y = data.tensors
+    expected = nn.functional.cross_entropy(trainer.model(x), y).item()
+    assert trainer.evaluate(data)["evaluation_loss"] == pytest.approx(expected, abs=1e-6)
+
+
+def test_several_evaluation_datasets_have_names_of_their_own():
+    trainer = make()
+    trainer.train(tiny_data(), 2, eval_dataset={"easy": tiny_data(8), "hard": tiny_data(4)})
+    names = trainer.run_history.get_metric_names()
+    assert set(names) == {"train_loss_epoch", "easy_eval_loss_epoch", "hard_eval_loss_epoch"}
+    assert set(trainer.evaluate({"new": tiny_data(5)})) == {"new_evaluation_loss"}
+
+
+def test_every_record_says_where_the_run_stood():
+    trainer = make()
+    trainer.train(tiny_data(44), 2, per_device_batch_size=8)
+    records = trainer.run_history.records
+    assert [(r["epoch"], r["update"], r["samples"]) for r in records] == [(1, 6, 44), (2, 12, 88)]
+    assert 0 < records[0]["seconds"] < records[1]["seconds"]
+
+
+@pytest.mark.parametrize("length", [1, 5, 8, 11])
+def test_predict_returns_every_sample_in_order(length):
+    trainer, data = make(), tiny_data(length)
+    expected = trainer.model(data.tensors[0]).detach()
+    assert torch.allclose(trainer.predict(data, 4), expected, atol=1e-6)
+
+
+def test_predict_leaves_mode_model_and_history_alone():
+    trainer = make()
+    trainer.model[1].eval()
+    trainer.predict(tiny_data(4))
+    assert [module.training for module in trainer.model] == [True, False, True]
+    assert not list(trainer.run_history.get_metric_names())
+
+
+class Ragged(Dataset):
+    def __len__(self):
+        return 5
+
+    def __getitem__(self, index):
+        return torch.full((index % 3 + 1,), float(index))
+
+
+def test_predictions_of_different_shapes_come_as_a_list_of_samples():
+    class Identity(Trainer):
+        def calculate_predictions(self, batch):
+            return {"row": list(batch), "size": torch.tensor([len(row) for row in batch])}
+
+    predictions = make(trainer_class=Identity).predict(Ragged(), 2, collate_fn=list)
+    assert predictions["size"].tolist() == [1, 2, 3, 1, 2]
+    assert [row[0].item() for row in predictions["row"]] == [0, 1, 2, 3, 4]
+
+
+@pytest.mark.parametrize(
+    ("length", "updates", "epochs"),
+    [(2, 12, 2), ("2 epochs", 12, 2), ("1.5 epochs", 9, 2), ("7 updates", 7, 2),
+     ("100 samples", 14, 3), ("44 samples", 6, 1)],
+)  # fmt: skip
+def test_a_run_may_have_its_length_in_any_unit(length, updates, epochs):
+    trainer = make()
+    trainer.train(tiny_data(44), length, eval_dataset=tiny_data(4))
+    assert trainer.updates == trainer.num_updates == updates
+    assert len(trainer.run_history.get_metric_values("eval_loss_epoch")) == epochs
+
+
+def test_a_run_may_be_limited_in_time():
+    trainer = make()
+    trainer.train(tiny_data(44), "0.3 seconds")
+    assert trainer.updates > 6
+    assert trainer.num_updates is None
+
+
+def test_a_percentage_is_no_length_of_a_run():
+    with pytest.raises(ValueError, match="percentage"):
+        make().train(tiny_data(), "5%")
+
+
+def test_auto_resume_starts_afresh_and_then_goes_on(tmp_path):
+    def train(epochs):
+        saving = SaveTrainingStateCallback(tmp_path, save_every_n_steps=2, max_checkpoints=2)
+        trainer = make([saving])
+        trainer.train(tiny_data(44), epochs, resume_from="auto")
+        return trainer
+
+    assert train(2).updates == 12
+    longer, whole = train(4), make()
+    whole.train(tiny_data(44), 4)
+    assert longer.updates == 24
+    assert_identical(weights_of(whole), weights_of(longer))
+
+
+def test_bfloat16_is_used_where_asked_for_and_by_no_later_trainer():
+    low = make(mixed_precision="bf16")
+    low.train(tiny_data(44), 3)
+    high = make()
+    high.train(tiny_data(44), 3)
+    assert low.run_config.mixed_precision == "bf16"
+    assert high.run_config.mixed_precision == "no"
+    losses = [t.run_history.get_metric_values("train_loss_epoch") for t in (low, high)]
+    assert losses[0] == pytest.approx(losses[1], abs=0.02)
+    assert losses[0] != losses[1]
+
+
+def test_a_model_and_an_optimizer_may_be_given_as_recipes():
+    model = copy.deepcopy(tiny_model())
+    trainer = Trainer(
+        model, nn.CrossEntropyLoss(), lambda p: torch.optim.SGD(p, lr=0.1), callbacks=(), plugins=()
+    )
+    trainer.train(DataLoader(tiny_data(), batch_size=4), "2 updates")
+    assert isinstance(trainer.optimizer, torch.optim.SGD)
+    assert trainer.updates == 2

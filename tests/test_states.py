@@ -1,0 +1,120 @@
+"""Training states on disk: complete or absent, and believed only after a look at every byte."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from pa_core.codec import decode, encode
+from pa_core.errors import TrainingStateError
+from pa_core.states import MANIFEST, StateReader, StateWriter, find_states, verify
+
+
+def write(target, **manifest):
+    with StateWriter(target) as writer:
+        writer.write_json("state.json", {"a": [1, 2]})
+        writer.write_tensors("model.safetensors", {"w": torch.arange(6.0).reshape(2, 3).T})
+        writer.commit(manifest)
+
+
+def test_a_state_is_there_whole_with_all_that_was_written(tmp_path):
+    write(tmp_path / "one", note="x")
+    assert [path.name for path in tmp_path.iterdir()] == ["one"]
+    assert verify(tmp_path / "one") == []
+    reader = StateReader(tmp_path / "one")
+    assert reader.manifest["note"] == "x"
+    assert reader.read_json("state.json") == {"a": [1, 2]}
+    assert reader.read_tensors("model.safetensors")["w"].tolist() == [[0, 3], [1, 4], [2, 5]]
+
+
+def test_after_an_error_nothing_is_there_and_the_old_state_is_whole(tmp_path):
+    write(tmp_path / "one", note="old")
+    with pytest.raises(TrainingStateError, match="no plain data"):
+        write(tmp_path / "one", note=encode({"x": print}, {}, "note"))
+    with pytest.raises(TypeError, match="not JSON serializable"):
+        write(tmp_path / "one", note=object())  # fails in the commit, all other files being there
+    assert [path.name for path in tmp_path.iterdir()] == ["one"]
+    assert StateReader(tmp_path / "one").manifest["note"] == "old"
+
+
+def test_a_state_is_replaced_whole_and_anything_else_is_left_alone(tmp_path):
+    write(tmp_path / "one", note="old")
+    write(tmp_path / "one", note="new")
+    assert StateReader(tmp_path / "one").manifest["note"] == "new"
+    precious = tmp_path / "photos" / "cat.png"
+    precious.parent.mkdir()
+    precious.write_bytes(b"cat")
+    with pytest.raises(TrainingStateError, match=r"photos is there already and is no training"):
+        write(tmp_path / "photos")
+    assert precious.read_bytes() == b"cat"
+
+
+@pytest.mark.parametrize("name", ["state.json", "model.safetensors", MANIFEST])
+def test_every_flipped_bit_and_every_truncation_is_noticed(tmp_path, name):
+    write(tmp_path / "one")
+    path = tmp_path / "one" / name
+    whole = path.read_bytes()
+    for place in range(0, len(whole), 7):
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 4]) + whole[place + 1 :])
+        assert verify(tmp_path / "one"), f"bit flipped at {place}"
+        path.write_bytes(whole[:place])
+        assert verify(tmp_path / "one"), f"cut at {place}"
+    path.write_bytes(whole)
+    assert verify(tmp_path / "one") == []
+
+
+def test_missing_unlisted_and_linked_files_are_told(tmp_path):
+    write(tmp_path / "one")
+    folder = tmp_path / "one"
+    (folder / "more.bin").write_bytes(b"")
+    (folder / "state.json").rename(tmp_path / "elsewhere.json")
+    (folder / "model.safetensors").rename(tmp_path / "elsewhere.safetensors")
+    (folder / "model.safetensors").symlink_to(tmp_path / "elsewhere.safetensors")
+    told = " ".join(verify(folder))
+    assert "more.bin isn't listed" in told
+    assert "state.json is missing" in told
+    assert "model.safetensors is no regular file" in told
+
+
+def test_a_manifest_that_points_outside_is_refused(tmp_path):
+    write(tmp_path / "one")
+    (tmp_path / "secret").write_bytes(b"s")
+    path = tmp_path / "one" / MANIFEST
+    content = json.loads(path.read_text())
+    content["files"]["../secret"] = {"size": 1, "sha256": "0" * 64}
+    path.write_text(json.dumps(content))
+    assert verify(tmp_path / "one")
+
+
+def test_states_are_found_newest_first_and_leftovers_passed_over(tmp_path):
+    for number, name in enumerate(("b", "c", "a")):
+        write(tmp_path / name, saved_at=float(number))
+    (tmp_path / ".tmp-d-1234").mkdir()
+    (tmp_path / "notes").mkdir()
+    assert [path.name for path in find_states(tmp_path)] == ["a", "c", "b"]
+
+
+def test_plain_data_comes_back_as_it_was():
+    value: dict[Any, Any] = {
+        "numbers": (1, 2.5, float("inf"), None, True),
+        7: {"tensor": torch.arange(3), "array": np.array([[1.5]])},
+        "$odd": [np.float32(0.5), "text"],
+    }
+    tensors: dict = {}
+    text = json.dumps(encode(value, tensors, "plugin"), allow_nan=False)
+    back = decode(json.loads(text), tensors)
+    assert back["numbers"] == value["numbers"]
+    assert back["$odd"] == [0.5, "text"]
+    assert torch.equal(back[7]["tensor"], value[7]["tensor"])
+    assert isinstance(back[7]["array"], np.ndarray)
+    assert back[7]["array"].tolist() == [[1.5]]
+
+
+@pytest.mark.parametrize("value", [print, object(), {1, 2}, b"bytes"])
+def test_what_is_no_plain_data_is_refused_naming_its_place(value):
+    with pytest.raises(TrainingStateError, match=r"plugin 'x'.a.0 can't be saved"):
+        encode({"a": [value]}, {}, "plugin 'x'")
