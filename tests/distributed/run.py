@@ -36,17 +36,21 @@ def trained(epochs: int, resume_from: Path | None = None) -> Trainer:
     return trainer
 
 
-folder = Path(sys.argv[1])
-trainer = trained(2)
-trainer.save_training_state(folder / "state")
-resumed = trained(3, folder / "state")
-rank = int(os.environ.get("RANK", "0"))
-outcome = {
-    "weights": {name: value.tolist() for name, value in weights_of(resumed).items()},
-    "train": resumed.run_history.get_metric_values("train_loss_epoch"),
-    "eval": resumed.run_history.get_metric_values("eval_loss_epoch"),
-    "predictions": trainer.predict(tiny_data(7), per_device_batch_size=2).tolist(),
-    "gathered": trainer.gather(torch.full((rank + 1,), float(rank))).tolist(),
-}
-if rank == 0:
-    (folder / "outcome.json").write_text(json.dumps(outcome))
+def main(folder: Path) -> None:
+    trainer = trained(2)
+    trainer.save_training_state(folder / "state")
+    resumed = trained(3, folder / "state")
+    rank = int(os.environ.get("RANK", "0"))
+    outcome = {
+        "weights": {name: value.tolist() for name, value in weights_of(resumed).items()},
+        "train": resumed.run_history.get_metric_values("train_loss_epoch"),
+        "eval": resumed.run_history.get_metric_values("eval_loss_epoch"),
+        "predictions": trainer.predict(tiny_data(7), per_device_batch_size=2).tolist(),
+        "gathered": trainer.gather(torch.full((rank + 1,), float(rank))).tolist(),
+    }
+    if rank == 0:
+        (folder / "outcome.json").write_text(json.dumps(outcome))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
