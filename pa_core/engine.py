@@ -7,6 +7,8 @@ PyTorch's own.
 
 from __future__ import annotations
 
+import atexit
+import sys
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, TypeVar
@@ -24,6 +26,16 @@ _NOTHING = nullcontext()
 _PLAIN = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)
 
 
+def _leave_process_group() -> None:
+    """Close the connections to the other processes while the interpreter is whole.
+
+    Otherwise gloo's threads may be cut off at the very end, which aborts a process that has done
+    its work. After an uncaught exception nothing is waited for.
+    """
+    if torch.distributed.is_initialized() and not hasattr(sys, "last_value"):
+        torch.distributed.destroy_process_group()
+
+
 class Engine:
     """Prepare, differentiate, clip and reduce on whatever hardware accelerate has found."""
 
@@ -34,6 +46,8 @@ class Engine:
         self.num_processes: int = accelerator.num_processes
         self.rank: int = accelerator.process_index
         self.is_plain = accelerator.distributed_type in _PLAIN and accelerator.scaler is None
+        if self.num_processes > 1:
+            atexit.register(_leave_process_group)
         self._prepared: dict[tuple[int, int], tuple[nn.Module, Any]] = {}
 
     def prepare(self, model: nn.Module, optimizer: Any) -> tuple[nn.Module, Any]:
