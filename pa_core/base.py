@@ -325,7 +325,8 @@ class TrainerBase:
         processes = self._engine.num_processes
         train_batch = (self._train_dl_kwargs or {}).get("batch_size") or per_device_batch_size
         eval_batch = (self._eval_dl_kwargs or {}).get("batch_size") or train_batch
-        length = num_batches(self._train_dataloader, self.train_batch_limit)
+        loader = self._train_dataloader
+        length = 0 if loader is None else num_batches(loader, self.train_batch_limit)
         per_epoch = None if length is None else math.ceil(length / gradient_accumulation_steps)
         duration = Duration.parse(num_epochs)
         global_batch = train_batch * processes * gradient_accumulation_steps
@@ -354,8 +355,8 @@ class TrainerBase:
             gradient_clip_norm=gradient_clip_norm,
             train_total_batch_size=global_batch,
             eval_total_batch_size=eval_batch * processes,
-            num_update_steps_per_epoch=per_epoch or 0,
-            num_local_update_steps_per_epoch=per_epoch or 0,
+            num_update_steps_per_epoch=per_epoch,
+            num_local_update_steps_per_epoch=per_epoch,
             max_num_train_steps=max_num_train_steps,
             is_local_process_zero=self._accelerator.is_local_main_process,
             is_world_process_zero=self._accelerator.is_main_process,

@@ -20,7 +20,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pa_core.builtins.checkpoint import SaveTrainingStateCallback
 from pa_core.codec import decode, decode_weights, encode, encode_weights
 from pa_core.data import KeyedDataLoader
 from pa_core.errors import TrainingStateError
@@ -279,9 +278,9 @@ def find_state(resume_from: str | Path, trainer: Trainer) -> Path | None:
     """
     if resume_from == "auto":
         folders = [
-            plugin.save_dir
+            plugin.save_dir  # type: ignore[attr-defined]
             for plugin in trainer.plugins.plugins.values()
-            if isinstance(plugin, SaveTrainingStateCallback)
+            if getattr(type(plugin), "saves_training_states", False)
         ]
         if not folders:
             raise TrainingStateError(

@@ -567,10 +567,13 @@ class Trainer(TrainerBase):
 
     def _run_evaluation(self) -> None:
         """Run an evaluation epoch over each of the evaluation datasets."""
+        self.control.reset()
         self.evaluation_run_start()
         self._event("on_evaluation_run_start")
         try:
             self._run_eval_epochs(is_training=False)
+            if self.control.stop_reason is not None:
+                raise StopTrainingError(self.control.stop_reason)
         except StopTrainingError as error:
             self.print(error)
             self._event("on_stop_training_error", error=error)

@@ -202,13 +202,13 @@ def test_weights_that_are_not_finite_are_not_saved(tmp_path, capsys):
     assert "aren't finite" in capsys.readouterr().out
 
 
-def test_a_second_run_starts_its_count_again(tmp_path):
-    callback = SaveTrainingStateCallback(tmp_path, save_every_n_steps=4, save_at_end=False)
-    trainer = make_trainer(callback)
-    trainer.train(tiny_data(44), 1)
-    shutil.rmtree(tmp_path / "update_00000004")
-    trainer.train(tiny_data(44), 1)
-    assert names(tmp_path) == ["update_00000004"]
+@pytest.mark.parametrize("often", [{"save_every_n_steps": 1}, {"every": "1 updates"}])
+def test_a_second_run_starts_its_count_again(tmp_path, often):
+    trainer = make_trainer(SaveTrainingStateCallback(tmp_path, save_at_end=False, **often))
+    for _ in range(2):
+        trainer.train(tiny_data(44), 1, gradient_accumulation_steps=3)
+        assert names(tmp_path) == ["update_00000001", "update_00000002"]
+        shutil.rmtree(tmp_path)
 
 
 @pytest.mark.parametrize("name", ["save_every_n_epochs", "save_every_n_steps", "max_checkpoints"])

@@ -36,6 +36,7 @@ def test_more_is_better_where_said():
 def test_a_change_within_the_threshold_is_no_improvement():
     assert epochs_of([1.0, 0.95, 0.5, 0.1], early_stopping_threshold=0.1) == 2
     assert epochs_of([1.0, 0.85, 0.5, 0.1], early_stopping_threshold=0.1) == 4
+    assert epochs_of([1.0, 0.5, 0.0], early_stopping_threshold=0.5) == 2
 
 
 def test_small_improvements_add_up_against_the_last_real_one():

@@ -106,12 +106,13 @@ def test_evaluations_come_by_any_duration(every, places):
     assert counts.places == places
 
 
-def test_each_run_counts_from_its_start():
+@pytest.mark.parametrize(("steps", "places"), [(4, [4, 6]), (1, [1, 2, 3, 4, 5, 6, 6])])
+def test_each_run_counts_from_its_start(steps, places):
     counts = Counts()
-    trainer = make_trainer(StepBasedEvaluationCallback(4), counts)
+    trainer = make_trainer(StepBasedEvaluationCallback(steps), counts)
     for _ in range(2):
         trainer.train(tiny_data(44), 1, eval_dataset=tiny_data(8))
-    assert counts.places == [4, 6, 4, 6]
+    assert counts.places == places * 2
 
 
 def test_a24_a_resumed_run_evaluates_where_the_whole_one_would(tmp_path):

@@ -77,7 +77,8 @@ def test_c6_metrics_of_callbacks_behind_the_logger_are_logged_in_time():
 def test_an_evaluation_within_an_epoch_logs_its_own_metrics_only():
     class RecordsAtUpdates(TrainerCallback):
         def on_optimizer_step_end(self, trainer):
-            trainer.run_history.update_metric("learning_rate", 0.1)
+            if trainer.updates == 1:
+                trainer.run_history.update_metric("learning_rate", 0.1)
 
     log = Log()
     make_trainer(log, StepBasedEvaluationCallback(2), RecordsAtUpdates).train(
@@ -184,9 +185,10 @@ def test_metrics_are_logged_as_often_as_said():
     updates = [r["update"] for r in trainer.run_history.records if r["metric"] == "train_loss"]
     assert updates == [2, 4, 6, 8, 10, 12]
     assert sum("train_loss" in names for names in log.names) == 6
-    trainer.train(tiny_data(44), 1)
-    updates = [r["update"] for r in trainer.run_history.records if r["metric"] == "train_loss"]
-    assert updates == [2, 4, 6]
+    for log.every, expected in ((2, [2, 4, 6]), (1, [1, 2, 3, 4, 5, 6]), (1, [1, 2, 3, 4, 5, 6])):
+        trainer.train(tiny_data(44), 1)
+        updates = [r["update"] for r in trainer.run_history.records if r["metric"] == "train_loss"]
+        assert updates == expected
 
 
 def test_metrics_are_printed_one_to_a_line(capsys):

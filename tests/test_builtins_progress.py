@@ -165,7 +165,7 @@ class CountedTracker(LossTracker):
 
 
 @pytest.mark.parametrize(("interval", "most"), [(60.0, 1), (1e-9, 50)])
-def test_c1_the_loss_is_read_once_per_display_and_not_per_step(interval, most):
+def test_c1_the_loss_is_read_once_per_display_and_not_per_step(interval, most, capsys):
     class Counted(Trainer):
         def train_epoch_start(self):
             super().train_epoch_start()
@@ -176,6 +176,7 @@ def test_c1_the_loss_is_read_once_per_display_and_not_per_step(interval, most):
     trainer.train(tiny_data(392), 1)
     # 49 steps: at the end of the epoch alone, or at each of them too
     assert CountedTracker.reads == most
+    assert "49/49" in last_displays(capsys.readouterr().err)[-1]
 
 
 def test_bars_and_lines_of_a_gpu_run_need_nothing_else():

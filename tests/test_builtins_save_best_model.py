@@ -63,8 +63,9 @@ def test_a25_what_is_saved_is_what_was_asked_for_from_the_first_file_on(tmp_path
         assert kept - content.keys() == absent
 
 
-def test_a25_a_file_of_another_run_is_never_loaded(tmp_path):
-    train(tmp_path, [0.1])
+@pytest.mark.parametrize("content", [{"score": 0.1, "epoch": 1}, {}])
+def test_a25_a_file_of_another_run_is_never_loaded(tmp_path, content):
+    make_trainer().save_checkpoint(tmp_path / "best.pt", content)
     trainer, best, weights = train(tmp_path, [math.nan, math.nan])
     assert best.best_metric is None
     assert_identical(weights_of(trainer), weights[-1])

@@ -195,7 +195,7 @@ def test_explain_shows_every_hook_that_somebody_implements_the_core_last(shell):
     assert "weather" in names
     assert names[-1] == "pa_core"
     assert "weather (around the others)" in text
-    assert "\non_load_training_state\n" in text
+    assert "\non_backward_start\n" in text
     assert "\non_init_end\n" not in text
     assert shell.out("explain", "--hook", "on_init_end").endswith(
         "Nobody implements on_init_end.\n"

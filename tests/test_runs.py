@@ -9,8 +9,8 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
-from pa_core import Trainer
-from pa_core.callbacks import SaveTrainingStateCallback
+from pa_core import Trainer, TrainerCallback
+from pa_core.callbacks import SaveTrainingStateCallback, TerminateOnNaNCallback
 from tests.helpers import assert_identical, tiny_data, tiny_model, weights_of
 
 
@@ -137,3 +137,18 @@ def test_a_model_and_an_optimizer_may_be_given_as_recipes():
     trainer.train(DataLoader(tiny_data(), batch_size=4), "2 updates")
     assert isinstance(trainer.optimizer, torch.optim.SGD)
     assert trainer.updates == 2
+
+
+def test_a_nan_in_an_evaluation_is_told():
+    stops = []
+
+    class Told(TrainerCallback):
+        def on_stop_training_error(self, trainer, error):
+            stops.append(str(error))
+
+    trainer = make([TerminateOnNaNCallback, Told])
+    with torch.no_grad():
+        trainer.model[0].weight.fill_(float("nan"))
+    trainer.evaluate(tiny_data(8))
+    assert len(stops) == 1
+    assert "NaN" in stops[0]

@@ -270,7 +270,7 @@ def test_sums_come_as_a_tensor_of_two():
 
 
 def test_a_trackers_state_goes_through_json_and_goes_on_identically():
-    losses = [(0.1 * number, number) for number in range(1, 9)]
+    losses = [(1 / number, number + 2) for number in range(1, 9)]
     whole, first, second = LossTracker(), LossTracker(), LossTracker()
     for loss in losses:
         whole.update(*loss)

@@ -80,10 +80,6 @@ class LogMetricsCallback(BuiltinCallback):
         self._skip_what_is_there(trainer)
         return (yield)
 
-    @hookimpl(tryfirst=True)
-    def on_load_training_state(self, trainer: Trainer, **kwargs: Any) -> None:
-        self._skip_what_is_there(trainer)
-
     @hookimpl(trylast=True)
     def on_train_step_end(self, trainer: Trainer, **kwargs: Any) -> None:
         if self._asked:  # at the step before; the loop has recorded the values since
