@@ -34,6 +34,7 @@ def test_lines_say_where_the_run_is(capsys):
     trainer.train(tiny_data(16), 2, eval_dataset=tiny_data(8))
     trainer.train(tiny_data(16), 1, reset_run_history=False, eval_dataset={"dev": tiny_data(8)})
     trainer.evaluate(tiny_data(8))
+    trainer.evaluate({"dev": tiny_data(8)})
     shown = [
         line for line in capsys.readouterr().out.splitlines() if line and "Plugins" not in line
     ]
@@ -49,7 +50,9 @@ def test_lines_say_where_the_run_is(capsys):
         "Epoch 3: evaluation on dev",
         "Training is done after 2 updates",
         "Evaluation starts",
-        "Epoch 4: evaluation",
+        "Evaluation is done",
+        "Evaluation starts",
+        "Evaluation on dev",
         "Evaluation is done",
     ]
 

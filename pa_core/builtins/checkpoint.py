@@ -63,6 +63,7 @@ class SaveTrainingStateCallback(BuiltinCallback):
     """
 
     Settings = SaveTrainingStateSettings
+    saves_training_states = True  # `resume_from="auto"` looks for this, and takes `save_dir`
 
     def __init__(
         self,

@@ -24,7 +24,10 @@ class PrintProgressCallback(BuiltinCallback):
 
     def on_eval_epoch_start(self, trainer: Trainer, **kwargs: Any) -> None:
         name = f" on {trainer.eval_name}" if trainer.eval_name is not None else ""
-        trainer.print(f"\nEpoch {trainer.run_history.current_epoch}: evaluation{name}")
+        if trainer._in_run:
+            trainer.print(f"\nEpoch {trainer.run_history.current_epoch}: evaluation{name}")
+        elif name:  # that an evaluation starts was said
+            trainer.print(f"\nEvaluation{name}")
 
     def on_training_run_end(self, trainer: Trainer, **kwargs: Any) -> None:
         trainer.print(f"\nTraining is done after {trainer.updates} updates")
