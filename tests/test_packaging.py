@@ -122,10 +122,10 @@ print(json.dumps({{
     found = json.loads(run("-P", "-c", code, cwd=tmp_path))
     assert found["distributions"] == ["pa-core", "pa-metrics", "pa-models", "pa-schedulers"]
     assert Path(found["core"]).is_relative_to(target)
-    assert {name: found["plugins"][name] for name in ("metrics", "schedulers", "models")} == {
+    assert {name: found["plugins"][name] for name in ("metrics", "schedulers", "timm")} == {
         "metrics": "pa-metrics",
         "schedulers": "pa-schedulers",
-        "models": "pa-models",
+        "timm": "pa-models",
     }
     assert found["imported"] == ["pa_core"]
 

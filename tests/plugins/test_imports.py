@@ -8,13 +8,14 @@ def test_importing_and_configuring_the_plugins_imports_no_library_of_theirs():
     code = """
 import sys
 from pa_metrics import MetricsPlugin
-from pa_models import ModelsPlugin
+from pa_models import TimmPlugin, TransformersPlugin
 from pa_schedulers import SchedulersPlugin
 MetricsPlugin(metrics=["accuracy"], task="multiclass", num_classes=10)
 SchedulersPlugin(name="cosine").register_schedulers()
-assert "resnet18" not in ModelsPlugin().register_models()
+TransformersPlugin()
+assert "resnet18" not in TimmPlugin().register_models()
 print(*[name for name in ("torchmetrics", "timm", "transformers") if name in sys.modules])
-assert "timm/resnet18" in ModelsPlugin().register_models()
+assert "timm/resnet18" in TimmPlugin().register_models()
 print("timm" in sys.modules)
 """
     result = subprocess.run(

@@ -10,10 +10,8 @@ from torch.optim import SGD
 from torch.utils.data import TensorDataset
 
 from pa_core import Trainer
-from pa_core.errors import PluginNotFoundError
-from pa_models import ModelsPlugin
-from pa_models.losses import count_labelled_tokens, get_batch_size
-from pa_models.timm_models import TimmModels
+from pa_models import TransformersPlugin
+from pa_models.transformers_loss import count_labelled_tokens, get_batch_size
 
 VOCABULARY, LABELS = 40, 3
 
@@ -110,7 +108,7 @@ def trainer_for(model: nn.Module, **options) -> Trainer:
         None,
         SGD(model.parameters(), lr=0.1),
         callbacks=(),
-        **{"plugins": [ModelsPlugin]} | options,
+        **{"plugins": [TransformersPlugin]} | options,
     )
 
 
@@ -118,7 +116,7 @@ def test_settings_alone_teach_the_trainer_batches_that_are_dicts(tmp_path: Path)
     from transformers import BatchEncoding, default_data_collator
 
     settings = tmp_path / "pyproject.toml"
-    settings.write_text('[tool.pa-core]\nplugins = ["models"]\n')
+    settings.write_text('[tool.pa-core]\nplugins = ["transformers"]\n')
     model, data = bert(), sentences()
     trainer = trainer_for(model, settings=settings, plugins=None)
     trainer.train(
@@ -209,8 +207,8 @@ def test_the_evaluation_loss_has_no_graph():
         trainer_for(bert()),
         default_data_collator(sentences()),
     )
-    training = ModelsPlugin().calculate_train_batch_loss(trainer, batch)
-    evaluation = ModelsPlugin().calculate_eval_batch_loss(trainer, batch)
+    training = TransformersPlugin().calculate_train_batch_loss(trainer, batch)
+    evaluation = TransformersPlugin().calculate_eval_batch_loss(trainer, batch)
     assert training is not None
     assert evaluation is not None
     assert training["loss"].requires_grad
@@ -262,7 +260,7 @@ def test_any_model_that_returns_a_mapping_with_a_loss_will_do():
 
 
 def test_other_batches_are_left_to_the_trainer():
-    plugin, trainer = ModelsPlugin(), trainer_for(nn.Linear(2, 1))
+    plugin, trainer = TransformersPlugin(), trainer_for(nn.Linear(2, 1))
     batch = (torch.zeros(4, 2), torch.zeros(4, 1))
     assert plugin.calculate_train_batch_loss(trainer, batch) is None
     assert plugin.calculate_eval_batch_loss(trainer, batch) is None
@@ -274,34 +272,3 @@ def test_other_batches_are_left_to_the_trainer():
 def test_a_batch_without_tensors_is_refused():
     with pytest.raises(ValueError, match="'text' has no tensors"):
         get_batch_size({"text": ["a", "b"]})
-
-
-def test_a_timm_model_is_built_and_trained_by_its_name():
-    generator = torch.Generator().manual_seed(0)
-    images = torch.randn(4, 3, 160, 160, generator=generator)
-    trainer = Trainer(
-        "timm/test_vit",
-        nn.CrossEntropyLoss(),
-        lambda parameters: SGD(parameters, lr=0.01),
-        callbacks=(),
-        plugins=[ModelsPlugin],
-    )
-    assert type(trainer.model).__module__.startswith("timm.models")
-    before = [parameter.clone() for parameter in trainer.model.parameters()]
-    trainer.train(TensorDataset(images, torch.arange(4)), num_epochs=1, per_device_batch_size=4)
-    after = list(trainer.get_model().parameters())
-    assert any(not torch.equal(a, b) for a, b in zip(after, before, strict=True))
-
-
-def test_the_registry_builds_with_the_arguments_of_timm():
-    models = TimmModels()
-    assert models["timm/resnet18"](num_classes=5)(torch.zeros(2, 3, 32, 32)).shape == (2, 5)
-    assert "timm/test_vit" in list(models)
-    assert len(models) == len(list(models)) > 500
-    with pytest.raises(KeyError):
-        models["timm/resnet19"]
-
-
-def test_an_unknown_model_is_told_with_the_nearest():
-    with pytest.raises(PluginNotFoundError, match="timm/resnet1"):
-        Trainer("timm/resnet19", None, SGD, callbacks=(), plugins=[ModelsPlugin])

@@ -1,33 +1,26 @@
-"""The plugin: models by name, and batches that are dicts."""
+"""The plugin ``transformers``: batches that are dicts, and models that calculate their loss."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
 
 from pa_core import hookimpl
-from pa_models.losses import calculate_batch_loss, calculate_predictions
-from pa_models.timm_models import TimmModels
+from pa_models.transformers_loss import calculate_batch_loss, calculate_predictions
 
 if TYPE_CHECKING:
     from pa_core import Trainer
 
 
-class ModelsPlugin:
-    """Builds timm models by name, and trains with batches that are mappings.
+class TransformersPlugin:
+    """Trains with batches that are mappings.
 
     A batch that is a mapping (a dict, a ``BatchEncoding``) is passed to the model as keyword
     arguments, and the model returns its loss, as transformers' models do. Other batches are left
     to the trainer.
     """
-
-    @hookimpl
-    def register_models(self) -> Mapping[str, Callable[..., nn.Module]]:
-        """timm's models, as ``"timm/resnet18"``."""
-        return TimmModels()
 
     @hookimpl
     def calculate_train_batch_loss(self, trainer: Trainer, batch: Any) -> dict[str, Any] | None:
