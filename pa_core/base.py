@@ -71,6 +71,10 @@ class TrainerBase:
         if (callable(optimizer) and not hasattr(optimizer, "step")) or isinstance(optimizer, type):
             optimizer = optimizer(model.parameters())
         self.optimizer = optimizer
+        if optimizer is None:
+            self.optimizer = self._hooks.create_optimizer and self._hooks.create_optimizer(
+                trainer=self
+            )
         check_model_and_optimizer(self.model, self.optimizer)
         self.seed = seed
         self.run_history = InMemoryRunHistory() if run_history is None else run_history
@@ -176,6 +180,14 @@ class TrainerBase:
         """The model without its distributed containers, and without `torch.compile`'s if asked."""
         return self._engine.unwrap(self.model, keep_torch_compile)
 
+    def rewrap_model(self) -> None:
+        """Wrap the model anew, once it has changed which of its parameters need gradients.
+
+        `DistributedDataParallel` looks at that only when it wraps. `train` does it by itself; who
+        freezes or unfreezes within a run calls this, between updates and on every process.
+        """
+        self.model = self._engine.rewrap(self.model, self.optimizer)
+
     def save_checkpoint(
         self,
         save_path: str | Path,
@@ -183,6 +195,8 @@ class TrainerBase:
         save_optimizer: bool = True,
         save_scheduler: bool = True,
         save_per_node: bool = True,
+        *,
+        model: nn.Module | None = None,
     ) -> None:
         """Save model, optimizer and schedule as one portable ``.pt`` file.
 
@@ -192,6 +206,7 @@ class TrainerBase:
             save_optimizer: whether to include the optimizer.
             save_scheduler: whether to include the schedule, if there is one.
             save_per_node: write on every machine; otherwise by the run's main process alone.
+            model: save its weights in place of the trained model's; a moving average's, say.
         """
         checkpoints.save_checkpoint(
             self._trainer,
@@ -200,6 +215,7 @@ class TrainerBase:
             save_optimizer,
             save_scheduler,
             save_per_node,
+            self.get_model(keep_torch_compile=False) if model is None else model,
         )
 
     def load_checkpoint(

@@ -11,6 +11,8 @@ import torch
 from pa_core.states import plain, save_file
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from pa_core.trainer import Trainer
 
 
@@ -21,9 +23,10 @@ def save_checkpoint(
     save_optimizer: bool,
     save_scheduler: bool,
     save_per_node: bool,
+    model: nn.Module,
 ) -> None:
     """Write the file of `Trainer.save_checkpoint`."""
-    content = {"model_state_dict": trainer.get_model(keep_torch_compile=False).state_dict()}
+    content = {"model_state_dict": model.state_dict()}
     if save_optimizer:
         content["optimizer_state_dict"] = trainer.optimizer.state_dict()
     if save_scheduler and trainer.scheduler is not None:

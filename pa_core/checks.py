@@ -13,12 +13,20 @@ _REQUIRED = ("loss", "model_outputs", "batch_size")
 _KEYS = frozenset(_REQUIRED)
 
 
-def check_model_and_optimizer(model: nn.Module, optimizer: Any) -> None:
+def check_model_and_optimizer(
+    model: nn.Module, optimizer: Any, *, needs_optimizer: bool = False
+) -> None:
     """See that the optimizer updates parameters that the model has.
 
     Raises:
-        ValueError: where the model has none, or the optimizer holds others.
+        ValueError: where the model has none, the optimizer holds others, or one is needed and
+            there is none.
     """
+    if optimizer is None and needs_optimizer:
+        raise ValueError(
+            "Training needs an optimizer: give the Trainer one, a function that makes one such as "
+            "functools.partial(torch.optim.AdamW, lr=1e-3), or enable a plugin that creates it"
+        )
     parameters = {id(parameter): name for name, parameter in model.named_parameters()}
     if not parameters:
         raise ValueError(f"The model {type(model).__name__} has no parameters: nothing can learn")

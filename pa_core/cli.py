@@ -20,6 +20,7 @@ from rich.text import Text
 
 from pa_core import __version__
 from pa_core.builtins import DEFAULTS
+from pa_core.commands import add_commands
 from pa_core.discovery import PluginSource, file_source, find_claims, load_plugin, only_claim
 from pa_core.errors import PaCoreError, PluginError, PluginNotFoundError, nearest
 from pa_core.manager import PluginManager
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from pa_core.implementations import Hook
 
 app = typer.Typer(
+    rich_markup_mode=None,  # which would take "[tool.pa-core]" for a style
     help="Look into the plugins of pa-core: installed, enabled, called.",
     no_args_is_help=True,
     add_completion=False,
@@ -48,6 +50,7 @@ _ANY_WIDTH = 10_000  # of a file or a pipe: nothing is folded there
 def main() -> None:
     """Run the command; a mistake is told in words, with exit code 1."""
     try:
+        add_commands(app, sys.argv[1:])
         app()
     except PaCoreError as error:
         _console(stderr=True).print(Text(str(error), style="red"))

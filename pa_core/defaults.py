@@ -68,17 +68,10 @@ class Defaults:
             return None
         if isinstance(create, str):
             factory: Any = trainer.plugins.find("register_schedulers", create)
-            if trainer.num_updates is None:
-                raise ValueError(
-                    f"The schedule {create!r} needs the run's length, which isn't known for a "
-                    "stream or a time limit: say how many updates the run has, as in "
-                    'num_epochs="1000 updates"'
-                )
-            return factory(
-                trainer.optimizer,
-                num_updates=trainer.num_updates,
-                num_epochs=trainer.run_config.num_epochs,
-            )
+            total, per_epoch = trainer.num_updates, trainer.run_config.num_update_steps_per_epoch
+            # Not the configuration's num_epochs: a run of "500 updates" may end within an epoch.
+            num_epochs = total / per_epoch if total and per_epoch else None
+            return factory(trainer.optimizer, num_updates=total, num_epochs=num_epochs)
         return replace_trainer_placeholder_values(trainer, create)(trainer.optimizer)
 
     @hookimpl(trylast=True)

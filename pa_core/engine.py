@@ -17,6 +17,7 @@ import torch
 from accelerate import Accelerator, DistributedType
 from accelerate.utils import send_to_device
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from pa_core.utils import remove_padding
 
@@ -49,6 +50,7 @@ class Engine:
         if self.num_processes > 1:
             atexit.register(_leave_process_group)
         self._prepared: dict[tuple[int, int], tuple[nn.Module, Any]] = {}
+        self._trainable: dict[int, list[bool]] = {}  # by wrapped model
 
     def prepare(self, model: nn.Module, optimizer: Any) -> tuple[nn.Module, Any]:
         """Place and wrap model and optimizer; what was prepared before is taken as it was.
@@ -61,9 +63,35 @@ class Engine:
                 pair = self.accelerator.prepare_model(model), optimizer
             else:
                 pair = self.accelerator.prepare(model, optimizer)
-            # Known by what was given and by what it became: a second run may bring either.
-            self._prepared[bare, id(optimizer)] = self._prepared[bare, id(pair[1])] = pair
-        return self._prepared[bare, id(optimizer)]
+            self._remember(*pair, bare, id(optimizer), id(pair[1]))
+        model, prepared = self._prepared[bare, id(optimizer)]
+        return self.rewrap(model, prepared), prepared
+
+    def rewrap(self, model: nn.Module, optimizer: Any) -> nn.Module:
+        """Wrap a model anew if other parameters need gradients than when it was wrapped.
+
+        `DistributedDataParallel` waits for the gradients of those that did then.
+        """
+        bare = self.unwrap(model, keep_torch_compile=False)
+        if not isinstance(model, DistributedDataParallel):
+            return model
+        if _trainable(bare) == self._trainable[id(model)]:
+            return model
+        handler = self.accelerator.ddp_handler
+        wrapped = DistributedDataParallel(
+            model.module,
+            device_ids=model.device_ids,
+            output_device=model.output_device,
+            **(handler.to_kwargs() if handler else {}),
+        )
+        self._remember(wrapped, optimizer, id(bare), id(optimizer))
+        return wrapped
+
+    def _remember(self, model: nn.Module, optimizer: Any, bare: int, *optimizers: int) -> None:
+        # Known by what was given and by what it became: a second run may bring either.
+        for key in optimizers:
+            self._prepared[bare, key] = model, optimizer
+        self._trainable[id(model)] = _trainable(model)
 
     def unwrap(self, model: nn.Module, keep_torch_compile: bool = True) -> nn.Module:
         """The model without its distributed containers."""
@@ -182,3 +210,8 @@ class Engine:
     def wait(self) -> None:
         """Wait until every process is here."""
         self.accelerator.wait_for_everyone()
+
+
+def _trainable(model: nn.Module) -> list[bool]:
+    """Which parameters need gradients."""
+    return [parameter.requires_grad for parameter in model.parameters()]

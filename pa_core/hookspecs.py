@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from accelerate import Accelerator
+    from torch import nn
 
     from pa_core.errors import StopTrainingError
     from pa_core.trainer import Trainer
@@ -311,6 +312,14 @@ def create_accelerator(trainer: Trainer) -> Accelerator | None:
 
 
 @hookspec(firstresult=True)
+def create_optimizer(trainer: Trainer) -> Any:
+    """Create the optimizer over ``trainer.model``'s parameters, where the user has given none.
+
+    When: once, in ``Trainer(..., optimizer=None)``. Runs on: every process. May synchronise: no.
+    """
+
+
+@hookspec(firstresult=True)
 def create_train_dataloader(
     trainer: Trainer, batch_size: int, train_dl_kwargs: dict[str, Any] | None
 ) -> Any:
@@ -414,6 +423,10 @@ def run_evaluation(trainer: Trainer) -> Any:
 def register_schedulers() -> Mapping[str, Callable[..., Any]]:
     """Schedules by name: ``factory(optimizer, num_updates, num_epochs)`` returns one.
 
+    The run's length is None where it isn't known beforehand, for a stream or a time limit, and
+    ``num_epochs`` is a fraction where the run ends within an epoch. A factory that needs a length
+    which isn't known raises `ValueError`.
+
     When: as a name is looked up. Runs on: every process. May synchronise: no.
     """
     return {}
@@ -433,5 +446,17 @@ def register_metrics() -> Mapping[str, Callable[..., Any]]:
     """Metrics by name: ``factory(**kwargs)`` returns a metric.
 
     When: as a name is looked up. Runs on: every process. May synchronise: no.
+    """
+    return {}
+
+
+@hookspec
+def register_eval_models(trainer: Trainer) -> Mapping[str, nn.Module]:
+    """More models to evaluate beside the one that is trained, such as a moving average of it.
+
+    Each evaluation is also done with each of them as ``trainer.model``, and with all its events.
+    What is recorded then has the name before it: ``ema_eval_loss_epoch``, ``ema_accuracy``.
+
+    When: as an evaluation starts. Runs on: every process. May synchronise: yes.
     """
     return {}

@@ -285,10 +285,12 @@ class PluginManager:
 
     # -- Registries -----------------------------------------------------------------------------
 
-    def _mappings(self, hook_name: str) -> list[tuple[Implementation, Mapping[str, Any]]]:
+    def _mappings(
+        self, hook_name: str, **arguments: Any
+    ) -> list[tuple[Implementation, Mapping[str, Any]]]:
         mappings = []
         for implementation in self.implementations(hook_name):
-            mapping = implementation.call({})
+            mapping = implementation.call(arguments)
             if mapping is None:
                 continue
             if not isinstance(mapping, Mapping):
@@ -299,14 +301,18 @@ class PluginManager:
             mappings.append((implementation, mapping))
         return mappings
 
-    def registry(self, hook_name: str) -> Mapping[str, Any]:
+    def registry(self, hook_name: str, **arguments: Any) -> Mapping[str, Any]:
         """All that the plugins register in a registry hook; values are looked up when asked for.
+
+        Args:
+            hook_name: the hook.
+            **arguments: the hook's own.
 
         Raises:
             PluginConflictError: where two plugins register one name, naming both.
         """
         owners: dict[str, Implementation] = {}
-        mappings = self._mappings(hook_name)
+        mappings = self._mappings(hook_name, **arguments)
         for implementation, mapping in mappings:
             for key in mapping:
                 other = owners.setdefault(key, implementation)
@@ -315,14 +321,19 @@ class PluginManager:
         # (The values of some mappings cost an import each, so they aren't copied.)
         return MappingProxyType(ChainMap(*(mapping for _, mapping in mappings)))  # type: ignore[arg-type]
 
-    def find(self, hook_name: str, key: str) -> Any:
+    def find(self, hook_name: str, key: str, **arguments: Any) -> Any:
         """What a plugin registers as `key` in a registry hook.
+
+        Args:
+            hook_name: the hook.
+            key: the name.
+            **arguments: the hook's own.
 
         Raises:
             PluginConflictError: where two plugins do, naming both.
             PluginNotFoundError: where none does, with the nearest name.
         """
-        mappings = self._mappings(hook_name)
+        mappings = self._mappings(hook_name, **arguments)
         found = [(owner, mapping) for owner, mapping in mappings if key in mapping]
         if len(found) > 1:
             raise _registry_conflict(hook_name, key, [owner for owner, _ in found])

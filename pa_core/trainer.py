@@ -43,7 +43,8 @@ class Trainer(TrainerBase):
     Args:
         model: the model, or the name of one that a plugin registers.
         loss_func: called with the model's outputs and the targets; returns a mean over the batch.
-        optimizer: over the model's parameters, or a function of them that makes one.
+        optimizer: over the model's parameters, or a function of them that makes one. With None, a
+            plugin may create it; evaluating and predicting need none.
         callbacks: classes or instances of `TrainerCallback`; they replace the default built-ins.
         run_history: records losses and metrics; in memory by default.
         plugins: names, classes, instances or modules; they replace the settings' list.
@@ -225,7 +226,7 @@ class Trainer(TrainerBase):
             gradient_clip_value=gradient_clip_value,
             gradient_clip_norm=gradient_clip_norm,
         )
-        check_model_and_optimizer(self.get_model(), self.optimizer)
+        check_model_and_optimizer(self.get_model(), self.optimizer, needs_optimizer=True)
         state_dir = find_state(resume_from, self) if resume_from is not None else None
         snapshot = Snapshot(state_dir, self._engine.rank) if state_dir is not None else None
         self.train_dataset, self.eval_dataset = train_dataset, eval_dataset
@@ -589,10 +590,22 @@ class Trainer(TrainerBase):
             _restore_modes(modes)
 
     def _run_eval_epochs(self, **kind: bool) -> None:
-        """Evaluate on each evaluation dataset, the metrics of a named one under its name."""
-        for name, loader in self._eval_dataloaders.items():
-            self.eval_name = name
-            self._run_eval_epoch(loader, **kind)
+        """Evaluate on each evaluation dataset, the metrics of a named one under its name.
+
+        After the trained model comes each that a plugin registers, under its own name too.
+        """
+        model, prefix = self.model, self.run_history.metric_name_prefix
+        others = self.plugins.registry("register_eval_models", trainer=self)
+        for model_name, evaluated in {"": model, **others}.items():
+            self.model = evaluated
+            self.run_history.set_metric_name_prefix(prefix + (model_name and f"{model_name}_"))
+            try:
+                for name, loader in self._eval_dataloaders.items():
+                    self.eval_name = name
+                    self._run_eval_epoch(loader, **kind)
+            finally:
+                self.model = model
+                self.run_history.set_metric_name_prefix(prefix)
 
     def _run_eval_epoch(
         self, valid_dl: Any, is_training: bool = True, is_intermediate: bool = False

@@ -20,7 +20,13 @@ class Site:
     folder: Path
 
     def install(
-        self, name: str, version: str = "1.0", *, requires: str = "", **plugins: str
+        self,
+        name: str,
+        version: str = "1.0",
+        *,
+        requires: str = "",
+        group: str = "pa_core",
+        **plugins: str,
     ) -> None:
         """Install a distribution with entry points."""
         info = self.folder / f"{name.replace('-', '_')}-{version}.dist-info"
@@ -30,7 +36,7 @@ class Site:
             text + (f"Requires-Dist: {requires}\n" * bool(requires))
         )
         entries = "".join(f"{key} = {value}\n" for key, value in plugins.items())
-        info.joinpath("entry_points.txt").write_text(f"[pa_core]\n{entries}")
+        info.joinpath("entry_points.txt").write_text(f"[{group}]\n{entries}")
         importlib.invalidate_caches()
 
     def module(self, name: str, code: str) -> Path:

@@ -14,6 +14,7 @@ TORCH_FREE = [
     "pa_core",
     "pa_core.builtins",
     "pa_core.cli",
+    "pa_core.commands",
     "pa_core.control",
     "pa_core.discovery",
     "pa_core.doctor",
@@ -116,7 +117,7 @@ def test_a_plugin_package_imports_the_core_and_never_another_plugin(package: str
     assert files
     libraries = {
         "pa_metrics": {"torchmetrics"},
-        "pa_schedulers": set(),
+        "pa_schedulers": {"timm", "transformers"},
         "pa_models": {"timm", "transformers"},
     }
     foreign = {*PLUGIN_PACKAGES, *set().union(*libraries.values())} - libraries[package] - {package}

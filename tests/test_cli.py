@@ -270,3 +270,55 @@ def test_wrong_settings_are_told_in_words_with_exit_code_1(shell):
     for command in ("plugins", "explain"):
         assert "can't be read" in shell.error(command)
     assert "can't be read" in shell.run("doctor").stdout
+
+
+# -- Commands of plugins --------------------------------------------------------------------------
+
+
+def test_a_command_of_a_distribution_is_imported_when_it_is_called_and_only_then(shell):
+    shell.site.module(
+        "pa_rain",
+        """
+        print("imported")
+
+        def rain(hours: int = 1) -> None:
+            "Tell the rain."
+            print("rain for", hours)
+        """,
+    )
+    shell.site.install("pa-rain", group="pa_core.commands", rain="pa_rain:rain")
+    listed = shell.out("--help")
+    assert "imported" not in listed
+    assert "A command of pa-rain." in listed
+    assert shell.out("rain", "--hours", "3").split("\n")[:2] == ["imported", "rain for 3"]
+    assert "Tell the rain." in shell.out("rain", "--help")
+
+
+def test_a_distribution_may_bring_several_commands_in_one_app(shell):
+    shell.site.module(
+        "pa_sky",
+        """
+        import typer
+
+        app = typer.Typer()
+
+        @app.command()
+        def sun() -> None:
+            print("shines")
+
+        @app.command()
+        def moon() -> None:
+            print("is full")
+        """,
+    )
+    shell.site.install("pa-sky", group="pa_core.commands", sky="pa_sky:app", plugins="nothing:x")
+    assert shell.out("sky", "moon") == "is full\n"
+    assert "weather" in shell.out("plugins")  # the core's own stays the core's
+
+
+def test_a_command_that_two_distributions_have_or_that_is_broken_is_told_when_it_is_called(shell):
+    for name in ("pa-one", "pa-two"):
+        shell.site.install(name, group="pa_core.commands", both="os:getcwd", lost="nowhere:x")
+    shell.site.install("pa-three", group="pa_core.commands", broken="nowhere:x")
+    assert "'both' is of pa-one and pa-two" in shell.error("both")
+    assert "'broken' of pa-three can't be imported" in shell.error("broken")

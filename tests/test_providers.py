@@ -4,6 +4,8 @@ gives things by name: in a real Trainer.
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from accelerate import Accelerator
@@ -11,8 +13,9 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from pa_core import Trainer, hookimpl
+from pa_core.callbacks import SaveBestModelCallback
 from pa_core.errors import PluginConflictError, PluginNotFoundError
-from tests.helpers import tiny_data, tiny_model
+from tests.helpers import assert_identical, tiny_data, tiny_model, weights_of
 
 
 class Offers:
@@ -153,3 +156,79 @@ def test_two_plugins_with_one_name_in_register_metrics_are_an_error_that_names_b
     trainer = trainer_with(first, Offers("register_metrics", lambda: {"f1": object}))
     with pytest.raises(PluginConflictError, match=r"'f1' .* 'Offers' .* 'Offers:2'"):
         trainer.plugins.registry("register_metrics")
+
+
+def test_create_optimizer_makes_one_where_the_user_gives_none():
+    plugin = Offers(
+        "create_optimizer", lambda trainer: torch.optim.SGD(trainer.model.parameters(), lr=0.3)
+    )
+    trainer = Trainer(tiny_model(), nn.CrossEntropyLoss(), None, plugins=[plugin])
+    assert trainer.optimizer.param_groups[0]["lr"] == 0.3
+    assert trainer_with(plugin).optimizer.param_groups[0]["lr"] == 0.1
+
+
+def test_without_an_optimizer_a_model_is_evaluated_and_not_trained():
+    trainer = Trainer(tiny_model(), nn.CrossEntropyLoss(), None, callbacks=(), plugins=())
+    trainer.evaluate(tiny_data(8))
+    assert trainer.run_history.get_latest_metric("evaluation_loss") > 0
+    with pytest.raises(ValueError, match="Training needs an optimizer"):
+        trainer.train(tiny_data(8), 1)
+
+
+def test_register_eval_models_has_each_evaluated_beside_the_trained_one():
+    class Other:
+        def __init__(self):
+            self.zero = tiny_model()
+            for parameter in self.zero.parameters():
+                nn.init.zeros_(parameter)
+            self.seen = []
+
+        @hookimpl
+        def register_eval_models(self, trainer):
+            return {"zero": self.zero}
+
+        @hookimpl
+        def on_eval_epoch_end(self, trainer):
+            self.seen.append((trainer.model is self.zero, trainer.eval_name))
+
+    plugin = Other()
+    trainer = trainer_with(plugin)
+    sets = {"a": tiny_data(8), "b": tiny_data(4)}
+    trainer.train(tiny_data(8), 1, eval_dataset=sets)
+    assert plugin.seen == [(False, "a"), (False, "b"), (True, "a"), (True, "b")]
+    history = trainer.run_history
+    for name in sets:
+        value = history.get_latest_metric(f"zero_{name}_eval_loss_epoch")
+        assert value == pytest.approx(math.log(3), rel=1e-6)  # three classes, and no opinion
+        assert history.get_latest_metric(f"{name}_eval_loss_epoch") != value
+    assert trainer.model is not plugin.zero
+    trainer.evaluate(tiny_data(4))
+    assert history.get_latest_metric("zero_evaluation_loss") == pytest.approx(math.log(3))
+
+
+def test_save_best_model_saves_another_evaluated_model_if_asked(tmp_path):
+    average = tiny_model()
+    plugin = Offers("register_eval_models", lambda trainer: {"average": average})
+    save = SaveBestModelCallback(
+        tmp_path / "best.pt", watch_metric="average_eval_loss_epoch", model="average"
+    )
+    trainer = trainer_with(plugin, save)
+    before = {name: value.clone() for name, value in average.state_dict().items()}
+    trainer.train(tiny_data(8), 1, eval_dataset=tiny_data(8))
+    assert_identical(weights_of(trainer), before)  # it has gone back to them in the end
+
+    save.model = "averag"
+    with pytest.raises(PluginNotFoundError, match="'average'"):
+        trainer.train(tiny_data(8), 1, eval_dataset=tiny_data(8))
+
+
+def test_a_schedule_by_name_hears_that_the_length_of_the_run_is_unknown():
+    seen = []
+
+    def create(optimizer, num_updates, num_epochs):
+        seen.append((num_updates, num_epochs))
+
+    trainer = trainer_with(Offers("register_schedulers", lambda: {"any": create}))
+    trainer.train(tiny_data(8), "1 minute", max_num_train_steps=1, create_scheduler_fn="any")
+    trainer.train(tiny_data(8), "3 updates", per_device_batch_size=4, create_scheduler_fn="any")
+    assert seen == [(None, None), (3, 1.5)]

@@ -24,6 +24,11 @@ class SaveBestModelSettings(WatchSettings):
     load_saved_checkpoint: bool = Field(
         True, description="Whether to go back to the best model at the end of the run."
     )
+    model: str | None = Field(
+        None,
+        description="Save the weights of another evaluated model, such as ema; the trained ones "
+        "otherwise.",
+    )
 
 
 class SaveBestModelCallback(MetricWatcher):
@@ -40,6 +45,8 @@ class SaveBestModelCallback(MetricWatcher):
         save_optimizer: whether to save the optimizer too.
         save_scheduler: whether to save the schedule too.
         load_saved_checkpoint: whether to load the best model at the end of the run.
+        model: the name of another model that is evaluated beside the trained one, such as a moving
+            average of it: its weights are saved then.
 
     Attributes:
         best_metric: the best value so far.
@@ -57,12 +64,14 @@ class SaveBestModelCallback(MetricWatcher):
         save_optimizer: bool = True,
         save_scheduler: bool = True,
         load_saved_checkpoint: bool = True,
+        model: str | None = None,
     ) -> None:
         super().__init__(watch_metric, greater_is_better, reset_on_train)
         self.save_path = save_path
         self.save_optimizer = save_optimizer
         self.save_scheduler = save_scheduler
         self.load_saved_checkpoint = load_saved_checkpoint
+        self.model = model
         self.best_metric_epoch: int | None = None
 
     def reset(self) -> None:
@@ -76,11 +85,15 @@ class SaveBestModelCallback(MetricWatcher):
             return
         self.best_metric = value
         self.best_metric_epoch = trainer.run_history.current_epoch
+        model = None
+        if self.model is not None:
+            model = trainer.plugins.find("register_eval_models", self.model, trainer=trainer)
         trainer.save_checkpoint(
             save_path=self.save_path,
             checkpoint_kwargs={self.watch_metric: value, "epoch": self.best_metric_epoch},
             save_optimizer=self.save_optimizer,
             save_scheduler=self.save_scheduler,
+            model=model,
         )
 
     @hookimpl(trylast=True)

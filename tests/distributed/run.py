@@ -10,20 +10,23 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from pa_core import Trainer
+from pa_core import Trainer, hookimpl
 from tests.helpers import tiny_data, tiny_model, weights_of
 
 
-def trained(epochs: int, resume_from: Path | None = None) -> Trainer:
+def new_trainer(*plugins: object) -> Trainer:
     model = tiny_model()
-    trainer = Trainer(
+    return Trainer(
         model,
         nn.CrossEntropyLoss(),
         torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9),
         callbacks=(),
-        plugins=(),
+        plugins=plugins,
         accelerator={"cpu": True},
     )
+
+
+def train(trainer: Trainer, epochs: int, resume_from: Path | None = None) -> None:
     trainer.train(
         tiny_data(45),  # the last global batch has 5 samples: 3 and 2 on two processes
         epochs,
@@ -33,6 +36,29 @@ def trained(epochs: int, resume_from: Path | None = None) -> Trainer:
         gradient_clip_norm=0.5,
         resume_from=resume_from,
     )
+
+
+def trained(epochs: int, resume_from: Path | None = None) -> Trainer:
+    trainer = new_trainer()
+    train(trainer, epochs, resume_from)
+    return trainer
+
+
+class Unfreezing:
+    """Trains the last layer alone at first; the container must hear of it."""
+
+    @hookimpl
+    def on_train_epoch_start(self, trainer: Trainer) -> None:
+        for parameter in trainer.get_model()[0].parameters():
+            parameter.requires_grad = trainer.position.epoch != 2
+        trainer.rewrap_model()
+
+
+def unfrozen() -> Trainer:
+    trainer = new_trainer(Unfreezing())
+    train(trainer, 3)  # and within a run, and from one to the next
+    trainer.get_model()[2].requires_grad_(False)
+    train(trainer, 1)
     return trainer
 
 
@@ -43,6 +69,7 @@ def main(folder: Path) -> None:
     rank = int(os.environ.get("RANK", "0"))
     outcome = {
         "weights": {name: value.tolist() for name, value in weights_of(resumed).items()},
+        "unfrozen": {name: value.tolist() for name, value in weights_of(unfrozen()).items()},
         "train": resumed.run_history.get_metric_values("train_loss_epoch"),
         "eval": resumed.run_history.get_metric_values("eval_loss_epoch"),
         "predictions": trainer.predict(tiny_data(7), per_device_batch_size=2).tolist(),

@@ -42,7 +42,7 @@ def flat(value) -> list[float]:
 def test_two_processes_train_evaluate_predict_save_and_resume_as_one_does(tmp_path):
     torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
     one, two = outcome_of(tmp_path / "one"), outcome_of(tmp_path / "two", *torchrun)
-    for name in ("weights", "train", "eval", "predictions"):
+    for name in ("weights", "unfrozen", "train", "eval", "predictions"):
         assert flat(two[name]) == pytest.approx(flat(one[name]), abs=1e-6), name
     assert one["gathered"] == [0.0]
     assert two["gathered"] == [0.0, 1.0, 1.0]
