@@ -1,6 +1,24 @@
 """pa-models: timm and transformers models in pa-core."""
 
+from pa_models.batch_norm import (
+    ConvertSyncBatchNormCallback,
+    convert_sync_batch_norm,
+    freeze_batch_norm,
+    unfreeze_batch_norm,
+)
+from pa_models.freezing import Layer, LayerGroup, ModelFreezer, discriminative_param_groups
 from pa_models.timm_plugin import TimmPlugin
 from pa_models.transformers_plugin import TransformersPlugin
 
-__all__ = ["TimmPlugin", "TransformersPlugin"]
+__all__ = [
+    "ConvertSyncBatchNormCallback",
+    "Layer",
+    "LayerGroup",
+    "ModelFreezer",
+    "TimmPlugin",
+    "TransformersPlugin",
+    "convert_sync_batch_norm",
+    "discriminative_param_groups",
+    "freeze_batch_norm",
+    "unfreeze_batch_norm",
+]
