@@ -6,14 +6,19 @@ from pa_models.batch_norm import (
     freeze_batch_norm,
     unfreeze_batch_norm,
 )
+from pa_models.ema import ModelEma
+from pa_models.ema_plugin import EmaPlugin, ModelEmaCallback
 from pa_models.freezing import Layer, LayerGroup, ModelFreezer, discriminative_param_groups
 from pa_models.timm_plugin import TimmPlugin
 from pa_models.transformers_plugin import TransformersPlugin
 
 __all__ = [
     "ConvertSyncBatchNormCallback",
+    "EmaPlugin",
     "Layer",
     "LayerGroup",
+    "ModelEma",
+    "ModelEmaCallback",
     "ModelFreezer",
     "TimmPlugin",
     "TransformersPlugin",

@@ -1,0 +1,141 @@
+"""An exponential moving average of a model's weights."""
+
+from __future__ import annotations
+
+from copy import deepcopy
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pa_models.selection import bare_model
+
+_LOW_PRECISION = (torch.bfloat16, torch.float16)
+
+
+class ModelEma(nn.Module):
+    """Keeps a moving average of a model: ``average = d * average + (1 - d) * weights``.
+
+    Parameters and floating-point buffers that are saved with the model, such as running statistics,
+    are averaged. All other buffers are copied. Weights of 16 bits are averaged in 32 bits, and
+    `module` holds the rounded result: in 16 bits, steps smaller than a 256th of the weight would
+    be rounded away.
+
+    Args:
+        model: the model; wrappers of distributed training and `torch.compile` are seen through.
+        decay: ``d``, the share that an update leaves of the average.
+        warmup: whether the decay of the ``t``-th update is at most ``(1 + t) / (10 + t)``, so that
+            the first weights are soon forgotten (TensorFlow's ``ExponentialMovingAverage`` with
+            ``num_updates``).
+
+    Attributes:
+        module: a copy of the model, in evaluation mode, with the average as its weights.
+        updates: how many updates were averaged.
+
+    Raises:
+        ValueError: for a decay that isn't between 0 and 1.
+
+    >>> model = nn.Linear(1, 1, bias=False)
+    >>> _ = nn.init.zeros_(model.weight)
+    >>> ema = ModelEma(model, decay=0.9)
+    >>> _ = nn.init.ones_(model.weight)
+    >>> ema.update(model)
+    >>> round(ema.module.weight.item(), 4)
+    0.1
+    """
+
+    module: nn.Module
+
+    def __init__(self, model: nn.Module, decay: float = 0.9999, *, warmup: bool = False) -> None:
+        super().__init__()
+        if not 0 <= decay < 1:
+            raise ValueError(f"decay must be between 0 and 1, such as 0.999, and not {decay!r}")
+        self.module = deepcopy(bare_model(model)).eval().requires_grad_(False)
+        for parameter in self.module.parameters():
+            parameter.grad = None
+        self.decay = decay
+        self.warmup = warmup
+        self.updates = 0
+        # Caches aren't averaged, and there is no average of -inf, which a saved mask may hold.
+        self._copied = {
+            (place, name)
+            for place, module in enumerate(self.module.modules())
+            for name, buffer in module.named_buffers(recurse=False)
+            if name in module._non_persistent_buffers_set or not buffer.isfinite().all()
+        }
+        # The average where it needs more bits than the module has, by the place in `_split`.
+        for place, value in enumerate(self._split(self.module)[0]):
+            if value.dtype in _LOW_PRECISION:
+                self.register_buffer(f"wide_{place}", value.float())
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """What the model with the averaged weights returns."""
+        return self.module(*args, **kwargs)
+
+    @torch.no_grad()
+    def update(self, model: nn.Module, num_updates: int = 1) -> None:
+        """Take the model's present weights into the average.
+
+        Args:
+            model: the model.
+            num_updates: how many updates of the model this one stands for: the decay is taken so
+                many times.
+        """
+        self.updates += num_updates
+        decay = self.decay
+        if self.warmup:
+            decay = min(decay, (1 + self.updates) / (10 + self.updates))
+        self._take(model, 1 - decay**num_updates)
+
+    @torch.no_grad()
+    def set(self, model: nn.Module) -> None:
+        """Begin anew, with the model's present weights as the average."""
+        self.updates = 0
+        self._take(model, 1.0)
+
+    def _take(self, model: nn.Module, weight: float) -> None:
+        """Move the average by the share `weight` towards the model."""
+        averaged, copied = self._split(self.module)
+        new_averaged, new_copied = self._split(bare_model(model))
+        targets = [
+            value if (wide := self._buffers.get(f"wide_{place}")) is None else wide
+            for place, value in enumerate(averaged)
+        ]
+        values = [
+            new.detach().to(old.device, old.dtype)
+            for new, old in zip(new_averaged, targets, strict=True)
+        ]
+        if targets:
+            torch._foreach_lerp_(targets, values, weight)
+        for narrow, target in zip(averaged, targets, strict=True):
+            if narrow is not target:
+                narrow.copy_(target)
+        for old, new in zip(copied, new_copied, strict=True):
+            old.copy_(new)
+
+    def _split(self, model: nn.Module) -> tuple[list[Tensor], list[Tensor]]:
+        """What is averaged and what is copied, in an order that all copies of a model share."""
+        averaged: list[Tensor] = []
+        copied: list[Tensor] = []
+        for parameter in model.parameters():
+            (averaged if _has_average(parameter) else copied).append(parameter)
+        seen: set[int] = set()
+        for place, module in enumerate(model.modules()):
+            for name, buffer in module._buffers.items():
+                if buffer is not None and id(buffer) not in seen:
+                    seen.add(id(buffer))
+                    is_averaged = _has_average(buffer) and (place, name) not in self._copied
+                    (averaged if is_averaged else copied).append(buffer)
+        return averaged, copied
+
+    def get_extra_state(self) -> dict[str, int]:
+        """What `state_dict` holds beside the weights."""
+        return {"updates": self.updates}
+
+    def set_extra_state(self, state: dict[str, int]) -> None:
+        """Go on from `get_extra_state`."""
+        self.updates = state["updates"]
+
+
+def _has_average(tensor: Tensor) -> bool:
+    return tensor.is_floating_point() or tensor.is_complex()

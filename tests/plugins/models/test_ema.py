@@ -1,0 +1,408 @@
+"""The moving average of the weights: its numbers, and its place in runs, evaluations and states."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from pa_core import Trainer, TrainerCallback
+from pa_core.errors import SettingsError
+from pa_models import EmaPlugin, ModelEma, ModelEmaCallback, freeze_batch_norm
+from tests.helpers import NoisyModel, assert_identical, tiny_data, tiny_model
+
+
+def trainer_with(*plugins, model=None, settings=None, **arguments) -> Trainer:
+    model = tiny_model() if model is None else model
+    return Trainer(
+        model,
+        nn.CrossEntropyLoss(),
+        torch.optim.SGD(model.parameters(), lr=0.5, momentum=0.9),
+        callbacks=plugins,
+        plugins=None if settings else (),
+        settings=settings,
+        **arguments,
+    )
+
+
+class Weights(TrainerCallback):
+    """Keeps the weights after each update, and at the start."""
+
+    def __init__(self) -> None:
+        self.all: list[dict[str, torch.Tensor]] = []
+
+    def on_training_run_start(self, trainer) -> None:
+        self.on_optimizer_step_end(trainer)
+
+    def on_optimizer_step_end(self, trainer) -> None:
+        self.all.append(copy.deepcopy(trainer.get_model().state_dict()))
+
+
+def average(weights, decays) -> dict[str, torch.Tensor]:
+    result = {name: value.double() for name, value in weights[0].items()}
+    for new, decay in zip(weights[1:], decays, strict=True):
+        for name, value in new.items():
+            if value.is_floating_point():
+                result[name] = decay * result[name] + (1 - decay) * value.double()
+            else:
+                result[name] = value
+    return result
+
+
+def assert_close(module: nn.Module, expected, tolerance=1e-6) -> None:
+    for name, value in module.state_dict().items():
+        assert torch.allclose(value.double(), expected[name].double(), atol=tolerance), name
+
+
+# -- The average ----------------------------------------------------------------------------------
+
+
+def test_the_average_is_taken_after_each_update_and_not_after_each_epoch():  # A21
+    weights, ema = Weights(), EmaPlugin(decay=0.8, warmup=False)
+    trainer = trainer_with(weights, ema, model=NoisyModel())
+    trainer.train(tiny_data(), 2, per_device_batch_size=8, gradient_accumulation_steps=2)
+    assert len(weights.all) == 1 + 6
+    assert_close(ema.ema_model.module, average(weights.all, [0.8] * 6))
+
+
+def test_warming_up_forgets_the_first_weights_soon():
+    weights, ema = Weights(), EmaPlugin(decay=0.9)
+    trainer_with(weights, ema).train(tiny_data(), 20, per_device_batch_size=8)
+    decays = [min(0.9, (1 + t) / (10 + t)) for t in range(1, 121)]
+    assert decays[0] < 0.2
+    assert decays[-1] == 0.9
+    assert_close(ema.ema_model.module, average(weights.all, decays), tolerance=1e-5)
+
+
+def test_an_average_of_every_third_update_reaches_as_far_back():
+    weights, ema = Weights(), EmaPlugin(decay=0.9, warmup=False, update_every=3)
+    trainer_with(weights, ema).train(tiny_data(), 1, per_device_batch_size=4)
+    assert len(weights.all) == 1 + 11
+    assert_close(ema.ema_model.module, average(weights.all[::3], [0.9**3] * 3))
+
+
+def test_in_16_bits_small_steps_are_not_rounded_away():  # A21
+    model = nn.Linear(4, 4).bfloat16()
+    for value in model.parameters():
+        nn.init.ones_(value)
+    ema = ModelEma(model, decay=0.999)
+    for value in model.parameters():
+        nn.init.constant_(value, 2)
+    for _ in range(1000):
+        ema.update(model)
+    expected = 2 - 0.999**1000
+    state = ema.state_dict()
+    assert state["module.weight"].dtype == torch.bfloat16
+    assert state["module.weight"][0, 0].item() == pytest.approx(expected, rel=4e-3)
+    assert state["wide_0"][0, 0].item() == pytest.approx(expected, rel=1e-4)
+
+
+def test_the_wide_bits_are_saved_and_loaded():
+    model = nn.Linear(2, 2).bfloat16()
+    ema = ModelEma(model, decay=0.999)
+    nn.init.constant_(model.weight, 2)
+    ema.update(model)
+    other = ModelEma(model, decay=0.999)
+    other.load_state_dict(ema.state_dict())
+    assert other.updates == 1
+    ema.update(model), other.update(model)
+    assert torch.equal(ema.wide_0, other.wide_0)
+    assert torch.equal(ema.module.weight, other.module.weight)
+
+
+def test_buffers_with_infinities_and_caches_are_copied_and_counts_too():
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm = nn.BatchNorm1d(2)
+            self.register_buffer("mask", torch.tensor([0.0, -torch.inf]))
+            self.register_buffer("cache", torch.tensor([1.0]), persistent=False)
+            self.register_buffer("none", None)
+
+    model = Model()
+    ema = ModelEma(model, decay=0.9)
+    model.norm.running_mean = torch.tensor([1.0, 2.0])  # (a new tensor, as some modules do)
+    model.norm.num_batches_tracked = torch.tensor(5)
+    model.cache = torch.tensor([2.0])
+    ema.update(model)
+    module = ema.module
+    assert torch.allclose(module.norm.running_mean, torch.tensor([0.1, 0.2]))
+    assert module.norm.num_batches_tracked == 5
+    assert module.mask.tolist() == [0.0, -torch.inf]
+    assert module.cache.item() == 2
+
+
+def test_tied_weights_are_averaged_once():
+    model = nn.Sequential(nn.Linear(2, 2, bias=False), nn.Linear(2, 2, bias=False))
+    model[1].weight = model[0].weight
+    nn.init.zeros_(model[0].weight)
+    ema = ModelEma(model, decay=0.5)
+    nn.init.ones_(model[0].weight)
+    ema.update(model)
+    first, second = ema.module.children()
+    assert second.weight is first.weight
+    assert ema.state_dict()["module.0.weight"][0, 0].item() == 0.5
+
+
+def test_set_begins_anew_and_calling_it_calls_the_average():
+    model = tiny_model()
+    ema = ModelEma(model, decay=0.5)
+    for value in model.parameters():
+        nn.init.ones_(value)
+    ema.update(model)
+    ema.set(model)
+    assert ema.updates == 0
+    assert_identical(ema.module.state_dict(), model.state_dict())
+    x = torch.randn(2, 6)
+    assert torch.equal(ema(x), model.eval()(x))
+
+
+def test_frozen_batch_norms_stay_frozen_in_the_copy_and_gradients_are_left_out():
+    model = NoisyModel()
+    freeze_batch_norm(model)
+    model.layers[0].weight.grad = torch.ones_like(model.layers[0].weight)
+    ema = ModelEma(model)
+    assert not any(p.requires_grad or p.grad is not None for p in ema.module.parameters())
+    model.layers[1].train()
+    norm = ema.module.get_submodule("layers.1")
+    assert norm.__dict__["train"].args[0] is norm
+
+
+@pytest.mark.parametrize("decay", [1.0, -0.1, 2])
+def test_a_decay_out_of_range_is_told(decay):
+    with pytest.raises(ValueError, match="decay must be between 0 and 1"):
+        ModelEma(tiny_model(), decay)
+
+
+# -- In runs --------------------------------------------------------------------------------------
+
+
+def test_the_average_is_evaluated_beside_the_model_with_all_plugins():
+    class Accuracy(TrainerCallback):
+        def on_eval_epoch_start(self, trainer) -> None:
+            self.right = self.count = 0
+
+        def on_eval_step_end(self, trainer, batch, batch_output) -> None:
+            self.right += (batch_output["model_outputs"].argmax(1) == batch[1]).sum().item()
+            self.count += len(batch[1])
+
+        def on_eval_epoch_end(self, trainer) -> None:
+            trainer.run_history.update_metric("accuracy", self.right / self.count)
+
+    ema = EmaPlugin(decay=0.9)
+    trainer = trainer_with(ema, Accuracy())
+    data = tiny_data()
+    trainer.train(data, 3, eval_dataset={"a": data, "b": tiny_data(7)})
+    names = set(trainer.run_history.get_metric_names())
+    assert {"a_accuracy", "b_accuracy", "ema_a_accuracy", "ema_b_eval_loss_epoch"} <= names
+    module, (x, y) = ema.ema_model.module, data.tensors
+    loss = nn.functional.cross_entropy(module(x), y).item()
+    assert trainer.run_history.get_latest_metric("ema_a_eval_loss_epoch") == pytest.approx(loss)
+    assert trainer.run_history.get_latest_metric("a_eval_loss_epoch") != pytest.approx(loss)
+    results = trainer.evaluate(data)
+    assert results["ema_evaluation_loss"] == pytest.approx(loss)
+
+
+def test_the_average_can_go_without_evaluation():
+    ema = EmaPlugin(evaluate=False)
+    trainer = trainer_with(ema)
+    trainer.train(tiny_data(), 1, eval_dataset=tiny_data())
+    assert "ema_eval_loss_epoch" not in trainer.run_history.get_metric_names()
+
+
+def test_under_mixed_precision_the_average_itself_is_evaluated():
+    ema = EmaPlugin(decay=0.9)
+    trainer = trainer_with(ema, mixed_precision="bf16")
+    trainer.train(tiny_data(), 3, eval_dataset=tiny_data())
+    with torch.no_grad():
+        for value in ema.ema_model.module.parameters():
+            value.zero_()
+    results = trainer.evaluate()
+    assert results["ema_evaluation_loss"] == pytest.approx(torch.tensor(3.0).log().item())
+    assert results["evaluation_loss"] != pytest.approx(results["ema_evaluation_loss"])
+
+
+def test_a_resumed_run_has_the_same_average_bit_for_bit(tmp_path):  # A21
+    class Save(TrainerCallback):
+        def on_train_step_end(self, trainer, step) -> None:
+            if trainer.updates in (4, 6):
+                trainer.save_training_state(tmp_path / f"at {trainer.updates}")
+
+    def run(*more, **arguments) -> EmaPlugin:
+        ema = EmaPlugin(decay=0.9, update_every=2)
+        trainer_with(ema, *more, model=NoisyModel()).train(
+            tiny_data(), 3, eval_dataset=tiny_data(), per_device_batch_size=16, **arguments
+        )
+        return ema
+
+    whole = run(Save())
+    for state in ("at 4", "at 6"):  # in the middle of an epoch, and after one
+        resumed = run(resume_from=tmp_path / state)
+        assert resumed.ema_model.updates == whole.ema_model.updates
+        assert_identical(resumed.ema_model.module.state_dict(), whole.ema_model.module.state_dict())
+
+
+def test_a_state_of_tied_and_narrow_weights_is_whole(tmp_path):
+    class Tied(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.embed = nn.Linear(6, 6, bias=False)
+            self.out = nn.Linear(6, 6, bias=False)
+            self.out.weight = self.embed.weight
+
+        def forward(self, x):
+            return self.out(self.embed(x.to(self.embed.weight.dtype))).float()
+
+    torch.manual_seed(0)
+    first, second = (trainer_with(EmaPlugin(decay=0.9), model=Tied().bfloat16()) for _ in "12")
+    first.train(tiny_data(), 1)
+    first.save_training_state(tmp_path / "state")
+    second.load_training_state(tmp_path / "state")
+    one, two = (t.callback_handler.callbacks[0].ema_model for t in (first, second))
+    assert torch.equal(one.wide_0, two.wide_0)
+    assert not torch.equal(one.wide_0, one.module.embed.weight.float())
+    assert two.module.out.weight is two.module.embed.weight
+
+
+def test_each_run_begins_a_new_average():
+    ema = EmaPlugin(decay=0.9, warmup=False)
+    trainer = trainer_with(ema)
+    trainer.train(tiny_data(), 1)
+    first = ema.ema_model
+    trainer.train(tiny_data(), 1)
+    assert ema.ema_model is not first
+
+
+# -- From settings --------------------------------------------------------------------------------
+
+
+def settings_file(folder: Path, text: str) -> Path:
+    file = folder / "pyproject.toml"
+    file.write_text(f"[tool.pa-core]\n{text}")
+    return file
+
+
+def test_settings_turn_it_on_and_save_best_model_saves_the_average(tmp_path):
+    file = settings_file(
+        tmp_path,
+        f"""
+        plugins = ["ema", "save_best_model"]
+        [tool.pa-core.ema]
+        decay = 0.9
+        warmup = false
+        update_every = 2
+        [tool.pa-core.save_best_model]
+        watch_metric = "ema_eval_loss_epoch"
+        model = "ema"
+        save_path = "{tmp_path}/best.pt"
+        load_saved_checkpoint = false
+        """,
+    )
+    trainer = trainer_with(settings=file)
+    trainer.train(tiny_data(), 2, eval_dataset=tiny_data())
+    (ema,) = [p for p in trainer.callback_handler if isinstance(p, EmaPlugin)]
+    assert (ema.decay, ema.warmup, ema.update_every) == (0.9, False, 2)
+    saved = torch.load(tmp_path / "best.pt")["model_state_dict"]
+    assert_identical(saved, ema.ema_model.module.state_dict())
+
+
+def test_two_averages_have_names_of_their_own(tmp_path):
+    file = settings_file(
+        tmp_path,
+        """
+        plugins = ["ema:fast", "ema:slow"]
+        [tool.pa-core."ema:fast"]
+        decay = 0.9
+        name = "fast"
+        [tool.pa-core."ema:slow"]
+        decay = 0.99
+        name = "slow"
+        """,
+    )
+    trainer = trainer_with(settings=file)
+    trainer.train(tiny_data(), 1, eval_dataset=tiny_data())
+    names = set(trainer.run_history.get_metric_names())
+    assert {"fast_eval_loss_epoch", "slow_eval_loss_epoch"} <= names
+
+
+def test_wrong_settings_are_told(tmp_path):
+    file = settings_file(
+        tmp_path,
+        """
+        plugins = ["ema"]
+        [tool.pa-core.ema]
+        decay = 1.5
+        warm_up = true
+        """,
+    )
+    with pytest.raises(SettingsError) as error:
+        trainer_with(settings=file)
+    assert "decay" in str(error.value)
+    assert "'warmup'" in str(error.value)
+
+
+# -- The relative's callback ----------------------------------------------------------------------
+
+
+def test_the_callback_saves_the_best_average_under_its_metric(tmp_path):
+    ema = ModelEmaCallback(decay=0.9, save_path=tmp_path / "ema.pt")
+    trainer = trainer_with(ema)
+    trainer.train(tiny_data(), 3, eval_dataset=tiny_data())
+    losses = trainer.run_history.get_metric_values("ema_model_eval_loss_epoch")
+    assert len(losses) == 3
+    content = torch.load(tmp_path / "ema.pt")
+    assert content["ema_model_eval_loss_epoch"] == min(losses)
+    model = tiny_model()
+    model.load_state_dict(content["model_state_dict"])
+    x, y = tiny_data().tensors
+    assert nn.functional.cross_entropy(model(x), y).item() == pytest.approx(min(losses))
+    trainer.load_checkpoint(tmp_path / "ema.pt")
+
+
+def test_without_evaluation_the_average_of_each_epoch_is_saved(tmp_path):
+    ema = ModelEmaCallback(0.9, evaluate_during_training=False, save_path=tmp_path / "ema.pt")
+    trainer_with(ema).train(tiny_data(), 2)
+    saved = torch.load(tmp_path / "ema.pt")["model_state_dict"]
+    assert_identical(saved, ema.ema_model.module.state_dict())
+
+
+def test_evaluation_needs_a_dataset():
+    with pytest.raises(ValueError, match="needs an eval_dataset"):
+        trainer_with(ModelEmaCallback()).train(tiny_data(), 1)
+
+
+def test_callbacks_of_the_average_are_called_in_its_evaluation_only(tmp_path):
+    class Count(TrainerCallback):
+        def __init__(self) -> None:
+            self.evaluated: list[nn.Module] = []
+
+        def on_eval_epoch_end(self, trainer) -> None:
+            self.evaluated.append(trainer.model)
+
+    class Other(Count):
+        pass
+
+    everywhere, only, twice = Count(), Other(), Count()
+    ema = ModelEmaCallback(save_path=tmp_path / "ema.pt", callbacks=[only, twice])
+    trainer_with(everywhere, ema).train(tiny_data(), 2, eval_dataset=tiny_data())
+    assert len(everywhere.evaluated) == 4
+    assert only.evaluated == [ema.ema_model.module] * 2
+    assert twice.evaluated == []  # the trainer has one of its class
+
+
+def test_an_average_of_another_class_is_used_saved_and_resumed(tmp_path):
+    timm_utils = pytest.importorskip("timm.utils")
+    first, second = (
+        ModelEmaCallback(0.9, model_ema=timm_utils.ModelEmaV3, save_path=tmp_path / "ema.pt")
+        for _ in "12"
+    )
+    trainer = trainer_with(first)
+    trainer.train(tiny_data(), 1, eval_dataset=tiny_data())
+    trainer.save_training_state(tmp_path / "state")
+    trainer_with(second).load_training_state(tmp_path / "state")
+    assert isinstance(second.ema_model, timm_utils.ModelEmaV3)
+    assert_identical(second.ema_model.state_dict(), first.ema_model.state_dict())
+    assert second.saver.best_metric == first.saver.best_metric is not None
