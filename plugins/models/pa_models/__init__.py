@@ -11,10 +11,12 @@ from pa_models.ema_plugin import EmaPlugin, ModelEmaCallback
 from pa_models.freezing import Layer, LayerGroup, ModelFreezer, discriminative_param_groups
 from pa_models.timm_plugin import TimmPlugin
 from pa_models.transformers_plugin import TransformersPlugin
+from pa_models.unfreezing import GradualUnfreezingCallback
 
 __all__ = [
     "ConvertSyncBatchNormCallback",
     "EmaPlugin",
+    "GradualUnfreezingCallback",
     "Layer",
     "LayerGroup",
     "ModelEma",

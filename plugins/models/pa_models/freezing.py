@@ -98,7 +98,7 @@ class ModelFreezer:
                 self._both_indices(index), group, any(not p.requires_grad for p in parameters)
             )
             for index, group in enumerate(self._groups)
-            for parameters in [self._parameters_of(index)]
+            for parameters in [self.group_parameters(index)]
         ]
 
     def get_layers(self) -> list[Layer]:
@@ -115,6 +115,15 @@ class ModelFreezer:
     def get_trainable_parameters(self) -> list[nn.Parameter]:
         """All parameters that aren't frozen."""
         return [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+
+    def group_parameters(self, index: int) -> list[nn.Parameter]:
+        """The parameters of a layer group.
+
+        Raises:
+            IndexError: for an index that no group has.
+        """
+        index = self._check_index(index)
+        return [p for m in self._modules_of(index) for p in m.parameters(recurse=False)]
 
     def freeze(
         self, from_index: int = 0, to_index: int = -2, set_modules_as_eval: bool = False
@@ -235,9 +244,6 @@ class ModelFreezer:
         own = [self.model] if index == 0 and list(self.model.parameters(recurse=False)) else []
         return [*own, *self._groups[index].modules()]
 
-    def _parameters_of(self, index: int) -> list[nn.Parameter]:
-        return [p for m in self._modules_of(index) for p in m.parameters(recurse=False)]
-
     def _both_indices(self, index: int) -> tuple[int, int]:
         return index, index - self.num_groups
 
@@ -301,7 +307,7 @@ def layer_group_parameters(model: nn.Module) -> dict[str, list[nn.Parameter]]:
     seen: set[int] = set()
     groups = {}
     for index, name in enumerate(freezer.group_names):
-        own = {id(p): p for p in freezer._parameters_of(index) if id(p) not in seen}
+        own = {id(p): p for p in freezer.group_parameters(index) if id(p) not in seen}
         seen |= own.keys()
         if own:
             groups[name] = list(own.values())
