@@ -8,6 +8,7 @@ from pa_models.batch_norm import (
 )
 from pa_models.ema import ModelEma
 from pa_models.ema_plugin import EmaPlugin, ModelEmaCallback
+from pa_models.fine_tuning import fine_tune
 from pa_models.freezing import Layer, LayerGroup, ModelFreezer, discriminative_param_groups
 from pa_models.timm_plugin import TimmPlugin
 from pa_models.transformers_plugin import TransformersPlugin
@@ -26,6 +27,7 @@ __all__ = [
     "TransformersPlugin",
     "convert_sync_batch_norm",
     "discriminative_param_groups",
+    "fine_tune",
     "freeze_batch_norm",
     "unfreeze_batch_norm",
 ]

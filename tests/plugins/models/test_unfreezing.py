@@ -273,7 +273,8 @@ def test_wrong_settings_are_told_before_training(tmp_path):
 
 def outcome_of(folder: Path, *launcher: str) -> dict:
     folder.mkdir()
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": path}
     script = Path(__file__).with_name("fine_tuning_run.py")
     done = subprocess.run(
         [sys.executable, *launcher, str(script), str(folder)],
