@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-Weight = int | float | Tensor
+from pa_core.data import KeyedDataLoader, num_batches
+
+if TYPE_CHECKING:
+    from pa_core.engine import Engine
+
+Items = int | float | Tensor
 
 
 class AccumulationWindow:
@@ -21,63 +27,97 @@ class AccumulationWindow:
 
     Args:
         accumulation: micro-batches per update.
-        num_processes: gradients are averaged over them, which the weights undo.
-        sum_processes: sums a tensor over them.
+        loader: where they come from.
+        limit: how many batches an epoch has at most.
         batch_size: how many items a micro-batch is expected to have, alike on every process.
+        engine: gradients are averaged over its processes, which the weights undo.
     """
 
     def __init__(
-        self,
-        accumulation: int,
-        num_processes: int,
-        sum_processes: Callable[[Tensor], Tensor],
-        batch_size: int,
+        self, accumulation: int, loader: Any, limit: int | None, batch_size: int, engine: Engine
     ) -> None:
-        self.is_whole = accumulation == 1 and num_processes == 1
-        """Whether every micro-batch is a batch of its own, so that there is nothing to weigh."""
-        self._num_processes, self._sum = num_processes, sum_processes
-        self._batch_size = batch_size
-        self.is_open = False
+        self._accumulation, self._batch_size, self._engine = accumulation, batch_size, engine
+        self._length = None if loader is None else num_batches(loader, limit)
+        self._sampler = loader.batch_sampler if isinstance(loader, KeyedDataLoader) else None
+        # Then every micro-batch is a batch of its own, and there is nothing to weigh.
+        self._is_whole = accumulation == 1 and engine.num_processes == 1
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget a window that was interrupted."""
+        self._is_open = False
+        self._samples = 0
         self._reference = 1
-        self._total: Weight = 0
+        self._total: Items | None = None  # of the items that weren't planned with
         self._planned: int | None = None
 
-    def open(self, num_batches: int, num_items: int | None) -> None:
-        """Begin a window.
+    def weigh(self, output: Mapping[str, Any], step: int, is_spare: bool) -> tuple[Tensor, Items]:
+        """A micro-batch's share in the mean loss over the window.
 
         Args:
-            num_batches: how many micro-batches it is expected to have.
-            num_items: how many samples, over all processes, where that is known.
+            output: its ``loss`` (shape ``()``, a mean), ``batch_size`` and perhaps
+                ``num_items_in_batch``, how many items the loss is the mean of.
+            step: its number in the epoch.
+            is_spare: whether it is another process' batch, and counts for nothing here.
+
+        Returns:
+            The weighed loss, shape ``()``, and how many items count.
         """
-        self.is_open = True
-        self._planned = num_items
-        self._reference = num_batches * self._batch_size
-        self._total = 0
+        loss, size = output["loss"], output["batch_size"]
+        items = output.get("num_items_in_batch", size)
+        if self._is_whole:
+            self._samples += size
+            return loss, items
+        if not self._is_open:
+            self._open(step)
+        if self._sampler is None:
+            size = 0 if is_spare else size
+            self._samples += size
+            items = items if size else 0
+        else:
+            place = self._sampler.local_slice(step)
+            size = place.stop - place.start  # 0 where a short last batch leaves this process none
+            self._samples += self._sampler.global_size(step, step + 1)
+            if "num_items_in_batch" not in output:
+                assert self._planned is not None
+                weight = size * self._engine.num_processes / self._planned
+                return loss if weight == 1 else loss * weight, size
+            items = items if size else 0
+        self._total = items if self._total is None else self._total + items
+        return loss * (items / self._reference), items
 
-    def weigh(self, loss: Tensor, items: Weight, *, planned: bool) -> Tensor:
-        """The share of a micro-batch's mean `loss` (0-d) in the mean over the window.
+    def _open(self, step: int) -> None:
+        """Begin a window: see how many micro-batches and samples it will have."""
+        end = step + self._accumulation
+        end = end if self._length is None else min(end, self._length)
+        self._is_open = True
+        self._reference = (end - step) * self._batch_size
+        if self._sampler is not None:
+            self._planned = self._sampler.global_size(step, end)
 
-        Args:
-            loss: mean over the micro-batch.
-            items: how many samples or tokens it is the mean of.
-            planned: whether `items` counts the samples that the window was opened with.
+    def close(self, parameters: Iterable[nn.Parameter]) -> int:
+        """End the window, and put right its gradients where its size was other than expected.
+
+        Returns:
+            How many samples it had, on all processes.
         """
-        if planned and self._planned is not None:
-            weight = items * self._num_processes / self._planned
-            return loss if isinstance(weight, float) and weight == 1 else loss * weight
-        self._total = self._total + items
-        return loss * (items / self._reference)
-
-    def close(self, parameters: Iterable[nn.Parameter]) -> None:
-        """End the window, and put right its gradients where its size was other than expected."""
-        total, self.is_open = self._total, False
-        if not isinstance(total, Tensor) and total in (0, self._reference):
-            if total == 0 or self._num_processes == 1:
-                return
+        samples, total, reference = self._samples, self._total, self._reference
+        self.reset()
+        if total is None:  # all went as planned
+            return samples
+        processes = self._engine.num_processes
+        if processes > 1:
+            numbers = torch.stack(
+                [
+                    torch.as_tensor(n, dtype=torch.float32).to(self._engine.device)
+                    for n in (total, samples)
+                ]
+            )
+            total, counted = self._engine.sum(numbers)
+            samples = samples if self._sampler is not None else int(counted)
+        elif not isinstance(total, Tensor) and total == reference:
+            return samples
         gradients = [p.grad for p in parameters if p.grad is not None]
-        if not gradients:
-            return
-        if self._num_processes > 1:
-            device = gradients[0].device
-            total = self._sum(torch.as_tensor(total, dtype=torch.float32, device=device))
-        torch._foreach_mul_(gradients, self._reference * self._num_processes / total)
+        if gradients:
+            torch._foreach_mul_(gradients, reference * processes / total)
+        return samples

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -13,17 +14,22 @@ from accelerate import Accelerator
 
 from pa_core import checkpoints
 from pa_core.accumulation import AccumulationWindow
+from pa_core.agreement import Agreement
 from pa_core.callbacks import CallbackHandler, LimitBatchesCallback
 from pa_core.checks import check_model_and_optimizer
 from pa_core.control import TrainerControl
-from pa_core.data import KeyedDataLoader, num_batches
+from pa_core.data import KeyedDataLoader, num_batches, num_samples
 from pa_core.defaults import Defaults
 from pa_core.durations import Duration, Progress
 from pa_core.engine import Engine
+from pa_core.errors import StopTrainingError
+from pa_core.lengths import RunLength
 from pa_core.manager import PluginManager
 from pa_core.manifest import run_manifest
+from pa_core.modes import modes_kept
 from pa_core.run_config import TrainerRunConfig
 from pa_core.settings import Settings, build_plugins, find_settings_file, read_settings
+from pa_core.sharding import ShardedLoader, is_sharded
 from pa_core.snapshot import Position, Snapshot, save_snapshot
 from pa_core.tracking import InMemoryRunHistory, LossTracker, RunHistory
 from pa_core.utils import LIMIT_BATCHES_ENV_VAR
@@ -33,6 +39,13 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from pa_core.trainer import Trainer
+
+_OF_A_RUN = (
+    *("model", "eval_dataset", "collate_fn", "eval_name", "run_config", "control", "_in_run"),
+    *("_is_between_updates", "_loss_tracker", "_eval_dataloader", "_eval_dataloaders"),
+    *("_eval_dl_kwargs", "_snapshot"),
+)
+"""What an evaluation outside a run would change of one that goes on."""
 
 
 class TrainerBase:
@@ -100,7 +113,7 @@ class TrainerBase:
         self.position = Position()
         self.run_config: Any = None  # a TrainerRunConfig from the first run on
         self.num_updates: int | None = None
-        self._stop_after: Duration | None = None
+        self._length = RunLength(Duration.parse(1), None, None)
         self._loss_tracker = LossTracker()
         self._train_dataloader: Any = None
         self._eval_dataloader: Any = None
@@ -110,10 +123,10 @@ class TrainerBase:
         self._manifest: dict[str, Any] | None = None
         self._snapshot: Snapshot | None = None
         self._save_metadata: dict[Path, dict[str, Any]] = {}
-        self._max_updates: int | None = None
-        self._pending_samples = 0
         self._model_key = 0
         self._in_run = False
+        self._is_between_updates, self._is_spare = True, False
+        self._agreement = Agreement(self._engine, 0)
         self._clock = 0.0
         self._event("on_init_end")
 
@@ -261,15 +274,47 @@ class TrainerBase:
 
     # -- Set-up ---------------------------------------------------------------------------------
 
-    def _mark_progress(self) -> None:
-        """Tell the history where the run stands, for the records to come."""
-        if hasattr(self.run_history, "set_progress"):
-            self.run_history.set_progress(self.progress)
-
     def _event(self, name: str, **arguments: Any) -> None:
         caller = getattr(self._hooks, name)
-        if caller is not None:
+        if caller is None:
+            return
+        try:
             caller(trainer=self, **arguments)
+        except StopTrainingError as error:
+            self._stop_together(error)
+
+    def _stop_together(self, error: StopTrainingError) -> None:
+        """Stop at once, or where the others have to hear of it, when they have."""
+        if self._engine.num_processes == 1 or not self._in_run:
+            raise error
+        self.control.stop(str(error))
+
+    @contextmanager
+    def _run_set_aside(self) -> Iterator[None]:
+        """Let an evaluation that is called within a run leave the run as it was."""
+        if not self._in_run:
+            yield
+            return
+        kept = {name: vars(self)[name] for name in _OF_A_RUN}
+        self.control = TrainerControl()
+        try:
+            with modes_kept(self.model):
+                yield
+        finally:
+            vars(self).update(kept)
+
+    def _step_may_draw(self) -> bool:
+        """Whether code that isn't torch's runs in a step, and may draw from any generator."""
+        calculate = type(self._trainer).calculate_train_batch_loss
+        plugins = self.plugins.implementations("calculate_train_batch_loss")
+        modules = list(self.model.modules())
+        return (
+            calculate.__module__ != "pa_core.trainer"
+            or any(not isinstance(found.plugin, Defaults) for found in plugins)
+            or not all(map(_is_of_torch, modules))
+            or any(module._forward_hooks or module._forward_pre_hooks for module in modules)
+            or not (self.loss_func is None or _is_of_torch(self.loss_func))
+        )
 
     def _announce(self) -> None:
         """Say which settings and plugins a run has: nothing is on that isn't said."""
@@ -299,8 +344,8 @@ class TrainerBase:
         try:
             for name, self.eval_dataset in named.items():
                 if self.eval_dataset is not None:
-                    self._eval_dataloaders[name] = self._trainer.create_eval_dataloader(
-                        batch_size, dataloader_kwargs
+                    self._eval_dataloaders[name] = self._shard(
+                        self._trainer.create_eval_dataloader(batch_size, dataloader_kwargs)
                     )
         finally:
             self.eval_dataset = given
@@ -309,11 +354,14 @@ class TrainerBase:
     def _prepare_model_optimizer_and_dataloaders(self) -> None:
         """Put model and optimizer where they belong; our own loaders are sharded already."""
         self.model, self.optimizer = self._engine.prepare(self.model, self.optimizer)
-        if self._engine.num_processes > 1 and self._train_dataloader is not None:
-            if not isinstance(self._train_dataloader, KeyedDataLoader):
-                self._train_dataloader = self._accelerator.prepare_data_loader(
-                    self._train_dataloader
-                )
+
+    def _shard(self, loader: Any) -> Any:
+        """Share out a loader that every process has alike; ours are shared out already."""
+        if self._engine.num_processes == 1 or isinstance(loader, KeyedDataLoader):
+            return loader
+        if is_sharded(loader):
+            return loader
+        return ShardedLoader(loader, self._engine.rank, self._engine.num_processes)
 
     def _set_eval_batch_size(self, per_device_batch_size: int) -> None:
         """Say in the run config how an evaluation outside a training run is done."""
@@ -339,23 +387,28 @@ class TrainerBase:
     ) -> TrainerRunConfig:
         """Work out the sizes of a run: how many updates an epoch and the run will have."""
         processes = self._engine.num_processes
-        train_batch = (self._train_dl_kwargs or {}).get("batch_size") or per_device_batch_size
+        train_batch = (
+            getattr(self._train_dataloader, "batch_size", None)  # of a ready loader, its own
+            or (self._train_dl_kwargs or {}).get("batch_size")
+            or per_device_batch_size
+        )
         eval_batch = (self._eval_dl_kwargs or {}).get("batch_size") or train_batch
         loader = self._train_dataloader
         length = 0 if loader is None else num_batches(loader, self.train_batch_limit)
         per_epoch = None if length is None else math.ceil(length / gradient_accumulation_steps)
         duration = Duration.parse(num_epochs)
         global_batch = train_batch * processes * gradient_accumulation_steps
-        self.num_updates = _total_updates(
-            duration, per_epoch, _length(self.train_dataset), global_batch, max_num_train_steps
+        self._length = RunLength.plan(
+            duration,
+            updates_per_epoch=per_epoch,
+            samples_per_epoch=num_samples(loader, self.train_batch_limit),
+            global_batch_size=global_batch,
+            max_updates=max_num_train_steps,
         )
-        # What a number of updates can't say ends by the duration itself.
-        self._stop_after = duration if self.num_updates is None else None
-        self._max_updates = self.num_updates or max_num_train_steps
+        self.num_updates = self._length.num_updates
         self._window = AccumulationWindow(
-            gradient_accumulation_steps, processes, self._engine.sum, train_batch
+            gradient_accumulation_steps, loader, self.train_batch_limit, train_batch, self._engine
         )
-        self._pending_samples = 0
         if self.num_updates is not None and per_epoch:
             epochs: int | None = math.ceil(self.num_updates / per_epoch)
         else:
@@ -382,6 +435,11 @@ class TrainerBase:
         )
 
 
+def _is_of_torch(module: Any) -> bool:
+    """Whether a module or function is PyTorch's, all of whose draws are from its own generators."""
+    return str(getattr(module, "__module__", "")).startswith("torch.")
+
+
 class BoundHooks:
     """The hooks' callers as attributes, None where nobody implements one; bound when first used."""
 
@@ -399,30 +457,3 @@ class BoundHooks:
         """Bind anew where plugins have come or gone since."""
         if self._version != self._plugins.version:
             self.__dict__ = {"_plugins": self._plugins, "_version": self._plugins.version}
-
-
-def _total_updates(
-    duration: Duration,
-    per_epoch: int | None,
-    num_samples: int | None,
-    global_batch: int,
-    at_most: int | None,
-) -> int | None:
-    """How many updates a run will have; None where that shows only on the way."""
-    total: int | None = None
-    if duration.unit == "updates":
-        total = math.ceil(duration.value)
-    elif per_epoch and duration.unit == "epochs":
-        total = math.ceil(duration.value * per_epoch)
-    elif per_epoch and duration.unit == "samples" and num_samples:
-        epochs, rest = divmod(duration.value, num_samples)
-        total = int(epochs) * per_epoch + math.ceil(rest / global_batch)
-    elif duration.unit == "percent":
-        raise ValueError("num_epochs can't be a percentage of the run, whose length it gives")
-    if total is not None and at_most is not None:
-        return min(total, at_most)
-    return total
-
-
-def _length(dataset: Any) -> int | None:
-    return len(dataset) if hasattr(dataset, "__len__") else None

@@ -2,22 +2,52 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from pathlib import Path
+
+
+@dataclass
+class Requests:
+    """What was asked for since the last boundary.
+
+    Attributes:
+        stop_reason: why the run is to stop; None while nobody has asked.
+        evaluate: whether to evaluate in the middle of the epoch.
+        log: whether to log the metrics.
+        saves: the directories to save a training state to, each once, in order.
+    """
+
+    stop_reason: str | None = None
+    evaluate: bool = False
+    log: bool = False
+    saves: list[Path] = field(default_factory=list)
+
+    def __bool__(self) -> bool:
+        return self.stop_reason is not None or self.evaluate or self.log or bool(self.saves)
+
+    def add(self, other: Requests) -> None:
+        """Ask for what `other` asks for, too. The first reason to stop is kept."""
+        if self.stop_reason is None:
+            self.stop_reason = other.stop_reason
+        self.evaluate |= other.evaluate
+        self.log |= other.log
+        self.saves += [path for path in other.saves if path not in self.saves]
 
 
 class TrainerControl:
     """Requests of plugins, so that nobody acts in the middle of a step.
 
     A request is noted here at any time and granted by the loop at the next boundary: after the
-    optimizer's update, or after the events of an epoch's end. Where a run has many processes, a
-    request of one is granted on all, so a plugin may ask on a single process.
+    optimizer's update, or after the events of an epoch's end.
+
+    Where a run has several processes, a request of one is granted on all of them, at one update.
+    They have to ask each other for that, which they do as often as it costs about one percent of
+    the time, and at the end of every epoch. A request that every process makes at the very same
+    update, by its number or by a reduced metric, can say so with ``everywhere=True``: it is
+    granted at once, as on a single process.
 
     Attributes:
-        stop_reason: why the run is to stop; None while nobody has asked.
-        should_evaluate: whether an evaluation in the middle of the epoch was asked for.
-        should_log: whether the metrics are to be logged after this update.
         should_skip_update: whether the coming update is to be dropped.
-        save_requests: the directories to save a training state to, each once, in order.
 
     >>> control = TrainerControl()
     >>> control.stop("the loss is NaN")
@@ -30,57 +60,99 @@ class TrainerControl:
 
     def reset(self) -> None:
         """Forget every request."""
-        self.stop_reason: str | None = None
-        self.should_evaluate = False
-        self.should_log = False
         self.should_skip_update = False
-        self.save_requests: list[Path] = []
+        self._everywhere, self._here = Requests(), Requests()
 
-    def stop(self, reason: str) -> None:
+    def stop(self, reason: str, *, everywhere: bool = False) -> None:
         """End the run after this update. The first reason given is kept.
 
         Args:
             reason: one line for the user, such as ``"no improvement for 3 epochs"``.
+            everywhere: every process asks for this at this update.
         """
-        if self.stop_reason is None:
-            self.stop_reason = reason
+        self._of(everywhere).add(Requests(stop_reason=reason))
 
-    def evaluate(self) -> None:
-        """Evaluate after this update, in the middle of the epoch."""
-        self.should_evaluate = True
+    def evaluate(self, *, everywhere: bool = False) -> None:
+        """Evaluate after this update, in the middle of the epoch.
 
-    def save(self, state_dir: str | Path) -> None:
+        Args:
+            everywhere: every process asks for this at this update.
+        """
+        self._of(everywhere).evaluate = True
+
+    def save(self, state_dir: str | Path, *, everywhere: bool = False) -> None:
         """Save a training state after this update.
 
         Args:
             state_dir: the directory that the state becomes.
+            everywhere: every process asks for this at this update.
         """
-        path = Path(state_dir)
-        if path not in self.save_requests:
-            self.save_requests.append(path)
+        self._of(everywhere).add(Requests(saves=[Path(state_dir)]))
 
-    def log(self) -> None:
-        """Log the metrics after this update."""
-        self.should_log = True
+    def log(self, *, everywhere: bool = False) -> None:
+        """Log the metrics after this update.
+
+        Args:
+            everywhere: every process asks for this at this update.
+        """
+        self._of(everywhere).log = True
 
     def skip_update(self) -> None:
         """Drop the coming update: its gradients are thrown away, weights and schedule stay.
 
-        Asked for before the update, so in `on_backward_start`, `on_backward_end` or
-        `on_optimizer_step_start` at the latest.
+        Ask for it before the update, in `on_backward_start`, `on_backward_end` or
+        `on_optimizer_step_start`; and on all processes alike, as gradients that are reduced
+        already allow: nobody asks the others.
         """
         self.should_skip_update = True
 
     @property
+    def stop_reason(self) -> str | None:
+        """Why the run is to stop; None while nobody has asked."""
+        return self.pending.stop_reason
+
+    @property
+    def should_evaluate(self) -> bool:
+        """Whether an evaluation in the middle of the epoch was asked for."""
+        return self.pending.evaluate
+
+    @property
+    def should_log(self) -> bool:
+        """Whether the metrics are to be logged after this update."""
+        return self._everywhere.log or self._here.log
+
+    @property
+    def save_requests(self) -> list[Path]:
+        """The directories to save a training state to, each once, in order."""
+        return self.pending.saves
+
+    @property
+    def pending(self) -> Requests:
+        """All that this process has asked for and the loop has not granted yet."""
+        pending = Requests()
+        pending.add(self._everywhere)
+        pending.add(self._here)
+        return pending
+
+    @property
     def is_idle(self) -> bool:
         """Whether nothing was asked for that the loop grants at a boundary."""
-        return not (
-            self.should_evaluate
-            or self.should_log
-            or self.save_requests
-            or self.stop_reason is not None
-        )
+        return not (self._everywhere or self._here)
+
+    def take_everywhere(self) -> Requests:
+        """Take away what every process asks for."""
+        taken, self._everywhere = self._everywhere, Requests()
+        return taken
+
+    def take_here(self) -> Requests:
+        """Take away what this process asks for, and others perhaps don't."""
+        taken, self._here = self._here, Requests()
+        return taken
+
+    def _of(self, everywhere: bool) -> Requests:
+        return self._everywhere if everywhere else self._here
 
     def __repr__(self) -> str:
-        asked = {name: value for name, value in vars(self).items() if value}
-        return f"{type(self).__name__}({', '.join(f'{k}={v!r}' for k, v in asked.items())})"
+        asked = vars(self.pending) | {"skip_update": self.should_skip_update}
+        shown = ", ".join(f"{name}={value!r}" for name, value in asked.items() if value)
+        return f"{type(self).__name__}({shown})"

@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler, Subs
 from torch.utils.data import default_collate as _default_collate
 
 from pa_core.rng import DrawWatch, mix, nth, seed_host, seed_torch
+from pa_core.sharding import ShardedLoader, keyed_batches, keyed_order
 
 _END = object()
 _CUT = 256  # batches of indices that are cut at once
@@ -35,7 +36,10 @@ class EpochSampler(Sampler[Any]):
 
     Global batch ``j`` holds the samples ``[j * B, (j + 1) * B)`` of the epoch's order, where ``B``
     is the batch size times the number of processes; each process takes its slice. A short last
-    batch is shared out as evenly as it goes.
+    batch is shared out as evenly as it goes. In evaluation, where it makes no difference which
+    samples are in a batch, the last one takes some of the one before it if it has less samples
+    than there are processes: as long as the dataset has that many, each process has a part in
+    every batch, so that hooks may gather at every step.
 
     Args:
         num_samples: length of the dataset.
@@ -70,22 +74,39 @@ class EpochSampler(Sampler[Any]):
         self.drop_last = drop_last
         self.rank, self.num_processes = rank, num_processes
         self.epoch, self.start = 1, 0
+        self._length = -(-self.num_samples // self.global_batch_size)
+        self._last = (self._length - 1) * self.global_batch_size  # where the last batch begins
+        if (
+            purpose != "train"
+            and self._length > 1
+            and self.num_samples - self._last < num_processes
+        ):
+            if batch_size > 1:
+                self._last = self.num_samples - num_processes
+            else:  # nothing to take: the one before it takes these
+                self._length -= 1
+                self._last -= num_processes
 
     def set_position(self, epoch: int, start: int = 0) -> None:
         """Let the next iteration begin at batch `start` of `epoch`."""
         self.epoch, self.start = epoch, start
 
     def __len__(self) -> int:
-        return -(-self.num_samples // self.global_batch_size)
+        return self._length
+
+    def _start(self, batch: int) -> int:
+        """Where a global batch begins in the epoch's order."""
+        if batch >= self._length:
+            return self.num_samples
+        return self._last if batch == self._length - 1 else batch * self.global_batch_size
 
     def global_size(self, first: int, last: int) -> int:
         """How many samples the global batches `first` to `last` (not included) hold together."""
-        size = self.global_batch_size
-        return min(last * size, self.num_samples) - min(first * size, self.num_samples)
+        return self._start(last) - self._start(first)
 
     def local_slice(self, batch: int) -> slice:
         """This process' places in the epoch's order; empty where a short batch leaves it none."""
-        start = batch * self.global_batch_size
+        start = self._start(batch)
         size, longer = divmod(self.global_size(batch, batch + 1), self.num_processes)
         offset = self.rank * size + min(self.rank, longer)
         return slice(start + offset, start + offset + size + (self.rank < longer))
@@ -98,13 +119,15 @@ class EpochSampler(Sampler[Any]):
             order = torch.arange(self.dataset_length)
         key = mix(self.seed, self.purpose, self.epoch)
         # Whole batches are cut many at a time: one by one, cutting costs as much as half a fetch.
-        size, whole = self.global_batch_size, self.num_samples // self.global_batch_size
+        size = self.global_batch_size
+        whole = self._last // size
+        whole += self.global_size(whole, whole + 1) == size
         rows = order[: whole * size].view(whole, self.num_processes, self.batch_size)[:, self.rank]
         offset = self.rank * self.batch_size
         for first in range(self.start, whole, _CUT):
             for batch, indices in enumerate(rows[first : first + _CUT].unbind(), first):
                 yield IndexBatch(nth(key, batch * size + offset), indices)
-        for batch in range(max(whole, self.start), len(self)):  # the short last one, if any
+        for batch in range(max(whole, self.start), len(self)):  # the short last ones, if any
             place = self.local_slice(batch)
             indices = order[place]
             if not len(indices):
@@ -217,7 +240,8 @@ class KeyedDataLoader(DataLoader[Any]):
         keyed = KeyedDataset(dataset, collate_fn)
         # A generator of its own, so that starting workers consumes nothing of the global one.
         kwargs.setdefault("generator", torch.Generator().manual_seed(mix(sampler.seed, "workers")))
-        self._draws = False
+        self.seeds_always = False
+        """Whether somebody is known to draw from Python's or NumPy's generators."""
         super().__init__(keyed, batch_sampler=sampler, collate_fn=keyed.collate_fn, **kwargs)
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
@@ -244,10 +268,10 @@ class KeyedDataLoader(DataLoader[Any]):
                 if not watch.has_drawn():
                     yield samples
                     continue
-                watch, self._draws = None, True
+                watch, self.seeds_always = None, True
             if dataset.may_draw:
                 seed_host(batch.key)
-                if not self._draws:
+                if not self.seeds_always:
                     watch = DrawWatch()
             yield collate(fetch(batch.indices))
 
@@ -294,6 +318,9 @@ def create_dataloader(
     batch_size = kwargs.get("batch_size", 1)
     if batch_size is not None and (not isinstance(batch_size, int) or batch_size < 1):
         raise ValueError(f"The {purpose} batch size must be a positive integer, not {batch_size!r}")
+    if isinstance(data, IterableDataset) or kwargs.get("sampler") or kwargs.get("batch_sampler"):
+        # Workers that live on have generators that no key reaches.
+        kwargs["persistent_workers"] = False
     if isinstance(data, IterableDataset):
         kwargs.pop("shuffle", None)  # a stream has the order that it has
         return DataLoader(data, collate_fn=collate_fn, **kwargs)
@@ -325,6 +352,14 @@ def create_dataloader(
     return KeyedDataLoader(data, sampler, collate_fn, **kwargs)
 
 
+def num_samples(loader: Any, limit: int | None = None) -> int | None:
+    """How many samples an epoch has on all processes, None where only the loader knows."""
+    if not isinstance(loader, KeyedDataLoader):
+        return None
+    sampler = loader.batch_sampler
+    return sampler.global_size(0, len(sampler) if limit is None else min(limit, len(sampler)))
+
+
 def num_batches(loader: Any, limit: int | None = None) -> int | None:
     """How many batches an epoch has on this process, None where nobody knows."""
     try:
@@ -340,32 +375,19 @@ def batches(
     """Iterate over an epoch from batch `start` on, every random draw under its key.
 
     A `KeyedDataLoader` begins there at once. Any other loader is replayed from its beginning, its
-    generators keyed by the epoch, since only it knows its order.
+    generators keyed by the epoch, since only it knows its order. Of a `ShardedLoader`, batches of
+    a last round that isn't whole come as `Share`.
     """
     stop = None if limit is None else max(limit - start, 0)
     if isinstance(loader, KeyedDataLoader):
         loader.batch_sampler.set_position(epoch, start)
         return islice(iter(loader), stop)
-    return islice(_replayed(loader, seed, epoch), start, None if stop is None else start + stop)
-
-
-def _replayed(loader: Any, seed: int, epoch: int) -> Iterator[Any]:
-    holders: tuple[Any, ...] = (loader, getattr(loader, "sampler", None))
-    for holder in holders:
-        generator = getattr(holder, "generator", None)
-        if isinstance(generator, torch.Generator):
-            generator.manual_seed(mix(seed, "order", epoch))
-        if hasattr(holder, "set_epoch"):
-            holder.set_epoch(epoch)
-    seed_host(mix(seed, "order", epoch))
-    iterator, position = iter(loader), 0
-    while True:
-        seed_host(mix(seed, "batch", epoch, position))
-        batch = next(iterator, _END)
-        if batch is _END:
-            return
-        yield batch
-        position += 1
+    if isinstance(loader, ShardedLoader):
+        replayed = loader.iterate(seed, epoch)
+    else:
+        keyed_order(loader, seed, epoch)
+        replayed = keyed_batches(loader, seed, epoch)
+    return islice(replayed, start, None if stop is None else start + stop)
 
 
 def with_last(items: Iterable[Any], count: int | None = None) -> Iterator[tuple[Any, bool]]:

@@ -151,6 +151,11 @@ class Every:
         due, self._count = count > self._count, count
         return due
 
+    @property
+    def is_counted(self) -> bool:
+        """Whether every process counts the same, as all do but clocks."""
+        return self.duration.unit != "seconds"
+
     def state_dict(self) -> dict[str, int]:
         """How many multiples were reached."""
         return {"count": self._count}

@@ -11,6 +11,7 @@ import atexit
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
+from functools import cache
 from typing import Any, TypeVar
 
 import torch
@@ -35,6 +36,14 @@ def _leave_process_group() -> None:
     """
     if torch.distributed.is_initialized() and not hasattr(sys, "last_value"):
         torch.distributed.destroy_process_group()
+
+
+@cache
+def _host_group() -> Any:
+    """The processes, connected by a backend for tensors on the CPU."""
+    if "gloo" in torch.distributed.get_backend_config():
+        return None  # the default group's
+    return torch.distributed.new_group(backend="gloo")
 
 
 class Engine:
@@ -152,12 +161,15 @@ class Engine:
             return tensor
         return self.accelerator.reduce(tensor, "sum")
 
-    def any(self, *flags: bool) -> tuple[bool, ...]:
-        """For each flag, whether any process has set it: how all of them decide alike."""
+    def largest(self, *numbers: int) -> tuple[int, ...]:
+        """The largest of each number over all processes, without waiting for the device."""
         if self.num_processes == 1:
-            return flags
-        reduced = self.sum(torch.tensor(flags, dtype=torch.int32, device=self.device))
-        return tuple(bool(flag) for flag in reduced.tolist())
+            return numbers
+        reduced = torch.tensor(numbers)
+        if not torch.distributed.is_initialized():  # TPUs have their own way, by the device
+            return tuple(self.gather(reduced[None]).amax(0).tolist())
+        torch.distributed.all_reduce(reduced, torch.distributed.ReduceOp.MAX, _host_group())
+        return tuple(reduced.tolist())
 
     def gather(self, value: Any, padding_value: Any = None) -> Any:
         """Concatenate tensors of all processes, whose first dimensions may differ."""

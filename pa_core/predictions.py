@@ -10,6 +10,7 @@ from accelerate.utils import send_to_device
 from torch import Tensor
 
 from pa_core.data import KeyedDataLoader, batches
+from pa_core.sharding import Share
 
 if TYPE_CHECKING:
     from pa_core.trainer import Trainer
@@ -24,8 +25,12 @@ def collect_predictions(trainer: Trainer, loader: Any) -> Any:
     engine = trainer._engine
     parts: list[tuple[int, Any]] = []
     for step, batch in enumerate(batches(loader, seed=trainer.seed, epoch=1)):
+        if type(batch) is Share:
+            if batch.is_spare:
+                break
+            batch = batch.batch
         outputs = trainer.calculate_predictions(engine.move(batch))
-        place = step
+        place = step * engine.num_processes + engine.rank
         if isinstance(loader, KeyedDataLoader):
             place = loader.batch_sampler.local_slice(step).start
         parts.append((place, send_to_device(outputs, "cpu")))
@@ -38,9 +43,14 @@ def join(parts: list[Any]) -> Any:
 
     Where the other dimensions differ, the result is a list with one tensor per sample.
 
+    Raises:
+        ValueError: where there are none.
+
     >>> join([(torch.zeros(2, 3), ["a", "b"]), (torch.ones(1, 3), ["c"])])[1]
     ['a', 'b', 'c']
     """
+    if not parts:
+        raise ValueError("The data gave no batch to predict")
     first = parts[0]
     if isinstance(first, Tensor):
         if all(part.shape[1:] == first.shape[1:] for part in parts):

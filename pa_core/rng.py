@@ -75,8 +75,7 @@ class DrawWatch:
 def seed_model(key: int, device: torch.device) -> None:
     """Seed torch's generators on the CPU and on `device`, which a forward pass draws from.
 
-    Not `torch.manual_seed`, which visits every backend and costs a hundred times as much; and not
-    Python's and NumPy's generators, which models hardly use: theirs go on from the batch's.
+    Not `torch.manual_seed`, which visits every backend and costs a hundred times as much.
     """
     seed_torch(key)
     if device.type == "cuda":
@@ -84,3 +83,10 @@ def seed_model(key: int, device: torch.device) -> None:
         torch.cuda.default_generators[index].manual_seed(key)
     elif device.type != "cpu":
         torch.manual_seed(key)
+
+
+def seed_all(key: int, device: torch.device) -> None:
+    """Seed Python's, NumPy's and torch's generators: all that code of the user's may draw from."""
+    random.seed(key)
+    np.random.seed(key & 0xFFFFFFFF)
+    seed_model(key, device)

@@ -62,6 +62,11 @@ def save_snapshot(trainer: Trainer, state_dir: str | Path, metadata: Mapping[str
             has changed at `state_dir`.
     """
     engine = trainer._engine
+    if not trainer._is_between_updates and trainer.position.stop_reason is None:
+        raise TrainingStateError(
+            "The run was interrupted in the middle of an update, where no state can be saved that "
+            "goes on exactly. Resume from the last one that was saved"
+        )
     if not engine.is_plain and engine.accelerator.scaler is None:
         raise TrainingStateError(
             f"Training states under {engine.accelerator.distributed_type.value} aren't supported "
@@ -209,7 +214,7 @@ class Snapshot:
         history = self._decode("run_history")
         if hasattr(trainer.run_history, "load_state_dict"):
             trainer.run_history.load_state_dict(history)
-        trainer.position = Position(**self._state["position"])
+        vars(trainer.position).update(self._state["position"])
 
     def restore_plugins(self, trainer: Trainer) -> None:
         """Put back running loss, plugins' state and random generators, and tell the plugins.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 class RunHistory(ABC):
     """What a `Trainer` asks of the place where metrics are recorded.
 
-    Subclass it to record elsewhere. `set_progress`, `state_dict` and `load_state_dict` need not be
+    Subclass it to record elsewhere. `follow`, `state_dict` and `load_state_dict` need not be
     overridden: without them, records carry no position, and a resumed run begins a new history at
     the right epoch.
     """
@@ -70,8 +70,8 @@ class RunHistory(ABC):
     def reset(self) -> None:
         """Forget everything and go back to epoch 1."""
 
-    def set_progress(self, progress: Progress) -> None:
-        """Take note of where the run stands; the values that follow were recorded there."""
+    def follow(self, get_progress: Callable[[], Progress]) -> None:
+        """Record the values that follow at the place that `get_progress` tells."""
 
     def state_dict(self) -> dict[str, Any]:
         """What a training state keeps of this history, as plain data."""
@@ -96,13 +96,12 @@ class InMemoryRunHistory(RunHistory):
 
     def __init__(self) -> None:
         self._prefix = ""
-        self._progress: Progress | None = None
+        self._get_progress: Callable[[], Progress] | None = None
         self.reset()
 
     def reset(self) -> None:
         """Forget everything and go back to epoch 1."""
         self._current_epoch = 1
-        self._progress = None
         self._records: list[dict[str, Any]] = []
         self._values: dict[str, list[Any]] = {}
 
@@ -149,7 +148,7 @@ class InMemoryRunHistory(RunHistory):
             metric_value: a number, a 0-d tensor or NumPy scalar, or nested lists of them.
         """
         name, value = f"{self._prefix}{metric_name}", _plain(metric_value)
-        place = self._progress
+        place = self._get_progress() if self._get_progress is not None else None
         self._records.append(
             {
                 "metric": name,
@@ -191,9 +190,13 @@ class InMemoryRunHistory(RunHistory):
     def _set_epoch(self, epoch: int) -> None:
         self._current_epoch = epoch
 
-    def set_progress(self, progress: Progress) -> None:
-        """Record the values that follow at this place in the run."""
-        self._progress = progress
+    def follow(self, get_progress: Callable[[], Progress]) -> None:
+        """Record the values that follow at the place that `get_progress` tells."""
+        self._get_progress = get_progress
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A copy has the values, and doesn't follow anybody.
+        return vars(self) | {"_get_progress": None}
 
     def state_dict(self) -> dict[str, Any]:
         """Epoch and records, as plain data."""
@@ -206,6 +209,20 @@ class InMemoryRunHistory(RunHistory):
         for record in state["records"]:
             self._records.append(dict(record))
             self._values.setdefault(record["metric"], []).append(record["value"])
+
+
+def count_values(history: RunHistory) -> dict[str, int]:
+    """How many values each metric has."""
+    return {name: len(list(history.get_metric_values(name))) for name in history.get_metric_names()}
+
+
+def values_since(history: RunHistory, counts: Mapping[str, int]) -> dict[str, Any]:
+    """The newest value of each metric that has more than it had as `count_values` was called."""
+    return {
+        name: history.get_latest_metric(name)
+        for name, count in sorted(count_values(history).items())
+        if count > counts.get(name, 0)
+    }
 
 
 def _plain(value: Any) -> Any:

@@ -8,24 +8,30 @@ Each step is a method to override in a subclass, followed by the hook of the sam
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from pa_core.agreement import Agreement
 from pa_core.base import TrainerBase
 from pa_core.callbacks import get_default_callbacks
 from pa_core.checks import check_batch_output, check_model_and_optimizer, check_train_arguments
 from pa_core.data import KeyedDataLoader, batches, num_batches, with_last
-from pa_core.durations import Duration
 from pa_core.errors import StopTrainingError
+from pa_core.modes import modes_kept
 from pa_core.placeholders import TrainerPlaceholderValues, replace_trainer_placeholder_values
 from pa_core.predictions import collect_predictions
-from pa_core.rng import mix, nth, seed_model
+from pa_core.rng import mix, nth, seed_all, seed_model
+from pa_core.sharding import Share
 from pa_core.snapshot import Position, Snapshot, find_state, save_snapshot
-from pa_core.tracking import LossTracker
+from pa_core.tracking import LossTracker, count_values, values_since
+
+if TYPE_CHECKING:
+    from pa_core.control import Requests
+    from pa_core.durations import Duration
 
 __all__ = [
     "DEFAULT_CALLBACKS",
@@ -218,6 +224,8 @@ class Trainer(TrainerBase):
             ValueError: for arguments that make no sense, before anything happens.
             TrainingStateError: where `resume_from` is damaged or of another model.
         """
+        if self._in_run:
+            raise RuntimeError("train() was called within a run of the same Trainer")
         check_train_arguments(
             num_epochs=num_epochs,
             per_device_batch_size=per_device_batch_size,
@@ -231,13 +239,12 @@ class Trainer(TrainerBase):
         snapshot = Snapshot(state_dir, self._engine.rank) if state_dir is not None else None
         self.train_dataset, self.eval_dataset = train_dataset, eval_dataset
         self.create_scheduler_fn, self.collate_fn = create_scheduler_fn, collate_fn
-        self._stop_after = Duration.parse(num_epochs)
         self._hooks.refresh()
         if reset_run_history and snapshot is None:
             self.run_history.reset()
 
-        self._train_dataloader = self.create_train_dataloader(
-            per_device_batch_size, train_dataloader_kwargs
+        self._train_dataloader = self._shard(
+            self.create_train_dataloader(per_device_batch_size, train_dataloader_kwargs)
         )
         self._create_eval_dataloaders(per_device_batch_size, eval_dataloader_kwargs)
         self._prepare_model_optimizer_and_dataloaders()
@@ -275,7 +282,7 @@ class Trainer(TrainerBase):
         dataloader_kwargs: dict[str, Any] | None = None,
         collate_fn: Callable[[Any], Any] | None = None,
     ) -> dict[str, Any]:
-        """Evaluate the model, each sample counted once.
+        """Evaluate the model, each sample counted once; a run that goes on stays as it is.
 
         Args:
             dataset: the dataset, a dict of them, or a ready loader; the last one by default.
@@ -286,24 +293,18 @@ class Trainer(TrainerBase):
         Returns:
             What this evaluation has recorded: ``evaluation_loss`` and the metrics of plugins.
         """
-        self.eval_dataset = self.eval_dataset if dataset is None else dataset
-        if self.eval_dataset is None:
+        dataset = self.eval_dataset if dataset is None else dataset
+        if dataset is None:
             raise ValueError("evaluate() needs a dataset: none was given, now or to train()")
-        self.collate_fn = collate_fn or self.collate_fn
-        self._hooks.refresh()
-        self._create_eval_dataloaders(per_device_batch_size, dataloader_kwargs)
-        self._prepare_model_optimizer_and_dataloaders()
-        self._set_eval_batch_size(per_device_batch_size)
-        history = self.run_history
-        before = {
-            name: len(list(history.get_metric_values(name))) for name in history.get_metric_names()
-        }
-        self._run("run_evaluation")
-        return {
-            name: history.get_latest_metric(name)
-            for name in sorted(history.get_metric_names())
-            if len(list(history.get_metric_values(name))) > before.get(name, 0)
-        }
+        with self._run_set_aside():
+            self.eval_dataset, self.collate_fn = dataset, collate_fn or self.collate_fn
+            self._hooks.refresh()
+            self._create_eval_dataloaders(per_device_batch_size, dataloader_kwargs)
+            self._prepare_model_optimizer_and_dataloaders()
+            self._set_eval_batch_size(per_device_batch_size)
+            before = count_values(self.run_history)
+            self._run("run_evaluation")
+        return values_since(self.run_history, before)
 
     def predict(
         self,
@@ -322,27 +323,29 @@ class Trainer(TrainerBase):
         self.eval_dataset, self.collate_fn = dataset, collate_fn or self.collate_fn
         try:
             self._hooks.refresh()
-            loader = self.create_eval_dataloader(per_device_batch_size, dataloader_kwargs)
+            loader = self._shard(
+                self.create_eval_dataloader(per_device_batch_size, dataloader_kwargs)
+            )
         finally:
             self.eval_dataset, self.collate_fn = given
-        model = self.model
-        self.model = self._engine.unwrap(model).to(self.device)
-        modes = _training_modes(self.model)
-        self.eval_epoch_start()
+        model, self.model = self.model, self._engine.unwrap(self.model).to(self.device)
         try:
-            with torch.no_grad():
+            with torch.no_grad(), modes_kept(self.model):
+                self.eval_epoch_start()
                 return collect_predictions(self, loader)
         finally:
-            _restore_modes(modes)
             self.model = model
 
     def _run(self, hook: str) -> None:
         """Call a run's hook, which wrappers may surround, and tell plugins of an exception."""
-        self._in_run = hook == "run_training"
+        self._in_run, self._is_between_updates = hook == "run_training", True
+        if hasattr(self.run_history, "follow"):
+            self.run_history.follow(lambda: self.progress)
         self._clock = time.monotonic() - self.position.seconds
         try:
             getattr(self.plugins.hook, hook)(trainer=self)
         except BaseException as exception:
+            self._in_run = False  # whoever saves now does so at once, or is told why not
             self._event("on_exception", exception=exception)
             raise
         finally:
@@ -353,11 +356,13 @@ class Trainer(TrainerBase):
     def _run_training(self) -> None:
         """Run epochs until the run's length is reached or somebody stops it."""
         position = self.position
+        self._agreement = Agreement(self._engine, position.updates)
+        self._engine.zero_grad(self.optimizer)  # what an interrupted run may have left
         self._announce()
         self.training_run_start()
         self._event("on_training_run_start")
-        if position.phase != "train":
-            self._restore_plugins()
+        if position.phase != "train" or position.stop_reason is not None:
+            self._restore_again()
         try:
             if position.stop_reason is not None:
                 self.print(f"This run had stopped before: {position.stop_reason}")
@@ -369,13 +374,13 @@ class Trainer(TrainerBase):
         except StopTrainingError as error:
             position.stop_reason = str(error)
             self.optimizer_zero_grad()  # an interrupted accumulation is dropped
+            self._window.reset()
             self.print(error)
             self._event("on_stop_training_error", error=error)
         self._in_run = False
         self.training_run_end()
         self._event("on_training_run_end")
-        if self.control.save_requests:
-            self._save_where_asked()
+        self._save(self._decide(now=True).saves)
 
     def _run_epoch(self) -> None:
         """One epoch of the run: its training part, then its evaluation part."""
@@ -387,7 +392,7 @@ class Trainer(TrainerBase):
         self.run_history._increment_epoch()
         self.position.epoch += 1
         self.position.batch, self.position.phase = 0, "start"
-        self._handle_requests()
+        self._handle_requests(now=True)
 
     def _run_train_epoch(self, train_dl: Any) -> None:
         """Train for one epoch, or for what an interruption has left of it."""
@@ -398,10 +403,14 @@ class Trainer(TrainerBase):
         self.train_epoch_start()
         self._event("on_train_epoch_start")
         if position.phase == "train":
-            self._restore_plugins()
+            self._restore_again()
         position.phase = "train"
 
         self._model_key = mix(self.seed, "model", position.epoch, self._engine.rank)
+        # Seeding Python's and NumPy's generators costs more, and they are torch's models' no use.
+        self._seed_step = seed_all if self._step_may_draw() else seed_model
+        if isinstance(train_dl, KeyedDataLoader):
+            train_dl.seeds_always = self._seed_step is seed_all
         start, accumulation = position.batch, self.run_config.gradient_accumulation_steps
         epoch_batches = batches(
             train_dl,
@@ -415,7 +424,8 @@ class Trainer(TrainerBase):
         ahead = length - start if length and isinstance(train_dl, KeyedDataLoader) else None
         if not self._is_finished():
             for step, (batch, is_last) in enumerate(with_last(epoch_batches, ahead), start):
-                batch = self._engine.move(batch)
+                self._is_spare = type(batch) is Share and batch.is_spare
+                batch = self._engine.move(batch.batch if type(batch) is Share else batch)
                 if hooks.on_train_step_start is not None:
                     hooks.on_train_step_start(trainer=self, batch=batch, step=step)
                 is_update = (step + 1) % accumulation == 0 or is_last
@@ -425,78 +435,60 @@ class Trainer(TrainerBase):
                     self._update_parameters()
                     position.batch = step + 1
                 if hooks.on_train_step_end is not None:
-                    hooks.on_train_step_end(
-                        trainer=self, batch=batch, batch_output=output, step=step
-                    )
+                    try:
+                        hooks.on_train_step_end(
+                            trainer=self, batch=batch, batch_output=output, step=step
+                        )
+                    except StopTrainingError as error:
+                        self._stop_together(error)
                 if is_update:
                     self._handle_requests()
                     if self._is_finished():
                         break
 
-        self._mark_progress()
         self.train_epoch_end()
         self._add_epoch_loss_to_run_history("train_loss_epoch")
         self._event("on_train_epoch_end")
         position.phase = "eval"
-        self._handle_requests()
+        self._handle_requests(now=True)
 
     def _perform_forward_and_backward_passes(self, batch: Any, step: int) -> dict[str, Any]:
         """Calculate a micro-batch's loss and add its share to the gradients."""
         hooks = self._hooks
+        self._is_between_updates = False
         # Whatever else has drawn numbers, the model's own are those of this seed, step and rank.
-        seed_model(nth(self._model_key, step), self.device)
+        self._seed_step(nth(self._model_key, step), self.device)
         output = self.calculate_train_batch_loss(batch)
         check_batch_output(output, "calculate_train_batch_loss")
         if hooks.on_backward_start is not None:
             hooks.on_backward_start(trainer=self, batch=batch, batch_output=output, step=step)
-        self.backward_step(self._weigh(output, step))
+        share, items = self._window.weigh(output, step, self._is_spare)
+        self._update_loss_tracker(output["loss"], items)
+        self.backward_step(share)
         if hooks.on_backward_end is not None:
             hooks.on_backward_end(trainer=self, batch=batch, batch_output=output, step=step)
         return output
 
-    def _weigh(self, output: Mapping[str, Any], step: int) -> Tensor:
-        """The micro-batch's share in the mean loss of the accumulated batch."""
-        loss, size = output["loss"], output["batch_size"]
-        items = output.get("num_items_in_batch", size)
-        loader, window = self._train_dataloader, self._window
-        keyed = isinstance(loader, KeyedDataLoader)
-        if window.is_whole:
-            self._pending_samples += size
-            self._update_loss_tracker(loss, items)
-            return loss
-        if not window.is_open:
-            length = num_batches(loader, self.train_batch_limit)
-            end = step + self.run_config.gradient_accumulation_steps
-            end = end if length is None else min(end, length)
-            window.open(end - step, loader.batch_sampler.global_size(step, end) if keyed else None)
-        planned = keyed and "num_items_in_batch" not in output
-        if keyed:
-            place = loader.batch_sampler.local_slice(step)
-            size = place.stop - place.start  # 0 where a short last batch leaves this process none
-            items = size if planned or not size else items
-        self._pending_samples += size
-        self._update_loss_tracker(loss, items)
-        return window.weigh(loss, items, planned=planned)
-
     def _update_parameters(self) -> None:
         """Make one update from the gradients of the accumulated batch."""
         position, control, hooks = self.position, self.control, self._hooks
-        if not self._window.is_whole:
-            self._window.close(self.model.parameters())
-        (skip,) = self._engine.any(control.should_skip_update)
-        if not skip:
+        samples = self._window.close(self.model.parameters())
+        if not control.should_skip_update:
             self._clip_gradients()
             if hooks.on_optimizer_step_start is not None:
                 hooks.on_optimizer_step_start(trainer=self)
+        skip, control.should_skip_update = control.should_skip_update, False
+        if skip:
+            self._agreement.note_skipped()
+        else:
             self.optimizer_step()
             if self.scheduler is not None and not self._engine.step_was_skipped:
                 self.scheduler_step()
-        control.should_skip_update = False
         self.optimizer_zero_grad()
         position.updates += 1
-        position.samples += self._pending_samples * self._engine.num_processes
+        position.samples += samples
         position.seconds = time.monotonic() - self._clock
-        self._pending_samples = 0
+        self._is_between_updates = True
         if not skip and hooks.on_optimizer_step_end is not None:
             hooks.on_optimizer_step_end(trainer=self)
 
@@ -510,36 +502,33 @@ class Trainer(TrainerBase):
         elif config.gradient_clip_value is not None:
             self._engine.clip_value(self.model.parameters(), config.gradient_clip_value)
 
-    def _handle_requests(self) -> None:
+    def _handle_requests(self, now: bool = False) -> None:
         """Do what plugins have asked for since the last boundary, on all processes alike."""
-        control = self.control
+        control, position = self.control, self.position
         if self._engine.num_processes == 1 and control.is_idle:
             return
-        evaluate, log, save, stop = self._engine.any(
-            control.should_evaluate,
-            control.should_log,
-            bool(control.save_requests),
-            control.stop_reason is not None,
-        )
-        control.should_evaluate = control.should_log = False
-        self._mark_progress()
-        if stop:  # said in the states that are saved now, so that resuming one doesn't go on
-            reasons = self._engine.gather_objects(control.stop_reason)
-            self.position.stop_reason = next(reason for reason in reasons if reason is not None)
-        if log:
+        asked = self._decide(now)
+        if asked.log:
             self._log_progress()
-        if evaluate and self._eval_dataloaders:
+        if asked.evaluate and self._eval_dataloaders:
             self._evaluate_within_epoch()
-        if save:
-            self._save_where_asked()
-        if stop:
-            control.stop_reason = None
-            raise StopTrainingError(self.position.stop_reason)
+            asked.add(self._decide(now=True))  # what the evaluation has led to
+        # Said in the states that are saved now, so that resuming one doesn't go on.
+        position.stop_reason = asked.stop_reason
+        self._save(asked.saves)
+        if asked.stop_reason is not None:
+            raise StopTrainingError(asked.stop_reason)
 
-    def _save_where_asked(self) -> None:
-        requests, self.control.save_requests = self.control.save_requests, []
-        for state_dir in self._engine.gather_objects(requests)[0]:
-            save_snapshot(self, state_dir, self._save_metadata.pop(Path(state_dir), {}))
+    def _decide(self, now: bool = False) -> Requests:
+        """What is granted at this boundary, on all processes alike."""
+        time_is_up = self._in_run and self._length.is_time_up(self.progress)
+        return self._agreement.decide(
+            self.control, self.position.updates, time_is_up=time_is_up, now=now
+        )
+
+    def _save(self, state_dirs: Iterable[Path]) -> None:
+        for state_dir in state_dirs:
+            save_snapshot(self, state_dir, self._save_metadata.pop(state_dir, {}))
 
     def _log_progress(self) -> None:
         """Record the epoch's mean training loss so far and the learning rate."""
@@ -547,22 +536,23 @@ class Trainer(TrainerBase):
         self.run_history.update_metric("train_loss", sums[0] / sums[1])
         self.run_history.update_metric("learning_rate", self.optimizer.param_groups[0]["lr"])
 
-    def _restore_plugins(self) -> None:
+    def _restore_again(self) -> None:
+        """Put back all that a state holds, whatever the run's first events have changed."""
         snapshot, self._snapshot = self._snapshot, None
         if snapshot is not None:
+            snapshot.restore_training(self)
             snapshot.restore_plugins(self)
+
+    def _is_finished(self) -> bool:
+        """Whether the run has its length, as all processes see it."""
+        if self._length.is_reached(self.progress):
+            return True
+        alone = self._engine.num_processes == 1
+        return self._length.is_time_up(self.progress) if alone else self._agreement.time_is_up
 
     def _is_last_epoch_done(self) -> bool:
         epochs, position = self.run_config.num_epochs, self.position
         return epochs is not None and position.epoch - position.first_epoch >= epochs
-
-    def _is_finished(self) -> bool:
-        """Whether the run has its length, as all processes see it."""
-        if self._max_updates is not None and self.position.updates >= self._max_updates:
-            return True
-        if self._stop_after is None:
-            return False
-        return self._engine.any(self._stop_after.reached(self.progress))[0]
 
     # -- The evaluation loop ----------------------------------------------------------------------
 
@@ -573,8 +563,9 @@ class Trainer(TrainerBase):
         self._event("on_evaluation_run_start")
         try:
             self._run_eval_epochs(is_training=False)
-            if self.control.stop_reason is not None:
-                raise StopTrainingError(self.control.stop_reason)
+            reason = self._decide(now=True).stop_reason
+            if reason is not None:
+                raise StopTrainingError(reason)
         except StopTrainingError as error:
             self.print(error)
             self._event("on_stop_training_error", error=error)
@@ -583,11 +574,8 @@ class Trainer(TrainerBase):
 
     def _evaluate_within_epoch(self) -> None:
         """Evaluate between two updates; the model goes on just as it was."""
-        modes = _training_modes(self.model)
-        try:
+        with modes_kept(self.model):
             self._run_eval_epochs(is_intermediate=True)
-        finally:
-            _restore_modes(modes)
 
     def _run_eval_epochs(self, **kind: bool) -> None:
         """Evaluate on each evaluation dataset, the metrics of a named one under its name.
@@ -628,12 +616,16 @@ class Trainer(TrainerBase):
         try:
             self.eval_epoch_start()
             self._event("on_eval_epoch_start", is_intermediate=is_intermediate)
-            seed_model(mix(self.seed, "eval", self._engine.rank), self.device)
+            seed_all(mix(self.seed, "eval", self._engine.rank), self.device)
             with torch.no_grad():
                 epoch_batches = batches(
                     valid_dl, seed=self.seed, epoch=1, limit=self.eval_batch_limit
                 )
                 for step, batch in enumerate(epoch_batches):
+                    if type(batch) is Share:
+                        if batch.is_spare:
+                            break  # the others have a batch more
+                        batch = batch.batch
                     batch = self._engine.move(batch)
                     if hooks.on_eval_step_start is not None:
                         hooks.on_eval_step_start(trainer=self, batch=batch, step=step)
@@ -645,8 +637,7 @@ class Trainer(TrainerBase):
                         hooks.on_eval_step_end(
                             trainer=self, batch=batch, batch_output=output, step=step
                         )
-            self._mark_progress()
-            self.eval_epoch_end()
+                self.eval_epoch_end()
             name = "eval_loss_epoch" if is_training else "evaluation_loss"
             self._add_epoch_loss_to_run_history(
                 "intermediate_eval_loss" if is_intermediate else name
@@ -665,15 +656,9 @@ class Trainer(TrainerBase):
     def _add_epoch_loss_to_run_history(self, metric_name: str) -> None:
         """Record the mean of the epoch's losses over all samples of all processes."""
         total, count = self._engine.sum(self._loss_tracker.sums(self.device)).tolist()
-        if count:
-            self.run_history.update_metric(metric_name, total / count)
-
-
-def _training_modes(model: nn.Module) -> list[tuple[nn.Module, bool]]:
-    """Which modules train: a user may keep some in evaluation mode, frozen batch norms say."""
-    return [(module, module.training) for module in model.modules()]
-
-
-def _restore_modes(modes: list[tuple[nn.Module, bool]]) -> None:
-    for module, training in modes:
-        module.training = training
+        if not count:
+            raise ValueError(
+                f"There is no {metric_name}: the data gave no batch. An iterator that is used up "
+                "can't be gone over again; give a dataset, or a loader that can"
+            )
+        self.run_history.update_metric(metric_name, total / count)

@@ -53,4 +53,4 @@ def test_reset_forgets_every_request():
 def test_what_was_asked_for_shows():
     control = TrainerControl()
     control.evaluate()
-    assert repr(control) == "TrainerControl(should_evaluate=True)"
+    assert repr(control) == "TrainerControl(evaluate=True)"

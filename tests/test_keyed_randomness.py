@@ -8,9 +8,12 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
+from pa_core import Trainer
 from pa_core.data import batches, create_dataloader
 from pa_core.rng import DrawWatch, mix, nth, seed_host
+from tests.helpers import NoisyData, assert_identical, tiny_data, tiny_model, weights_of
 
 
 class Rarely:
@@ -98,3 +101,31 @@ def test_neighbouring_keys_have_nothing_in_common():
     assert all(0 <= key < 2**63 for key in keys)
     differing = [(a ^ b).bit_count() for a, b in pairwise(keys)]
     assert 28 < sum(differing) / len(differing) < 35  # half of the bits, as chance would have it
+
+
+class MixedUp(Trainer):
+    """Draws from NumPy's and Python's generators in the middle of a step."""
+
+    def calculate_train_batch_loss(self, batch):
+        x, y = batch
+        share, order = np.random.beta(0.4, 0.4) * random.random(), torch.randperm(len(x))
+        outputs = self.model(share * x + (1 - share) * x[order])
+        first, second = (self.loss_func(outputs, target) for target in (y, y[order]))
+        loss = share * first + (1 - share) * second
+        return {"loss": loss, "model_outputs": outputs, "batch_size": len(x)}
+
+
+@pytest.mark.parametrize("data", [tiny_data(22), NoisyData(22)], ids=["tensors", "noisy"])
+def test_what_a_step_draws_from_any_generator_is_keyed(data):
+    def run(draws=0, **options):
+        random.seed(draws), np.random.seed(draws)
+        model = tiny_model()
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        trainer = MixedUp(model, nn.CrossEntropyLoss(), optimizer, callbacks=(), plugins=())
+        trainer.train(data, 2, per_device_batch_size=4, **options)
+        return weights_of(trainer)
+
+    expected = run()
+    assert_identical(run(draws=1), expected)
+    assert_identical(run(eval_dataset=NoisyData(6)), expected)
+    assert_identical(run(train_dataloader_kwargs={"num_workers": 2}), expected)

@@ -102,7 +102,7 @@ def test_each_record_carries_the_place_in_the_run():
     history = InMemoryRunHistory()
     history.update_metric("before", 1.0)
     history._increment_epoch()
-    history.set_progress(Progress(1.5, 12, 96, 3.25, 0.75))
+    history.follow(lambda: Progress(1.5, 12, 96, 3.25, 0.75))
     history.update_metric("loss", 0.5)
     before, record = history.records
     assert record == {

@@ -106,9 +106,11 @@ class SaveTrainingStateCallback(BuiltinCallback):
             return  # gradients are still accumulating
         self._updates = trainer.updates
         steps = self.save_every_n_steps
-        is_due = self._every is not None and self._every.due(trainer.progress)
-        if is_due or (steps is not None and self._updates % steps == 0):
-            self._ask(trainer, f"update_{self._updates:08d}")
+        every, name = self._every, f"update_{self._updates:08d}"
+        if steps is not None and self._updates % steps == 0:
+            self._ask(trainer, name)
+        if every is not None and every.due(trainer.progress):
+            self._ask(trainer, name, everywhere=every.is_counted)
 
     @hookimpl(trylast=True)
     def on_training_run_epoch_end(self, trainer: Trainer, **kwargs: Any) -> None:
@@ -123,10 +125,10 @@ class SaveTrainingStateCallback(BuiltinCallback):
             trainer.save_training_state(self.save_dir / "final")
         self._remove_old_states(trainer)
 
-    def _ask(self, trainer: Trainer, name: str) -> None:
-        # The main process asks for all: their clocks differ.
-        if trainer.is_main_process and self._has_finite_weights(trainer):
-            trainer.control.save(self.save_dir / name)
+    def _ask(self, trainer: Trainer, name: str, *, everywhere: bool = True) -> None:
+        # Where clocks decide, the main process asks for all.
+        if (everywhere or trainer.is_main_process) and self._has_finite_weights(trainer):
+            trainer.control.save(self.save_dir / name, everywhere=everywhere)
         self._has_asked = True
 
     def _has_finite_weights(self, trainer: Trainer) -> bool:

@@ -85,9 +85,10 @@ class LogMetricsCallback(BuiltinCallback):
         if self._asked:  # at the step before; the loop has recorded the values since
             self._asked = False
             self._log_latest_metrics(trainer, self._take_updated(trainer))
-        if self._every is not None and trainer.is_main_process:
-            if self._every.due(trainer.progress):
-                trainer.control.log()
+        every = self._every
+        if every is not None and every.due(trainer.progress):
+            if every.is_counted or trainer.is_main_process:  # clocks differ
+                trainer.control.log(everywhere=every.is_counted)
         if trainer.control.should_log:
             self._asked = True
 

@@ -53,9 +53,10 @@ class StepBasedEvaluationCallback(BuiltinCallback):
 
     @hookimpl(trylast=True)
     def on_train_step_end(self, trainer: Trainer, **kwargs: Any) -> None:
-        # One process asks for all, since their clocks differ.
-        if trainer.is_main_process and self._every.due(trainer.progress):
-            trainer.control.evaluate()
+        counted = self._every.is_counted
+        # Clocks differ: where they decide, one process asks for all.
+        if self._every.due(trainer.progress) and (counted or trainer.is_main_process):
+            trainer.control.evaluate(everywhere=counted)
 
     def state_dict(self) -> dict[str, Any]:
         return self._every.state_dict()

@@ -1,0 +1,149 @@
+"""Loaders of the user's own, shared out to several processes: each batch to exactly one of them.
+
+Batch ``j`` goes to process ``j mod P``, so a step's global batch is ``P`` batches of the loader,
+and nothing is repeated or left out to make the processes come out even. Where the last round has
+less than ``P`` batches, it is marked: processes without one of their own get another's, so that
+they can take part in an update, and it counts for nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Any, NamedTuple
+
+import torch
+from torch.utils.data import DataLoader, DistributedSampler, IterableDataset
+
+from pa_core.rng import mix, seed_host
+
+_END = object()
+_OPTIONS = (
+    *("num_workers", "collate_fn", "pin_memory", "timeout", "worker_init_fn", "generator"),
+    *("multiprocessing_context", "prefetch_factor", "persistent_workers", "pin_memory_device"),
+)
+
+
+class Share(NamedTuple):
+    """A batch of a round that has less batches than there are processes."""
+
+    batch: Any
+    is_spare: bool
+    """Whether it is another process' batch, repeated here."""
+
+
+class ShardedLoader:
+    """This process' share of the batches of a loader.
+
+    A `DataLoader` over a map dataset fetches its own batches alone. Any other iterable is read as
+    a whole on every process, since only it knows what comes next; one that gives each process its
+    own part already must not be wrapped, see `is_sharded`.
+
+    Args:
+        loader: yields batches, the same ones on every process.
+        rank: this process.
+        num_processes: how many there are.
+    """
+
+    def __init__(self, loader: Any, rank: int, num_processes: int) -> None:
+        self.loader, self.rank, self.num_processes = loader, rank, num_processes
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "loader":  # asked for by copy and pickle, before there is anything
+            raise AttributeError(name)
+        return getattr(self.loader, name)
+
+    def __len__(self) -> int:
+        return -(-len(self.loader) // self.num_processes)
+
+    def __iter__(self) -> Iterator[Any]:
+        return self._share(iter(self.loader))
+
+    def iterate(self, seed: int, epoch: int) -> Iterator[Any]:
+        """An epoch of this process' share, its order and draws under the keys of `keyed_order`."""
+        keyed_order(self.loader, seed, epoch)
+        if not _has_batch_sampler(self.loader):
+            return self._share(keyed_batches(self.loader, seed, epoch))
+        plan = list(self._share(iter(self.loader.batch_sampler)))
+        mine = [share.batch if isinstance(share, Share) else share for share in plan]
+        options = {name: getattr(self.loader, name) for name in _OPTIONS}
+        loader = DataLoader(self.loader.dataset, batch_sampler=mine, **options)
+        fetched = keyed_batches(loader, seed, epoch, self.rank, self.num_processes)
+        return (
+            Share(batch, share.is_spare) if isinstance(share, Share) else batch
+            for batch, share in zip(fetched, plan, strict=True)
+        )
+
+    def _share(self, items: Iterator[Any]) -> Iterator[Any]:
+        mine, number, item = _END, 0, None
+        for number, item in enumerate(items, 1):
+            place = (number - 1) % self.num_processes
+            if place == self.rank:
+                mine = item
+            if place == self.num_processes - 1:
+                yield mine
+                mine = _END
+        if number % self.num_processes:  # a last round that isn't whole
+            yield Share(item, True) if mine is _END else Share(mine, False)
+
+
+def is_sharded(loader: Any) -> bool:
+    """Whether a loader gives each process a part of its own already.
+
+    So does one with a `DistributedSampler`, one over a dataset of ``datasets`` that was split by
+    node, and whatever says so with an attribute ``is_sharded``, itself or its dataset.
+    """
+    dataset = getattr(loader, "dataset", None)
+    return (
+        isinstance(getattr(loader, "sampler", None), DistributedSampler)
+        or getattr(dataset, "_distributed", None) is not None
+        or bool(getattr(loader, "is_sharded", False) or getattr(dataset, "is_sharded", False))
+    )
+
+
+def keyed_order(loader: Any, seed: int, epoch: int) -> None:
+    """Put what decides over a loader's order under the key of the epoch."""
+    batch_sampler = getattr(loader, "batch_sampler", None)
+    parts: list[Any] = [
+        loader,
+        getattr(loader, "dataset", None),
+        getattr(loader, "sampler", None),
+        batch_sampler,
+        getattr(batch_sampler, "sampler", None),
+    ]
+    for holder in parts:
+        generator = getattr(holder, "generator", None)
+        if isinstance(generator, torch.Generator):
+            generator.manual_seed(mix(seed, "order", epoch))
+        if hasattr(holder, "set_epoch"):
+            holder.set_epoch(epoch)
+    seed_host(mix(seed, "order", epoch))
+
+
+def keyed_batches(
+    loader: Iterable[Any], seed: int, epoch: int, first: int = 0, step: int = 1
+) -> Iterator[Any]:
+    """Iterate over a loader, the draws of each batch under the key of its number.
+
+    Args:
+        loader: yields batches.
+        seed: of the run.
+        epoch: number of the epoch.
+        first: number of the first batch.
+        step: how far the numbers of two batches are apart.
+    """
+    iterator, number = iter(loader), first
+    while True:
+        seed_host(mix(seed, "batch", epoch, number))
+        batch = next(iterator, _END)
+        if batch is _END:
+            return
+        yield batch
+        number += step
+
+
+def _has_batch_sampler(loader: Any) -> bool:
+    return (
+        type(loader) is DataLoader
+        and loader.batch_sampler is not None
+        and not isinstance(loader.dataset, IterableDataset)
+    )
