@@ -6,7 +6,7 @@ import math
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from pa_core.builtins.base import BuiltinCallback
 from pa_core.hookspecs import hookimpl
@@ -41,7 +41,16 @@ class TerminateOnNaNCallback(BuiltinCallback):
     ) -> None:
         if self._is_bad(batch_output["loss"]):
             self._trigger(trainer, "training")
-            trainer.control.skip_update()
+            if trainer.run_config.num_processes == 1:
+                trainer.control.skip_update()
+
+    @hookimpl(trylast=True)
+    def on_optimizer_step_start(self, trainer: Trainer, **kwargs: Any) -> None:
+        # Of another process' loss, the gradients tell: reduced, they are the same everywhere.
+        if trainer.run_config.num_processes > 1 and trainer.device.type == "cpu":
+            gradients = [p.grad for p in trainer.model.parameters() if p.grad is not None]
+            if gradients and not torch.isfinite(nn.utils.get_total_norm(gradients)):
+                trainer.control.skip_update()
 
     def on_train_epoch_end(self, trainer: Trainer, **kwargs: Any) -> None:
         self._look_now(trainer, "training")

@@ -1,0 +1,190 @@
+"""What must come out the same on any number of processes, and what ends together, as JSON."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.data import BatchSampler, DataLoader, IterableDataset, RandomSampler
+
+from pa_core import StopTrainingError, Trainer, TrainerCallback
+from pa_core.callbacks import TerminateOnNaNCallback
+from tests.helpers import tiny_data, tiny_model, weights_of
+
+RANK, PROCESSES = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+GLOBAL_BATCH = 12
+
+
+class Stream(IterableDataset[Any]):
+    """Samples in their order, with no length."""
+
+    def __init__(self, samples: int) -> None:
+        self.data = tiny_data(samples)
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self.data)
+
+
+def new_trainer(*callbacks: Any, cls: type[Trainer] = Trainer) -> Trainer:
+    model = tiny_model()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    return cls(
+        model,
+        nn.CrossEntropyLoss(),
+        optimizer,
+        callbacks=callbacks,
+        plugins=(),
+        accelerator={"cpu": True},
+    )
+
+
+def train(trainer: Trainer, data: Any, epochs: Any = 2, **options: Any) -> dict[str, Any]:
+    size = GLOBAL_BATCH // PROCESSES
+    trainer.train(data, epochs, **{"per_device_batch_size": size} | options)
+    return {
+        "weights": {name: value.tolist() for name, value in weights_of(trainer).items()},
+        "losses": trainer.run_history.get_metric_values("train_loss_epoch"),
+        "samples": trainer.position.samples,
+    }
+
+
+def training() -> Iterator[tuple[str, Any]]:
+    """Data of every kind, with lengths that leave the last batch short."""
+    size = GLOBAL_BATCH // PROCESSES
+
+    def loader(samples: int, **options: Any) -> DataLoader[Any]:
+        return DataLoader(tiny_data(samples), batch_size=size, **options)
+
+    def shuffled(samples: int) -> DataLoader[Any]:
+        order = RandomSampler(tiny_data(samples), generator=torch.Generator())
+        return DataLoader(tiny_data(samples), batch_sampler=BatchSampler(order, size, False))
+
+    for samples in (45, 37, 13):
+        yield f"map {samples}", train(new_trainer(), tiny_data(samples))
+        yield f"loader {samples}", train(new_trainer(), loader(samples))
+        yield f"shuffled {samples}", train(new_trainer(), shuffled(samples))
+        yield f"stream {samples}", train(new_trainer(), Stream(samples))
+        yield (
+            f"accumulated {samples}",
+            train(new_trainer(), Stream(samples), gradient_accumulation_steps=2),
+        )
+    yield "samples", train(new_trainer(), Stream(45), "100 samples")
+    yield "workers", train(new_trainer(), loader(37, num_workers=1), 1)
+
+
+class Tokens(Trainer):
+    """Counts items of its own: the class of a sample plus one."""
+
+    def calculate_train_batch_loss(self, batch: Any) -> dict[str, Any]:
+        x, y = batch
+        outputs, weight = self.model(x), (y + 1).float()
+        loss = (nn.functional.cross_entropy(outputs, y, reduction="none") * weight).sum()
+        items = weight.sum()
+        return {
+            "loss": loss / items,
+            "model_outputs": outputs,
+            "batch_size": len(x),
+            "num_items_in_batch": int(items),
+        }
+
+
+class Seen(TrainerCallback):
+    """Gathers the targets of every evaluation step, as users of the relative do."""
+
+    def on_eval_epoch_start(self, trainer: Trainer) -> None:
+        self.targets: list[int] = []
+
+    def on_eval_step_end(self, trainer: Trainer, batch: Any) -> None:
+        self.targets += trainer.gather(batch[1]).tolist()
+
+
+class Ragged(Trainer):
+    """Predicts another number of rows for each sample."""
+
+    def calculate_predictions(self, batch: Any) -> list[Any]:
+        x, y = batch
+        return [{"rows": row.repeat(int(n) + 1, 1)} for row, n in zip(x, y, strict=True)]
+
+
+def evaluation() -> Iterator[tuple[str, Any]]:
+    seen = Seen()
+    trainer, ragged = new_trainer(seen), new_trainer(cls=Ragged)
+    plain = new_trainer()
+    for samples in (1, 2, 3, 4, 5, 7, 8, 9, 13, 24, 25):
+        data = tiny_data(samples)
+        for size in (1, 2, 4):
+            name = f"{samples} by {size}"
+            loss = plain.evaluate(data, per_device_batch_size=size)["evaluation_loss"]
+            loader = DataLoader(data, batch_size=size)
+            yield f"loss {name}", loss
+            yield f"loss of a loader {name}", plain.evaluate(loader)["evaluation_loss"]
+            yield f"predictions {name}", plain.predict(data, size).tolist()
+            yield f"predictions of a loader {name}", plain.predict(loader).tolist()
+            if samples >= PROCESSES:
+                trainer.evaluate(data, per_device_batch_size=size)
+                yield f"gathered {name}", sorted(seen.targets)
+        rows = [item["rows"].tolist() for item in ragged.predict(data, 2)]
+        yield f"ragged {samples}", rows
+    yield "stream", plain.evaluate(Stream(13), per_device_batch_size=4)["evaluation_loss"]
+
+
+class Stop(TrainerCallback):
+    """The last process alone asks to stop, in one way or another, in the second epoch."""
+
+    def __init__(self, way: str) -> None:
+        self.way = way
+
+    def on_train_step_end(self, trainer: Trainer) -> None:
+        if RANK == PROCESSES - 1 and trainer.position.epoch == 2:
+            if self.way == "raise":
+                raise StopTrainingError("enough")
+            if self.way == "ask":
+                trainer.control.stop("enough")
+            if self.way == "save":
+                trainer.control.save(FOLDER / "asked")
+
+
+class NaNAtLast(Trainer):
+    """One process has a loss that is no number, in the second epoch."""
+
+    def calculate_train_batch_loss(self, batch: Any) -> dict[str, Any]:
+        output = super().calculate_train_batch_loss(batch)
+        if RANK == PROCESSES - 1 and self.position.epoch == 2:
+            output["loss"] = output["loss"] * float("nan")
+        return output
+
+
+def ends() -> Iterator[tuple[str, Any]]:
+    for way in ("raise", "ask", "save"):
+        trainer = new_trainer(Stop(way))
+        train(trainer, tiny_data(45), 4)
+        updates = trainer._engine.gather_objects(trainer.updates)
+        assert len(set(updates)) == 1, updates
+        yield way, trainer.stop_reason
+    yield "asked on one process", (FOLDER / "asked" / "manifest.json").exists()
+    trainer = new_trainer(TerminateOnNaNCallback(), cls=NaNAtLast)
+    result = train(trainer, tiny_data(45), 4)
+    assert all(value.isfinite().all() for value in weights_of(trainer).values())
+    yield "nan", [trainer.stop_reason, result["weights"]]
+    trainer = new_trainer()
+    trainer.train(tiny_data(45), "0.3 seconds")
+    assert len(set(trainer._engine.gather_objects(trainer.updates))) == 1
+
+
+def main() -> None:
+    outcome: dict[str, Any] = dict(training())
+    outcome["tokens"] = train(new_trainer(cls=Tokens), tiny_data(37))
+    outcome |= dict(evaluation()) | dict(ends())
+    if RANK == 0:
+        (FOLDER / "outcome.json").write_text(json.dumps(outcome))
+
+
+if __name__ == "__main__":
+    FOLDER = Path(sys.argv[1])
+    main()

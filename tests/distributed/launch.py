@@ -1,0 +1,48 @@
+"""Start a script of this folder on one or several processes, and read what it has written."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[2]
+
+
+def torchrun(processes: int) -> tuple[str, ...]:
+    """The arguments of Python that start so many processes on this machine."""
+    return ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes))
+
+
+def environment(**more: str) -> dict[str, str]:
+    """This one, for processes that share two cores."""
+    return os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)} | more
+
+
+def outcome_of(folder: Path, script: str, *launcher: str) -> dict[str, Any]:
+    """Run a script and return what it has written into `folder` as ``outcome.json``."""
+    folder.mkdir()
+    done = subprocess.run(
+        [sys.executable, *launcher, str(Path(__file__).with_name(script)), str(folder)],
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+        cwd=folder,
+        env=environment(),
+    )
+    assert done.returncode == 0, done.stderr[-6000:]
+    outcome: dict[str, Any] = json.loads((folder / "outcome.json").read_text())
+    return outcome
+
+
+def flat(value: Any) -> list[Any]:
+    """All that is in nested lists and dicts, in one list."""
+    if isinstance(value, dict):
+        value = list(value.values())
+    if isinstance(value, list):
+        return [number for item in value for number in flat(item)]
+    return [value]
