@@ -1,13 +1,16 @@
 """pa-schedulers: learning rate schedules for pa-core, by name or as classes."""
 
 from pa_schedulers.base import SchedulerBase, StatefulSchedulerBase
-from pa_schedulers.plugin import SchedulersPlugin
-from pa_schedulers.warmup import (
+from pa_schedulers.catalogue import create_schedule, schedule_names
+from pa_schedulers.phases import (
     ConstantLrScheduler,
     CosineLrScheduler,
     LinearLrScheduler,
     PhasedLrScheduler,
 )
+from pa_schedulers.plugin import SchedulersPlugin
+from pa_schedulers.wsd import WSDLrScheduler, estimate_checkpoint_steps
+from pa_schedulers.wsd_checkpoint import WSDCheckpointCallback
 
 __all__ = [
     "ConstantLrScheduler",
@@ -17,4 +20,9 @@ __all__ = [
     "SchedulerBase",
     "SchedulersPlugin",
     "StatefulSchedulerBase",
+    "WSDCheckpointCallback",
+    "WSDLrScheduler",
+    "create_schedule",
+    "estimate_checkpoint_steps",
+    "schedule_names",
 ]

@@ -35,7 +35,8 @@ class SchedulerBase(ABC, metaclass=_StartsAtOnce):
     Args:
         optimizer: with one or more parameter groups.
         param_group_field: what to schedule, such as ``"lr"`` or ``"weight_decay"``. Its value in
-            each group when the first schedule is built is kept there as ``initial_<field>``.
+            each group when the first schedule is built is kept there as ``initial_<field>``. A
+            group's ``lr_scale``, as timm's layer-wise decay sets it, multiplies its learning rate.
 
     Raises:
         KeyError: if a parameter group has no such field.
@@ -48,7 +49,7 @@ class SchedulerBase(ABC, metaclass=_StartsAtOnce):
         for i, group in enumerate(optimizer.param_groups):
             if param_group_field not in group:
                 raise KeyError(f"param_groups[{i}] has no {param_group_field!r}")
-            group.setdefault(self._initial_param_group_field, _plain(group[param_group_field]))
+            group.setdefault(self._initial_param_group_field, plain(group[param_group_field]))
         self.base_lr_values: list[Any] = [
             group[self._initial_param_group_field] for group in optimizer.param_groups
         ]
@@ -74,11 +75,9 @@ class SchedulerBase(ABC, metaclass=_StartsAtOnce):
         groups = self.optimizer.param_groups
         each = list(values) if isinstance(values, Iterable) else [values] * len(groups)
         for group, value in zip(groups, each, strict=True):
-            current = group[self.param_group_field]
-            if isinstance(current, Tensor):
-                current.fill_(value)  # compiled and capturable optimizers read this very tensor
-            else:
-                group[self.param_group_field] = value
+            if self.param_group_field == "lr" and "lr_scale" in group:
+                value = value * group["lr_scale"]
+            set_value(group, self.param_group_field, value)
 
     def state_dict(self) -> dict[str, Any]:
         """Everything but the optimizer, which is saved on its own."""
@@ -120,6 +119,15 @@ class StatefulSchedulerBase(SchedulerBase):
         self.step_update(self._num_updates)
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     """The number in a 0-d tensor, as optimizers with ``capturable=True`` hold it."""
     return value.item() if isinstance(value, Tensor) else value
+
+
+def set_value(group: dict[str, Any], field: str, value: Any) -> None:
+    """Set a parameter group's field; a tensor stays the same tensor."""
+    current = group[field]
+    if isinstance(current, Tensor):
+        current.fill_(value)  # compiled and capturable optimizers read this very tensor
+    else:
+        group[field] = value

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, Self
+
+import torch
 
 from pa_core import TrainerPlaceholderValues
 from pa_schedulers.base import StatefulSchedulerBase
@@ -14,9 +16,9 @@ from pa_schedulers.base import StatefulSchedulerBase
 if TYPE_CHECKING:
     from torch.optim import Optimizer
 
-_UPDATES: Any = TrainerPlaceholderValues.NUM_UPDATE_STEPS_PER_EPOCH
+UPDATES_PER_EPOCH: Any = TrainerPlaceholderValues.NUM_UPDATE_STEPS_PER_EPOCH
 # Not NUM_EPOCHS: a run of "500 updates" may end within an epoch, and the schedule with it.
-_EPOCHS: Any = TrainerPlaceholderValues.NUM_UPDATES / _UPDATES
+EPOCHS: Any = TrainerPlaceholderValues.NUM_UPDATES / UPDATES_PER_EPOCH
 
 
 class PhasedLrScheduler(StatefulSchedulerBase):
@@ -34,6 +36,11 @@ class PhasedLrScheduler(StatefulSchedulerBase):
     where :math:`s` is the warm-up's start, :math:`m` the minimum and :math:`d` falls from 1 to 0.
     So the minimum is reached exactly where the run ends, or where the cool-down begins.
 
+    With noise, a value :math:`v` becomes :math:`v (1 + \epsilon_n)`, where :math:`\epsilon_n` is
+    normally distributed, drawn anew until it is below `noise_pct`, and the same for all groups. It
+    depends on `noise_seed` and :math:`n` alone, as in `timm
+    <https://github.com/huggingface/pytorch-image-models>`_.
+
     A length in epochs may be a fraction; with ``num_update_steps_per_epoch=1`` all of them are
     counted in updates.
 
@@ -48,6 +55,11 @@ class PhasedLrScheduler(StatefulSchedulerBase):
         warmup_starting_lr_ratio: where it starts as a share of each group's peak; it comes before
             `warmup_starting_lr`.
         num_cooldown_epochs: how long the minimum is held at the end.
+        noise_range: where noise is added: from this epoch on, or from the first epoch of a pair to
+            the second. None for no noise.
+        noise_pct: the greatest noise, as a share of the learning rate.
+        noise_std: the noise's standard deviation, as a share of the learning rate.
+        noise_seed: of the noise.
 
     Raises:
         ValueError: for a length or a learning rate below 0, for a run without an update, and for
@@ -65,6 +77,10 @@ class PhasedLrScheduler(StatefulSchedulerBase):
         warmup_starting_lr: float = 1e-6,
         warmup_starting_lr_ratio: float | None = None,
         num_cooldown_epochs: float = 0,
+        noise_range: float | Sequence[float] | None = None,
+        noise_pct: float = 0.67,
+        noise_std: float = 1.0,
+        noise_seed: int = 42,
     ) -> None:
         super().__init__(optimizer)
         for name, value in {
@@ -74,9 +90,12 @@ class PhasedLrScheduler(StatefulSchedulerBase):
             "warmup_starting_lr": warmup_starting_lr,
             "warmup_starting_lr_ratio": warmup_starting_lr_ratio or 0,
             "num_cooldown_epochs": num_cooldown_epochs,
+            "noise_std": noise_std,
         }.items():
             if value < 0:
                 raise ValueError(f"{name} must not be negative, and is {value}")
+        if noise_pct <= 0:  # no number would ever be small enough
+            raise ValueError(f"noise_pct must be positive, and is {noise_pct}")
         self.total_iterations = round(total_num_epochs * num_update_steps_per_epoch)
         self.warmup_iterations = round(num_warmup_epochs * num_update_steps_per_epoch)
         self.num_cooldown_iterations = round(num_cooldown_epochs * num_update_steps_per_epoch)
@@ -91,6 +110,8 @@ class PhasedLrScheduler(StatefulSchedulerBase):
         self.lr_min_ratio = min_lr_ratio
         self.warmup_lr_init = warmup_starting_lr
         self.warmup_lr_ratio = warmup_starting_lr_ratio
+        self.noise_updates = _noise_updates(noise_range, num_update_steps_per_epoch)
+        self.noise_pct, self.noise_std, self.noise_seed = noise_pct, noise_std, noise_seed
 
     @abstractmethod
     def decay(self, progress: float) -> float:
@@ -98,7 +119,19 @@ class PhasedLrScheduler(StatefulSchedulerBase):
 
     def get_updated_values(self, num_updates: int) -> list[float]:
         """Each parameter group's learning rate for the update that follows `num_updates`."""
-        return [self._get_value(num_updates, peak) for peak in self.base_lr_values]
+        values = [self._get_value(num_updates, peak) for peak in self.base_lr_values]
+        first, end = self.noise_updates
+        if not first <= num_updates < end:
+            return values
+        noise = self._draw_noise(num_updates)
+        return [value + value * noise for value in values]
+
+    def _draw_noise(self, num_updates: int) -> float:
+        generator = torch.Generator().manual_seed(self.noise_seed + num_updates)
+        while True:
+            noise = torch.randn(1, generator=generator).item() * self.noise_std
+            if abs(noise) < self.noise_pct:
+                return noise
 
     def _get_value(self, num_updates: int, peak: float) -> float:
         warmup, end = self.warmup_iterations, self.total_iterations - self.num_cooldown_iterations
@@ -114,8 +147,8 @@ class PhasedLrScheduler(StatefulSchedulerBase):
     @classmethod
     def create_scheduler_fn(
         cls,
-        total_num_epochs: float = _EPOCHS,
-        num_update_steps_per_epoch: int = _UPDATES,
+        total_num_epochs: float = EPOCHS,
+        num_update_steps_per_epoch: int = UPDATES_PER_EPOCH,
         **options: Any,
     ) -> Callable[[Optimizer], Self]:
         """A function of the optimizer that builds the schedule, for ``Trainer.train``.
@@ -129,6 +162,18 @@ class PhasedLrScheduler(StatefulSchedulerBase):
             num_update_steps_per_epoch=num_update_steps_per_epoch,
             **options,
         )
+
+
+def _noise_updates(
+    noise_range: float | Sequence[float] | None, updates_per_epoch: int
+) -> tuple[float, float]:
+    """The first update with noise, and the first one without it again."""
+    if noise_range is None:
+        return math.inf, math.inf
+    if not isinstance(noise_range, Sequence):
+        noise_range = (noise_range, math.inf)
+    first, end = noise_range
+    return first * updates_per_epoch, end * updates_per_epoch
 
 
 class CosineLrScheduler(PhasedLrScheduler):
@@ -163,6 +208,10 @@ class CosineLrScheduler(PhasedLrScheduler):
         warmup_starting_lr: float = 1e-6,
         warmup_starting_lr_ratio: float | None = None,
         num_cooldown_epochs: float = 0,
+        noise_range: float | Sequence[float] | None = None,
+        noise_pct: float = 0.67,
+        noise_std: float = 1.0,
+        noise_seed: int = 42,
     ) -> None:
         super().__init__(
             optimizer,
@@ -174,6 +223,10 @@ class CosineLrScheduler(PhasedLrScheduler):
             warmup_starting_lr=warmup_starting_lr,
             warmup_starting_lr_ratio=warmup_starting_lr_ratio,
             num_cooldown_epochs=num_cooldown_epochs,
+            noise_range=noise_range,
+            noise_pct=noise_pct,
+            noise_std=noise_std,
+            noise_seed=noise_seed,
         )
         if k_decay <= 0:
             raise ValueError(f"k_decay must be positive, and is {k_decay}")

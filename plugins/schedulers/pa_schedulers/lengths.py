@@ -1,0 +1,107 @@
+"""Lengths of schedules and of their phases: in updates, in epochs or as a share of the run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+from pydantic import BeforeValidator
+
+from pa_core.durations import Duration
+
+LENGTH = "an int (updates), a fraction of the run (0.05), '5%', '500 updates' or '2 epochs'"
+
+
+def check_length(value: Any) -> Any:
+    """Return `value` if it is a length; it is counted later, when the run is known.
+
+    Raises:
+        ValueError: for anything else.
+    """
+    if isinstance(value, bool) or not isinstance(value, int | float | str):
+        raise ValueError(f"expected {LENGTH}")
+    if isinstance(value, str):
+        if Duration.parse(value).unit not in ("updates", "epochs", "percent"):
+            raise ValueError(f"a schedule can't tell how many updates {value!r} are: {LENGTH}")
+    elif value < 0 or (isinstance(value, float) and value >= 1):
+        raise ValueError(f"expected {LENGTH}, and got {value!r}")
+    return value
+
+
+Length = Annotated[int | float | str, BeforeValidator(check_length)]
+
+
+@dataclass(frozen=True, slots=True)
+class RunLength:
+    """How long a run is, in both units; None where that shows only on the way.
+
+    Attributes:
+        num_updates: optimizer updates, on any number of processes.
+        num_epochs: the same in epochs; a fraction where the run ends within one.
+
+    >>> run = RunLength(num_updates=300, num_epochs=3.0)
+    >>> run.count(0.1), run.count("5%"), run.count("1 epoch"), run.count(7)
+    (30, 15, 100, 7)
+    >>> run.count("150 updates", unit="epochs")
+    1.5
+    """
+
+    num_updates: int | None
+    num_epochs: float | None = None
+
+    @property
+    def updates_per_epoch(self) -> int | None:
+        """Updates of a whole epoch."""
+        if self.num_updates is None or not self.num_epochs:
+            return None
+        return round(self.num_updates / self.num_epochs)
+
+    def total(self, unit: str = "updates") -> Any:
+        """The whole run in ``"updates"`` (int) or ``"epochs"``.
+
+        Raises:
+            ValueError: where it isn't known.
+        """
+        total = self.num_updates if unit == "updates" else self.num_epochs
+        if total is None:
+            raise ValueError(
+                "the run's length is needed, which isn't known for a stream or a time limit: say "
+                'how many updates the run has, as in num_epochs="1000 updates"'
+            )
+        return total
+
+    def count(self, length: int | float | str, unit: str = "updates") -> Any:
+        """A length as a number of updates (int, the nearest) or of epochs.
+
+        Args:
+            length: as `check_length` takes it. An int is a number of `unit`, and a float below 1
+                a fraction of the run.
+            unit: ``"updates"`` or ``"epochs"``.
+
+        Raises:
+            ValueError: where it isn't a length, or this run's length is needed and not known.
+        """
+        check_length(length)
+        if isinstance(length, int):
+            return length
+        if isinstance(length, float):
+            return _rounded(length * self.total(unit), unit)
+        duration = Duration.parse(length)
+        if duration.unit == "percent":
+            return _rounded(duration.value / 100 * self.total(unit), unit)
+        if duration.unit == unit:
+            return _rounded(duration.value, unit)
+        per_epoch = self.updates_per_epoch
+        if per_epoch is None:
+            raise ValueError(
+                f"how many {unit} {length!r} are isn't known in this run: give the length in {unit}"
+            )
+        return _rounded(
+            duration.value * per_epoch if unit == "updates" else duration.value / per_epoch, unit
+        )
+
+
+def _rounded(value: float, unit: str) -> Any:
+    if unit == "updates":
+        return round(value)
+    return int(value) if float(value).is_integer() else value
