@@ -6,6 +6,7 @@ from pa_models.batch_norm import (
     freeze_batch_norm,
     unfreeze_batch_norm,
 )
+from pa_models.batch_size_finder import BatchSizeResult, BatchSizeTrial, find_batch_size
 from pa_models.ema import ModelEma
 from pa_models.ema_plugin import EmaPlugin, ModelEmaCallback
 from pa_models.fine_tuning import fine_tune
@@ -15,6 +16,8 @@ from pa_models.transformers_plugin import TransformersPlugin
 from pa_models.unfreezing import GradualUnfreezingCallback
 
 __all__ = [
+    "BatchSizeResult",
+    "BatchSizeTrial",
     "ConvertSyncBatchNormCallback",
     "EmaPlugin",
     "GradualUnfreezingCallback",
@@ -27,6 +30,7 @@ __all__ = [
     "TransformersPlugin",
     "convert_sync_batch_norm",
     "discriminative_param_groups",
+    "find_batch_size",
     "fine_tune",
     "freeze_batch_norm",
     "unfreeze_batch_norm",

@@ -16,6 +16,7 @@ from pa_models import (
     EmaPlugin,
     GradualUnfreezingCallback,
     ModelEmaCallback,
+    find_batch_size,
 )
 from tests.helpers import tiny_data, weights_of
 
@@ -68,6 +69,33 @@ def run(folder: Path, *callbacks, resume_from: Path | None = None) -> tuple[Trai
     return trainer, ema
 
 
+class Greedy(nn.Linear):
+    """Allocates absurdly from a batch size on."""
+
+    bound = 64
+
+    def forward(self, x):
+        if len(x) > self.bound:
+            torch.empty(2**50, dtype=torch.uint8)
+        return super().forward(x)
+
+
+def found_batch_size() -> int:
+    model = Greedy(6, 3)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    trainer = Trainer(
+        model,
+        nn.CrossEntropyLoss(),
+        optimizer,
+        callbacks=(),
+        plugins=(),
+        accelerator={"cpu": True},
+    )
+    if trainer._engine.rank == trainer._engine.num_processes - 1:
+        model.bound = 4  # the memory of one process is less than that of the other
+    return find_batch_size(trainer, tiny_data(40), max_batch_size=16).batch_size
+
+
 def outcome(trainer: Trainer, ema: EmaPlugin) -> dict:
     averages = ema.ema_model.module.state_dict()
     return {
@@ -99,6 +127,7 @@ def main(folder: Path) -> None:
     told = any(
         "torch synchronises batch norms on accelerators only" in str(w.message) for w in caught
     )
+    batch_size = found_batch_size()
     if trainer.is_main_process:
         (folder / "outcome.json").write_text(
             json.dumps(
@@ -108,7 +137,7 @@ def main(folder: Path) -> None:
                     "resumed": resumed,
                     "ranks_agree": all(each == trained for each in everywhere),
                     "sync_batch_norm_warning": told,
-                    "batch_size": 4,
+                    "batch_size": batch_size,
                 }
             )
         )

@@ -300,7 +300,7 @@ def flat(value) -> list[float]:
 def test_two_processes_unfreeze_average_evaluate_and_resume_as_one_does(tmp_path):  # A21, B4
     torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
     one, two = outcome_of(tmp_path / "one"), outcome_of(tmp_path / "two", *torchrun)
-    assert one["processes"], two["processes"] == (1, 2)
+    assert (one["processes"], two["processes"]) == (1, 2)
     for part in ("trained", "resumed"):
         for name, values in one[part].items():
             assert flat(two[part][name]) == pytest.approx(flat(values), abs=1e-6), (part, name)

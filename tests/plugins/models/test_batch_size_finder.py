@@ -1,0 +1,275 @@
+"""The largest batch that fits: found, timed, and without a trace in the trainer."""
+
+from __future__ import annotations
+
+import copy
+import random
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, IterableDataset
+
+from pa_core import Trainer, TrainerCallback
+from pa_models import BatchSizeResult, BatchSizeTrial, find_batch_size
+from pa_models.batch_size_finder import is_out_of_memory
+from tests.helpers import NoisyData, NoisyModel, assert_identical, tiny_data, tiny_model, weights_of
+
+ABSURD = 2**50  # bytes, which no machine has
+
+
+class Greedy(nn.Module):
+    """Allocates absurdly from a batch size on: a real error of the allocator."""
+
+    def __init__(self, bound: int) -> None:
+        super().__init__()
+        self.model: nn.Module = NoisyModel()
+        self.bound = bound
+        self.calls: torch.Tensor
+        self.register_buffer("calls", torch.zeros(()))
+        self.sizes: list[int] = []
+
+    def forward(self, x):
+        self.sizes.append(len(x))
+        self.calls = self.calls + 1  # a new tensor, as some modules do it
+        if len(x) > self.bound:
+            torch.empty(ABSURD, dtype=torch.uint8)
+        return self.model(x)
+
+
+class NoEvents(TrainerCallback):
+    """Fails at any event of a run."""
+
+    def on_training_run_start(self, trainer) -> None:
+        raise AssertionError
+
+    on_train_step_end = on_optimizer_step_end = on_train_epoch_start = on_training_run_start
+
+
+def trainer_of(model: nn.Module, *callbacks, **arguments) -> Trainer:
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.1)
+    return Trainer(
+        model, nn.CrossEntropyLoss(), optimizer, callbacks=callbacks, plugins=(), **arguments
+    )
+
+
+@pytest.mark.parametrize(("bound", "found"), [(100, 96), (37, 36), (64, 64), (7, 7), (1, 1)])
+def test_it_doubles_until_memory_is_full_and_goes_back_to_within_an_eighth(bound, found):
+    model = Greedy(bound)
+    model.model = tiny_model()  # (a batch norm can't be trained with one sample)
+    result = find_batch_size(trainer_of(model), tiny_data(400), max_batch_size=300)
+    assert result.batch_size == found
+    assert found > bound - max(1, bound // 8) - 1
+    assert [t.batch_size for t in result.trials] == sorted(t.batch_size for t in result.trials)
+    assert all(trial.fits == (trial.batch_size <= bound) for trial in result.trials)
+    assert all((trial.samples_per_second or 0) > 0 for trial in result.trials if trial.fits)
+
+
+def test_a_bound_or_the_dataset_ends_it_where_memory_does_not():
+    sizes = [
+        t.batch_size
+        for t in find_batch_size(
+            trainer_of(tiny_model()), tiny_data(44), max_batch_size=1000
+        ).trials
+    ]
+    assert sizes == [8, 16, 32, 44]
+    result = find_batch_size(
+        trainer_of(tiny_model()), tiny_data(400), max_batch_size=20, initial_batch_size=3
+    )
+    assert [trial.batch_size for trial in result.trials] == [3, 6, 12, 20]
+
+
+def test_every_batch_is_full_and_each_size_has_its_steps():
+    model = Greedy(10**9)
+    find_batch_size(trainer_of(model), tiny_data(44), max_batch_size=44, num_steps=4)
+    assert model.sizes == [8] * 4 + [16] * 4 + [32] * 4 + [44] * 4
+
+
+@pytest.mark.parametrize("is_fresh", [True, False])
+def test_nothing_is_left_of_it(is_fresh):
+    model = Greedy(20)
+    trainer = trainer_of(model)
+    if not is_fresh:  # with an optimizer's state, a history, a schedule and a position
+        trainer.train(tiny_data(), 2, per_device_batch_size=16, create_scheduler_fn=None)
+    trainer.callback_handler.add_callback(NoEvents)
+    model.get_submodule("model.layers.1").eval()
+    model.get_parameter("model.layers.0.weight").grad = torch.ones(8, 6)
+    before: dict = {
+        "weights": copy.deepcopy(model.state_dict()),
+        "optimizer": copy.deepcopy(trainer.optimizer.state_dict()),
+        "modes": [module.training for module in model.modules()],
+        "python": random.getstate(),
+        "history": trainer.run_history.state_dict(),
+        "position": copy.deepcopy(trainer.position),
+    }
+    array, generator = (
+        np.random.get_state(legacy=False)["state"]["key"].copy(),
+        torch.get_rng_state(),
+    )
+    attributes = dict(vars(trainer))
+    objects = [id(p) for p in model.parameters()], [id(b) for b in model.buffers()]
+
+    result = find_batch_size(trainer, NoisyData(60), max_batch_size=60)
+    assert result.batch_size == 20
+
+    assert_identical(model.state_dict(), before["weights"])
+    after: dict = trainer.optimizer.state_dict()
+    assert after["param_groups"] == before["optimizer"]["param_groups"]
+    for key, state in before["optimizer"]["state"].items():
+        assert_identical(after["state"][key], state)
+    assert after["state"].keys() == before["optimizer"]["state"].keys()
+    assert [module.training for module in model.modules()] == before["modes"]
+    assert random.getstate() == before["python"]
+    assert (np.random.get_state(legacy=False)["state"]["key"] == array).all()
+    assert torch.equal(torch.get_rng_state(), generator)
+    assert trainer.run_history.state_dict() == before["history"]
+    assert trainer.position == before["position"]
+    assert vars(trainer) == attributes
+    assert objects == ([id(p) for p in model.parameters()], [id(b) for b in model.buffers()])
+    assert torch.equal(model.get_parameter("model.layers.0.weight").grad, torch.ones(8, 6))
+
+
+def test_a_run_after_it_is_the_run_without_it():
+    runs = []
+    for is_searched in (True, False):
+        trainer = trainer_of(NoisyModel())
+        if is_searched:
+            find_batch_size(trainer, tiny_data(), max_batch_size=32)
+        trainer.train(NoisyData(), 2, create_scheduler_fn=None)
+        runs.append(weights_of(trainer))
+    assert_identical(*runs)
+
+
+def test_other_errors_are_raised_and_leave_nothing_either():
+    class Broken(Greedy):
+        def forward(self, x):
+            if len(x) > 8:
+                raise RuntimeError("shapes don't fit")
+            return super().forward(x)
+
+    trainer = trainer_of(Broken(100))
+    before = copy.deepcopy(trainer.model.state_dict())
+    with pytest.raises(RuntimeError, match="shapes don't fit"):
+        find_batch_size(trainer, tiny_data(), max_batch_size=32)
+    assert_identical(trainer.model.state_dict(), before)
+
+
+def test_under_mixed_precision_it_trains_as_the_trainer_does():
+    trainer = trainer_of(tiny_model(), mixed_precision="bf16")
+    before = weights_of(trainer)
+    assert find_batch_size(trainer, tiny_data(), max_batch_size=16).batch_size == 16
+    assert_identical(weights_of(trainer), before)
+    trainer.train(tiny_data(), 1)
+
+
+def test_a_stream_ends_where_it_has_no_batch_so_large():
+    class Stream(IterableDataset):
+        def __iter__(self):
+            return iter(tiny_data(40))
+
+    result = find_batch_size(trainer_of(tiny_model()), Stream(), max_batch_size=500)
+    assert 36 <= result.batch_size <= 40
+
+
+def test_a_collate_function_and_loader_arguments_are_used():
+    seen = []
+
+    def collate(samples):
+        seen.append(len(samples))
+        return torch.utils.data.default_collate(samples)
+
+    find_batch_size(
+        trainer_of(tiny_model()),
+        [tiny_data(20)[i] for i in range(20)],
+        max_batch_size=16,
+        collate_fn=collate,
+        train_dataloader_kwargs={"batch_size": 5, "shuffle": False},
+    )
+    assert set(seen) == {8, 16}
+
+
+# -- Errors ---------------------------------------------------------------------------------------
+
+
+def test_not_even_one_sample_is_told():
+    with pytest.raises(RuntimeError, match="Not even a batch of one sample"):
+        find_batch_size(trainer_of(Greedy(0)), tiny_data(), max_batch_size=8)
+
+
+@pytest.mark.parametrize(
+    ("data", "arguments", "message"),
+    [
+        (tiny_data(), {}, "needs max_batch_size on a CPU"),
+        (tiny_data(), {"max_batch_size": 0}, "max_batch_size must be a whole number from 1 on"),
+        (tiny_data(), {"initial_batch_size": 1.5}, "initial_batch_size must be a whole number"),
+        (tiny_data(), {"num_steps": 1}, "num_steps must be a whole number from 2 on, not 1"),
+        (tiny_data(0), {"max_batch_size": 8}, "gives not every process one"),
+        (DataLoader(tiny_data()), {"max_batch_size": 8}, "needs a dataset"),
+        (
+            tiny_data(),
+            {"max_batch_size": 8, "train_dataloader_kwargs": {"batch_sampler": [[0]]}},
+            "which a batch_sampler has fixed",
+        ),
+    ],
+)
+def test_wrong_arguments_are_told(data, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        find_batch_size(trainer_of(tiny_model()), data, **arguments)
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (torch.OutOfMemoryError("anything"), True),
+        (MemoryError(), True),
+        (RuntimeError("CUDA out of memory. Tried to allocate"), True),
+        (RuntimeError("MPS backend out of memory"), True),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling"), True),
+        (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), False),
+        (ValueError("out of memory"), False),
+    ],
+)
+def test_errors_about_memory_are_known(error, expected):
+    assert is_out_of_memory(error) is expected
+
+
+# -- The result -----------------------------------------------------------------------------------
+
+RESULT = BatchSizeResult(
+    (
+        BatchSizeTrial(8, True, 100.0, 2**30),
+        BatchSizeTrial(16, True, 150.0),
+        BatchSizeTrial(24, True, 120.0),
+        BatchSizeTrial(32, False),
+    )
+)
+
+
+def test_the_result_knows_the_largest_and_the_fastest_and_prints_as_a_table():
+    assert (RESULT.batch_size, RESULT.fastest) == (24, 16)
+    assert str(RESULT).splitlines() == [
+        "batch size  samples/s  peak memory",
+        "         8      100.0     1.00 GiB",
+        "        16      150.0            -",
+        "        24      120.0            -",
+        "        32  doesn't fit",
+    ]
+
+
+def test_the_result_is_plotted(tmp_path: Path):
+    matplotlib = pytest.importorskip("matplotlib")
+    matplotlib.use("agg")
+    axes = RESULT.plot()
+    (line,) = [line for line in axes.lines if len(line.get_xdata()) == 3]
+    assert list(line.get_ydata()) == [100.0, 150.0, 120.0]
+    axes.figure.savefig(tmp_path / "plot.png")
+    assert RESULT.plot(axes) is axes
+
+
+def test_without_matplotlib_the_line_that_installs_it_is_told(monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib.pyplot", None)
+    with pytest.raises(ImportError, match=r'pip install "pa-models\[plot\]"'):
+        RESULT.plot()
