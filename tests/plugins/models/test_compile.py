@@ -1,0 +1,160 @@
+"""Compiled models: files and states fit the plain model, and freezing and averages work."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from pa_core import Trainer
+from pa_models import (
+    EmaPlugin,
+    GradualUnfreezingCallback,
+    ModelFreezer,
+    find_batch_size,
+    fine_tune,
+    freeze_batch_norm,
+)
+from tests.helpers import assert_identical, tiny_data, tiny_model, weights_of
+
+CALLS: list[int] = []
+
+
+def counting_backend(graph, inputs):
+    """torch's backend "eager", with a note that it was used."""
+    CALLS.append(1)
+    return graph.forward
+
+
+def compiled(model: nn.Module) -> Any:
+    return torch.compile(model, backend=counting_backend)
+
+
+class Net(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.body = nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.Dropout(0.2))
+        self.head = nn.Linear(8, 3)
+
+    def forward(self, x):
+        return self.head(self.body(x))
+
+
+@pytest.fixture(autouse=True)
+def fresh_compiler():
+    CALLS.clear()
+    torch.compiler.reset()
+    yield
+    torch.compiler.reset()
+
+
+def trainer_of(model: nn.Module, *callbacks, **arguments) -> Trainer:
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.1)
+    return Trainer(
+        model, nn.CrossEntropyLoss(), optimizer, callbacks=callbacks, plugins=(), **arguments
+    )
+
+
+def train(trainer: Trainer, epochs: int = 1, **arguments) -> Trainer:
+    data = tiny_data()
+    trainer.train(data, epochs, eval_dataset=data, per_device_batch_size=22, **arguments)
+    return trainer
+
+
+WAYS = {
+    "wrapped": compiled,
+    "in place": lambda model: model.compile(backend=counting_backend) or model,
+}
+every_way = pytest.mark.parametrize("way", WAYS.values(), ids=WAYS)
+
+
+@every_way
+def test_files_and_states_of_a_compiled_model_load_plain_and_back(way, tmp_path: Path):
+    trainer = train(trainer_of(way(Net())))
+    assert CALLS
+    trainer.save_checkpoint(tmp_path / "model.pt")
+    trainer.save_training_state(tmp_path / "state")
+    weights = trainer.get_model(keep_torch_compile=False).state_dict()
+    plain = Net()
+    plain.load_state_dict(torch.load(tmp_path / "model.pt")["model_state_dict"])
+    assert_identical(plain.state_dict(), weights)
+
+    plain_trainer = train(trainer_of(Net()))
+    plain_trainer.save_checkpoint(tmp_path / "plain.pt")
+    plain_trainer.save_training_state(tmp_path / "plain")
+    for path, load in (("plain.pt", "load_checkpoint"), ("plain", "load_training_state")):
+        other = trainer_of(way(Net()))
+        getattr(other, load)(tmp_path / path)
+        loaded = other.get_model(keep_torch_compile=False).state_dict()
+        assert_identical(loaded, weights_of(plain_trainer))
+
+
+@pytest.mark.filterwarnings("ignore:.*model was 'OptimizedModule'")
+def test_a_compiled_run_is_resumed_by_a_plain_one(tmp_path: Path):
+    trainer = train(trainer_of(compiled(Net()), EmaPlugin()))
+    trainer.save_training_state(tmp_path / "state")
+    resumed = train(trainer_of(Net(), EmaPlugin()), 2, resume_from=tmp_path / "state")
+    whole = train(trainer_of(Net(), EmaPlugin()), 2)
+    for name, value in weights_of(whole).items():
+        assert torch.allclose(value, weights_of(resumed)[name], atol=1e-5)
+
+
+@every_way
+def test_an_average_of_a_compiled_model_is_that_of_the_plain_one(way, tmp_path: Path):
+    plain, ema = EmaPlugin(0.9), EmaPlugin(0.9)
+    train(trainer_of(Net(), plain))
+    trainer = train(trainer_of(way(Net()), ema))
+    assert trainer.run_history.get_latest_metric("ema_eval_loss_epoch") > 0
+    names = ema.ema_model.module.state_dict().keys()
+    assert names == Net().state_dict().keys()
+    for name in names:
+        expected = plain.ema_model.module.state_dict()[name]
+        assert torch.allclose(ema.ema_model.module.state_dict()[name], expected, atol=1e-5)
+
+
+@every_way
+def test_freezing_and_unfreezing_reach_a_compiled_model_in_a_run(way):
+    results = []
+    for make in (way, lambda model: model):
+        model = make(Net())
+        freeze_batch_norm(model)
+        callback = GradualUnfreezingCallback({"0 epochs": "head", "1 epochs": "*"})
+        trainer = train(trainer_of(model, callback), 2)
+        results.append(trainer.get_model(keep_torch_compile=False).state_dict())
+    assert CALLS
+    for name, value in results[1].items():
+        assert torch.allclose(results[0][name], value, atol=1e-5)
+    assert torch.equal(results[0]["body.1.running_mean"], torch.zeros(8))
+
+
+def test_fine_tuning_and_finding_a_batch_size_work_with_a_compiled_model():
+    trainer = trainer_of(compiled(Net()))
+    before = trainer.get_model(keep_torch_compile=False).state_dict()
+    before = {name: value.clone() for name, value in before.items()}
+    assert find_batch_size(trainer, tiny_data(), max_batch_size=16).batch_size == 16
+    assert_identical(trainer.get_model(keep_torch_compile=False).state_dict(), before)
+    fine_tune(trainer, tiny_data(), 1)
+    assert ModelFreezer(trainer.model).get_trainable_parameters()
+
+
+@pytest.mark.slow
+def test_torchs_own_compiler_gives_the_plain_numbers(tmp_path: Path, monkeypatch):
+    """The default backend, which needs a C++ compiler."""
+    # (inductor sets this variable; monkeypatch takes it away again)
+    monkeypatch.setenv("_TORCHINDUCTOR_PYOBJECT_TENSOR_DATA_PTR", "")
+    try:
+        torch.compile(nn.Linear(2, 2))(torch.ones(1, 2))
+    except Exception as error:  # noqa: BLE001 - whatever this machine lacks
+        pytest.skip(f"torch.compile doesn't work here: {error!r:.80}")
+    first, second = EmaPlugin(0.9), EmaPlugin(0.9)
+    model: Any = torch.compile(tiny_model())
+    trainer = train(trainer_of(model, first))
+    train(trainer_of(tiny_model(), second))
+    trainer.save_checkpoint(tmp_path / "model.pt")
+    tiny_model().load_state_dict(torch.load(tmp_path / "model.pt")["model_state_dict"])
+    for name, value in second.ema_model.module.state_dict().items():
+        assert torch.allclose(first.ema_model.module.state_dict()[name], value, atol=1e-4)
