@@ -275,6 +275,7 @@ class TrainerBase:
     # -- Set-up ---------------------------------------------------------------------------------
 
     def _event(self, name: str, **arguments: Any) -> None:
+        self._hooks.refresh()
         caller = getattr(self._hooks, name)
         if caller is None:
             return

@@ -179,13 +179,13 @@ class CallbackHandler:
     def __iter__(self) -> Iterator[Any]:
         return iter(self.callbacks)
 
-    def call_event(self, event: str, *args: Any, **kwargs: Any) -> None:
+    def call_event(self, event: str, trainer: Any, **kwargs: Any) -> None:
         """Call an event on every callback that has it.
 
         Args:
             event: the event's name. A name that isn't one of the loop's reaches every callback
                 with a method of this name.
-            *args: the trainer.
+            trainer: the trainer.
             **kwargs: the event's other arguments.
         """
-        self.plugins.call_event(event, *args, **kwargs)
+        self.plugins.call_event(event, trainer, **kwargs)

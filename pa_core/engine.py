@@ -96,6 +96,17 @@ class Engine:
         self._remember(wrapped, optimizer, id(bare), id(optimizer))
         return wrapped
 
+    def share_buffers(self, model: nn.Module) -> None:
+        """Give every process the buffers of the first, which are the ones that count.
+
+        `DistributedDataParallel` does so before each forward pass in training, so between two of
+        them each process has running statistics of its own.
+        """
+        if not isinstance(model, DistributedDataParallel) or not model.broadcast_buffers:
+            return
+        for buffer in model.module.buffers():
+            torch.distributed.broadcast(buffer, 0)
+
     def _remember(self, model: nn.Module, optimizer: Any, bare: int, *optimizers: int) -> None:
         # Known by what was given and by what it became: a second run may bring either.
         for key in optimizers:

@@ -283,6 +283,15 @@ class PluginManager:
                     blame(error, blame_note(f"hook {name}", registration.name, registration.source))
                     raise
 
+    def call_each(self, name: str, cause: BaseException, /, **arguments: Any) -> None:
+        """Call an event as `cause` passes: what fails in it is noted there, and hides nothing."""
+        for implementation in self.implementations(name):
+            try:
+                implementation.call(arguments)
+            except Exception as error:  # noqa: BLE001 - it is told with its cause
+                where = f"{name} of plugin {implementation.name!r} ({implementation.source})"
+                cause.add_note(f"Then {where} has failed, too: {type(error).__name__}: {error}")
+
     # -- Registries -----------------------------------------------------------------------------
 
     def _mappings(

@@ -167,6 +167,7 @@ class Trainer(TrainerBase):
 
     def training_run_end(self) -> None:
         """Called at the end of a training run; takes the model out of its containers."""
+        self._engine.share_buffers(self.model)
         self.model = self.get_model()
 
     def evaluation_run_start(self) -> None:
@@ -346,7 +347,7 @@ class Trainer(TrainerBase):
             getattr(self.plugins.hook, hook)(trainer=self)
         except BaseException as exception:
             self._in_run = False  # whoever saves now does so at once, or is told why not
-            self._event("on_exception", exception=exception)
+            self.plugins.call_each("on_exception", exception, trainer=self, exception=exception)
             raise
         finally:
             self._in_run, self._snapshot = False, None
@@ -505,6 +506,7 @@ class Trainer(TrainerBase):
     def _handle_requests(self, now: bool = False) -> None:
         """Do what plugins have asked for since the last boundary, on all processes alike."""
         control, position = self.control, self.position
+        self._hooks.refresh()
         if self._engine.num_processes == 1 and control.is_idle:
             return
         asked = self._decide(now)
@@ -582,6 +584,7 @@ class Trainer(TrainerBase):
 
         After the trained model comes each that a plugin registers, under its own name too.
         """
+        self._engine.share_buffers(self.model)
         model, prefix = self.model, self.run_history.metric_name_prefix
         others = self.plugins.registry("register_eval_models", trainer=self)
         for model_name, evaluated in {"": model, **others}.items():

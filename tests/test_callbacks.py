@@ -208,3 +208,16 @@ def test_a_mistyped_event_is_an_error_that_names_the_nearest():
 def test_a_class_that_cannot_be_built_is_an_error_that_names_it():
     with pytest.raises(PluginError, match="LimitBatchesCallback"):
         make_trainer().callback_handler.add_callback(callbacks.LimitBatchesCallback)
+
+
+def test_an_event_of_ones_own_takes_the_trainer_by_name_too():
+    class Verify(TrainerCallback):
+        def verify_batch(self, trainer, batch):
+            self.seen = trainer, batch
+
+    callback = Verify()
+    trainer = Trainer(tiny_model(), None, None, callbacks=[callback], plugins=())
+    trainer.callback_handler.call_event("verify_batch", trainer=trainer, batch=7)
+    assert callback.seen == (trainer, 7)
+    trainer.callback_handler.call_event("verify_batch", trainer, batch=8)
+    assert callback.seen == (trainer, 8)

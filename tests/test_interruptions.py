@@ -282,3 +282,45 @@ def test_each_epoch_of_a_loader_with_an_order_of_its_own_is_keyed():
         new_trainer(See()).train(tiny_data(20), 2, train_dataloader_kwargs=loader)
     assert seen[:4] == seen[4:]
     assert seen[:2] != seen[2:4]
+
+
+def test_what_fails_as_an_exception_passes_hides_neither_it_nor_the_other_plugins():
+    told = []
+
+    class Cause(TrainerCallback):
+        def on_train_step_end(self, trainer):
+            raise ZeroDivisionError("the cause")
+
+    class Broken(TrainerCallback):
+        def on_exception(self, trainer, exception):
+            raise OSError("the disk is full")
+
+    class Tells(TrainerCallback):
+        def on_exception(self, trainer, exception):
+            told.append(str(exception))
+
+    with pytest.raises(ZeroDivisionError, match="the cause") as caught:
+        new_trainer(Cause(), Broken(), Tells()).train(tiny_data(4), 1)
+    assert told == ["the cause"]
+    assert any("'Broken'" in note and "disk is full" in note for note in caught.value.__notes__)
+
+
+def test_a_plugin_that_comes_or_goes_within_a_run_does_so_for_all_events_alike():
+    log = []
+
+    class Late(TrainerCallback):
+        def on_train_step_start(self, trainer, step):
+            log.append(("start", step))
+
+        def on_train_step_end(self, trainer, step):
+            log.append(("end", step))
+            if step == 3:
+                trainer.plugins.unregister("Late")
+
+    class Inviting(TrainerCallback):
+        def on_train_step_end(self, trainer, step):
+            if step == 1:
+                trainer.plugins.register(Late)
+
+    new_trainer(Inviting()).train(tiny_data(24), 1, per_device_batch_size=4)
+    assert log == [("start", 2), ("end", 2), ("start", 3), ("end", 3)]
