@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from pa_core.builtins.print_progress import PrintProgressCallback
     from pa_core.builtins.progress_bar import ProgressBarCallback
     from pa_core.builtins.save_best_model import SaveBestModelCallback
+    from pa_core.builtins.speedups import SpeedupsCallback
     from pa_core.builtins.step_evaluation import StepBasedEvaluationCallback
     from pa_core.builtins.terminate_on_nan import TerminateOnNaNCallback
     from pa_core.trainer import Trainer
@@ -39,6 +40,7 @@ __all__ = [
     "ProgressBarCallback",
     "SaveBestModelCallback",
     "SaveTrainingStateCallback",
+    "SpeedupsCallback",
     "StepBasedEvaluationCallback",
     "StopTrainingError",
     "TerminateOnNaNCallback",

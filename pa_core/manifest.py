@@ -41,7 +41,7 @@ def run_manifest(trainer: Trainer) -> dict[str, Any]:
             "gradient_accumulation_steps": config and config.gradient_accumulation_steps,
             "dataset_length": _length(trainer.train_dataset),
             "optimizer": type(trainer.optimizer).__name__,
-            "model": type(trainer.get_model()).__name__,
+            "model": type(trainer.get_model(keep_torch_compile=False)).__name__,
         },
     }
 

@@ -14,6 +14,7 @@ BUILTINS: dict[str, str] = {
     "limit_batches": "pa_core.builtins.limit_batches:LimitBatchesCallback",
     "limit_eval_steps": "pa_core.builtins.limit_eval_steps:LimitEvalStepsCallback",
     "step_evaluation": "pa_core.builtins.step_evaluation:StepBasedEvaluationCallback",
+    "speedups": "pa_core.builtins.speedups:SpeedupsCallback",
 }
 """Name in the settings -> ``module:class``."""
 
