@@ -9,6 +9,7 @@ from pa_schedulers.phases import (
     PhasedLrScheduler,
 )
 from pa_schedulers.plugin import SchedulersPlugin
+from pa_schedulers.preview import draw_schedule, plot_schedule, schedule_values
 from pa_schedulers.wsd import WSDLrScheduler, estimate_checkpoint_steps
 from pa_schedulers.wsd_checkpoint import WSDCheckpointCallback
 
@@ -23,6 +24,9 @@ __all__ = [
     "WSDCheckpointCallback",
     "WSDLrScheduler",
     "create_schedule",
+    "draw_schedule",
     "estimate_checkpoint_steps",
+    "plot_schedule",
     "schedule_names",
+    "schedule_values",
 ]

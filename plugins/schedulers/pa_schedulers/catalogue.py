@@ -17,12 +17,15 @@ if TYPE_CHECKING:
 
 
 def schedule_names() -> list[str]:
-    """The names of all schedules; those of timm and transformers without importing them."""
+    """The names of all schedules; timm and transformers aren't imported to tell theirs."""
+    torchs = torch_schedules.torch_schedules()
+    classes = [name for name, schedule in torchs.items() if name == schedule.__name__]
     return [
         *ours.OURS,
-        *torch_schedules.torch_schedules(),
+        *(name for name in torchs if name not in classes),
         *timm_schedules.TIMM_NAMES,
         *transformers_schedules.TRANSFORMERS_NAMES,
+        *classes,
     ]
 
 
@@ -68,9 +71,16 @@ def create_schedule(
     >>> optimizer.param_groups[0]["lr"]
     0.5
     """
-    options = {key: value for key, value in options.items() if value is not None}
     run = RunLength(num_updates, num_epochs)
     request = Request(name, run, options, watch_metric, greater_is_better)
+    return build_schedule(optimizer, request, field, groups)
+
+
+def build_schedule(
+    optimizer: Any, request: Request, field: str = "lr", groups: Sequence[int] | None = None
+) -> SchedulerBase | DrivenSchedule:
+    """Build what is asked for; arguments and errors are those of `create_schedule`."""
+    name = request.name
     try:
         if name in ours.OURS and field == "lr" and groups is None:
             return ours.build(optimizer, request)

@@ -147,14 +147,13 @@ class TimmSchedule(CountsUpdates):
         fits_run: whether its length was made from the run's.
     """
 
-    follows_epochs = True
-
     def __init__(self, scheduler: Any, watch_metric: str, *, fits_run: bool = False) -> None:
         super().__init__(scheduler)
         self.fits_run = fits_run
         self.num_epochs = 0
         # timm's plateau is a torch schedule with a warm-up before it and noise upon it.
         self.plateau: ReduceLROnPlateau | None = getattr(scheduler, "lr_scheduler", None)
+        self.follows_epochs = scheduler.t_in_epochs
         if self.plateau is not None:
             self.watch_metric = watch_metric
 

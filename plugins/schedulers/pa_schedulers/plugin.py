@@ -11,12 +11,12 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from pa_core import hookimpl
 from pa_schedulers.base import SchedulerBase
-from pa_schedulers.catalogue import Factories, create_schedule, is_known
+from pa_schedulers.catalogue import Factories, build_schedule, is_known
 from pa_schedulers.driven import CountsUpdates, DrivenSchedule, FollowsMetric, TimmSchedule
 from pa_schedulers.ends import warn_of_other_ends
 from pa_schedulers.groups import GroupsStand, OnGroups, ScheduleSet, find_groups
 from pa_schedulers.lengths import RunLength
-from pa_schedulers.options import EVAL_LOSS, check_options
+from pa_schedulers.options import EVAL_LOSS, Request, check_options
 from pa_schedulers.settings import GroupSettings, SchedulersSettings, ScheduleSettings
 
 if TYPE_CHECKING:
@@ -71,16 +71,9 @@ class SchedulersPlugin:
             ValueError: if the run's length is needed and not known, or an option doesn't fit.
         """
         settings = self.settings
+        run = RunLength(num_updates, num_epochs)
         options = settings.options if settings.name in (None, name) else {}
-        return create_schedule(
-            optimizer,
-            name,
-            num_updates,
-            num_epochs,
-            watch_metric=settings.watch_metric,
-            greater_is_better=settings.greater_is_better,
-            **options,
-        )
+        return build_schedule(optimizer, _request(name, run, options, settings))
 
     @hookimpl(wrapper=True)
     def create_scheduler(self, trainer: Trainer) -> Generator[None, Any, Any]:
@@ -136,17 +129,8 @@ class SchedulersPlugin:
         optimizer, name = trainer.optimizer, table.name or ""
         everything = len(indices) == len(optimizer.param_groups)
         if is_known(name):
-            return create_schedule(
-                optimizer,
-                name,
-                run.num_updates,
-                run.num_epochs,
-                field=field,
-                groups=None if everything else indices,
-                watch_metric=table.watch_metric,
-                greater_is_better=table.greater_is_better,
-                **table.options,
-            )
+            request = _request(name, run, table.options, table)
+            return build_schedule(optimizer, request, field, None if everything else indices)
         factory: Any = trainer.plugins.find("register_schedulers", name)
         check_options(name, table.options, ())
         length = {"num_updates": run.num_updates, "num_epochs": run.num_epochs}
@@ -194,6 +178,12 @@ class SchedulersPlugin:
             if count > self._seen.get(name, 0):
                 metrics[name], self._seen[name] = value, count
         self._schedule.end_epoch(metrics)
+
+
+def _request(
+    name: str, run: RunLength, options: Mapping[str, Any], settings: ScheduleSettings
+) -> Request:
+    return Request(name, run, options, settings.watch_metric, settings.greater_is_better)
 
 
 def _run_length(trainer: Trainer) -> RunLength:

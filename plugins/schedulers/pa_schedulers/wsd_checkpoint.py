@@ -88,17 +88,14 @@ class WSDCheckpointCallback(BuiltinCallback):
     def _go_on_from(self, trainer: Trainer, checkpoint: Path) -> None:
         if not checkpoint.exists():
             raise FileNotFoundError(f"There is no checkpoint to go on from at {checkpoint}")
-        fresh, position, history = (
-            trainer.scheduler.state_dict(),
-            trainer.position,
-            trainer.run_history,
-        )
+        fresh, history = trainer.scheduler.state_dict(), trainer.run_history
+        position = dict(vars(trainer.position))
         records = history.state_dict() if hasattr(history, "state_dict") else None
         if checkpoint.is_dir():
             # Not the plugins' state, which tells of the other run's course. (The part that is
             # read here is the same for all processes.)
             Snapshot(checkpoint, rank=0).restore_training(trainer)
-            trainer.position = position
+            vars(trainer.position).update(position)
             if records is not None and hasattr(history, "load_state_dict"):
                 history.load_state_dict(records)
         else:

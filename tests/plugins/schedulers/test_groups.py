@@ -1,0 +1,198 @@
+"""Schedules of single parameter groups, of weight decay and of momentum."""
+
+import math
+
+import pytest
+import torch
+from torch.optim import SGD, AdamW
+
+from pa_core import TrainerCallback, hookimpl
+from pa_core.errors import PluginNotFoundError, SettingsError
+from pa_schedulers import SchedulersPlugin, StatefulSchedulerBase, create_schedule
+from tests.plugins.schedulers.runs import new_trainer, seen_in
+
+FIRST, HEAD = 0.01, 0.001
+
+
+def linear(peak: float, total: int = 30, end: float = 0.0) -> list[float]:
+    return [end + (peak - end) * (1 - n / total) for n in range(total)]
+
+
+def test_groups_have_schedules_of_their_own_by_name_and_by_place(tmp_path):
+    text = """
+        [tool.pa-core]
+        plugins = ["schedulers"]
+        [tool.pa-core.schedulers]
+        name = "linear"
+        [tool.pa-core.schedulers.groups.head]
+        name = "step"
+        step_size = "1 epoch"
+        gamma = 0.5
+    """
+    found = seen_in(new_trainer(settings=text, folder=tmp_path))
+    assert [first for first, _ in found] == pytest.approx(linear(FIRST))
+    assert [head for _, head in found] == [HEAD] * 10 + [HEAD / 2] * 10 + [HEAD / 4] * 10
+    again = seen_in(new_trainer(settings=text.replace("groups.head", "groups.1"), folder=tmp_path))
+    assert again == found
+
+
+def test_a_group_can_have_a_schedule_where_the_others_have_none():
+    plugin = SchedulersPlugin(groups={"head": {"name": "timm/cosine"}})
+    found = seen_in(new_trainer(plugins=[plugin]))
+    assert [first for first, _ in found] == [FIRST] * 30
+    assert [head for _, head in found] == pytest.approx(
+        [HEAD * (1 + math.cos(math.pi * n / 30)) / 2 for n in range(30)]
+    )
+
+
+def with_decay(groups):
+    return SGD(groups, weight_decay=0.04, momentum=0.9)
+
+
+@pytest.mark.parametrize("name", ["cosine", "timm/cosine", "transformers/cosine"])
+def test_weight_decay_has_a_schedule_beside_the_learning_rates(name, tmp_path):
+    text = f"""
+        [tool.pa-core]
+        plugins = ["schedulers"]
+        [tool.pa-core.schedulers]
+        name = "linear"
+        [tool.pa-core.schedulers.weight_decay]
+        name = "{name}"
+        [tool.pa-core.schedulers.groups.head.weight_decay]
+        name = "constant"
+    """
+    trainer = new_trainer(settings=text, folder=tmp_path, optimizer=with_decay)
+    found = seen_in(trainer, field="weight_decay")
+    cosine = [0.04 * (1 + math.cos(math.pi * n / 30)) / 2 for n in range(30)]
+    assert [first for first, _ in found] == pytest.approx(cosine)
+    assert [head for _, head in found] == [0.04] * 30
+    rates = seen_in(new_trainer(settings=text, folder=tmp_path, optimizer=with_decay))
+    assert rates == [pytest.approx(pair) for pair in zip(linear(FIRST), linear(HEAD), strict=True)]
+
+
+def test_weight_decay_may_rise():
+    plugin = SchedulersPlugin(weight_decay={"name": "linear", "min_lr_ratio": 10})
+    trainer = new_trainer(plugins=[plugin], optimizer=with_decay)
+    found = [first for first, _ in seen_in(trainer, field="weight_decay")]
+    assert found == pytest.approx(linear(0.04, end=0.4))
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "field", "expected"),
+    [
+        (with_decay, "momentum", linear(0.9, end=0.45)),
+        (AdamW, "betas", [(beta, 0.999) for beta in linear(0.9, end=0.45)]),
+    ],
+)
+def test_momentum_has_a_schedule_and_so_has_adams_first_beta(optimizer, field, expected):
+    plugin = SchedulersPlugin(momentum={"name": "linear", "min_lr_ratio": 0.5})
+    found = seen_in(new_trainer(plugins=[plugin], optimizer=optimizer), field=field)
+    assert [pytest.approx(value) for value in expected] == [first for first, _ in found]
+
+
+class Save(TrainerCallback):
+    def __init__(self, folder):
+        self.folder = folder
+
+    def on_train_step_end(self, trainer):
+        if trainer.updates == 17:
+            trainer.save_training_state(self.folder / "state")
+
+
+def test_all_of_them_go_on_where_a_state_was_saved(tmp_path):
+    def plugin():
+        return SchedulersPlugin(
+            name="reduce_lr_on_plateau",
+            patience=0,
+            threshold=0.9,
+            groups={"head": {"name": "one_cycle", "cycle_momentum": False}},
+            weight_decay={"name": "exponential", "gamma": 0.9},
+            momentum={"name": "timm/poly"},
+        )
+
+    def values(trainer):
+        return [
+            {key: group[key] for key in ("lr", "weight_decay", "momentum")}
+            for group in trainer.optimizer.param_groups
+        ]
+
+    trainer = new_trainer(Save(tmp_path), plugins=[plugin()], optimizer=with_decay)
+    whole = seen_in(trainer)
+    resumed = new_trainer(plugins=[plugin()], optimizer=with_decay)
+    assert seen_in(resumed, resume_from=tmp_path / "state") == whole[17:]
+    assert values(resumed) == values(trainer)
+    other = SchedulersPlugin(name="linear", momentum={"name": "linear"})
+    trainer = new_trainer(plugins=[other], optimizer=with_decay)
+    with pytest.raises(ValueError, match="The state is of 4 schedules, and this run has 2"):
+        seen_in(trainer, resume_from=tmp_path / "state")
+
+
+def test_what_code_passes_replaces_the_learning_rates_alone():
+    plugin = SchedulersPlugin(
+        name="cosine",
+        groups={"head": {"name": "constant"}},
+        weight_decay={"name": "linear"},
+    )
+    trainer = new_trainer(plugins=[plugin], optimizer=with_decay)
+    found = seen_in(trainer, field="weight_decay", create_scheduler_fn="linear")
+    assert [first for first, _ in found] == pytest.approx(linear(0.04))
+    trainer = new_trainer(plugins=[plugin], optimizer=with_decay)
+    assert [head for _, head in seen_in(trainer, create_scheduler_fn="linear")] == pytest.approx(
+        linear(HEAD)
+    )
+
+
+class Doubling(StatefulSchedulerBase):
+    def get_updated_values(self, num_updates):
+        return [lr * 2**num_updates for lr in self.base_lr_values]
+
+
+class Registering:
+    @hookimpl
+    def register_schedulers(self):
+        return {"doubling": lambda optimizer, num_updates, num_epochs: Doubling(optimizer)}
+
+
+def test_a_schedule_of_another_plugin_serves_groups_and_fields_too():
+    plugins = [Registering(), SchedulersPlugin(groups={"head": {"name": "doubling"}})]
+    found = seen_in(new_trainer(plugins=plugins), "3 updates")
+    assert found == [[FIRST, HEAD], [FIRST, 2 * HEAD], [FIRST, 4 * HEAD]]
+    plugins = [Registering(), SchedulersPlugin(name="doubling")]
+    assert seen_in(new_trainer(plugins=plugins), "2 updates")[1] == [2 * FIRST, 2 * HEAD]
+    plugins = [Registering(), SchedulersPlugin(name="doubling", warmup=2)]
+    with pytest.raises(ValueError, match="'doubling' has no option 'warmup'. It takes none"):
+        seen_in(new_trainer(plugins=plugins))
+    with pytest.raises(PluginNotFoundError, match="Did you mean 'doubling'"):
+        seen_in(new_trainer(plugins=[Registering(), SchedulersPlugin(name="doublign")]))
+
+
+def test_a_group_that_is_not_there_is_told_with_those_that_are():
+    plugin = SchedulersPlugin(groups={"haed": {"name": "linear"}})
+    with pytest.raises(ValueError, match="group 'haed'. Did you mean 'head'. It has 0, head"):
+        seen_in(new_trainer(plugins=[plugin]))
+
+
+def test_a_field_that_is_not_there_is_told():
+    with pytest.raises(ValueError, match=r"param_groups\[0\] has no 'betas2' to schedule"):
+        create_schedule(SGD([torch.zeros(1)], lr=1.0), "linear", 10, field="betas2")
+
+
+def test_mistakes_of_the_settings_are_told_with_their_place(tmp_path):
+    text = """
+        [tool.pa-core]
+        plugins = ["schedulers"]
+        [tool.pa-core.schedulers]
+        name = "step"
+        step_siez = 5
+        [tool.pa-core.schedulers.weight_decay]
+        warmup = 5
+        [tool.pa-core.schedulers.groups.head]
+        name = "one_cycle"
+        max_lrr = 5
+    """
+    with pytest.raises(SettingsError) as raised:
+        new_trainer(settings=text, folder=tmp_path)
+    text = str(raised.value)
+    assert "[tool.pa-core.schedulers] weight_decay: needs a name" in text
+    assert "'one_cycle' has no option 'max_lrr'. Did you mean 'max_lr'" in text
+    assert "pyproject.toml" in text

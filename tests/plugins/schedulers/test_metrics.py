@@ -1,0 +1,108 @@
+"""Schedules that go by a metric: which one, how often, and where it is missing."""
+
+from functools import partial
+
+import pytest
+from torch.optim.lr_scheduler import ReduceLROnPlateau
+
+from pa_core import TrainerCallback
+from pa_schedulers import SchedulerBase, SchedulersPlugin
+from tests.plugins.schedulers.runs import data, new_trainer, seen_in
+
+
+class Accuracy(TrainerCallback):
+    """Records an accuracy that stays the same, as metrics plugins do, in each evaluation."""
+
+    def on_eval_epoch_end(self, trainer, is_intermediate):
+        trainer.run_history.update_metric("accuracy", 0.5)
+
+
+class EvaluateWithin(TrainerCallback):
+    def on_train_step_end(self, trainer):
+        if trainer.updates % 5 == 0:
+            trainer.control.evaluate()
+
+
+def first_of_each_epoch(found: list) -> list[float]:
+    assert all(found[n] == found[n - n % 10] for n in range(len(found)))
+    return [found[n][0] for n in range(0, len(found), 10)]
+
+
+def plateau(**options):
+    return SchedulersPlugin(
+        name="reduce_lr_on_plateau", patience=0, factor=0.5, watch_metric="accuracy", **options
+    )
+
+
+def test_it_steps_once_per_epoch_however_often_is_evaluated():
+    # The first value is the best; the second and the third are no better.
+    for more in ((), (EvaluateWithin(),)):
+        trainer = new_trainer(Accuracy(), *more, plugins=[plateau()])
+        found = first_of_each_epoch(seen_in(trainer, 4))
+        assert found == [0.01, 0.01, 0.005, 0.0025]
+
+
+def test_settings_say_what_is_watched_and_what_is_better(tmp_path):
+    class Falling(TrainerCallback):
+        def on_eval_epoch_end(self, trainer, is_intermediate):
+            trainer.run_history.update_metric("accuracy", 1 / trainer.position.epoch)
+
+    text = """
+        [tool.pa-core]
+        plugins = ["schedulers"]
+        [tool.pa-core.schedulers]
+        name = "reduce_lr_on_plateau"
+        watch_metric = "accuracy"
+        greater_is_better = true
+        patience = 0
+        factor = 0.5
+    """
+    trainer = new_trainer(Falling(), settings=text, folder=tmp_path)
+    assert first_of_each_epoch(seen_in(trainer)) == [0.01, 0.01, 0.005]
+    text = text.replace("greater_is_better = true", "greater_is_better = false")
+    trainer = new_trainer(Falling(), settings=text, folder=tmp_path)
+    assert first_of_each_epoch(seen_in(trainer)) == [0.01, 0.01, 0.01]
+
+
+def test_it_works_for_a_schedule_that_code_builds():
+    create = partial(ReduceLROnPlateau, patience=0, factor=0.5)
+    trainer = new_trainer(Accuracy(), plugins=[SchedulersPlugin(watch_metric="accuracy")])
+    found = seen_in(trainer, create_scheduler_fn=create)
+    assert first_of_each_epoch(found) == [0.01, 0.01, 0.005]
+    trainer = new_trainer(Accuracy(), plugins=[SchedulersPlugin(watch_metric="accuracy")])
+    found = seen_in(trainer, create_scheduler_fn="reduce_lr_on_plateau")
+    assert first_of_each_epoch(found) == [0.01] * 3  # (torch's own patience is 10)
+
+
+def test_a_metric_of_training_needs_no_evaluation():
+    plugin = SchedulersPlugin(
+        name="reduce_lr_on_plateau", patience=0, threshold=0.99, watch_metric="train_loss_epoch"
+    )
+    found = seen_in(new_trainer(plugins=[plugin]), eval_dataset=None)
+    assert len(set(first_of_each_epoch(found))) == 2
+
+
+def test_a_metric_that_is_missing_is_told():
+    plugin = SchedulersPlugin(name="reduce_lr_on_plateau")
+    with pytest.raises(ValueError, match="needs an eval_dataset"):
+        seen_in(new_trainer(plugins=[plugin]), eval_dataset=None)
+    with pytest.raises(ValueError, match="accuracy"):
+        seen_in(new_trainer(plugins=[plateau()]))
+
+
+def test_a_second_run_goes_by_its_own_values():
+    trainer = new_trainer(Accuracy(), plugins=[plateau()])
+    seen_in(trainer, 1)
+    trainer.train(data(), 1, eval_dataset=data(8), reset_run_history=False)
+    assert trainer.optimizer.param_groups[0]["lr"] == 0.01  # one value each, and so no worse one
+
+
+class Told(SchedulerBase):
+    def get_updated_values(self, num_updates):
+        return [lr / (1 + num_updates) for lr in self.base_lr_values]
+
+
+def test_a_schedule_that_keeps_no_count_is_told_the_number_of_updates():
+    trainer = new_trainer(plugins=[SchedulersPlugin()])
+    found = seen_in(trainer, "5 updates", create_scheduler_fn=Told)
+    assert [first for first, _ in found] == [0.01 / (1 + n) for n in range(5)]
