@@ -2,6 +2,7 @@
 
 from pa_schedulers.base import SchedulerBase, StatefulSchedulerBase
 from pa_schedulers.catalogue import create_schedule, schedule_names
+from pa_schedulers.finder import LearningRateResult, find_learning_rate
 from pa_schedulers.phases import (
     ConstantLrScheduler,
     CosineLrScheduler,
@@ -16,6 +17,7 @@ from pa_schedulers.wsd_checkpoint import WSDCheckpointCallback
 __all__ = [
     "ConstantLrScheduler",
     "CosineLrScheduler",
+    "LearningRateResult",
     "LinearLrScheduler",
     "PhasedLrScheduler",
     "SchedulerBase",
@@ -26,6 +28,7 @@ __all__ = [
     "create_schedule",
     "draw_schedule",
     "estimate_checkpoint_steps",
+    "find_learning_rate",
     "plot_schedule",
     "schedule_names",
     "schedule_values",

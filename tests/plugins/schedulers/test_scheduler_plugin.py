@@ -102,6 +102,16 @@ def test_constant_is_the_peak_after_its_warmup():
     assert found == [0, 0.25, 0.5, 0.75] + [1.0] * 27
 
 
+def test_noise_lies_where_settings_put_it():
+    calm = rates(plugins=[SchedulersPlugin(name="linear")])
+    plugin = SchedulersPlugin(name="linear", noise_range=["1 epoch", 0.5], noise_pct=0.2)
+    noisy = rates(plugins=[plugin])
+    assert noisy[:10] == calm[:10]
+    assert all(got != want for got, want in zip(noisy[10:15], calm[10:15], strict=True))
+    assert noisy[10:15] == pytest.approx(calm[10:15], rel=0.2)
+    assert noisy[15:] == calm[15:]
+
+
 def test_the_cooldown_holds_the_minimum():
     found = rates(plugins=[SchedulersPlugin(name="linear", cooldown="1 epoch", min_lr_ratio=0.1)])
     assert found == pytest.approx([1 - 0.9 * n / 20 for n in range(20)] + [0.1] * 11)

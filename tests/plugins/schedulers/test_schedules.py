@@ -65,6 +65,49 @@ def test_the_values_are_those_of_transformers_where_both_mean_the_same(warmup):
             assert got == pytest.approx(want, abs=1e-12)
 
 
+@pytest.mark.parametrize("noise", [None, 20, (15, 35)])
+@pytest.mark.parametrize("k", [1.0, 1.5])
+def test_the_cosine_is_that_of_timm_where_both_mean_the_same(k, noise):
+    from timm.scheduler import CosineLRScheduler
+
+    target, optimizer = sgd(0.3, 0.05), sgd(0.3, 0.05)
+    reference = CosineLRScheduler(
+        target,
+        t_initial=35,
+        lr_min=1e-3,
+        warmup_t=10,
+        warmup_lr_init=1e-4,
+        warmup_prefix=True,
+        k_decay=k,
+        noise_range_t=noise,
+        noise_pct=0.5,
+        noise_std=0.8,
+        noise_seed=7,
+        t_in_epochs=False,
+    )
+    expected: list[list[float]] = [[], []]
+    for n in range(51):
+        for values, group in zip(expected, target.param_groups, strict=True):
+            values.append(group["lr"])
+        reference.step_update(n + 1)
+    scheduler = CosineLrScheduler(
+        optimizer,
+        total_num_epochs=50,
+        num_update_steps_per_epoch=1,
+        k_decay=k,
+        lr_min=1e-3,
+        num_warmup_epochs=10,
+        warmup_starting_lr=1e-4,
+        num_cooldown_epochs=5,
+        noise_range=noise,
+        noise_pct=0.5,
+        noise_std=0.8,
+        noise_seed=7,
+    )
+    for got, want in zip(run(optimizer, scheduler, 50), expected, strict=True):
+        assert got == pytest.approx(want, rel=1e-12)
+
+
 @pytest.mark.parametrize("k", [1.0, 1.5])
 def test_the_cosine_follows_its_formula_through_all_phases(k):
     optimizer = sgd(1.0, 0.01)
@@ -219,6 +262,8 @@ def test_a_learning_rate_in_a_tensor_stays_the_same_tensor():
         ({"num_warmup_epochs": -1}, "num_warmup_epochs must not be negative"),
         ({"total_num_epochs": 0}, "at least one update"),
         ({"k_decay": 0.0}, "k_decay must be positive"),
+        ({"noise_pct": 0.0}, "noise_pct must be positive"),
+        ({"noise_std": -1.0}, "noise_std must not be negative"),
     ],
 )
 def test_arguments_that_make_no_schedule_are_refused(arguments, message):

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.optim import SGD
 
-from pa_core import TrainerPlaceholderValues
+from pa_core import TrainerCallback, TrainerPlaceholderValues
 from pa_schedulers import (
     CosineLrScheduler,
     SchedulersPlugin,
@@ -231,6 +231,24 @@ def test_states_before_and_files_after_each_decay_are_saved(tmp_path):
         assert rest == whole[step:]
         again = {path.name for path in (tmp_path / f"again_{step}").iterdir()}
         assert again == {name for name in names if int(name.split("_")[1]) > step}
+
+
+def test_accumulated_micro_batches_save_no_state_twice(tmp_path):
+    saved = []
+
+    class Saves(TrainerCallback):
+        def on_save_training_state(self, trainer, state_dir):
+            saved.append(trainer.updates)
+
+    trainer = new_trainer(WSDCheckpointCallback(tmp_path), Saves(), plugins=())
+    create = WSDLrScheduler.create_scheduler_fn(lr_min=0.0, decay_phase_ratio=0.5)
+    found = seen_in(trainer, 2, create_scheduler_fn=create, gradient_accumulation_steps=3)
+    assert len(found) == 8
+    assert saved == [4]
+    assert {path.name for path in tmp_path.iterdir()} == {
+        "checkpoint_4_wsd_pre_decay",
+        "checkpoint_8_wsd_post_decay.pt",
+    }
 
 
 def continuation(folder: Path, checkpoint: Path, plugins=()):

@@ -1,0 +1,114 @@
+"""Train for a while and leave no trace of it."""
+
+from __future__ import annotations
+
+import random
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from copy import deepcopy
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Generator, Tensor, nn
+
+if TYPE_CHECKING:
+    from pa_core import Trainer
+
+
+@contextmanager
+def left_as_it_is(trainer: Trainer, data: Any = None) -> Iterator[None]:
+    """Put back what training within changes: model, optimizer, scaler, random generators.
+
+    Args:
+        trainer: whose they are.
+        data: a dataset or loader, whose own generators are put back, too.
+    """
+    with ExitStack() as stack:
+        stack.enter_context(_generators(trainer.device, data))
+        stack.enter_context(_model(trainer.get_model(keep_torch_compile=False)))
+        if trainer.optimizer is not None:
+            stack.enter_context(_optimizer(trainer.optimizer))
+        if trainer._accelerator.scaler is not None:
+            stack.enter_context(_scaler(trainer._accelerator.scaler))
+        yield
+
+
+@contextmanager
+def _model(model: nn.Module) -> Iterator[None]:
+    """Keep a copy on the CPU, where it takes no memory of the device."""
+    modes = [(module, module.training) for module in model.modules()]
+    parameters = [(p, p.detach().to("cpu", copy=True), p.grad) for p in model.parameters()]
+    buffers = [
+        (module, name, buffer, None if buffer is None else buffer.detach().to("cpu", copy=True))
+        for module in model.modules()
+        for name, buffer in module._buffers.items()
+    ]
+    for parameter in model.parameters():
+        parameter.grad = None
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for parameter, value, gradient in parameters:
+                parameter.copy_(value)
+                parameter.grad = gradient
+            for module, name, buffer, saved in buffers:
+                module._buffers[name] = buffer  # a module may have put a new tensor in its place
+                if buffer is not None and saved is not None:
+                    buffer.copy_(saved)
+        for module, training in modes:
+            module.training = training
+
+
+@contextmanager
+def _optimizer(optimizer: Any) -> Iterator[None]:
+    """Let the optimizer work on copies of its state, and put the originals back."""
+    inner = getattr(optimizer, "optimizer", optimizer)  # (accelerate's has the real one inside)
+    attributes = dict(vars(inner))
+    groups = list(inner.param_groups)
+    values = [[(key, value, _copy(value)) for key, value in group.items()] for group in groups]
+    state = {parameter: deepcopy(values) for parameter, values in inner.state.items()}
+    inner.state = defaultdict(dict, state)
+    try:
+        yield
+    finally:
+        vars(inner).clear()
+        vars(inner).update(attributes)
+        for group, saved in zip(groups, values, strict=True):
+            group.clear()
+            for key, value, before in saved:
+                if isinstance(value, Tensor):
+                    value.copy_(before)  # the very tensor that a compiled optimizer reads
+                group[key] = value
+
+
+def _copy(value: Any) -> Any:
+    return value.clone() if isinstance(value, Tensor) else value
+
+
+@contextmanager
+def _scaler(scaler: Any) -> Iterator[None]:
+    values = {name: _copy(value) for name, value in vars(scaler).items()}
+    try:
+        yield
+    finally:
+        vars(scaler).clear()
+        vars(scaler).update(values)
+
+
+@contextmanager
+def _generators(device: torch.device, data: Any) -> Iterator[None]:
+    python, array = random.getstate(), np.random.get_state()
+    sampler = getattr(data, "sampler", None)
+    own = [getattr(part, "generator", None) for part in (data, sampler)]
+    states = [(g, g.get_state()) for g in own if isinstance(g, Generator)]
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        try:
+            yield
+        finally:
+            random.setstate(python)
+            np.random.set_state(array)
+            for generator, state in states:
+                generator.set_state(state)
