@@ -119,5 +119,7 @@ class AccumulationWindow:
             return samples
         gradients = [p.grad for p in parameters if p.grad is not None]
         if gradients:
-            torch._foreach_mul_(gradients, reference * processes / total)
+            factor = reference * processes / torch.as_tensor(total, dtype=torch.float32)
+            # Of no items at all there is no gradient.
+            torch._foreach_mul_(gradients, torch.where(factor.isfinite(), factor, 0.0))
         return samples

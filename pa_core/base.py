@@ -71,6 +71,10 @@ class TrainerBase:
         self.plugins = PluginManager(Defaults())
         limit = os.environ.get(LIMIT_BATCHES_ENV_VAR, "none")
         if limit.lower() != "none":
+            if not limit.isdecimal() or int(limit) < 1:
+                raise ValueError(
+                    f"{LIMIT_BATCHES_ENV_VAR} must be a positive integer, not {limit!r}"
+                )
             self.plugins.register(LimitBatchesCallback(int(limit)), "limit_batches:environment")
         for name, plugin, source in build_plugins(settings, callbacks=callbacks, plugins=plugins):
             self.plugins.register(plugin, name, source)
@@ -264,11 +268,13 @@ class TrainerBase:
     def load_training_state(self, input_dir: str | Path) -> dict[str, Any]:
         """Load a state of `save_training_state` outside a run; `train` resumes by itself.
 
+        For evaluating and predicting, neither an optimizer nor the run's schedule is needed.
+
         Returns:
             Its ``checkpoint_kwargs``, and ``current_epoch``.
         """
         snapshot = Snapshot(input_dir, self._engine.rank)
-        snapshot.restore_training(self._trainer)
+        snapshot.restore_training(self._trainer, in_run=False)
         snapshot.restore_plugins(self._trainer)
         return snapshot.metadata
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, SupportsIndex
 
 from torch import Tensor, nn
 
@@ -37,12 +37,15 @@ def check_model_and_optimizer(
     if foreign:
         raise ValueError(
             f"The optimizer holds {foreign} parameters that aren't the model's. Create it from "
-            f"{type(model).__name__}'s own: {type(optimizer).__name__}(model.parameters(), …)"
+            f"{type(model).__name__}'s own: {type(optimizer).__name__}(model.parameters(), …). A "
+            "loss with parameters belongs into a module together with the model, so that they are "
+            "moved, reduced and saved like all others"
         )
 
 
 def check_train_arguments(
     *,
+    train_dataset: Any,
     num_epochs: int | str | Duration,
     per_device_batch_size: int,
     gradient_accumulation_steps: int,
@@ -55,13 +58,15 @@ def check_train_arguments(
     Raises:
         ValueError: naming the argument, its value and what would be right.
     """
+    if train_dataset is None:
+        raise ValueError("train() needs a dataset, and got None")
     Duration.parse(num_epochs)
     for name, number in (
         ("per_device_batch_size", per_device_batch_size),
         ("gradient_accumulation_steps", gradient_accumulation_steps),
         ("max_num_train_steps", max_num_train_steps),
     ):
-        if number is not None and (not isinstance(number, int) or number < 1):
+        if number is not None and (not isinstance(number, SupportsIndex) or int(number) < 1):
             raise ValueError(f"{name} must be a positive integer, not {number!r}")
     for name, bound in (
         ("gradient_clip_value", gradient_clip_value),
@@ -71,6 +76,19 @@ def check_train_arguments(
             raise ValueError(f"{name} must be a positive number, not {bound!r}")
     if gradient_clip_value is not None and gradient_clip_norm is not None:
         raise ValueError("Clip by gradient_clip_value or by gradient_clip_norm, not by both")
+
+
+def check_predict_arguments(dataloader_kwargs: Mapping[str, Any] | None) -> None:
+    """See that every sample is predicted, in the dataset's order.
+
+    Raises:
+        ValueError: naming the argument that would change that.
+    """
+    for name in ("shuffle", "drop_last", "sampler", "batch_sampler"):
+        if (dataloader_kwargs or {}).get(name):
+            raise ValueError(
+                f"predict() gives every sample's outputs in the dataset's order: leave out {name}"
+            )
 
 
 def check_batch_output(output: Any, method: str) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import islice
+from numbers import Integral
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -316,8 +317,12 @@ def create_dataloader(
         return data
     kwargs = dict(kwargs)
     batch_size = kwargs.get("batch_size", 1)
-    if batch_size is not None and (not isinstance(batch_size, int) or batch_size < 1):
+    if batch_size is None and not {"sampler", "batch_sampler"} & kwargs.keys():
+        raise ValueError(f"The {purpose} batch size must be given, and is None")
+    if batch_size is not None and (not isinstance(batch_size, Integral) or batch_size < 1):
         raise ValueError(f"The {purpose} batch size must be a positive integer, not {batch_size!r}")
+    if batch_size is not None:
+        kwargs["batch_size"] = int(batch_size)  # NumPy's integers overflow
     if isinstance(data, IterableDataset) or kwargs.get("sampler") or kwargs.get("batch_sampler"):
         # Workers that live on have generators that no key reaches.
         kwargs["persistent_workers"] = False

@@ -26,9 +26,12 @@ class Defaults:
 
     @hookimpl(trylast=True)
     def create_accelerator(self, trainer: Trainer) -> Accelerator:
-        # accelerate keeps one state per process: without this, a trainer would silently train in
-        # the precision of the one before it, or be refused another.
-        AcceleratorState._reset_state()
+        # accelerate keeps one state per process, which all accelerators look at: without one of its
+        # own, a trainer would silently train in the precision of the one made last.
+        if isinstance(AcceleratorState._shared_state, dict):
+            AcceleratorState._shared_state = {}
+        else:  # on TPUs
+            AcceleratorState._reset_state()
         return Accelerator(**trainer.accelerator_kwargs)
 
     @hookimpl(trylast=True)

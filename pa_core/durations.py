@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, SupportsFloat
 
 from pydantic_core import CoreSchema, core_schema
 
@@ -75,8 +75,8 @@ class Duration:
         """
         if isinstance(value, Duration):
             return value
-        if isinstance(value, int | float) and not isinstance(value, bool):
-            duration = cls(value, default_unit)
+        if isinstance(value, SupportsFloat) and not isinstance(value, bool | str):
+            duration = cls(value.item() if hasattr(value, "item") else value, default_unit)
         else:
             duration = cls._parse_text(value)
         if not 0 < duration.value < math.inf:

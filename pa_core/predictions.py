@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
-from accelerate.utils import send_to_device
+from accelerate.utils import find_batch_size, send_to_device
 from torch import Tensor
 
 from pa_core.data import KeyedDataLoader, batches
@@ -23,41 +24,61 @@ def collect_predictions(trainer: Trainer, loader: Any) -> Any:
         Tensors joined along the samples; lists joined as lists.
     """
     engine = trainer._engine
-    parts: list[tuple[int, Any]] = []
+    parts: list[tuple[int, int, Any]] = []
     for step, batch in enumerate(batches(loader, seed=trainer.seed, epoch=1)):
         if type(batch) is Share:
             if batch.is_spare:
                 break
             batch = batch.batch
         outputs = trainer.calculate_predictions(engine.move(batch))
-        place = step * engine.num_processes + engine.rank
         if isinstance(loader, KeyedDataLoader):
-            place = loader.batch_sampler.local_slice(step).start
-        parts.append((place, send_to_device(outputs, "cpu")))
+            place = loader.batch_sampler.local_slice(step)
+            start, size = place.start, place.stop - place.start
+        else:
+            start, size = step * engine.num_processes + engine.rank, find_batch_size(batch)
+        parts.append((start, size, send_to_device(outputs, "cpu")))
     gathered = [part for process in engine.gather_objects(parts) for part in process]
-    return join([outputs for _, outputs in sorted(gathered, key=lambda part: part[0])])
+    gathered.sort(key=lambda part: part[0])
+    return join([outputs for *_, outputs in gathered], [size for _, size, _ in gathered])
 
 
-def join(parts: list[Any]) -> Any:
+def join(parts: list[Any], sizes: list[int]) -> Any:
     """Join the outputs of batches: tensors along their first dimension, containers by entry.
 
-    Where the other dimensions differ, the result is a list with one tensor per sample.
+    A list as long as its batch has an entry for each sample; any other one has an entry for each
+    output, like a tuple. Where the tensors' other dimensions differ, the result is a list with one
+    tensor per sample.
+
+    Args:
+        parts: the outputs of each batch.
+        sizes: how many samples each batch has.
 
     Raises:
+        TypeError: for what has no entry for each sample.
         ValueError: where there are none.
 
-    >>> join([(torch.zeros(2, 3), ["a", "b"]), (torch.ones(1, 3), ["c"])])[1]
+    >>> join([(torch.zeros(2, 3), ["a", "b"]), (torch.ones(1, 3), ["c"])], [2, 1])[1]
     ['a', 'b', 'c']
     """
     if not parts:
         raise ValueError("The data gave no batch to predict")
     first = parts[0]
-    if isinstance(first, Tensor):
+    if first is None:
+        return None
+    if isinstance(first, np.ndarray):
+        return join([torch.from_numpy(part) for part in parts], sizes)
+    if isinstance(first, Tensor) and first.ndim:
         if all(part.shape[1:] == first.shape[1:] for part in parts):
             return torch.cat(parts)
         return [sample for part in parts for sample in part]
     if isinstance(first, Mapping):
-        return {key: join([part[key] for part in parts]) for key in first}
-    if isinstance(first, tuple):
-        return tuple(join(list(entries)) for entries in zip(*parts, strict=True))
-    return [sample for part in parts for sample in part]
+        return {key: join([part[key] for part in parts], sizes) for key in first}
+    if isinstance(first, list) and [len(part) for part in parts] == sizes:
+        return [sample for part in parts for sample in part]
+    if isinstance(first, list | tuple):
+        joined = [join(list(entries), sizes) for entries in zip(*parts, strict=True)]
+        return joined if isinstance(first, list) else tuple(joined)
+    raise TypeError(
+        f"A batch's predictions must have the samples as their first dimension; this is "
+        f"{'a tensor of one number' if isinstance(first, Tensor) else type(first).__name__}"
+    )

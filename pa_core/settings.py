@@ -158,6 +158,9 @@ def build_plugins(
         SettingsError: every mistake at once, each with file, table, key and what would be right.
         PluginLoadError: for a class given in code that can't be built.
     """
+    for argument, given in (("callbacks", callbacks), ("plugins", plugins)):
+        if given is not None and (isinstance(given, str) or not isinstance(given, Iterable)):
+            raise TypeError(f"{argument} must be a list, not {given!r}: write [{given!r}]")
     builder = _Builder(settings, in_code=plugins is not None)
     items = list(settings.plugins if plugins is None else plugins)
     builder.check_disabled()

@@ -179,8 +179,13 @@ class Snapshot:
     def _decode(self, name: str) -> Any:
         return decode(self._state[name], self._tensors)
 
-    def restore_training(self, trainer: Trainer) -> None:
+    def restore_training(self, trainer: Trainer, *, in_run: bool = True) -> None:
         """Put back model, scaler, optimizer, schedule, history and position, in this order.
+
+        Args:
+            trainer: what to put them back in.
+            in_run: whether the run goes on, which takes the schedule. Without one there may be none
+                yet, and evaluating needs none.
 
         Raises:
             TrainingStateError: where the state is of another model or optimizer, before anything
@@ -192,13 +197,13 @@ class Snapshot:
         )
         _check_same_model(model, weights, self.directory)
         saved, present = self._state["parameters"], _parameter_names(trainer)
-        if saved != present:
+        if saved != present and (in_run or trainer.optimizer is not None):
             raise TrainingStateError(
                 f"{self.directory} was saved with an optimizer over other parameters: "
                 + _difference(_flat(saved), _flat(present))
             )
         schedule = self._decode("scheduler")
-        if (schedule is None) != (trainer.scheduler is None):
+        if in_run and (schedule is None) != (trainer.scheduler is None):
             raise TrainingStateError(
                 f"{self.directory} was saved {'without' if schedule is None else 'with'} a "
                 f"scheduler, but this run has {'one' if schedule is None else 'none'}"
@@ -207,9 +212,10 @@ class Snapshot:
         scaler = trainer._accelerator.scaler
         if scaler is not None and self._state["scaler"] is not None:
             scaler.load_state_dict(self._decode("scaler"))
-        trainer.optimizer.load_state_dict(self._decode("optimizer"))
+        if trainer.optimizer is not None:
+            trainer.optimizer.load_state_dict(self._decode("optimizer"))
         # Last of the three: making a schedule has set the optimizer's learning rate.
-        if trainer.scheduler is not None:
+        if trainer.scheduler is not None and schedule is not None:
             trainer.scheduler.load_state_dict(schedule)
         history = self._decode("run_history")
         if hasattr(trainer.run_history, "load_state_dict"):
@@ -308,6 +314,8 @@ def _parameter_names(trainer: Trainer) -> list[list[str]]:
     """Names of the optimizer's parameters, a list per group."""
     model = trainer.get_model(keep_torch_compile=False)
     names = {id(parameter): name for name, parameter in model.named_parameters()}
+    if trainer.optimizer is None:
+        return []
     return [
         [names.get(id(parameter), "?") for parameter in group["params"]]
         for group in trainer.optimizer.param_groups

@@ -282,7 +282,8 @@ class LossTracker:
         self._total = _on_device(self._total, device)
         if isinstance(items, Tensor):
             self._count = _on_device(self._count, device) + items
-            self._total += items * _on_device(loss, device)
+            share = items * _on_device(loss, device)
+            self._total += torch.where(items > 0, share, 0.0)  # the mean of no items is NaN
         elif items:
             self._count += items
             self._total.add_(loss, alpha=items)

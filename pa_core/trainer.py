@@ -18,7 +18,12 @@ from torch import Tensor
 from pa_core.agreement import Agreement
 from pa_core.base import TrainerBase
 from pa_core.callbacks import get_default_callbacks
-from pa_core.checks import check_batch_output, check_model_and_optimizer, check_train_arguments
+from pa_core.checks import (
+    check_batch_output,
+    check_model_and_optimizer,
+    check_predict_arguments,
+    check_train_arguments,
+)
 from pa_core.data import KeyedDataLoader, batches, num_batches, with_last
 from pa_core.errors import StopTrainingError
 from pa_core.modes import modes_kept
@@ -228,6 +233,7 @@ class Trainer(TrainerBase):
         if self._in_run:
             raise RuntimeError("train() was called within a run of the same Trainer")
         check_train_arguments(
+            train_dataset=train_dataset,
             num_epochs=num_epochs,
             per_device_batch_size=per_device_batch_size,
             gradient_accumulation_steps=gradient_accumulation_steps,
@@ -320,6 +326,7 @@ class Trainer(TrainerBase):
             What `calculate_predictions` returns, its batches joined: a tensor ``(samples, …)``, or
             a tuple or dict of them; a list with one entry per sample where shapes differ.
         """
+        check_predict_arguments(dataloader_kwargs)
         given = self.eval_dataset, self.collate_fn
         self.eval_dataset, self.collate_fn = dataset, collate_fn or self.collate_fn
         try:
@@ -487,7 +494,7 @@ class Trainer(TrainerBase):
                 self.scheduler_step()
         self.optimizer_zero_grad()
         position.updates += 1
-        position.samples += samples
+        position.samples += int(samples)
         position.seconds = time.monotonic() - self._clock
         self._is_between_updates = True
         if not skip and hooks.on_optimizer_step_end is not None:
@@ -534,8 +541,9 @@ class Trainer(TrainerBase):
 
     def _log_progress(self) -> None:
         """Record the epoch's mean training loss so far and the learning rate."""
-        sums = self._engine.sum(self._loss_tracker.sums(self.device)).tolist()
-        self.run_history.update_metric("train_loss", sums[0] / sums[1])
+        total, count = self._engine.sum(self._loss_tracker.sums(self.device)).tolist()
+        if count:
+            self.run_history.update_metric("train_loss", total / count)
         self.run_history.update_metric("learning_rate", self.optimizer.param_groups[0]["lr"])
 
     def _restore_again(self) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -152,3 +153,106 @@ def test_a_nan_in_an_evaluation_is_told():
     trainer.evaluate(tiny_data(8))
     assert len(stops) == 1
     assert "NaN" in stops[0]
+
+
+def test_predictions_may_be_lists_of_outputs_or_of_samples_and_hold_nothing():
+    class Outputs(Trainer):
+        def calculate_predictions(self, batch):
+            outputs = self.model(batch[0])
+            texts = [str(row.argmax().item()) for row in outputs]
+            return {"both": [outputs, 2 * outputs], "texts": texts, "cache": None}
+
+    predictions = make(trainer_class=Outputs).predict(tiny_data(10), 4)
+    first, second = predictions["both"]
+    assert first.shape == (10, 3)
+    assert torch.equal(second, 2 * first)
+    assert predictions["texts"] == [str(row.argmax().item()) for row in first]
+    assert predictions["cache"] is None
+
+
+@pytest.mark.parametrize("option", [{"shuffle": True}, {"drop_last": True}])
+def test_predict_refuses_what_would_leave_out_or_reorder_samples(option):
+    with pytest.raises(ValueError, match="in the dataset's order: leave out"):
+        make().predict(tiny_data(4), 4, option)
+
+
+def test_a_prediction_for_the_batch_as_a_whole_is_told():
+    class Mean(Trainer):
+        def calculate_predictions(self, batch):
+            return self.model(batch[0]).mean()
+
+    with pytest.raises(TypeError, match="samples as their first dimension.* one number"):
+        make(trainer_class=Mean).predict(tiny_data(4))
+
+
+def test_two_trainers_that_are_alive_keep_their_precision():
+    half, full = make(mixed_precision="bf16"), make()
+    half.train(tiny_data(8), 1)
+    assert half.run_config.mixed_precision == "bf16"
+    full.train(tiny_data(8), 1)
+    assert full.run_config.mixed_precision == "no"
+
+
+def test_a_window_without_items_leaves_the_weights_as_they_are():
+    class Tokens(Trainer):
+        def calculate_train_batch_loss(self, batch):
+            outputs = self.model(batch[0])
+            items = torch.tensor(0 if self.updates == 1 else len(batch[0]))
+            loss = nn.functional.cross_entropy(outputs, batch[1]) if items else outputs.sum() * 0
+            return {
+                "loss": loss,
+                "model_outputs": outputs,
+                "batch_size": len(outputs),
+                "num_items_in_batch": items,
+            }
+
+    trainer = make(trainer_class=Tokens)
+    trainer.train(tiny_data(32), 1, per_device_batch_size=4, gradient_accumulation_steps=2)
+    assert trainer.updates == 4
+    assert all(value.isfinite().all() for value in trainer.get_model().state_dict().values())
+
+
+def test_numbers_of_numpy_are_numbers(tmp_path):
+    class Sized(Trainer):
+        def calculate_train_batch_loss(self, batch):
+            output = super().calculate_train_batch_loss(batch)
+            return output | {"batch_size": np.int64(len(batch[0]))}
+
+    trainer = make(trainer_class=Sized)
+    trainer.train(tiny_data(8), np.int64(2), per_device_batch_size=np.int64(4))
+    assert trainer.updates == 4
+    trainer.save_training_state(tmp_path / "state")
+
+
+def test_a_state_is_loaded_for_evaluation_without_the_runs_schedule_or_optimizer(tmp_path):
+    def schedule(optimizer):
+        return torch.optim.lr_scheduler.StepLR(optimizer, 1)
+
+    trained = make()
+    trained.train(tiny_data(8), 1, create_scheduler_fn=schedule)
+    trained.save_training_state(tmp_path / "state")
+    fresh = Trainer(tiny_model(), nn.CrossEntropyLoss(), None, callbacks=(), plugins=())
+    fresh.load_training_state(tmp_path / "state")
+    assert torch.equal(fresh.predict(tiny_data(4)), trained.predict(tiny_data(4)))
+
+
+@pytest.mark.parametrize(
+    ("mistake", "message"),
+    [
+        (lambda: make().train(None, 1), "train.. needs a dataset"),
+        (
+            lambda: make().train(tiny_data(4), 1, train_dataloader_kwargs={"batch_size": None}),
+            "batch size must be given",
+        ),
+        (lambda: make(callbacks="metrics"), "callbacks must be a list"),
+    ],
+)
+def test_arguments_that_make_no_sense_are_told(mistake, message):
+    with pytest.raises((ValueError, TypeError), match=message):
+        mistake()
+
+
+def test_a_limit_in_the_environment_that_is_no_number_is_told(monkeypatch):
+    monkeypatch.setenv("PT_ACC_LIMIT_BATCHES", "two")
+    with pytest.raises(ValueError, match="PT_ACC_LIMIT_BATCHES must be a positive integer"):
+        make()
