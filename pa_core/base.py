@@ -394,12 +394,12 @@ class TrainerBase:
     ) -> TrainerRunConfig:
         """Work out the sizes of a run: how many updates an epoch and the run will have."""
         processes = self._engine.num_processes
-        train_batch = (
+        train_batch = int(
             getattr(self._train_dataloader, "batch_size", None)  # of a ready loader, its own
             or (self._train_dl_kwargs or {}).get("batch_size")
             or per_device_batch_size
         )
-        eval_batch = (self._eval_dl_kwargs or {}).get("batch_size") or train_batch
+        eval_batch = int((self._eval_dl_kwargs or {}).get("batch_size") or train_batch)
         loader = self._train_dataloader
         length = 0 if loader is None else num_batches(loader, self.train_batch_limit)
         per_epoch = None if length is None else math.ceil(length / gradient_accumulation_steps)
