@@ -1,8 +1,10 @@
 """Every schedule by name has the values of the original, in a real run and resumed within it."""
 
+import re
 import warnings
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -356,6 +358,13 @@ def test_all_names_are_tested_here():
     tested |= {f"transformers/{name}" for name in TRANSFORMERS}
     classes = {schedule.__name__ for schedule in torch_schedules().values()}
     assert set(schedule_names()) - classes == tested - classes
+
+
+def test_the_documentations_table_has_all_names():
+    page = (Path(__file__).parents[3] / "docs" / "schedulers.md").read_text()
+    section = page.partition("## Names")[2].partition("## ")[0]
+    rows = [line.split("|")[1] for line in section.splitlines() if line.startswith("| `")]
+    assert sorted(re.findall(r"`(.+?)`", " ".join(rows))) == sorted(schedule_names())
 
 
 @pytest.mark.parametrize(
