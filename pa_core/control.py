@@ -14,13 +14,14 @@ class Requests:
         stop_reason: why the run is to stop; None while nobody has asked.
         evaluate: whether to evaluate in the middle of the epoch.
         log: whether to log the metrics.
-        saves: the directories to save a training state to, each once, in order.
+        saves: the directories to save a training state to, each once, in order; and for each
+            whether the run ends where that fails.
     """
 
     stop_reason: str | None = None
     evaluate: bool = False
     log: bool = False
-    saves: list[Path] = field(default_factory=list)
+    saves: dict[Path, bool] = field(default_factory=dict)
 
     def __bool__(self) -> bool:
         return self.stop_reason is not None or self.evaluate or self.log or bool(self.saves)
@@ -31,7 +32,8 @@ class Requests:
             self.stop_reason = other.stop_reason
         self.evaluate |= other.evaluate
         self.log |= other.log
-        self.saves += [path for path in other.saves if path not in self.saves]
+        for path, must in other.saves.items():
+            self.saves[path] = must or self.saves.get(path, False)
 
 
 class TrainerControl:
@@ -80,14 +82,16 @@ class TrainerControl:
         """
         self._of(everywhere).evaluate = True
 
-    def save(self, state_dir: str | Path, *, everywhere: bool = False) -> None:
+    def save(self, state_dir: str | Path, *, everywhere: bool = False, must: bool = True) -> None:
         """Save a training state after this update.
 
         Args:
             state_dir: the directory that the state becomes.
             everywhere: every process asks for this at this update.
+            must: whether the run ends where the state can't be written, as on a full disk;
+                otherwise that is a warning.
         """
-        self._of(everywhere).add(Requests(saves=[Path(state_dir)]))
+        self._of(everywhere).add(Requests(saves={Path(state_dir): must}))
 
     def log(self, *, everywhere: bool = False) -> None:
         """Log the metrics after this update.
@@ -124,7 +128,7 @@ class TrainerControl:
     @property
     def save_requests(self) -> list[Path]:
         """The directories to save a training state to, each once, in order."""
-        return self.pending.saves
+        return list(self.pending.saves)
 
     @property
     def pending(self) -> Requests:

@@ -176,7 +176,13 @@ class KeyedDataset(Dataset[Any]):
         indices = batch.tolist()
         if self._fetch_many is not None:
             return self._fetch_many(indices)
-        return list(map(self.dataset.__getitem__, indices))
+        samples: list[Any] = []
+        try:
+            samples.extend(map(self.dataset.__getitem__, indices))
+        except Exception as error:
+            error.add_note(f"in sample {indices[len(samples)]} of {type(self.dataset).__name__}")
+            raise
+        return samples
 
 
 def _collate_here(samples: Any) -> Any:

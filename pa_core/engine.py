@@ -20,6 +20,7 @@ from accelerate.utils import send_to_device
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from pa_core.errors import OtherProcessError
 from pa_core.utils import remove_padding
 
 T = TypeVar("T")
@@ -214,7 +215,7 @@ class Engine:
         """Do something that may fail on one process: then it raises on all, and nobody waits.
 
         Raises:
-            RuntimeError: where it failed on another process; here, its own error.
+            OtherProcessError: where it failed on another process; here, its own error.
         """
         if self.num_processes == 1:
             return action()
@@ -227,7 +228,7 @@ class Engine:
         if error is not None:
             raise error
         if failures:
-            raise RuntimeError(f"Another process has failed: {failures[0]}")
+            raise OtherProcessError(f"Another process has failed: {failures[0]}")
         return result
 
     def wait(self) -> None:

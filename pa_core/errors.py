@@ -50,6 +50,10 @@ class TrainingStateError(PaCoreError):
     """A training state is damaged, doesn't fit, or can't be saved."""
 
 
+class OtherProcessError(PaCoreError, RuntimeError):
+    """Something has failed on another process, and so nobody does it."""
+
+
 def nearest(name: str, candidates: Iterable[str]) -> str:
     """A hint at the candidate that is most like `name`, or nothing.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import platform
 import subprocess
@@ -58,11 +59,13 @@ def _describe_plugin(trainer: Trainer, name: str) -> dict[str, Any]:
 
 
 def _as_json(value: Any) -> Any:
-    """TOML holds dates beside what JSON has."""
+    """TOML holds dates and infinities beside what JSON has."""
     if isinstance(value, dict):
         return {key: _as_json(item) for key, item in value.items()}
     if isinstance(value, list):
         return [_as_json(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
     return value if isinstance(value, str | int | float | bool) else str(value)
 
 

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from pa_core.codec import decode, decode_weights, encode, encode_weights
 from pa_core.data import KeyedDataLoader
-from pa_core.errors import TrainingStateError
+from pa_core.errors import OtherProcessError, TrainingStateError
 from pa_core.states import StateReader, StateWriter, newest_intact_state, tensor_bytes
 
 if TYPE_CHECKING:
@@ -95,6 +95,20 @@ def save_snapshot(trainer: Trainer, state_dir: str | Path, metadata: Mapping[str
         engine.together(commit)
 
 
+def try_to_save_snapshot(
+    trainer: Trainer, state_dir: str | Path, metadata: Mapping[str, Any]
+) -> None:
+    """Save as `save_snapshot` does, and only warn where the disk is full, gone or read-only."""
+    try:
+        save_snapshot(trainer, state_dir, metadata)
+    except (OSError, OtherProcessError) as error:
+        warnings.warn(
+            f"No training state was saved at {state_dir}: {error}. The run goes on, and states "
+            "saved before are as they were",
+            stacklevel=2,
+        )
+
+
 def _write(
     trainer: Trainer,
     writer: StateWriter,
@@ -159,25 +173,53 @@ def _state_manifest(trainer: Trainer) -> dict[str, Any]:
 class Snapshot:
     """A state that was read and verified, to be put back part by part.
 
+    All of it is understood before anything is put back.
+
     Raises:
-        TrainingStateError: where it is damaged.
+        TrainingStateError: where it is damaged, or not of this version's making.
     """
 
     def __init__(self, state_dir: str | Path, rank: int) -> None:
         self.reader = StateReader(state_dir)
         self.directory = Path(state_dir)
-        self._state = self.reader.read_json("state.json")
-        self._tensors = self.reader.read_tensors("state.safetensors")
-        process = f"process-{rank:05d}"
-        if f"{process}.json" not in self.reader:
-            process = "process-00000"  # more processes than there were: draws are keyed anyway
-        self._process = self.reader.read_json(f"{process}.json")
-        self._process_tensors = self.reader.read_tensors(f"{process}.safetensors")
-        self.position = Position(**self._state["position"])
-        self.metadata: dict[str, Any] = self._decode("metadata")
+        try:
+            self._read(rank)
+        except (LookupError, TypeError, ValueError, AttributeError, RecursionError) as error:
+            raise TrainingStateError(
+                f"{self.directory} isn't a state as this version writes them "
+                f"({type(error).__name__}: {error})"
+            ) from error
 
-    def _decode(self, name: str) -> Any:
-        return decode(self._state[name], self._tensors)
+    def _read(self, rank: int) -> None:
+        reader = self.reader
+        state, tensors = reader.read_json("state.json"), reader.read_tensors("state.safetensors")
+        self._parameters: list[list[str]] = state["parameters"]
+        self._parts = {
+            name: decode(state[name], tensors)
+            for name in ("optimizer", "scheduler", "scaler", "run_history")
+        }
+        self._weights = decode_weights(
+            reader.read_tensors("model.safetensors"), decode(state["weights"], tensors)
+        )
+        self.metadata: dict[str, Any] = decode(state["metadata"], tensors)
+        self.position = Position(**state["position"])
+        counted = (self.position.epoch, self.position.batch, self.position.updates)
+        if not all(type(number) is int for number in counted):
+            raise TypeError("the position is no number")
+        self._run: dict[str, Any] = reader.manifest["run"]
+        processes = self._run["num_processes"]
+        self._processes = [self._read_process(number) for number in range(processes)]
+        self._process = self._processes[rank if rank < processes else 0]
+
+    def _read_process(self, rank: int) -> dict[str, Any]:
+        name = f"process-{rank:05d}"
+        process = self.reader.read_json(f"{name}.json")
+        tensors = self.reader.read_tensors(f"{name}.safetensors")
+        return {
+            "generators": decode(process["generators"], tensors),
+            "loss": decode(process["loss"], tensors),
+            "plugins": {key: decode(value, tensors) for key, value in process["plugins"].items()},
+        }
 
     def restore_training(self, trainer: Trainer, *, in_run: bool = True) -> None:
         """Put back model, scaler, optimizer, schedule, history and position, in this order.
@@ -192,17 +234,15 @@ class Snapshot:
                 was changed.
         """
         model = trainer.get_model(keep_torch_compile=False)
-        weights = decode_weights(
-            self.reader.read_tensors("model.safetensors"), self._decode("weights")
-        )
+        weights = self._weights
         _check_same_model(model, weights, self.directory)
-        saved, present = self._state["parameters"], _parameter_names(trainer)
+        saved, present = self._parameters, _parameter_names(trainer)
         if saved != present and (in_run or trainer.optimizer is not None):
             raise TrainingStateError(
                 f"{self.directory} was saved with an optimizer over other parameters: "
                 + _difference(_flat(saved), _flat(present))
             )
-        schedule = self._decode("scheduler")
+        schedule = self._parts["scheduler"]
         if in_run and (schedule is None) != (trainer.scheduler is None):
             raise TrainingStateError(
                 f"{self.directory} was saved {'without' if schedule is None else 'with'} a "
@@ -210,28 +250,25 @@ class Snapshot:
             )
         model.load_state_dict(weights)
         scaler = trainer._accelerator.scaler
-        if scaler is not None and self._state["scaler"] is not None:
-            scaler.load_state_dict(self._decode("scaler"))
+        if scaler is not None and self._parts["scaler"] is not None:
+            scaler.load_state_dict(self._parts["scaler"])
         if trainer.optimizer is not None:
-            trainer.optimizer.load_state_dict(self._decode("optimizer"))
+            trainer.optimizer.load_state_dict(self._parts["optimizer"])
         # Last of the three: making a schedule has set the optimizer's learning rate.
         if trainer.scheduler is not None and schedule is not None:
             trainer.scheduler.load_state_dict(schedule)
-        history = self._decode("run_history")
         if hasattr(trainer.run_history, "load_state_dict"):
-            trainer.run_history.load_state_dict(history)
-        vars(trainer.position).update(self._state["position"])
+            trainer.run_history.load_state_dict(self._parts["run_history"])
+        vars(trainer.position).update(asdict(self.position))
+        trainer._is_between_updates = True
 
     def restore_plugins(self, trainer: Trainer) -> None:
         """Put back running loss, plugins' state and random generators, and tell the plugins.
 
         After the events that reset them: in a run, this comes later than `restore_training`.
         """
-        trainer._loss_tracker.load_state_dict(decode(self._process["loss"], self._process_tensors))
-        saved = {
-            name: decode(state, self._process_tensors)
-            for name, state in self._process["plugins"].items()
-        }
+        self._restore_loss(trainer)
+        saved = self._process["plugins"]
         stateful = trainer.plugins.state_dict()
         for name in sorted(set(saved) ^ set(stateful)):
             warnings.warn(
@@ -245,35 +282,69 @@ class Snapshot:
         )
         trainer._event("on_load_training_state", state_dir=self.directory)
         # Last of all, since whatever runs before may draw numbers.
-        generators = decode(self._process["generators"], self._process_tensors)
+        generators = self._process["generators"]
         random.setstate(generators["python"])
         np.random.set_state(generators["numpy"])
         torch.set_rng_state(generators["torch"])
         if trainer.device.type == "cuda" and "cuda" in generators:
             torch.cuda.set_rng_state(generators["cuda"], trainer.device)
 
-    def check_same_run(self, trainer: Trainer) -> None:
-        """Warn of differences that change the numbers; refuse those that lose the position.
+    def _restore_loss(self, trainer: Trainer) -> None:
+        """Put back the epoch's running loss, of which each process has its own part."""
+        if trainer._engine.num_processes == len(self._processes):
+            trainer._loss_tracker.load_state_dict(self._process["loss"])
+        elif trainer._engine.rank == 0:  # another number of processes: one of them has it all
+            parts = [process["loss"] for process in self._processes]
+            total = {name: sum(part[name] for part in parts) for name in parts[0]}
+            trainer._loss_tracker.load_state_dict(total)
+        else:
+            trainer._loss_tracker.reset()
+
+    def check_same_run(self, trainer: Trainer, *, strict: bool) -> None:
+        """Tell of differences that change the numbers; refuse those that lose the position.
+
+        Args:
+            trainer: of the run that is to go on.
+            strict: refuse every difference.
 
         Raises:
-            TrainingStateError: in the middle of an epoch of another dataset or batch size.
+            TrainingStateError: in the middle of an epoch, where its place has no meaning any more.
         """
         saved, present = self.reader.manifest, trainer.manifest
-        differences = [
-            f"{name} was {saved['run'].get(name)!r} and is {present['run'][name]!r}"
-            for name in present["run"]
-            if saved["run"].get(name) != present["run"][name]
-        ]
-        if saved["seed"] != present["seed"]:
-            differences.append(f"seed was {saved['seed']} and is {present['seed']}")
-        if not differences:
+        differences = _differences(saved, present)
+        lost = self._what_is_lost(trainer)
+        if not differences and lost is None:
             return
         text = f"{self.directory} is of a run that differs: " + ", ".join(differences)
-        sizes = ("dataset_length", "per_device_batch_size", "num_processes")
-        moved = any(saved["run"].get(name) != present["run"][name] for name in sizes)
-        if moved and self.position.phase == "train" and self.position.batch > 0:
-            raise TrainingStateError(f"{text}. Its place in the epoch has no meaning here")
+        if lost is not None:
+            raise TrainingStateError(f"{text}. {lost}")
+        if strict:
+            raise TrainingStateError(f"{text}. Allow that with strict=False")
         warnings.warn(text, stacklevel=2)
+
+    def _what_is_lost(self, trainer: Trainer) -> str | None:
+        """Why this run can't go on from the middle of an epoch; None where it can."""
+        if self.position.phase != "train" or self.position.batch == 0:
+            return None
+        before, now = self._run, trainer.manifest["run"]
+        if before["dataset_length"] != now["dataset_length"]:
+            return "Its place in the epoch has no meaning in another dataset"
+        sizes = [run["per_device_batch_size"] * run["num_processes"] for run in (before, now)]
+        if sizes[0] != sizes[1]:
+            return (
+                f"Its place in the epoch has no meaning with global batches of {sizes[1]} samples "
+                f"in place of {sizes[0]}: set per_device_batch_size so that they are the same"
+            )
+        if before["num_processes"] != now["num_processes"]:
+            first = self._processes[0]["plugins"]
+            for process in self._processes[1:]:
+                for name, state in process["plugins"].items():
+                    if not _same(first.get(name), state):
+                        return (
+                            f"The plugin {name!r} has another state on each process, which another "
+                            "number of them can't take: resume from a state of an epoch's end"
+                        )
+        return None
 
 
 def find_state(resume_from: str | Path, trainer: Trainer) -> Path | None:
@@ -308,6 +379,31 @@ def find_state(resume_from: str | Path, trainer: Trainer) -> Path | None:
     if found is None:
         raise TrainingStateError(f"{path} holds no training state")
     return found
+
+
+def _differences(saved: Mapping[str, Any], present: Mapping[str, Any]) -> list[str]:
+    """What of two manifests changes the numbers of a run."""
+    pairs = [(name, saved["run"].get(name), value) for name, value in present["run"].items()]
+    pairs.append(("seed", saved["seed"], present["seed"]))
+    plugins = [manifest["plugins"] for manifest in (saved, present)]
+    for name in sorted(set(plugins[0]) & set(plugins[1])):
+        settings = [manifest[name]["settings"] for manifest in plugins]
+        pairs.append((f"the settings of plugin {name!r}", *settings))
+        versions = [manifest[name]["version"] for manifest in plugins]
+        pairs.append((f"the version of plugin {name!r}", *versions))
+    packages = [manifest["packages"] for manifest in (saved, present)]
+    pairs += [
+        (f"the version of {name}", packages[0].get(name), packages[1].get(name))
+        for name in ("torch", "accelerate", "numpy")
+    ]
+    return [f"{name} was {before!r} and is {now!r}" for name, before, now in pairs if before != now]
+
+
+def _same(first: Any, second: Any) -> bool:
+    """Whether two states of a plugin are equal, bit for bit."""
+    tensors: tuple[dict[str, Tensor], dict[str, Tensor]] = {}, {}
+    texts = [encode(state, into, "") for state, into in zip((first, second), tensors, strict=True)]
+    return texts[0] == texts[1] and tensor_bytes(tensors[0]) == tensor_bytes(tensors[1])
 
 
 def _parameter_names(trainer: Trainer) -> list[list[str]]:

@@ -10,6 +10,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import platform
+import re
 import shutil
 import uuid
 import warnings
@@ -43,14 +45,15 @@ class StateWriter:
     """
 
     def __init__(self, target: str | Path) -> None:
-        self.target = Path(target)
+        self.target = Path(os.path.abspath(target))
+        recover_replaced(self.target.parent)
         if self.target.exists() and not (self.target / MANIFEST).is_file():
             if not self.target.is_dir() or any(self.target.iterdir()):
                 raise TrainingStateError(
                     f"{self.target} is there already and is no training state: it is left alone. "
                     "Name a directory that is new"
                 )
-        self.directory = self.target.with_name(f".tmp-{self.target.name}-{uuid.uuid4().hex[:8]}")
+        self.directory = _beside(self.target, "tmp")
 
     def __enter__(self) -> StateWriter:
         self.directory.mkdir(parents=True)
@@ -78,16 +81,23 @@ class StateWriter:
             for path in sorted(self.directory.rglob("*"))
             if path.is_file()
         }
-        content = {"format": FORMAT, **manifest, "files": files}
+        sequence = _next_sequence(self.target.parent)
+        content = {"format": FORMAT, "sequence": sequence, **manifest, "files": files}
         content["sha256"] = hashlib.sha256(_to_json(content)).hexdigest()
         self.write_json(MANIFEST, content)
         _flush_directory(self.directory)
         trash = None
         if self.target.exists():
-            trash = self.target.with_name(f".trash-{self.target.name}-{uuid.uuid4().hex[:8]}")
+            trash = _beside(self.target, "trash")
             os.rename(self.target, trash)
-        os.rename(self.directory, self.target)
+        try:
+            os.rename(self.directory, self.target)
+        except OSError:
+            if trash is not None:
+                os.rename(trash, self.target)
+            raise
         _flush_directory(self.target.parent)
+        _last_sequence[self.target.parent] = sequence
         if trash is not None:
             shutil.rmtree(trash, ignore_errors=True)
 
@@ -205,8 +215,80 @@ def find_states(folder: str | Path) -> list[Path]:
             manifest = read_manifest(path)
         except TrainingStateError:
             continue
-        found.append((manifest.get("saved_at", 0.0), path.name, path))
+        found.append((_sequence(manifest), path.name, path))
     return [path for *_, path in sorted(found, reverse=True)]
+
+
+def remove_state(state_dir: Path) -> None:
+    """Remove a state; interrupted, it leaves no half of one under its name."""
+    trash = _beside(state_dir, "trash")
+    os.rename(state_dir, trash)
+    shutil.rmtree(trash, ignore_errors=True)
+
+
+def recover_replaced(folder: Path) -> None:
+    """Put back states that were moved away for new ones which then never came."""
+    for path in folder.glob(".trash-*") if folder.is_dir() else ():
+        match = _LEFTOVER.fullmatch(path.name)
+        if match is None or (folder / match["name"]).exists() or _is_owned(match):
+            continue
+        if (path / MANIFEST).is_file() and not verify(path):
+            os.rename(path, folder / match["name"])
+
+
+def remove_leftovers(folder: Path) -> list[Path]:
+    """Remove what killed processes have left of states that they were writing or removing.
+
+    Returns:
+        What was removed. What a process that lives may still be writing stays.
+    """
+    recover_replaced(folder)
+    removed = []
+    for path in folder.glob(".t*-*") if folder.is_dir() else ():
+        match = _LEFTOVER.fullmatch(path.name)
+        if match is not None and not _is_owned(match):
+            shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink()
+            removed.append(path)
+    return removed
+
+
+_LEFTOVER = re.compile(r"\.(tmp|trash)-(?P<name>.+)-(?P<host>[0-9a-f]{6})-(?P<pid>\d+)-[0-9a-f]{8}")
+
+
+def _beside(path: Path, kind: str) -> Path:
+    """A name beside `path` that nobody else has, and that says whose it is."""
+    return path.with_name(f".{kind}-{path.name}-{_HOST}-{os.getpid()}-{uuid.uuid4().hex[:8]}")
+
+
+def _is_owned(match: re.Match[str]) -> bool:
+    """Whether the process that has made a leftover may still be at work on it."""
+    pid = int(match["pid"])
+    if match["host"] != _HOST or pid == os.getpid():
+        return True
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        pass
+    return True
+
+
+_HOST = hashlib.sha256(platform.node().encode()).hexdigest()[:6]
+_last_sequence: dict[Path, int] = {}
+
+
+def _next_sequence(folder: Path) -> int:
+    """A number above those of all states in a folder: clocks may be set back, this is not."""
+    if folder not in _last_sequence:
+        newest = find_states(folder)[:1]
+        _last_sequence[folder] = _sequence(read_manifest(newest[0])) if newest else 0
+    return _last_sequence[folder] + 1
+
+
+def _sequence(manifest: Mapping[str, Any]) -> int:
+    number = manifest.get("sequence")
+    return number if isinstance(number, int) else 0
 
 
 def newest_intact_state(folder: str | Path) -> Path | None:
@@ -218,7 +300,8 @@ def newest_intact_state(folder: str | Path) -> Path | None:
     Raises:
         TrainingStateError: where there are states and every one is damaged.
     """
-    folder = Path(folder)
+    folder = Path(os.path.abspath(folder))
+    recover_replaced(folder)
     candidates = find_states(folder)
     unreadable = [
         path
@@ -250,10 +333,10 @@ def save_file(path: str | Path, write: Callable[[Path], None]) -> None:
     """Let `write` make a file beside `path`, flush it, and put it in its place at once."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".tmp-{path.name}-{uuid.uuid4().hex[:8]}")
+    beside = _beside(path, "tmp")
     try:
         write(beside)
-        with open(beside, "rb") as file:
+        with open(beside, "r+b") as file:
             os.fsync(file.fileno())
         os.replace(beside, path)
     finally:

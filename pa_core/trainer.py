@@ -8,7 +8,7 @@ Each step is a method to override in a subclass, followed by the hook of the sam
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,7 +31,7 @@ from pa_core.placeholders import TrainerPlaceholderValues, replace_trainer_place
 from pa_core.predictions import collect_predictions
 from pa_core.rng import mix, nth, seed_all, seed_model
 from pa_core.sharding import Share
-from pa_core.snapshot import Position, Snapshot, find_state, save_snapshot
+from pa_core.snapshot import Position, Snapshot, find_state, save_snapshot, try_to_save_snapshot
 from pa_core.tracking import LossTracker, count_values, values_since
 
 if TYPE_CHECKING:
@@ -201,6 +201,7 @@ class Trainer(TrainerBase):
         resume_from: str | Path | None = None,
         *,
         gradient_clip_norm: float | None = None,
+        strict: bool = False,
     ) -> None:
         """Train the model.
 
@@ -225,6 +226,8 @@ class Trainer(TrainerBase):
                 ``"auto"``: the folder of the run's own checkpoints, a fresh start where it has
                 none yet. The run goes on as if it had never been interrupted.
             gradient_clip_norm: clip the total 2-norm of the accumulated gradients.
+            strict: refuse to resume where anything differs that changes the numbers, such as
+                the versions of packages or a plugin's settings, rather than warn.
 
         Raises:
             ValueError: for arguments that make no sense, before anything happens.
@@ -274,7 +277,7 @@ class Trainer(TrainerBase):
         self._manifest = None
         self._snapshot = snapshot
         if snapshot is not None:
-            snapshot.check_same_run(self)
+            snapshot.check_same_run(self, strict=strict)
             snapshot.restore_training(self)
             self.print(
                 f"Resuming from {state_dir}: epoch {self.position.epoch}, "
@@ -535,9 +538,10 @@ class Trainer(TrainerBase):
             self.control, self.position.updates, time_is_up=time_is_up, now=now
         )
 
-    def _save(self, state_dirs: Iterable[Path]) -> None:
-        for state_dir in state_dirs:
-            save_snapshot(self, state_dir, self._save_metadata.pop(state_dir, {}))
+    def _save(self, saves: dict[Path, bool]) -> None:
+        for state_dir, must in saves.items():
+            save = save_snapshot if must else try_to_save_snapshot
+            save(self, state_dir, self._save_metadata.pop(state_dir, {}))
 
     def _log_progress(self) -> None:
         """Record the epoch's mean training loss so far and the learning rate."""

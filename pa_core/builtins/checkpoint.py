@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import re
-import shutil
-import uuid
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from pydantic import Field
@@ -15,7 +12,8 @@ from pydantic import Field
 from pa_core.builtins.base import BuiltinCallback, BuiltinSettings
 from pa_core.durations import Duration, Every
 from pa_core.hookspecs import hookimpl
-from pa_core.states import find_states, verify
+from pa_core.snapshot import save_snapshot, try_to_save_snapshot
+from pa_core.states import find_states, remove_leftovers, remove_state, verify
 
 if TYPE_CHECKING:
     from pa_core.trainer import Trainer
@@ -38,6 +36,10 @@ class SaveTrainingStateSettings(BuiltinSettings):
     every: Duration | None = Field(
         None, description='Time or distance between two states, such as "15 minutes".'
     )
+    on_save_error: Literal["warn", "stop"] = Field(
+        "warn",
+        description="Whether a run goes on where a state can't be written, as on a full disk.",
+    )
 
 
 class SaveTrainingStateCallback(BuiltinCallback):
@@ -57,6 +59,8 @@ class SaveTrainingStateCallback(BuiltinCallback):
         save_at_end: save a state at the end of the run.
         max_checkpoints: how many to keep; None for all.
         every: a duration between two states, such as ``"15 minutes"``; None for none.
+        on_save_error: ``"warn"`` goes on where a state can't be written, as on a full disk;
+            ``"stop"`` raises. Earlier states stay as they are in any case.
 
     Raises:
         ValueError: for a number below 1, or a duration that can't be read.
@@ -73,6 +77,7 @@ class SaveTrainingStateCallback(BuiltinCallback):
         save_at_end: bool = True,
         max_checkpoints: int | None = None,
         every: Duration | str | None = None,
+        on_save_error: Literal["warn", "stop"] = "warn",
     ) -> None:
         for name, number in (
             ("save_every_n_epochs", save_every_n_epochs),
@@ -87,6 +92,7 @@ class SaveTrainingStateCallback(BuiltinCallback):
         self.save_at_end = save_at_end
         self.max_checkpoints = max_checkpoints
         self.every = None if every is None else Duration.parse(every)
+        self.on_save_error = on_save_error
         self._every = self._begin()
         self._updates = 0
         self._has_asked = False
@@ -95,6 +101,8 @@ class SaveTrainingStateCallback(BuiltinCallback):
         return None if self.every is None else Every(self.every)
 
     def on_training_run_start(self, trainer: Trainer, **kwargs: Any) -> None:
+        if trainer.is_main_process:
+            remove_leftovers(self.save_dir)
         self._every = self._begin()  # a resumed run gets its state after this event
         self._updates, self._has_asked = trainer.updates, False
 
@@ -122,13 +130,15 @@ class SaveTrainingStateCallback(BuiltinCallback):
     @hookimpl(tryfirst=True)
     def on_training_run_end(self, trainer: Trainer, **kwargs: Any) -> None:
         if self.save_at_end and self._has_finite_weights(trainer):
-            trainer.save_training_state(self.save_dir / "final")
+            save = save_snapshot if self.on_save_error == "stop" else try_to_save_snapshot
+            save(trainer, self.save_dir / "final", {})
         self._remove_old_states(trainer)
 
     def _ask(self, trainer: Trainer, name: str, *, everywhere: bool = True) -> None:
         # Where clocks decide, the main process asks for all.
         if (everywhere or trainer.is_main_process) and self._has_finite_weights(trainer):
-            trainer.control.save(self.save_dir / name, everywhere=everywhere)
+            path = self.save_dir / name
+            trainer.control.save(path, everywhere=everywhere, must=self.on_save_error == "stop")
         self._has_asked = True
 
     def _has_finite_weights(self, trainer: Trainer) -> bool:
@@ -147,7 +157,7 @@ class SaveTrainingStateCallback(BuiltinCallback):
         intact = 0
         for path in states:  # newest first
             if intact == self.max_checkpoints:
-                _remove(path)
+                remove_state(path)
             elif not verify(path):
                 intact += 1
 
@@ -157,10 +167,3 @@ class SaveTrainingStateCallback(BuiltinCallback):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         if self._every is not None and state["every"] is not None:
             self._every.load_state_dict(state["every"])
-
-
-def _remove(state_dir: Path) -> None:
-    """Remove a state; interrupted, it leaves no half of one under its name."""
-    trash = state_dir.with_name(f".trash-{state_dir.name}-{uuid.uuid4().hex[:8]}")
-    os.rename(state_dir, trash)
-    shutil.rmtree(trash, ignore_errors=True)
