@@ -46,13 +46,17 @@ class SchedulerBase(ABC, metaclass=_StartsAtOnce):
         self.optimizer = optimizer
         self.param_group_field = param_group_field
         self._initial_param_group_field = f"initial_{param_group_field}"
-        for i, group in enumerate(optimizer.param_groups):
-            if param_group_field not in group:
-                raise KeyError(f"param_groups[{i}] has no {param_group_field!r}")
-            group.setdefault(self._initial_param_group_field, plain(group[param_group_field]))
-        self.base_lr_values: list[Any] = [
-            group[self._initial_param_group_field] for group in optimizer.param_groups
-        ]
+        self.base_lr_values: list[Any] = []
+        self._note_new_groups()
+
+    def _note_new_groups(self) -> None:
+        """Note the groups' values; a group that is added within a run starts from its own."""
+        groups, field = self.optimizer.param_groups, self.param_group_field
+        for i in range(len(self.base_lr_values), len(groups)):
+            if field not in groups[i]:
+                raise KeyError(f"param_groups[{i}] has no {field!r}")
+            initial = groups[i].setdefault(self._initial_param_group_field, plain(groups[i][field]))
+            self.base_lr_values.append(initial)
 
     @abstractmethod
     def get_updated_values(self, num_updates: int) -> float | Iterable[float] | None:
@@ -67,6 +71,8 @@ class SchedulerBase(ABC, metaclass=_StartsAtOnce):
 
     def step_update(self, num_updates: int) -> None:
         """Set the values for the update that follows `num_updates` updates."""
+        if len(self.base_lr_values) < len(self.optimizer.param_groups):
+            self._note_new_groups()
         values = self.get_updated_values(num_updates)
         if values is not None:
             self._update_param_groups(values)

@@ -71,8 +71,11 @@ class GroupsStand(Optimizer):
         ]
 
     def values(self) -> list[dict[str, Any]]:
-        """The groups' numbers, as plain data."""
-        return [{k: v for k, v in g.items() if k != "params"} for g in self.param_groups]
+        """The groups' numbers, which schedules go on from, as plain data."""
+        return [
+            {k: v for k, v in group.items() if k == "betas" or isinstance(v, int | float)}
+            for group in self.param_groups
+        ]
 
     def set_values(self, values: Sequence[Mapping[str, Any]]) -> None:
         """Put back what `values` gave."""

@@ -23,6 +23,7 @@ _IN_EPOCHS = {
     *("num_epochs", "warmup_epochs", "cooldown_epochs", "decay_epochs", "decay_milestones"),
     *("patience_epochs", "stable_timescale"),
 }
+_WITHOUT_END = ("step", "multistep", "constant", "plateau")
 _STEP_EPOCHS = 90  # what timm takes for None
 
 
@@ -45,6 +46,8 @@ def build(optimizer: GroupsStand, request: Request) -> TimmSchedule:
     for short in ("warmup", "cooldown"):
         if short in options and f"{short}_epochs" in options:
             raise ValueError(f"{request.name!r} has both {short} and {short}_epochs: give one")
+    if name in _WITHOUT_END and {"cooldown", "cooldown_epochs"} & options.keys():
+        raise ValueError(f"{request.name!r} has no end, and so no cooldown after it")
     by_epochs = options.setdefault("step_on_epochs", name == "plateau")
     unit = "epochs" if by_epochs else "updates"
     run = request.run

@@ -1,6 +1,7 @@
 """The learning-rate finder: what it sees, what it suggests, and that it leaves no trace."""
 
 import random
+from copy import deepcopy
 from functools import partial
 from itertools import pairwise
 from typing import Any
@@ -130,7 +131,7 @@ def state_of(trainer: Trainer) -> dict:
         "gradients": [p.grad.clone() for p in model.parameters()],
         "buffers": [b.clone() for b in model.buffers()],
         "modes": [module.training for module in model.modules()],
-        "optimizer": trainer.optimizer.state_dict()["param_groups"],
+        "optimizer": deepcopy(trainer.optimizer.state_dict()["param_groups"]),
         "moments": [
             torch.as_tensor(value).clone()
             for state in trainer.optimizer.state.values()

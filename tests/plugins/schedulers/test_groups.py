@@ -142,6 +142,17 @@ def test_what_code_passes_replaces_the_learning_rates_alone():
     )
 
 
+def test_of_groups_that_hold_functions_the_numbers_alone_are_saved():
+    def with_function(groups):
+        return SGD([{**group, "normalize": torch.sign} for group in groups])
+
+    options = {"name": "one_cycle", "cycle_momentum": False}
+    trainer = new_trainer(plugins=[SchedulersPlugin(**options)], optimizer=with_function)
+    seen_in(trainer, 1)
+    state = trainer.scheduler.state_dict()["groups"]
+    assert all("normalize" not in group and "max_lr" in group for group in state)
+
+
 class Doubling(StatefulSchedulerBase):
     def get_updated_values(self, num_updates):
         return [lr * 2**num_updates for lr in self.base_lr_values]

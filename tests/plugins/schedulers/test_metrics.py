@@ -90,7 +90,46 @@ def test_a_metric_that_is_missing_is_told():
         seen_in(new_trainer(plugins=[plateau()]))
 
 
+def test_an_epoch_that_has_recorded_nothing_is_no_bad_one():
+    class Sometimes(TrainerCallback):
+        def on_eval_epoch_end(self, trainer, is_intermediate):
+            if trainer.position.epoch != 2:
+                trainer.run_history.update_metric("accuracy", 0.5)
+
+    found = first_of_each_epoch(seen_in(new_trainer(Sometimes(), plugins=[plateau()]), 4))
+    assert found == [0.01, 0.01, 0.01, 0.005]
+
+
+@pytest.mark.filterwarnings("ignore:PlateauLRScheduler is deprecated")
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"name": "reduce_lr_on_plateau", "patience": 1, "factor": 0.5, "cooldown": 1},
+        {"name": "transformers/greedy", "patience": 1, "factor": 0.5, "min_lr": 1e-6},
+        {"name": "timm/plateau", "patience_epochs": 1, "decay_rate": 0.5, "noise": 0.5},
+    ],
+)
+def test_the_patience_is_part_of_the_state(options, tmp_path):
+    class Save(TrainerCallback):
+        def on_train_step_end(self, trainer):
+            if trainer.updates == 25:
+                trainer.save_training_state(tmp_path / "state")
+
+    def plugin():
+        return SchedulersPlugin(watch_metric="accuracy", **options)
+
+    whole = seen_in(new_trainer(Accuracy(), Save(), plugins=[plugin()]), 5)
+    resumed = new_trainer(Accuracy(), plugins=[plugin()])
+    assert seen_in(resumed, 5, resume_from=tmp_path / "state") == whole[25:]
+    assert whole[35] != whole[25]
+
+
 def test_a_second_run_goes_by_its_own_values():
+    trainer = new_trainer(Accuracy(), plugins=[plateau()])
+    seen_in(trainer, 4)
+    for group, rate in zip(trainer.optimizer.param_groups, (0.01, 0.001), strict=True):
+        group.update(lr=rate, initial_lr=rate)
+    assert first_of_each_epoch(seen_in(trainer, 3)) == [0.01, 0.01, 0.005]
     trainer = new_trainer(Accuracy(), plugins=[plateau()])
     seen_in(trainer, 1)
     trainer.train(data(), 1, eval_dataset=data(8), reset_run_history=False)

@@ -85,6 +85,14 @@ def test_the_options_hold_for_a_schedule_that_code_names():
     )
 
 
+def test_the_options_of_the_settings_schedule_are_not_those_of_another():
+    plugin = SchedulersPlugin(name="step", step_size=5)
+    found = rates(plugins=[plugin], create_scheduler_fn="linear")
+    assert found == pytest.approx([1 - n / 30 for n in range(31)], abs=1e-12)
+    found = rates(plugins=[plugin], create_scheduler_fn="step")
+    assert found[:11] == pytest.approx([1] * 5 + [0.1] * 5 + [0.01])
+
+
 def test_what_code_passes_comes_before_the_settings():
     def halve(optimizer):
         return torch.optim.lr_scheduler.StepLR(optimizer, step_size=10, gamma=0.5)
@@ -188,6 +196,9 @@ def test_wrong_settings_are_refused(wrong):
         ({"name": "step", "warmup": 2}, "'step' has no option 'warmup'"),
         ({"name": "step"}, "needs step_size"),
         ({"name": "step", "step_size": "soon"}, "'soon' is no duration"),
+        ({"name": "timm/step", "cooldown": 2}, "'timm/step' has no end, and so no cooldown"),
+        ({"name": "timm/cosine", "warmup": 2, "warmup_epochs": 1}, "has both warmup and warmup_ep"),
+        ({"name": "timm/cosine", "cooldown": 30}, "longer than the run"),
         ({"name": "timm/cosine", "t_initial": 2}, "has no option 't_initial'"),
         ({"name": "transformers/linear", "num_cycles": 2}, "has no option 'num_cycles'"),
         ({"name": "cosine", "k_decay": 0}, "k_decay must be positive"),

@@ -243,6 +243,18 @@ def test_a_field_that_the_groups_lack_is_named():
         Rising(sgd(1.0), param_group_field="betas")
 
 
+def test_a_group_that_is_added_within_a_run_starts_from_its_own_value():
+    optimizer = sgd(1.0)
+    scheduler = LinearLrScheduler(optimizer, 10, 1, lr_min=0.0)
+    run(optimizer, scheduler, 4)
+    optimizer.add_param_group({"params": [torch.zeros(1, requires_grad=True)], "lr": 0.1})
+    first, second = run(optimizer, scheduler, 2)
+    assert first == pytest.approx([0.6, 0.5, 0.4])
+    assert second == pytest.approx([0.1, 0.05, 0.04])
+    optimizer.add_param_group({"params": [torch.zeros(1)], "lr": 0.1, "weight_decay": 0.0})
+    assert len(scheduler.state_dict()["base_lr_values"]) == 2
+
+
 def test_a_learning_rate_in_a_tensor_stays_the_same_tensor():
     parameter = torch.zeros(1, requires_grad=True)
     lr = torch.tensor(1.0)

@@ -251,6 +251,17 @@ def test_accumulated_micro_batches_save_no_state_twice(tmp_path):
     }
 
 
+def test_the_last_decay_is_saved_where_updates_were_left_out(tmp_path):
+    class Skip(TrainerCallback):
+        def on_optimizer_step_start(self, trainer):
+            if trainer.updates == 3:  # as a gradient scaler does
+                trainer.control.skip_update()
+
+    trainer, _ = wsd_run(tmp_path, Skip(), num_checkpoints=1)
+    assert trainer.scheduler.get_current_step() == 39
+    assert (tmp_path / "checkpoint_40_wsd_post_decay.pt").exists()
+
+
 def continuation(folder: Path, checkpoint: Path, plugins=()):
     notes = Notes()
     trainer = new_trainer(
@@ -310,8 +321,9 @@ def test_an_interrupted_continuation_is_resumed_and_not_begun_again(tmp_path):
     wsd_run(tmp_path)
     checkpoint = tmp_path / "checkpoint_32_wsd_pre_decay"
     _, whole, _ = continuation(tmp_path / "on", checkpoint)
+    gone = tmp_path / "removed_since"  # not read again
     trainer = new_trainer(
-        WSDCheckpointCallback(tmp_path / "3", initial_checkpoint=checkpoint), plugins=()
+        WSDCheckpointCallback(tmp_path / "3", initial_checkpoint=gone), plugins=()
     )
     create = WSDLrScheduler.create_scheduler_fn(
         lr_min=0.0, decay_phase_ratio=0.4, is_continuation_from_checkpoint=True
