@@ -8,48 +8,98 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 from torchmetrics import Metric, MetricCollection
 
+from pa_metrics.sync import join_processes
+
 if TYPE_CHECKING:
-    from pa_metrics.inputs import Inputs
+    from pa_metrics.inputs import ToPredsAndTarget
 
 
 class EpochMetrics:
-    """A collection that lives from one epoch's start to its end, again and again.
+    """Metrics that live from one epoch's start to its end, again and again.
 
     torchmetrics can check the values of targets and predictions, for which the host has to wait
     for the device. It does so on the first batch of each epoch, not on every one: a wrong
     ``num_classes`` is found at once, and nothing waits after that.
 
     Args:
-        collection: the metrics.
+        collection: the metrics, by their names in the history.
+        to_inputs: for each name, the function that finds what the metric compares. Those with the
+            same function are one collection of torchmetrics', which shares what they have in
+            common.
         check_once: the names of those whose checks are to be left to the first batch.
     """
 
-    def __init__(self, collection: MetricCollection, check_once: Collection[str] = ()) -> None:
-        self.collection = collection
+    def __init__(
+        self,
+        collection: MetricCollection,
+        to_inputs: Mapping[str, ToPredsAndTarget],
+        check_once: Collection[str] = (),
+    ) -> None:
+        members = dict(collection.items(keep_base=True))
+        functions = dict.fromkeys(to_inputs[name] for name in members)
+        prefix, postfix = collection.prefix, collection.postfix
+        self._groups = []
+        for function in functions:
+            group: Any = {
+                name: metric for name, metric in members.items() if to_inputs[name] is function
+            }
+            self._groups.append((function, MetricCollection(group, prefix=prefix, postfix=postfix)))
+        for _, metric in self._metrics():
+            metric.distributed_available_fn = _never  # `join_processes` does it
         self._checked = [
             metric
-            for name, module in collection.named_children()
+            for name, module in members.items()
             if name in check_once
             for metric in module.modules()
             if getattr(metric, "validate_args", False)
         ]
 
+    @property
+    def metrics(self) -> dict[str, Metric]:
+        """Each metric by its name in the history."""
+        return {
+            name: metric
+            for _, collection in self._groups
+            for name, metric in collection.items(copy_state=False)
+        }
+
+    def to(self, device: Any) -> None:
+        """Move all states to a device."""
+        for _, collection in self._groups:
+            collection.to(device)
+
     def reset(self) -> None:
         """Begin an epoch."""
-        self.collection.reset()
+        for _, collection in self._groups:
+            collection.reset()
         self._check_values(True)
 
-    def update(self, inputs: Inputs) -> None:
-        """Take a batch in."""
-        if isinstance(inputs, Mapping):
-            self.collection.update(**{key: _detach(value) for key, value in inputs.items()})
-        else:
-            self.collection.update(*map(_detach, inputs))
+    def update(self, batch: Any, batch_output: Mapping[str, Any]) -> None:
+        """Take a batch in.
+
+        Raises:
+            What torchmetrics raises for values that it doesn't expect, with the metrics' names.
+        """
+        for function, collection in self._groups:
+            inputs = function(batch, batch_output)
+            try:
+                if isinstance(inputs, Mapping):
+                    collection.update(**{key: _detach(value) for key, value in inputs.items()})
+                else:
+                    collection.update(*map(_detach, inputs))
+            except (ValueError, RuntimeError, TypeError, IndexError) as error:
+                names = ", ".join(map(str, collection.keys(keep_base=True)))
+                error.add_note(f"in the metrics {names}")
+                raise
         self._check_values(False)
 
     def compute(self) -> dict[str, Any]:
-        """The epoch's values, over all processes, as numbers and lists. Called on all of them."""
-        return {name: _to_plain(value) for name, value in self.collection.compute().items()}
+        """The epoch's values over all processes, as torchmetrics gives them. Called on all."""
+        join_processes(metric for _, metric in self._metrics())
+        values: dict[str, Any] = {}
+        for _, collection in self._groups:
+            values |= collection.compute()
+        return values
 
     def state_dict(self) -> dict[str, Any]:
         """What the metrics have accumulated: for each, its tensors and how often it was updated."""
@@ -73,20 +123,25 @@ class EpochMetrics:
                 f"The state is of the metrics {', '.join(sorted(state))}, and not of "
                 f"{', '.join(sorted(metrics))}"
             )
-        self.collection.reset()
+        self.reset()
         for name, metric in metrics.items():
             for key, value in state[name]["state"].items():
                 setattr(metric, key, _copy(value, device=metric.device))
             metric._update_count = state[name]["updates"]
 
     def _metrics(self) -> Iterator[tuple[str, Metric]]:
-        for name, module in self.collection.named_modules():
-            if isinstance(module, Metric):
-                yield name, module
+        for _, collection in self._groups:
+            for name, module in collection.named_modules():
+                if isinstance(module, Metric):
+                    yield name, module
 
     def _check_values(self, check: bool) -> None:
         for metric in self._checked:
             metric.validate_args = check  # type: ignore[assignment]
+
+
+def _never() -> bool:
+    return False
 
 
 def _detach(value: Any) -> Any:
@@ -101,7 +156,8 @@ def _copy(value: Any, device: Any = None) -> Any:
     return [_copy(item, device) for item in value] if isinstance(value, list) else value
 
 
-def _to_plain(value: Any) -> Any:
+def to_plain(value: Any) -> Any:
+    """A value as numbers and lists."""
     if isinstance(value, Tensor):
         return value.tolist()  # a number where there is one value
-    return [_to_plain(item) for item in value] if isinstance(value, list | tuple) else value
+    return [to_plain(item) for item in value] if isinstance(value, list | tuple) else value

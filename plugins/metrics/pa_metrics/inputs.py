@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from torch import nn
 
 Inputs = tuple[Any, ...] | Mapping[str, Any]
 """What a metric's ``update`` is called with: positional arguments, or keyword arguments."""
@@ -13,6 +16,8 @@ Inputs = tuple[Any, ...] | Mapping[str, Any]
 ToPredsAndTarget = Callable[[Any, Mapping[str, Any]], Inputs]
 
 _TARGET_KEYS = ("labels", "label", "targets", "target")
+_INDEX_KEYS = ("indexes", "indices", "query_id", "query_ids", "group", "groups")
+_TEXT_KEYS = ("references", "reference", "texts", "text", *_TARGET_KEYS)
 
 
 def to_preds_and_target(batch: Any, batch_output: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
@@ -37,25 +42,177 @@ def to_preds_and_target(batch: Any, batch_output: Mapping[str, Any]) -> tuple[Te
     >>> preds.shape == target.shape == (4,)
     True
     """
-    outputs = batch_output["model_outputs"]
-    by_name = isinstance(batch, Mapping)
-    if by_name:
-        target = next((batch[key] for key in _TARGET_KEYS if key in batch), None)
-    else:
-        target = batch[1] if isinstance(batch, list | tuple) and len(batch) > 1 else None
-    if isinstance(outputs, Mapping):
-        preds = outputs.get("logits")
-    else:
-        preds = getattr(outputs, "logits", outputs)
+    preds, target = _logits(batch_output), _target(batch)
     if not isinstance(preds, Tensor) or not isinstance(target, Tensor):
-        raise TypeError(
-            f"Metrics find no predictions and targets in a {type(batch).__name__} batch and a "
-            f"{type(outputs).__name__} output: batches are expected to be (inputs, targets) or to "
-            "have 'labels', outputs to be a tensor or to have 'logits'. Say where they are with "
-            "`to_preds_and_target`, a function of the batch and the batch output"
+        raise _nothing_found(
+            batch,
+            batch_output,
+            "batches are expected to be (inputs, targets) or to have 'labels', outputs to be a "
+            "tensor or to have 'logits'",
         )
     if preds.shape == (*target.shape, 1):
         preds = preds.squeeze(-1)
-    elif by_name and preds.ndim > 2 and preds.shape[:-1] == target.shape:
+    elif isinstance(batch, Mapping) and preds.ndim > 2 and preds.shape[:-1] == target.shape:
         preds = preds.movedim(-1, 1)
     return preds, target
+
+
+def classification(batch: Any, batch_output: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
+    """As `to_preds_and_target`; targets that are floats, as some losses want them, become ints."""
+    preds, target = to_preds_and_target(batch, batch_output)
+    return preds, target.long() if target.is_floating_point() else target
+
+
+def segmentation(batch: Any, batch_output: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
+    """Classes of pixels: logits ``(batch, classes, …)`` become indices ``(batch, …)``."""
+    preds, target = classification(batch, batch_output)
+    return preds.argmax(1) if preds.ndim == target.ndim + 1 else preds, target
+
+
+def detection(batch: Any, batch_output: Mapping[str, Any]) -> tuple[Any, Any]:
+    """Lists with a dict for each picture, as torchvision's detection models have them.
+
+    Predictions have ``boxes``, ``scores`` and ``labels``, targets ``boxes`` and ``labels``.
+    """
+    preds, target = batch_output["model_outputs"], _target(batch)
+    if not _are_dicts(preds) or not _are_dicts(target):
+        raise _nothing_found(
+            batch, batch_output, "both are expected to be lists with a dict for each picture"
+        )
+    return preds, target
+
+
+def retrieval(batch: Any, batch_output: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Scores and relevances, and the query to which each belongs.
+
+    The query's number is the batch's third entry, or has a name such as ``indexes``.
+    """
+    preds, target = to_preds_and_target(batch, batch_output)
+    if isinstance(batch, Mapping):
+        indexes = next((batch[key] for key in _INDEX_KEYS if key in batch), None)
+    else:
+        indexes = batch[2] if len(batch) > 2 else None
+    if not isinstance(indexes, Tensor):
+        raise _nothing_found(
+            batch,
+            batch_output,
+            f"batches are expected to be (inputs, targets, indexes) or to have one of "
+            f"{', '.join(_INDEX_KEYS)}",
+        )
+    return {"preds": preds, "target": target, "indexes": indexes.long()}
+
+
+def language_model(batch: Any, batch_output: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
+    """Logits ``(batch, tokens, words)`` and labels ``(batch, tokens)``, as for perplexity."""
+    preds, target = _logits(batch_output), _target(batch)
+    if not isinstance(preds, Tensor) or not isinstance(target, Tensor):
+        raise _nothing_found(batch, batch_output, "logits and 'labels' of tokens are expected")
+    return preds, target
+
+
+def causal_language_model(batch: Any, batch_output: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
+    """As `language_model`, where each token is predicted from those before it."""
+    preds, target = language_model(batch, batch_output)
+    return preds[:, :-1], target[:, 1:]
+
+
+def text(batch: Any, batch_output: Mapping[str, Any]) -> tuple[list[str], list[Any]]:
+    """Texts that were written, ``batch_output["texts"]``, and those that were wanted.
+
+    The wanted ones are the batch's second entry, or have a name such as ``references``.
+    """
+    preds = batch_output.get("texts")
+    if isinstance(batch, Mapping):
+        target = next((batch[key] for key in _TEXT_KEYS if key in batch), None)
+    else:
+        target = _target(batch)
+    if not _are_texts(preds) or not isinstance(target, list | tuple):
+        raise _nothing_found(
+            batch,
+            batch_output,
+            "the batch output is expected to have 'texts', a list of strings, and the batch lists "
+            "of strings",
+        )
+    texts: list[str] = list(preds or ())
+    return texts, list(target)
+
+
+NAMED: dict[str, Callable[..., Inputs]] = {
+    "default": to_preds_and_target,
+    "classification": classification,
+    "segmentation": segmentation,
+    "detection": detection,
+    "retrieval": retrieval,
+    "language_model": language_model,
+    "causal_language_model": causal_language_model,
+    "text": text,
+}
+"""What ``to_preds_and_target`` may name in the settings."""
+
+
+def inputs_for(metric: Any, model: nn.Module) -> ToPredsAndTarget:
+    """The function that suits a metric, by torchmetrics' own division of them.
+
+    Args:
+        metric: the metric, perhaps in a wrapper.
+        model: tells whether it is a causal language model, which predicts the next token.
+    """
+    module = type(_unwrapped(metric)).__module__
+    field, _, name = module.removeprefix("torchmetrics.").partition(".")
+    if field == "text":
+        if not name.startswith("perplexity"):
+            return text
+        return causal_language_model if _is_causal(model) else language_model
+    if module.startswith("torchmetrics.") and field in NAMED and not name.startswith("panoptic"):
+        return NAMED[field]
+    return to_preds_and_target
+
+
+def _unwrapped(metric: Any) -> Any:
+    """The metric within wrappers, which are called as it is."""
+    seen: Any = None
+    while metric is not seen and type(metric).__module__.startswith("torchmetrics.wrappers"):
+        seen = metric
+        for name in ("metric", "_base_metric", "base_metric", "metrics"):
+            inner = getattr(metric, name, None)
+            if inner is not None:
+                metric = next(iter(inner)) if name == "metrics" and len(inner) else inner
+                break
+    return metric
+
+
+def _is_causal(model: nn.Module) -> bool:
+    """Whether a transformers model shifts its labels, as it says by its loss."""
+    config = getattr(model, "config", None)
+    if not hasattr(model, "loss_type") or getattr(config, "is_encoder_decoder", False):
+        return False
+    return model.loss_type in (None, "ForCausalLM", "ForConditionalGeneration")
+
+
+def _logits(batch_output: Mapping[str, Any]) -> Any:
+    outputs = batch_output["model_outputs"]
+    if isinstance(outputs, Mapping):
+        return outputs.get("logits")
+    return getattr(outputs, "logits", outputs)
+
+
+def _target(batch: Any) -> Any:
+    if isinstance(batch, Mapping):
+        return next((batch[key] for key in _TARGET_KEYS if key in batch), None)
+    return batch[1] if isinstance(batch, list | tuple) and len(batch) > 1 else None
+
+
+def _are_dicts(value: Any) -> bool:
+    return isinstance(value, list | tuple) and all(isinstance(item, Mapping) for item in value)
+
+
+def _are_texts(value: Any) -> bool:
+    return isinstance(value, list | tuple) and all(isinstance(item, str) for item in value)
+
+
+def _nothing_found(batch: Any, batch_output: Mapping[str, Any], expected: str) -> TypeError:
+    return TypeError(
+        f"Metrics find no predictions and targets in a {type(batch).__name__} batch and a "
+        f"{type(batch_output['model_outputs']).__name__} output: {expected}. Say where they are "
+        "with `to_preds_and_target`, a function of the batch and the batch output"
+    )

@@ -93,8 +93,42 @@ def create_metric(create: Callable[..., Any], arguments: Mapping[str, Any], **sh
         raise ValueError(f"it needs {', '.join(missing)}, which the settings don't give")
     try:
         return create(**given)
-    except (TypeError, ValueError, ImportError) as error:
+    except ModuleNotFoundError as error:
+        extra = "detection" if "coco" in str(error).lower() else "text"
+        raise ValueError(f"{error}. Try pip install 'pa-metrics[{extra}]'") from error
+    except (TypeError, ValueError) as error:
         raise ValueError(str(error)) from error
+
+
+def build_metric(
+    name: str,
+    arguments: Mapping[str, Any],
+    registered: Mapping[str, Any],
+    shared: Mapping[str, Any],
+) -> Any:
+    """Find and build a metric, and the metric in it where it is a wrapper.
+
+    Args:
+        name: as `find_metric` takes it.
+        arguments: its own. A wrapper's ``metric`` is a name or a table like any other metric's.
+        registered: what plugins register.
+        shared: arguments for all metrics that know them.
+
+    Raises:
+        ValueError: where there is no such metric, or its arguments are wrong.
+    """
+    create, arguments = find_metric(name, registered), dict(arguments)
+    parameters = inspect.signature(create).parameters
+    place = next((key for key in ("metric", "base_metric") if key in parameters), None)
+    given = arguments.pop("metric", arguments.pop("base_metric", None)) if place else None
+    if place and given is not None:
+        inner = {"class": given} if isinstance(given, str) else dict(given)
+        if "class" not in inner:
+            raise ValueError("the metric in it needs a name, as `class`")
+        arguments[place] = build_metric(inner.pop("class"), inner, registered, shared)
+    if getattr(create, "__module__", "").startswith("torchmetrics.segmentation"):
+        shared = {"input_format": "index", **shared}
+    return create_metric(create, arguments, **shared)
 
 
 def _key(name: str) -> str:

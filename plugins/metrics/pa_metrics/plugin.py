@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from pa_core import hookimpl
-from pa_core.errors import SettingsError
-from pa_metrics.names import create_metric, find_metric, history_name, import_path
+from pa_core.errors import SettingsError, nearest
+from pa_metrics.names import build_metric, history_name, import_path
 
 if TYPE_CHECKING:
+    from torch import nn
     from torchmetrics import Metric, MetricCollection
 
     from pa_core import Trainer
@@ -44,8 +46,12 @@ class MetricsSettings(BaseModel):
     ignore_index: int | None = Field(None, description="For all metrics that have it.")
     to_preds_and_target: str | None = Field(
         None,
-        description="Dotted path of a function of batch and batch output that returns what the "
-        "metrics' `update` takes.",
+        description="What is compared: a name such as causal_language_model, or the dotted path "
+        "of a function of batch and batch output that returns what the metrics' `update` takes. "
+        "By default what suits each metric.",
+    )
+    plots: Path | None = Field(
+        None, description="A folder for pictures of matrices, curves and values over epochs."
     )
 
     @field_validator("metrics")
@@ -77,7 +83,7 @@ class MetricsPlugin:
     Args:
         settings: the plugin's table.
         to_preds_and_target: a function of the batch and the batch output that returns what the
-            metrics' ``update`` takes; `pa_metrics.to_preds_and_target` by default.
+            metrics' ``update`` takes, or the name of one; by default what suits each metric.
         options: keys of the table, in place of `settings`.
 
     >>> plugin = MetricsPlugin(metrics=["accuracy", "F1Score"], task="multiclass", num_classes=10)
@@ -91,9 +97,11 @@ class MetricsPlugin:
         self,
         settings: MetricsSettings | None = None,
         *,
-        to_preds_and_target: ToPredsAndTarget | None = None,
+        to_preds_and_target: ToPredsAndTarget | str | None = None,
         **options: Any,
     ) -> None:
+        if isinstance(to_preds_and_target, str):
+            options["to_preds_and_target"], to_preds_and_target = to_preds_and_target, None
         self.settings = MetricsSettings(**options) if settings is None else settings
         self._to_inputs = to_preds_and_target
         self._given: MetricCollection | None = None
@@ -105,7 +113,8 @@ class MetricsPlugin:
         metrics: Metric | MetricCollection | Mapping[str, Metric],
         *,
         on: When | list[When] = "eval",
-        to_preds_and_target: ToPredsAndTarget | None = None,
+        to_preds_and_target: ToPredsAndTarget | str | None = None,
+        plots: str | Path | None = None,
     ) -> Self:
         """A plugin with ready metrics.
 
@@ -114,10 +123,11 @@ class MetricsPlugin:
                 or a mapping, whose names are those in the history.
             on: ``"eval"``, ``"train"``, or a list of both.
             to_preds_and_target: as for the class.
+            plots: a folder for pictures.
         """
         from torchmetrics import Metric, MetricCollection
 
-        plugin = cls(to_preds_and_target=to_preds_and_target, on=on)
+        plugin = cls(to_preds_and_target=to_preds_and_target, on=on, plots=plots)
         if isinstance(metrics, Metric):
             metrics = {history_name(type(metrics).__name__): metrics}
         plugin._given = (
@@ -129,6 +139,22 @@ class MetricsPlugin:
     def on_training_run_start(self, trainer: Trainer) -> None:
         """Build the metrics, or complain of them all before the first batch."""
         self._prepare(trainer)
+
+    @hookimpl
+    def on_training_run_end(self, trainer: Trainer) -> None:
+        """Draw the values over the epochs."""
+        if self.settings.plots is None or not trainer.is_main_process:
+            return
+        from pa_metrics.plots import plot_history
+
+        history = trainer.run_history
+        metrics = {
+            ("train_" if when == "train" else "") + name: metric
+            for when, epoch in self._metrics.items()
+            for name, metric in epoch.metrics.items()
+        }
+        values = {name: history.get_metric_values(name) for name in metrics}
+        plot_history(self.settings.plots, metrics, values)
 
     @hookimpl
     def on_evaluation_run_start(self, trainer: Trainer) -> None:
@@ -179,32 +205,45 @@ class MetricsPlugin:
 
     def _prepare(self, trainer: Trainer) -> None:
         if not self._metrics:
-            registered = trainer.plugins.registry("register_metrics")
-            self._metrics = {when: self._create(registered) for when in self.settings.on}
-            if self._to_inputs is None:
-                self._to_inputs = self._find_to_inputs()
-        for metrics in self._metrics.values():
-            metrics.collection.to(trainer.device)
+            if self.settings.plots is not None:
+                from pa_metrics.plots import check_matplotlib
 
-    def _create(self, registered: Mapping[str, Any]) -> EpochMetrics:
+                check_matplotlib()
+            registered = trainer.plugins.registry("register_metrics")
+            model = trainer.get_model(keep_torch_compile=False)
+            self._metrics = {when: self._create(registered, model) for when in self.settings.on}
+        for metrics in self._metrics.values():
+            metrics.to(trainer.device)
+
+    def _create(self, registered: Mapping[str, Any], model: nn.Module) -> EpochMetrics:
         from torchmetrics import MetricCollection
 
         from pa_metrics.epoch import EpochMetrics
+        from pa_metrics.inputs import inputs_for
 
+        check_once: set[str] = set()
         if self._given is not None:
-            return EpochMetrics(self._given.clone())
-        created, check_once, problems = {}, set(), []
-        for name, (class_name, arguments) in self._wanted().items():
-            try:
-                create = find_metric(class_name, registered)
-                created[name] = create_metric(create, arguments, **self.settings.shared)
-            except ValueError as error:
-                problems.append(f"The metric {name!r}: {error}")
-            if "validate_args" not in arguments:
-                check_once.add(name)
-        if problems:
-            raise SettingsError(problems)
-        return EpochMetrics(MetricCollection(created), check_once)
+            collection = self._given.clone()
+        else:
+            created, problems = {}, []
+            for name, (class_name, arguments) in self._wanted().items():
+                try:
+                    created[name] = build_metric(
+                        class_name, arguments, registered, self.settings.shared
+                    )
+                except ValueError as error:
+                    problems.append(f"The metric {name!r}: {error}")
+                if "validate_args" not in arguments:
+                    check_once.add(name)
+            if problems:
+                raise SettingsError(problems)
+            collection = MetricCollection(created)
+        chosen = self._to_inputs or self._named_inputs()
+        to_inputs = {
+            name: chosen or inputs_for(metric, model)
+            for name, metric in collection.items(keep_base=True)
+        }
+        return EpochMetrics(collection, to_inputs, check_once)
 
     def _wanted(self) -> dict[str, tuple[str, dict[str, Any]]]:
         """Class and arguments of each metric, by its name in the history."""
@@ -218,11 +257,20 @@ class MetricsPlugin:
             wanted[name] = (arguments.pop("class", name), arguments)
         return wanted
 
-    def _find_to_inputs(self) -> ToPredsAndTarget:
-        from pa_metrics.inputs import to_preds_and_target
+    def _named_inputs(self) -> ToPredsAndTarget | None:
+        from pa_metrics.inputs import NAMED
 
         path = self.settings.to_preds_and_target
-        return to_preds_and_target if path is None else import_path(path)
+        if path is None or path in NAMED:
+            return None if path is None else NAMED[path]
+        if "." not in path:
+            hint = f"{nearest(path, NAMED)} Right are {', '.join(NAMED)}, and dotted paths"
+            raise SettingsError([f"to_preds_and_target: there is no {path!r}.{hint}"])
+        try:
+            function: ToPredsAndTarget = import_path(path)
+        except ValueError as error:
+            raise SettingsError([f"to_preds_and_target: {error}"]) from error
+        return function
 
     def _reset(self, when: When) -> None:
         if when in self._metrics:
@@ -230,12 +278,19 @@ class MetricsPlugin:
 
     def _update(self, when: When, batch: Any, batch_output: Mapping[str, Any]) -> None:
         if when in self._metrics:
-            assert self._to_inputs is not None
-            self._metrics[when].update(self._to_inputs(batch, batch_output))
+            self._metrics[when].update(batch, batch_output)
 
     def _record(self, when: When, trainer: Trainer, prefix: str = "") -> None:
         if when not in self._metrics:
             return
-        for name, value in self._metrics[when].compute().items():
-            trainer.run_history.update_metric(prefix + name, value)
-        self._metrics[when].reset()  # what some metrics keep is large
+        from pa_metrics.epoch import to_plain
+
+        metrics, values = self._metrics[when], self._metrics[when].compute()
+        for name, value in values.items():
+            trainer.run_history.update_metric(prefix + name, to_plain(value))
+        if self.settings.plots is not None and trainer.is_main_process:
+            from pa_metrics.plots import plot_values
+
+            shown = trainer.run_history.metric_name_prefix + prefix
+            plot_values(self.settings.plots, metrics.metrics, values, shown)
+        metrics.reset()  # what some metrics keep is large

@@ -1,0 +1,103 @@
+"""Pictures of metrics, drawn by torchmetrics' own ``plot``."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor, tensor
+
+if TYPE_CHECKING:
+    from torchmetrics import Metric
+
+
+def check_matplotlib() -> None:
+    """See that pictures can be drawn.
+
+    Raises:
+        ImportError: with what to install.
+    """
+    try:
+        import matplotlib  # noqa: F401
+    except ImportError:
+        raise ImportError(
+            "Plots of metrics need matplotlib: pip install 'pa-metrics[plot]', or leave out plots"
+        ) from None
+
+
+def plot_values(
+    folder: Path, metrics: Mapping[str, Metric], values: Mapping[str, Any], prefix: str
+) -> list[Path]:
+    """Draw those metrics of an epoch that are more than a number: matrices, curves, classes.
+
+    Args:
+        folder: for the PNG files, which are named after the metrics.
+        metrics: by name.
+        values: what they have computed.
+        prefix: before each file's name.
+
+    Returns:
+        The files.
+    """
+    drawn = [
+        (name, metric, values[name])
+        for name, metric in metrics.items()
+        if name in values and not _is_number(values[name]) and hasattr(metric, "plot")
+    ]
+    return [
+        _save(folder / f"{prefix}{name}.png", lambda axes, m=metric, v=value: m.plot(v, ax=axes))
+        for name, metric, value in drawn
+        if _can_be_drawn(value)
+    ]
+
+
+def plot_history(
+    folder: Path, metrics: Mapping[str, Metric], history: Mapping[str, Iterable[float]]
+) -> list[Path]:
+    """Draw each metric that is a number over the epochs.
+
+    Args:
+        folder: for the PNG files.
+        metrics: by the name of their values.
+        history: the values of each, oldest first.
+    """
+    files = []
+    for name, values in history.items():
+        points = [tensor(value) for value in values if isinstance(value, int | float)]
+        if len(points) > 1 and name in metrics:
+            metric = metrics[name]
+            files.append(
+                _save(
+                    folder / f"{name}.png",
+                    lambda axes, m=metric, p=points: m.plot(p, ax=axes),
+                )
+            )
+    return files
+
+
+def _save(file: Path, draw: Any) -> Path:
+    from matplotlib.figure import Figure  # no pyplot: nothing global, no display
+
+    file.parent.mkdir(parents=True, exist_ok=True)
+    figure = Figure(figsize=(6, 5), layout="constrained")
+    axes = figure.subplots()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # NumPy's, of torch's tensors
+        draw(axes)
+    axes.set_title(file.stem)
+    figure.savefig(file, dpi=120)
+    return file
+
+
+def _is_number(value: Any) -> bool:
+    return not isinstance(value, Tensor | list | tuple | dict) or (
+        isinstance(value, Tensor) and value.ndim == 0
+    )
+
+
+def _can_be_drawn(value: Any) -> bool:
+    if isinstance(value, Tensor):
+        return value.numel() > 0
+    return isinstance(value, list | tuple) and len(value) > 0

@@ -1,0 +1,280 @@
+"""Values are those of scikit-learn, for each metric that the README names and more."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from sklearn import metrics as sk
+from torch import nn
+from torch.utils.data import TensorDataset
+
+from pa_core import Trainer
+from pa_metrics import MetricsPlugin
+
+SAMPLES, CLASSES = 101, 4
+generator = torch.Generator().manual_seed(11)
+LOGITS = torch.randn(SAMPLES, CLASSES, generator=generator)
+CLASS = torch.randint(0, CLASSES, (SAMPLES,), generator=generator)
+SCORES = torch.rand(SAMPLES, generator=generator)
+BINARY = torch.randint(0, 2, (SAMPLES,), generator=generator)
+LABELS = torch.randint(0, 2, (SAMPLES, CLASSES), generator=generator)
+TARGETS = torch.randn(SAMPLES, generator=generator)
+MANY = torch.rand(SAMPLES, CLASSES, generator=generator)
+CHOSEN, SHARES = LOGITS.argmax(1), LOGITS.softmax(1)
+
+
+class Same(nn.Module):
+    """Gives back what it gets, as a model must that has predicted it already."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.unused = nn.Parameter(torch.zeros(()))
+
+    def forward(self, x):
+        return x
+
+
+def evaluated(preds, target, name: str, arguments: dict[str, Any], **options: Any) -> Any:
+    plugin = MetricsPlugin(metrics={"value": {"class": name, **arguments}}, **options)
+    trainer = Trainer(
+        Same(), lambda output, target: output.sum() * 0, None, callbacks=(), plugins=[plugin]
+    )
+    return trainer.evaluate(TensorDataset(preds, target), per_device_batch_size=16)["value"]
+
+
+MULTICLASS = {"task": "multiclass", "num_classes": CLASSES}
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "expected"),
+    [
+        ("accuracy", {"average": "micro"}, lambda: sk.accuracy_score(CLASS, CHOSEN)),
+        ("accuracy", {"average": "macro"}, lambda: sk.balanced_accuracy_score(CLASS, CHOSEN)),
+        (
+            "accuracy",
+            {"average": "micro", "top_k": 2},
+            lambda: sk.top_k_accuracy_score(CLASS, SHARES, k=2),
+        ),
+        (
+            "precision",
+            {"average": "macro"},
+            lambda: sk.precision_score(CLASS, CHOSEN, average="macro"),
+        ),
+        (
+            "recall",
+            {"average": "weighted"},
+            lambda: sk.recall_score(CLASS, CHOSEN, average="weighted"),
+        ),
+        ("f1_score", {"average": "macro"}, lambda: sk.f1_score(CLASS, CHOSEN, average="macro")),
+        ("F1Score", {"average": "none"}, lambda: sk.f1_score(CLASS, CHOSEN, average=None)),
+        ("auroc", {}, lambda: sk.roc_auc_score(CLASS, SHARES, multi_class="ovr")),
+        (
+            "average_precision",
+            {},
+            lambda: sk.average_precision_score(np.eye(CLASSES)[CLASS], SHARES),
+        ),
+        ("cohen_kappa", {}, lambda: sk.cohen_kappa_score(CLASS, CHOSEN)),
+        ("matthews_corr_coef", {}, lambda: sk.matthews_corrcoef(CLASS, CHOSEN)),
+        (
+            "jaccard_index",
+            {"average": "macro"},
+            lambda: sk.jaccard_score(CLASS, CHOSEN, average="macro"),
+        ),
+        ("confusion_matrix", {}, lambda: sk.confusion_matrix(CLASS, CHOSEN)),
+    ],
+)
+def test_metrics_of_classes(name, arguments, expected):
+    value = evaluated(LOGITS, CLASS, name, arguments, **MULTICLASS)
+    np.testing.assert_allclose(value, expected(), atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("accuracy", lambda: sk.accuracy_score(BINARY, SCORES > 0.5)),
+        ("specificity", lambda: sk.recall_score(BINARY, SCORES > 0.5, pos_label=0)),
+        ("auroc", lambda: sk.roc_auc_score(BINARY, SCORES)),
+        ("average_precision", lambda: sk.average_precision_score(BINARY, SCORES)),
+    ],
+)
+@pytest.mark.parametrize("kind", [torch.int64, torch.float32])
+def test_metrics_of_two_classes_whatever_numbers_the_loss_wants(name, expected, kind):
+    value = evaluated(SCORES, BINARY.to(kind), name, {}, task="binary")
+    assert value == pytest.approx(expected(), abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        (
+            "f1_score",
+            lambda: sk.f1_score(LABELS, MANY > 0.5, average="macro", zero_division=0),
+        ),
+        ("hamming_distance", lambda: sk.hamming_loss(LABELS, MANY > 0.5)),
+        ("auroc", lambda: sk.roc_auc_score(LABELS, MANY, average="macro")),
+    ],
+)
+def test_metrics_of_several_labels(name, expected):
+    value = evaluated(
+        MANY,
+        LABELS.float(),
+        name,
+        {"average": "macro"},
+        task="multilabel",
+        num_labels=CLASSES,
+    )
+    assert value == pytest.approx(expected(), abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("mean_squared_error", lambda: sk.mean_squared_error(TARGETS, SCORES)),
+        ("mean_absolute_error", lambda: sk.mean_absolute_error(TARGETS, SCORES)),
+        ("r2_score", lambda: sk.r2_score(TARGETS, SCORES)),
+        ("explained_variance", lambda: sk.explained_variance_score(TARGETS, SCORES)),
+        ("pearson_corr_coef", lambda: np.corrcoef(TARGETS, SCORES)[0, 1]),
+    ],
+)
+def test_metrics_of_regression(name, expected):
+    assert evaluated(SCORES, TARGETS, name, {}) == pytest.approx(expected(), abs=1e-5)
+
+
+def test_pixels_of_a_segmentation():
+    logits = torch.randn(6, CLASSES, 5, 5, generator=generator)
+    target = torch.randint(0, CLASSES, (6, 5, 5), generator=generator)
+    value = evaluated(logits, target, "mean_io_u", {"num_classes": CLASSES, "per_class": True})
+    pairs = zip(target, logits.argmax(1), strict=True)
+    expected = [
+        sk.jaccard_score(t.flatten(), p.flatten(), average=None, labels=range(CLASSES))
+        for t, p in pairs
+    ]
+    np.testing.assert_allclose(value, np.mean(expected, axis=0), atol=1e-6)
+
+
+def test_a_curve_within_bounded_memory_comes_close():
+    exact = evaluated(SCORES, BINARY, "auroc", {}, task="binary")
+    binned = evaluated(SCORES, BINARY, "auroc", {"thresholds": 500}, task="binary")
+    assert binned == pytest.approx(exact, abs=5e-3)
+
+
+def test_wrappers_take_the_metric_in_them():
+    plugin = MetricsPlugin(
+        metrics={
+            "each": {"class": "ClasswiseWrapper", "metric": {"class": "recall", "average": "none"}},
+            "range": {"class": "MinMaxMetric", "metric": "accuracy"},
+        },
+        **MULTICLASS,
+    )
+    trainer = Trainer(
+        Same(), lambda output, target: output.sum() * 0, None, callbacks=(), plugins=[plugin]
+    )
+    values = trainer.evaluate(TensorDataset(LOGITS, CLASS))
+    recall = sk.recall_score(CLASS, CHOSEN, average=None)
+    found = [value for name, value in values.items() if "multiclassrecall" in name]
+    np.testing.assert_allclose(found, recall, atol=1e-6)
+    assert any(name.endswith("max") for name in values)
+
+
+# -- What is compared -----------------------------------------------------------------------------
+
+
+def fields(metric: dict[str, Any], *pairs: tuple[Any, dict[str, Any]], model=None) -> Any:
+    from pa_metrics.inputs import inputs_for
+    from pa_metrics.names import build_metric
+
+    built = build_metric(metric.pop("class"), metric, {}, {})
+    function = inputs_for(built, model or Same())
+    for batch, output in pairs:
+        inputs = function(batch, output)
+        built.update(**inputs) if isinstance(inputs, dict) else built.update(*inputs)
+    return built.compute()
+
+
+def test_queries_of_a_retrieval():
+    indexes = torch.arange(SAMPLES) % 5
+    value = fields({"class": "retrieval_map"}, ((None, BINARY, indexes), {"model_outputs": SCORES}))
+    each = [
+        sk.average_precision_score(BINARY[indexes == query], SCORES[indexes == query])
+        for query in range(5)
+    ]
+    assert float(value) == pytest.approx(np.mean(each), abs=1e-6)
+
+
+def test_boxes_of_a_detection():
+    pytest.importorskip("pycocotools")
+    boxes = torch.tensor([[0.0, 0.0, 10.0, 10.0]])
+    target = [{"boxes": boxes, "labels": torch.tensor([1])}]
+    preds = [{**target[0], "scores": torch.tensor([0.9])}]
+    value = fields({"class": "mean_average_precision"}, ((None, target), {"model_outputs": preds}))
+    assert float(value["map"]) == 1
+
+
+@pytest.mark.parametrize("shifts", [False, True])
+def test_perplexity_of_tokens_is_that_of_the_loss(shifts):
+    logits = torch.randn(3, 7, 11, generator=generator)
+    labels = torch.randint(0, 11, (3, 7), generator=generator)
+    model = Same()
+    if shifts:
+        model.loss_type = "ForCausalLM"
+    value = fields(
+        {"class": "perplexity"},
+        ({"labels": labels}, {"model_outputs": {"logits": logits}}),
+        model=model,
+    )
+    if shifts:
+        logits, labels = logits[:, :-1], labels[:, 1:]
+    loss = nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten())
+    assert float(value) == pytest.approx(float(loss.exp()), rel=1e-5)
+
+
+def test_texts():
+    batch = {"references": [["the cat sat on the mat"]]}
+    output = {"model_outputs": None, "texts": ["the cat sat on the mat"]}
+    assert float(fields({"class": "bleu_score"}, (batch, output))) == pytest.approx(1)
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [("retrieval_map", "indexes"), ("bleu_score", "'texts'"), ("perplexity", "of tokens")],
+)
+def test_what_is_missing_is_told(name, expected):
+    batch, output = (None, BINARY), {"model_outputs": [] if name == "perplexity" else SCORES}
+    with pytest.raises(TypeError, match=expected):
+        fields({"class": name}, (batch, output))
+
+
+# -- Pictures -------------------------------------------------------------------------------------
+
+
+def test_matrices_curves_and_histories_are_drawn(tmp_path):
+    pytest.importorskip("matplotlib")
+    plugin = MetricsPlugin(
+        metrics=["accuracy", "confusion_matrix", "roc", "precision_recall_curve"],
+        plots=tmp_path / "plots",
+        **MULTICLASS,
+    )
+    model = nn.Linear(CLASSES, CLASSES)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    trainer = Trainer(model, nn.CrossEntropyLoss(), optimizer, callbacks=(), plugins=[plugin])
+    data = TensorDataset(LOGITS, CLASS)
+    trainer.train(data, 2, eval_dataset=data, per_device_batch_size=16)
+    files = sorted(path.name for path in (tmp_path / "plots").iterdir())
+    assert files == [
+        "accuracy.png",
+        "confusion_matrix.png",
+        "precision_recall_curve.png",
+        "roc.png",
+    ]
+    for path in (tmp_path / "plots").iterdir():
+        assert path.read_bytes().startswith(b"\x89PNG")
+
+
+def test_an_input_that_does_not_exist_is_told_with_the_nearest():
+    plugin = MetricsPlugin(to_preds_and_target="retreival", **MULTICLASS)
+    trainer = Trainer(Same(), None, None, callbacks=(), plugins=[plugin])
+    with pytest.raises(ValueError, match="no 'retreival'.*'retrieval'"):
+        trainer.evaluate(TensorDataset(LOGITS, CLASS))
