@@ -45,7 +45,7 @@ class GroupsStand(Optimizer):
         self._cycled = self._momenta()
 
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
-        """Nothing; torch's schedules only want it to be called before them."""
+        """Nothing: there is no parameter."""
 
     def pass_on(self) -> None:
         """Write to the optimizer's groups what a schedule has set here."""
@@ -109,6 +109,7 @@ class OnGroups(DrivenSchedule):
         self.is_driven = False
         self.watch_metric = getattr(schedule, "watch_metric", None)
         self.follows_epochs = getattr(schedule, "follows_epochs", False)
+        stand.step()  # once is enough for torch's schedules, which want it to come before them
         stand.pass_on()
 
     def step(self) -> None:
@@ -123,14 +124,12 @@ class OnGroups(DrivenSchedule):
                 'nobody tells it: enable the plugin "schedulers", or set is_driven = True and call '
                 "end_epoch(metrics) after each epoch"
             )
-        self.stand.step()
         self.scheduler.step()
         self.stand.pass_on()
 
     def end_epoch(self, metrics: Mapping[str, float]) -> None:
         """An epoch of the run is over."""
         if self.follows_epochs:
-            self.stand.step()
             self.scheduler.end_epoch(metrics)
             self.stand.pass_on()
 
