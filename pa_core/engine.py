@@ -8,11 +8,13 @@ PyTorch's own.
 from __future__ import annotations
 
 import atexit
+import gc
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from functools import cache
 from typing import Any, TypeVar
+from weakref import WeakSet
 
 import torch
 from accelerate import Accelerator, DistributedType
@@ -29,13 +31,21 @@ _NOTHING = nullcontext()
 _PLAIN = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)
 
 
+_engines: WeakSet[Engine] = WeakSet()
+
+
+@atexit.register
 def _leave_process_group() -> None:
     """Close the connections to the other processes while the interpreter is whole.
 
     Otherwise gloo's threads may be cut off at the very end, which aborts a process that has done
-    its work. After an uncaught exception nothing is waited for.
+    its work. Containers of models hold the connections too, so they go first. After an uncaught
+    exception nothing is waited for.
     """
+    for engine in _engines:
+        engine._prepared.clear()
     if torch.distributed.is_initialized() and not hasattr(sys, "last_value"):
+        gc.collect()
         torch.distributed.destroy_process_group()
 
 
@@ -58,7 +68,7 @@ class Engine:
         self.rank: int = accelerator.process_index
         self.is_plain = accelerator.distributed_type in _PLAIN and accelerator.scaler is None
         if self.num_processes > 1:
-            atexit.register(_leave_process_group)
+            _engines.add(self)
         self._prepared: dict[tuple[int, int], tuple[nn.Module, Any]] = {}
         self._trainable: dict[int, list[bool]] = {}  # by wrapped model
 

@@ -219,7 +219,7 @@ def test_perplexity_of_tokens_is_that_of_the_loss(shifts):
     labels = torch.randint(0, 11, (3, 7), generator=generator)
     model = Same()
     if shifts:
-        model.loss_type = "ForCausalLM"
+        model.loss_type = "ForCausalLM"  # type: ignore[assignment]
     value = fields(
         {"class": "perplexity"},
         ({"labels": labels}, {"model_outputs": {"logits": logits}}),
