@@ -1,0 +1,123 @@
+"""Fine-tuning with freezing: a network that knows some digits learns the others.
+
+    python train.py           # scikit-learn's digits: pretrained on 0 to 4, fine-tuned on 5 to 9
+    python train.py --full    # ResNet-34 with pretrained weights on Oxford pets (a download)
+
+First the new head alone is trained, with all else frozen; then everything, with smaller learning
+rates for the earlier layers. `fine_tune` is the one-line way; `--by-hand` shows what it is made of.
+"""
+
+import argparse
+from pathlib import Path
+
+import torch
+from sklearn.datasets import load_digits
+from torch import nn, optim
+from torch.utils.data import Dataset, TensorDataset
+
+from pa_core import Trainer
+from pa_metrics import MetricsPlugin
+from pa_models import ModelFreezer, discriminative_param_groups, fine_tune
+
+
+def digits_between(first: int, last: int) -> tuple[Dataset, Dataset]:
+    digits = load_digits()
+    labels = torch.tensor(digits.target)
+    chosen = (first <= labels) & (labels <= last)
+    images = torch.tensor(digits.images, dtype=torch.float32)[chosen, None] / 16
+    labels = labels[chosen] - first
+    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))
+    train, held_out = order[180:], order[:180]
+    return (
+        TensorDataset(images[train], labels[train]),
+        TensorDataset(images[held_out], labels[held_out]),
+    )
+
+
+def build_model() -> nn.Sequential:
+    return nn.Sequential(
+        nn.Sequential(nn.Conv2d(1, 16, 3, padding=1), nn.BatchNorm2d(16), nn.ReLU()),
+        nn.Sequential(nn.Conv2d(16, 32, 3, padding=1), nn.BatchNorm2d(32), nn.ReLU()),
+        nn.Sequential(nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(128, 5)),
+    )
+
+
+def pretrained_on_digits() -> tuple[nn.Module, Dataset, Dataset]:
+    model = build_model()
+    train_set, _ = digits_between(0, 4)
+    optimizer = optim.AdamW(model.parameters(), lr=3e-3)
+    trainer = Trainer(model, nn.CrossEntropyLoss(), optimizer, callbacks=(), plugins=())
+    trainer.train(train_set, num_epochs=5, per_device_batch_size=32)
+    model[-1][-1] = nn.Linear(128, 5)  # a new head
+    return model, *digits_between(5, 9)
+
+
+def pretrained_on_imagenet() -> tuple[nn.Module, Dataset, Dataset]:
+    from torchvision.datasets import OxfordIIITPet
+    from torchvision.models import ResNet34_Weights, resnet34
+
+    weights = ResNet34_Weights.DEFAULT
+    model = resnet34(weights=weights)
+    model.fc = nn.Linear(model.fc.in_features, 37)
+    train_set, held_out = (
+        OxfordIIITPet(
+            Path(__file__).parent / "data",
+            split=split,
+            download=True,
+            transform=weights.transforms(),
+        )
+        for split in ("trainval", "test")
+    )
+    return model, train_set, held_out
+
+
+def by_hand(trainer: Trainer, train_set: Dataset, held_out: Dataset, epochs: int) -> None:
+    """Two runs: frozen but for the head, then everything with learning rates of its own."""
+    model = trainer.get_model()
+    freezer = ModelFreezer(model)
+    freezer.freeze(to_index=-2)
+    trainer.train(train_set, 1, eval_dataset=held_out, per_device_batch_size=32)
+    freezer.unfreeze()
+    groups = discriminative_param_groups(model, lr=slice(3e-4, 3e-3))
+    trainer.optimizer = optim.AdamW(groups)
+    trainer.train(
+        train_set,
+        epochs,
+        eval_dataset=held_out,
+        per_device_batch_size=32,
+        reset_run_history=False,
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--full", action="store_true", help="ResNet-34 on pets (downloads)")
+    parser.add_argument("--by-hand", action="store_true", help="without fine_tune")
+    parser.add_argument("--epochs", type=int, default=3)
+    arguments = parser.parse_args()
+    load = pretrained_on_imagenet if arguments.full else pretrained_on_digits
+    model, train_set, held_out = load()
+
+    num_classes = 37 if arguments.full else 5
+    trainer = Trainer(
+        model,
+        nn.CrossEntropyLoss(),
+        optim.AdamW(model.parameters(), lr=6e-3),
+        plugins=[MetricsPlugin(task="multiclass", num_classes=num_classes, average="micro")],
+    )
+    if arguments.by_hand:
+        by_hand(trainer, train_set, held_out, arguments.epochs)
+    else:
+        fine_tune(
+            trainer,
+            train_set,
+            arguments.epochs,
+            lr_mult=10,
+            eval_dataset=held_out,
+            per_device_batch_size=32,
+        )
+    trainer.print(f"Accuracy: {trainer.evaluate(held_out)['accuracy']:.4f}")
+
+
+if __name__ == "__main__":
+    main()
