@@ -79,6 +79,8 @@ def number(pattern: str, line: str) -> float:
     ("example", "pattern", "low", "high"),
     [
         ("mnist", r"^Accuracy: ([\d.]+)$", 0.93, 1),
+        ("timm_components", r"^Accuracy: ([\d.]+)$", 0.3, 1),
+        ("mixup_ema", r"of the average: ([\d.]+)$", 0.9, 1),
         ("progressive_resizing", r"^Epochs: 6, accuracy: ([\d.]+)$", 0.75, 1),
         ("fine_tuning", r"^Accuracy: ([\d.]+)$", 0.85, 1),
         ("bert_classification", r"^Accuracy: ([\d.]+), F1", 0.7, 1),

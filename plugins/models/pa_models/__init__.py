@@ -11,7 +11,10 @@ from pa_models.ema import ModelEma
 from pa_models.ema_plugin import EmaPlugin, ModelEmaCallback
 from pa_models.fine_tuning import fine_tune
 from pa_models.freezing import Layer, LayerGroup, ModelFreezer, discriminative_param_groups
+from pa_models.layer_decay import layer_depths, param_groups_layer_decay
+from pa_models.timm_data import create_transforms
 from pa_models.timm_plugin import TimmPlugin
+from pa_models.timm_trainer import TrainerWithTimmScheduler
 from pa_models.transformers_plugin import TransformersPlugin
 from pa_models.unfreezing import GradualUnfreezingCallback
 
@@ -27,11 +30,15 @@ __all__ = [
     "ModelEmaCallback",
     "ModelFreezer",
     "TimmPlugin",
+    "TrainerWithTimmScheduler",
     "TransformersPlugin",
     "convert_sync_batch_norm",
+    "create_transforms",
     "discriminative_param_groups",
     "find_batch_size",
     "fine_tune",
     "freeze_batch_norm",
+    "layer_depths",
+    "param_groups_layer_decay",
     "unfreeze_batch_norm",
 ]

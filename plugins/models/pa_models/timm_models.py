@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
+from typing import Any
 
 from torch import nn
 
@@ -15,16 +16,22 @@ class TimmModels(Mapping[str, Callable[..., nn.Module]]):
 
     The function takes ``create_model``'s arguments, such as ``num_classes`` and ``pretrained``.
 
+    Args:
+        options: arguments that all of them get.
+
     >>> "resnet18" in TimmModels()  # told without importing timm
     False
     """
+
+    def __init__(self, options: Mapping[str, Any] | None = None) -> None:
+        self._options = dict(options or {})
 
     def __getitem__(self, name: str) -> Callable[..., nn.Module]:
         if name not in self:
             raise KeyError(name)
         from timm import create_model
 
-        return partial(create_model, name.removeprefix(PREFIX))
+        return partial(create_model, name.removeprefix(PREFIX), **self._options)
 
     def __contains__(self, name: object) -> bool:
         if not isinstance(name, str) or not name.startswith(PREFIX):

@@ -1,21 +1,169 @@
-"""The plugin ``timm``: its models by name."""
+"""The plugin ``timm``: its models by name, its optimizers, and training on mixed pictures."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from pa_core import hookimpl
+from pa_core.errors import nearest
 from pa_models.timm_models import TimmModels
 
 if TYPE_CHECKING:
     from torch import nn
 
+    from pa_core import Trainer
+    from pa_models.timm_loss import MixedLoss
+
+
+class TimmSettings(BaseModel):
+    """The table ``[tool.pa-core.timm]``."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    model_options: dict[str, Any] = Field(
+        default_factory=dict,
+        description="Arguments of timm.create_model for models by name: num_classes, pretrained, …",
+    )
+    optimizer: str | None = Field(
+        None, description="A name of timm.optim.list_optimizers(), where the Trainer has none."
+    )
+    lr: float | None = Field(None, gt=0, description="The optimizer's learning rate.")
+    weight_decay: float = Field(
+        0.0, ge=0, description="The optimizer's; biases and norms have none."
+    )
+    layer_decay: float | None = Field(
+        None, gt=0, le=1, description="Each layer's learning rate, as a share of the next one's."
+    )
+    optimizer_options: dict[str, Any] = Field(
+        default_factory=dict, description="More arguments of the optimizer, such as momentum."
+    )
+    mixup: float = Field(0.0, ge=0, description="Mixup's alpha; 0 for none.")
+    cutmix: float = Field(0.0, ge=0, description="CutMix's alpha; 0 for none.")
+    mix_prob: float = Field(1.0, ge=0, le=1, description="How often pictures are mixed.")
+    mix_switch_prob: float = Field(
+        0.5, ge=0, le=1, description="How often by CutMix, where both are on."
+    )
+    mix_mode: Literal["batch", "pair", "elem"] = Field(
+        "batch", description="What is mixed alike: a batch, a pair, or each picture its own way."
+    )
+    mixup_off_epoch: int | None = Field(
+        None, ge=1, description="The first epoch without mixing, from 1 on."
+    )
+    label_smoothing: float = Field(
+        0.0, ge=0, lt=1, description="The share of the target that is spread over all classes."
+    )
+    bce: bool = Field(
+        False, description="Whether to train each class on its own, by binary cross-entropy."
+    )
+
+    @property
+    def mixes(self) -> bool:
+        """Whether pictures are mixed."""
+        return self.mixup > 0 or self.cutmix > 0
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        named = {"lr", "weight_decay", "layer_decay", "optimizer_options"} & self.model_fields_set
+        if named and self.optimizer is None:
+            raise ValueError(f"{', '.join(sorted(named))}: give the optimizer's name, too")
+        if self.mixup_off_epoch is not None and not self.mixes:
+            raise ValueError("mixup_off_epoch: neither mixup nor cutmix is on")
+        return self
+
 
 class TimmPlugin:
-    """Builds timm models by name."""
+    """Builds timm's models and optimizers by name, and trains classifiers on soft targets.
+
+    With ``mixup``, ``cutmix``, ``label_smoothing`` or ``bce``, the loss of training is the one on
+    soft targets; evaluation has the Trainer's own loss on the targets as they are. What is drawn
+    for mixing depends on seed and place alone, so a resumed run mixes the same.
+
+    Args:
+        settings: the plugin's table.
+        options: its keys, in place of `settings`.
+
+    >>> TimmPlugin(optimizer="adamw", lr=1e-3, mixup=0.2).settings.mixes
+    True
+    """
+
+    Settings = TimmSettings
+
+    def __init__(self, settings: TimmSettings | None = None, **options: Any) -> None:
+        self.settings = TimmSettings(**options) if settings is None else settings
+        self._loss: MixedLoss | None = None
 
     @hookimpl
     def register_models(self) -> Mapping[str, Callable[..., nn.Module]]:
-        """timm's models, as ``"timm/resnet18"``."""
-        return TimmModels()
+        """timm's models, as ``"timm/resnet18"``, with the settings' arguments."""
+        return TimmModels(self.settings.model_options)
+
+    @hookimpl
+    def create_optimizer(self, trainer: Trainer) -> Any:
+        """The optimizer that the settings name.
+
+        Raises:
+            ValueError: for a name that timm doesn't know, and for arguments that it doesn't take.
+        """
+        settings = self.settings
+        if settings.optimizer is None:
+            return None
+        from timm import optim
+
+        names = [str(name) for name in optim.list_optimizers()]
+        if settings.optimizer.lower() not in names:
+            raise ValueError(
+                f"timm has no optimizer {settings.optimizer!r}."
+                f"{nearest(settings.optimizer, names)} See timm.optim.list_optimizers()"
+            )
+        model, weight_decay = trainer.model, settings.weight_decay
+        if settings.layer_decay is not None:
+            from pa_models.layer_decay import param_groups_layer_decay
+
+            if settings.lr is None:
+                raise ValueError("[tool.pa-core.timm] layer_decay: give lr, too")
+            model = param_groups_layer_decay(model, settings.lr, weight_decay, settings.layer_decay)
+            weight_decay = 0.0
+        return optim.create_optimizer_v2(
+            model,
+            opt=settings.optimizer,
+            lr=settings.lr,
+            weight_decay=weight_decay,
+            **settings.optimizer_options,
+        )
+
+    @hookimpl
+    def calculate_train_batch_loss(self, trainer: Trainer, batch: Any) -> dict[str, Any] | None:
+        """The loss on soft targets, where the settings ask for one."""
+        loss = self._find_loss(trainer, batch)
+        return None if loss is None else loss.training(trainer, batch[0], batch[1])
+
+    @hookimpl
+    def calculate_eval_batch_loss(self, trainer: Trainer, batch: Any) -> dict[str, Any] | None:
+        """The loss on the targets as they are."""
+        loss = self._find_loss(trainer, batch)
+        return None if loss is None else loss.evaluation(trainer, batch[0], batch[1])
+
+    def _find_loss(self, trainer: Trainer, batch: Any) -> MixedLoss | None:
+        settings = self.settings
+        if not (settings.mixes or settings.label_smoothing or settings.bce):
+            return None
+        if not isinstance(batch, list | tuple) or len(batch) < 2:
+            return None
+        if self._loss is None:
+            from pa_models.timm_loss import MixedLoss
+
+            self._loss = MixedLoss(settings, self._num_classes(trainer))
+        return self._loss
+
+    def _num_classes(self, trainer: Trainer) -> int:
+        given = self.settings.model_options.get("num_classes")
+        known = given or getattr(trainer.get_model(), "num_classes", None)
+        if not isinstance(known, int):
+            raise ValueError(
+                "Soft targets need the number of classes, which the model doesn't tell "
+                "(num_classes): set it in model_options of [tool.pa-core.timm]"
+            )
+        return known

@@ -1,0 +1,105 @@
+"""Smaller learning rates for earlier layers, for any model, by the names of its parameters."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+def layer_depths(model: nn.Module) -> dict[str, int]:
+    """How deep each parameter lies, from 0 for what comes before the first block.
+
+    A block is what a name counts: ``encoder.layer.3`` of ``encoder.layer.3.output.dense.weight``,
+    ``layer2.0`` of a ResNet, ``4`` of an `nn.Sequential`. Parameters before the first block
+    (embeddings, a stem) have depth 0, those after the last one (a norm, a head) the greatest.
+
+    Args:
+        model: its parameters are taken in the order of their definition.
+
+    >>> from torch import nn
+    >>> model = nn.Sequential(nn.Linear(2, 2), nn.ReLU(), nn.Linear(2, 2))
+    >>> layer_depths(model)
+    {'0.weight': 0, '0.bias': 0, '2.weight': 1, '2.bias': 1}
+    """
+    blocks: dict[str, int] = {}
+    for name, _ in model.named_parameters():
+        block = _block(name)
+        if block is not None:
+            blocks.setdefault(block, len(blocks))
+    names = [name for name, _ in model.named_parameters()]
+    first = next((i for i, name in enumerate(names) if _block(name) is not None), len(names))
+    depths = {}
+    for i, name in enumerate(names):
+        block = _block(name)
+        if block is not None:
+            depths[name] = blocks[block] + 1
+        else:
+            depths[name] = 0 if i < first else len(blocks) + 1
+    used = {depth: number for number, depth in enumerate(sorted(set(depths.values())))}
+    return {name: used[depth] for name, depth in depths.items()}
+
+
+def param_groups_layer_decay(
+    model: nn.Module,
+    lr: float,
+    weight_decay: float = 0.0,
+    layer_decay: float = 0.75,
+    no_weight_decay: Collection[str] | None = None,
+) -> list[dict[str, Any]]:
+    r"""Parameter groups whose learning rates fall from the last layer to the first.
+
+    Of :math:`n` layers, layer :math:`i` has the learning rate :math:`lr \cdot d^{\,n - 1 - i}` with
+    the decay :math:`d`, as in `BEiT <https://arxiv.org/abs/2106.08254>`_. Biases, norms and all
+    else with one dimension have no weight decay.
+
+    Args:
+        model: any model; see `layer_depths` for what its layers are. Frozen parameters are left
+            out.
+        lr: the learning rate of the last layer.
+        weight_decay: of all weights with two dimensions or more.
+        layer_decay: from 0 (not included) to 1, which is no decay.
+        no_weight_decay: names of parameters without weight decay; by default what the model's own
+            ``no_weight_decay`` says, as timm's models have it.
+
+    Returns:
+        Groups for an optimizer, the first layer first. Each has a ``name``, such as
+        ``"layer_0_no_decay"``.
+
+    Raises:
+        ValueError: for a decay out of range, and where nothing is to be trained.
+    """
+    if not 0 < layer_decay <= 1:
+        raise ValueError(f"layer_decay must be above 0 and at most 1, not {layer_decay!r}")
+    if no_weight_decay is None:
+        say = getattr(model, "no_weight_decay", None)
+        no_weight_decay = say() if callable(say) else ()
+    depths = layer_depths(model)
+    groups: dict[tuple[int, bool], dict[str, Any]] = {}
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        decays = parameter.ndim > 1 and not name.endswith(".bias") and name not in no_weight_decay
+        depth = depths[name]
+        group = groups.setdefault(
+            (depth, decays),
+            {
+                "params": [],
+                "name": f"layer_{depth}_{'decay' if decays else 'no_decay'}",
+                "lr": lr * layer_decay ** (max(depths.values()) - depth),
+                "weight_decay": weight_decay if decays else 0.0,
+            },
+        )
+        group["params"].append(parameter)
+    if not groups:
+        raise ValueError(f"{type(model).__name__} has no parameter that is trained")
+    return [groups[key] for key in sorted(groups)]
+
+
+def _block(name: str) -> str | None:
+    """The name up to its first number; None where it has none."""
+    parts = name.split(".")
+    place = next((i for i, part in enumerate(parts) if part.isdecimal()), None)
+    return None if place is None else ".".join(parts[: place + 1])
