@@ -122,7 +122,9 @@ def text(batch: Any, batch_output: Mapping[str, Any]) -> tuple[list[str], list[A
     The wanted ones are the batch's second entry, or have a name such as ``references``.
     """
     preds = batch_output.get("texts")
-    if isinstance(batch, Mapping):
+    if "references" in batch_output:
+        target = batch_output["references"]
+    elif isinstance(batch, Mapping):
         target = next((batch[key] for key in _TEXT_KEYS if key in batch), None)
     else:
         target = _target(batch)

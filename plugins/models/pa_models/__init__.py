@@ -15,6 +15,9 @@ from pa_models.layer_decay import layer_depths, param_groups_layer_decay
 from pa_models.timm_data import create_transforms
 from pa_models.timm_plugin import TimmPlugin
 from pa_models.timm_trainer import TrainerWithTimmScheduler
+from pa_models.transformers_data import create_collator
+from pa_models.transformers_export import export
+from pa_models.transformers_models import add_lora
 from pa_models.transformers_plugin import TransformersPlugin
 from pa_models.unfreezing import GradualUnfreezingCallback
 
@@ -32,9 +35,12 @@ __all__ = [
     "TimmPlugin",
     "TrainerWithTimmScheduler",
     "TransformersPlugin",
+    "add_lora",
     "convert_sync_batch_norm",
+    "create_collator",
     "create_transforms",
     "discriminative_param_groups",
+    "export",
     "find_batch_size",
     "fine_tune",
     "freeze_batch_norm",

@@ -2,16 +2,68 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 import torch
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from pa_core import hookimpl
-from pa_models.transformers_loss import calculate_batch_loss, calculate_predictions
+from pa_models.transformers_loss import IGNORED, calculate_batch_loss, calculate_predictions
+from pa_models.transformers_models import TransformersModels, add_lora, load_tokenizer
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from pa_core import Trainer
+
+
+class TransformersSettings(BaseModel):
+    """The table ``[tool.pa-core.transformers]``."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    task: str | None = Field(
+        None, description="What a model by name is to do: sequence-classification, causal-lm, …"
+    )
+    model_options: dict[str, Any] = Field(
+        default_factory=dict,
+        description="Arguments of from_pretrained for models by name, such as num_labels.",
+    )
+    tokenizer: str | None = Field(
+        None, description="A folder, or a name on the hub; for the collator and the export."
+    )
+    collator: (
+        Literal["padding", "token_classification", "causal_lm", "masked_lm", "seq2seq"] | None
+    ) = Field(None, description="What makes a batch of samples, where no collate_fn is given.")
+    mlm_probability: float = Field(
+        0.15, gt=0, lt=1, description="The share of tokens that masked_lm masks."
+    )
+    label_smoothing: float = Field(
+        0.0, ge=0, lt=1, description="The share of the target that is spread over all classes."
+    )
+    gradient_checkpointing: bool = Field(
+        False, description="Whether activations are calculated again rather than kept."
+    )
+    gradient_checkpointing_options: dict[str, Any] | None = Field(
+        None, description="Arguments of torch.utils.checkpoint, such as use_reentrant."
+    )
+    lora: dict[str, Any] | None = Field(
+        None, description="Arguments of peft.LoraConfig, for low-rank adapters of models by name."
+    )
+    generate: dict[str, Any] | None = Field(
+        None, description="Arguments of model.generate, to write texts during evaluation."
+    )
+    export_to: Path | None = Field(
+        None, description="The folder for the model at the end of a run, as save_pretrained's."
+    )
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.collator is not None and self.tokenizer is None:
+            raise ValueError("collator: name the tokenizer, too")
+        return self
 
 
 class TransformersPlugin:
@@ -20,22 +72,128 @@ class TransformersPlugin:
     A batch that is a mapping (a dict, a ``BatchEncoding``) is passed to the model as keyword
     arguments, and the model returns its loss, as transformers' models do. Other batches are left
     to the trainer.
+
+    Args:
+        settings: the plugin's table.
+        tokenizer: a ready tokenizer, in place of the settings' name of one.
+        options: keys of the table, in place of `settings`.
+
+    >>> TransformersPlugin(label_smoothing=0.1).settings.label_smoothing
+    0.1
     """
+
+    Settings = TransformersSettings
+
+    def __init__(
+        self,
+        settings: TransformersSettings | None = None,
+        *,
+        tokenizer: Any = None,
+        **options: Any,
+    ) -> None:
+        if isinstance(tokenizer, str):
+            options["tokenizer"], tokenizer = tokenizer, None
+        if tokenizer is not None:
+            options["tokenizer"] = str(getattr(tokenizer, "name_or_path", "given"))
+        self.settings = TransformersSettings(**options) if settings is None else settings
+        self._tokenizer = tokenizer
+
+    @property
+    def tokenizer(self) -> Any:
+        """The tokenizer, loaded when it is first needed; None where there is none."""
+        if self._tokenizer is None and self.settings.tokenizer is not None:
+            self._tokenizer = load_tokenizer(self.settings.tokenizer)
+        return self._tokenizer
+
+    @hookimpl
+    def register_models(self) -> Mapping[str, Callable[..., nn.Module]]:
+        """transformers' models, as ``"transformers/FOLDER-OR-NAME"``."""
+        settings = self.settings
+
+        def finish(model: nn.Module) -> nn.Module:
+            return model if settings.lora is None else add_lora(model, **settings.lora)
+
+        return TransformersModels(settings.task, settings.model_options, finish)
+
+    @hookimpl(tryfirst=True)
+    def create_train_dataloader(self, trainer: Trainer) -> None:
+        """Choose the collator; the loader is left to the trainer."""
+        self._choose_collator(trainer)
+
+    @hookimpl(tryfirst=True)
+    def create_eval_dataloader(self, trainer: Trainer) -> None:
+        """Choose the collator; the loader is left to the trainer."""
+        self._choose_collator(trainer)
+
+    @hookimpl
+    def on_training_run_start(self, trainer: Trainer) -> None:
+        """Turn gradient checkpointing on."""
+        if not self.settings.gradient_checkpointing:
+            return
+        model = trainer.get_model(keep_torch_compile=False)
+        if not getattr(model, "supports_gradient_checkpointing", False):
+            raise ValueError(f"{type(model).__name__} has no gradient checkpointing")
+        # (renamed in transformers 5.x)
+        new = getattr(model, "activation_checkpointing_enable", None)
+        enable = new or model.gradient_checkpointing_enable
+        enable(self.settings.gradient_checkpointing_options)
+
+    @hookimpl(trylast=True)
+    def on_training_run_end(self, trainer: Trainer) -> None:
+        """Export the model, once whoever goes back to the best has done so."""
+        if self.settings.export_to is not None:
+            from pa_models.transformers_export import export
+
+            export(trainer, self.settings.export_to, self.tokenizer)
 
     @hookimpl
     def calculate_train_batch_loss(self, trainer: Trainer, batch: Any) -> dict[str, Any] | None:
         """The loss that the model returns, for a batch that is a mapping."""
-        return calculate_batch_loss(trainer, batch) if isinstance(batch, Mapping) else None
+        if not isinstance(batch, Mapping):
+            return None
+        return calculate_batch_loss(trainer, batch, self.settings.label_smoothing)
 
     @hookimpl
     def calculate_eval_batch_loss(self, trainer: Trainer, batch: Any) -> dict[str, Any] | None:
-        """The same, without gradients."""
+        """The same, without gradients and smoothing, and with texts where they are asked for."""
         if not isinstance(batch, Mapping):
             return None
         with torch.no_grad():
-            return calculate_batch_loss(trainer, batch)
+            output = calculate_batch_loss(trainer, batch)
+            if self.settings.generate is not None:
+                output |= self._write(trainer, batch)
+        return output
 
     @hookimpl
     def calculate_predictions(self, trainer: Trainer, batch: Any) -> Any:
         """The model's logits, for a batch that is a mapping."""
         return calculate_predictions(trainer, batch) if isinstance(batch, Mapping) else None
+
+    def _choose_collator(self, trainer: Trainer) -> None:
+        settings = self.settings
+        if settings.collator is not None and trainer.collate_fn is None:
+            from pa_models.transformers_data import create_collator
+
+            model = trainer.get_model(keep_torch_compile=False)
+            trainer.collate_fn = create_collator(
+                settings.collator, self.tokenizer, model, settings.mlm_probability
+            )
+
+    def _write(self, trainer: Trainer, batch: Mapping[str, Any]) -> dict[str, Any]:
+        """What the model generates for a batch: ``generated``, and ``texts`` with a tokenizer."""
+        assert self.settings.generate is not None
+        inputs = {key: batch[key] for key in ("input_ids", "attention_mask") if key in batch}
+        model = trainer.get_model(keep_torch_compile=False)
+        generated = model.generate(**inputs, **self.settings.generate)
+        if self.tokenizer is None:
+            return {"generated": generated}
+        written = {"generated": generated, "texts": self._decode(generated)}
+        if isinstance(batch.get("labels"), torch.Tensor) and batch["labels"].ndim == 2:
+            written["references"] = self._decode(batch["labels"])
+        return written
+
+    def _decode(self, tokens: torch.Tensor) -> list[str]:
+        filler = self.tokenizer.pad_token_id or 0
+        kept = tokens.masked_fill(tokens == IGNORED, filler)
+        texts: list[str] = self.tokenizer.batch_decode(kept, skip_special_tokens=True)
+        return texts

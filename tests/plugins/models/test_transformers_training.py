@@ -1,0 +1,364 @@
+"""Collators, smoothing, names, adapters, texts and exports, with real models and tokenizers."""
+
+from __future__ import annotations
+
+import inspect
+import json
+
+import pytest
+import torch
+from torch.nn import functional
+
+from pa_core import Trainer, TrainerCallback
+from pa_core.callbacks import SaveTrainingStateCallback
+from pa_models import TransformersPlugin, create_collator, export
+from tests.helpers import assert_identical, largest_difference, weights_of
+from tests.plugins.models.test_transformers import bert, gpt2, sentences, t5, tagged
+
+SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    words = Tokenizer(models.WordLevel(unk_token="[UNK]"))
+    words.pre_tokenizer = pre_tokenizers.Whitespace()
+    trainer = trainers.WordLevelTrainer(vocab_size=40, special_tokens=SPECIAL)
+    words.train_from_iterator(inspect.getsource(json.decoder).splitlines(), trainer)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=words,
+        pad_token="[PAD]",
+        unk_token="[UNK]",
+        cls_token="[CLS]",
+        sep_token="[SEP]",
+        mask_token="[MASK]",
+    )
+
+
+@pytest.fixture
+def saved_tokenizer(tokenizer, tmp_path) -> str:
+    tokenizer.save_pretrained(tmp_path / "tokenizer")
+    return str(tmp_path / "tokenizer")
+
+
+def trainer_for(model, plugin, *callbacks, **options) -> Trainer:
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    return Trainer(model, None, optimizer, callbacks=callbacks, plugins=[plugin], **options)
+
+
+def texts(tokenizer, count: int = 10) -> list[dict]:
+    """Lines of different lengths."""
+    lines = [line for line in inspect.getsource(json.decoder).splitlines() if line.strip()]
+    return [
+        dict(tokenizer(line, truncation=True, max_length=3 + i))
+        for i, line in enumerate(lines[:count])
+    ]
+
+
+class Watch(TrainerCallback):
+    def on_training_run_start(self):
+        self.batches = []
+
+    def on_train_step_end(self, batch):
+        self.batches.append({key: value.clone() for key, value in batch.items()})
+
+
+# -- Collators ------------------------------------------------------------------------------------
+
+
+def test_the_settings_name_collator_and_tokenizer(tmp_path, saved_tokenizer, tokenizer):
+    file = tmp_path / "pyproject.toml"
+    file.write_text(
+        f"""
+        [tool.pa-core]
+        plugins = ["transformers"]
+
+        [tool.pa-core.transformers]
+        collator = "padding"
+        tokenizer = '{saved_tokenizer}'
+        """
+    )
+    model = bert()
+    samples = [sample | {"labels": i % 3} for i, sample in enumerate(texts(tokenizer))]
+    trainer = Trainer(
+        model, None, torch.optim.SGD(model.parameters(), lr=0.1), callbacks=(), settings=file
+    )
+    trainer.train(samples, 1, eval_dataset=samples, per_device_batch_size=4)
+    assert trainer.run_history.get_latest_metric("eval_loss_epoch") > 0
+    assert trainer.predict(samples).shape == (10, 3)
+
+
+def test_a_collate_function_of_the_users_own_comes_before_the_settings(tokenizer):
+    seen = []
+
+    def collate(items):
+        seen.append(len(items))
+        return torch.utils.data.default_collate(items)
+
+    plugin = TransformersPlugin(collator="padding", tokenizer=tokenizer)
+    trainer_for(bert(), plugin).train(sentences(4), 1, collate_fn=collate)
+    assert seen
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_tokens_are_masked_the_same_after_an_interruption(tokenizer, tmp_path, workers):
+    def run(folder, **options):
+        watch = Watch()
+        save = SaveTrainingStateCallback(folder, save_every_n_steps=2, save_at_end=False)
+        plugin = TransformersPlugin(collator="masked_lm", tokenizer=tokenizer, mlm_probability=0.4)
+        trainer = trainer_for(bert("ForMaskedLM"), plugin, watch, save)
+        trainer.train(
+            texts(tokenizer),
+            2,
+            per_device_batch_size=4,
+            train_dataloader_kwargs={"num_workers": workers},
+            **options,
+        )
+        return watch.batches, weights_of(trainer)
+
+    batches, weights = run(tmp_path / "whole")
+    resumed, resumed_weights = run(tmp_path, resume_from=tmp_path / "whole" / "update_00000002")
+    assert_identical(resumed_weights, weights)
+    for first, second in zip(batches[2:], resumed, strict=True):
+        assert torch.equal(first["labels"], second["labels"])
+    assert any((batch["labels"] != -100).any() for batch in batches)
+
+
+@pytest.mark.parametrize(
+    ("name", "model", "key"),
+    [
+        ("token_classification", lambda: bert("ForTokenClassification"), "labels"),
+        ("causal_lm", gpt2, "labels"),
+        ("seq2seq", t5, "decoder_input_ids"),
+    ],
+)
+def test_each_collator_makes_batches_that_its_model_takes(tokenizer, name, model, key):
+    model, samples = model(), texts(tokenizer)
+    if name != "causal_lm":
+        samples = [
+            {**sample, "labels": [token % 3 for token in sample["input_ids"]]} for sample in samples
+        ]
+    for sample in samples:
+        sample.pop("token_type_ids", None)
+    watch = Watch()
+    plugin = TransformersPlugin(collator=name, tokenizer=tokenizer)
+    trainer = trainer_for(model, plugin, watch)
+    trainer.train(samples, 1, per_device_batch_size=4)
+    assert all(key in batch for batch in watch.batches)
+
+
+def test_what_a_tokenizer_lacks_is_told(tokenizer):
+    import copy
+
+    bare = copy.deepcopy(tokenizer)
+    bare.mask_token = None
+    with pytest.raises(ValueError, match="no mask token"):
+        create_collator("masked_lm", bare)
+    bare.pad_token = None
+    with pytest.raises(ValueError, match="no padding token.*tokenizer.pad_token"):
+        create_collator("padding", bare)
+    with pytest.raises(ValueError, match="collator: name the tokenizer"):
+        TransformersPlugin(collator="padding")
+
+
+def test_a_collator_that_is_missing_is_told():
+    samples = [{"input_ids": [1, 2, 3], "labels": 0} for _ in range(4)]
+    with pytest.raises(ValueError, match="'input_ids' of the batch are lists.*need a collator"):
+        trainer_for(bert(), TransformersPlugin()).train(samples, 1)
+
+
+# -- Losses ---------------------------------------------------------------------------------------
+
+
+def test_smoothed_labels_are_those_of_torch():
+    plugin = TransformersPlugin(label_smoothing=0.2)
+    model, batch = bert().eval(), torch.utils.data.default_collate(sentences(4))
+    trainer = trainer_for(model, plugin)
+    output = plugin.calculate_train_batch_loss(trainer, batch)
+    expected = functional.cross_entropy(
+        output["model_outputs"].logits, batch["labels"], label_smoothing=0.2
+    )
+    assert torch.allclose(output["loss"], expected)
+    plain = plugin.calculate_eval_batch_loss(trainer, batch)["loss"]
+    expected = functional.cross_entropy(output["model_outputs"].logits, batch["labels"])
+    assert torch.allclose(plain, expected)
+
+
+@pytest.mark.parametrize(
+    ("model", "shift"), [(gpt2, 1), (lambda: bert("ForTokenClassification"), 0)]
+)
+def test_smoothed_labels_of_tokens_leave_out_padding_and_are_shifted_where_the_model_does(
+    model, shift
+):
+    plugin = TransformersPlugin(label_smoothing=0.2)
+    batch = torch.utils.data.default_collate(tagged(4, language=bool(shift)))
+    trainer = trainer_for(model().eval(), plugin)
+    output = plugin.calculate_train_batch_loss(trainer, batch)
+    logits, labels = output["model_outputs"].logits, batch["labels"][:, shift:]
+    logits = logits[:, :-1] if shift else logits
+    expected = functional.cross_entropy(logits.flatten(0, 1), labels.flatten(), label_smoothing=0.2)
+    assert torch.allclose(output["loss"], expected, atol=1e-6)
+
+
+def test_what_is_no_class_is_not_smoothed():
+    batch = torch.utils.data.default_collate(sentences(4))
+    batch["labels"] = torch.rand(4, 3)
+    model = bert()
+    model.config.problem_type = "multi_label_classification"
+    plugin = TransformersPlugin(label_smoothing=0.1)
+    with pytest.raises(ValueError, match="can't be smoothed: they are no classes"):
+        plugin.calculate_train_batch_loss(trainer_for(model, plugin), batch)
+
+
+def test_smoothed_token_losses_accumulate_exactly():
+    def run(batch_size, accumulation):
+        plugin = TransformersPlugin(label_smoothing=0.1)
+        trainer = trainer_for(bert("ForTokenClassification").eval(), plugin)
+        trainer.train(
+            tagged(16),
+            2,
+            per_device_batch_size=batch_size,
+            gradient_accumulation_steps=accumulation,
+            train_dataloader_kwargs={"shuffle": False},
+        )
+        return weights_of(trainer)
+
+    assert largest_difference(run(2, 4), run(8, 1)) < 1e-6
+
+
+def test_gradient_checkpointing_changes_no_number_and_a_model_without_it_is_told():
+    def run(**options):
+        model = bert()
+        trainer = trainer_for(model, TransformersPlugin(**options))
+        trainer.train(sentences(), 1, per_device_batch_size=4)
+        return model, weights_of(trainer)
+
+    model, weights = run(
+        gradient_checkpointing=True, gradient_checkpointing_options={"use_reentrant": False}
+    )
+    layers = model.bert.encoder.layer
+    assert all(layer.gradient_checkpointing for layer in layers)
+    assert largest_difference(weights, run()[1]) < 1e-6
+    plain = torch.nn.Linear(2, 2)
+    with pytest.raises(ValueError, match="Linear has no gradient checkpointing"):
+        trainer_for(plain, TransformersPlugin(gradient_checkpointing=True)).train(sentences(), 1)
+
+
+# -- Names and folders ----------------------------------------------------------------------------
+
+
+def test_a_model_is_loaded_by_its_name_with_the_settings_head(tmp_path):
+    bert().save_pretrained(tmp_path / "bert")
+    plugin = TransformersPlugin(task="sequence-classification", model_options={"num_labels": 3})
+    name = f"transformers/{tmp_path / 'bert'}"
+    trainer = Trainer(
+        name,
+        None,
+        lambda parameters: torch.optim.SGD(parameters, lr=0.1),
+        callbacks=(),
+        plugins=[plugin],
+    )
+    assert_identical(weights_of(trainer), bert().state_dict())
+    trainer.train(sentences(), 1)
+
+
+def test_what_is_wrong_with_a_name_is_told(tmp_path):
+    (tmp_path / "empty").mkdir()
+
+    def load(task, folder):
+        plugin = TransformersPlugin(task=task)
+        return Trainer(f"transformers/{folder}", None, None, plugins=[plugin])
+
+    with pytest.raises(ValueError, match="without a config.json, so no model"):
+        load("causal-lm", tmp_path / "empty")
+    with pytest.raises(ValueError, match="no task 'casual-lm'. Did you mean 'causal-lm'"):
+        load("casual-lm", tmp_path / "empty")
+    with pytest.raises(ValueError, match="to do. Set task"):
+        load(None, tmp_path / "empty")
+    with pytest.raises(ValueError, match="a folder without a tokenizer"):
+        _ = TransformersPlugin(tokenizer=str(tmp_path / "empty")).tokenizer
+
+
+def test_the_model_is_exported_with_its_tokenizer_at_the_end_of_a_run(tmp_path, saved_tokenizer):
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    target = tmp_path / "exported"
+    options = {"tokenizer": saved_tokenizer}
+    plugin = TransformersPlugin.Settings(export_to=target, **options)
+    model = bert()
+    for _ in range(2):  # an earlier export is replaced
+        trainer_for(model, TransformersPlugin(plugin)).train(sentences(), 1)
+    loaded = AutoModelForSequenceClassification.from_pretrained(target)
+    assert_identical(loaded.state_dict(), model.state_dict())
+    assert AutoTokenizer.from_pretrained(target).vocab_size == 40
+    assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
+
+
+def test_an_export_overwrites_nothing_else_and_no_other_model(tmp_path):
+    (tmp_path / "precious").mkdir()
+    (tmp_path / "precious" / "thesis.txt").write_text("years of work")
+    trainer = trainer_for(bert(), TransformersPlugin())
+    with pytest.raises(ValueError, match="is no exported model: it is left alone"):
+        export(trainer, tmp_path / "precious")
+    other = torch.nn.Linear(2, 2)
+    with pytest.raises(ValueError, match="Linear can't be exported"):
+        export(trainer_for(other, TransformersPlugin()), tmp_path / "linear")
+
+
+# -- Adapters and texts ---------------------------------------------------------------------------
+
+
+@pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")  # peft asks
+def test_adapters_alone_are_trained(tmp_path):
+    pytest.importorskip("peft")
+    bert().save_pretrained(tmp_path / "bert")
+    plugin = TransformersPlugin(
+        task="sequence-classification",
+        model_options={"num_labels": 3},
+        lora={"r": 2, "lora_alpha": 4, "target_modules": ["query", "value"]},
+        export_to=tmp_path / "adapters",
+    )
+    trainer = Trainer(
+        f"transformers/{tmp_path / 'bert'}",
+        None,
+        lambda parameters: torch.optim.SGD(parameters, lr=0.1),
+        callbacks=(),
+        plugins=[plugin],
+    )
+    trained = [name for name, p in trainer.model.named_parameters() if p.requires_grad]
+    assert trained
+    assert all("lora_" in name for name in trained)
+    trainer.train(sentences(), 1)
+    assert (tmp_path / "adapters" / "adapter_config.json").is_file()
+
+
+def test_without_peft_it_is_told_what_to_install(tmp_path, monkeypatch):
+    import sys
+
+    monkeypatch.setitem(sys.modules, "peft", None)
+    from pa_models import add_lora
+
+    with pytest.raises(ImportError, match=r"pip install 'pa-models\[lora\]'"):
+        add_lora(bert(), r=2)
+
+
+def test_texts_are_written_during_evaluation_for_the_metrics(tokenizer):
+    seen = []
+
+    class See(TrainerCallback):
+        def on_eval_step_end(self, batch_output):
+            seen.append(batch_output)
+
+    plugin = TransformersPlugin(
+        tokenizer=tokenizer, generate={"max_new_tokens": 4, "do_sample": False}
+    )
+    samples = [
+        {key: value for key, value in item.items() if key != "token_type_ids"}
+        for item in tagged(4, language=True)
+    ]
+    trainer_for(t5(), plugin, See()).evaluate(samples)
+    (output,) = seen
+    assert output["generated"].shape[0] == len(output["texts"]) == len(output["references"]) == 4
+    assert all(isinstance(text, str) for text in output["texts"])
