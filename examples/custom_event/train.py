@@ -1,34 +1,37 @@
 """An event of one's own: a trainer that tells its callbacks of something no hook knows of.
 
-    python train.py
+    python train.py           # scikit-learn's 1,797 digits, in seconds
+    python train.py --full    # MNIST's 70,000, downloaded by torchvision
 
 `callback_handler.call_event` reaches every callback that has a method of that name. Here each
-batch is shown to a callback that keeps count of the digits that training has seen.
+batch's digits are told to a callback that counts those that training has seen.
 """
 
-from collections import Counter
+import argparse
+from pathlib import Path
 from typing import Any
 
 import torch
-from sklearn.datasets import load_digits
-from torch import nn, optim
+from torch import Tensor, nn, optim
 from torch.utils.data import TensorDataset
 
 from pa_core import Trainer, TrainerCallback
 from pa_core.trainer import DEFAULT_CALLBACKS
+from pa_core.utils import local_process_zero_first
 
 
 class DigitCounter(TrainerCallback):
-    """Counts the digits of the batches that it is shown."""
+    """Counts the digits that it is told of."""
 
-    def __init__(self) -> None:
-        self.counts: Counter[int] = Counter()
+    def on_training_run_start(self, trainer: Trainer) -> None:
+        self.counts = torch.zeros(10, dtype=torch.int64, device=trainer.device)
 
-    def digits_seen(self, trainer: Trainer, digits: torch.Tensor) -> None:
-        self.counts.update(digits.tolist())
+    def digits_seen(self, digits: Tensor) -> None:
+        self.counts += digits.bincount(minlength=10)
 
     def on_training_run_end(self, trainer: Trainer) -> None:
-        shown = ", ".join(f"{digit}: {count}" for digit, count in sorted(self.counts.items()))
+        counts = trainer.gather(self.counts[None]).sum(dim=0)  # those of all processes
+        shown = ", ".join(f"{digit}: {count}" for digit, count in enumerate(counts.tolist()))
         trainer.print(f"Digits seen: {shown}")
 
 
@@ -36,14 +39,36 @@ class TellingTrainer(Trainer):
     """Tells of the digits of each training batch."""
 
     def calculate_train_batch_loss(self, batch: Any) -> dict[str, Any]:
-        self.callback_handler.call_event("digits_seen", trainer=self, digits=batch[1])
+        self.callback_handler.call_event("digits_seen", digits=batch[1])
         return super().calculate_train_batch_loss(batch)
 
 
+@local_process_zero_first  # the others find what it has downloaded
+def load_mnist() -> TensorDataset:
+    from torchvision.datasets import MNIST
+
+    mnist = MNIST(Path(__file__).parent / "data", download=True)
+    return TensorDataset(mnist.data / 255, mnist.targets)
+
+
+def load_digits() -> TensorDataset:
+    from sklearn import datasets
+
+    digits = datasets.load_digits()
+    images = torch.tensor(digits.images, dtype=torch.float32) / 16
+    return TensorDataset(images, torch.tensor(digits.target))
+
+
 def main() -> None:
-    digits = load_digits()
-    images = torch.tensor(digits.data, dtype=torch.float32) / 16
-    model = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 10))
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--full", action="store_true", help="MNIST (a download)")
+    parser.add_argument("--epochs", type=int, default=1)
+    arguments = parser.parse_args()
+    data = load_mnist() if arguments.full else load_digits()
+    num_pixels = data[0][0].numel()
+    torch.manual_seed(0)
+
+    model = nn.Sequential(nn.Flatten(), nn.Linear(num_pixels, 64), nn.ReLU(), nn.Linear(64, 10))
     trainer = TellingTrainer(
         model,
         loss_func=nn.CrossEntropyLoss(),
@@ -51,8 +76,7 @@ def main() -> None:
         callbacks=[DigitCounter, *DEFAULT_CALLBACKS],
         plugins=(),
     )
-    data = TensorDataset(images, torch.tensor(digits.target))
-    trainer.train(data, num_epochs=1, per_device_batch_size=64)
+    trainer.train(data, arguments.epochs, per_device_batch_size=64)
 
 
 if __name__ == "__main__":

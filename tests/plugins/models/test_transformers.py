@@ -272,3 +272,16 @@ def test_other_batches_are_left_to_the_trainer():
 def test_a_batch_without_tensors_is_refused():
     with pytest.raises(ValueError, match="'text' has no tensors"):
         get_batch_size({"text": ["a", "b"]})
+
+
+def test_the_page_for_users_of_the_other_trainer_has_each_of_its_arguments():
+    import re
+    from dataclasses import fields
+
+    from transformers import TrainingArguments
+
+    page = Path(__file__).parents[3] / "docs" / "from_hf_trainer.md"
+    rows = [line for line in page.read_text().splitlines() if line.startswith("| `")]
+    named = [name for row in rows for name in re.findall(r"`(\w+)`", row.split("|")[1])]
+    missing = {field.name for field in fields(TrainingArguments)} - set(named)
+    assert not missing
