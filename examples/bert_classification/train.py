@@ -10,6 +10,7 @@ is trained, without a subclass of anything.
 import argparse
 import inspect
 import json
+import random
 import unittest.case
 from functools import partial
 from typing import Any
@@ -18,23 +19,27 @@ import torch
 from torch import nn, optim
 
 from pa_core import Trainer
+from pa_core.utils import local_process_zero_first
 
+Samples = list[Any]  # dicts of token ids, of different lengths, with their label
 MAX_LENGTH = 32
 
 
-def small_model_and_lines() -> tuple[nn.Module, list[dict[str, Any]], Any]:
+def small_model_and_lines() -> tuple[nn.Module, Any, Samples, Samples]:
+    """The model, its tokenizer, and lines to train with and held out."""
     from tokenizers import Tokenizer, models, pre_tokenizers, trainers
     from transformers import BertConfig, BertForSequenceClassification, PreTrainedTokenizerFast
 
     sources = [inspect.getsource(module).splitlines() for module in (json.decoder, unittest.case)]
     lines = [(line, label) for label, text in enumerate(sources) for line in text if line.strip()]
+    random.Random(0).shuffle(lines)
+
     words = Tokenizer(models.WordPiece(unk_token="[UNK]"))
     words.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
-    words.train_from_iterator(
-        [line for line, _ in lines],
-        trainers.WordPieceTrainer(vocab_size=600, special_tokens=special),
-    )
+    learner = trainers.WordPieceTrainer(vocab_size=600, special_tokens=special, show_progress=False)
+    held_out = len(lines) // 5
+    words.train_from_iterator([line for line, _ in lines[held_out:]], learner)
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=words, pad_token="[PAD]", unk_token="[UNK]", cls_token="[CLS]"
     )
@@ -46,25 +51,32 @@ def small_model_and_lines() -> tuple[nn.Module, list[dict[str, Any]], Any]:
         intermediate_size=96,
         max_position_embeddings=MAX_LENGTH,
     )
-    samples = [
+    samples: Samples = [
         tokenizer(line, truncation=True, max_length=MAX_LENGTH) | {"labels": label}
         for line, label in lines
     ]
-    return BertForSequenceClassification(config), samples, tokenizer
+    model = BertForSequenceClassification(config)
+    return model, tokenizer, samples[held_out:], samples[:held_out]
 
 
-def bert_and_mrpc() -> tuple[nn.Module, list[dict[str, Any]], Any]:
+@local_process_zero_first  # the others find what it has downloaded
+def bert_and_mrpc() -> tuple[nn.Module, Any, Samples, Samples]:
+    """The same with pairs of sentences: does one say what the other says?"""
     from datasets import load_dataset
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
     name = "google-bert/bert-base-cased"
     tokenizer = AutoTokenizer.from_pretrained(name)
-    pairs = load_dataset("nyu-mll/glue", "mrpc")["train"]
-    samples = [
-        tokenizer(pair["sentence1"], pair["sentence2"], truncation=True) | {"labels": pair["label"]}
-        for pair in pairs
-    ]
-    return AutoModelForSequenceClassification.from_pretrained(name), samples, tokenizer
+    train_set, held_out = (
+        [
+            tokenizer(pair["sentence1"], pair["sentence2"], truncation=True)
+            | {"labels": pair["label"]}
+            for pair in load_dataset("nyu-mll/glue", "mrpc", split=split)
+        ]
+        for split in ("train", "validation")
+    )
+    model = AutoModelForSequenceClassification.from_pretrained(name, num_labels=2)
+    return model, tokenizer, train_set, held_out
 
 
 def main() -> None:
@@ -73,14 +85,11 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=3)
     arguments = parser.parse_args()
     torch.manual_seed(0)
-    model, samples, tokenizer = bert_and_mrpc() if arguments.full else small_model_and_lines()
-    order = torch.randperm(len(samples), generator=torch.Generator().manual_seed(0)).tolist()
-    held_out = [samples[i] for i in order[: len(order) // 5]]
-    train_set = [samples[i] for i in order[len(order) // 5 :]]
+    load, lr = (bert_and_mrpc, 2e-5) if arguments.full else (small_model_and_lines, 2e-3)
+    model, tokenizer, train_set, held_out = load()
 
     from transformers import DataCollatorWithPadding
 
-    lr = 2e-5 if arguments.full else 2e-3
     trainer = Trainer(model, loss_func=None, optimizer=partial(optim.AdamW, lr=lr))
     trainer.train(
         train_set,
@@ -88,7 +97,6 @@ def main() -> None:
         eval_dataset=held_out,
         per_device_batch_size=32,
         gradient_clip_norm=1.0,
-        create_scheduler_fn="linear",
         collate_fn=DataCollatorWithPadding(tokenizer),
     )
     results = trainer.evaluate(held_out)

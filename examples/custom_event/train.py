@@ -26,7 +26,7 @@ class DigitCounter(TrainerCallback):
     def on_training_run_start(self, trainer: Trainer) -> None:
         self.counts = torch.zeros(10, dtype=torch.int64, device=trainer.device)
 
-    def digits_seen(self, digits: Tensor) -> None:
+    def digits_seen(self, trainer: Trainer, digits: Tensor) -> None:
         self.counts += digits.bincount(minlength=10)
 
     def on_training_run_end(self, trainer: Trainer) -> None:
@@ -39,7 +39,7 @@ class TellingTrainer(Trainer):
     """Tells of the digits of each training batch."""
 
     def calculate_train_batch_loss(self, batch: Any) -> dict[str, Any]:
-        self.callback_handler.call_event("digits_seen", digits=batch[1])
+        self.callback_handler.call_event("digits_seen", trainer=self, digits=batch[1])
         return super().calculate_train_batch_loss(batch)
 
 

@@ -1,15 +1,17 @@
 """Metrics by callback: the same, and the Trainer stays as it is.
 
-    python metrics_by_callback.py
+    python metrics_by_callback.py           # scikit-learn's 1,797 digits, in seconds
+    python metrics_by_callback.py --full    # MNIST's 70,000, downloaded by torchvision
 
 With `plugins=()`, no plugin of the pyproject.toml is on: everything is in this file.
 """
 
 from typing import Any
 
+import torch
 from torch import nn, optim
 from torchmetrics import Accuracy, MetricCollection, Precision, Recall
-from train import build_model, load_digits
+from train import build_model, load_digits, load_mnist, parse_arguments
 
 from pa_core import Trainer, TrainerCallback
 from pa_core.trainer import DEFAULT_CALLBACKS
@@ -17,7 +19,7 @@ from pa_core.trainer import DEFAULT_CALLBACKS
 
 class ClassificationMetrics(TrainerCallback):
     def __init__(self, num_classes: int) -> None:
-        options = {"task": "multiclass", "num_classes": num_classes}
+        options: dict[str, Any] = {"task": "multiclass", "num_classes": num_classes}
         # A default callback moves it to the trainer's device.
         self.metrics = MetricCollection(
             {
@@ -37,8 +39,10 @@ class ClassificationMetrics(TrainerCallback):
 
 
 def main() -> None:
-    train_dataset, held_out = load_digits()
-    model = build_model(num_pixels=64)
+    arguments = parse_arguments()
+    train_dataset, held_out = load_mnist() if arguments.full else load_digits()
+    torch.manual_seed(0)
+    model = build_model(num_pixels=train_dataset.tensors[0][0].numel())
     trainer = Trainer(
         model,
         loss_func=nn.CrossEntropyLoss(),
@@ -46,7 +50,12 @@ def main() -> None:
         callbacks=[ClassificationMetrics(num_classes=10), *DEFAULT_CALLBACKS],
         plugins=(),
     )
-    trainer.train(train_dataset, num_epochs=10, eval_dataset=held_out, per_device_batch_size=32)
+    trainer.train(
+        train_dataset,
+        num_epochs=arguments.epochs,
+        eval_dataset=held_out,
+        per_device_batch_size=32,
+    )
     results = trainer.evaluate(held_out, per_device_batch_size=256)
     trainer.print(f"Accuracy on {len(held_out)} held-out digits: {results['accuracy']:.4f}")
 

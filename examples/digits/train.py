@@ -1,7 +1,7 @@
 """Recognize handwritten digits.
 
     python train.py            # scikit-learn's 1,797 digits, in seconds
-    python train.py --mnist    # MNIST's 70,000, downloaded by torchvision
+    python train.py --full     # MNIST's 70,000, downloaded by torchvision
 
 The metrics and the learning rate schedule are switched on in the pyproject.toml beside this file.
 """
@@ -14,6 +14,7 @@ from torch import Tensor, nn, optim
 from torch.utils.data import TensorDataset
 
 from pa_core import Trainer
+from pa_core.utils import local_process_zero_first
 
 
 def build_model(num_pixels: int) -> nn.Module:
@@ -41,6 +42,7 @@ def load_digits() -> tuple[TensorDataset, TensorDataset]:
     )
 
 
+@local_process_zero_first  # the others find what it has downloaded
 def load_mnist() -> tuple[TensorDataset, TensorDataset]:
     """Images (28 x 28, from 0 to 1) with their digits: 60,000 to train with, 10,000 held out."""
     from torchvision.datasets import MNIST
@@ -53,13 +55,17 @@ def load_mnist() -> tuple[TensorDataset, TensorDataset]:
     return load(train=True), load(train=False)
 
 
-def main() -> None:
+def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Recognize handwritten digits.")
-    parser.add_argument("--mnist", action="store_true", help="train on MNIST (a download)")
+    parser.add_argument("--full", action="store_true", help="train on MNIST (a download)")
     parser.add_argument("--epochs", type=int, default=10)
-    arguments = parser.parse_args()
+    return parser.parse_args()
 
-    train_dataset, held_out = load_mnist() if arguments.mnist else load_digits()
+
+def main() -> None:
+    arguments = parse_arguments()
+    train_dataset, held_out = load_mnist() if arguments.full else load_digits()
+    torch.manual_seed(0)
     model = build_model(num_pixels=train_dataset.tensors[0][0].numel())
 
     trainer = Trainer(

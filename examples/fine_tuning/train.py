@@ -1,26 +1,34 @@
 """Fine-tuning with freezing: a network that knows some digits learns the others.
 
-    python train.py           # scikit-learn's digits: pretrained on 0 to 4, fine-tuned on 5 to 9
-    python train.py --full    # ResNet-34 with pretrained weights on Oxford pets (a download)
+    python train.py              # scikit-learn's digits: trained on 0 to 4, fine-tuned on 5 to 9
+    python train.py --by-hand    # the same, step by step
+    python train.py --full       # ResNet-34 with pretrained weights on Oxford pets (downloads)
 
 First the new head alone is trained, with all else frozen; then everything, with smaller learning
-rates for the earlier layers. `fine_tune` is the one-line way; `--by-hand` shows what it is made of.
+rates for the earlier layers. `fine_tune` is the one-line way; `by_hand` shows what it is made of.
 """
 
 import argparse
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
-from sklearn.datasets import load_digits
 from torch import nn, optim
 from torch.utils.data import Dataset, TensorDataset
 
 from pa_core import Trainer
+from pa_core.utils import local_process_zero_first
 from pa_metrics import MetricsPlugin
 from pa_models import ModelFreezer, discriminative_param_groups, fine_tune
 
+Data = Dataset[Any]
 
-def digits_between(first: int, last: int) -> tuple[Dataset, Dataset]:
+
+def digits_between(first: int, last: int) -> tuple[Data, Data]:
+    """The pictures of some of the digits, to train with and held out."""
+    from sklearn.datasets import load_digits
+
     digits = load_digits()
     labels = torch.tensor(digits.target)
     chosen = (first <= labels) & (labels <= last)
@@ -34,76 +42,66 @@ def digits_between(first: int, last: int) -> tuple[Dataset, Dataset]:
     )
 
 
-def build_model() -> nn.Sequential:
-    return nn.Sequential(
+def build_head() -> nn.Module:
+    return nn.Sequential(nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(128, 5))
+
+
+def trained_on_five_digits() -> tuple[nn.Module, Data, Data, int]:
+    """A model with a new head, the data to fine-tune it with, and how many classes there are."""
+    model = nn.Sequential(
         nn.Sequential(nn.Conv2d(1, 16, 3, padding=1), nn.BatchNorm2d(16), nn.ReLU()),
         nn.Sequential(nn.Conv2d(16, 32, 3, padding=1), nn.BatchNorm2d(32), nn.ReLU()),
-        nn.Sequential(nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(128, 5)),
+        build_head(),
     )
-
-
-def pretrained_on_digits() -> tuple[nn.Module, Dataset, Dataset]:
-    model = build_model()
     train_set, _ = digits_between(0, 4)
     optimizer = optim.AdamW(model.parameters(), lr=3e-3)
     trainer = Trainer(model, nn.CrossEntropyLoss(), optimizer, callbacks=(), plugins=())
     trainer.train(train_set, num_epochs=5, per_device_batch_size=32)
-    model[-1][-1] = nn.Linear(128, 5)  # a new head
-    return model, *digits_between(5, 9)
+    model[-1] = build_head()
+    return model, *digits_between(5, 9), 5
 
 
-def pretrained_on_imagenet() -> tuple[nn.Module, Dataset, Dataset]:
+@local_process_zero_first  # the others find what it has downloaded
+def trained_on_imagenet() -> tuple[nn.Module, Data, Data, int]:
     from torchvision.datasets import OxfordIIITPet
     from torchvision.models import ResNet34_Weights, resnet34
 
     weights = ResNet34_Weights.DEFAULT
     model = resnet34(weights=weights)
     model.fc = nn.Linear(model.fc.in_features, 37)
-    train_set, held_out = (
-        OxfordIIITPet(
-            Path(__file__).parent / "data",
-            split=split,
-            download=True,
-            transform=weights.transforms(),
-        )
-        for split in ("trainval", "test")
-    )
-    return model, train_set, held_out
+    pets = partial(OxfordIIITPet, Path(__file__).parent / "data", download=True)
+    transform = weights.transforms()
+    train_set = pets(split="trainval", transform=transform)
+    return model, train_set, pets(split="test", transform=transform), 37
 
 
-def by_hand(trainer: Trainer, train_set: Dataset, held_out: Dataset, epochs: int) -> None:
+def by_hand(trainer: Trainer, train_set: Data, held_out: Data, epochs: int) -> None:
     """Two runs: frozen but for the head, then everything with learning rates of its own."""
-    model = trainer.get_model()
-    freezer = ModelFreezer(model)
+    options: Any = {"eval_dataset": held_out, "per_device_batch_size": 32}
+    freezer = ModelFreezer(trainer.get_model())
     freezer.freeze(to_index=-2)
-    trainer.train(train_set, 1, eval_dataset=held_out, per_device_batch_size=32)
+    trainer.train(train_set, 1, **options)
     freezer.unfreeze()
-    groups = discriminative_param_groups(model, lr=slice(3e-4, 3e-3))
+    groups = discriminative_param_groups(trainer.get_model(), lr=slice(3e-4, 3e-3))
     trainer.optimizer = optim.AdamW(groups)
-    trainer.train(
-        train_set,
-        epochs,
-        eval_dataset=held_out,
-        per_device_batch_size=32,
-        reset_run_history=False,
-    )
+    trainer.train(train_set, epochs, reset_run_history=False, **options)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--full", action="store_true", help="ResNet-34 on pets (downloads)")
     parser.add_argument("--by-hand", action="store_true", help="without fine_tune")
-    parser.add_argument("--epochs", type=int, default=3)
+    parser.add_argument("--epochs", type=int, default=3, help="after one of the head alone")
     arguments = parser.parse_args()
-    load = pretrained_on_imagenet if arguments.full else pretrained_on_digits
-    model, train_set, held_out = load()
+    torch.manual_seed(0)
+    load = trained_on_imagenet if arguments.full else trained_on_five_digits
+    model, train_set, held_out, num_classes = load()
 
-    num_classes = 37 if arguments.full else 5
     trainer = Trainer(
         model,
         nn.CrossEntropyLoss(),
         optim.AdamW(model.parameters(), lr=6e-3),
-        plugins=[MetricsPlugin(task="multiclass", num_classes=num_classes, average="micro")],
+        plugins=[MetricsPlugin(task="multiclass", num_classes=num_classes)],
     )
     if arguments.by_hand:
         by_hand(trainer, train_set, held_out, arguments.epochs)

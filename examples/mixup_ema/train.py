@@ -3,8 +3,8 @@
     python train.py           # convolutions on scikit-learn's digits, in seconds
     python train.py --full    # ResNet-50 from scratch on Imagenette (a download)
 
-The pyproject.toml beside this file switches both on. `accuracy` is the trained model's,
-`ema_accuracy` the average's.
+The pyproject.toml beside this file switches both on, and full.toml for `--full`. `accuracy` is the
+trained model's, `ema_accuracy` the average's.
 """
 
 import argparse
@@ -12,14 +12,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.data import Dataset, TensorDataset
 
 from pa_core import Trainer
+from pa_core.utils import local_process_zero_first
+
+HERE = Path(__file__).parent
 
 
 class Network(nn.Module):
-    num_classes = 10  # for the soft targets
+    num_classes = 10  # as timm's models have it; the soft targets are made with it
 
     def __init__(self) -> None:
         super().__init__()
@@ -36,60 +39,56 @@ class Network(nn.Module):
             nn.Linear(128, 10),
         )
 
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
+    def forward(self, images: Tensor) -> Tensor:
         return self.layers(images)
 
 
-def small() -> tuple[Any, Dataset[Any], Dataset[Any]]:
-    from sklearn.datasets import load_digits
+def load_digits(model: nn.Module) -> tuple[Dataset[Any], Dataset[Any]]:
+    """1,437 pictures to train with, and 360 that are held out."""
+    from sklearn import datasets
 
-    digits = load_digits()
+    digits = datasets.load_digits()
     images = torch.tensor(digits.images, dtype=torch.float32)[:, None] / 16
     labels = torch.tensor(digits.target)
     order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))
     train, held_out = order[360:], order[:360]
     return (
-        Network(),
         TensorDataset(images[train], labels[train]),
         TensorDataset(images[held_out], labels[held_out]),
     )
 
 
-def full() -> tuple[Any, Dataset[Any], Dataset[Any]]:
-    import timm
+@local_process_zero_first  # the others find what it has downloaded
+def load_imagenette(model: nn.Module) -> tuple[Dataset[Any], Dataset[Any]]:
     from torchvision.datasets import Imagenette
 
     from pa_models import create_transforms
 
-    model = timm.create_model("resnet50", num_classes=10)
-    folder = Path(__file__).parent / "data"
-    parts = [
-        Imagenette(
-            folder,
-            split=split,
-            size="320px",
-            download=not (folder / "imagenette2-320").exists(),
-            transform=transform,
-        )
-        for split, transform in zip(("train", "val"), create_transforms(model), strict=True)
-    ]
-    return model, parts[0], parts[1]
+    augmented, plain = create_transforms(model)
+    train_set = Imagenette(HERE / "data", "train", "320px", download=True, transform=augmented)
+    return train_set, Imagenette(HERE / "data", "val", "320px", download=True, transform=plain)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--full", action="store_true", help="Imagenette (a download)")
-    parser.add_argument("--epochs", type=int, default=8)
+    parser.add_argument("--epochs", type=int, help="by default 8, or 40 with --full")
     arguments = parser.parse_args()
     torch.manual_seed(0)
-    model, train_set, held_out = full() if arguments.full else small()
 
-    trainer = Trainer(model, loss_func=nn.CrossEntropyLoss(), optimizer=None)
-    trainer.train(train_set, arguments.epochs, eval_dataset=held_out, per_device_batch_size=32)
+    loss = nn.CrossEntropyLoss()  # of the evaluations; training has the one on soft targets
+    if arguments.full:
+        trainer = Trainer("timm/resnet50", loss, None, settings=HERE / "full.toml")
+        train_set, held_out = load_imagenette(trainer.get_model())
+    else:
+        trainer = Trainer(Network(), loss, optimizer=None)
+        train_set, held_out = load_digits(trainer.get_model())
+    epochs = arguments.epochs or (40 if arguments.full else 8)
+    trainer.train(train_set, epochs, eval_dataset=held_out, per_device_batch_size=32)
+
     for name in ("accuracy", "ema_accuracy"):
-        values = trainer.run_history.get_metric_values(name)
-        trainer.print(f"{name}: {' '.join(f'{value:.3f}' for value in values)}")
-    trainer.print(f"Best accuracy of the average: {max(values):.4f}")
+        values = " ".join(f"{value:.3f}" for value in trainer.run_history.get_metric_values(name))
+        trainer.print(f"{name}: {values}")
 
 
 if __name__ == "__main__":

@@ -42,12 +42,11 @@ def imagenette_of(size: int) -> tuple[Dataset[Any], Dataset[Any]]:
     from torchvision.datasets import Imagenette
 
     folder = Path(__file__).parent / "data"
-    download = not (folder / "imagenette2-320").exists()
     colors = [t.ToTensor(), t.Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))]
     augmented = t.Compose([t.RandomResizedCrop(size), t.RandomHorizontalFlip(), *colors])
     plain = t.Compose([t.Resize(size * 8 // 7), t.CenterCrop(size), *colors])
-    train_set = Imagenette(folder, "train", "320px", download=download, transform=augmented)
-    return train_set, Imagenette(folder, "val", "320px", transform=plain)
+    train_set = Imagenette(folder, "train", "320px", download=True, transform=augmented)
+    return train_set, Imagenette(folder, "val", "320px", download=True, transform=plain)
 
 
 def small_model() -> nn.Module:

@@ -1,10 +1,10 @@
-"""All that timm has, each a line of settings: model, transforms, optimizer, schedule, loss.
+"""All that timm has, from the settings: model, optimizer, layer-wise rates, schedule, loss.
 
-    python train.py           # a tiny ViT on scikit-learn's digits as pictures, in seconds
+    python train.py           # a small ResNet on scikit-learn's digits, in seconds
     python train.py --full    # ResNet-50 with pretrained weights on Imagenette (downloads)
 
-The pyproject.toml beside this file names optimizer, layer-wise learning rates, label smoothing and
-timm's cosine schedule.
+What is trained stands in the pyproject.toml beside this file, and for `--full` in full.toml. Left
+for the script are the data, with the transforms that the model wants.
 """
 
 import argparse
@@ -15,7 +15,10 @@ import torch
 from torch.utils.data import Dataset
 
 from pa_core import Trainer
-from pa_models import TimmPlugin, create_transforms
+from pa_core.utils import local_process_zero_first
+from pa_models import create_transforms
+
+HERE = Path(__file__).parent
 
 
 class Digits(Dataset[Any]):
@@ -39,47 +42,34 @@ class Digits(Dataset[Any]):
 
 
 def digits_for(model: Any) -> tuple[Dataset[Any], Dataset[Any]]:
-    transforms = create_transforms(model, scale=(0.8, 1.0), hflip=0.0)
+    """640 pictures to train with, and 200 that are held out."""
+    augmented, plain = create_transforms(model, scale=(0.8, 1.0), hflip=0.0)
     order = torch.randperm(1797, generator=torch.Generator().manual_seed(0)).tolist()
-    return Digits(order[:480], transforms[0]), Digits(order[480:600], transforms[1])
+    return Digits(order[:640], augmented), Digits(order[-200:], plain)
 
 
+@local_process_zero_first  # the others find what it has downloaded
 def imagenette_for(model: Any) -> tuple[Dataset[Any], Dataset[Any]]:
     from torchvision.datasets import Imagenette
 
-    folder = Path(__file__).parent / "data"
-    transforms = create_transforms(model, auto_augment="rand-m9-mstd0.5", re_prob=0.25)
-    train, held_out = (
-        Imagenette(
-            folder,
-            split=split,
-            size="320px",
-            download=not (folder / "imagenette2-320").exists(),
-            transform=transform,
-        )
-        for split, transform in zip(("train", "val"), transforms, strict=True)
-    )
-    return train, held_out
+    augmented, plain = create_transforms(model, auto_augment="rand-m9-mstd0.5", re_prob=0.25)
+    train_set = Imagenette(HERE / "data", "train", "320px", download=True, transform=augmented)
+    return train_set, Imagenette(HERE / "data", "val", "320px", download=True, transform=plain)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--full", action="store_true", help="ResNet-50 on Imagenette (downloads)")
-    parser.add_argument("--epochs", type=int, default=8)
+    parser.add_argument("--epochs", type=int, default=4)
     arguments = parser.parse_args()
     torch.manual_seed(0)
-    # What is built for the occasion: all else is in the settings.
-    name, options = (
-        ("timm/resnet50", {"pretrained": True, "num_classes": 10})
-        if arguments.full
-        else ("timm/test_vit", {"img_size": 32, "in_chans": 3, "num_classes": 10})
-    )
-    model = TimmPlugin(model_options=options).register_models()[name]()
-    if not arguments.full:
-        model.pretrained_cfg["input_size"] = (3, 32, 32)
-    train_set, held_out = (imagenette_for if arguments.full else digits_for)(model)
 
-    trainer = Trainer(model, loss_func=None, optimizer=None)
+    if arguments.full:
+        settings, model, load = HERE / "full.toml", "timm/resnet50", imagenette_for
+    else:
+        settings, model, load = HERE / "pyproject.toml", "timm/test_resnet", digits_for
+    trainer = Trainer(model, loss_func=None, optimizer=None, settings=settings)
+    train_set, held_out = load(trainer.get_model())
     trainer.train(train_set, arguments.epochs, eval_dataset=held_out, per_device_batch_size=32)
     trainer.print(f"Accuracy: {trainer.evaluate(held_out)['accuracy']:.4f}")
 
