@@ -75,6 +75,14 @@ def demo(session: nox.Session) -> None:
 
 
 @nox.session(default=False, reuse_venv=True)
+def deepspeed(session: nox.Session) -> None:
+    """Run the tests of DeepSpeed on the CPU, which installs it."""
+    session.install("-e", ".", *groups("test"), "setuptools", "wheel", "torch")
+    session.install("--no-build-isolation", "deepspeed", env={"DS_BUILD_OPS": "0"})
+    session.run("python", "-m", "pytest", "tests/deepspeed", *session.posargs)
+
+
+@nox.session(default=False, reuse_venv=True)
 def bench(session: nox.Session) -> None:
     """Compare the cost of a step with that of other frameworks, which are installed for it."""
     session.install("-r", "benchmarks/requirements.txt")

@@ -83,8 +83,24 @@ class AccumulationWindow:
                 weight = size * self._engine.num_processes / self._planned
                 return loss if weight == 1 else loss * weight, size
             items = items if size else 0
+        if not self._engine.shows_gradients:
+            return loss * self._share_now(items), items
         self._total = items if self._total is None else self._total + items
         return loss * (items / self._reference), items
+
+    def _share_now(self, items: Items) -> Tensor:
+        """A lone micro-batch's weight, where its gradients can't be put right afterwards."""
+        if self._accumulation > 1:
+            raise ValueError(
+                "Under this engine, micro-batches of different numbers of items (tokens, or "
+                "samples of a stream) can't be accumulated exactly: take "
+                "gradient_accumulation_steps=1"
+            )
+        device, processes = self._engine.device, self._engine.num_processes
+        mine = torch.as_tensor(items, dtype=torch.float32).to(device)
+        if self._sampler is None:
+            self._samples = int(self._engine.sum(torch.tensor(self._samples, device=device)))
+        return mine * processes / self._engine.sum(mine.clone()).clamp(min=1)
 
     def _open(self, step: int) -> None:
         """Begin a window: see how many micro-batches and samples it will have."""

@@ -101,7 +101,7 @@ class TrainerBase:
         self._accelerator = (
             accelerator if isinstance(accelerator, Accelerator) else self._create_accelerator()
         )
-        self._engine = Engine(self._accelerator)
+        self._engine = Engine.of(self._accelerator)
 
         # What a run sets.
         self.create_scheduler_fn: Callable[[Any], Any] | str | None = None
@@ -232,7 +232,7 @@ class TrainerBase:
             save_optimizer,
             save_scheduler,
             save_per_node,
-            self.get_model(keep_torch_compile=False) if model is None else model,
+            self.model if model is None else model,
         )
 
     def load_checkpoint(

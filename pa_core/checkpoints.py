@@ -26,7 +26,7 @@ def save_checkpoint(
     model: nn.Module,
 ) -> None:
     """Write the file of `Trainer.save_checkpoint`."""
-    content = {"model_state_dict": model.state_dict()}
+    content = {"model_state_dict": trainer._engine.weights(model)}
     if save_optimizer:
         content["optimizer_state_dict"] = trainer.optimizer.state_dict()
     if save_scheduler and trainer.scheduler is not None:

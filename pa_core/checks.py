@@ -31,7 +31,7 @@ def check_model_and_optimizer(
     if not parameters:
         raise ValueError(f"The model {type(model).__name__} has no parameters: nothing can learn")
     groups = getattr(optimizer, "param_groups", None)
-    if groups is None:
+    if groups is None or getattr(optimizer, "is_flat", False):
         return
     foreign = sum(id(p) not in parameters for group in groups for p in group["params"])
     if foreign:

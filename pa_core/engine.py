@@ -72,6 +72,25 @@ class Engine:
         self._prepared: dict[tuple[int, int], tuple[nn.Module, Any]] = {}
         self._trainable: dict[int, list[bool]] = {}  # by wrapped model
 
+    @classmethod
+    def of(cls, accelerator: Accelerator) -> Engine:
+        """The engine that suits an accelerator."""
+        if accelerator.distributed_type is DistributedType.DEEPSPEED:
+            from pa_core.deepspeed import DeepSpeedEngine
+
+            return DeepSpeedEngine(accelerator)
+        return cls(accelerator)
+
+    shows_gradients = True
+    """Whether each parameter has its gradient between the backward pass and the update."""
+
+    def plan(self, batch_size: int, clip_norm: float | None, clip_value: float | None) -> None:
+        """Hear of a run's sizes before model and optimizer are prepared."""
+
+    def weights(self, model: nn.Module) -> dict[str, Any]:
+        """The model's whole weights; called on every process."""
+        return self.unwrap(model, keep_torch_compile=False).state_dict()
+
     def prepare(self, model: nn.Module, optimizer: Any) -> tuple[nn.Module, Any]:
         """Place and wrap model and optimizer; what was prepared before is taken as it was.
 
@@ -171,6 +190,11 @@ class Engine:
             nn.utils.clip_grad_value_(parameters, max_value)
         else:
             self.accelerator.clip_grad_value_(parameters, max_value)
+
+    @property
+    def has_whole_state(self) -> bool:
+        """Whether every process has all of the model and the optimizer."""
+        return self.is_plain or self.accelerator.scaler is not None
 
     @property
     def step_was_skipped(self) -> bool:

@@ -67,7 +67,7 @@ def save_snapshot(trainer: Trainer, state_dir: str | Path, metadata: Mapping[str
             "The run was interrupted in the middle of an update, where no state can be saved that "
             "goes on exactly. Resume from the last one that was saved"
         )
-    if not engine.is_plain and engine.accelerator.scaler is None:
+    if not engine.has_whole_state:
         raise TrainingStateError(
             f"Training states under {engine.accelerator.distributed_type.value} aren't supported "
             "yet; save the model with save_checkpoint"

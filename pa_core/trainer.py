@@ -257,6 +257,7 @@ class Trainer(TrainerBase):
             self.create_train_dataloader(per_device_batch_size, train_dataloader_kwargs)
         )
         self._create_eval_dataloaders(per_device_batch_size, eval_dataloader_kwargs)
+        self._engine.plan(per_device_batch_size, gradient_clip_norm, gradient_clip_value)
         self._prepare_model_optimizer_and_dataloaders()
         self.run_config = self._create_run_config(
             per_device_batch_size=per_device_batch_size,

@@ -47,7 +47,7 @@ def trainer_with(plugin, *callbacks, model=None, loss=None) -> Trainer:
 
 
 class Watch(TrainerCallback):
-    def on_training_run_start(self):
+    def on_training_run_start(self, trainer):
         self.outputs, self.batches, self.epochs = [], [], []
 
     def on_train_step_end(self, trainer, batch, batch_output):
@@ -72,9 +72,9 @@ def test_training_is_on_mixed_pictures_and_evaluation_on_plain_ones(mode, mix):
         assert torch.allclose(output["loss"], expected)
     assert any((output["soft_targets"] > 0.03).sum(1).max() > 1 for output in watch.outputs)
     x, y = data.tensors
-    expected = functional.cross_entropy(trainer.model.eval()(x), y).item()
+    plain = functional.cross_entropy(trainer.model.eval()(x), y).item()
     assert trainer.run_history.get_latest_metric("eval_loss_epoch") == pytest.approx(
-        expected, abs=1e-5
+        plain, abs=1e-5
     )
 
 

@@ -58,7 +58,7 @@ def texts(tokenizer, count: int = 10) -> list[dict]:
 
 
 class Watch(TrainerCallback):
-    def on_training_run_start(self):
+    def on_training_run_start(self, trainer):
         self.batches = []
 
     def on_train_step_end(self, batch):

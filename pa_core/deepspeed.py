@@ -1,0 +1,167 @@
+"""What the loop needs of DeepSpeed, which has its own backward pass, clipping and update."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from contextlib import AbstractContextManager, nullcontext
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from pa_core.engine import Engine
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+
+class DeepSpeedEngine(Engine):
+    """Drive DeepSpeed's engine through the steps of the loop, under any ZeRO stage.
+
+    The loop weighs the losses of an accumulated batch itself, so DeepSpeed is told of no
+    accumulation; it is only told which backward pass is a batch's last.
+    """
+
+    shows_gradients = False
+    _engine: Any = None  # DeepSpeed's, once prepared
+    _is_update = True
+
+    def __init__(self, accelerator: Accelerator) -> None:
+        super().__init__(accelerator)
+        started = int(os.environ.get("WORLD_SIZE", "1"))
+        if started != self.num_processes:  # each would train alone, and say nothing
+            raise RuntimeError(
+                f"{started} processes were started, and accelerate connects {self.num_processes} "
+                f"of them for DeepSpeed on {self.device.type}: on CPUs, start one"
+            )
+
+    def plan(self, batch_size: int, clip_norm: float | None, clip_value: float | None) -> None:
+        """Take the run's sizes over into DeepSpeed's configuration.
+
+        Raises:
+            ValueError: for clipping by value, which DeepSpeed hasn't.
+        """
+        if clip_value is not None:
+            raise ValueError("DeepSpeed clips by norm alone: give gradient_clip_norm")
+        config = self.accelerator.deepspeed_plugin.deepspeed_config
+        config["train_micro_batch_size_per_gpu"] = batch_size
+        config["gradient_accumulation_steps"] = 1
+        config["gradient_clipping"] = clip_norm or 0.0
+        config.pop("train_batch_size", None)
+        if self._engine is not None:  # a second run may clip otherwise
+            self._engine._config.gradient_clipping = clip_norm or 0.0
+            if hasattr(self._engine.optimizer, "clip_grad"):
+                self._engine.optimizer.clip_grad = clip_norm or 0.0
+
+    def prepare(self, model: nn.Module, optimizer: Any) -> tuple[nn.Module, Any]:
+        """Give model and optimizer to DeepSpeed, once; without an optimizer there is no need.
+
+        Raises:
+            ValueError: for another model or optimizer than before.
+        """
+        if optimizer is None:
+            return model.to(self.device), None
+        if self._engine is None:
+            config = self.accelerator.deepspeed_plugin.deepspeed_config
+            config.setdefault("train_micro_batch_size_per_gpu", 1)
+            if config["train_micro_batch_size_per_gpu"] == "auto":
+                config["train_micro_batch_size_per_gpu"] = 1
+            self._bare, self._given = model, optimizer
+            self.accelerator.prepare(model, optimizer)
+            self._engine = self.accelerator.deepspeed_engine_wrapped.engine
+            self._optimizer = DeepSpeedOptimizer(self._engine)
+        known = (self._bare, self._engine, self._engine.module)
+        if model not in known or optimizer not in (self._given, self._optimizer):
+            raise ValueError("Under DeepSpeed a Trainer has one model and one optimizer for good")
+        return self._engine, self._optimizer
+
+    def unwrap(self, model: nn.Module, keep_torch_compile: bool = True) -> nn.Module:
+        """The model without DeepSpeed's container."""
+        if self._engine is not None and model is self._engine:
+            model = cast("nn.Module", self._engine.module)
+        return super().unwrap(model, keep_torch_compile)
+
+    def accumulating(self, model: nn.Module, is_update: bool) -> AbstractContextManager[Any]:
+        """Note whether the backward pass that follows is the accumulated batch's last."""
+        self._is_update = is_update
+        return nullcontext()
+
+    def backward(self, loss: Tensor) -> None:
+        """Differentiate; DeepSpeed reduces at the accumulated batch's end."""
+        self._engine.set_gradient_accumulation_boundary(self._is_update)
+        self._engine.backward(loss, scale_wrt_gas=False)
+
+    def clip_norm(self, parameters: Iterable[nn.Parameter], max_norm: float) -> Tensor | None:
+        """Nothing: DeepSpeed clips as it updates."""
+        return None
+
+    @property
+    def has_whole_state(self) -> bool:
+        """Whether every process has the whole optimizer, as under ZeRO stage 0 alone."""
+        return self._engine is not None and self._engine.zero_optimization_stage() == 0
+
+    @property
+    def step_was_skipped(self) -> bool:
+        """Whether the last update was dropped because of an overflow."""
+        return not self._engine.was_step_applied()
+
+    def weights(self, model: nn.Module) -> dict[str, Any]:
+        """The model's whole weights, gathered from all processes where ZeRO has divided them."""
+        parameters = [p for p in model.parameters() if hasattr(p, "ds_id")]
+        if not parameters:
+            return super().weights(model)
+        import deepspeed
+
+        with deepspeed.zero.GatheredParameters(parameters):
+            return {
+                name: value.detach().cpu().clone() if isinstance(value, Tensor) else value
+                for name, value in model.state_dict().items()
+            }
+
+
+class DeepSpeedOptimizer(torch.optim.Optimizer):
+    """DeepSpeed's optimizer as schedules and the loop know one; its step is the engine's.
+
+    Args:
+        engine: DeepSpeed's.
+    """
+
+    is_flat = True
+    """Its groups hold flat parts of many parameters, and not the model's own."""
+
+    def __init__(self, engine: Any) -> None:
+        self._engine = engine
+        self.defaults = getattr(engine.optimizer, "defaults", {})
+        self._step_count = 0
+
+    @property
+    def param_groups(self) -> list[dict[str, Any]]:  # type: ignore[override]
+        """The real ones: what a schedule sets in them counts."""
+        groups: list[dict[str, Any]] = self._engine.optimizer.param_groups
+        return groups
+
+    @property
+    def state(self) -> Any:  # type: ignore[override]
+        """The state of the optimizer within."""
+        return self._engine.optimizer.state
+
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        """Clip, update, and drop the gradients."""
+        self._engine.step()
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Drop the gradients; after an update DeepSpeed has done so."""
+        self._engine.optimizer.zero_grad()
+
+    def state_dict(self) -> dict[str, Any]:
+        """This process' part of the optimizer's state."""
+        state: dict[str, Any] = self._engine.optimizer.state_dict()
+        return state
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take over what `state_dict` has given."""
+        self._engine.optimizer.load_state_dict(state_dict)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self._engine.optimizer!r})"
