@@ -152,6 +152,11 @@ class TrainerBase:
         return self._accelerator.is_main_process
 
     @property
+    def num_processes(self) -> int:
+        """How many processes train together."""
+        return self._engine.num_processes
+
+    @property
     def updates(self) -> int:
         """Optimizer updates that the run has made."""
         return self.position.updates
