@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import random
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
@@ -13,19 +12,16 @@ from importlib import import_module
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from accelerate import DistributedType
 
 from pa_core.control import TrainerControl
 from pa_core.data import is_loader
 from pa_core.snapshot import Position
+from pa_core.traceless import left_as_it_is
 from pa_core.tracking import InMemoryRunHistory
-from pa_models.selection import bare_model
 
 if TYPE_CHECKING:
-    from torch import nn
-
     from pa_core import Trainer
 
 _WHOLE = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)
@@ -166,7 +162,7 @@ def find_batch_size(
     trials: list[BatchSizeTrial] = []
     good = 0
     bad: int | None = None
-    with _left_as_it_is(trainer):
+    with _put_back(trainer):
         trainer.train_dataset, trainer.collate_fn = train_dataset, collate_fn
         trainer._hooks.refresh()
         size = min(initial_batch_size, limit)
@@ -323,7 +319,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 @contextmanager
-def _left_as_it_is(trainer: Trainer) -> Iterator[None]:
+def _put_back(trainer: Trainer) -> Iterator[None]:
     """Let anything be trained within, and put everything back, whatever is raised."""
     attributes = dict(vars(trainer))
     given = trainer.model
@@ -333,84 +329,8 @@ def _left_as_it_is(trainer: Trainer) -> Iterator[None]:
         trainer.model = trainer._engine.unwrap(trainer.model)
         trainer.run_history = InMemoryRunHistory()
         trainer.position, trainer.control = Position(), TrainerControl()
-        with (
-            _model_as_it_is(bare_model(trainer.model)),
-            _optimizer_as_it_is(trainer.optimizer),
-            _generators_as_they_are(trainer.device),
-            _scaler_as_it_is(trainer),
-        ):
+        with left_as_it_is(trainer):
             yield
     finally:
         vars(trainer).clear()
         vars(trainer).update(attributes)
-
-
-@contextmanager
-def _model_as_it_is(model: nn.Module) -> Iterator[None]:
-    """Keep the weights on the CPU meanwhile, where they take no memory of the device."""
-    modes = [(module, module.training) for module in model.modules()]
-    weights = [(p, p.detach().to("cpu", copy=True), p.grad) for p in model.parameters()]
-    buffers = [
-        (module, name, buffer, None if buffer is None else buffer.detach().to("cpu", copy=True))
-        for module in model.modules()
-        for name, buffer in module._buffers.items()
-    ]
-    for parameter in model.parameters():
-        parameter.grad = None
-    try:
-        yield
-    finally:
-        with torch.no_grad():
-            for parameter, value, gradient in weights:
-                parameter.copy_(value)
-                parameter.grad = gradient
-            for module, name, buffer, saved in buffers:
-                module._buffers[name] = buffer  # a module may have put a new tensor in its place
-                if buffer is not None and saved is not None:
-                    buffer.copy_(saved)
-        for module, training in modes:
-            module.training = training
-
-
-@contextmanager
-def _optimizer_as_it_is(optimizer: Any) -> Iterator[None]:
-    """Let the optimizer have a state of its own meanwhile, beside the real one."""
-    inner = getattr(optimizer, "optimizer", optimizer)  # (accelerate's has the real one inside)
-    attributes = dict(vars(inner))
-    groups = [dict(group) for group in inner.param_groups]
-    present = list(inner.param_groups)
-    inner.state = defaultdict(dict)
-    try:
-        yield
-    finally:
-        vars(inner).clear()
-        vars(inner).update(attributes)
-        for group, values in zip(present, groups, strict=True):
-            group.clear()
-            group.update(values)
-
-
-@contextmanager
-def _generators_as_they_are(device: torch.device) -> Iterator[None]:
-    python, array = random.getstate(), np.random.get_state()
-    with torch.random.fork_rng([device] if device.type == "cuda" else []):
-        try:
-            yield
-        finally:
-            random.setstate(python)
-            np.random.set_state(array)
-
-
-@contextmanager
-def _scaler_as_it_is(trainer: Trainer) -> Iterator[None]:
-    scaler = trainer._accelerator.scaler
-    state = scaler and {
-        name: value.clone() if isinstance(value, torch.Tensor) else value
-        for name, value in vars(scaler).items()
-    }
-    try:
-        yield
-    finally:
-        if scaler is not None:
-            vars(scaler).clear()
-            vars(scaler).update(state)

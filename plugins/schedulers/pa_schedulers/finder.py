@@ -18,10 +18,10 @@ from pa_core.callbacks import CallbackHandler
 from pa_core.control import TrainerControl
 from pa_core.errors import nearest
 from pa_core.manager import PluginManager
+from pa_core.traceless import left_as_it_is
 from pa_core.tracking import InMemoryRunHistory
 from pa_schedulers.base import plain, set_value
 from pa_schedulers.preview import new_axes
-from pa_schedulers.traceless import left_as_it_is
 
 if TYPE_CHECKING:
     from pa_core import Trainer

@@ -1,4 +1,4 @@
-"""Train for a while and leave no trace of it."""
+"""Train for a while and leave no trace of it, as plugins do that try something out."""
 
 from __future__ import annotations
 
