@@ -328,6 +328,13 @@ class TrainerBase:
             or not (self.loss_func is None or _is_of_torch(self.loss_func))
         )
 
+    def _log_progress(self) -> None:
+        """Record the epoch's mean training loss so far and the learning rate."""
+        total, count = self._engine.sum(self._loss_tracker.sums(self.device)).tolist()
+        if count:
+            self.run_history.update_metric("train_loss", total / count)
+        self.run_history.update_metric("learning_rate", self.optimizer.param_groups[0]["lr"])
+
     def _announce(self) -> None:
         """Say which settings and plugins a run has: nothing is on that isn't said."""
         if self.plugins.plugins:

@@ -61,16 +61,15 @@ class RunLength:
             total = min(total, max_updates)
         return cls(duration, total, max_updates if total is None else total)
 
-    def is_reached(self, progress: Progress) -> bool:
-        """Whether the run has its length, by what all processes count alike."""
-        if self.max_updates is not None and progress.updates >= self.max_updates:
-            return True
-        return (
-            self.num_updates is None
-            and self.duration.unit != "seconds"
-            and self.duration.reached(progress)
-        )
+    @property
+    def is_timed(self) -> bool:
+        """Whether a clock ends the run, and clocks differ."""
+        return self.duration.unit == "seconds"
 
-    def is_time_up(self, progress: Progress) -> bool:
-        """Whether the run's time is over, by this process' clock."""
-        return self.duration.unit == "seconds" and self.duration.reached(progress)
+    def is_counted_out(self, updates: int) -> bool:
+        """Whether the run has made as many updates as it may."""
+        return self.max_updates is not None and updates >= self.max_updates
+
+    def is_over(self, progress: Progress) -> bool:
+        """Whether a run whose updates can't be counted beforehand has its length."""
+        return self.num_updates is None and self.duration.reached(progress)

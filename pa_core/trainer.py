@@ -534,7 +534,8 @@ class Trainer(TrainerBase):
 
     def _decide(self, now: bool = False) -> Requests:
         """What is granted at this boundary, on all processes alike."""
-        time_is_up = self._in_run and self._length.is_time_up(self.progress)
+        timed = self._in_run and self._length.is_timed
+        time_is_up = timed and self._length.is_over(self.progress)
         return self._agreement.decide(
             self.control, self.position.updates, time_is_up=time_is_up, now=now
         )
@@ -543,13 +544,6 @@ class Trainer(TrainerBase):
         for state_dir, must in saves.items():
             save = save_snapshot if must else try_to_save_snapshot
             save(self, state_dir, self._save_metadata.pop(state_dir, {}))
-
-    def _log_progress(self) -> None:
-        """Record the epoch's mean training loss so far and the learning rate."""
-        total, count = self._engine.sum(self._loss_tracker.sums(self.device)).tolist()
-        if count:
-            self.run_history.update_metric("train_loss", total / count)
-        self.run_history.update_metric("learning_rate", self.optimizer.param_groups[0]["lr"])
 
     def _restore_again(self) -> None:
         """Put back all that a state holds, whatever the run's first events have changed."""
@@ -560,10 +554,14 @@ class Trainer(TrainerBase):
 
     def _is_finished(self) -> bool:
         """Whether the run has its length, as all processes see it."""
-        if self._length.is_reached(self.progress):
+        length = self._length
+        if length.is_counted_out(self.position.updates):
             return True
-        alone = self._engine.num_processes == 1
-        return self._length.is_time_up(self.progress) if alone else self._agreement.time_is_up
+        if length.num_updates is not None:
+            return False
+        if length.is_timed and self._engine.num_processes > 1:
+            return self._agreement.time_is_up
+        return length.is_over(self.progress)
 
     def _is_last_epoch_done(self) -> bool:
         epochs, position = self.run_config.num_epochs, self.position
