@@ -422,7 +422,7 @@ class Trainer(TrainerBase):
         # Seeding Python's and NumPy's generators costs more, and they are torch's models' no use.
         self._seed_step = seed_all if self._step_may_draw() else seed_model
         if isinstance(train_dl, KeyedDataLoader):
-            train_dl.seeds_always = self._seed_step is seed_all
+            train_dl.seeds_always |= self._seed_step is seed_all
         start, accumulation = position.batch, self.run_config.gradient_accumulation_steps
         epoch_batches = batches(
             train_dl,

@@ -129,3 +129,16 @@ def test_what_a_step_draws_from_any_generator_is_keyed(data):
     assert_identical(run(draws=1), expected)
     assert_identical(run(eval_dataset=NoisyData(6)), expected)
     assert_identical(run(train_dataloader_kwargs={"num_workers": 2}), expected)
+
+
+def test_a_batch_is_fetched_twice_at_most_once_in_a_run():
+    class Rows(Rarely):
+        def __getitem__(self, index):
+            return super().__getitem__(index), index % 3
+
+    rows = Rows(random.random, every=3)
+    model = nn.Sequential(nn.Linear(2, 3))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    trainer = Trainer(model, nn.CrossEntropyLoss(), optimizer, callbacks=(), plugins=())
+    trainer.train(rows, 3, per_device_batch_size=4)
+    assert len(rows.fetched) == 3 * 40 + 4  # one batch of four again, and never after
