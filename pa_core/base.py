@@ -102,6 +102,7 @@ class TrainerBase:
             accelerator if isinstance(accelerator, Accelerator) else self._create_accelerator()
         )
         self._engine = Engine.of(self._accelerator)
+        self.plugins.set_process(is_main=self.is_main_process)
 
         # What a run sets.
         self.create_scheduler_fn: Callable[[Any], Any] | str | None = None
@@ -186,7 +187,7 @@ class TrainerBase:
     def gather(self, tensor: Any, padding_value: Any = None) -> Any:
         """Concatenate a tensor of every process along the first dimension, on all of them.
 
-        Sizes of the first dimension may differ.
+        Sizes of the first dimension may differ. Called on every process.
 
         Args:
             tensor: a tensor, or a nested list, tuple or dict of them.
@@ -195,8 +196,9 @@ class TrainerBase:
         return self._engine.gather(tensor, padding_value)
 
     def print(self, *args: Any, **kwargs: Any) -> None:
-        """Print once per machine."""
-        self._accelerator.print(*args, **kwargs)
+        """Print once per run: on the main process."""
+        if self.is_main_process:
+            print(*args, **kwargs)
 
     def get_model(self, keep_torch_compile: bool = True) -> Any:
         """The model without its distributed containers, and without `torch.compile`'s if asked."""

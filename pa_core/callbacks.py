@@ -79,7 +79,12 @@ class TrainerCallback:
 
     A callback with `state_dict` and `load_state_dict` is saved and restored with every training
     state. `pa_core.hookspecs` describes each event.
+
+    Attributes:
+        runs_on: ``"all"``, or ``"main"`` for a callback whose events only the main process calls.
     """
+
+    runs_on = "all"
 
     # How the plugin manager, which imports no torch, knows a callback when it sees one.
     _is_trainer_callback = True

@@ -26,6 +26,7 @@ def save_checkpoint(
     model: nn.Module,
 ) -> None:
     """Write the file of `Trainer.save_checkpoint`."""
+    trainer._engine.wait()
     content = {"model_state_dict": trainer._engine.weights(model)}
     if save_optimizer:
         content["optimizer_state_dict"] = trainer.optimizer.state_dict()
@@ -33,17 +34,16 @@ def save_checkpoint(
         content["scheduler_state_dict"] = trainer.scheduler.state_dict()
     content.update(plain(checkpoint_kwargs or {}))
     accelerator = trainer._accelerator
-    accelerator.wait_for_everyone()
     if accelerator.is_local_main_process if save_per_node else accelerator.is_main_process:
         save_file(save_path, lambda path: torch.save(content, path))
-    accelerator.wait_for_everyone()
+    trainer._engine.wait()
 
 
 def load_checkpoint(
     trainer: Trainer, checkpoint_path: str | Path, load_optimizer: bool, load_scheduler: bool
 ) -> dict[str, Any]:
     """Read the file of `Trainer.load_checkpoint`; nothing in it is run."""
-    trainer._accelerator.wait_for_everyone()
+    trainer._engine.wait()
     content: dict[str, Any] = torch.load(checkpoint_path, map_location="cpu", weights_only=True)
     wanted = (
         ("optimizer", trainer.optimizer, load_optimizer),

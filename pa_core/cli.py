@@ -23,6 +23,8 @@ from pa_core.builtins import DEFAULTS
 from pa_core.commands import add_commands
 from pa_core.discovery import PluginSource, file_source, find_claims, load_plugin, only_claim
 from pa_core.errors import PaCoreError, PluginError, PluginNotFoundError, nearest
+from pa_core.implementations import hook_names
+from pa_core.main_process import runs_on
 from pa_core.manager import PluginManager
 from pa_core.settings import (
     Settings,
@@ -117,7 +119,9 @@ def plugins(
         rows = [row for row in rows if row["enabled"] or row["origin"] != "built-in"]
     if hooks:
         for row in rows:
-            row["hooks"] = _hooks_of(PluginSource(row["name"], row["target"], row["origin"]))
+            plugin = load_plugin(PluginSource(row["name"], row["target"], row["origin"]))
+            row["hooks"] = hook_names(plugin, PluginManager().hooks)
+            row["runs_on"] = runs_on(plugin)
     if as_json:
         _print_json({"file": settings.file and str(settings.file), "plugins": rows})
     else:
@@ -155,16 +159,11 @@ def _plugin_rows(settings: Settings) -> tuple[list[dict[str, Any]], list[str]]:
             "version": source.version,
             "target": source.target,
             "hooks": None,
+            "runs_on": None,
         }
         for number, source in enumerate(sources)
     ]
     return rows, missing
-
-
-def _hooks_of(source: PluginSource) -> list[str]:
-    from pa_core.implementations import hook_names
-
-    return hook_names(load_plugin(source), PluginManager().hooks)
 
 
 def _show_plugins(settings: Settings, rows: list[dict[str, Any]]) -> None:
@@ -172,13 +171,13 @@ def _show_plugins(settings: Settings, rows: list[dict[str, Any]]) -> None:
     console.print(f"Settings: {settings.file or 'none; the built-in defaults are on'}")
     table = _table("enabled", "plugin", "from", "target", "hooks")
     for row in rows:
-        known = row["hooks"]
+        known, only = row["hooks"], " (main process only)" if row["runs_on"] == "main" else ""
         table.add_row(
             "yes" if row["enabled"] else "no",
             row["name"],
             f"{row['distribution'] or row['origin']} {row['version'] or ''}".rstrip(),
             _short(row["target"]),
-            "unknown" if known is None else ", ".join(known) or "none",
+            "unknown" if known is None else (", ".join(known) or "none") + only,
         )
     console.print(table)
     if any(row["hooks"] is None for row in rows):
@@ -274,6 +273,7 @@ def explain(
         table = _table("", "plugin", "from", "where")
         for number, found in enumerate(implementations, 1):
             plugin = f"{found.name}{' (around the others)' if found.wrapper else ''}"
+            plugin += " (main process only)" if found.runs_on == "main" else ""
             where = f"{_short(found.file)}:{found.line}" if found.file else "unknown"
             table.add_row(f"{number:>4}", plugin, str(found.source), where)
         console.print(table)

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from pa_core.errors import OtherProcessError
+from pa_core.main_process import check_not_alone
 from pa_core.utils import remove_padding
 
 T = TypeVar("T")
@@ -132,6 +133,7 @@ class Engine:
         `DistributedDataParallel` does so before each forward pass in training, so between two of
         them each process has running statistics of its own.
         """
+        check_not_alone()
         if not isinstance(model, DistributedDataParallel) or not model.broadcast_buffers:
             return
         for buffer in model.module.buffers():
@@ -203,12 +205,14 @@ class Engine:
 
     def sum(self, tensor: Tensor) -> Tensor:
         """Sum over all processes."""
+        check_not_alone()
         if self.num_processes == 1:
             return tensor
         return self.accelerator.reduce(tensor, "sum")
 
     def largest(self, *numbers: int) -> tuple[int, ...]:
         """The largest of each number over all processes, without waiting for the device."""
+        check_not_alone()
         if self.num_processes == 1:
             return numbers
         reduced = torch.tensor(numbers)
@@ -219,6 +223,7 @@ class Engine:
 
     def gather(self, value: Any, padding_value: Any = None) -> Any:
         """Concatenate tensors of all processes, whose first dimensions may differ."""
+        check_not_alone()
         if isinstance(value, Mapping):
             return {key: self.gather(item, padding_value) for key, item in value.items()}
         if isinstance(value, list | tuple):
@@ -239,6 +244,7 @@ class Engine:
 
     def gather_objects(self, value: Any) -> list[Any]:
         """Each process' `value`, in the order of their ranks, on every process."""
+        check_not_alone()
         if self.num_processes == 1:
             return [value]
         gathered: list[Any] = [None] * self.num_processes
@@ -251,6 +257,7 @@ class Engine:
         Raises:
             OtherProcessError: where it failed on another process; here, its own error.
         """
+        check_not_alone()
         if self.num_processes == 1:
             return action()
         error: Exception | None = None
@@ -267,6 +274,7 @@ class Engine:
 
     def wait(self) -> None:
         """Wait until every process is here."""
+        check_not_alone()
         self.accelerator.wait_for_everyone()
 
 

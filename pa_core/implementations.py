@@ -16,6 +16,7 @@ from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 
 from pa_core.errors import PluginValidationError, StopTrainingError, nearest
+from pa_core.main_process import RUNS_ON, alone, runs_on
 
 if TYPE_CHECKING:
     from pa_core.discovery import PluginSource
@@ -58,6 +59,7 @@ class Implementation:
         function: the plugin's own function.
         source: where the plugin comes from.
         wrapper: whether it surrounds the others.
+        runs_on: ``"all"`` processes or the ``"main"`` one.
         rank: the lower, the earlier; among equals, the order of registration decides.
         call: calls the function, and notes on an exception whose it is.
     """
@@ -68,6 +70,7 @@ class Implementation:
     function: Callable[..., Any]
     source: PluginSource
     wrapper: bool
+    runs_on: str
     rank: int
     call: Call
 
@@ -203,6 +206,8 @@ def examine(
     problems: list[str] = []
     counts_unmarked = is_callback(plugin)
     is_empty = not counts_unmarked
+    if runs_on(plugin) not in RUNS_ON:
+        problems.append(f'runs_on must be "all" or "main", not {runs_on(plugin)!r}')
     for attribute, static in functions_of(plugin):
         options = mark(static)
         is_spec = mark(static, SPECIFICATION_MARK) is not None
@@ -247,6 +252,8 @@ def _implement(
     function = getattr(plugin, attribute)
     where = blame_note(f"hook {hook.name}", name, source)
     call = adapt(function, hook)
+    # What returns a value is called everywhere: all processes need the same answer.
+    processes = runs_on(plugin) if hook.name.startswith("on_") else "all"
     rank = _FIRST if options.get("tryfirst") else _LAST if options.get("trylast") else _NORMAL
     if options.get("hookwrapper"):
         raise TypeError("is an old-style hookwrapper; write it as a wrapper=True")
@@ -260,9 +267,9 @@ def _implement(
     elif is_default:
         rank = _DEFAULT
     else:
-        call = blamed(call, where)
+        call = blamed(alone(call, name) if processes == "main" else call, where)
     wrapper = bool(options.get("wrapper"))
-    return Implementation(hook.name, plugin, name, function, source, wrapper, rank, call)
+    return Implementation(hook.name, plugin, name, function, source, wrapper, processes, rank, call)
 
 
 # -- Calling --------------------------------------------------------------------------------------

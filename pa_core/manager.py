@@ -36,6 +36,7 @@ from pa_core.implementations import (
     examine,
     specifications,
 )
+from pa_core.main_process import alone, runs_on
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,6 +66,7 @@ class PluginManager:
         self._registrations: tuple[_Registration, ...] = ()
         self._defaults: _Registration | None = None
         self._relay: pluggy.PluginManager | None = None
+        self._is_main_process = True
         if defaults is not None:
             source = code_source(defaults)
             last = examine("pa_core", defaults, source, self._hooks, is_default=True)
@@ -159,6 +161,11 @@ class PluginManager:
         self._registrations, self._hooks, self._relay = registrations, hooks, None
         self.version += 1
 
+    def set_process(self, *, is_main: bool) -> None:
+        """Say whether this is the main process, the only one for plugins that run there alone."""
+        self._is_main_process = is_main
+        self._change(self._registrations, self._hooks)
+
     # -- Looking --------------------------------------------------------------------------------
 
     @property
@@ -179,6 +186,8 @@ class PluginManager:
     def implementations(self, hook_name: str) -> list[Implementation]:
         """Who implements a hook, in the order of the calls; wrappers are set up before all.
 
+        Without those that don't run on this process.
+
         Raises:
             AttributeError: where there is no such hook, with the nearest name.
         """
@@ -188,9 +197,12 @@ class PluginManager:
             implementation
             for registration in (*self._registrations, *last)
             for implementation in registration.implementations
-            if implementation.hook == hook_name
+            if implementation.hook == hook_name and self._runs_here(implementation.runs_on)
         ]
         return sorted(found, key=lambda implementation: implementation.rank)
+
+    def _runs_here(self, where: str) -> bool:
+        return self._is_main_process or where == "all"
 
     def _hook(self, name: str) -> Hook:
         if name not in self._hooks:
@@ -275,8 +287,10 @@ class PluginManager:
             static = inspect.getattr_static(registration.plugin, name, None)
             if static is None or isinstance(static, property | functools.cached_property):
                 continue
+            where = runs_on(registration.plugin)
             method = getattr(registration.plugin, name)
-            if callable(method):
+            if callable(method) and self._runs_here(where):
+                method = alone(method, registration.name) if where == "main" else method
                 try:
                     method(trainer, **arguments)
                 except Exception as error:
@@ -367,12 +381,13 @@ class PluginManager:
         return {
             registration.name: registration
             for registration in self._registrations
-            if callable(getattr(registration.plugin, "state_dict", None))
+            if self._runs_here(runs_on(registration.plugin))
+            and callable(getattr(registration.plugin, "state_dict", None))
             and callable(getattr(registration.plugin, "load_state_dict", None))
         }
 
     def state_dict(self) -> dict[str, Any]:
-        """The state of each plugin that has one, by the plugin's name."""
+        """The state of each plugin that has one on this process, by the plugin's name."""
         return {name: _ask(r, "state_dict") for name, r in self._stateful().items()}
 
     def load_state_dict(

@@ -270,7 +270,8 @@ class Snapshot:
         self._restore_loss(trainer)
         saved = self._process["plugins"]
         stateful = trainer.plugins.state_dict()
-        for name in sorted(set(saved) ^ set(stateful)):
+        differing = sorted(set(saved) ^ set(stateful)) if trainer.is_main_process else []
+        for name in differing:
             warnings.warn(
                 f"{self.directory} holds a state of the plugin {name!r}, which isn't enabled now"
                 if name in saved

@@ -14,6 +14,7 @@ from accelerate.state import PartialState
 from accelerate.utils import wait_for_everyone
 from torch import Tensor
 
+from pa_core.main_process import check_not_alone
 from pa_core.rng import mix, seed_host
 
 P = ParamSpec("P")
@@ -105,6 +106,7 @@ def _on_one_process(
 ) -> Callable[P, T | None]:
     @wraps(func)
     def call(*args: P.args, **kwargs: P.kwargs) -> T | None:
+        check_not_alone()
         try:
             return func(*args, **kwargs) if is_chosen(PartialState()) else None
         finally:
@@ -121,6 +123,7 @@ def local_process_zero_first(func: Callable[P, T]) -> Callable[P, T]:
 
     @wraps(func)
     def call(*args: P.args, **kwargs: P.kwargs) -> T:
+        check_not_alone()
         if PartialState().local_process_index == 0:
             try:
                 return func(*args, **kwargs)

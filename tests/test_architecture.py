@@ -22,6 +22,7 @@ TORCH_FREE = [
     "pa_core.errors",
     "pa_core.hookspecs",
     "pa_core.implementations",
+    "pa_core.main_process",
     "pa_core.manager",
     "pa_core.settings",
     "pa_core.tables",

@@ -117,6 +117,7 @@ def test_plugins_as_json_has_a_row_for_each_with_its_hooks_where_they_are_asked_
         "version": "2.1",
         "target": "pa_weather:Weather",
         "hooks": None,
+        "runs_on": None,
     }
     assert [row["name"] for row in found["plugins"] if row["enabled"]] == [
         *(name for name in DEFAULTS if name != "progress_bar"),
@@ -127,6 +128,8 @@ def test_plugins_as_json_has_a_row_for_each_with_its_hooks_where_they_are_asked_
     assert rows["weather:cold"]["hooks"] == ["on_train_epoch_end", "run_training"]
     assert rows["watch"]["hooks"] == ["on_init_end"]
     assert "on_training_run_start" in rows["move_modules_to_device"]["hooks"]
+    assert {rows[name]["runs_on"] for name in ("weather:cold", "watch")} == {"all"}
+    assert rows["progress_bar"]["runs_on"] == "main"
 
 
 def test_plugins_imports_neither_torch_nor_a_plugin(shell):
@@ -200,6 +203,17 @@ def test_explain_shows_every_hook_that_somebody_implements_the_core_last(shell):
     assert shell.out("explain", "--hook", "on_init_end").endswith(
         "Nobody implements on_init_end.\n"
     )
+
+
+def test_explain_and_plugins_say_what_is_called_on_the_main_process_only(shell):
+    shell.settings("[tool.pa-core]\nplugins = ['progress_bar']\n")
+    assert "progress_bar (main process only)" in shell.out("explain", "--hook", "on_train_step_end")
+    # What surrounds a run is called everywhere.
+    assert "main process" not in shell.out("explain", "--hook", "run_training")
+    (row,) = [
+        line for line in shell.out("plugins", "--hooks").splitlines() if "process only" in line
+    ]
+    assert "progress_bar" in row
 
 
 def test_doctor_finds_nothing_wrong_here_but_perhaps_the_installation(shell):

@@ -35,6 +35,7 @@ class ProgressBarCallback(BuiltinCallback):
     """
 
     Settings = ProgressBarSettings
+    runs_on = "main"
 
     def __init__(self, interval: float = 0.5) -> None:
         self.interval = interval
@@ -57,13 +58,12 @@ class ProgressBarCallback(BuiltinCallback):
 
     @hookimpl(trylast=True)  # under the lines that others print
     def on_train_epoch_start(self, trainer: Trainer, **kwargs: Any) -> None:
-        if trainer.is_main_process:
-            self.pbar = _Bar(
-                num_batches(trainer._train_dataloader, trainer.train_batch_limit),
-                f"Epoch {trainer.run_history.current_epoch}",
-                self.interval,
-                initial=trainer.position.batch,
-            )
+        self.pbar = _Bar(
+            num_batches(trainer._train_dataloader, trainer.train_batch_limit),
+            f"Epoch {trainer.run_history.current_epoch}",
+            self.interval,
+            initial=trainer.position.batch,
+        )
 
     def on_train_step_end(self, trainer: Trainer, **kwargs: Any) -> None:
         if self.pbar is not None:
@@ -79,14 +79,13 @@ class ProgressBarCallback(BuiltinCallback):
     def on_eval_epoch_start(
         self, trainer: Trainer, is_intermediate: bool = False, **kwargs: Any
     ) -> None:
-        if trainer.is_main_process:
-            loader = trainer._eval_dataloaders.get(trainer.eval_name, trainer._eval_dataloader)
-            self.eval_pbar = _Bar(
-                num_batches(loader, trainer.eval_batch_limit),
-                "Evaluation" if trainer.eval_name is None else f"Evaluation: {trainer.eval_name}",
-                self.interval,
-                leave=not is_intermediate,
-            )
+        loader = trainer._eval_dataloaders.get(trainer.eval_name, trainer._eval_dataloader)
+        self.eval_pbar = _Bar(
+            num_batches(loader, trainer.eval_batch_limit),
+            "Evaluation" if trainer.eval_name is None else f"Evaluation: {trainer.eval_name}",
+            self.interval,
+            leave=not is_intermediate,
+        )
 
     def on_eval_step_end(self, trainer: Trainer, **kwargs: Any) -> None:
         if self.eval_pbar is not None:
