@@ -22,21 +22,32 @@ def environment(**more: str) -> dict[str, str]:
     return os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)} | more
 
 
-def outcome_of(folder: Path, script: str, *launcher: str) -> dict[str, Any]:
-    """Run a script and return what it has written into `folder` as ``outcome.json``."""
-    folder.mkdir()
+def run(folder: Path, *arguments: str, **more: str) -> subprocess.CompletedProcess[str]:
+    """Run Python in a folder, with `more` in its environment, and see that it succeeds."""
     done = subprocess.run(
-        [sys.executable, *launcher, str(Path(__file__).with_name(script)), str(folder)],
+        [sys.executable, *arguments],
         capture_output=True,
         text=True,
         timeout=240,
         check=False,
         cwd=folder,
-        env=environment(),
+        env=environment(**more),
     )
     assert done.returncode == 0, done.stderr[-6000:]
+    return done
+
+
+def read_outcome(folder: Path) -> dict[str, Any]:
+    """What a script has written into `folder` as ``outcome.json``."""
     outcome: dict[str, Any] = json.loads((folder / "outcome.json").read_text())
     return outcome
+
+
+def outcome_of(folder: Path, script: str, *launcher: str) -> dict[str, Any]:
+    """Run a script and return what it has written into `folder` as ``outcome.json``."""
+    folder.mkdir()
+    run(folder, *launcher, str(Path(__file__).with_name(script)), str(folder))
+    return read_outcome(folder)
 
 
 def flat(value: Any) -> list[Any]:

@@ -1,0 +1,269 @@
+"""One script, started in every way there is, gives the same numbers and writes everything once."""
+
+from __future__ import annotations
+
+import json
+import re
+import socket
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+from textwrap import dedent
+from typing import Any
+
+import pytest
+
+from tests.distributed.launch import environment, flat, read_outcome, run, torchrun
+from tests.distributed.machines import INTERFACE, address, two_machines
+
+pytestmark = [pytest.mark.distributed, pytest.mark.slow]
+
+FILES = {
+    "train.py": """
+        import json
+        import torch
+        from torch import nn
+        from torch.utils.data import TensorDataset
+        from pa_core import Trainer
+
+        def main():
+            generator = torch.Generator().manual_seed(0)
+            inputs = torch.randn(50, 8, generator=generator)
+            data = TensorDataset(inputs, (inputs.sum(1) > 0).long())
+            torch.manual_seed(0)
+            model = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 2))
+            optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+            trainer = Trainer(model, nn.CrossEntropyLoss(), optimizer)
+            trainer.train(
+                data,
+                num_epochs=2,
+                eval_dataset=data,
+                per_device_batch_size=12 // trainer.num_processes,
+            )
+            predictions = trainer.predict(data)
+            history, config = trainer.run_history, trainer.run_config
+            if trainer.is_main_process:
+                outcome = {
+                    "train": history.get_metric_values("train_loss_epoch"),
+                    "eval": history.get_metric_values("eval_loss_epoch"),
+                    "weights": [value.tolist() for value in trainer.get_model().parameters()],
+                    "predictions": predictions.tolist(),
+                    "config": [config.num_processes, str(config.mixed_precision)],
+                }
+                with open("outcome.json", "w") as file:
+                    json.dump(outcome, file)
+
+        if __name__ == "__main__":
+            main()
+        """,
+    # Each process notes what it calls into being, and the main one which of its events it heard.
+    "watch.py": """
+        import json
+        import os
+        import sys
+        from pa_core import TrainerCallback
+
+        RENAMED = []
+        sys.addaudithook(
+            lambda event, args: event == "os.rename" and RENAMED.append(os.path.basename(args[1]))
+        )
+
+        class Watch(TrainerCallback):
+            runs_on = "main"
+
+            def __init__(self):
+                self.epochs = 0
+
+            def on_train_epoch_end(self, trainer):
+                self.epochs += 1
+                print("an epoch is heard of")
+
+            def state_dict(self):
+                print("a state is asked for")
+                return {"epochs": self.epochs}
+
+            def load_state_dict(self, state):
+                self.epochs = state["epochs"]
+
+        import atexit
+
+        @atexit.register
+        def write():
+            with open(f"renamed-{os.environ.get('RANK', '0')}.json", "w") as file:
+                json.dump(RENAMED, file)
+        """,
+    "pyproject.toml": """
+        [tool.pa-core]
+        plugins = ["watch.py", "checkpoint", "save_best_model"]
+
+        [tool.pa-core.checkpoint]
+        save_every_n_epochs = 1
+        save_at_end = false
+        """,
+    "accelerate.yaml": """
+        compute_environment: LOCAL_MACHINE
+        distributed_type: "NO"
+        mixed_precision: bf16
+        num_machines: 1
+        num_processes: 1
+        use_cpu: true
+        """,
+    "two.yaml": """
+        compute_environment: LOCAL_MACHINE
+        distributed_type: MULTI_GPU
+        mixed_precision: "no"
+        num_machines: 1
+        num_processes: 2
+        main_process_port: 0
+        use_cpu: false
+        """,
+}
+
+
+@pytest.fixture(scope="module")
+def new_project(tmp_path_factory):
+    """Makes a folder with the script and its settings."""
+
+    def make(name: str) -> Path:
+        folder = tmp_path_factory.mktemp(name)
+        for file, content in FILES.items():
+            (folder / file).write_text(dedent(content).lstrip())
+        return folder
+
+    return make
+
+
+def launch(folder: Path, *launcher: str) -> tuple[Path, subprocess.CompletedProcess[str]]:
+    return folder, run(folder, *launcher, "train.py", ACCELERATE_USE_CPU="true")
+
+
+@pytest.fixture(scope="module")
+def alone(new_project):
+    return launch(new_project("python"))
+
+
+@pytest.fixture(scope="module")
+def two(new_project):
+    return launch(new_project("two"), *torchrun(2))
+
+
+def assert_same_numbers(folder: Path, alone: Any, processes: int) -> None:
+    outcome, expected = read_outcome(folder), read_outcome(alone[0])
+    assert outcome.pop("config") == [processes, "no"]
+    for name, values in outcome.items():
+        assert flat(values) == pytest.approx(flat(expected[name]), abs=1e-6), name
+
+
+@pytest.mark.parametrize("processes", [1, 3])
+def test_torchrun(processes, alone, new_project):
+    folder, _ = launch(new_project("torchrun"), *torchrun(processes))
+    assert_same_numbers(folder, alone, processes)
+
+
+def test_torchrun_on_two_processes(two, alone):
+    assert_same_numbers(two[0], alone, 2)
+
+
+def test_accelerate_launch_with_a_file_whose_precision_the_trainer_has(alone, new_project):
+    launcher = ("-m", "accelerate.commands.launch", "--config_file", "accelerate.yaml")
+    outcome = read_outcome(launch(new_project("accelerate"), *launcher)[0])
+    assert outcome["config"] == [1, "bf16"]
+    expected = read_outcome(alone[0])
+    assert outcome["train"] != expected["train"]
+    assert outcome["train"] == pytest.approx(expected["train"], abs=0.02)  # bf16 has three digits
+
+
+def test_accelerate_launch_on_two_processes(alone, new_project):
+    launcher = ("-m", "accelerate.commands.launch", "--config_file", "two.yaml")
+    assert_same_numbers(launch(new_project("accelerate"), *launcher)[0], alone, 2)
+
+
+def test_a_notebook_on_two_processes(alone, new_project):
+    from nbformat import v4
+
+    folder = new_project("notebook")
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    cells = [
+        "from pa_core import notebook_launcher\nfrom train import main",
+        f"notebook_launcher(main, num_processes=2, use_port='{port}')",
+    ]
+    notebook = v4.new_notebook(cells=[v4.new_code_cell(cell) for cell in cells])
+    (folder / "train.ipynb").write_text(json.dumps(notebook))
+    run(
+        folder,
+        *("-c", "from nbclient.cli import main; main()", "train.ipynb", "--timeout=200"),
+        ACCELERATE_USE_CPU="true",
+        IPYTHONDIR=str(folder / "ipython"),  # nobody's own settings
+        JUPYTER_CONFIG_DIR=str(folder / "jupyter"),
+        JUPYTER_DATA_DIR=str(folder / "jupyter"),
+    )
+    assert_same_numbers(folder, alone, 2)
+
+
+def test_two_machines(alone, new_project):
+    folder = new_project("machines")
+    with two_machines() as machines:
+        started = []
+        try:
+            for number, machine in enumerate(machines):
+                command = [
+                    *(*machine, sys.executable, "-m", "torch.distributed.run"),
+                    *("--nnodes", "2", "--nproc_per_node", "1", "--rdzv_backend", "c10d"),
+                    *("--rdzv_endpoint", f"{address(0)}:29400", "--local_addr", address(number)),
+                    # Both have this machine's name, so they can't tell by it who is the first.
+                    *("--rdzv_conf", f"is_host={int(number == 0)}", "train.py"),
+                ]
+                more = {"GLOO_SOCKET_IFNAME": INTERFACE, "ACCELERATE_USE_CPU": "true"}
+                started.append(
+                    subprocess.Popen(
+                        command,
+                        stdout=subprocess.PIPE,
+                        stderr=subprocess.PIPE,
+                        text=True,
+                        cwd=folder,
+                        env=environment(**more),
+                    )
+                )
+            shown = [process.communicate(timeout=240) for process in started]
+        finally:
+            for process in started:
+                process.terminate()  # torchrun ends its processes then
+                process.communicate()
+    assert [process.returncode for process in started] == [0, 0], shown
+    assert_same_numbers(folder, alone, 2)
+    # The run has one main process, which alone prints; the other machine is silent.
+    (silent,) = [out for out, _ in shown if "Training starts" not in out]
+    assert silent == ""
+
+
+def lines_of(launched: Any) -> list[str]:
+    """What was printed, less its folder, and the digits, which may differ in the last place."""
+    folder, done = launched
+    text = done.stdout.replace(str(folder), "folder")
+    return [re.sub(r"[\d.]+(e-\d+)?", "#", line) for line in text.splitlines() if line]
+
+
+def bars_of(text: str) -> Counter[str]:
+    """The names of the bars that were begun."""
+    return Counter(re.findall(r"^(.+): +0%", text, re.MULTILINE))
+
+
+def test_lines_bars_and_files_come_once(alone, two):
+    assert lines_of(two) == lines_of(alone)
+    printed = Counter(lines_of(two))
+    assert printed["Training starts"] == 1
+    assert sum("Plugins: " in line for line in two[1].stdout.splitlines()) == 1
+    assert printed["an epoch is heard of"] == 2
+    # One for each training state, and none on the other process.
+    assert printed["a state is asked for"] == 2
+
+    for _, done in (alone, two):
+        assert bars_of(done.stderr) == {"Epoch 1": 1, "Epoch 2": 1, "Evaluation": 2}
+
+    renamed = [json.loads((two[0] / f"renamed-{rank}.json").read_text()) for rank in range(2)]
+    assert renamed[0] == json.loads((alone[0] / "renamed-0.json").read_text())
+    assert renamed[1] == []
+    assert renamed[0] == ["best_model.pt", "epoch_0001", "best_model.pt", "epoch_0002"]
+    assert not [path for path in two[0].rglob("*") if "tmp" in path.name]
