@@ -26,7 +26,8 @@ Read as a program, a training run is::
 A plugin implements any of these with any subset of the arguments, which are given by name. Events
 (``on_…``) return nothing. Providers (a verb first) return a value: the first that isn't None
 counts, and the Trainer's own behaviour is the last implementation. A step's Trainer method is
-called before its event.
+called before its event. A plugin with ``runs_on = "main"`` has its events on the main process
+alone, and everything else on every process.
 """
 
 from __future__ import annotations

@@ -259,6 +259,9 @@ def test_lines_bars_and_files_come_once(alone, two):
     # One for each training state, and none on the other process.
     assert printed["a state is asked for"] == 2
 
+    parts = [two[0] / f"training_states/epoch_0001/process-0000{rank}.json" for rank in range(2)]
+    assert ['"watch"' in part.read_text() for part in parts] == [True, False]
+
     for _, done in (alone, two):
         assert bars_of(done.stderr) == {"Epoch 1": 1, "Epoch 2": 1, "Evaluation": 2}
 

@@ -47,9 +47,17 @@ SCRIPT = """
                 Path(f"beside-{rank}").write_text(str(os.getpid()))
                 os.rename(f"beside-{rank}", f"pid-{rank}")
 
+    class WaitsForNobody(TrainerCallback):
+        runs_on = "main"
+
+        def on_train_step_start(self, trainer):
+            if Path("asked").exists():
+                trainer.gather(torch.ones(1))
+
     model = tiny_model()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    trainer = Trainer(model, nn.CrossEntropyLoss(), optimizer, callbacks=[TellsWhenItRuns])
+    plugins = [TellsWhenItRuns, WaitsForNobody]
+    trainer = Trainer(model, nn.CrossEntropyLoss(), optimizer, callbacks=plugins)
     trainer.train(Data(), 10**6, per_device_batch_size=4)
 """
 
@@ -70,6 +78,10 @@ def spoil_the_data_of_one(folder: Path, launcher: int, pids: list[int]) -> None:
     (folder / "spoiled").touch()
 
 
+def let_a_plugin_of_the_main_process_wait(folder: Path, launcher: int, pids: list[int]) -> None:
+    (folder / "asked").touch()
+
+
 @pytest.mark.parametrize(
     ("happens", "cause"),
     [
@@ -77,6 +89,7 @@ def spoil_the_data_of_one(folder: Path, launcher: int, pids: list[int]) -> None:
         (interrupt_one, "KeyboardInterrupt"),
         (kill_one, "SIGKILL"),
         (spoil_the_data_of_one, "ZeroDivisionError: the first cause"),
+        (let_a_plugin_of_the_main_process_wait, "'WaitsForNobody' runs on the main process only"),
     ],
     ids=lambda value: value.__name__ if callable(value) else "",
 )

@@ -1,0 +1,64 @@
+"""Between two steps nothing is read from the device: shown on one that has no values at all.
+
+A tensor on torch's device ``meta`` has a shape and nothing else. Whatever needs a value, be it a
+number for Python or the shape of a result, is an error there.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from textwrap import dedent
+
+ROOT = Path(__file__).parent.parent
+
+SCRIPT = """
+    import torch
+    from torch import nn
+    from pa_core import Trainer
+    from pa_core.builtins.log_metrics import LogMetricsCallback
+    from pa_core.builtins.terminate_on_nan import TerminateOnNaNCallback
+    from tests.helpers import tiny_data, tiny_model
+
+    def run(data, **options):
+        model = tiny_model()
+        optimizer = torch.optim.AdamW(model.parameters())
+        plugins = [TerminateOnNaNCallback(), LogMetricsCallback()]
+        trainer = Trainer(model, nn.CrossEntropyLoss(), optimizer, callbacks=plugins, plugins=())
+        assert trainer.device.type == "meta"
+        try:
+            trainer.train(data, 1, per_device_batch_size=8, **options)
+        except (RuntimeError, NotImplementedError) as error:
+            assert "meta" in str(error), error
+            return trainer.updates
+        raise AssertionError("the epoch's loss was read from nowhere")
+
+    # The epoch's own loss is the first thing that is read, after all updates.
+    assert run(tiny_data(44)) == 6
+    assert run(tiny_data(44), gradient_accumulation_steps=4, gradient_clip_norm=1.0) == 2
+    assert run(tiny_data(44), gradient_clip_value=1.0) == 6
+    loader = torch.utils.data.DataLoader(tiny_data(44), batch_size=8)
+    assert run(loader, gradient_accumulation_steps=4) == 2
+
+    class Reads(nn.CrossEntropyLoss):
+        def forward(self, outputs, targets):
+            loss = super().forward(outputs, targets)
+            loss.item()
+            return loss
+
+    nn.CrossEntropyLoss = Reads  # … and somebody who reads is found out
+    assert run(tiny_data(44)) == 0
+"""
+
+
+def test_no_step_of_an_epoch_reads_a_value_or_has_a_shape_that_depends_on_one():
+    done = subprocess.run(
+        [sys.executable, "-c", dedent(SCRIPT)],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=os.environ | {"ACCELERATE_TORCH_DEVICE": "meta", "PYTHONPATH": str(ROOT)},
+    )
+    assert done.returncode == 0, done.stderr
