@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,7 +29,14 @@ def save_checkpoint(
     """Write the file of `Trainer.save_checkpoint`."""
     trainer._engine.wait()
     content = {"model_state_dict": trainer._engine.weights(model)}
-    if save_optimizer:
+    division = trainer._engine.division
+    if save_optimizer and division is not None:
+        warnings.warn(
+            f"The optimizer is {division}, so {save_path} is saved without it, as with "
+            "save_optimizer=False; save_training_state saves all parts",
+            stacklevel=3,
+        )
+    elif save_optimizer:
         content["optimizer_state_dict"] = trainer.optimizer.state_dict()
     if save_scheduler and trainer.scheduler is not None:
         content["scheduler_state_dict"] = trainer.scheduler.state_dict()
@@ -58,7 +66,7 @@ def load_checkpoint(
                 f"{checkpoint_path} holds a state of the {name}, but the trainer has none. Give "
                 f"it one, or load with load_{name}=False"
             )
-    trainer.get_model(keep_torch_compile=False).load_state_dict(content["model_state_dict"])
+    trainer._engine.load_weights(trainer.model, content["model_state_dict"])
     for name, target in present:
         target.load_state_dict(content[f"{name}_state_dict"])
     return content

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any, cast
 
@@ -14,6 +14,15 @@ from pa_core.engine import Engine
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
+
+# What changes as DeepSpeed's optimizers train, by its names: the state of the optimizer within,
+# the 32-bit weights that it updates, and the loss scale.
+_PART = (
+    *("base_optimizer_state", "single_partition_of_fp32_groups"),  # stages 1 and 2
+    *("optimizer_state_dict", "fp32_flat_groups"),  # stage 3
+    "overflow",
+)
+_OF_SCALER = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")
 
 
 class DeepSpeedEngine(Engine):
@@ -32,8 +41,9 @@ class DeepSpeedEngine(Engine):
         started = int(os.environ.get("WORLD_SIZE", "1"))
         if started != self.num_processes:  # each would train alone, and say nothing
             raise RuntimeError(
-                f"{started} processes were started, and accelerate connects {self.num_processes} "
-                f"of them for DeepSpeed on {self.device.type}: on CPUs, start one"
+                f"{started} processes were started, and this accelerator connects "
+                f"{self.num_processes} of them. On CPUs, let the Trainer make it "
+                "(accelerator={...}), or make it with InitProcessGroupKwargs(backend='gloo')"
             )
 
     def plan(self, batch_size: int, clip_norm: float | None, clip_value: float | None) -> None:
@@ -68,6 +78,7 @@ class DeepSpeedEngine(Engine):
             if config["train_micro_batch_size_per_gpu"] == "auto":
                 config["train_micro_batch_size_per_gpu"] = 1
             self._bare, self._given = model, optimizer
+            self._groups = [list(group["params"]) for group in optimizer.param_groups]
             self.accelerator.prepare(model, optimizer)
             self._engine = self.accelerator.deepspeed_engine_wrapped.engine
             self._optimizer = DeepSpeedOptimizer(self._engine)
@@ -97,9 +108,17 @@ class DeepSpeedEngine(Engine):
         return None
 
     @property
-    def has_whole_state(self) -> bool:
-        """Whether every process has the whole optimizer, as under ZeRO stage 0 alone."""
-        return self._engine is not None and self._engine.zero_optimization_stage() == 0
+    def division(self) -> str | None:
+        """How the optimizer's state is divided; None before the first run, and under stage 0."""
+        if self._engine is None or isinstance(self._engine.optimizer, torch.optim.Optimizer):
+            return None
+        stage = self._engine.zero_optimization_stage()
+        dtype = str(next(self._bare.parameters()).dtype).removeprefix("torch.")
+        return f"divided by ZeRO stage {stage} in {dtype} among {self.num_processes} process(es)"
+
+    def parameter_groups(self, optimizer: Any) -> list[list[nn.Parameter]]:
+        """The groups as they were given: DeepSpeed's own hold flat parts of many parameters."""
+        return super().parameter_groups(optimizer) if self._engine is None else self._groups
 
     @property
     def step_was_skipped(self) -> bool:
@@ -107,17 +126,46 @@ class DeepSpeedEngine(Engine):
         return not self._engine.was_step_applied()
 
     def weights(self, model: nn.Module) -> dict[str, Any]:
-        """The model's whole weights, gathered from all processes where ZeRO has divided them."""
-        parameters = [p for p in model.parameters() if hasattr(p, "ds_id")]
-        if not parameters:
+        """The model's whole weights, gathered one by one where ZeRO has divided them."""
+        model = self.unwrap(model, keep_torch_compile=False)
+        if not _is_divided(model):
             return super().weights(model)
-        import deepspeed
+        from deepspeed.runtime.zero.partition_parameters import GatheredParameters
 
-        with deepspeed.zero.GatheredParameters(parameters):
-            return {
-                name: value.detach().cpu().clone() if isinstance(value, Tensor) else value
-                for name, value in model.state_dict().items()
-            }
+        whole: dict[str, Any] = {}
+        copies: dict[int, Tensor] = {}  # tied weights stay one tensor
+        for name, value in model.state_dict(keep_vars=True).items():
+            if isinstance(value, Tensor) and id(value) not in copies:
+                with GatheredParameters([value]):
+                    copies[id(value)] = value.detach().cpu().clone()
+            whole[name] = copies[id(value)] if isinstance(value, Tensor) else value
+        self._gather_small()
+        return whole
+
+    def _shape(self, value: Any) -> tuple[int, ...] | None:
+        return tuple(value.ds_shape) if hasattr(value, "ds_shape") else super()._shape(value)
+
+    def load_weights(self, model: nn.Module, weights: Mapping[str, Any]) -> None:
+        """Put whole weights into the model, divided anew, and into what the optimizer updates."""
+        model = self.unwrap(model, keep_torch_compile=False)
+        if _is_divided(model):
+            from deepspeed.runtime.zero.partition_parameters import GatheredParameters
+
+            with GatheredParameters(list(model.parameters()), modifier_rank=0):
+                super().load_weights(model, weights)
+            self._gather_small()
+        else:
+            super().load_weights(model, weights)
+        if self.division is not None:
+            self._engine.optimizer.refresh_fp32_params()
+
+    def _gather_small(self) -> None:
+        """Gather again the parameters that ZeRO stage 3 keeps whole on every process."""
+        self._engine.optimizer.checkpoint_event_epilogue()
+
+
+def _is_divided(model: nn.Module) -> bool:
+    return any(hasattr(parameter, "ds_id") for parameter in model.parameters())
 
 
 class DeepSpeedOptimizer(torch.optim.Optimizer):
@@ -155,13 +203,36 @@ class DeepSpeedOptimizer(torch.optim.Optimizer):
         self._engine.optimizer.zero_grad()
 
     def state_dict(self) -> dict[str, Any]:
-        """This process' part of the optimizer's state."""
+        """The optimizer's state as plain data and tensors; under ZeRO, this process' part of it."""
         state: dict[str, Any] = self._engine.optimizer.state_dict()
-        return state
+        if isinstance(self._engine.optimizer, torch.optim.Optimizer):
+            return state
+        part = {name: state[name] for name in _PART if name in state}
+        if "loss_scaler" in state:
+            part["loss_scaler"] = {
+                name: value
+                for name, value in vars(state["loss_scaler"]).items()
+                if name in _OF_SCALER
+            }
+        return part
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take over what `state_dict` has given."""
-        self._engine.optimizer.load_state_dict(state_dict)
+        optimizer = self._engine.optimizer
+        if isinstance(optimizer, torch.optim.Optimizer):
+            optimizer.load_state_dict(state_dict)
+            return
+        # All that isn't state, such as where each parameter lies in the flat ones, is this run's.
+        state = optimizer.state_dict() | state_dict
+        if "loss_scaler" in state_dict:
+            state["loss_scaler"] = optimizer.loss_scaler
+            vars(optimizer.loss_scaler).update(state_dict["loss_scaler"])
+        by_rank = {self._engine.global_rank: state}
+        if self._engine.zero_optimization_partition_weights():
+            optimizer.checkpoint_event_prologue()
+        optimizer.load_state_dict(by_rank, load_from_fp32_weights=True)
+        if self._engine.zero_optimization_partition_weights():
+            optimizer.checkpoint_event_epilogue()
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self._engine.optimizer!r})"

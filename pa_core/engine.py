@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import atexit
 import gc
+import os
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
@@ -18,7 +19,7 @@ from weakref import WeakSet
 
 import torch
 from accelerate import Accelerator, DistributedType
-from accelerate.utils import send_to_device
+from accelerate.utils import InitProcessGroupKwargs, send_to_device
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -58,6 +59,25 @@ def _host_group() -> Any:
     return torch.distributed.new_group(backend="gloo")
 
 
+def connected_on_cpus(accelerator_kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of an `Accelerator`, with the backend that DeepSpeed's processes need on CPUs.
+
+    By itself accelerate lets DeepSpeed connect them, and then takes each for the only one.
+    """
+    kwargs = dict(accelerator_kwargs)
+    asked = "deepspeed_plugin" in kwargs or "deepspeed_plugins" in kwargs
+    asked = asked or os.environ.get("ACCELERATE_USE_DEEPSPEED", "").lower() == "true"
+    if asked and "LOCAL_RANK" in os.environ and not torch.accelerator.is_available():
+        handlers = list(kwargs.get("kwargs_handlers") or ())
+        if not any(isinstance(handler, InitProcessGroupKwargs) for handler in handlers):
+            handlers.append(InitProcessGroupKwargs())
+        for handler in handlers:
+            if isinstance(handler, InitProcessGroupKwargs):
+                handler.backend = "gloo"
+        kwargs["kwargs_handlers"] = handlers
+    return kwargs
+
+
 class Engine:
     """Prepare, differentiate, clip and reduce on whatever hardware accelerate has found."""
 
@@ -88,9 +108,39 @@ class Engine:
     def plan(self, batch_size: int, clip_norm: float | None, clip_value: float | None) -> None:
         """Hear of a run's sizes before model and optimizer are prepared."""
 
+    @property
+    def division(self) -> str | None:
+        """How the optimizer's state is divided among processes; None where each has all of it."""
+        return None
+
     def weights(self, model: nn.Module) -> dict[str, Any]:
         """The model's whole weights; called on every process."""
         return self.unwrap(model, keep_torch_compile=False).state_dict()
+
+    def shapes(self, model: nn.Module) -> dict[str, tuple[int, ...] | None]:
+        """The shape of each of the model's whole weights; None for what is no tensor."""
+        state = self.unwrap(model, keep_torch_compile=False).state_dict(keep_vars=True)
+        return {name: self._shape(value) for name, value in state.items()}
+
+    def _shape(self, value: Any) -> tuple[int, ...] | None:
+        return tuple(value.shape) if isinstance(value, Tensor) else None
+
+    def load_weights(self, model: nn.Module, weights: Mapping[str, Any]) -> None:
+        """Put whole weights into the model; called on every process."""
+        self.unwrap(model, keep_torch_compile=False).load_state_dict(weights)
+
+    def parameter_groups(self, optimizer: Any) -> list[list[nn.Parameter]]:
+        """The model's parameters that an optimizer updates, group by group."""
+        return [group["params"] for group in optimizer.param_groups]
+
+    def optimizer_state(self, optimizer: Any) -> dict[str, Any]:
+        """The optimizer's state as plain data and tensors; where divided, this process' part."""
+        state: dict[str, Any] = optimizer.state_dict()
+        return state
+
+    def load_optimizer_state(self, optimizer: Any, state: dict[str, Any]) -> None:
+        """Put back what `optimizer_state` has given."""
+        optimizer.load_state_dict(state)
 
     def prepare(self, model: nn.Module, optimizer: Any) -> tuple[nn.Module, Any]:
         """Place and wrap model and optimizer; what was prepared before is taken as it was.
@@ -192,11 +242,6 @@ class Engine:
             nn.utils.clip_grad_value_(parameters, max_value)
         else:
             self.accelerator.clip_grad_value_(parameters, max_value)
-
-    @property
-    def has_whole_state(self) -> bool:
-        """Whether every process has all of the model and the optimizer."""
-        return self.is_plain or self.accelerator.scaler is not None
 
     @property
     def step_was_skipped(self) -> bool:

@@ -23,7 +23,14 @@ from torch import Tensor
 from pa_core.codec import decode, decode_weights, encode, encode_weights
 from pa_core.data import KeyedDataLoader
 from pa_core.errors import OtherProcessError, TrainingStateError
-from pa_core.states import StateReader, StateWriter, newest_intact_state, tensor_bytes
+from pa_core.states import (
+    StateReader,
+    StateWriter,
+    json_bytes,
+    newest_intact_state,
+    tensor_bytes,
+    write_flushed,
+)
 
 if TYPE_CHECKING:
     from pa_core.trainer import Trainer
@@ -67,11 +74,7 @@ def save_snapshot(trainer: Trainer, state_dir: str | Path, metadata: Mapping[str
             "The run was interrupted in the middle of an update, where no state can be saved that "
             "goes on exactly. Resume from the last one that was saved"
         )
-    if not engine.has_whole_state:
-        raise TrainingStateError(
-            f"Training states under {engine.accelerator.distributed_type.value} aren't supported "
-            "yet; save the model with save_checkpoint"
-        )
+    weights = engine.weights(trainer.model)
     with ExitStack() as cleanup:
 
         def begin() -> tuple[Any, StateWriter | None]:
@@ -80,7 +83,9 @@ def save_snapshot(trainer: Trainer, state_dir: str | Path, metadata: Mapping[str
 
         def write() -> None:
             if writer is not None:
-                _write(trainer, writer, metadata, processes)
+                _write(trainer, writer, metadata, processes, weights)
+            if engine.division is not None:
+                _write_part(trainer, directory)
             trainer._event("on_save_training_state", state_dir=directory)
 
         def commit() -> None:
@@ -114,19 +119,21 @@ def _write(
     writer: StateWriter,
     metadata: Mapping[str, Any],
     processes: list[tuple[Any, bytes]],
+    weights: Mapping[str, Any],
 ) -> None:
-    tensors: dict[str, Tensor] = {}
-    weights, rest = encode_weights(trainer.get_model(keep_torch_compile=False).state_dict())
-    writer.write_tensors("model.safetensors", weights)
+    engine, tensors = trainer._engine, dict[str, Tensor]()
+    whole, rest = encode_weights(weights)
+    writer.write_tensors("model.safetensors", whole)
     scaler = trainer._accelerator.scaler
     parts = {
         "weights": rest,
-        "optimizer": trainer.optimizer.state_dict(),
+        "optimizer": engine.optimizer_state(trainer.optimizer) if engine.division is None else None,
         "scheduler": trainer.scheduler.state_dict() if trainer.scheduler is not None else None,
         "scaler": scaler.state_dict() if scaler is not None else None,
         "metadata": {"current_epoch": trainer.run_history.current_epoch, **metadata},
     }
     state = {name: encode(part, tensors, name) for name, part in parts.items()}
+    state["division"] = engine.division
     state["parameters"] = _parameter_names(trainer)
     state["position"] = asdict(trainer.position)
     state["run_history"] = encode(_history_state(trainer), tensors, "run_history")
@@ -135,6 +142,24 @@ def _write(
     for rank, (process, process_tensors) in enumerate(processes):
         writer.write_json(f"process-{rank:05d}.json", process)
         writer.write(f"process-{rank:05d}.safetensors", process_tensors)
+
+
+def _write_part(trainer: Trainer, directory: Path) -> None:
+    """Write this process' part of an optimizer that the engine divides."""
+    if not directory.is_dir():
+        raise TrainingStateError(
+            f"{directory} isn't to be seen from every process: an optimizer "
+            f"{trainer._engine.division} needs a folder that all machines share"
+        )
+    tensors: dict[str, Tensor] = {}
+    part = encode(trainer._engine.optimizer_state(trainer.optimizer), tensors, "optimizer")
+    name = _part_name(trainer._engine.rank)
+    write_flushed(directory / f"{name}.json", json_bytes(part))
+    write_flushed(directory / f"{name}.safetensors", tensor_bytes(tensors))
+
+
+def _part_name(rank: int) -> str:
+    return f"optimizer-{rank:05d}"
 
 
 def _process_state(trainer: Trainer) -> tuple[Any, bytes]:
@@ -208,6 +233,11 @@ class Snapshot:
             raise TypeError("the position is no number")
         self._run: dict[str, Any] = reader.manifest["run"]
         processes = self._run["num_processes"]
+        self._division: str | None = state["division"]
+        if self._division is not None and rank < processes:
+            name = _part_name(rank)
+            part = reader.read_json(f"{name}.json")
+            self._parts["optimizer"] = decode(part, reader.read_tensors(f"{name}.safetensors"))
         self._processes = [self._read_process(number) for number in range(processes)]
         self._process = self._processes[rank if rank < processes else 0]
 
@@ -233,11 +263,23 @@ class Snapshot:
             TrainingStateError: where the state is of another model or optimizer, before anything
                 was changed.
         """
-        model = trainer.get_model(keep_torch_compile=False)
-        weights = self._weights
-        _check_same_model(model, weights, self.directory)
+        engine = trainer._engine
+        _check_same_model(trainer, self._weights, self.directory)
+        optimizer = trainer.optimizer
+        if optimizer is not None and engine.division != self._division:
+            text = (
+                f"{self.directory} has its optimizer {self._division or 'in one piece'}, and this "
+                f"run has it {engine.division or 'in one piece'}"
+            )
+            if in_run:
+                raise TrainingStateError(
+                    f"{text}. Resume as it was saved, or call load_training_state, which takes the "
+                    "weights, and train afresh"
+                )
+            warnings.warn(f"{text}: it is left as it is", stacklevel=3)
+            optimizer = None
         saved, present = self._parameters, _parameter_names(trainer)
-        if saved != present and (in_run or trainer.optimizer is not None):
+        if saved != present and (in_run or optimizer is not None):
             raise TrainingStateError(
                 f"{self.directory} was saved with an optimizer over other parameters: "
                 + _difference(_flat(saved), _flat(present))
@@ -248,12 +290,12 @@ class Snapshot:
                 f"{self.directory} was saved {'without' if schedule is None else 'with'} a "
                 f"scheduler, but this run has {'one' if schedule is None else 'none'}"
             )
-        model.load_state_dict(weights)
+        engine.load_weights(trainer.model, self._weights)
         scaler = trainer._accelerator.scaler
         if scaler is not None and self._parts["scaler"] is not None:
             scaler.load_state_dict(self._parts["scaler"])
-        if trainer.optimizer is not None:
-            trainer.optimizer.load_state_dict(self._parts["optimizer"])
+        if optimizer is not None:
+            engine.load_optimizer_state(optimizer, self._parts["optimizer"])
         # Last of the three: making a schedule has set the optimizer's learning rate.
         if trainer.scheduler is not None and schedule is not None:
             trainer.scheduler.load_state_dict(schedule)
@@ -414,8 +456,8 @@ def _parameter_names(trainer: Trainer) -> list[list[str]]:
     if trainer.optimizer is None:
         return []
     return [
-        [names.get(id(parameter), "?") for parameter in group["params"]]
-        for group in trainer.optimizer.param_groups
+        [names.get(id(parameter), "?") for parameter in group]
+        for group in trainer._engine.parameter_groups(trainer.optimizer)
     ]
 
 
@@ -424,18 +466,15 @@ def _history_state(trainer: Trainer) -> Any:
     return history.state_dict() if hasattr(history, "state_dict") else {}
 
 
-def _check_same_model(model: torch.nn.Module, weights: Mapping[str, Any], place: Path) -> None:
-    present = {
-        name: tuple(value.shape) if isinstance(value, Tensor) else None
-        for name, value in model.state_dict().items()
-    }
+def _check_same_model(trainer: Trainer, weights: Mapping[str, Any], place: Path) -> None:
+    present = trainer._engine.shapes(trainer.model)
     saved = {
         name: tuple(value.shape) if isinstance(value, Tensor) else None
         for name, value in weights.items()
     }
     if saved != present:
         raise TrainingStateError(
-            f"{place} is a state of another model than {type(model).__name__}: "
+            f"{place} is a state of another model than {type(trainer.get_model(False)).__name__}: "
             + _difference(
                 [f"{name}{list(shape or ())}" for name, shape in saved.items()],
                 [f"{name}{list(shape or ())}" for name, shape in present.items()],

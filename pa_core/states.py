@@ -61,14 +61,11 @@ class StateWriter:
 
     def write(self, name: str, content: bytes) -> None:
         """Write one file and flush it to the disk."""
-        with open(self.directory / name, "xb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
+        write_flushed(self.directory / name, content)
 
     def write_json(self, name: str, value: Any) -> None:
         """Write strict JSON."""
-        self.write(name, _to_json(value))
+        self.write(name, json_bytes(value))
 
     def write_tensors(self, name: str, tensors: Mapping[str, Tensor]) -> None:
         """Write tensors as safetensors, each with memory of its own."""
@@ -83,7 +80,7 @@ class StateWriter:
         }
         sequence = _next_sequence(self.target.parent)
         content = {"format": FORMAT, "sequence": sequence, **manifest, "files": files}
-        content["sha256"] = hashlib.sha256(_to_json(content)).hexdigest()
+        content["sha256"] = hashlib.sha256(json_bytes(content)).hexdigest()
         self.write_json(MANIFEST, content)
         _flush_directory(self.directory)
         trash = None
@@ -130,7 +127,7 @@ def read_manifest(state_dir: str | Path) -> dict[str, Any]:
     if not isinstance(content, dict) or not isinstance(content.get("files"), dict):
         raise TrainingStateError(f"{path} is damaged: it lists no files")
     claimed = content.pop("sha256", None)
-    if hashlib.sha256(_to_json(content)).hexdigest() != claimed:
+    if hashlib.sha256(json_bytes(content)).hexdigest() != claimed:
         raise TrainingStateError(f"{path} is damaged: its hash doesn't match its content")
     if content.get("format") != FORMAT:
         raise TrainingStateError(
@@ -354,7 +351,16 @@ def plain(value: Any) -> Any:
     return value
 
 
-def _to_json(value: Any) -> bytes:
+def write_flushed(path: Path, content: bytes) -> None:
+    """Write a new file and flush it to the disk."""
+    with open(path, "xb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def json_bytes(value: Any) -> bytes:
+    """The content of a strict JSON file."""
     return json.dumps(value, allow_nan=False, indent=1).encode()
 
 

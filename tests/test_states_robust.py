@@ -97,11 +97,11 @@ def forged(source: Path, target: Path, change) -> Path:
     manifest = json.loads((target / "manifest.json").read_text())
     content = json.loads((target / "state.json").read_text())
     change(content, manifest)
-    (target / "state.json").write_bytes(states._to_json(content))
+    (target / "state.json").write_bytes(states.json_bytes(content))
     manifest["files"]["state.json"] = states._fingerprint(target / "state.json")
     del manifest["sha256"]
-    manifest["sha256"] = hashlib.sha256(states._to_json(manifest)).hexdigest()
-    (target / "manifest.json").write_bytes(states._to_json(manifest))
+    manifest["sha256"] = hashlib.sha256(states.json_bytes(manifest)).hexdigest()
+    (target / "manifest.json").write_bytes(states.json_bytes(manifest))
     return target
 
 
