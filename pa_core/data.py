@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import islice
 from numbers import Integral
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -19,7 +19,10 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler, Subs
 from torch.utils.data import default_collate as _default_collate
 
 from pa_core.rng import DrawWatch, mix, nth, seed_host, seed_torch
-from pa_core.sharding import ShardedLoader, keyed_batches, keyed_order
+from pa_core.sharding import ShardedLoader, Share, keyed_batches, keyed_order
+
+if TYPE_CHECKING:
+    from pa_core.engine import Engine
 
 _END = object()
 _CUT = 256  # batches of indices that are cut at once
@@ -399,6 +402,50 @@ def batches(
         keyed_order(loader, seed, epoch)
         replayed = keyed_batches(loader, seed, epoch)
     return islice(replayed, start, None if stop is None else start + stop)
+
+
+def evaluation_batches(
+    loader: Any,
+    engine: Engine,
+    forward: Callable[[Any], Any],
+    *,
+    seed: int,
+    limit: int | None = None,
+) -> Iterator[Any]:
+    """Iterate over this process' batches of an evaluation, each on the device.
+
+    Where the engine has divided the model, a forward pass waits for those of the other processes.
+    There, a process with less batches than another takes part with spare ones.
+
+    Args:
+        loader: yields batches.
+        engine: of the run.
+        forward: what is done with a spare batch; its result counts for nothing.
+        seed: of the run.
+        limit: how many batches there are at most.
+
+    Raises:
+        ValueError: where a process has no batch at all to take part with.
+    """
+    together = engine.num_processes > 1 and engine.forwards_together
+    spare: Any = _END
+    for batch in batches(loader, seed=seed, epoch=1, limit=limit):
+        if type(batch) is Share:
+            if batch.is_spare:
+                spare = batch.batch
+                break
+            batch = batch.batch
+        if together:
+            spare = batch
+            engine.largest(1)
+        yield engine.move(batch)
+    while together and engine.largest(0)[0]:
+        if spare is _END and isinstance(loader, KeyedDataLoader):
+            dataset: Any = loader.dataset
+            spare = loader.collate_fn(dataset.fetch(torch.tensor([0])))
+        elif spare is _END:
+            raise ValueError("This process' part of the evaluation data gave no batch")
+        forward(engine.move(spare))
 
 
 def with_last(items: Iterable[Any], count: int | None = None) -> Iterator[tuple[Any, bool]]:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import Tensor, nn
 
-from pa_core.engine import Engine
+from pa_core.engine import Engine, share_buffers
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -45,6 +45,11 @@ class DeepSpeedEngine(Engine):
                 f"{self.num_processes} of them. On CPUs, let the Trainer make it "
                 "(accelerator={...}), or make it with InitProcessGroupKwargs(backend='gloo')"
             )
+
+    @property
+    def forwards_together(self) -> bool:
+        """Whether a forward pass needs all processes, as under ZeRO stage 3."""
+        return self._engine is not None and self._engine.zero_optimization_partition_weights()
 
     def plan(self, batch_size: int, clip_norm: float | None, clip_value: float | None) -> None:
         """Take the run's sizes over into DeepSpeed's configuration.
@@ -92,6 +97,16 @@ class DeepSpeedEngine(Engine):
         if self._engine is not None and model is self._engine:
             model = cast("nn.Module", self._engine.module)
         return super().unwrap(model, keep_torch_compile)
+
+    def for_evaluation(self, model: nn.Module) -> nn.Module:
+        """The model in DeepSpeed's container, once there is one."""
+        is_trained = self._engine is not None and model in (self._engine, self._engine.module)
+        return cast("nn.Module", self._engine) if is_trained else super().for_evaluation(model)
+
+    def share_buffers(self, model: nn.Module) -> None:
+        """Give every process the buffers of the first; DeepSpeed does so at the start alone."""
+        if self.num_processes > 1:
+            share_buffers(model)
 
     def accumulating(self, model: nn.Module, is_update: bool) -> AbstractContextManager[Any]:
         """Note whether the backward pass that follows is the accumulated batch's last."""

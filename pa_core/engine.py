@@ -100,10 +100,19 @@ class Engine:
             from pa_core.deepspeed import DeepSpeedEngine
 
             return DeepSpeedEngine(accelerator)
+        if accelerator.distributed_type is DistributedType.FSDP:
+            from pa_core.fsdp import FsdpEngine
+
+            return FsdpEngine(accelerator)
         return cls(accelerator)
 
     shows_gradients = True
     """Whether each parameter has its gradient between the backward pass and the update."""
+
+    @property
+    def forwards_together(self) -> bool:
+        """Whether a forward pass needs all processes, since each has a part of the weights."""
+        return False
 
     def plan(self, batch_size: int, clip_norm: float | None, clip_value: float | None) -> None:
         """Hear of a run's sizes before model and optimizer are prepared."""
@@ -186,8 +195,7 @@ class Engine:
         check_not_alone()
         if not isinstance(model, DistributedDataParallel) or not model.broadcast_buffers:
             return
-        for buffer in model.module.buffers():
-            torch.distributed.broadcast(buffer, 0)
+        share_buffers(model.module)
 
     def _remember(self, model: nn.Module, optimizer: Any, bare: int, *optimizers: int) -> None:
         # Known by what was given and by what it became: a second run may bring either.
@@ -198,6 +206,10 @@ class Engine:
     def unwrap(self, model: nn.Module, keep_torch_compile: bool = True) -> nn.Module:
         """The model without its distributed containers."""
         return self.accelerator.unwrap_model(model, keep_torch_compile=keep_torch_compile)
+
+    def for_evaluation(self, model: nn.Module) -> nn.Module:
+        """The model to evaluate: without its container, so that batches needn't be equally many."""
+        return self.unwrap(model).to(self.device)
 
     def move(self, batch: Any) -> Any:
         """Put a batch on the device; what lies on the CPU already stays as it is."""
@@ -321,6 +333,12 @@ class Engine:
         """Wait until every process is here."""
         check_not_alone()
         self.accelerator.wait_for_everyone()
+
+
+def share_buffers(model: nn.Module) -> None:
+    """Give every process the first one's buffers."""
+    for buffer in model.buffers():
+        torch.distributed.broadcast(buffer, 0)
 
 
 def _trainable(model: nn.Module) -> list[bool]:

@@ -10,8 +10,7 @@ import torch
 from accelerate.utils import find_batch_size, send_to_device
 from torch import Tensor
 
-from pa_core.data import KeyedDataLoader, batches
-from pa_core.sharding import Share
+from pa_core.data import KeyedDataLoader, evaluation_batches
 
 if TYPE_CHECKING:
     from pa_core.trainer import Trainer
@@ -25,12 +24,9 @@ def collect_predictions(trainer: Trainer, loader: Any) -> Any:
     """
     engine = trainer._engine
     parts: list[tuple[int, int, Any]] = []
-    for step, batch in enumerate(batches(loader, seed=trainer.seed, epoch=1)):
-        if type(batch) is Share:
-            if batch.is_spare:
-                break
-            batch = batch.batch
-        outputs = trainer.calculate_predictions(engine.move(batch))
+    predict = trainer.calculate_predictions
+    for step, batch in enumerate(evaluation_batches(loader, engine, predict, seed=trainer.seed)):
+        outputs = predict(batch)
         if isinstance(loader, KeyedDataLoader):
             place = loader.batch_sampler.local_slice(step)
             start, size = place.start, place.stop - place.start

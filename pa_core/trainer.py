@@ -24,7 +24,7 @@ from pa_core.checks import (
     check_predict_arguments,
     check_train_arguments,
 )
-from pa_core.data import KeyedDataLoader, batches, num_batches, with_last
+from pa_core.data import KeyedDataLoader, batches, evaluation_batches, num_batches, with_last
 from pa_core.errors import StopTrainingError
 from pa_core.modes import modes_kept
 from pa_core.placeholders import TrainerPlaceholderValues, replace_trainer_placeholder_values
@@ -340,7 +340,7 @@ class Trainer(TrainerBase):
             )
         finally:
             self.eval_dataset, self.collate_fn = given
-        model, self.model = self.model, self._engine.unwrap(self.model).to(self.device)
+        model, self.model = self.model, self._engine.for_evaluation(self.model)
         try:
             with torch.no_grad(), modes_kept(self.model):
                 self.eval_epoch_start()
@@ -623,8 +623,7 @@ class Trainer(TrainerBase):
         hooks.refresh()
         model, tracker, prefix = self.model, self._loss_tracker, history.metric_name_prefix
         self._loss_tracker = LossTracker()
-        if self._engine.is_plain:  # without its container, processes needn't have equal batches
-            self.model = self._engine.unwrap(model)
+        self.model = self._engine.for_evaluation(model)
         if self.eval_name is not None:
             history.set_metric_name_prefix(f"{prefix}{self.eval_name}_")
         try:
@@ -632,15 +631,14 @@ class Trainer(TrainerBase):
             self._event("on_eval_epoch_start", is_intermediate=is_intermediate)
             seed_all(mix(self.seed, "eval", self._engine.rank), self.device)
             with torch.no_grad():
-                epoch_batches = batches(
-                    valid_dl, seed=self.seed, epoch=1, limit=self.eval_batch_limit
+                epoch_batches = evaluation_batches(
+                    valid_dl,
+                    self._engine,
+                    self.calculate_eval_batch_loss,
+                    seed=self.seed,
+                    limit=self.eval_batch_limit,
                 )
                 for step, batch in enumerate(epoch_batches):
-                    if type(batch) is Share:
-                        if batch.is_spare:
-                            break  # the others have a batch more
-                        batch = batch.batch
-                    batch = self._engine.move(batch)
                     if hooks.on_eval_step_start is not None:
                         hooks.on_eval_step_start(trainer=self, batch=batch, step=step)
                     output = self.calculate_eval_batch_loss(batch)
