@@ -10,8 +10,9 @@ import pytest
 # Before torch is imported: tests run side by side, and more threads would only get in their way.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-# What libraries write on import: accelerate, torch's compiler (through transformers), scikit-learn.
-MAY_CHANGE = ("ACCELERATE_", "PYTEST_", "TORCHINDUCTOR_", "KMP_")
+# What libraries write on import: accelerate, torch's compiler (through transformers), scikit-learn,
+# and DeepSpeed, which accelerate imports where it is installed.
+MAY_CHANGE = ("ACCELERATE_", "PYTEST_", "TORCHINDUCTOR_", "KMP_", "PYTORCH_NVML_")
 
 
 @pytest.fixture(autouse=True)

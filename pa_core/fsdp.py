@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from pa_core.engine import Engine, share_buffers
 from pa_core.errors import TrainingStateError
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+    from torch import Tensor, nn
 
 
 class FsdpEngine(Engine):
@@ -20,7 +23,7 @@ class FsdpEngine(Engine):
         ValueError: for FSDP1, whose flat parameters have no place in a training state.
     """
 
-    def __init__(self, accelerator: Any) -> None:
+    def __init__(self, accelerator: Accelerator) -> None:
         super().__init__(accelerator)
         if not accelerator.is_fsdp2:
             raise ValueError(
@@ -77,12 +80,7 @@ class FsdpEngine(Engine):
         """Put whole weights into the model: each process takes its part of them."""
         bare = self.unwrap(model, keep_torch_compile=False)
         divided = {
-            name: distribute_tensor(
-                weights[name].to(value.device),
-                value.device_mesh,
-                value.placements,
-                src_data_rank=None,
-            )
+            name: _share_of(weights[name], value)
             for name, value in bare.state_dict().items()
             if isinstance(value, DTensor)
         }
@@ -106,6 +104,12 @@ class FsdpEngine(Engine):
             for index, entry in state["state"].items()
         }
         super().load_optimizer_state(optimizer, state | {"state": entries})
+
+
+def _share_of(whole: Tensor, like: DTensor) -> DTensor:
+    """Divide a tensor as another one is; every process has it, so nothing is sent."""
+    placed = whole.to(like.device)
+    return distribute_tensor(placed, like.device_mesh, like.placements, src_data_rank=None)
 
 
 def _flat(groups: list[list[nn.Parameter]]) -> list[Any]:

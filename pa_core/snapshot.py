@@ -23,14 +23,8 @@ from torch import Tensor
 from pa_core.codec import decode, decode_weights, encode, encode_weights
 from pa_core.data import KeyedDataLoader
 from pa_core.errors import OtherProcessError, TrainingStateError
-from pa_core.states import (
-    StateReader,
-    StateWriter,
-    json_bytes,
-    newest_intact_state,
-    tensor_bytes,
-    write_flushed,
-)
+from pa_core.parts import read_part, write_part
+from pa_core.states import StateReader, StateWriter, newest_intact_state, tensor_bytes
 
 if TYPE_CHECKING:
     from pa_core.trainer import Trainer
@@ -85,7 +79,7 @@ def save_snapshot(trainer: Trainer, state_dir: str | Path, metadata: Mapping[str
             if writer is not None:
                 _write(trainer, writer, metadata, processes, weights)
             if engine.division is not None:
-                _write_part(trainer, directory)
+                write_part(engine, trainer.optimizer, directory)
             trainer._event("on_save_training_state", state_dir=directory)
 
         def commit() -> None:
@@ -142,24 +136,6 @@ def _write(
     for rank, (process, process_tensors) in enumerate(processes):
         writer.write_json(f"process-{rank:05d}.json", process)
         writer.write(f"process-{rank:05d}.safetensors", process_tensors)
-
-
-def _write_part(trainer: Trainer, directory: Path) -> None:
-    """Write this process' part of an optimizer that the engine divides."""
-    if not directory.is_dir():
-        raise TrainingStateError(
-            f"{directory} isn't to be seen from every process: an optimizer "
-            f"{trainer._engine.division} needs a folder that all machines share"
-        )
-    tensors: dict[str, Tensor] = {}
-    part = encode(trainer._engine.optimizer_state(trainer.optimizer), tensors, "optimizer")
-    name = _part_name(trainer._engine.rank)
-    write_flushed(directory / f"{name}.json", json_bytes(part))
-    write_flushed(directory / f"{name}.safetensors", tensor_bytes(tensors))
-
-
-def _part_name(rank: int) -> str:
-    return f"optimizer-{rank:05d}"
 
 
 def _process_state(trainer: Trainer) -> tuple[Any, bytes]:
@@ -235,9 +211,7 @@ class Snapshot:
         processes = self._run["num_processes"]
         self._division: str | None = state["division"]
         if self._division is not None and rank < processes:
-            name = _part_name(rank)
-            part = reader.read_json(f"{name}.json")
-            self._parts["optimizer"] = decode(part, reader.read_tensors(f"{name}.safetensors"))
+            self._parts["optimizer"] = read_part(reader, rank)
         self._processes = [self._read_process(number) for number in range(processes)]
         self._process = self._processes[rank if rank < processes else 0]
 
@@ -267,16 +241,8 @@ class Snapshot:
         _check_same_model(trainer, self._weights, self.directory)
         optimizer = trainer.optimizer
         if optimizer is not None and engine.division != self._division:
-            text = (
-                f"{self.directory} has its optimizer {self._division or 'in one piece'}, and this "
-                f"run has it {engine.division or 'in one piece'}"
-            )
-            if in_run:
-                raise TrainingStateError(
-                    f"{text}. Resume as it was saved, or call load_training_state, which takes the "
-                    "weights, and train afresh"
-                )
-            warnings.warn(f"{text}: it is left as it is", stacklevel=3)
+            # Only outside a run, see check_same_run.
+            warnings.warn(f"{self._how_divided(trainer)}: it is left as it is", stacklevel=3)
             optimizer = None
         saved, present = self._parameters, _parameter_names(trainer)
         if saved != present and (in_run or optimizer is not None):
@@ -355,6 +321,8 @@ class Snapshot:
         """
         saved, present = self.reader.manifest, trainer.manifest
         differences = _differences(saved, present)
+        if self._division != trainer._engine.division:
+            differences.append(self._how_divided(trainer))
         lost = self._what_is_lost(trainer)
         if not differences and lost is None:
             return
@@ -365,8 +333,17 @@ class Snapshot:
             raise TrainingStateError(f"{text}. Allow that with strict=False")
         warnings.warn(text, stacklevel=2)
 
+    def _how_divided(self, trainer: Trainer) -> str:
+        now = trainer._engine.division
+        return f"the optimizer was {self._division or 'whole'} and is {now or 'whole'}"
+
     def _what_is_lost(self, trainer: Trainer) -> str | None:
-        """Why this run can't go on from the middle of an epoch; None where it can."""
+        """Why this run can't go on from there; None where it can."""
+        if self._division != trainer._engine.division:
+            return (
+                "Each process' part of the optimizer fits there alone: resume as it was saved, or "
+                "take the weights with load_training_state and train afresh"
+            )
         if self.position.phase != "train" or self.position.batch == 0:
             return None
         before, now = self._run, trainer.manifest["run"]

@@ -1,4 +1,7 @@
-"""Train, evaluate, predict and save with or without DeepSpeed, and write what came out as JSON."""
+"""Train, evaluate, predict, save and resume under an engine, and write what came out as JSON.
+
+The engine is ``none``, a ZeRO stage of DeepSpeed, or ``fsdp``.
+"""
 
 from __future__ import annotations
 
@@ -8,11 +11,17 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
+from accelerate import Accelerator, DistributedType
+from accelerate.state import AcceleratorState
 from torch import nn
+from torch.utils.data import DataLoader
 
-from pa_core import Trainer
-from tests.helpers import tiny_data, tiny_model, weights_of
+from pa_core import Trainer, hookimpl
+from pa_core.callbacks import SaveBestModelCallback
+from pa_core.errors import TrainingStateError
+from tests.helpers import NoisyModel, assert_identical, tiny_data, tiny_model
 
 PROCESSES = int(os.environ.get("WORLD_SIZE", "1"))
 
@@ -29,20 +38,58 @@ class Tokens(Trainer):
         return output | {"num_items_in_batch": items}
 
 
-def new_trainer(stage: int | None, cls: type[Trainer] = Trainer) -> Trainer:
-    model = tiny_model()
-    options: dict[str, Any] = {"cpu": True}
-    if stage is not None:
+class SavesOnce:
+    """Saves a state in the middle of the second epoch."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    @hookimpl
+    def on_optimizer_step_end(self, trainer: Trainer) -> None:
+        if trainer.updates == 5:
+            trainer.control.save(self.folder)
+
+
+def fsdp_accelerator() -> Accelerator:
+    """An accelerator that divides models; on GPUs accelerate makes it so by itself."""
+    from accelerate.utils import FullyShardedDataParallelPlugin
+
+    AcceleratorState._reset_state()
+    plugin = FullyShardedDataParallelPlugin(fsdp_version=2, auto_wrap_policy="no_wrap")
+    accelerator = Accelerator(cpu=True, fsdp_plugin=plugin)
+    accelerator.state.distributed_type = DistributedType.FSDP
+    accelerator.state.fsdp_plugin = plugin
+    return accelerator
+
+
+def new_trainer(
+    engine: str,
+    cls: type[Trainer] = Trainer,
+    model: nn.Module | None = None,
+    callbacks: tuple[Any, ...] = (),
+    **options: Any,
+) -> Trainer:
+    model = tiny_model() if model is None else model
+    accelerator: Any = {"cpu": True}
+    if engine == "fsdp":
+        accelerator = fsdp_accelerator()
+    elif engine != "none":
         from accelerate.utils import DeepSpeedPlugin
 
-        options = {"deepspeed_plugin": DeepSpeedPlugin(zero_stage=stage)}
+        accelerator = {"deepspeed_plugin": DeepSpeedPlugin(zero_stage=int(engine))}
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
     return cls(
-        model, nn.CrossEntropyLoss(), optimizer, callbacks=(), plugins=(), accelerator=options
+        model,
+        nn.CrossEntropyLoss(),
+        optimizer,
+        callbacks=callbacks,
+        plugins=(),
+        accelerator=accelerator,
+        **options,
     )
 
 
-def train(trainer: Trainer, epochs: int, **options: Any) -> None:
+def train(trainer: Trainer, epochs: int, **options: Any) -> Trainer:
     def schedule(optimizer: Any) -> Any:
         return torch.optim.lr_scheduler.StepLR(optimizer, 3, gamma=0.5)
 
@@ -54,45 +101,91 @@ def train(trainer: Trainer, epochs: int, **options: Any) -> None:
         create_scheduler_fn=schedule,
         **options,
     )
+    return trainer
 
 
-def main(stage: int | None, folder: Path) -> None:
-    trainer = new_trainer(stage)
+def numbers(engine: str, folder: Path) -> dict[str, Any]:
+    """What a plain run has as well."""
+    trainer = new_trainer(engine)
     train(trainer, 2, gradient_accumulation_steps=2, gradient_clip_norm=0.5)
     train(trainer, 1, reset_run_history=False)  # without clipping, and on from there
     trainer.save_checkpoint(folder / "model.pt", save_optimizer=False, save_scheduler=False)
-    content = torch.load(folder / "model.pt", weights_only=True)["model_state_dict"]
     history = trainer.run_history
+    ready = DataLoader(tiny_data(5), batch_size=2)  # three batches: uneven on two processes
     outcome: dict[str, Any] = {
-        "weights": {name: value.tolist() for name, value in content.items()},
+        "weights": listed(trainer),
         "train": history.get_metric_values("train_loss_epoch"),
         "eval": history.get_metric_values("eval_loss_epoch"),
         "lr": trainer.optimizer.param_groups[0]["lr"],
-        "evaluated": trainer.evaluate(tiny_data(9), per_device_batch_size=2),
-        "predictions": trainer.predict(tiny_data(9), per_device_batch_size=2).tolist(),
+        "evaluated": [trainer.evaluate(tiny_data(n), per_device_batch_size=2) for n in (9, 5, 1)],
+        "ready": trainer.evaluate(ready),
+        "predictions": [
+            trainer.predict(data, per_device_batch_size=2).tolist()
+            for data in (tiny_data(9), tiny_data(1), ready)
+        ],
+        "tokens": listed(train(new_trainer(engine, Tokens), 1)),
     }
-    tokens = new_trainer(stage, Tokens)
-    train(tokens, 1)
-    tokens.save_checkpoint(folder / "tokens.pt", save_optimizer=False, save_scheduler=False)
-    content = torch.load(folder / "tokens.pt", weights_only=True)["model_state_dict"]
-    outcome["tokens"] = {name: value.tolist() for name, value in content.items()}
-    if stage == 0:
-        trainer = new_trainer(stage)
-        train(trainer, 1)
-        trainer.save_training_state(folder / "state")
-        resumed, whole = new_trainer(stage), new_trainer(stage)
-        train(resumed, 2, resume_from=folder / "state")
-        train(whole, 2)
-        first, second = weights_of(resumed), weights_of(whole)
-        assert all(torch.equal(first[name], second[name]) for name in first)
-    if stage is not None:
-        import pytest
+    # Goes back to the best epoch at the end, and on from there.
+    best = SaveBestModelCallback(
+        folder / "best.pt",
+        "train_loss_epoch",
+        greater_is_better=True,
+        save_optimizer=False,
+        save_scheduler=False,
+    )
+    trainer = train(new_trainer(engine, callbacks=(best,)), 2)
+    outcome["best"] = listed(trainer)
+    outcome["on"] = listed(train(trainer, 1))
+    return outcome
 
+
+def listed(trainer: Trainer) -> dict[str, Any]:
+    weights = trainer._engine.weights(trainer.model)
+    return {name: value.tolist() for name, value in weights.items()}
+
+
+def resume(engine: str, folder: Path, precision: str | None = None) -> None:
+    """A run that was interrupted in the middle of an epoch ends as one that wasn't."""
+
+    def trained(*callbacks: Any, **more: Any) -> Trainer:
+        trainer = new_trainer(engine, model=NoisyModel(), callbacks=callbacks, **precise)
+        return train(trainer, 3, gradient_accumulation_steps=2, gradient_clip_norm=0.5, **more)
+
+    precise: dict[str, Any] = {} if precision is None else {"mixed_precision": precision}
+    whole = trained(SavesOnce(folder / "state"))
+    resumed = trained(SavesOnce(folder / "again"), resume_from=folder / "state")
+    both = whole, resumed
+    assert_identical(*(trainer._engine.weights(trainer.model) for trainer in both))
+    first, second = (trainer._engine.optimizer_state(trainer.optimizer) for trainer in both)
+    assert str(first) == str(second)
+    assert whole.run_history.get_metric_values("eval_loss_epoch") == (
+        resumed.run_history.get_metric_values("eval_loss_epoch")
+    )
+    # And a state that is saved right after the training, loaded into another trainer.
+    whole.save_training_state(folder / "end")
+    loaded = new_trainer(engine, model=NoisyModel(), **precise)
+    train(loaded, 1)
+    loaded.load_training_state(folder / "end")
+    predictions = [trainer.predict(tiny_data(5)) for trainer in (whole, loaded)]
+    assert torch.equal(*predictions)
+
+
+def main(engine: str, folder: Path, other_state: Path | None) -> None:
+    outcome = numbers(engine, folder)
+    if engine != "none":
+        resume(engine, folder)
+    if engine in ("1", "2", "3", "fsdp"):
+        with pytest.warns(UserWarning, match="is saved without it"):
+            train(new_trainer(engine), 1).save_checkpoint(folder / "weights.pt")
+    if engine in ("0", "1", "2", "3"):
         with pytest.raises(ValueError, match="by norm alone"):
-            train(new_trainer(stage), 1, gradient_clip_value=0.1)
-    if trainer.is_main_process:
+            train(new_trainer(engine), 1, gradient_clip_value=0.1)
+    if other_state is not None:
+        with pytest.raises(TrainingStateError, match="the optimizer was divided by"):
+            train(new_trainer(engine, model=NoisyModel()), 3, resume_from=other_state)
+    if int(os.environ.get("RANK", "0")) == 0:
         (folder / "outcome.json").write_text(json.dumps(outcome))
 
 
 if __name__ == "__main__":
-    main(None if sys.argv[1] == "none" else int(sys.argv[1]), Path(sys.argv[2]))
+    main(sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3]) if len(sys.argv) > 3 else None)

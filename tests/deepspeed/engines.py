@@ -1,0 +1,67 @@
+"""Start a run under an engine, and hold what came out against a plain run."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pa_core.errors import TrainingStateError
+from tests.deepspeed.run import listed, new_trainer, train
+from tests.distributed.launch import environment, flat, torchrun
+from tests.helpers import NoisyModel, tiny_data
+
+
+def outcome_of(folder: Path, engine: str, processes: int = 1, *others: Path) -> dict[str, Any]:
+    """Run on so many processes; `others` are states that must be refused."""
+    folder.mkdir()
+    deepspeed = {"DS_ACCELERATOR": "cpu", "ACCELERATE_USE_DEEPSPEED": "true"}
+    done = subprocess.run(
+        [
+            sys.executable,
+            *(torchrun(processes) if engine != "none" else ()),
+            str(Path(__file__).with_name("run.py")),
+            engine,
+            str(folder),
+            *map(str, others),
+        ],
+        capture_output=True,
+        text=True,
+        timeout=400,
+        check=False,
+        env=environment(**deepspeed if engine.isdigit() else {}),
+    )
+    assert done.returncode == 0, done.stderr[-6000:]
+    outcome: dict[str, Any] = json.loads((folder / "outcome.json").read_text())
+    return outcome
+
+
+def check_numbers(outcome: dict[str, Any], plain: dict[str, Any]) -> None:
+    """Everything is as in the plain run, but for the order in which floats are added."""
+    assert outcome.keys() == plain.keys()
+    for name, value in outcome.items():
+        assert flat(value) == pytest.approx(flat(plain[name]), abs=2e-6), name
+
+
+def check_export(folder: Path, plain: dict[str, Any], *, is_divided: bool) -> None:
+    """A plain trainer loads the weights, evaluates a state, and won't go on with divided parts."""
+    trainer = new_trainer("none")
+    trainer.load_checkpoint(folder / "model.pt")
+    assert flat(listed(trainer)) == pytest.approx(flat(plain["weights"]), abs=2e-6)
+    trainer = new_trainer("none", model=NoisyModel())
+    if is_divided:
+        with pytest.raises(
+            TrainingStateError, match=r"optimizer was divided by .* is whole\. Each"
+        ):
+            train(trainer, 4, resume_from=folder / "end")
+        with pytest.warns(UserWarning, match="was divided by .*: it is left as it is"):
+            trainer.load_training_state(folder / "end")
+    else:
+        trainer.load_training_state(folder / "end")
+    assert trainer.run_history.get_metric_values("eval_loss_epoch")[-1] == pytest.approx(
+        trainer.evaluate(tiny_data(7))["evaluation_loss"], abs=2e-6
+    )
