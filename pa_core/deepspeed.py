@@ -8,6 +8,7 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
+from accelerate.utils.operations import recursively_apply
 from torch import Tensor, nn
 
 from pa_core.engine import Engine, share_buffers
@@ -108,6 +109,14 @@ class DeepSpeedEngine(Engine):
         if self.num_processes > 1:
             share_buffers(model)
 
+    def move(self, batch: Any) -> Any:
+        """Put a batch on the device, its floats in the 16 bits of the model, if it has 16."""
+        batch = super().move(batch)
+        dtype = torch.float32 if self._engine is None else next(self._bare.parameters()).dtype
+        if dtype == torch.float32:
+            return batch
+        return recursively_apply(lambda x: x.to(dtype), batch, test_type=_is_float)
+
     def accumulating(self, model: nn.Module, is_update: bool) -> AbstractContextManager[Any]:
         """Note whether the backward pass that follows is the accumulated batch's last."""
         self._is_update = is_update
@@ -125,9 +134,9 @@ class DeepSpeedEngine(Engine):
     @property
     def division(self) -> str | None:
         """How the optimizer's state is divided; None before the first run, and under stage 0."""
-        if self._engine is None or isinstance(self._engine.optimizer, torch.optim.Optimizer):
+        stage = 0 if self._engine is None else self._engine.zero_optimization_stage()
+        if stage == 0:
             return None
-        stage = self._engine.zero_optimization_stage()
         dtype = str(next(self._bare.parameters()).dtype).removeprefix("torch.")
         return f"divided by ZeRO stage {stage} in {dtype} among {self.num_processes} process(es)"
 
@@ -171,12 +180,16 @@ class DeepSpeedEngine(Engine):
             self._gather_small()
         else:
             super().load_weights(model, weights)
-        if self.division is not None:
+        if hasattr(getattr(self._engine, "optimizer", None), "refresh_fp32_params"):
             self._engine.optimizer.refresh_fp32_params()
 
     def _gather_small(self) -> None:
         """Gather again the parameters that ZeRO stage 3 keeps whole on every process."""
         self._engine.optimizer.checkpoint_event_epilogue()
+
+
+def _is_float(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.is_floating_point()
 
 
 def _is_divided(model: nn.Module) -> bool:
@@ -220,7 +233,7 @@ class DeepSpeedOptimizer(torch.optim.Optimizer):
     def state_dict(self) -> dict[str, Any]:
         """The optimizer's state as plain data and tensors; under ZeRO, this process' part of it."""
         state: dict[str, Any] = self._engine.optimizer.state_dict()
-        if isinstance(self._engine.optimizer, torch.optim.Optimizer):
+        if self._engine.zero_optimization_stage() == 0:
             return state
         part = {name: state[name] for name in _PART if name in state}
         if "loss_scaler" in state:
@@ -234,7 +247,7 @@ class DeepSpeedOptimizer(torch.optim.Optimizer):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take over what `state_dict` has given."""
         optimizer = self._engine.optimizer
-        if isinstance(optimizer, torch.optim.Optimizer):
+        if self._engine.zero_optimization_stage() == 0:
             optimizer.load_state_dict(state_dict)
             return
         # All that isn't state, such as where each parameter lies in the flat ones, is this run's.

@@ -1,15 +1,15 @@
-"""Half precision, for real: bf16 on the CPU here, fp16 with its scaler where there is a GPU."""
+"""Half precision, for real: bf16 and fp16 with a scaler on the CPU; on a GPU where there is one."""
 
 from __future__ import annotations
 
 import pytest
 import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from torch import nn
 
 from pa_core import Trainer, TrainerCallback
 from tests.helpers import largest_difference, tiny_data, tiny_model, weights_of
-
-gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
 
 class Watch(TrainerCallback):
@@ -18,7 +18,6 @@ class Watch(TrainerCallback):
     def __init__(self) -> None:
         self.outputs: set[torch.dtype] = set()
         self.norms: list[float] = []
-        self.skipped = 0
 
     def on_backward_start(self, trainer, batch_output):
         self.outputs.add(batch_output["model_outputs"].dtype)
@@ -27,11 +26,16 @@ class Watch(TrainerCallback):
         gradients = [p.grad for p in trainer.model.parameters() if p.grad is not None]
         self.norms.append(float(nn.utils.get_total_norm(gradients)))
 
-    def on_optimizer_step_end(self, trainer):
-        self.skipped += trainer._engine.step_was_skipped
 
-
-def trained(precision: str | None, *callbacks, schedule=None, model=None, epochs=2, **options):
+def trained(
+    precision: str | None,
+    *callbacks,
+    schedule=None,
+    model=None,
+    epochs=2,
+    accelerator=None,
+    **options,
+):
     model = tiny_model() if model is None else model
     trainer = Trainer(
         model,
@@ -40,6 +44,7 @@ def trained(precision: str | None, *callbacks, schedule=None, model=None, epochs
         callbacks=callbacks,
         plugins=(),
         mixed_precision=precision,
+        accelerator=accelerator,
     )
     trainer.train(tiny_data(), epochs, tiny_data(8), create_scheduler_fn=schedule, **options)
     return trainer
@@ -70,19 +75,108 @@ def test_a_precision_that_does_not_exist_is_told():
         trained("bf17")
 
 
-@gpu
-def test_a_step_that_the_scaler_skips_does_not_advance_the_schedule():
-    class Overflow(TrainerCallback):
-        def on_backward_start(self, trainer, batch_output, step):
-            if trainer.updates in (0, 3):
-                batch_output["loss"] = batch_output["loss"] * 1e38
+class Overflow(TrainerCallback):
+    """Makes the gradients of two updates infinite, once scaled."""
 
-    def schedule(optimizer):
-        return torch.optim.lr_scheduler.StepLR(optimizer, 1, gamma=0.9)
+    def on_backward_start(self, trainer, batch_output):
+        if trainer.updates in (0, 3):
+            batch_output["loss"] = batch_output["loss"] * 1e38
 
+
+class Updates(TrainerCallback):
+    """Notes the weights before and after each update, and whether it was skipped."""
+
+    def __init__(self):
+        self.before, self.moved, self.skipped = {}, [], []
+
+    def on_optimizer_step_start(self, trainer):
+        self.before = weights_of(trainer)
+
+    def on_optimizer_step_end(self, trainer):
+        self.moved.append(largest_difference(self.before, weights_of(trainer)) > 0)
+        self.skipped.append(trainer._engine.step_was_skipped)
+
+
+def schedule(optimizer):
+    return torch.optim.lr_scheduler.StepLR(optimizer, 1, gamma=0.9)
+
+
+def scaled_on_the_cpu() -> Accelerator:
+    """An accelerator for fp16 with its scaler; by itself it makes one for GPUs alone."""
+    AcceleratorState._reset_state()
+    accelerator = Accelerator(cpu=True)
+    accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**8)
+    # With these, accelerate computes in fp16 and unscales, as it does on a GPU.
+    accelerator.native_amp, accelerator.state._mixed_precision = True, "fp16"
+    return accelerator
+
+
+@pytest.mark.parametrize("accumulation", [1, 2])
+def test_fp16_gradients_are_unscaled_before_they_are_clipped_on_the_cpu(accumulation):
     watch = Watch()
-    trainer = trained("fp16", Overflow(), watch, schedule=schedule, gradient_clip_norm=0.1)
-    assert watch.skipped >= 2
-    assert trainer.scheduler.last_epoch == trainer.updates - watch.skipped
+    options = {"gradient_accumulation_steps": accumulation, "gradient_clip_norm": 0.1}
+    scaled = trained(None, watch, accelerator=scaled_on_the_cpu(), **options)
+    plain = trained("no", **options)
+    assert len(watch.norms) == scaled.updates
+    assert watch.norms == pytest.approx([0.1] * scaled.updates, abs=1e-5)  # clipped, unscaled
+    assert 0 < largest_difference(weights_of(scaled), weights_of(plain)) < 1e-4
+
+
+def check_skipped(trainer, updates):
+    assert updates.skipped[0]
+    assert updates.skipped[3]
+    assert updates.moved == [not skipped for skipped in updates.skipped]
+    taken = updates.skipped.count(False)
+    assert trainer.scheduler.last_epoch == taken
+    assert trainer.optimizer.param_groups[0]["lr"] == pytest.approx(0.1 * 0.9**taken)
+
+
+def test_an_update_that_the_scaler_skips_does_not_advance_the_schedule():
+    updates = Updates()
+    trainer = trained(
+        None, Overflow(), updates, accelerator=scaled_on_the_cpu(), schedule=schedule, epochs=1
+    )
+    assert updates.skipped == [number in (0, 3) for number in range(trainer.updates)]
+    check_skipped(trainer, updates)
+    assert trainer._accelerator.scaler.get_scale() == 2.0**6  # halved twice
+
+
+def test_a_scaled_run_resumes_bit_for_bit(tmp_path):
+    options = {"schedule": schedule}
+    first = trained(None, Overflow(), accelerator=scaled_on_the_cpu(), epochs=1, **options)
+    first.save_training_state(tmp_path / "state")
+    whole = trained(None, Overflow(), accelerator=scaled_on_the_cpu(), **options)
+    resumed = trained(
+        None,
+        Overflow(),
+        accelerator=scaled_on_the_cpu(),
+        resume_from=tmp_path / "state",
+        **options,
+    )
+    assert largest_difference(weights_of(resumed), weights_of(whole)) == 0
+    scalers = [trainer._accelerator.scaler.state_dict() for trainer in (whole, resumed)]
+    assert scalers[0] == scalers[1]
+
+
+@pytest.mark.gpu
+def test_fp16_skips_an_overflow_without_advancing_the_schedule():
+    updates = Updates()
+    trainer = trained("fp16", Overflow(), updates, schedule=schedule)
+    check_skipped(trainer, updates)
+
+
+@pytest.mark.gpu
+def test_fp16_gradients_are_unscaled_before_they_are_clipped():
+    watch = Watch()
+    trained("fp16", watch, gradient_clip_norm=0.1)
     finite = [norm for norm in watch.norms if norm < float("inf")]
-    assert max(finite) <= 0.1 + 1e-3  # unscaled before they are clipped
+    assert finite
+    assert max(finite) <= 0.1 + 1e-3
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_half_precision_on_a_gpu_keeps_weights_in_32_bits_and_comes_close(precision):
+    half, full = trained(precision), trained("no")
+    assert all(p.dtype == torch.float32 for p in half.get_model().parameters())
+    assert 0 < largest_difference(weights_of(half), weights_of(full)) < 5e-2

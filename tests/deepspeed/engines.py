@@ -16,9 +16,12 @@ from tests.distributed.launch import environment, flat, torchrun
 from tests.helpers import NoisyModel, tiny_data
 
 
-def outcome_of(folder: Path, engine: str, processes: int = 1, *others: Path) -> dict[str, Any]:
+def outcome_of(
+    folder: Path, engine: str, processes: int = 1, *others: Path, on_gpu: bool = False
+) -> dict[str, Any]:
     """Run on so many processes; `others` are states that must be refused."""
     folder.mkdir()
+    more = {"ON_GPU": "true"} if on_gpu else {}
     deepspeed = {"DS_ACCELERATOR": "cpu", "ACCELERATE_USE_DEEPSPEED": "true"}
     done = subprocess.run(
         [
@@ -33,7 +36,7 @@ def outcome_of(folder: Path, engine: str, processes: int = 1, *others: Path) -> 
         text=True,
         timeout=400,
         check=False,
-        env=environment(**deepspeed if engine.isdigit() else {}),
+        env=environment(**more, **deepspeed if engine.isdigit() else {}),
     )
     assert done.returncode == 0, done.stderr[-6000:]
     outcome: dict[str, Any] = json.loads((folder / "outcome.json").read_text())

@@ -15,3 +15,11 @@ def test_a_divided_model_gives_the_numbers_of_a_plain_run(tmp_path):
     check_numbers(outcome_of(two, "fsdp", 2), plain)
     check_numbers(outcome_of(tmp_path / "three", "fsdp", 1, two / "state"), plain)
     check_export(two, plain, is_divided=True)
+
+
+@pytest.mark.gpu
+def test_a_gpu_gives_the_numbers_of_a_plain_run(tmp_path):
+    plain = outcome_of(tmp_path / "plain", "none", on_gpu=True)
+    one = tmp_path / "one"
+    check_numbers(outcome_of(one, "fsdp", on_gpu=True), plain)
+    check_export(one, plain, is_divided=True)
