@@ -230,7 +230,7 @@ def test_two_machines(alone, new_project):
         finally:
             for process in started:
                 process.terminate()  # torchrun ends its processes then
-                process.communicate()
+                process.communicate(timeout=60)
     assert [process.returncode for process in started] == [0, 0], shown
     assert_same_numbers(folder, alone, 2)
     # The run has one main process, which alone prints; the other machine is silent.

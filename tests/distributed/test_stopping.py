@@ -119,7 +119,7 @@ def test_all_end_within_thirty_seconds(
         for pid in filter(is_alive, pids):
             os.kill(pid, signal.SIGKILL)
         launcher.terminate()
-        launcher.communicate()
+        launcher.communicate(timeout=60)
 
 
 def wait_for(happened: Callable[[], bool], seconds: float) -> None:
