@@ -17,13 +17,16 @@ TORCH_FREE = [
     "pa_core.commands",
     "pa_core.control",
     "pa_core.discovery",
+    "pa_core.disk",
     "pa_core.doctor",
     "pa_core.durations",
     "pa_core.errors",
     "pa_core.hookspecs",
     "pa_core.implementations",
     "pa_core.manager",
+    "pa_core.retention",
     "pa_core.settings",
+    "pa_core.states",
     "pa_core.tables",
 ]
 
