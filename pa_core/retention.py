@@ -40,20 +40,27 @@ class Retention:
             ValueError: for a `keep` below 1.
             OSError: where a state can't be removed.
         """
+        surplus = self.surplus(folder, keep, among)
+        for path in surplus:
+            remove_whole(path)
+        return surplus
+
+    def surplus(
+        self, folder: str | Path, keep: int, among: Callable[[str], object] = lambda name: True
+    ) -> list[Path]:
+        """What `apply` would remove, newest first; arguments and errors are the same."""
         if keep < 1:
             raise ValueError(f"keep must be 1 or more, not {keep}: the last state always stays")
         states = [path for path in find_states(folder) if among(path.name)]  # newest first
         if len(states) <= keep:
             return []
-        intact, removed = 0, []
-        for path in states:
-            if intact == keep:
-                remove_whole(path)
-                removed.append(path)
-            elif self._is_intact(path):
-                intact += 1
         self._intact = {path: seen for path, seen in self._intact.items() if path in states}
-        return removed
+        intact = 0
+        for number, path in enumerate(states):
+            if intact == keep:
+                return states[number:]
+            intact += self._is_intact(path)
+        return []
 
     def _is_intact(self, path: Path) -> bool:
         present = _look(path)

@@ -26,6 +26,7 @@ TORCH_FREE = [
     "pa_core.manager",
     "pa_core.retention",
     "pa_core.settings",
+    "pa_core.state_list",
     "pa_core.states",
     "pa_core.tables",
 ]
