@@ -126,6 +126,7 @@ class TrainerBase:
         self._train_dl_kwargs: dict[str, Any] | None = None
         self._eval_dl_kwargs: dict[str, Any] | None = None
         self._manifest: dict[str, Any] | None = None
+        self._identity: dict[str, Any] | None = None
         self._snapshot: Snapshot | None = None
         self._save_metadata: dict[Path, dict[str, Any]] = {}
         self._saver = StateSaver(self._trainer)

@@ -12,22 +12,76 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
+_ABSENT = "nothing"
+
+
 def differences(saved: Mapping[str, Any], present: Mapping[str, Any], *, strict: bool) -> list[str]:
-    """What of two manifests changes the numbers of a run."""
-    pairs = [(name, saved["run"].get(name), value) for name, value in present["run"].items()]
+    """What of two manifests changes the numbers of a run, a phrase for each difference.
+
+    Args:
+        saved: the manifest that was saved.
+        present: that of the run that is to go on.
+        strict: name what may change the numbers, too: the commit, the processor, and callbacks
+            that the script itself has more or less, and which have no settings or version.
+    """
+    # (What a state of an earlier version doesn't say can't be compared.)
+    now = {name: value for name, value in present["run"].items() if name in saved["run"]}
+    pairs = _pairs("", {name: saved["run"][name] for name in now}, now)
     pairs.append(("seed", saved["seed"], present["seed"]))
-    plugins = [manifest["plugins"] for manifest in (saved, present)]
-    for name in sorted(set(plugins[0]) & set(plugins[1])):
-        settings = [manifest[name]["settings"] for manifest in plugins]
-        pairs.append((f"the settings of plugin {name!r}", *settings))
-        versions = [manifest[name]["version"] for manifest in plugins]
-        pairs.append((f"the version of plugin {name!r}", *versions))
-    packages = [manifest["packages"] for manifest in (saved, present)]
+    pairs += _plugin_pairs(saved["plugins"], present["plugins"], strict=strict)
+    packages = saved["packages"], present["packages"]
     pairs += [
-        (f"the version of {name}", packages[0].get(name), packages[1].get(name))
+        (f"the version of {name}", *(versions.get(name) for versions in packages))
         for name in ("torch", "accelerate", "numpy")
     ]
+    hardware = saved["hardware"], present["hardware"]
+    devices = [str(machine["device"]).partition(":")[0] for machine in hardware]
+    pairs.append(("the device", *devices))
+    if strict:
+        pairs += [
+            (f"the hardware's {name}", *(machine[name] for machine in hardware))
+            for name in ("name", "capability", "threads")
+        ]
+        commits = [(manifest["git"] or {}).get("commit") for manifest in (saved, present)]
+        pairs.append(("the git commit", *commits))
     return [f"{name} was {before!r} and is {now!r}" for name, before, now in pairs if before != now]
+
+
+def _pairs(name: str, before: Any, now: Any) -> list[tuple[str, Any, Any]]:
+    """Each number or text of two trees, with its path."""
+    if isinstance(before, list) and isinstance(now, list) and before != now:
+        before, now = dict(enumerate(before)), dict(enumerate(now))
+    if not (isinstance(before, dict) and isinstance(now, dict)):
+        return [(name, before, now)]
+    keys = [*before, *(key for key in now if key not in before)]
+    return [
+        pair
+        for key in keys
+        for pair in _pairs(
+            f"{name}.{key}" if name else str(key), before.get(key, _ABSENT), now.get(key, _ABSENT)
+        )
+    ]
+
+
+def _plugin_pairs(
+    before: Mapping[str, Any], now: Mapping[str, Any], *, strict: bool
+) -> list[tuple[str, Any, Any]]:
+    """Plugins that are on in one run alone; settings and versions of those in both."""
+    pairs: list[tuple[str, Any, Any]] = []
+    for name in [*before, *(name for name in now if name not in before)]:
+        plugin = now.get(name, before.get(name))
+        if not plugin.get("changes_training", True):
+            continue
+        if name in before and name in now:
+            pairs += _pairs(
+                f"plugin {name!r}: setting", before[name]["settings"], now[name]["settings"]
+            )
+            version = f"the version of plugin {name!r}"
+            pairs.append((version, before[name]["version"], now[name]["version"]))
+        elif strict or plugin.get("origin") != "code":
+            words = "enabled", "not enabled"
+            pairs.append((f"plugin {name!r}", words[name not in before], words[name not in now]))
+    return pairs
 
 
 def what_is_lost(

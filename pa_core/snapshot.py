@@ -337,19 +337,22 @@ class Snapshot:
             trainer._loss_tracker.reset()
 
     def check_same_run(self, trainer: Trainer, *, strict: bool) -> None:
-        """Tell of differences that change the numbers; refuse those that lose the position.
+        """Tell of differences that change the numbers; refuse those that can't go on.
 
         Args:
             trainer: of the run that is to go on.
             strict: refuse every difference.
 
         Raises:
-            TrainingStateError: in the middle of an epoch, where its place has no meaning any more.
+            TrainingStateError: for another optimizer; and in the middle of an epoch, where its
+                place has no meaning any more.
         """
         saved, present = self.reader.manifest, trainer.manifest
         found = differences(saved, present, strict=strict)
         lost = None
-        if self.position.phase == "train" and self.position.batch:
+        if saved["run"]["optimizer"] != present["run"]["optimizer"]:
+            lost = "The state of one optimizer means nothing to another"
+        elif self.position.phase == "train" and self.position.batch:
             states = [process["plugins"] for process in self._processes]
             lost = what_is_lost(saved["run"], present["run"], states)
         if not found and lost is None:

@@ -26,6 +26,7 @@ from pa_core.checks import (
 )
 from pa_core.data import KeyedDataLoader, batches, num_batches, with_last
 from pa_core.errors import StopTrainingError
+from pa_core.identity import describe_run
 from pa_core.modes import modes_kept
 from pa_core.placeholders import TrainerPlaceholderValues, replace_trainer_placeholder_values
 from pa_core.predictions import collect_predictions
@@ -274,7 +275,7 @@ class Trainer(TrainerBase):
         epoch = self.run_history.current_epoch
         self.position = Position(epoch=epoch, first_epoch=epoch)
         self.control.reset()
-        self._manifest = None
+        self._manifest, self._identity = None, describe_run(self)
         self._snapshot = snapshot
         if snapshot is not None:
             snapshot.check_same_run(self, strict=strict)

@@ -70,6 +70,7 @@ class SaveTrainingStateCallback(BuiltinCallback):
     """
 
     Settings = SaveTrainingStateSettings
+    changes_training = False
     saves_training_states = True  # `resume_from="auto"` looks for this, and takes `save_dir`
 
     def __init__(

@@ -35,6 +35,7 @@ class ProgressBarCallback(BuiltinCallback):
     """
 
     Settings = ProgressBarSettings
+    changes_training = False
 
     def __init__(self, interval: float = 0.5) -> None:
         self.interval = interval
