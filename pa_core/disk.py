@@ -14,6 +14,7 @@ import shutil
 import time
 import uuid
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -91,14 +92,12 @@ def flush_folder(path: Path) -> None:
     """Make a rename durable; some network mounts can't, and then the rename alone must do."""
     try:
         handle = os.open(path, os.O_RDONLY | _CLOSE_ON_EXEC)
-    except OSError:
-        return
-    try:
-        os.fsync(handle)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
     except OSError:
         pass
-    finally:
-        os.close(handle)
 
 
 def put_in_place(directory: Path, target: Path) -> None:
@@ -120,7 +119,8 @@ def put_in_place(directory: Path, target: Path) -> None:
 
 def remove_tree(path: Path) -> None:
     """Remove a folder as far as that goes; what stays has a leftover's name already."""
-    shutil.rmtree(path, ignore_errors=True)
+    with suppress(OSError):  # (of closing a folder, which `ignore_errors` doesn't cover)
+        shutil.rmtree(path, ignore_errors=True)
 
 
 def remove_whole(path: Path) -> None:

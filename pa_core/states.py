@@ -122,11 +122,14 @@ def read_manifest(state_dir: str | Path) -> dict[str, Any]:
             raise TrainingStateError(f"{path} is damaged: it is no regular file")
         if path.stat().st_size > _MAX_MANIFEST_BYTES:
             raise TrainingStateError(f"{path} is damaged: it is too large to be a manifest")
-        content = _from_json(disk.read_file(path))
+        raw = disk.read_file(path)
+        content = _from_json(raw)
         if not isinstance(content, dict) or not isinstance(content.get("files"), dict):
             raise TrainingStateError(f"{path} is damaged: it lists no files")
         claimed = content.pop("sha256", None)
-        if hashlib.sha256(_to_json(content)).hexdigest() != claimed:
+        # (byte for byte, so that not even a space may be added)
+        is_whole = raw == _to_json({**content, "sha256": claimed})
+        if not is_whole or hashlib.sha256(_to_json(content)).hexdigest() != claimed:
             raise TrainingStateError(f"{path} is damaged: its hash doesn't match its content")
     except OSError as error:
         raise TrainingStateError(f"{state_dir} is no training state: {error}") from error
