@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from pa_core.errors import OtherProcessError
 from pa_core.retention import Retention
 from pa_core.snapshot import save_snapshot
+from pa_core.tensors import HostMemory
 
 if TYPE_CHECKING:
     from pa_core.control import SaveRequest, TrainerControl
@@ -49,6 +50,7 @@ class StateSaver:
     def __init__(self, trainer: Trainer) -> None:
         self._trainer = trainer
         self._retention = Retention()
+        self._memory = HostMemory()
         self._flight: _Flight | None = None
 
     def save_all(self, requests: Mapping[Path, SaveRequest]) -> None:
@@ -80,7 +82,12 @@ class StateSaver:
 
         try:
             save_snapshot(
-                self._trainer, state_dir, metadata, write, start if request.in_background else None
+                self._trainer,
+                state_dir,
+                metadata,
+                write,
+                start if request.in_background else None,
+                self._memory,
             )
         except (OSError, OtherProcessError) as error:
             if request.must:
@@ -107,6 +114,13 @@ class StateSaver:
         if flight is not None:
             self._trainer._engine.together(lambda: _land(flight))
 
+    def finish(self) -> None:
+        """Settle at the end of a run, and give back the memory of the copies."""
+        try:
+            self.settle()
+        finally:
+            self._memory.free()
+
     def give_up(self, exception: BaseException) -> None:
         """Wait for the state in flight as a run ends by an exception, which is told of a failure.
 
@@ -116,6 +130,7 @@ class StateSaver:
         if flight is None or flight.thread is None:
             return
         flight.thread.join()
+        self._memory.free()
         if flight.error is not None:
             exception.add_note(_not_saved(flight, flight.error))
         for remark in flight.remarks:

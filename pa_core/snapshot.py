@@ -26,7 +26,7 @@ from pa_core.data import KeyedDataLoader
 from pa_core.errors import TrainingStateError
 from pa_core.sameness import differences, what_is_lost
 from pa_core.states import StateReader, StateWriter, newest_intact_state
-from pa_core.tensors import has_room_in_memory, host_copies, tensor_bytes
+from pa_core.tensors import HostMemory, has_room_in_memory, tensor_bytes
 
 if TYPE_CHECKING:
     from pa_core.trainer import Trainer
@@ -63,6 +63,7 @@ def save_snapshot(
     metadata: Mapping[str, Any],
     write: Callable[[Callable[[], None]], None] = lambda commit: commit(),
     start: Callable[[Callable[[], None]], None] | None = None,
+    memory: HostMemory | None = None,
 ) -> None:
     """Save all that the rest of the run depends on; called on every process.
 
@@ -73,6 +74,7 @@ def save_snapshot(
         write: called on the process that writes, with a function that writes and commits.
         start: called in place of `write`, to do that in the background: the state is copied first.
             Where memory is too short for the copy, `write` is called after all.
+        memory: where that copy is made.
 
     Raises:
         TrainingStateError: where something can't be saved, naming whose and what; then nothing
@@ -103,13 +105,13 @@ def save_snapshot(
         def hand_over() -> None:
             if writer is None:
                 return
-            in_background = start is not None and has_room_in_memory(_size(files))
-            kept = {
-                name: host_copies(part) if in_background and _holds_tensors(part) else part
-                for name, part in files.items()
-            }
-            commit = partial(_write, cleanup.pop_all(), writer, kept, _state_manifest(trainer))
-            start(commit) if in_background and start is not None else write(commit)
+            content, begin_writing = files, write
+            if start is not None and memory is not None:
+                held = {name: part for name, part in files.items() if _holds_tensors(part)}
+                if has_room_in_memory(_size(held)):
+                    content, begin_writing = files | memory.copy(held), start
+            manifest = _state_manifest(trainer)
+            begin_writing(partial(_write, cleanup.pop_all(), writer, content, manifest))
 
         main = engine.rank == 0
         process, writer = engine.together(begin)
@@ -187,10 +189,8 @@ def _holds_tensors(part: Any) -> bool:
     return isinstance(part, dict) and any(isinstance(value, Tensor) for value in part.values())
 
 
-def _size(files: Mapping[str, Any]) -> int:
-    """Bytes of all tensors that a copy would need memory for."""
-    held = [part for part in files.values() if _holds_tensors(part)]
-    return sum(tensor.nbytes for part in held for tensor in part.values())
+def _size(groups: Mapping[str, Mapping[str, Tensor]]) -> int:
+    return sum(tensor.nbytes for tensors in groups.values() for tensor in tensors.values())
 
 
 def _state_manifest(trainer: Trainer) -> dict[str, Any]:

@@ -82,13 +82,37 @@ def read_tensors(content: bytes) -> dict[str, Tensor]:
         raise TrainingStateError(f"not a safetensors file: {error}") from error
 
 
-def host_copies(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Copies on the host that nobody else writes to; each is made once."""
-    copies = {}
-    for name, tensor in tensors.items():
-        # (`Tensor.to` would copy twice what isn't contiguous)
-        copies[name] = torch.empty(tensor.shape, dtype=tensor.dtype).copy_(tensor.detach())
-    return copies
+class HostMemory:
+    """Memory on the host that tensors are copied into, again and again.
+
+    To copy into memory that was used before takes a fraction of the time that new memory takes.
+    """
+
+    def __init__(self) -> None:
+        self._held: dict[tuple[str, str], Tensor] = {}
+
+    def copy(self, groups: Mapping[str, Mapping[str, Tensor]]) -> dict[str, dict[str, Tensor]]:
+        """Copies that nobody else writes to, until the next call; each is made once.
+
+        Args:
+            groups: tensors by name, by the name of their group.
+        """
+        held, self._held = self._held, {}
+        for group, tensors in groups.items():
+            for name, tensor in tensors.items():
+                place = held.get((group, name))
+                if place is None or (place.shape, place.dtype) != (tensor.shape, tensor.dtype):
+                    place = torch.empty(tensor.shape, dtype=tensor.dtype)
+                # (`Tensor.to` would copy twice what isn't contiguous)
+                self._held[group, name] = place.copy_(tensor.detach())
+        return {
+            group: {name: self._held[group, name] for name in tensors}
+            for group, tensors in groups.items()
+        }
+
+    def free(self) -> None:
+        """Give the memory back."""
+        self._held = {}
 
 
 def has_room_in_memory(size: int) -> bool:

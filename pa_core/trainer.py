@@ -395,7 +395,7 @@ class Trainer(TrainerBase):
         self.training_run_end()
         self._event("on_training_run_end")
         self._saver.save_all(self._decide(now=True).saves)
-        self._saver.settle()
+        self._saver.finish()
 
     def _run_epoch(self) -> None:
         """One epoch of the run: its training part, then its evaluation part."""

@@ -14,7 +14,7 @@ from pa_core import StopTrainingError, TrainerCallback, background, disk, snapsh
 from pa_core.callbacks import SaveTrainingStateCallback
 from pa_core.control import SaveRequest, TrainerControl
 from pa_core.states import StateReader, find_states, verify
-from pa_core.tensors import host_copies
+from pa_core.tensors import HostMemory
 from tests.builtin_trainer import Interrupts, make_trainer
 from tests.helpers import assert_identical, tiny_data, weights_of
 
@@ -255,19 +255,29 @@ def test_a_link_that_a_plugin_puts_into_a_state_is_refused(tmp_path):
 
 def test_without_memory_for_a_copy_the_state_is_saved_at_once(tmp_path, monkeypatch):
     monkeypatch.setattr(snapshot, "has_room_in_memory", lambda size: False)
-    monkeypatch.setattr(snapshot, "host_copies", None)
+    monkeypatch.setattr(HostMemory, "copy", None)
     train(tmp_path)
     assert len(find_states(tmp_path)) == 5
 
 
-def test_copies_are_made_once_and_are_nobody_elses():
+def test_copies_are_nobody_elses_and_their_memory_is_used_again():
+    memory = HostMemory()
     tensors = {"whole": torch.arange(6.0), "turned": torch.arange(6.0).reshape(2, 3).T}
-    copies = host_copies(tensors)
+    copies = memory.copy({"a": tensors})["a"]
     for name, copy in copies.items():
         assert torch.equal(copy, tensors[name])
         assert copy.is_contiguous()
         tensors[name] += 1
         assert not torch.equal(copy, tensors[name])
+    tensors["whole"] = torch.arange(7)
+    again = memory.copy({"a": tensors})["a"]
+    assert all(torch.equal(copy, tensors[name]) for name, copy in again.items())
+    assert again["turned"].data_ptr() == copies["turned"].data_ptr()
+    assert again["whole"].data_ptr() != copies["whole"].data_ptr()
+
+
+def test_the_memory_of_copies_is_given_back_at_the_end_of_a_run(tmp_path):
+    assert not train(tmp_path)._saver._memory._held
 
 
 def test_requests_for_one_state_take_the_strictest_of_what_is_asked():
