@@ -15,9 +15,10 @@ from accelerate import Accelerator
 from pa_core import checkpoints
 from pa_core.accumulation import AccumulationWindow
 from pa_core.agreement import Agreement
+from pa_core.background import StateSaver
 from pa_core.callbacks import CallbackHandler, LimitBatchesCallback
 from pa_core.checks import check_model_and_optimizer
-from pa_core.control import TrainerControl
+from pa_core.control import SaveRequest, TrainerControl
 from pa_core.data import KeyedDataLoader, num_batches, num_samples
 from pa_core.defaults import Defaults
 from pa_core.durations import Duration, Progress
@@ -30,7 +31,7 @@ from pa_core.modes import modes_kept
 from pa_core.run_config import TrainerRunConfig
 from pa_core.settings import Settings, build_plugins, find_settings_file, read_settings
 from pa_core.sharding import ShardedLoader, is_sharded
-from pa_core.snapshot import Position, Snapshot, save_snapshot
+from pa_core.snapshot import Position, Snapshot
 from pa_core.tracking import InMemoryRunHistory, LossTracker, RunHistory
 from pa_core.utils import LIMIT_BATCHES_ENV_VAR
 
@@ -126,8 +127,10 @@ class TrainerBase:
         self._train_dl_kwargs: dict[str, Any] | None = None
         self._eval_dl_kwargs: dict[str, Any] | None = None
         self._manifest: dict[str, Any] | None = None
+        self._identity: dict[str, Any] | None = None
         self._snapshot: Snapshot | None = None
         self._save_metadata: dict[Path, dict[str, Any]] = {}
+        self._saver = StateSaver(self._trainer)
         self._model_key = 0
         self._in_run = False
         self._is_between_updates, self._is_spare = True, False
@@ -270,7 +273,7 @@ class TrainerBase:
             self._save_metadata[Path(output_dir)] = dict(checkpoint_kwargs or {})
             self.control.save(output_dir)
         else:
-            save_snapshot(self._trainer, output_dir, checkpoint_kwargs or {})
+            self._saver.save(Path(output_dir), SaveRequest(), checkpoint_kwargs or {})
 
     def load_training_state(self, input_dir: str | Path) -> dict[str, Any]:
         """Load a state of `save_training_state` outside a run; `train` resumes by itself.

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from pa_core.states import plain, save_file
+from pa_core.disk import save_file
 
 if TYPE_CHECKING:
     from torch import nn
@@ -70,3 +70,14 @@ def load_checkpoint(
     for name, target in present:
         target.load_state_dict(content[f"{name}_state_dict"])
     return content
+
+
+def plain(value: Any) -> Any:
+    """Turn NumPy scalars and arrays into numbers and tensors, so that `weights_only` loads them."""
+    if isinstance(value, Mapping):
+        return {key: plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(plain(item) for item in value)
+    if type(value).__module__ == "numpy":
+        return value.item() if value.ndim == 0 else torch.from_numpy(value)
+    return value

@@ -22,7 +22,13 @@ from pa_core import __version__
 from pa_core.builtins import DEFAULTS
 from pa_core.commands import add_commands
 from pa_core.discovery import PluginSource, file_source, find_claims, load_plugin, only_claim
-from pa_core.errors import PaCoreError, PluginError, PluginNotFoundError, nearest
+from pa_core.errors import (
+    PaCoreError,
+    PluginError,
+    PluginNotFoundError,
+    TrainingStateError,
+    nearest,
+)
 from pa_core.implementations import hook_names
 from pa_core.main_process import runs_on
 from pa_core.manager import PluginManager
@@ -318,3 +324,85 @@ def schema() -> None:
         else:
             sources[name] = source
     _print_json(json_schema(sources))
+
+
+# -- pa states ------------------------------------------------------------------------------------
+
+
+@app.command()
+def states(
+    folder: Annotated[Path, typer.Argument(help="A folder of training states, or one state.")],
+    every_byte: Annotated[
+        bool, typer.Option("--verify", help="Look at every byte, not at names and sizes alone.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    prune: Annotated[
+        bool, typer.Option("--prune", help="Remove states beyond --keep, and leftovers.")
+    ] = False,
+    keep: Annotated[
+        int | None, typer.Option("--keep", min=1, help="How many intact states stay.")
+    ] = None,
+    yes: Annotated[bool, typer.Option("--yes", help="Remove without asking.")] = False,
+) -> None:
+    """List the training states in a folder, newest first, and whether they are intact.
+
+    The exit code is not 0 where none is.
+    """
+    from pa_core.state_list import describe_states
+
+    removed = _prune(folder, keep, yes, quiet=as_json) if prune else []
+    if keep is not None and not prune:
+        raise TrainingStateError("--keep says how many states --prune leaves: give both")
+    rows = describe_states(folder, every_byte=every_byte)
+    if as_json:
+        _print_json({"folder": str(folder), "states": rows, "removed": list(map(str, removed))})
+    else:
+        _show_states(rows)
+    if not any(row["intact"] for row in rows):
+        raise TrainingStateError(f"No state in {folder} is intact")
+
+
+def _prune(folder: Path, keep: int | None, yes: bool, *, quiet: bool) -> list[Path]:
+    """Remove what is too much, after a question; the newest intact state always stays."""
+    from pa_core import disk
+    from pa_core.retention import Retention
+    from pa_core.states import recover_replaced
+
+    if keep is None:
+        raise TrainingStateError("--prune needs --keep N, the number of intact states that stay")
+    recover_replaced(folder)  # what was moved away for a state that never came is no leftover
+    retention = Retention()
+    going = [*retention.surplus(folder, keep), *disk.find_leftovers(folder)]
+    if not quiet:
+        for path in going:
+            _console().print(f"{'Removing' if yes else 'To be removed:'} {path}")
+    if not going or not (yes or (not quiet and typer.confirm("Remove them?"))):
+        return []
+    for path in going:
+        if path.name.startswith("."):
+            disk.remove_leftover(path)
+        else:
+            disk.remove_whole(path)
+    return going
+
+
+def _show_states(rows: list[dict[str, Any]]) -> None:
+    from pa_core.state_list import readable_age, readable_size
+
+    console = _console()
+    table = _table("intact", "state", "epoch", "update", "size", "age", "resume", "plugins")
+    for row in rows:
+        plugins = row["plugins"]
+        table.add_row(
+            "yes" if row["intact"] else "no",
+            row["name"],
+            *("?" if row[key] is None else str(row[key]) for key in ("epoch", "update")),
+            readable_size(row["size"]),
+            "?" if row["age"] is None else readable_age(row["age"]),
+            row["resume"] or "?",
+            "?" if plugins is None else ", ".join(plugins) or "none",
+        )
+    console.print(table)
+    for row in rows:
+        for problem in row["problems"]:
+            console.print(Text(problem, style="red"))

@@ -6,6 +6,29 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 
+@dataclass(frozen=True)
+class SaveRequest:
+    """How a training state is to be saved.
+
+    Attributes:
+        must: whether the run ends where that fails; otherwise it goes on with a warning.
+        in_background: whether the loop waits for a copy alone, and not until it is on the disk.
+        keep: how many intact states of the `checkpoint` plugin's names to keep in the folder, once
+            this one is complete; None for all.
+    """
+
+    must: bool = True
+    in_background: bool = False
+    keep: int | None = None
+
+    def __or__(self, other: SaveRequest) -> SaveRequest:
+        return SaveRequest(
+            must=self.must or other.must,
+            in_background=self.in_background and other.in_background,
+            keep=other.keep if self.keep is None else self.keep,
+        )
+
+
 @dataclass
 class Requests:
     """What was asked for since the last boundary.
@@ -14,17 +37,19 @@ class Requests:
         stop_reason: why the run is to stop; None while nobody has asked.
         evaluate: whether to evaluate in the middle of the epoch.
         log: whether to log the metrics.
-        saves: the directories to save a training state to, each once, in order; and for each
-            whether the run ends where that fails.
+        settle: whether to wait for the state that is in flight, since it could not be written.
+        saves: the directories to save a training state to, each once, in order, and how.
     """
 
     stop_reason: str | None = None
     evaluate: bool = False
     log: bool = False
-    saves: dict[Path, bool] = field(default_factory=dict)
+    settle: bool = False
+    saves: dict[Path, SaveRequest] = field(default_factory=dict)
 
     def __bool__(self) -> bool:
-        return self.stop_reason is not None or self.evaluate or self.log or bool(self.saves)
+        flags = self.evaluate or self.log or self.settle
+        return self.stop_reason is not None or flags or bool(self.saves)
 
     def add(self, other: Requests) -> None:
         """Ask for what `other` asks for, too. The first reason to stop is kept."""
@@ -32,8 +57,9 @@ class Requests:
             self.stop_reason = other.stop_reason
         self.evaluate |= other.evaluate
         self.log |= other.log
-        for path, must in other.saves.items():
-            self.saves[path] = must or self.saves.get(path, False)
+        self.settle |= other.settle
+        for path, request in other.saves.items():
+            self.saves[path] = request | self.saves.get(path, request)
 
 
 class TrainerControl:
@@ -82,7 +108,15 @@ class TrainerControl:
         """
         self._of(everywhere).evaluate = True
 
-    def save(self, state_dir: str | Path, *, everywhere: bool = False, must: bool = True) -> None:
+    def save(
+        self,
+        state_dir: str | Path,
+        *,
+        everywhere: bool = False,
+        must: bool = True,
+        in_background: bool = False,
+        keep: int | None = None,
+    ) -> None:
         """Save a training state after this update.
 
         Args:
@@ -90,8 +124,17 @@ class TrainerControl:
             everywhere: every process asks for this at this update.
             must: whether the run ends where the state can't be written, as on a full disk;
                 otherwise that is a warning.
+            in_background: go on as soon as the state is copied, and write it meanwhile. It is
+                complete when the next one is begun, or the run ends.
+            keep: how many intact states of the `checkpoint` plugin's names to keep in the folder;
+                older ones are removed once this one is complete.
         """
-        self._of(everywhere).add(Requests(saves={Path(state_dir): must}))
+        request = SaveRequest(must, in_background, keep)
+        self._of(everywhere).add(Requests(saves={Path(state_dir): request}))
+
+    def settle(self) -> None:
+        """Wait after this update for the state that is written in the background."""
+        self._here.settle = True
 
     def log(self, *, everywhere: bool = False) -> None:
         """Log the metrics after this update.

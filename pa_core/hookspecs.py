@@ -279,13 +279,16 @@ def on_exception(trainer: Trainer, exception: BaseException) -> None:
 
 @hookspec
 def on_save_training_state(trainer: Trainer, state_dir: Path) -> None:
-    """A training state is written; files put into `state_dir` become part of it.
+    """A training state is about to be written; files put into `state_dir` become part of it.
 
     Args:
-        trainer: the trainer.
-        state_dir: the directory, not yet in its place.
+        trainer: the trainer, at the update boundary that the state is of.
+        state_dir: the directory, not yet in its place, and still without the core's own files. What
+            is written here is hashed and flushed later, perhaps while training goes on: write
+            it whole, and don't touch it again.
 
-    When: once per save, before it is committed. Runs on: every process. May synchronise: yes.
+    When: once per save, before anything else is written, also for a state that is then written in
+    the background. Runs on: every process. May synchronise: yes.
     """
 
 

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from pa_core.identity import describe_run
+
 if TYPE_CHECKING:
     from pa_core.trainer import Trainer
 
@@ -20,8 +22,7 @@ _PACKAGES = ("pa-core", "torch", "accelerate", "numpy", "safetensors", "pluggy")
 
 
 def run_manifest(trainer: Trainer) -> dict[str, Any]:
-    """Describe a run as plain data: plugins, packages, seed, commit, hardware, sizes."""
-    config = trainer.run_config
+    """Describe a run as plain data: plugins, packages, seed, commit, hardware, and its numbers."""
     return {
         "plugins": {name: _describe_plugin(trainer, name) for name in trainer.plugins.plugins},
         "packages": {"python": platform.python_version()} | _versions(trainer),
@@ -35,22 +36,17 @@ def run_manifest(trainer: Trainer) -> dict[str, Any]:
             "threads": torch.get_num_threads(),
             "capability": torch.backends.cpu.get_cpu_capability(),
         },
-        "run": {
-            "num_processes": trainer._engine.num_processes,
-            "mixed_precision": trainer._accelerator.mixed_precision,
-            "per_device_batch_size": config and config.train_per_device_batch_size,
-            "gradient_accumulation_steps": config and config.gradient_accumulation_steps,
-            "dataset_length": _length(trainer.train_dataset),
-            "optimizer": type(trainer.optimizer).__name__,
-            "model": type(trainer.get_model(keep_torch_compile=False)).__name__,
-        },
+        "run": trainer._identity or describe_run(trainer),
     }
 
 
 def _describe_plugin(trainer: Trainer, name: str) -> dict[str, Any]:
     source = trainer.plugins.sources.get(name)
     settings = trainer.settings.tables.get(name, {})
+    plugin = trainer.plugins.plugins[name]
     return {
+        "origin": source and source.origin,
+        "changes_training": bool(getattr(plugin, "changes_training", True)),
         "distribution": source and source.distribution,
         "version": source and source.version,
         "target": source and source.target,
@@ -102,10 +98,3 @@ def _git_commit() -> dict[str, Any] | None:
 
 def _device_name(device: torch.device) -> str:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor()
-
-
-def _length(dataset: Any) -> int | None:
-    try:
-        return len(dataset)
-    except TypeError:
-        return None

@@ -10,9 +10,10 @@ from __future__ import annotations
 import random
 import time
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,9 +23,11 @@ from torch import Tensor
 
 from pa_core.codec import decode, decode_weights, encode, encode_weights
 from pa_core.data import KeyedDataLoader
-from pa_core.errors import OtherProcessError, TrainingStateError
+from pa_core.errors import TrainingStateError
 from pa_core.parts import read_part, write_part
-from pa_core.states import StateReader, StateWriter, newest_intact_state, tensor_bytes
+from pa_core.sameness import differences, what_is_lost
+from pa_core.states import StateReader, StateWriter, newest_intact_state
+from pa_core.tensors import HostMemory, has_room_in_memory, tensor_bytes
 
 if TYPE_CHECKING:
     from pa_core.trainer import Trainer
@@ -55,8 +58,24 @@ class Position:
     stop_reason: str | None = None
 
 
-def save_snapshot(trainer: Trainer, state_dir: str | Path, metadata: Mapping[str, Any]) -> None:
+def save_snapshot(
+    trainer: Trainer,
+    state_dir: str | Path,
+    metadata: Mapping[str, Any],
+    write: Callable[[Callable[[], None]], None] = lambda commit: commit(),
+    start: Callable[[Callable[[], None]], None] | None = None,
+    memory: HostMemory | None = None,
+) -> None:
     """Save all that the rest of the run depends on; called on every process.
+
+    Args:
+        trainer: whose state.
+        state_dir: the directory that it becomes.
+        metadata: plain data and tensors of the user's.
+        write: called on the process that writes, with a function that writes and commits.
+        start: called in place of `write`, to do that in the background: the state is copied first.
+            Where memory is too short for the copy, `write` is called after all.
+        memory: where that copy is made.
 
     Raises:
         TrainingStateError: where something can't be saved, naming whose and what; then nothing
@@ -75,49 +94,56 @@ def save_snapshot(trainer: Trainer, state_dir: str | Path, metadata: Mapping[str
             process = _process_state(trainer)
             return process, cleanup.enter_context(StateWriter(state_dir)) if main else None
 
-        def write() -> None:
-            if writer is not None:
-                _write(trainer, writer, metadata, processes, weights)
+        def take() -> dict[str, Any]:
+            files = _content(trainer, metadata, processes, weights) if main else {}
             if engine.division is not None:
                 write_part(engine, trainer.optimizer, directory)
             trainer._event("on_save_training_state", state_dir=directory)
+            return files
 
-        def commit() -> None:
-            if writer is not None:
-                writer.commit(_state_manifest(trainer))
+        def hand_over() -> None:
+            if writer is None:
+                return
+            content, begin_writing = files, write
+            if start is not None and memory is not None:
+                held = {name: part for name, part in files.items() if _holds_tensors(part)}
+                if has_room_in_memory(_size(held)):
+                    content, begin_writing = files | memory.copy(held), start
+            manifest = _state_manifest(trainer)
+            begin_writing(partial(_write, cleanup.pop_all(), writer, content, manifest))
 
         main = engine.rank == 0
         process, writer = engine.together(begin)
         processes = engine.gather_objects(process)
         directory = engine.gather_objects(writer and writer.directory)[0]
-        engine.together(write)
-        engine.together(commit)
-
-
-def try_to_save_snapshot(
-    trainer: Trainer, state_dir: str | Path, metadata: Mapping[str, Any]
-) -> None:
-    """Save as `save_snapshot` does, and only warn where the disk is full, gone or read-only."""
-    try:
-        save_snapshot(trainer, state_dir, metadata)
-    except (OSError, OtherProcessError) as error:
-        warnings.warn(
-            f"No training state was saved at {state_dir}: {error}. The run goes on, and states "
-            "saved before are as they were",
-            stacklevel=2,
-        )
+        files = engine.together(take)
+        engine.together(hand_over)
 
 
 def _write(
-    trainer: Trainer,
-    writer: StateWriter,
-    metadata: Mapping[str, Any],
-    processes: list[tuple[Any, bytes]],
-    weights: Mapping[str, Any],
+    cleanup: ExitStack, writer: StateWriter, files: Mapping[str, Any], manifest: Mapping[str, Any]
 ) -> None:
+    """Write a state's files and commit it; what then is left beside it is cleaned up."""
+    with cleanup:
+        for name, part in files.items():
+            if isinstance(part, bytes):
+                writer.write(name, part)
+            elif name.endswith(".json"):
+                writer.write_json(name, part)
+            else:
+                writer.write_tensors(name, part)
+        writer.commit(manifest)
+
+
+def _content(
+    trainer: Trainer,
+    metadata: Mapping[str, Any],
+    processes: list[tuple[Any, Any]],
+    weights: Mapping[str, Any],
+) -> dict[str, Any]:
+    """The parts of a state by the names of their files: plain data, named tensors, or bytes."""
     engine, tensors = trainer._engine, dict[str, Tensor]()
     whole, rest = encode_weights(weights)
-    writer.write_tensors("model.safetensors", whole)
     scaler = trainer._accelerator.scaler
     parts = {
         "weights": rest,
@@ -131,15 +157,18 @@ def _write(
     state["parameters"] = _parameter_names(trainer)
     state["position"] = asdict(trainer.position)
     state["run_history"] = encode(_history_state(trainer), tensors, "run_history")
-    writer.write_json("state.json", state)
-    writer.write_tensors("state.safetensors", tensors)
+    files = {"model.safetensors": whole, "state.json": state, "state.safetensors": tensors}
     for rank, (process, process_tensors) in enumerate(processes):
-        writer.write_json(f"process-{rank:05d}.json", process)
-        writer.write(f"process-{rank:05d}.safetensors", process_tensors)
+        files[f"process-{rank:05d}.json"] = process
+        files[f"process-{rank:05d}.safetensors"] = process_tensors
+    return files
 
 
-def _process_state(trainer: Trainer) -> tuple[Any, bytes]:
-    """What differs between processes: random generators, running sums, the plugins' state."""
+def _process_state(trainer: Trainer) -> tuple[Any, Any]:
+    """What differs between processes: random generators, running sums, the plugins' state.
+
+    Its tensors are bytes already where they have to go to another process.
+    """
     tensors: dict[str, Tensor] = {}
     generators: dict[str, Any] = {
         "python": random.getstate(),
@@ -156,7 +185,15 @@ def _process_state(trainer: Trainer) -> tuple[Any, bytes]:
             for name, plugin_state in trainer.plugins.state_dict().items()
         },
     }
-    return state, tensor_bytes(tensors)
+    return state, tensors if trainer._engine.num_processes == 1 else tensor_bytes(tensors)
+
+
+def _holds_tensors(part: Any) -> bool:
+    return isinstance(part, dict) and any(isinstance(value, Tensor) for value in part.values())
+
+
+def _size(groups: Mapping[str, Mapping[str, Tensor]]) -> int:
+    return sum(tensor.nbytes for tensors in groups.values() for tensor in tensors.values())
 
 
 def _state_manifest(trainer: Trainer) -> dict[str, Any]:
@@ -185,6 +222,7 @@ class Snapshot:
         self.directory = Path(state_dir)
         try:
             self._read(rank)
+            self.reader.check_rest()
         except (LookupError, TypeError, ValueError, AttributeError, RecursionError) as error:
             raise TrainingStateError(
                 f"{self.directory} isn't a state as this version writes them "
@@ -310,23 +348,32 @@ class Snapshot:
             trainer._loss_tracker.reset()
 
     def check_same_run(self, trainer: Trainer, *, strict: bool) -> None:
-        """Tell of differences that change the numbers; refuse those that lose the position.
+        """Tell of differences that change the numbers; refuse those that can't go on.
 
         Args:
             trainer: of the run that is to go on.
             strict: refuse every difference.
 
         Raises:
-            TrainingStateError: in the middle of an epoch, where its place has no meaning any more.
+            TrainingStateError: for another optimizer; and in the middle of an epoch, where its
+                place has no meaning any more.
         """
         saved, present = self.reader.manifest, trainer.manifest
-        differences = _differences(saved, present)
+        found, lost = differences(saved, present, strict=strict), None
         if self._division != trainer._engine.division:
-            differences.append(self._how_divided(trainer))
-        lost = self._what_is_lost(trainer)
-        if not differences and lost is None:
+            found.append(self._how_divided(trainer))
+            lost = (
+                "Each process' part of the optimizer fits there alone: resume as it was saved, or "
+                "take the weights with load_training_state and train afresh"
+            )
+        elif saved["run"]["optimizer"] != present["run"]["optimizer"]:
+            lost = "The state of one optimizer means nothing to another"
+        elif self.position.phase == "train" and self.position.batch:
+            states = [process["plugins"] for process in self._processes]
+            lost = what_is_lost(saved["run"], present["run"], states)
+        if not found and lost is None:
             return
-        text = f"{self.directory} is of a run that differs: " + ", ".join(differences)
+        text = f"{self.directory} is of a run that differs: " + ", ".join(found)
         if lost is not None:
             raise TrainingStateError(f"{text}. {lost}")
         if strict:
@@ -337,34 +384,22 @@ class Snapshot:
         now = trainer._engine.division
         return f"the optimizer was {self._division or 'whole'} and is {now or 'whole'}"
 
-    def _what_is_lost(self, trainer: Trainer) -> str | None:
-        """Why this run can't go on from there; None where it can."""
-        if self._division != trainer._engine.division:
-            return (
-                "Each process' part of the optimizer fits there alone: resume as it was saved, or "
-                "take the weights with load_training_state and train afresh"
-            )
-        if self.position.phase != "train" or self.position.batch == 0:
-            return None
-        before, now = self._run, trainer.manifest["run"]
-        if before["dataset_length"] != now["dataset_length"]:
-            return "Its place in the epoch has no meaning in another dataset"
-        sizes = [run["per_device_batch_size"] * run["num_processes"] for run in (before, now)]
-        if sizes[0] != sizes[1]:
-            return (
-                f"Its place in the epoch has no meaning with global batches of {sizes[1]} samples "
-                f"in place of {sizes[0]}: set per_device_batch_size so that they are the same"
-            )
-        if before["num_processes"] != now["num_processes"]:
-            first = self._processes[0]["plugins"]
-            for process in self._processes[1:]:
-                for name, state in process["plugins"].items():
-                    if not _same(first.get(name), state):
-                        return (
-                            f"The plugin {name!r} has another state on each process, which another "
-                            "number of them can't take: resume from a state of an epoch's end"
-                        )
+
+def find_snapshot(resume_from: str | Path, trainer: Trainer) -> Snapshot | None:
+    """Read the state that `resume_from` means; the main process chooses it for all.
+
+    Returns:
+        None for ``"auto"`` where nothing was saved yet.
+
+    Raises:
+        TrainingStateError: where there is no intact state, on any process.
+    """
+    engine = trainer._engine
+    found = engine.together(lambda: find_state(resume_from, trainer) if engine.rank == 0 else None)
+    path: Path | None = engine.gather_objects(found)[0]
+    if path is None:
         return None
+    return engine.together(lambda: Snapshot(path, engine.rank))
 
 
 def find_state(resume_from: str | Path, trainer: Trainer) -> Path | None:
@@ -399,31 +434,6 @@ def find_state(resume_from: str | Path, trainer: Trainer) -> Path | None:
     if found is None:
         raise TrainingStateError(f"{path} holds no training state")
     return found
-
-
-def _differences(saved: Mapping[str, Any], present: Mapping[str, Any]) -> list[str]:
-    """What of two manifests changes the numbers of a run."""
-    pairs = [(name, saved["run"].get(name), value) for name, value in present["run"].items()]
-    pairs.append(("seed", saved["seed"], present["seed"]))
-    plugins = [manifest["plugins"] for manifest in (saved, present)]
-    for name in sorted(set(plugins[0]) & set(plugins[1])):
-        settings = [manifest[name]["settings"] for manifest in plugins]
-        pairs.append((f"the settings of plugin {name!r}", *settings))
-        versions = [manifest[name]["version"] for manifest in plugins]
-        pairs.append((f"the version of plugin {name!r}", *versions))
-    packages = [manifest["packages"] for manifest in (saved, present)]
-    pairs += [
-        (f"the version of {name}", packages[0].get(name), packages[1].get(name))
-        for name in ("torch", "accelerate", "numpy")
-    ]
-    return [f"{name} was {before!r} and is {now!r}" for name, before, now in pairs if before != now]
-
-
-def _same(first: Any, second: Any) -> bool:
-    """Whether two states of a plugin are equal, bit for bit."""
-    tensors: tuple[dict[str, Tensor], dict[str, Tensor]] = {}, {}
-    texts = [encode(state, into, "") for state, into in zip((first, second), tensors, strict=True)]
-    return texts[0] == texts[1] and tensor_bytes(tensors[0]) == tensor_bytes(tensors[1])
 
 
 def _parameter_names(trainer: Trainer) -> list[list[str]]:

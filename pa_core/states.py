@@ -9,22 +9,19 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
-import platform
-import re
-import shutil
-import uuid
+import stat
 import warnings
-from collections.abc import Callable, Mapping
-from pathlib import Path
-from typing import Any
+from collections.abc import Iterable, Mapping
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, Any
 
-import torch
-from safetensors.torch import load as load_tensors
-from safetensors.torch import save as dump_tensors
-from torch import Tensor
-
+from pa_core import disk
 from pa_core.errors import TrainingStateError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 FORMAT = 1
 MANIFEST = "manifest.json"
@@ -53,60 +50,64 @@ class StateWriter:
                     f"{self.target} is there already and is no training state: it is left alone. "
                     "Name a directory that is new"
                 )
-        self.directory = _beside(self.target, "tmp")
+        self.directory = disk.beside(self.target, "tmp")
+        self._files: dict[str, dict[str, Any]] = {}
 
     def __enter__(self) -> StateWriter:
-        self.directory.mkdir(parents=True)
+        disk.make_folder(self.directory)
         return self
 
-    def write(self, name: str, content: bytes) -> None:
+    def write(self, name: str, *chunks: bytes | memoryview) -> None:
         """Write one file and flush it to the disk."""
-        write_flushed(self.directory / name, content)
+        self._write(name, chunks)
 
     def write_json(self, name: str, value: Any) -> None:
         """Write strict JSON."""
         self.write(name, json_bytes(value))
 
     def write_tensors(self, name: str, tensors: Mapping[str, Tensor]) -> None:
-        """Write tensors as safetensors, each with memory of its own."""
-        self.write(name, tensor_bytes(tensors))
+        """Write tensors as safetensors, each with bytes of its own."""
+        from pa_core.tensors import tensor_chunks
+
+        self._write(name, tensor_chunks(tensors))
 
     def commit(self, manifest: Mapping[str, Any]) -> None:
-        """Write the manifest over all files that are there, then rename the directory."""
-        files = {
-            path.relative_to(self.directory).as_posix(): _fingerprint(path)
-            for path in sorted(self.directory.rglob("*"))
-            if path.is_file()
-        }
+        """Write the manifest over all files that are there, then rename the directory.
+
+        Raises:
+            TrainingStateError: where somebody has put a link or the like among the files.
+        """
+        self._add_what_others_have_written()
         sequence = _next_sequence(self.target.parent)
-        content = {"format": FORMAT, "sequence": sequence, **manifest, "files": files}
+        content = {"format": FORMAT, "sequence": sequence, **manifest, "files": self._files}
         content["sha256"] = hashlib.sha256(json_bytes(content)).hexdigest()
         self.write_json(MANIFEST, content)
-        _flush_directory(self.directory)
-        trash = None
-        if self.target.exists():
-            trash = _beside(self.target, "trash")
-            os.rename(self.target, trash)
-        try:
-            os.rename(self.directory, self.target)
-        except OSError:
-            if trash is not None:
-                os.rename(trash, self.target)
-            raise
-        _flush_directory(self.target.parent)
+        disk.flush_folder(self.directory)
+        disk.put_in_place(self.directory, self.target)
         _last_sequence[self.target.parent] = sequence
-        if trash is not None:
-            shutil.rmtree(trash, ignore_errors=True)
 
     def __exit__(self, *error: object) -> None:
         if self.directory.exists():
-            shutil.rmtree(self.directory, ignore_errors=True)
+            disk.remove_tree(self.directory)
 
+    def _write(self, name: str, chunks: Iterable[bytes | memoryview]) -> None:
+        self._files[name] = disk.write_file(self.directory / name, chunks)
 
-def tensor_bytes(tensors: Mapping[str, Tensor]) -> bytes:
-    """The content of a safetensors file."""
-    on_host = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
-    return dump_tensors(_without_shared_memory(on_host))
+    def _add_what_others_have_written(self) -> None:
+        """Take in the files of plugins, which write by themselves."""
+        for path in sorted(self.directory.rglob("*")):
+            name = path.relative_to(self.directory).as_posix()
+            if name in self._files:
+                continue
+            if stat.S_ISDIR(path.lstat().st_mode):
+                disk.flush_folder(path)
+            elif not _is_regular(path) or not _is_inside(name):
+                raise TrainingStateError(
+                    f"{name} can't be part of a state: it is no regular file with a plain name"
+                )
+            else:
+                disk.flush_file(path)
+                self._files[name] = disk.fingerprint(path)
 
 
 def read_manifest(state_dir: str | Path) -> dict[str, Any]:
@@ -117,41 +118,58 @@ def read_manifest(state_dir: str | Path) -> dict[str, Any]:
     """
     path = Path(state_dir) / MANIFEST
     try:
+        if not _is_regular(path):
+            raise TrainingStateError(f"{path} is damaged: it is no regular file")
         if path.stat().st_size > _MAX_MANIFEST_BYTES:
-            raise TrainingStateError(f"{path} is too large to be a manifest")
-        content = json.loads(path.read_bytes(), object_pairs_hook=_without_duplicates)
+            raise TrainingStateError(f"{path} is damaged: it is too large to be a manifest")
+        raw = disk.read_file(path)
+        content = _from_json(raw)
+        if not isinstance(content, dict) or not isinstance(content.get("files"), dict):
+            raise TrainingStateError(f"{path} is damaged: it lists no files")
+        claimed = content.pop("sha256", None)
+        # (byte for byte, so that not even a space may be added)
+        is_whole = raw == json_bytes({**content, "sha256": claimed})
+        if not is_whole or hashlib.sha256(json_bytes(content)).hexdigest() != claimed:
+            raise TrainingStateError(f"{path} is damaged: its hash doesn't match its content")
     except OSError as error:
         raise TrainingStateError(f"{state_dir} is no training state: {error}") from error
     except (ValueError, RecursionError) as error:
         raise TrainingStateError(f"{path} is damaged: {error}") from error
-    if not isinstance(content, dict) or not isinstance(content.get("files"), dict):
-        raise TrainingStateError(f"{path} is damaged: it lists no files")
-    claimed = content.pop("sha256", None)
-    if hashlib.sha256(json_bytes(content)).hexdigest() != claimed:
-        raise TrainingStateError(f"{path} is damaged: its hash doesn't match its content")
     if content.get("format") != FORMAT:
         raise TrainingStateError(
             f"{state_dir} has format {content.get('format')!r}, this version reads {FORMAT}"
         )
+    for name, file in content["files"].items():
+        if not _is_inside(name):
+            raise TrainingStateError(f"{path} lists {name!r}, which is no name within the state")
+        if not isinstance(file, dict) or file.keys() != {"size", "sha256"}:
+            raise TrainingStateError(f"{path} says no size and hash of {name!r}")
     return content
 
 
-def verify(state_dir: str | Path) -> list[str]:
+def verify(state_dir: str | Path, *, every_byte: bool = True) -> list[str]:
     """Look at every byte of a state.
+
+    Args:
+        state_dir: the state.
+        every_byte: otherwise at the manifest, and at names, kinds and sizes of the files alone.
 
     Returns:
         What is wrong, a sentence each; an empty list where the state is intact.
     """
-    directory = Path(state_dir)
     try:
-        listed: dict[str, Any] = read_manifest(directory)["files"]
-    except TrainingStateError as error:
+        listed: dict[str, Any] = read_manifest(state_dir)["files"]
+        return _problems(Path(state_dir), listed, every_byte)
+    except (TrainingStateError, OSError) as error:
         return [str(error)]
+
+
+def _problems(directory: Path, listed: Mapping[str, Any], every_byte: bool) -> list[str]:
     problems = []
     present = {
         path.relative_to(directory).as_posix()
         for path in directory.rglob("*")
-        if path.is_symlink() or not path.is_dir()
+        if not stat.S_ISDIR(path.lstat().st_mode)
     } - {MANIFEST}
     for name in sorted(present | set(listed)):
         path = directory / name
@@ -159,20 +177,22 @@ def verify(state_dir: str | Path) -> list[str]:
             problems.append(f"{path} isn't listed in the manifest")
         elif name not in present:
             problems.append(f"{path} is missing")
-        elif path.is_symlink() or not path.is_file():
+        elif not _is_regular(path):
             problems.append(f"{path} is no regular file")
-        elif path.stat().st_size != listed[name].get("size"):
+        elif path.stat().st_size != listed[name]["size"]:
             problems.append(
-                f"{path} has {path.stat().st_size} bytes, its manifest says "
-                f"{listed[name].get('size')}"
+                f"{path} has {path.stat().st_size} bytes, its manifest says {listed[name]['size']}"
             )
-        elif _fingerprint(path) != listed[name]:
+        elif every_byte and disk.fingerprint(path) != listed[name]:
             problems.append(f"{path} is damaged: its hash doesn't match")
     return problems
 
 
 class StateReader:
-    """Read a state, after all of it was verified.
+    """Read a state, of which no byte is believed that its hash doesn't cover.
+
+    What is read is hashed as it is read. `check_rest` does the same with all other files; nothing
+    may be put back before it was called.
 
     Raises:
         TrainingStateError: where anything is missing, damaged or not listed, naming it all.
@@ -180,18 +200,33 @@ class StateReader:
 
     def __init__(self, state_dir: str | Path) -> None:
         self.directory = Path(state_dir)
-        problems = verify(self.directory)
-        if problems:
-            raise TrainingStateError("The training state is damaged: " + "; ".join(problems))
         self.manifest = read_manifest(self.directory)
+        problems = _problems(self.directory, self.manifest["files"], every_byte=False)
+        if problems:
+            self._refuse()
+        self._unread = set(self.manifest["files"])
 
     def read_json(self, name: str) -> Any:
         """Read one JSON file of the state."""
-        return json.loads(self._read(name), object_pairs_hook=_without_duplicates)
+        try:
+            return _from_json(self._read(name))
+        except (ValueError, RecursionError) as error:
+            raise TrainingStateError(f"{self.directory / name} is no JSON: {error}") from error
 
     def read_tensors(self, name: str) -> dict[str, Tensor]:
         """Read one safetensors file of the state, onto the CPU."""
-        return load_tensors(self._read(name))
+        from pa_core.tensors import read_tensors
+
+        try:
+            return read_tensors(self._read(name))
+        except TrainingStateError as error:
+            raise TrainingStateError(f"{self.directory / name} is unusable: {error}") from error
+
+    def check_rest(self) -> None:
+        """Look at every byte that wasn't read, as of files that plugins have written."""
+        for name in sorted(self._unread):
+            if disk.fingerprint(self.directory / name) != self.manifest["files"][name]:
+                self._refuse()
 
     def __contains__(self, name: str) -> bool:
         return name in self.manifest["files"]
@@ -199,15 +234,21 @@ class StateReader:
     def _read(self, name: str) -> bytes:
         if name not in self:
             raise TrainingStateError(f"{self.directory} has no {name}")
-        return (self.directory / name).read_bytes()
+        content = disk.read_file(self.directory / name)
+        if hashlib.sha256(content).hexdigest() != self.manifest["files"][name]["sha256"]:
+            self._refuse()
+        self._unread.discard(name)
+        return content
+
+    def _refuse(self) -> None:
+        problems = verify(self.directory) or ["it has changed while it was read"]
+        raise TrainingStateError("The training state is damaged: " + "; ".join(problems))
 
 
 def find_states(folder: str | Path) -> list[Path]:
     """The states in a folder, newest first, by what their manifests say; damaged ones left out."""
     found = []
-    for path in Path(folder).iterdir() if Path(folder).is_dir() else ():
-        if path.name.startswith(".") or not path.is_dir():
-            continue
+    for path in state_folders(folder):
         try:
             manifest = read_manifest(path)
         except TrainingStateError:
@@ -216,21 +257,21 @@ def find_states(folder: str | Path) -> list[Path]:
     return [path for *_, path in sorted(found, reverse=True)]
 
 
-def remove_state(state_dir: Path) -> None:
-    """Remove a state; interrupted, it leaves no half of one under its name."""
-    trash = _beside(state_dir, "trash")
-    os.rename(state_dir, trash)
-    shutil.rmtree(trash, ignore_errors=True)
+def state_folders(folder: str | Path) -> list[Path]:
+    """What is or was a state in a folder, damaged ones included, by name."""
+    folder = Path(folder)
+    return [
+        path
+        for path in (sorted(folder.iterdir()) if folder.is_dir() else ())
+        if not path.name.startswith(".")
+        and stat.S_ISDIR(path.lstat().st_mode)
+        and any(os.path.lexists(path / name) for name in (MANIFEST, "state.json"))
+    ]
 
 
 def recover_replaced(folder: Path) -> None:
     """Put back states that were moved away for new ones which then never came."""
-    for path in folder.glob(".trash-*") if folder.is_dir() else ():
-        match = _LEFTOVER.fullmatch(path.name)
-        if match is None or (folder / match["name"]).exists() or _is_owned(match):
-            continue
-        if (path / MANIFEST).is_file() and not verify(path):
-            os.rename(path, folder / match["name"])
+    disk.recover_replaced(folder, lambda path: not verify(path))
 
 
 def remove_leftovers(folder: Path) -> list[Path]:
@@ -240,38 +281,12 @@ def remove_leftovers(folder: Path) -> list[Path]:
         What was removed. What a process that lives may still be writing stays.
     """
     recover_replaced(folder)
-    removed = []
-    for path in folder.glob(".t*-*") if folder.is_dir() else ():
-        match = _LEFTOVER.fullmatch(path.name)
-        if match is not None and not _is_owned(match):
-            shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink()
-            removed.append(path)
-    return removed
+    left = disk.find_leftovers(folder)
+    for path in left:
+        disk.remove_leftover(path)
+    return left
 
 
-_LEFTOVER = re.compile(r"\.(tmp|trash)-(?P<name>.+)-(?P<host>[0-9a-f]{6})-(?P<pid>\d+)-[0-9a-f]{8}")
-
-
-def _beside(path: Path, kind: str) -> Path:
-    """A name beside `path` that nobody else has, and that says whose it is."""
-    return path.with_name(f".{kind}-{path.name}-{_HOST}-{os.getpid()}-{uuid.uuid4().hex[:8]}")
-
-
-def _is_owned(match: re.Match[str]) -> bool:
-    """Whether the process that has made a leftover may still be at work on it."""
-    pid = int(match["pid"])
-    if match["host"] != _HOST or pid == os.getpid():
-        return True
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except OSError:
-        pass
-    return True
-
-
-_HOST = hashlib.sha256(platform.node().encode()).hexdigest()[:6]
 _last_sequence: dict[Path, int] = {}
 
 
@@ -300,14 +315,7 @@ def newest_intact_state(folder: str | Path) -> Path | None:
     folder = Path(os.path.abspath(folder))
     recover_replaced(folder)
     candidates = find_states(folder)
-    unreadable = [
-        path
-        for path in (sorted(folder.iterdir()) if folder.is_dir() else ())
-        if path.is_dir()
-        and not path.name.startswith(".")
-        and path not in candidates
-        and (path / "state.json").exists()
-    ]
+    unreadable = [path for path in state_folders(folder) if path not in candidates]
     damaged = [problem for path in unreadable for problem in verify(path)]
     found = None
     for path in candidates:
@@ -326,37 +334,21 @@ def newest_intact_state(folder: str | Path) -> Path | None:
     return found
 
 
-def save_file(path: str | Path, write: Callable[[Path], None]) -> None:
-    """Let `write` make a file beside `path`, flush it, and put it in its place at once."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = _beside(path, "tmp")
-    try:
-        write(beside)
-        with open(beside, "r+b") as file:
-            os.fsync(file.fileno())
-        os.replace(beside, path)
-    finally:
-        beside.unlink(missing_ok=True)
+def _is_regular(path: Path) -> bool:
+    """Whether this is a file itself, and not a link to one."""
+    return stat.S_ISREG(path.lstat().st_mode)
 
 
-def plain(value: Any) -> Any:
-    """Turn NumPy scalars and arrays into numbers and tensors, so that `weights_only` loads them."""
-    if isinstance(value, Mapping):
-        return {key: plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return type(value)(plain(item) for item in value)
-    if type(value).__module__ == "numpy":
-        return value.item() if value.ndim == 0 else torch.from_numpy(value)
-    return value
-
-
-def write_flushed(path: Path, content: bytes) -> None:
-    """Write a new file and flush it to the disk."""
-    with open(path, "xb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
+def _is_inside(name: str) -> bool:
+    """Whether a name from a manifest is that of a file within its state."""
+    pure = PurePosixPath(name)
+    return (
+        name == pure.as_posix() != MANIFEST
+        and not pure.is_absolute()
+        and name not in ("", ".")
+        and ".." not in pure.parts
+        and not any(character in name for character in "\\\0")
+    )
 
 
 def json_bytes(value: Any) -> bytes:
@@ -364,40 +356,30 @@ def json_bytes(value: Any) -> bytes:
     return json.dumps(value, allow_nan=False, indent=1).encode()
 
 
+def _from_json(content: bytes) -> Any:
+    """Read strict JSON.
+
+    Raises:
+        ValueError: for anything else, such as a key that stands twice, NaN, or 1e400.
+        RecursionError: for what is nested too deeply.
+    """
+    return json.loads(
+        content,
+        object_pairs_hook=_without_duplicates,
+        parse_float=_finite,
+        parse_constant=_finite,
+    )
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    if not math.isfinite(number):
+        raise ValueError(f"{text[:20]} is no finite number")
+    return number
+
+
 def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     content = dict(pairs)
     if len(content) != len(pairs):
         raise ValueError("a key stands twice in one object")
     return content
-
-
-def _without_shared_memory(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """safetensors refuses views of one storage, so a second one gets a copy."""
-    seen: set[int] = set()
-    result = {}
-    for name, tensor in tensors.items():
-        storage = tensor.untyped_storage().data_ptr()
-        whole = tensor.untyped_storage().nbytes() == tensor.nbytes
-        result[name] = tensor if whole and storage not in seen else tensor.clone()
-        seen.add(storage)
-    return result
-
-
-def _fingerprint(path: Path) -> dict[str, Any]:
-    with open(path, "rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    return {"size": path.stat().st_size, "sha256": digest}
-
-
-def _flush_directory(path: Path) -> None:
-    """Make a rename durable; some network mounts can't, and then the rename alone must do."""
-    try:
-        handle = os.open(path, os.O_RDONLY)
-    except OSError:
-        return
-    try:
-        os.fsync(handle)
-    except OSError:
-        pass
-    finally:
-        os.close(handle)

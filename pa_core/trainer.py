@@ -26,12 +26,13 @@ from pa_core.checks import (
 )
 from pa_core.data import KeyedDataLoader, batches, evaluation_batches, num_batches, with_last
 from pa_core.errors import StopTrainingError
+from pa_core.identity import describe_run
 from pa_core.modes import modes_kept
 from pa_core.placeholders import TrainerPlaceholderValues, replace_trainer_placeholder_values
 from pa_core.predictions import collect_predictions
 from pa_core.rng import mix, nth, seed_all, seed_model
 from pa_core.sharding import Share
-from pa_core.snapshot import Position, Snapshot, find_state, save_snapshot, try_to_save_snapshot
+from pa_core.snapshot import Position, find_snapshot
 from pa_core.tracking import LossTracker, count_values, values_since
 
 if TYPE_CHECKING:
@@ -245,8 +246,7 @@ class Trainer(TrainerBase):
             gradient_clip_norm=gradient_clip_norm,
         )
         check_model_and_optimizer(self.get_model(), self.optimizer, needs_optimizer=True)
-        state_dir = find_state(resume_from, self) if resume_from is not None else None
-        snapshot = Snapshot(state_dir, self._engine.rank) if state_dir is not None else None
+        snapshot = find_snapshot(resume_from, self) if resume_from is not None else None
         self.train_dataset, self.eval_dataset = train_dataset, eval_dataset
         self.create_scheduler_fn, self.collate_fn = create_scheduler_fn, collate_fn
         self._hooks.refresh()
@@ -275,13 +275,13 @@ class Trainer(TrainerBase):
         epoch = self.run_history.current_epoch
         self.position = Position(epoch=epoch, first_epoch=epoch)
         self.control.reset()
-        self._manifest = None
+        self._manifest, self._identity = None, describe_run(self)
         self._snapshot = snapshot
         if snapshot is not None:
             snapshot.check_same_run(self, strict=strict)
             snapshot.restore_training(self)
             self.print(
-                f"Resuming from {state_dir}: epoch {self.position.epoch}, "
+                f"Resuming from {snapshot.directory}: epoch {self.position.epoch}, "
                 f"update {self.position.updates}"
             )
         self._run("run_training")
@@ -358,6 +358,7 @@ class Trainer(TrainerBase):
             getattr(self.plugins.hook, hook)(trainer=self)
         except BaseException as exception:
             self._in_run = False  # whoever saves now does so at once, or is told why not
+            self._saver.give_up(exception)
             self.plugins.call_each("on_exception", exception, trainer=self, exception=exception)
             raise
         finally:
@@ -389,10 +390,12 @@ class Trainer(TrainerBase):
             self._window.reset()
             self.print(error)
             self._event("on_stop_training_error", error=error)
+        self._saver.settle()
         self._in_run = False
         self.training_run_end()
         self._event("on_training_run_end")
-        self._save(self._decide(now=True).saves)
+        self._saver.save_all(self._decide(now=True).saves)
+        self._saver.finish()
 
     def _run_epoch(self) -> None:
         """One epoch of the run: its training part, then its evaluation part."""
@@ -518,6 +521,7 @@ class Trainer(TrainerBase):
         """Do what plugins have asked for since the last boundary, on all processes alike."""
         control, position = self.control, self.position
         self._hooks.refresh()
+        self._saver.ask_to_settle(control)
         if self._engine.num_processes == 1 and control.is_idle:
             return
         asked = self._decide(now)
@@ -528,7 +532,9 @@ class Trainer(TrainerBase):
             asked.add(self._decide(now=True))  # what the evaluation has led to
         # Said in the states that are saved now, so that resuming one doesn't go on.
         position.stop_reason = asked.stop_reason
-        self._save(asked.saves)
+        if asked.settle:
+            self._saver.settle()
+        self._saver.save_all(asked.saves)
         if asked.stop_reason is not None:
             raise StopTrainingError(asked.stop_reason)
 
@@ -539,11 +545,6 @@ class Trainer(TrainerBase):
         return self._agreement.decide(
             self.control, self.position.updates, time_is_up=time_is_up, now=now
         )
-
-    def _save(self, saves: dict[Path, bool]) -> None:
-        for state_dir, must in saves.items():
-            save = save_snapshot if must else try_to_save_snapshot
-            save(self, state_dir, self._save_metadata.pop(state_dir, {}))
 
     def _restore_again(self) -> None:
         """Put back all that a state holds, whatever the run's first events have changed."""

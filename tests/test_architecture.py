@@ -17,6 +17,7 @@ TORCH_FREE = [
     "pa_core.commands",
     "pa_core.control",
     "pa_core.discovery",
+    "pa_core.disk",
     "pa_core.doctor",
     "pa_core.durations",
     "pa_core.errors",
@@ -24,7 +25,10 @@ TORCH_FREE = [
     "pa_core.implementations",
     "pa_core.main_process",
     "pa_core.manager",
+    "pa_core.retention",
     "pa_core.settings",
+    "pa_core.state_list",
+    "pa_core.states",
     "pa_core.tables",
 ]
 

@@ -15,8 +15,10 @@ def names(folder):
     return sorted(path.name for path in folder.iterdir())
 
 
-def train(folder, *more, epochs=2, samples=44, run=None, **kwargs):
-    trainer = make_trainer(SaveTrainingStateCallback(folder, **kwargs), *more)
+def train(folder, *more, epochs=2, samples=44, run=None, in_background=False, **kwargs):
+    # In the foreground, so that the folder can be looked at within the run.
+    save = SaveTrainingStateCallback(folder, in_background=in_background, **kwargs)
+    trainer = make_trainer(save, *more)
     trainer.train(tiny_data(samples), epochs, **(run or {}))
     return trainer
 
@@ -99,14 +101,14 @@ def test_b9_the_last_intact_state_stays_while_all_newer_ones_are_damaged(tmp_pat
         def on_train_epoch_end(self, trainer):
             seen.append(names(tmp_path))
 
-    train(tmp_path, Damages, epochs=4, save_every_n_epochs=1, max_checkpoints=1, save_at_end=False)
+    train(tmp_path, Damages, epochs=4, save_every_n_epochs=1, max_checkpoints=2, save_at_end=False)
     assert seen == [
         [],
         ["epoch_0001"],
         ["epoch_0001", "epoch_0002"],
         ["epoch_0001", "epoch_0002", "epoch_0003"],
     ]
-    assert names(tmp_path) == ["epoch_0004"]
+    assert names(tmp_path) == ["epoch_0001", "epoch_0002", "epoch_0003", "epoch_0004"]
 
 
 def test_what_the_user_has_put_there_is_left_alone(tmp_path):

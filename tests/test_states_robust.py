@@ -15,7 +15,7 @@ import pytest
 import torch
 from torch import nn
 
-from pa_core import Trainer, TrainerCallback, states
+from pa_core import Trainer, TrainerCallback, disk, states
 from pa_core.callbacks import SaveTrainingStateCallback
 from pa_core.errors import TrainingStateError
 from tests.helpers import assert_identical, tiny_data, tiny_model, weights_of
@@ -56,7 +56,7 @@ def test_a_state_that_was_moved_away_for_one_that_never_came_is_found_again(tmp_
     saved(tmp_path / "state")
     gone = subprocess.Popen([sys.executable, "-c", ""])
     gone.wait()
-    trash = tmp_path / f".trash-state-{states._HOST}-{gone.pid}-00000000"
+    trash = tmp_path / f".trash-state-{disk._HOST}-{gone.pid}-1-00000000"
     os.rename(tmp_path / "state", trash)
     assert states.newest_intact_state(tmp_path) == tmp_path / "state"
 
@@ -66,15 +66,16 @@ def test_what_killed_processes_have_left_is_removed_and_what_living_ones_write_i
     gone.wait()
     alive = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
     try:
-        for pid in (gone.pid, alive.pid):
-            (tmp_path / f".tmp-update_00000001-{states._HOST}-{pid}-00000000").mkdir()
+        started = disk._start_of(alive.pid)
+        for owner in (f"{gone.pid}-{started}", f"{alive.pid}-{started}", f"{alive.pid}-1"):
+            (tmp_path / f".tmp-update_00000001-{disk._HOST}-{owner}-00000000").mkdir()
         (tmp_path / ".tmp-of-somebody-else").mkdir()
         new_trainer(SaveTrainingStateCallback(tmp_path, save_at_end=False)).train(tiny_data(8), 1)
     finally:
         alive.kill()
         alive.wait()
     assert {path.name for path in tmp_path.iterdir()} == {
-        f".tmp-update_00000001-{states._HOST}-{alive.pid}-00000000",
+        f".tmp-update_00000001-{disk._HOST}-{alive.pid}-{started}-00000000",
         ".tmp-of-somebody-else",
     }
 
@@ -98,7 +99,7 @@ def forged(source: Path, target: Path, change) -> Path:
     content = json.loads((target / "state.json").read_text())
     change(content, manifest)
     (target / "state.json").write_bytes(states.json_bytes(content))
-    manifest["files"]["state.json"] = states._fingerprint(target / "state.json")
+    manifest["files"]["state.json"] = disk.fingerprint(target / "state.json")
     del manifest["sha256"]
     manifest["sha256"] = hashlib.sha256(states.json_bytes(manifest)).hexdigest()
     (target / "manifest.json").write_bytes(states.json_bytes(manifest))

@@ -31,6 +31,8 @@ class BuiltinCallback(TrainerCallback):
     """A callback that can be built from a table of the settings."""
 
     Settings: ClassVar[type[BuiltinSettings]] = BuiltinSettings
+    changes_training: ClassVar[bool] = True
+    """Whether a run that is resumed without it, or with other settings, may get other numbers."""
 
     @classmethod
     def from_settings(cls, settings: BaseModel) -> Self:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -10,15 +9,13 @@ import torch
 from pydantic import Field
 
 from pa_core.builtins.base import BuiltinCallback, BuiltinSettings
+from pa_core.control import SaveRequest
 from pa_core.durations import Duration, Every
 from pa_core.hookspecs import hookimpl
-from pa_core.snapshot import save_snapshot, try_to_save_snapshot
-from pa_core.states import find_states, remove_leftovers, remove_state, verify
+from pa_core.states import remove_leftovers
 
 if TYPE_CHECKING:
     from pa_core.trainer import Trainer
-
-_OWN_NAME = re.compile(r"epoch_\d{4,}|update_\d{8,}|final")
 
 
 class SaveTrainingStateSettings(BuiltinSettings):
@@ -39,6 +36,9 @@ class SaveTrainingStateSettings(BuiltinSettings):
     on_save_error: Literal["warn", "stop"] = Field(
         "warn",
         description="Whether a run goes on where a state can't be written, as on a full disk.",
+    )
+    in_background: bool = Field(
+        True, description="Whether training goes on while a state is written, from a copy of it."
     )
 
 
@@ -61,12 +61,16 @@ class SaveTrainingStateCallback(BuiltinCallback):
         every: a duration between two states, such as ``"15 minutes"``; None for none.
         on_save_error: ``"warn"`` goes on where a state can't be written, as on a full disk;
             ``"stop"`` raises. Earlier states stay as they are in any case.
+        in_background: training stands still only while the state is copied into the host's memory;
+            it is written meanwhile, one at a time, and the run's end waits for it. Where less than
+            twice the state's size is free, or with False, training waits for the disk.
 
     Raises:
         ValueError: for a number below 1, or a duration that can't be read.
     """
 
     Settings = SaveTrainingStateSettings
+    changes_training = False
     saves_training_states = True  # `resume_from="auto"` looks for this, and takes `save_dir`
 
     def __init__(
@@ -78,6 +82,7 @@ class SaveTrainingStateCallback(BuiltinCallback):
         max_checkpoints: int | None = None,
         every: Duration | str | None = None,
         on_save_error: Literal["warn", "stop"] = "warn",
+        in_background: bool = True,
     ) -> None:
         for name, number in (
             ("save_every_n_epochs", save_every_n_epochs),
@@ -93,9 +98,9 @@ class SaveTrainingStateCallback(BuiltinCallback):
         self.max_checkpoints = max_checkpoints
         self.every = None if every is None else Duration.parse(every)
         self.on_save_error = on_save_error
+        self.in_background = in_background
         self._every = self._begin()
         self._updates = 0
-        self._has_asked = False
 
     def _begin(self) -> Every | None:
         return None if self.every is None else Every(self.every)
@@ -104,12 +109,10 @@ class SaveTrainingStateCallback(BuiltinCallback):
         if trainer.is_main_process:
             remove_leftovers(self.save_dir)
         self._every = self._begin()  # a resumed run gets its state after this event
-        self._updates, self._has_asked = trainer.updates, False
+        self._updates = trainer.updates
 
     @hookimpl(trylast=True)
     def on_train_step_end(self, trainer: Trainer, **kwargs: Any) -> None:
-        if self._has_asked:
-            self._remove_old_states(trainer)
         if trainer.updates == self._updates:
             return  # gradients are still accumulating
         self._updates = trainer.updates
@@ -130,36 +133,26 @@ class SaveTrainingStateCallback(BuiltinCallback):
     @hookimpl(tryfirst=True)
     def on_training_run_end(self, trainer: Trainer, **kwargs: Any) -> None:
         if self.save_at_end and self._has_finite_weights(trainer):
-            save = save_snapshot if self.on_save_error == "stop" else try_to_save_snapshot
-            save(trainer, self.save_dir / "final", {})
-        self._remove_old_states(trainer)
+            # (not in the background: there is nothing left to do meanwhile)
+            request = SaveRequest(self.on_save_error == "stop", keep=self.max_checkpoints)
+            trainer._saver.save(self.save_dir / "final", request, {})
 
     def _ask(self, trainer: Trainer, name: str, *, everywhere: bool = True) -> None:
         # Where clocks decide, the main process asks for all.
         if (everywhere or trainer.is_main_process) and self._has_finite_weights(trainer):
-            path = self.save_dir / name
-            trainer.control.save(path, everywhere=everywhere, must=self.on_save_error == "stop")
-        self._has_asked = True
+            trainer.control.save(
+                self.save_dir / name,
+                everywhere=everywhere,
+                must=self.on_save_error == "stop",
+                in_background=self.in_background,
+                keep=self.max_checkpoints,
+            )
 
     def _has_finite_weights(self, trainer: Trainer) -> bool:
-        if all(bool(torch.isfinite(weight).all()) for weight in trainer.model.parameters()):
+        if all(map(_is_finite, trainer.model.parameters())):
             return True
         trainer.print("The model's weights aren't finite: no training state is saved of them")
         return False
-
-    def _remove_old_states(self, trainer: Trainer) -> None:
-        self._has_asked = False
-        if self.max_checkpoints is None or not trainer.is_main_process:
-            return
-        states = [path for path in find_states(self.save_dir) if _OWN_NAME.fullmatch(path.name)]
-        if len(states) <= self.max_checkpoints:
-            return
-        intact = 0
-        for path in states:  # newest first
-            if intact == self.max_checkpoints:
-                remove_state(path)
-            elif not verify(path):
-                intact += 1
 
     def state_dict(self) -> dict[str, Any]:
         return {"every": self._every.state_dict() if self._every is not None else None}
@@ -167,3 +160,8 @@ class SaveTrainingStateCallback(BuiltinCallback):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         if self._every is not None and state["every"] is not None:
             self._every.load_state_dict(state["every"])
+
+
+def _is_finite(weight: torch.Tensor) -> bool:
+    # A sum costs a tenth of looking at each; only an overflow needs that look.
+    return bool(torch.isfinite(weight.sum())) or bool(torch.isfinite(weight).all())

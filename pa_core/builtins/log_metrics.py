@@ -41,6 +41,7 @@ class LogMetricsCallback(BuiltinCallback):
     """
 
     Settings = LogMetricsSettings
+    changes_training = False
 
     # On the class, since subclasses may have a constructor that calls no other.
     every: Duration | str | int | None = None

@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 class PrintProgressCallback(BuiltinCallback):
     """Prints a line when a run starts and ends, and when an epoch starts."""
 
+    changes_training = False
+
     def on_training_run_start(self, trainer: Trainer, **kwargs: Any) -> None:
         trainer.print("\nTraining starts")
 

@@ -36,6 +36,7 @@ class ProgressBarCallback(BuiltinCallback):
 
     Settings = ProgressBarSettings
     runs_on = "main"
+    changes_training = False
 
     def __init__(self, interval: float = 0.5) -> None:
         self.interval = interval

@@ -1,0 +1,232 @@
+"""What training states do on the disk: every change of it is one of these functions.
+
+A file or folder is written beside its place, flushed and renamed, so that it is complete or absent
+at every instant. What a killed process leaves has a name that says whose it was.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import platform
+import re
+import shutil
+import time
+import uuid
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+_BLOCK = 4 * 2**20  # bytes hashed and written at once: they fit into the processor's cache
+_LONG_AGO = (
+    3600.0  # seconds without a change, after which a leftover of another machine is nobody's
+)
+_HOST = hashlib.sha256(platform.node().encode()).hexdigest()[:6]
+_LEFTOVER = re.compile(
+    r"\.(?P<kind>tmp|trash)-(?P<name>.+)"
+    r"-(?P<host>[0-9a-f]{6})-(?P<pid>\d+)-(?P<started>\d+)-[0-9a-f]{8}"
+)
+
+
+def make_folder(path: Path) -> None:
+    """Create a folder that must not exist yet, and those above it, durably."""
+    missing = [folder for folder in path.parents if not folder.exists()]
+    os.makedirs(path)
+    for folder in missing:
+        flush_folder(folder.parent)
+
+
+def write_file(path: Path, chunks: Iterable[bytes | memoryview]) -> dict[str, Any]:
+    """Write a new file and flush it to the disk.
+
+    Returns:
+        Its ``size`` and ``sha256``, taken from the bytes on their way.
+    """
+    digest, size = hashlib.sha256(), 0
+    handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | _CLOSE_ON_EXEC, 0o666)
+    try:
+        for chunk in chunks:
+            whole = memoryview(chunk)
+            for start in range(0, len(whole), _BLOCK):
+                block = whole[start : start + _BLOCK]
+                digest.update(block)
+                while block:
+                    block = block[os.write(handle, block) :]
+            size += len(whole)
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+    return {"size": size, "sha256": digest.hexdigest()}
+
+
+def read_file(path: Path) -> bytes:
+    """Read a regular file; a link is not followed, and nothing else is opened.
+
+    Raises:
+        OSError: where there is none, or something else.
+    """
+    handle = os.open(path, os.O_RDONLY | _CLOSE_ON_EXEC | _NO_FOLLOW)
+    with open(handle, "rb") as file:
+        return file.read()
+
+
+def fingerprint(path: Path) -> dict[str, Any]:
+    """A file's ``size`` and ``sha256``."""
+    handle = os.open(path, os.O_RDONLY | _CLOSE_ON_EXEC | _NO_FOLLOW)
+    with open(handle, "rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+        return {"size": os.fstat(handle).st_size, "sha256": digest}
+
+
+def flush_file(path: Path) -> None:
+    """Flush a file that somebody else has written."""
+    handle = os.open(path, os.O_RDWR | _CLOSE_ON_EXEC)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def flush_folder(path: Path) -> None:
+    """Make a rename durable; some network mounts can't, and then the rename alone must do."""
+    try:
+        handle = os.open(path, os.O_RDONLY | _CLOSE_ON_EXEC)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+    except OSError:
+        pass
+
+
+def put_in_place(directory: Path, target: Path) -> None:
+    """Rename a finished folder to `target`; what is there now is moved away first, then removed."""
+    trash = None
+    if target.exists():
+        trash = beside(target, "trash")
+        os.rename(target, trash)
+    try:
+        os.rename(directory, target)
+    except OSError:
+        if trash is not None:
+            os.rename(trash, target)
+        raise
+    flush_folder(target.parent)
+    if trash is not None:
+        remove_tree(trash)
+
+
+def remove_tree(path: Path) -> None:
+    """Remove a folder as far as that goes; what stays has a leftover's name already."""
+    with suppress(OSError):  # (of closing a folder, which `ignore_errors` doesn't cover)
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def remove_whole(path: Path) -> None:
+    """Remove a folder; interrupted, this leaves no half of one under its name."""
+    trash = beside(path, "trash")
+    os.rename(path, trash)
+    remove_tree(trash)
+
+
+def save_file(path: str | Path, write: Callable[[Path], None]) -> None:
+    """Let `write` make a file beside `path`, flush it, and put it in its place at once."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = beside(path, "tmp")
+    try:
+        write(temporary)
+        flush_file(temporary)
+        os.replace(temporary, path)
+        flush_folder(path.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+# -- What killed processes have left ---------------------------------------------------------
+
+
+def beside(path: Path, kind: str) -> Path:
+    """A name beside `path` that nobody else has, and that says whose it is.
+
+    Args:
+        path: the place that a file or folder is to have, or has had.
+        kind: ``"tmp"`` for what is being written, ``"trash"`` for what is moved away.
+    """
+    pid = os.getpid()
+    owner = f"{_HOST}-{pid}-{_start_of(pid)}"
+    return path.with_name(f".{kind}-{path.name}-{owner}-{uuid.uuid4().hex[:8]}")
+
+
+def recover_replaced(folder: Path, is_intact: Callable[[Path], bool]) -> None:
+    """Put back what was moved away for something new which then never came."""
+    for path in _in(folder, ".trash-*"):
+        match = _LEFTOVER.fullmatch(path.name)
+        if match is None or (folder / match["name"]).exists():
+            continue
+        # Of another machine's process, the worst that can happen is that its save fails.
+        if match["host"] == _HOST and _is_at_work(match):
+            continue
+        if is_intact(path):
+            try:
+                os.rename(path, folder / match["name"])
+            except OSError:  # another process was faster
+                continue
+
+
+def find_leftovers(folder: Path) -> list[Path]:
+    """What killed processes have left; not what a process that lives may still be writing."""
+    found = []
+    for path in _in(folder, ".t*-*"):
+        match = _LEFTOVER.fullmatch(path.name)
+        if match is None:
+            continue
+        if match["host"] == _HOST:
+            is_left = not _is_at_work(match)
+        else:
+            is_left = time.time() - _last_change(path) > _LONG_AGO
+        if is_left:
+            found.append(path)
+    return found
+
+
+def remove_leftover(path: Path) -> None:
+    """Remove a file or folder of a leftover's name."""
+    remove_tree(path) if path.is_dir() else path.unlink(missing_ok=True)
+
+
+def _in(folder: Path, pattern: str) -> list[Path]:
+    return sorted(folder.glob(pattern)) if folder.is_dir() else []
+
+
+def _is_at_work(match: re.Match[str]) -> bool:
+    """Whether the process of this machine that has made a leftover lives."""
+    pid = int(match["pid"])
+    try:
+        os.kill(pid, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except OSError:
+        pass
+    # The number may be another process' by now; in containers it often is.
+    return match["started"] == _start_of(pid)
+
+
+def _start_of(pid: int) -> str:
+    """When a process was started, in ticks since the machine was; "0" where that isn't known."""
+    try:
+        status = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return "0"
+    return "dead" if status[0] in "ZX" else status[19]
+
+
+def _last_change(path: Path) -> float:
+    times = [path.lstat().st_ctime]
+    times += [file.lstat().st_mtime for file in path.rglob("*")]
+    return max(times)
+
+
+_CLOSE_ON_EXEC = getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
+_NO_FOLLOW = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)

@@ -1,0 +1,80 @@
+"""Which states are kept: the newest intact ones, and whatever is not surely older than those."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+from pa_core.disk import remove_whole
+from pa_core.states import find_states, verify
+
+
+class Retention:
+    """Removes the oldest states of a folder, and never the last intact one.
+
+    Only intact states count, so that a damaged one never pushes out a good one. Every byte of a
+    state is looked at once; as long as none of its files changes, it is remembered as intact.
+
+    >>> Retention().apply("no such folder", keep=1)
+    []
+    """
+
+    def __init__(self) -> None:
+        self._intact: dict[Path, object] = {}
+
+    def apply(
+        self, folder: str | Path, keep: int, among: Callable[[str], object] = lambda name: True
+    ) -> list[Path]:
+        """Remove all states that are older than the `keep` newest intact ones.
+
+        Args:
+            folder: the folder of the states.
+            keep: how many intact states stay, at least 1.
+            among: says of a state's name whether it counts and may be removed.
+
+        Returns:
+            What was removed, newest first.
+
+        Raises:
+            ValueError: for a `keep` below 1.
+            OSError: where a state can't be removed.
+        """
+        surplus = self.surplus(folder, keep, among)
+        for path in surplus:
+            remove_whole(path)
+        return surplus
+
+    def surplus(
+        self, folder: str | Path, keep: int, among: Callable[[str], object] = lambda name: True
+    ) -> list[Path]:
+        """What `apply` would remove, newest first; arguments and errors are the same."""
+        if keep < 1:
+            raise ValueError(f"keep must be 1 or more, not {keep}: the last state always stays")
+        states = [path for path in find_states(folder) if among(path.name)]  # newest first
+        if len(states) <= keep:
+            return []
+        self._intact = {path: seen for path, seen in self._intact.items() if path in states}
+        intact = 0
+        for number, path in enumerate(states):
+            if intact == keep:
+                return states[number:]
+            intact += self._is_intact(path)
+        return []
+
+    def _is_intact(self, path: Path) -> bool:
+        present = _look(path)
+        if self._intact.get(path) == present:
+            return True
+        if verify(path):
+            return False
+        self._intact[path] = present
+        return True
+
+
+def _look(path: Path) -> object:
+    """What changes when a file of a state is changed."""
+    return sorted(
+        (entry.name, entry.stat().st_size, entry.stat().st_mtime_ns, entry.inode())
+        for entry in os.scandir(path)
+    )

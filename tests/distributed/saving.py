@@ -1,0 +1,85 @@
+"""Save in the background on one or several processes, and write how each run ended."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import sys
+import threading
+import warnings
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from pa_core import Trainer, TrainerCallback, disk
+from pa_core.callbacks import SaveTrainingStateCallback
+from pa_core.states import find_states, verify
+from tests.helpers import tiny_data, tiny_model, weights_of
+
+
+class Synchronises(TrainerCallback):
+    """Does what all processes have to do together while a state is saved."""
+
+    def on_save_training_state(self, trainer: Trainer, state_dir: Path) -> None:
+        total = trainer.gather(torch.ones(1, device=trainer.device)).sum()
+        (state_dir / f"from-{trainer._engine.rank}.txt").write_text(str(total.item()))
+
+
+def train(folder: Path, resume_from: str | None = None, **settings: str) -> Trainer:
+    model = tiny_model()
+    save = SaveTrainingStateCallback(folder, save_every_n_steps=2, max_checkpoints=2, **settings)
+    trainer = Trainer(
+        model,
+        nn.CrossEntropyLoss(),
+        torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9),
+        callbacks=[save, Synchronises()],
+        plugins=(),
+        accelerator={"cpu": True},
+    )
+    size = 8 // trainer.num_processes
+    trainer.train(tiny_data(44), 2, per_device_batch_size=size, resume_from=resume_from)
+    return trainer
+
+
+def break_the_disk() -> None:
+    """Let the first state that a thread writes find no space."""
+    write_file, failed = disk.write_file, []
+
+    def failing(path, chunks):
+        if threading.current_thread().name == "pa-core-save" and not failed:
+            failed.append(path)
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return write_file(path, chunks)
+
+    disk.write_file = failing
+
+
+def main(folder: Path) -> None:
+    trainer = train(folder / "whole")
+    outcome: dict[str, object] = {
+        "weights": [weight.tolist() for weight in weights_of(trainer).values()],
+        "states": [path.name for path in find_states(folder / "whole")],
+        "problems": [verify(path) for path in find_states(folder / "whole")],
+    }
+    break_the_disk()
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        again = train(folder / "warned")
+    told = [str(warning.message) for warning in caught if "No training" in str(warning.message)]
+    outcome["updates"], outcome["warnings"] = again.updates, told
+    break_the_disk()
+    try:
+        train(folder / "stopped", on_save_error="stop")
+    except (OSError, RuntimeError) as error:
+        outcome["error"] = f"{type(error).__name__}: {error}"
+    outcome["left"] = [path.name for path in (folder / "stopped").iterdir()]
+    ended = trainer._engine.gather_objects(outcome)
+    if trainer.is_main_process:
+        outcome["errors"] = [theirs.get("error", "none") for theirs in ended]
+        (folder / "outcome.json").write_text(json.dumps(outcome))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

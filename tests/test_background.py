@@ -1,0 +1,288 @@
+"""Saving in the background: a copy of the boundary's state, one at a time, and nothing lost."""
+
+from __future__ import annotations
+
+import errno
+import os
+import threading
+import time
+
+import pytest
+import torch
+
+from pa_core import StopTrainingError, TrainerCallback, background, disk, snapshot
+from pa_core.callbacks import SaveTrainingStateCallback
+from pa_core.control import SaveRequest, TrainerControl
+from pa_core.states import StateReader, find_states, verify
+from pa_core.tensors import HostMemory
+from tests.builtin_trainer import Interrupts, make_trainer
+from tests.helpers import assert_identical, tiny_data, weights_of
+
+
+class Gate:
+    """Holds every write to the disk that isn't the main thread's until it is opened."""
+
+    def __init__(self, monkeypatch) -> None:
+        self.opened, self.waiting = threading.Event(), threading.Event()
+        write_file = disk.write_file
+
+        def held(path, chunks):
+            if threading.current_thread() is not threading.main_thread():
+                self.waiting.set()
+                assert self.opened.wait(60)
+            return write_file(path, chunks)
+
+        monkeypatch.setattr(disk, "write_file", held)
+
+
+@pytest.fixture
+def gate(monkeypatch):
+    gate = Gate(monkeypatch)
+    yield gate
+    gate.opened.set()
+
+
+def names(folder):
+    return [path.name for path in sorted(folder.iterdir()) if not path.name.startswith(".")]
+
+
+def no_thread_is_left() -> bool:
+    return not [thread for thread in threading.enumerate() if thread.name == "pa-core-save"]
+
+
+def train(folder, *more, samples=44, epochs=1, **settings):
+    settings = {"save_every_n_steps": 2, "save_at_end": False, **settings}
+    trainer = make_trainer(SaveTrainingStateCallback(folder, **settings), *more)
+    trainer.train(tiny_data(samples), epochs, per_device_batch_size=4)
+    return trainer
+
+
+def test_the_loop_goes_on_while_a_state_is_written_and_the_state_is_that_of_its_update(
+    tmp_path, gate
+):
+    kept = {}
+
+    class Watches(TrainerCallback):
+        def on_train_step_end(self, trainer):
+            kept[trainer.updates] = weights_of(trainer)
+            if trainer.updates == 3:
+                assert gate.waiting.wait(60)
+                assert names(tmp_path) == []  # in flight, and the loop is beyond it
+                gate.opened.set()
+
+    train(tmp_path, Watches())
+    assert no_thread_is_left()
+    assert names(tmp_path) == [f"update_{number:08d}" for number in (2, 4, 6, 8, 10)]
+    for update in (2, 4, 6, 8, 10):
+        trainer = make_trainer(SaveTrainingStateCallback(tmp_path))
+        trainer.load_training_state(tmp_path / f"update_{update:08d}")
+        assert_identical(weights_of(trainer), kept[update])
+
+
+def test_at_most_one_state_is_in_flight(tmp_path, gate):
+    class Watches(TrainerCallback):
+        def on_train_step_end(self, trainer):
+            if trainer.updates == 3:
+                # The request of update 4 has to wait for the one of update 2.
+                threading.Timer(0.2, gate.opened.set).start()
+            if trainer.updates >= 5:
+                assert "update_00000002" in names(tmp_path)
+
+    train(tmp_path, Watches())
+
+
+@pytest.mark.parametrize("leave", [KeyboardInterrupt, ZeroDivisionError, StopTrainingError])
+def test_the_state_in_flight_is_complete_however_the_run_ends(tmp_path, gate, leave):
+    class Leaves(TrainerCallback):
+        def on_train_step_start(self, trainer):
+            if trainer.updates == 3:
+                assert names(tmp_path) == []
+                threading.Timer(0.2, gate.opened.set).start()
+                raise leave("enough")
+
+    if leave is StopTrainingError:
+        train(tmp_path, Leaves())
+    else:
+        with pytest.raises(leave):
+            train(tmp_path, Leaves())
+    assert no_thread_is_left()
+    assert names(tmp_path) == ["update_00000002"]
+    assert verify(tmp_path / "update_00000002") == []
+
+
+def test_a_run_that_evaluates_and_predicts_afterwards_has_its_states(tmp_path):
+    trainer = train(tmp_path)
+    assert no_thread_is_left()
+    trainer.evaluate(tiny_data(8))
+    assert len(find_states(tmp_path)) == 5
+
+
+def test_an_interrupted_run_resumes_from_what_was_in_flight_as_if_nothing_had_happened(tmp_path):
+    whole = make_trainer()
+    whole.train(tiny_data(44), 2, per_device_batch_size=4)
+    with pytest.raises(KeyboardInterrupt):
+        train(tmp_path, Interrupts(7), epochs=2)
+    resumed = make_trainer(SaveTrainingStateCallback(tmp_path))
+    resumed.train(tiny_data(44), 2, per_device_batch_size=4, resume_from="auto")
+    assert_identical(weights_of(resumed), weights_of(whole))
+
+
+class FullDisk:
+    """Has no space left for some files, wherever they are written."""
+
+    def __init__(self, monkeypatch, times=1) -> None:
+        self.times, self.failed_in = times, []
+        write_file = disk.write_file
+
+        def failing(path, chunks):
+            if path.name == "model.safetensors" and len(self.failed_in) < self.times:
+                self.failed_in.append(threading.current_thread().name)
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            return write_file(path, chunks)
+
+        monkeypatch.setattr(disk, "write_file", failing)
+
+
+def test_a_failure_in_the_background_is_a_warning_and_the_run_goes_on(tmp_path, monkeypatch):
+    full = FullDisk(monkeypatch)
+    with pytest.warns(UserWarning, match="No training state was saved at .*update_00000002.*space"):
+        trainer = train(tmp_path)
+    assert full.failed_in == ["pa-core-save"]
+    assert trainer.updates == 11
+    assert [path.name for path in sorted(tmp_path.iterdir())] == [
+        f"update_{number:08d}" for number in (4, 6, 8, 10)
+    ]
+
+
+def test_a_failure_in_the_background_stops_the_run_where_the_state_must_be_saved(
+    tmp_path, monkeypatch
+):
+    full, seen = FullDisk(monkeypatch), []
+
+    class Waits(TrainerCallback):
+        def on_train_step_end(self, trainer):
+            seen.append(trainer.updates)
+            while trainer.updates == 3 and not no_thread_is_left():
+                time.sleep(0.01)
+
+    with pytest.raises(OSError, match="No space left") as caught:
+        train(tmp_path, Waits(), on_save_error="stop")
+    assert full.failed_in == ["pa-core-save"]
+    assert seen == [1, 2, 3]  # told at the next boundary
+    assert "update_00000002 was saved in the background" in caught.value.__notes__[0]
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_failure_of_the_last_state_is_told_at_the_end_of_the_run(tmp_path, monkeypatch):
+    FullDisk(monkeypatch)
+    with pytest.warns(UserWarning, match="No training state was saved at .*update_00000011"):
+        train(tmp_path, save_every_n_steps=11)
+
+
+def test_an_exception_that_ends_the_run_says_that_the_state_in_flight_has_failed(
+    tmp_path, monkeypatch
+):
+    FullDisk(monkeypatch)
+    with pytest.raises(KeyboardInterrupt) as caught:
+        train(tmp_path, Interrupts(2))
+    assert "No training state was saved at" in caught.value.__notes__[0]
+    assert no_thread_is_left()
+
+
+def test_old_states_go_only_when_the_new_one_is_there(tmp_path, gate):
+    gate.opened.set()
+    train(tmp_path, max_checkpoints=1)
+    assert names(tmp_path) == ["update_00000010"]
+    gate.opened.clear(), gate.waiting.clear()
+
+    class Watches(TrainerCallback):
+        def on_train_step_end(self, trainer):
+            if trainer.updates == 3:
+                assert gate.waiting.wait(60)
+                assert names(tmp_path) == ["update_00000010"]
+                gate.opened.set()
+
+    train(tmp_path, Watches(), max_checkpoints=1, samples=12)
+    assert names(tmp_path) == ["update_00000002"]
+
+
+def test_a_failure_to_remove_old_states_is_a_warning(tmp_path, monkeypatch):
+    def refuse(*args):
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    monkeypatch.setattr(background.Retention, "apply", refuse)
+    with pytest.warns(UserWarning, match="Old training states could not be removed.*Read-only"):
+        train(tmp_path, max_checkpoints=1, on_save_error="stop", samples=16)
+    assert len(names(tmp_path)) == 2
+
+
+def test_files_of_plugins_are_part_of_the_state_and_are_asked_for_at_the_boundary(tmp_path):
+    threads = []
+
+    class Writes(TrainerCallback):
+        def on_save_training_state(self, trainer, state_dir):
+            threads.append(threading.current_thread())
+            (state_dir / "more").mkdir()
+            (state_dir / "more" / "vocabulary.txt").write_text(f"{trainer.updates}")
+
+    train(tmp_path, Writes())
+    assert set(threads) == {threading.main_thread()}
+    for path in find_states(tmp_path):
+        assert "more/vocabulary.txt" in StateReader(path)
+        assert (path / "more" / "vocabulary.txt").read_text() == str(int(path.name[-8:]))
+
+
+def test_a_hook_that_fails_leaves_nothing_behind(tmp_path):
+    class Fails(TrainerCallback):
+        def on_save_training_state(self, trainer, state_dir):
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        train(tmp_path, Fails())
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_link_that_a_plugin_puts_into_a_state_is_refused(tmp_path):
+    class Links(TrainerCallback):
+        def on_save_training_state(self, trainer, state_dir):
+            (state_dir / "link").symlink_to(__file__)
+
+    from pa_core.errors import TrainingStateError
+
+    with pytest.raises(TrainingStateError, match="link can't be part of a state"):
+        train(tmp_path, Links())
+
+
+def test_without_memory_for_a_copy_the_state_is_saved_at_once(tmp_path, monkeypatch):
+    monkeypatch.setattr(snapshot, "has_room_in_memory", lambda size: False)
+    monkeypatch.setattr(HostMemory, "copy", None)
+    train(tmp_path)
+    assert len(find_states(tmp_path)) == 5
+
+
+def test_copies_are_nobody_elses_and_their_memory_is_used_again():
+    memory = HostMemory()
+    tensors = {"whole": torch.arange(6.0), "turned": torch.arange(6.0).reshape(2, 3).T}
+    copies = memory.copy({"a": tensors})["a"]
+    for name, copy in copies.items():
+        assert torch.equal(copy, tensors[name])
+        assert copy.is_contiguous()
+        tensors[name] += 1
+        assert not torch.equal(copy, tensors[name])
+    tensors["whole"] = torch.arange(7)
+    again = memory.copy({"a": tensors})["a"]
+    assert all(torch.equal(copy, tensors[name]) for name, copy in again.items())
+    assert again["turned"].data_ptr() == copies["turned"].data_ptr()
+    assert again["whole"].data_ptr() != copies["whole"].data_ptr()
+
+
+def test_the_memory_of_copies_is_given_back_at_the_end_of_a_run(tmp_path):
+    assert not train(tmp_path)._saver._memory._held
+
+
+def test_requests_for_one_state_take_the_strictest_of_what_is_asked():
+    control = TrainerControl()
+    control.save("a", must=False, in_background=True, keep=3)
+    control.save("a", everywhere=True)
+    (request,) = control.pending.saves.values()
+    assert request == SaveRequest(must=True, in_background=False, keep=3)
