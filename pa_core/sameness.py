@@ -42,8 +42,8 @@ def differences(saved: Mapping[str, Any], present: Mapping[str, Any], *, strict:
             (f"the hardware's {name}", *(machine[name] for machine in hardware))
             for name in ("name", "capability", "threads")
         ]
-        before, after = ((manifest["git"] or {}).get("commit") for manifest in (saved, present))
-        pairs.append(("the git commit", before, after))
+        commit, commit_now = ((run["git"] or {}).get("commit") for run in (saved, present))
+        pairs.append(("the git commit", commit, commit_now))
     return [f"{name} was {before!r} and is {now!r}" for name, before, now in pairs if before != now]
 
 
