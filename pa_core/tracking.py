@@ -113,7 +113,11 @@ class InMemoryRunHistory(RunHistory):
         ``samples`` (how many the run had done, on all processes) and ``seconds`` (that the run
         had taken). The last three are None outside a run.
         """
-        return [dict(record) for record in self._records]
+        return self.latest_records(len(self._records))
+
+    def latest_records(self, count: int) -> list[dict[str, Any]]:
+        """The last `count` of the `records`, without copying those before them."""
+        return [dict(record) for record in self._records[len(self._records) - count :]]
 
     def get_metric_names(self) -> Iterable[str]:
         """Names of all metrics in the order of their first record, each once.

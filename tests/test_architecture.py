@@ -9,7 +9,13 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 CORE = sorted((ROOT / "pa_core").rglob("*.py"))
-PLUGIN_PACKAGES = {"pa_metrics": "metrics", "pa_schedulers": "schedulers", "pa_models": "models"}
+PLUGIN_PACKAGES = {
+    "pa_metrics": "metrics",
+    "pa_schedulers": "schedulers",
+    "pa_models": "models",
+    "pa_tracking": "tracking",
+}
+SERVICES = {"tensorboard", "wandb", "mlflow", "comet_ml", "aim", "swanlab", "trackio"}
 TORCH_FREE = [
     "pa_core",
     "pa_core.builtins",
@@ -81,7 +87,7 @@ def test_the_import_finder_sees_nested_imports_and_skips_type_checking_ones(tmp_
 
 @pytest.mark.parametrize("path", CORE, ids=module_name)
 def test_the_core_never_imports_a_plugin_or_a_plugins_library(path: Path) -> None:
-    banned = {*PLUGIN_PACKAGES, "torchmetrics", "timm", "transformers"}
+    banned = {*PLUGIN_PACKAGES, "torchmetrics", "timm", "transformers", *SERVICES}
     assert not packages(runtime_imports(path)) & banned
 
 
@@ -124,6 +130,7 @@ def test_a_plugin_package_imports_the_core_and_never_another_plugin(package: str
         "pa_metrics": {"torchmetrics"},
         "pa_schedulers": {"timm", "transformers"},
         "pa_models": {"timm", "transformers"},
+        "pa_tracking": SERVICES,
     }
     foreign = {*PLUGIN_PACKAGES, *set().union(*libraries.values())} - libraries[package] - {package}
     for path in files:

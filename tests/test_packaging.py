@@ -1,4 +1,4 @@
-"""The four distributions: what is in them, that they build anew from their sdists, and install."""
+"""The five distributions: what is in them, that they build anew from their sdists, and install."""
 
 import json
 import subprocess
@@ -16,6 +16,7 @@ HOMES = {
     "pa_metrics": ROOT / "plugins" / "metrics",
     "pa_schedulers": ROOT / "plugins" / "schedulers",
     "pa_models": ROOT / "plugins" / "models",
+    "pa_tracking": ROOT / "plugins" / "tracking",
 }
 packages = pytest.mark.parametrize("package", HOMES)
 
@@ -120,12 +121,17 @@ print(json.dumps({{
 """
     # -P: the folder that the process runs in is not on its path.
     found = json.loads(run("-P", "-c", code, cwd=tmp_path))
-    assert found["distributions"] == ["pa-core", "pa-metrics", "pa-models", "pa-schedulers"]
+    assert found["distributions"] == [
+        *("pa-core", "pa-metrics", "pa-models", "pa-schedulers", "pa-tracking")
+    ]
     assert Path(found["core"]).is_relative_to(target)
-    assert {name: found["plugins"][name] for name in ("metrics", "schedulers", "timm")} == {
+    assert {
+        name: found["plugins"][name] for name in ("metrics", "schedulers", "timm", "tracking")
+    } == {
         "metrics": "pa-metrics",
         "schedulers": "pa-schedulers",
         "timm": "pa-models",
+        "tracking": "pa-tracking",
     }
     assert found["imported"] == ["pa_core"]
 

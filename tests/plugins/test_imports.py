@@ -10,11 +10,14 @@ import sys
 from pa_metrics import MetricsPlugin
 from pa_models import TimmPlugin, TransformersPlugin
 from pa_schedulers import SchedulersPlugin
+from pa_tracking import TrackingPlugin
 MetricsPlugin(metrics=["accuracy"], task="multiclass", num_classes=10)
 SchedulersPlugin(name="cosine").register_schedulers()
 TransformersPlugin()
+TrackingPlugin(service="tensorboard")
 assert "resnet18" not in TimmPlugin().register_models()
-print(*[name for name in ("torchmetrics", "timm", "transformers") if name in sys.modules])
+libraries = ("torchmetrics", "timm", "transformers", "tensorboard")
+print(*[name for name in libraries if name in sys.modules])
 assert "timm/resnet18" in TimmPlugin().register_models()
 print("timm" in sys.modules)
 """

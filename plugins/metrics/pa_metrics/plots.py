@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +11,9 @@ from torch import Tensor, tensor
 
 if TYPE_CHECKING:
     from torchmetrics import Metric
+
+Show = Callable[[str, Any], None]
+"""Takes a picture's name and its matplotlib figure."""
 
 
 def check_matplotlib() -> None:
@@ -28,7 +31,7 @@ def check_matplotlib() -> None:
 
 
 def plot_values(
-    folder: Path, metrics: Mapping[str, Metric], values: Mapping[str, Any], prefix: str
+    folder: Path, metrics: Mapping[str, Metric], values: Mapping[str, Any], prefix: str, show: Show
 ) -> list[Path]:
     """Draw those metrics of an epoch that are more than a number: matrices, curves, classes.
 
@@ -37,6 +40,7 @@ def plot_values(
         metrics: by name.
         values: what they have computed.
         prefix: before each file's name.
+        show: is given each picture, too.
 
     Returns:
         The files.
@@ -47,14 +51,21 @@ def plot_values(
         if name in values and not _is_number(values[name]) and hasattr(metric, "plot")
     ]
     return [
-        _save(folder / f"{prefix}{name}.png", lambda axes, m=metric, v=value: m.plot(v, ax=axes))
+        _save(
+            folder / f"{prefix}{name}.png",
+            lambda axes, m=metric, v=value: m.plot(v, ax=axes),
+            show,
+        )
         for name, metric, value in drawn
         if _can_be_drawn(value)
     ]
 
 
 def plot_history(
-    folder: Path, metrics: Mapping[str, Metric], history: Mapping[str, Iterable[float]]
+    folder: Path,
+    metrics: Mapping[str, Metric],
+    history: Mapping[str, Iterable[float]],
+    show: Show,
 ) -> list[Path]:
     """Draw each metric that is a number over the epochs.
 
@@ -62,6 +73,7 @@ def plot_history(
         folder: for the PNG files.
         metrics: by the name of their values.
         history: the values of each, oldest first.
+        show: is given each picture, too.
     """
     files = []
     for name, values in history.items():
@@ -72,12 +84,13 @@ def plot_history(
                 _save(
                     folder / f"{name}.png",
                     lambda axes, m=metric, p=points: m.plot(p, ax=axes),
+                    show,
                 )
             )
     return files
 
 
-def _save(file: Path, draw: Any) -> Path:
+def _save(file: Path, draw: Any, show: Show) -> Path:
     from matplotlib.figure import Figure  # no pyplot: nothing global, no display
 
     file.parent.mkdir(parents=True, exist_ok=True)
@@ -88,6 +101,7 @@ def _save(file: Path, draw: Any) -> Path:
         draw(axes)
     axes.set_title(file.stem)
     figure.savefig(file, dpi=120)
+    show(file.stem, figure)
     return file
 
 

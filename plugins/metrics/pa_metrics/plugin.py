@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from pa_core import Trainer
     from pa_metrics.epoch import EpochMetrics
     from pa_metrics.inputs import ToPredsAndTarget
+    from pa_metrics.plots import Show
 
 When = Literal["eval", "train"]
 
@@ -154,7 +155,7 @@ class MetricsPlugin:
             for name, metric in epoch.metrics.items()
         }
         values = {name: history.get_metric_values(name) for name in metrics}
-        plot_history(self.settings.plots, metrics, values)
+        plot_history(self.settings.plots, metrics, values, _offer_to_others(trainer))
 
     @hookimpl
     def on_evaluation_run_start(self, trainer: Trainer) -> None:
@@ -292,5 +293,16 @@ class MetricsPlugin:
             from pa_metrics.plots import plot_values
 
             shown = trainer.run_history.metric_name_prefix + prefix
-            plot_values(self.settings.plots, metrics.metrics, values, shown)
+            plot_values(
+                self.settings.plots, metrics.metrics, values, shown, _offer_to_others(trainer)
+            )
         metrics.reset()  # what some metrics keep is large
+
+
+def _offer_to_others(trainer: Trainer) -> Show:
+    """Hands pictures to the plugins that take figures, such as those that track runs."""
+
+    def show(name: str, figure: Any) -> None:
+        trainer.callback_handler.call_event("log_figure", trainer, name=name, figure=figure)
+
+    return show

@@ -1,0 +1,189 @@
+"""Runs as files: CSV and JSON lines, with a row for each update that was sent.
+
+A row is appended as a whole and handed to the system at once, so a process that dies leaves all
+rows before. Going on with a run drops a half row, and the rows that were written after the training
+state that it resumes from.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+import os
+import re
+from abc import abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from pa_tracking.service import Place, Service, Status
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+PLACE = ("epoch", "update", "samples", "seconds")
+
+
+class FileService(Service):
+    """A folder per run: ``LOGGING_DIR/PROJECT/RUN_NAME``, with `file_name`, and ``run.json``."""
+
+    takes_back = True
+    file_name: ClassVar[str]
+    num_header_lines: ClassVar[int] = 0
+
+    @property
+    def folder(self) -> Path:
+        """The run's folder."""
+        return self.settings.logging_dir / self.run.project / self.run.name
+
+    @property
+    def file(self) -> Path:
+        """The file with the rows."""
+        return self.folder / self.file_name
+
+    def start(self, config: Mapping[str, Any] | None) -> None:
+        if config is not None:
+            self._make_folder()
+            self._description = {**asdict(self.run), "tags": self.settings.tags, "config": config}
+            self._description.pop("rows")
+            self.run.rows = 0
+        else:
+            self._go_on()
+        self._describe("running")
+        self._out = self.file.open("ab", buffering=0)
+        self._begin_file()
+
+    def log(self, values: Mapping[str, Any], place: Place) -> None:
+        # A metric that is called like a part of the place stands behind it.
+        metrics = {f"{name}_" if name in PLACE else name: v for name, v in values.items()}
+        self._write({**asdict(place), **metrics})
+        self.run.rows = (self.run.rows or 0) + 1
+
+    def log_images(self, name: str, images: Sequence[NDArray[Any]], update: int) -> None:
+        from PIL import Image
+
+        folder = self.folder / "images"
+        folder.mkdir(exist_ok=True)
+        stem = re.sub(r"[^\w.-]", "_", name)
+        for number, image in enumerate(images):
+            which = f"-{number}" if len(images) > 1 else ""
+            Image.fromarray(image).save(folder / f"{stem}-{update:06d}{which}.png")
+
+    def finish(self, status: Status) -> None:
+        self._out.close()
+        self._describe(status)
+
+    @abstractmethod
+    def _write(self, row: Mapping[str, Any]) -> None:
+        """Append a row with one call of the system."""
+
+    def _begin_file(self) -> None:
+        """Look at the file that rows are appended to."""
+
+    def _make_folder(self) -> None:
+        """Take the name, or the first free one like it: two runs never share a file."""
+        name, number = self.run.name, 1
+        self.folder.parent.mkdir(parents=True, exist_ok=True)
+        while True:
+            try:
+                self.folder.mkdir()
+            except FileExistsError:
+                number += 1
+                self.run.name = f"{name}-{number}"
+            else:
+                self.run.id = self.run.name
+                return
+
+    def _go_on(self) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        description = self.folder / "run.json"
+        if description.exists():
+            self._description = json.loads(description.read_text())
+        else:  # the state has moved to another machine
+            self._description = asdict(self.run)
+        self.run.rows = _keep(self.file, self.num_header_lines, self.run.rows)
+
+    def _describe(self, status: str) -> None:
+        self._description["status"] = status
+        _replace(self.folder / "run.json", json.dumps(self._description, indent=1).encode())
+
+
+class JsonLinesFile(FileService):
+    """A line of JSON per row; numbers that JSON hasn't are the texts ``nan`` and ``inf``."""
+
+    file_name = "metrics.jsonl"
+
+    def _write(self, row: Mapping[str, Any]) -> None:
+        self._out.write(json.dumps(_strict(row), allow_nan=False).encode() + b"\n")
+
+
+class CsvFile(FileService):
+    """A table with a column per metric; metrics that come later add theirs to all rows."""
+
+    file_name = "metrics.csv"
+    num_header_lines = 1
+
+    def _begin_file(self) -> None:
+        self._columns: list[str] = next(_rows(self.file), [])
+
+    def _write(self, row: Mapping[str, Any]) -> None:
+        new = [name for name in row if name not in self._columns]
+        if new:
+            self._add_columns(new)
+        self._out.write(_line([_cell(row.get(name)) for name in self._columns]))
+
+    def _add_columns(self, new: list[str]) -> None:
+        """Write the file anew under a longer header; it is replaced at once, or not at all."""
+        rows = [row for number, row in enumerate(_rows(self.file)) if number]
+        self._columns += new
+        padded = (row + [""] * (len(self._columns) - len(row)) for row in rows)
+        self._out.close()
+        _replace(self.file, b"".join(map(_line, [self._columns, *padded])))
+        self._out = self.file.open("ab", buffering=0)
+
+
+def _keep(file: Path, num_header_lines: int, num_rows: int | None) -> int:
+    """Cut a file behind its whole lines, and behind so many rows; returns how many it has then."""
+    if not file.exists():
+        return 0
+    *lines, _half = file.read_bytes().split(b"\n")
+    if num_rows is not None:
+        lines = lines[: num_header_lines + num_rows] if num_rows else []
+    os.truncate(file, sum(len(line) + 1 for line in lines))
+    return max(0, len(lines) - num_header_lines)
+
+
+def _replace(file: Path, content: bytes) -> None:
+    beside = file.with_name(f".{file.name}.tmp")
+    beside.write_bytes(content)
+    os.replace(beside, file)
+
+
+def _rows(file: Path) -> Iterator[list[str]]:
+    with file.open(newline="", encoding="utf-8") as lines:
+        yield from csv.reader(lines)
+
+
+def _line(cells: Sequence[str]) -> bytes:
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerow(cells)
+    return text.getvalue().encode()
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, str):
+        return value.replace("\n", " ")  # a row is a line
+    return str(value) if isinstance(value, int | float) else json.dumps(_strict(value))
+
+
+def _strict(value: Any) -> Any:
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    if isinstance(value, Mapping):
+        return {str(key): _strict(item) for key, item in value.items()}
+    return [_strict(item) for item in value] if isinstance(value, list | tuple) else value

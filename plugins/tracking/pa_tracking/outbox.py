@@ -1,0 +1,190 @@
+"""What is to be sent, each record once: through interruptions, and while a service is away."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pa_core.tracking import count_values
+from pa_tracking.service import Place
+
+if TYPE_CHECKING:
+    from pa_core import Trainer
+
+
+@dataclass(frozen=True)
+class Entry:
+    """Something recorded that wasn't sent yet.
+
+    Attributes:
+        key: what is counted: a metric of the history, or all that this plugin measures.
+        number: its how many-th it is, from 1 on.
+        place: where in the run it was recorded.
+        values: plain data by name.
+    """
+
+    key: str
+    number: int
+    place: Place
+    values: Mapping[str, Any]
+
+
+class Outbox:
+    """Counts what was recorded and what was sent, and keeps what lies between.
+
+    A resumed run records again, bit for bit, what the interrupted one had recorded after the
+    state was saved. What the service has of it already is known by its number, and passed over.
+
+    >>> outbox = Outbox()
+    >>> for update in (1, 2):
+    ...     outbox.put("loss", Place(1, update, 8 * update, 0.1), {"loss": 0.5})
+    >>> for place, values, entries in outbox.groups():
+    ...     print(place.update, dict(values))
+    ...     outbox.note_sent(entries)
+    1 {'loss': 0.5}
+    2 {'loss': 0.5}
+    """
+
+    def __init__(self) -> None:
+        self._seen: dict[str, int] = {}
+        self._sent: dict[str, int] = {}
+        self._waiting: list[Entry] = []
+
+    def __len__(self) -> int:
+        return len(self._waiting)
+
+    @property
+    def sent(self) -> dict[str, int]:
+        """How many of each the service has."""
+        return dict(self._sent)
+
+    def skip_history(self, trainer: Trainer) -> None:
+        """Pass over all that the history holds, which is of another run."""
+        self._seen = {
+            _key(name): count for name, count in count_values(trainer.run_history).items()
+        }
+        self._sent = dict(self._seen)
+
+    def collect(self, trainer: Trainer) -> None:
+        """Take what was recorded in the history since the last time."""
+        history = trainer.run_history
+        counts = {_key(name): count for name, count in count_values(history).items()}
+        for key in [key for key, seen in self._seen.items() if key.startswith("metric ")]:
+            if counts.get(key, 0) < self._seen[key]:  # it was deleted, and perhaps begun anew
+                self._seen[key] = self._sent[key] = 0
+        new = {key: count - self._seen.get(key, 0) for key, count in counts.items()}
+        if hasattr(history, "latest_records"):
+            # What is new stands together at the end: a metric is only ever deleted as a whole.
+            for record in history.latest_records(sum(new.values())):
+                name, place = record["metric"], _place_of(record)
+                self.put(_key(name), place, {name: record["value"]})
+            return
+        for name in history.get_metric_names():
+            values = list(history.get_metric_values(name))
+            for value in values[len(values) - new[_key(name)] :]:
+                self.put(_key(name), place_now(trainer), {name: value})
+
+    def put(self, key: str, place: Place, values: Mapping[str, Any]) -> None:
+        """Take one thing, unless it was sent before an interruption."""
+        if self.is_new(key):
+            self._waiting.append(Entry(key, self._seen[key], place, values))
+
+    def is_new(self, key: str) -> bool:
+        """Count one more of a kind; whether the service doesn't have it yet."""
+        self._seen[key] = number = self._seen.get(key, 0) + 1
+        return number > self._sent.get(key, 0)
+
+    def groups(self) -> Iterator[tuple[Place, dict[str, Any], list[Entry]]]:
+        """What waits, all of one update together, in the order in which it was recorded.
+
+        A metric that was recorded twice at one update makes a second group.
+        """
+        groups: dict[tuple[int, int, int], list[Entry]] = {}
+        repeats: Counter[tuple[str, int, int]] = Counter()
+        for entry in self._waiting:
+            epoch, update = entry.place.epoch, entry.place.update
+            repeat = repeats[entry.key, epoch, update]
+            repeats[entry.key, epoch, update] += 1
+            groups.setdefault((epoch, update, repeat), []).append(entry)
+        for entries in groups.values():
+            values: dict[str, Any] = {}
+            for entry in sorted(entries, key=lambda entry: entry.key.startswith("metric ")):
+                values |= entry.values  # where both have a name, the history's value counts
+            yield entries[-1].place, values, entries
+
+    def note_sent(self, entries: list[Entry]) -> None:
+        """Strike what the service has taken."""
+        for entry in entries:
+            self._sent[entry.key] = max(entry.number, self._sent.get(entry.key, 0))
+            self._waiting.remove(entry)
+
+    def note_picture_sent(self, key: str) -> None:
+        """Strike a picture, which isn't kept until then."""
+        self._sent[key] = max(self._seen[key], self._sent.get(key, 0))
+
+    def state_dict(self) -> dict[str, Any]:
+        """All of it as plain data."""
+        waiting = [asdict(entry) for entry in self._waiting]
+        return {"seen": dict(self._seen), "sent": self.sent, "waiting": waiting}
+
+    def load_state_dict(self, state: Mapping[str, Any], sent: Mapping[str, int]) -> None:
+        """Go on from a state.
+
+        Args:
+            state: of `state_dict`.
+            sent: what the service has taken by now, where that is known to be more.
+        """
+        self._seen = dict(state["seen"])
+        keys = {**state["sent"], **sent}
+        self._sent = {key: max(state["sent"].get(key, 0), sent.get(key, 0)) for key in keys}
+        entries = [
+            Entry(**{**entry, "place": Place(**entry["place"])}) for entry in state["waiting"]
+        ]
+        self._waiting = [entry for entry in entries if entry.number > self._sent.get(entry.key, 0)]
+
+
+class Receipts:
+    """How much of a run a service has taken, in a file, for services that can't be asked.
+
+    Without it, a run that is killed and resumed from an older state would send twice what it has
+    sent in between.
+    """
+
+    def __init__(self, logging_dir: Path, service: str, run_id: str) -> None:
+        self._file = logging_dir / ".receipts" / f"{service}-{run_id}.json"
+
+    def read(self) -> dict[str, int]:
+        """The counts, or none where there is no file."""
+        try:
+            counts = json.loads(self._file.read_text())
+        except FileNotFoundError:
+            return {}
+        return {str(key): int(count) for key, count in counts.items()}
+
+    def write(self, sent: Mapping[str, int]) -> None:
+        """Replace the counts."""
+        self._file.parent.mkdir(parents=True, exist_ok=True)
+        beside = self._file.with_suffix(".tmp")
+        beside.write_text(json.dumps(dict(sent)))
+        os.replace(beside, self._file)
+
+
+def place_now(trainer: Trainer) -> Place:
+    """Where the run stands."""
+    progress = trainer.progress
+    epoch = trainer.run_history.current_epoch
+    return Place(epoch, progress.updates, progress.samples, progress.seconds)
+
+
+def _place_of(record: Mapping[str, Any]) -> Place:
+    counts = (record["update"] or 0, record["samples"] or 0, record["seconds"] or 0.0)
+    return Place(record["epoch"], *counts)
+
+
+def _key(name: str) -> str:
+    return f"metric {name}"

@@ -1,0 +1,336 @@
+"""The services that accelerate has a tracker for, each with what it needs beyond that.
+
+accelerate's classes open, log and close; here are the run's identity, so that a resumed run goes
+on in its place, the offline modes, and the ends that a service can show.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from accelerate.tracking import LOGGER_TYPE_TO_CLASS
+
+from pa_tracking.service import Place, Service, Status
+from pa_tracking.values import flatten, numbers_in
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+
+class TrackerService(Service):
+    """A service behind one of accelerate's trackers, which is made in `start`."""
+
+    mode_variable: ClassVar[str | None] = None
+    """The environment variable by which the service itself is told to be offline."""
+
+    def start(self, config: Mapping[str, Any] | None) -> None:
+        tracker_class = LOGGER_TYPE_TO_CLASS[self.run.service]
+        self.tracker = tracker_class(**self._arguments(config), **self.settings.options)
+        self.tracker.start()
+        self._last_update = -1
+        if config is not None:
+            self._describe(flatten(config))
+
+    def log(self, values: Mapping[str, Any], place: Place) -> None:
+        numbers = numbers_in(values)
+        if place.update != self._last_update:  # once for all that is sent of one update
+            numbers |= {"epoch": place.epoch, "samples": place.samples, "seconds": place.seconds}
+            self._last_update = place.update
+        self._log_numbers(numbers, place.update)
+
+    def log_images(self, name: str, images: Sequence[NDArray[Any]], update: int) -> None:
+        self.tracker.log_images({name: list(images)}, step=update)
+
+    def finish(self, status: Status) -> None:
+        self.tracker.finish()
+
+    def _arguments(self, config: Mapping[str, Any] | None) -> dict[str, Any]:
+        """The arguments of accelerate's tracker."""
+        return {"run_name": self.run.project}
+
+    def _describe(self, config: dict[str, Any]) -> None:
+        self.tracker.store_init_configuration(config)
+
+    def _log_numbers(self, numbers: dict[str, float], update: int) -> None:
+        self.tracker.log(numbers, step=update)
+
+    def _mode(self, **arguments: tuple[Any, Any]) -> dict[str, Any]:
+        """The first of two values where the run is offline, else the second.
+
+        Neither, where the settings leave it to the service's own variable and that is set.
+        """
+        offline = self.settings.offline
+        if offline is None and os.environ.get(self.mode_variable or ""):
+            return {}
+        return {name: values[offline is False] for name, values in arguments.items()}
+
+    @property
+    def _folder(self) -> str:
+        self.settings.logging_dir.mkdir(parents=True, exist_ok=True)
+        return str(self.settings.logging_dir.resolve())
+
+
+class TensorBoard(TrackerService):
+    """Event files in ``LOGGING_DIR/PROJECT/RUN_NAME``."""
+
+    def start(self, config: Mapping[str, Any] | None) -> None:
+        if config is not None:
+            name, number = self.run.name, 1
+            parent = self.settings.logging_dir / self.run.project
+            while (parent / self.run.name).exists():  # two runs in one folder would be one curve
+                number += 1
+                self.run.name = f"{name}-{number}"
+            self.run.id = self.run.name
+        super().start(config)
+
+    def _arguments(self, config: Mapping[str, Any] | None) -> dict[str, Any]:
+        folder = self.settings.logging_dir / self.run.project
+        return {"run_name": self.run.name, "logging_dir": str(folder)}
+
+    def _describe(self, config: dict[str, Any]) -> None:
+        from torch.utils.tensorboard.summary import hparams
+
+        writer = self.tracker.writer
+        shown = {
+            name: value if isinstance(value, str | int | float) else str(value)
+            for name, value in config.items()
+        }
+        # accelerate would make a second run of this, named after the time.
+        for summary in hparams(shown, {}):
+            writer.file_writer.add_summary(summary)
+        rows = "".join(f"| {name} | {value} |\n" for name, value in shown.items())
+        writer.add_text("config", f"| setting | value |\n|---|---|\n{rows}", 0)
+        if self.settings.tags:
+            writer.add_text("tags", ", ".join(self.settings.tags), 0)
+
+    def log_images(self, name: str, images: Sequence[NDArray[Any]], update: int) -> None:
+        import numpy as np
+
+        self.tracker.log_images({name: np.stack(images)}, step=update, dataformats="NHWC")
+
+
+class WandB(TrackerService):
+    """Weights & Biases; the x-axis is the metric ``update``, which no row has to be sorted by."""
+
+    mode_variable = "WANDB_MODE"
+
+    def start(self, config: Mapping[str, Any] | None) -> None:
+        super().start(config)
+        self.tracker.run.define_metric("update")
+        self.tracker.run.define_metric("*", step_metric="update")
+
+    def _arguments(self, config: Mapping[str, Any] | None) -> dict[str, Any]:
+        return {
+            "run_name": self.run.project,
+            "name": self.run.name,
+            "id": self.run.id,
+            "resume": "allow",
+            "dir": self._folder,
+            "tags": self.settings.tags,
+            **({"config": flatten(config)} if config is not None else {}),
+            **self._mode(mode=("offline", "online")),
+        }
+
+    def _describe(self, config: dict[str, Any]) -> None:
+        """Given at the start, which some versions of accelerate would repeat for this."""
+
+    def _log_numbers(self, numbers: dict[str, float], update: int) -> None:
+        self.tracker.log({"update": update, **numbers})
+
+    def log_images(self, name: str, images: Sequence[NDArray[Any]], update: int) -> None:
+        import wandb
+
+        self.tracker.log({"update": update, name: [wandb.Image(image) for image in images]})
+
+    def finish(self, status: Status) -> None:
+        self.tracker.run.finish(exit_code={"finished": 0, "failed": 1, "killed": 130}[status])
+
+
+class MLflow(TrackerService):
+    """MLflow: a folder of its own files, or the server that is set for MLflow itself."""
+
+    def start(self, config: Mapping[str, Any] | None) -> None:
+        import mlflow
+
+        self._variables: dict[str, str | None] = {}
+        self._is_local = self.settings.offline or (
+            self.settings.offline is None and not mlflow.is_tracking_uri_set()
+        )
+        if self._is_local:
+            # Newer versions want to be told that files will do.
+            self._set("MLFLOW_ALLOW_FILE_STORE", os.environ.get("MLFLOW_ALLOW_FILE_STORE", "true"))
+            self._set("MLFLOW_TRACKING_URI", os.environ.get("MLFLOW_TRACKING_URI"))
+            self._uri = mlflow.get_tracking_uri() if mlflow.is_tracking_uri_set() else None
+            mlflow.set_tracking_uri(self.settings.logging_dir.resolve() / "mlflow")
+        try:
+            super().start(config)
+        except BaseException:
+            self._restore()
+            raise
+        self.run.id = self.tracker.tracker.info.run_id
+
+    def _arguments(self, config: Mapping[str, Any] | None) -> dict[str, Any]:
+        if config is None:
+            return {"experiment_name": self.run.project, "run_id": self.run.id}
+        tags = dict.fromkeys(self.settings.tags, "true")
+        return {
+            "experiment_name": self.run.project,
+            "run_name": self.run.name,
+            **({"tags": tags} if tags else {}),
+        }
+
+    def _describe(self, config: dict[str, Any]) -> None:
+        self.tracker.store_init_configuration({_mlflow_name(k): v for k, v in config.items()})
+
+    def _log_numbers(self, numbers: dict[str, float], update: int) -> None:
+        self.tracker.log({_mlflow_name(k): v for k, v in numbers.items()}, step=update)
+
+    def log_images(self, name: str, images: Sequence[NDArray[Any]], update: int) -> None:
+        import mlflow
+
+        for number, image in enumerate(images):
+            which = f"-{number}" if len(images) > 1 else ""
+            file = f"images/{_mlflow_name(name)}-{update:06d}{which}.png"
+            mlflow.log_image(image, file)
+
+    def finish(self, status: Status) -> None:
+        import mlflow
+
+        try:
+            mlflow.end_run(status=status.upper())
+        finally:
+            self._restore()
+
+    def _set(self, variable: str, value: str | None) -> None:
+        self._variables[variable] = os.environ.get(variable)
+        if value is not None:
+            os.environ[variable] = value
+
+    def _restore(self) -> None:
+        """Leave MLflow's own settings as they were."""
+        if not self._is_local:
+            return
+        import mlflow
+
+        mlflow.set_tracking_uri(self._uri)  # type: ignore[arg-type] # None is how it begins
+        for variable, value in self._variables.items():
+            if value is None:
+                os.environ.pop(variable, None)
+            else:
+                os.environ[variable] = value
+
+
+class Comet(TrackerService):
+    """Comet."""
+
+    mode_variable = "COMET_START_ONLINE"
+
+    def _arguments(self, config: Mapping[str, Any] | None) -> dict[str, Any]:
+        import comet_ml
+
+        return {
+            "run_name": self.run.project,
+            "experiment_key": self.run.id,
+            "mode": "create" if config is not None else "get",
+            **self._mode(online=(False, True)),
+            "experiment_config": comet_ml.ExperimentConfig(
+                name=self.run.name, tags=self.settings.tags, offline_directory=self._folder
+            ),
+        }
+
+    def log_images(self, name: str, images: Sequence[NDArray[Any]], update: int) -> None:
+        for image in images:
+            self.tracker.writer.log_image(image, name=name, step=update)
+
+    def finish(self, status: Status) -> None:
+        self.tracker.writer.log_other("status", status)
+        self.tracker.finish()
+
+
+class Aim(TrackerService):
+    """Aim: a repository in the logging folder."""
+
+    def start(self, config: Mapping[str, Any] | None) -> None:
+        super().start(config)
+        self.run.id = self.tracker.writer.hash
+        if config is not None:
+            for tag in self.settings.tags:
+                self.tracker.writer.add_tag(tag)
+
+    def _arguments(self, config: Mapping[str, Any] | None) -> dict[str, Any]:
+        known = {"run_hash": self.run.id} if config is None else {}
+        arguments = {"experiment": self.run.project, "logging_dir": self._folder}
+        return {"run_name": self.run.name, **arguments, **known}
+
+    def log_images(self, name: str, images: Sequence[NDArray[Any]], update: int) -> None:
+        for image in images:
+            self.tracker.log_images({name: image}, step=update)
+
+
+class SwanLab(TrackerService):
+    """SwanLab."""
+
+    mode_variable = "SWANLAB_MODE"
+
+    def _arguments(self, config: Mapping[str, Any] | None) -> dict[str, Any]:
+        return {
+            "run_name": self.run.project,
+            "experiment_name": self.run.name,
+            "id": self.run.id[:21],  # the length that it wants
+            "resume": "allow",
+            "logdir": self._folder,
+            "tags": self.settings.tags,
+            **self._mode(mode=("offline", "cloud")),
+        }
+
+    def finish(self, status: Status) -> None:
+        if status == "finished":
+            self.tracker.finish()
+        else:
+            import swanlab
+
+            swanlab.finish(state=swanlab.SwanLabRunState.CRASHED, error=status)
+
+
+class Trackio(TrackerService):
+    """Trackio, which keeps its projects on this machine, and knows runs by their names."""
+
+    def _arguments(self, config: Mapping[str, Any] | None) -> dict[str, Any]:
+        # (A name of the user's own may be taken, and Trackio would go on with that run.)
+        return {
+            "run_name": self.run.project,
+            "name": f"{self.run.name}-{self.run.id[:6]}",
+            "resume": "allow",
+            **({"config": flatten(config)} if config is not None else {}),
+        }
+
+    def _describe(self, config: dict[str, Any]) -> None:
+        """Given at the start."""
+
+    def _log_numbers(self, numbers: dict[str, float], update: int) -> None:
+        # Its oldest tracker in accelerate passes no step on.
+        self.tracker.run.log(numbers, step=update)
+
+    def log_images(self, name: str, images: Sequence[NDArray[Any]], update: int) -> None:
+        import trackio
+
+        self.tracker.run.log({name: [trackio.Image(image) for image in images]}, step=update)
+
+
+TRACKERS: Mapping[str, type[TrackerService]] = {
+    "tensorboard": TensorBoard,
+    "wandb": WandB,
+    "mlflow": MLflow,
+    "comet_ml": Comet,
+    "aim": Aim,
+    "swanlab": SwanLab,
+    "trackio": Trackio,
+}
+
+
+def _mlflow_name(name: str) -> str:
+    """A name with nothing but what MLflow allows."""
+    return re.sub(r"[^\w\-./ ]", "_", name)
