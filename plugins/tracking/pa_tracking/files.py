@@ -108,7 +108,8 @@ class FileService(Service):
 
     def _describe(self, status: str) -> None:
         self._description["status"] = status
-        _replace(self.folder / "run.json", json.dumps(self._description, indent=1).encode())
+        text = json.dumps(self._description, indent=1, default=str)
+        _replace(self.folder / "run.json", text.encode())
 
 
 class JsonLinesFile(FileService):

@@ -54,7 +54,7 @@ class TrackingPlugin:
         self._outbox = Outbox()
         self._every: Every | None = None
         self._throughput = Throughput()
-        self._norm: Tensor | None = None
+        self._norm: Tensor | float | None = None
         self._is_training = self._has_warned = self._is_away = False
         self._is_due = self._has_news = False
         self._measured_at = -1
@@ -70,7 +70,7 @@ class TrackingPlugin:
         every = self.settings.every
         self._every = None if every is None else Every(every)
         self._is_due = self._has_news = self._has_warned = False
-        self._is_training, self._measured_at = True, -1
+        self._is_training, self._measured_at, self._norm = True, -1, None
         try:
             with self._closing(trainer):
                 return (yield)
@@ -109,6 +109,8 @@ class TrackingPlugin:
                 "run_name": self.settings.run_name,
                 "outbox": self._outbox.state_dict(),
                 "every": self._every and self._every.state_dict(),
+                "measured_at": self._measured_at,
+                "norm": None if self._norm is None else float(self._norm),
             }
             self._state_file(trainer, state_dir).write_text(json.dumps(state))
 
@@ -131,6 +133,7 @@ class TrackingPlugin:
             self._run, self._outbox = run, Outbox()
             sent = {} if self._service_class.takes_back else self._receipts(run).read()
             self._outbox.load_state_dict(state["outbox"], sent)
+            self._measured_at, self._norm = state["measured_at"], state["norm"]
 
     def _state_file(self, trainer: Trainer, state_dir: Path) -> Path:
         plugins = trainer.plugins.plugins.items()

@@ -287,12 +287,8 @@ class SwanLab(TrackerService):
         }
 
     def finish(self, status: Status) -> None:
-        if status == "finished":
-            self.tracker.finish()
-        else:
-            import swanlab
-
-            swanlab.finish(state=swanlab.SwanLabRunState.CRASHED, error=status)
+        state = {"finished": "success", "failed": "crashed", "killed": "aborted"}[status]
+        self.tracker.run.finish(state=state, error=None if status == "finished" else status)
 
 
 class Trackio(TrackerService):

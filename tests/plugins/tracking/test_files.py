@@ -1,0 +1,143 @@
+"""CSV and JSON lines: what is in them, and what is left of them after a crash."""
+
+import json
+import math
+
+import pytest
+
+from pa_tracking.files import CsvFile, JsonLinesFile
+from pa_tracking.service import Place, Run
+from pa_tracking.settings import TrackingSettings
+from tests.plugins.tracking.runs import description, rows, table
+
+KINDS = {"csv": CsvFile, "jsonl": JsonLinesFile}
+both = pytest.mark.parametrize("kind", KINDS)
+
+
+def place(update, epoch=1):
+    return Place(epoch=epoch, update=update, samples=8 * update, seconds=0.5)
+
+
+def opened(folder, kind, num_rows=None, config=None):
+    run = Run(kind, "pa-core", "run", "run", num_rows)
+    service = KINDS[kind](TrackingSettings(service=kind, logging_dir=folder), run)
+    service.start(config)
+    return service
+
+
+def die(service):
+    """What the system does to the files of a process that dies."""
+    service._out.close()
+
+
+def read(folder, kind):
+    return table(folder) if kind == "csv" else rows(folder)
+
+
+@both
+def test_each_row_is_in_the_file_at_once(kind, tmp_path):
+    service = opened(tmp_path, kind, config={})
+    for update in (1, 2):
+        service.log({"loss": 0.5}, place(update))
+        assert [row["update"] for row in read(tmp_path, kind)] == list(range(1, update + 1))
+    service.finish("finished")
+    assert read(tmp_path, kind)[1] == {
+        "epoch": 1,
+        "update": 2,
+        "samples": 16,
+        "seconds": 0.5,
+        "loss": 0.5,
+    }
+
+
+@both
+def test_a_half_row_is_dropped_as_the_run_goes_on(kind, tmp_path):
+    service = opened(tmp_path, kind, config={})
+    for update in (1, 2, 3):
+        service.log({"loss": float(update)}, place(update))
+    die(service)
+    text = service.file.read_bytes()
+    service.file.write_bytes(text[:-4])  # the process has died in the middle of the third
+    service = opened(tmp_path, kind, num_rows=3)
+    assert service.run.rows == 2
+    service.log({"loss": 4.0}, place(4))
+    service.finish("finished")
+    assert [row["loss"] for row in read(tmp_path, kind)] == [1.0, 2.0, 4.0]
+
+
+@both
+@pytest.mark.parametrize("num_rows", [0, 1, 3])
+def test_rows_after_the_state_are_dropped(kind, num_rows, tmp_path):
+    service = opened(tmp_path, kind, config={})
+    for update in (1, 2, 3):
+        service.log({"loss": float(update)}, place(update))
+    die(service)
+    service = opened(tmp_path, kind, num_rows=num_rows)
+    service.log({"loss": 9.0}, place(9))
+    service.finish("finished")
+    assert [row["loss"] for row in read(tmp_path, kind)] == [*range(1, num_rows + 1), 9.0]
+
+
+def test_a_column_that_comes_later_is_empty_before(tmp_path):
+    service = opened(tmp_path, "csv", config={})
+    service.log({"train": 1.0}, place(1))
+    service.log({"eval": 2.0, "note, with comma": "two\nlines"}, place(2))
+    die(service)
+    service = opened(tmp_path, "csv", num_rows=2)  # the header is read again
+    service.log({"train": 3.0, "new": [1, 2]}, place(3))
+    service.finish("finished")
+    lines = service.file.read_text().splitlines()
+    assert lines == [
+        'epoch,update,samples,seconds,train,eval,"note, with comma",new',
+        "1,1,8,0.5,1.0,,,",
+        "1,2,16,0.5,,2.0,two lines,",
+        '1,3,24,0.5,3.0,,,"[1, 2]"',
+    ]
+
+
+@both
+def test_numbers_that_json_has_not_stay_readable(kind, tmp_path):
+    service = opened(tmp_path, kind, config={})
+    service.log({"loss": math.nan, "peak": math.inf}, place(1))
+    service.finish("finished")
+    (row,) = read(tmp_path, kind)
+    assert math.isnan(float(row["loss"]))
+    assert float(row["peak"]) == math.inf
+
+
+@both
+def test_a_metric_that_is_called_like_a_part_of_the_place_keeps_its_value(kind, tmp_path):
+    service = opened(tmp_path, kind, config={})
+    service.log({"epoch": 7.0}, place(1))
+    service.finish("finished")
+    (row,) = read(tmp_path, kind)
+    assert (row["epoch"], row["epoch_"]) == (1, 7.0)
+
+
+@both
+def test_two_runs_of_one_name_have_a_folder_each(kind, tmp_path):
+    names = []
+    for _ in range(3):
+        service = opened(tmp_path, kind, config={})
+        service.finish("finished")
+        names.append(service.run.name)
+    assert names == ["run", "run-2", "run-3"]
+
+
+@both
+def test_a_run_whose_folder_is_gone_begins_a_file_anew(kind, tmp_path):
+    service = opened(tmp_path, kind, num_rows=5)
+    service.log({"loss": 1.0}, place(6))
+    service.finish("failed")
+    assert len(read(tmp_path, kind)) == 1
+    assert description(tmp_path)["status"] == "failed"
+
+
+def test_the_description_tells_how_the_run_goes(tmp_path):
+    service = opened(tmp_path, "jsonl", config={"seed": 1, "odd": {"path": tmp_path}})
+    assert description(tmp_path)["status"] == "running"
+    service.finish("killed")
+    found = description(tmp_path)
+    assert found["status"] == "killed"
+    assert found["config"] == {"seed": 1, "odd": {"path": str(tmp_path)}}
+    assert json.dumps(found)
