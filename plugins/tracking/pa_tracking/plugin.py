@@ -227,7 +227,8 @@ class TrackingPlugin:
 
         if not trainer.is_main_process:
             return
-        log, values = self.settings.log, {}
+        log = self.settings.log
+        values: dict[str, float] = {}
         if "learning_rates" in log:
             values |= measures.learning_rates(trainer.optimizer)
         if self._norm is not None:

@@ -1,0 +1,42 @@
+"""Several processes are one run, with the records of one process."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.distributed.launch import environment, torchrun
+from tests.plugins.tracking.runs import points, rows, table
+
+pytestmark = [pytest.mark.distributed, pytest.mark.slow]
+
+
+def run(folder: Path, *launcher: str) -> Path:
+    script = Path(__file__).with_name("processes.py")
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", *launcher, str(script), str(folder)],
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+        env=environment(PYTHONWARNINGS="ignore"),
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+    return folder
+
+
+def test_two_processes_are_one_run_with_the_records_of_one(tmp_path):
+    one = run(tmp_path / "one")
+    two = run(tmp_path / "two", *torchrun(2))
+    assert len(list(two.glob("done-*"))) == 2
+    names = sorted(path.name for path in (two / "pa-core").iterdir())
+    assert names == ["csv", "jsonl", "parts"]
+    for name, read in {"csv": table, "jsonl": rows, "parts": rows}.items():
+        alone, together = points(read(one, name)), points(read(two, name))
+        assert [point[:2] for point in together] == [point[:2] for point in alone]
+        values = [point[2] for point in alone]
+        assert [point[2] for point in together] == pytest.approx(values, abs=1e-5), name
+    assert [row["update"] for row in rows(two, "parts")] == [2, 4, 6, 8, 10, 12]
