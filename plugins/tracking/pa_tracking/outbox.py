@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pa_core.tracking import count_values
-from pa_tracking.service import Place
+from pa_tracking.service import Place, Run
 
 if TYPE_CHECKING:
     from pa_core import Trainer
@@ -155,8 +155,8 @@ class Receipts:
     sent in between.
     """
 
-    def __init__(self, logging_dir: Path, service: str, run_id: str) -> None:
-        self._file = logging_dir / ".receipts" / f"{service}-{run_id}.json"
+    def __init__(self, logging_dir: Path, run: Run) -> None:
+        self._file = logging_dir / ".receipts" / run.project / f"{run.service}-{run.id}.json"
 
     def read(self) -> dict[str, int]:
         """The counts, or none where there is no file."""

@@ -252,8 +252,7 @@ class TrackingPlugin:
                     self._outbox.note_sent(entries)
                 self._is_away = False
             finally:
-                if not self._service.takes_back:
-                    self._receipts(self._service.run).write(self._outbox.sent)
+                self._note_receipts(self._service)
 
     # -- The service ----------------------------------------------------------------------------
 
@@ -267,7 +266,11 @@ class TrackingPlugin:
         return {**files, **TRACKERS}[self.settings.service]
 
     def _receipts(self, run: Run) -> Receipts:
-        return Receipts(self.settings.logging_dir, run.service, run.id)
+        return Receipts(self.settings.logging_dir, run)
+
+    def _note_receipts(self, service: Service) -> None:
+        if not service.takes_back:
+            self._receipts(service.run).write(self._outbox.sent)
 
     def _open(self, trainer: Trainer) -> None:
         """Begin a run at the service, or go on with the one that a state has named."""
@@ -282,6 +285,7 @@ class TrackingPlugin:
         with self._errors_told(trainer):
             service.start(config)
             self._service, self._is_away = service, False
+            self._note_receipts(service)  # over those of a run of this name that is gone
 
     def _close(self, trainer: Trainer, status: Status) -> None:
         """Send what is left, and close."""

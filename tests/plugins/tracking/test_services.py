@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import struct
 import subprocess
 import sys
@@ -113,6 +114,19 @@ def test_a_resumed_run_is_one_curve_in_tensorboard(saved_at, tmp_path):
         step for tag, step, _ in scalars(tmp_path / "pa-core" / "run") if tag == "gradient_norm"
     ]
     assert norms == [2, 4, 6, 8, 10, 12, 14, 16, 18]
+
+
+@pytest.mark.usefixtures("board")
+def test_what_a_deleted_run_has_sent_is_not_taken_for_another_ones(tmp_path):
+    plugin = {"service": "tensorboard", "every": 2}
+    train(new_trainer(tracked(tmp_path, **plugin)), 2)
+    shutil.rmtree(tmp_path / "pa-core")
+    state = tmp_path / "state"
+    with pytest.raises(RuntimeError, match="the power is off"):  # before anything is sent
+        train(new_trainer(SaveAt(1, state), Fail(1), tracked(tmp_path, **plugin)))
+    trainer = new_trainer(SaveAt(0, state), Fail(-1), tracked(tmp_path, **plugin))
+    train(trainer, 1, resume_from=state)
+    assert on_board(tmp_path) == as_sent(trainer)
 
 
 @pytest.mark.usefixtures("board")
