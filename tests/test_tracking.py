@@ -70,6 +70,16 @@ def test_values_are_kept_as_plain_python(given, kept):
     json.dumps(value)
 
 
+def test_the_latest_records_are_the_end_of_all():
+    history = InMemoryRunHistory()
+    for value in range(3):
+        history.update_metric("loss", value)
+    assert history.latest_records(2) == history.records[1:]
+    assert history.latest_records(0) == []
+    history.latest_records(1)[0]["value"] = None  # a copy
+    assert history.get_latest_metric("loss") == history.records[-1]["value"] == 2
+
+
 def test_changing_what_was_returned_changes_nothing_that_was_recorded():
     history = recorded(("loss", 1.0))
     history.get_metric_values("loss").clear()

@@ -58,6 +58,7 @@ class TrackingPlugin:
         self._is_training = self._has_warned = self._is_away = False
         self._is_due = self._has_news = False
         self._measured_at = -1
+        self._last_update: int | None = None
 
     # -- Runs -----------------------------------------------------------------------------------
 
@@ -146,16 +147,18 @@ class TrackingPlugin:
     def on_train_epoch_start(self, trainer: Trainer) -> None:
         if trainer.position.phase != "train":  # otherwise its state is put back after this
             self._open(trainer)
+        self._last_update = _last_update(trainer)
         self._throughput.start(trainer)
 
     @hookimpl
     def on_optimizer_step_start(self, trainer: Trainer) -> None:
-        self._is_due = self._every is not None and self._every.due(_after_update(trainer))
-        wants = "gradient_norm" in self.settings.log and trainer.is_main_process
-        if wants and (self._is_due or _ends_epoch(trainer)):
-            from pa_tracking.measures import gradient_norm
+        if self._every is not None:
+            self._is_due = self._every.due(_after_update(trainer, self._every.duration.unit))
+        if self._is_due or trainer.position.updates + 1 == self._last_update:
+            if "gradient_norm" in self.settings.log and trainer.is_main_process:
+                from pa_tracking.measures import gradient_norm
 
-            self._norm = gradient_norm(trainer)
+                self._norm = gradient_norm(trainer)
 
     @hookimpl(trylast=True)
     def on_train_step_end(self, trainer: Trainer) -> None:
@@ -320,28 +323,31 @@ class TrackingPlugin:
                 )
 
 
-def _after_update(trainer: Trainer) -> Progress:
-    """How far the run will be once the coming update is made."""
+def _after_update(trainer: Trainer, unit: str) -> Progress:
+    """How far the run will be, in a unit, once the coming update is made."""
+    updates = trainer.position.updates + 1
+    if unit == "updates":  # which costs less to tell
+        return Progress(0.0, updates, 0, 0.0, None)
     now, config = trainer.progress, trainer.run_config
     per_epoch = config.num_update_steps_per_epoch
     return Progress(
         epochs=now.epochs + (1 / per_epoch if per_epoch else 0.0),
-        updates=now.updates + 1,
+        updates=updates,
         samples=now.samples + config.train_total_batch_size,
         seconds=now.seconds,
-        fraction=(now.updates + 1) / trainer.num_updates if trainer.num_updates else None,
+        fraction=updates / trainer.num_updates if trainer.num_updates else None,
     )
 
 
-def _ends_epoch(trainer: Trainer) -> bool:
-    """Whether the coming update is the last of its epoch or of the run, as far as that is known."""
+def _last_update(trainer: Trainer) -> int | None:
+    """The number of the epoch's last update, or of the run's; None where it isn't known."""
     position, config = trainer.position, trainer.run_config
-    if position.updates + 1 == trainer.num_updates:
-        return True
     per_epoch = config.num_update_steps_per_epoch
-    return bool(per_epoch) and (
-        -(-position.batch // config.gradient_accumulation_steps) + 1 == per_epoch
-    )
+    if per_epoch is None:
+        return trainer.num_updates
+    done = -(-position.batch // config.gradient_accumulation_steps)
+    last: int = position.updates - done + per_epoch
+    return last if trainer.num_updates is None else min(last, trainer.num_updates)
 
 
 def _describe(trainer: Trainer) -> dict[str, Any]:

@@ -225,23 +225,26 @@ def test_only_what_is_asked_for_is_measured(tmp_path):
     assert description(tmp_path)["config"] == {}
 
 
-class CountReads(TorchDispatchMode):
-    """Counts where a tensor's value is read, which waits for a device."""
+class Count(TorchDispatchMode):
+    """Counts the values that are read, for which a device is waited, and the norms."""
 
-    reads = 0
+    reads = norms = 0
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         self.reads += func is torch.ops.aten._local_scalar_dense.default
+        self.norms += func is torch.ops.aten._foreach_norm.Scalar
         return func(*args, **(kwargs or {}))
 
 
-def test_no_step_reads_a_value_but_those_that_log(tmp_path):
-    reads = []
-    for plugins in ([], [tracked(tmp_path / "a")], [tracked(tmp_path / "b", every=6)]):
-        with CountReads() as mode:
+def test_no_step_reads_a_value_or_takes_a_norm_but_those_that_are_sent(tmp_path):
+    counts = []
+    for plugins in ([], [tracked(tmp_path / "a")], [tracked(tmp_path / "b", every=2)]):
+        with Count() as mode:
             train(new_trainer(*plugins), 3)
-        reads.append(mode.reads)
-    assert reads[1] == reads[0] + 3  # one gradient norm an epoch
+        counts.append((mode.reads, mode.norms))
+    (reads, _), epochs, often = counts
+    assert epochs == (reads + 3, 3)
+    assert often[1] == 9
 
 
 def test_the_configuration_says_which_run_it_was_and_no_secrets(tmp_path):
