@@ -1,13 +1,17 @@
 """What is sent, when, and once only: through interruptions, failures and evaluations."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
+from accelerate import DistributedType
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from pa_core import Trainer, hookimpl
 from pa_core.builtins.step_evaluation import StepBasedEvaluationCallback
 from pa_core.tracking import RunHistory
 from pa_tracking import TrackingPlugin
+from pa_tracking.measures import gradient_norm
 from tests.helpers import tiny_data
 from tests.plugins.tracking.runs import (
     UPDATES,
@@ -187,6 +191,26 @@ def test_the_gradient_norm_is_the_one_that_clipping_finds(accumulation, tmp_path
         norms[name] = [row["gradient_norm"] for row in rows(tmp_path / name)]
     assert len(norms["clipped"]) == 12 // accumulation
     assert norms["computed"] == pytest.approx(norms["clipped"], rel=1e-6)
+
+
+@pytest.mark.parametrize("clip_value", [None, 1e9])
+def test_the_gradient_norm_is_free_of_the_scale_that_half_precision_needs(clip_value):
+    scaler = torch.amp.GradScaler("cpu", init_scale=8.0)
+    model = torch.nn.Linear(2, 1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    model(torch.ones(1, 2)).sum().backward()
+    expected = gradient_norm(_half(model, optimizer, None, None))
+    optimizer.zero_grad()
+    scaler.scale(model(torch.ones(1, 2)).sum()).backward()
+    if clip_value is not None:
+        scaler.unscale_(optimizer)  # as clipping does before the event
+    assert gradient_norm(_half(model, optimizer, scaler, clip_value)) == expected == 3**0.5
+
+
+def _half(model, optimizer, scaler, clip_value):
+    config = SimpleNamespace(gradient_clip_norm=None, gradient_clip_value=clip_value)
+    accelerator = SimpleNamespace(scaler=scaler, distributed_type=DistributedType.NO)
+    return SimpleNamespace(optimizer=optimizer, run_config=config, _accelerator=accelerator)
 
 
 def test_the_norm_of_an_epoch_is_its_last_updates(tmp_path):
