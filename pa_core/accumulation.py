@@ -124,10 +124,7 @@ class AccumulationWindow:
         processes = self._engine.num_processes
         if processes > 1:
             numbers = torch.stack(
-                [
-                    torch.as_tensor(n, dtype=torch.float32).to(self._engine.device)
-                    for n in (total, samples)
-                ]
+                [_on_device(number, self._engine.device) for number in (total, samples)]
             )
             total, counted = self._engine.sum(numbers)
             samples = samples if self._sampler is not None else int(counted)
@@ -136,6 +133,14 @@ class AccumulationWindow:
         gradients = [p.grad for p in parameters if p.grad is not None]
         if gradients:
             factor = reference * processes / torch.as_tensor(total, dtype=torch.float32)
-            # Of no items at all there is no gradient.
-            torch._foreach_mul_(gradients, torch.where(factor.isfinite(), factor, 0.0))
+            # Of no items at all there is no gradient. (`torch.where` would copy the number 0 to a
+            # GPU, and wait for it.)
+            torch._foreach_mul_(gradients, factor.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0))
         return samples
+
+
+def _on_device(number: Items, device: torch.device) -> Tensor:
+    """A number as a tensor of shape ``()``; written by the device itself, which nobody awaits."""
+    if isinstance(number, Tensor):
+        return number.to(device, torch.float32, non_blocking=True)
+    return torch.full((), number, dtype=torch.float32, device=device)

@@ -427,25 +427,33 @@ def evaluation_batches(
     Raises:
         ValueError: where a process has no batch at all to take part with.
     """
-    together = engine.num_processes > 1 and engine.forwards_together
+    mine = batches(loader, seed=seed, epoch=1, limit=limit)
+    if engine.num_processes == 1 or not engine.forwards_together:
+        yield from engine.moved(_without_spare(mine))
+        return
     spare: Any = _END
-    for batch in batches(loader, seed=seed, epoch=1, limit=limit):
-        if type(batch) is Share:
-            if batch.is_spare:
-                spare = batch.batch
-                break
-            batch = batch.batch
-        if together:
-            spare = batch
-            engine.largest(1)
-        yield engine.move(batch)
-    while together and engine.largest(0)[0]:
+    for batch in mine:
+        spare = batch.batch if type(batch) is Share else batch
+        if type(batch) is Share and batch.is_spare:
+            break
+        engine.largest(1)
+        yield engine.move(spare)
+    while engine.largest(0)[0]:
         if spare is _END and isinstance(loader, KeyedDataLoader):
             dataset: Any = loader.dataset
             spare = loader.collate_fn(dataset.fetch(torch.tensor([0])))
         elif spare is _END:
             raise ValueError("This process' part of the evaluation data gave no batch")
         forward(engine.move(spare))
+
+
+def _without_spare(items: Iterator[Any]) -> Iterator[Any]:
+    """A process' own batches, up to the one that is another process'."""
+    for batch in items:
+        if type(batch) is not Share:
+            yield batch
+        elif not batch.is_spare:
+            yield batch.batch
 
 
 def with_last(items: Iterable[Any], count: int | None = None) -> Iterator[tuple[Any, bool]]:

@@ -11,7 +11,7 @@ import atexit
 import gc
 import os
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from functools import cache
 from typing import Any, TypeVar
@@ -25,6 +25,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from pa_core.errors import OtherProcessError
 from pa_core.main_process import check_not_alone
+from pa_core.prefetch import StreamCopier, prefetched
 from pa_core.utils import remove_padding
 
 T = TypeVar("T")
@@ -216,6 +217,12 @@ class Engine:
         if self._is_cpu:
             return batch
         return send_to_device(batch, self.device, non_blocking=True)
+
+    def moved(self, batches: Iterator[Any]) -> Iterator[Any]:
+        """Put each batch on the device; to a GPU, the next one is copied while it computes."""
+        if self.device.type == "cuda":
+            return prefetched(batches, StreamCopier(self.device, self.move))
+        return map(self.move, batches)
 
     def backward(self, loss: Tensor) -> None:
         """Differentiate, with the loss scaled where the precision needs it."""

@@ -438,9 +438,11 @@ class Trainer(TrainerBase):
         length = num_batches(train_dl, self.train_batch_limit)
         ahead = length - start if length and isinstance(train_dl, KeyedDataLoader) else None
         if not self._is_finished():
-            for step, (batch, is_last) in enumerate(with_last(epoch_batches, ahead), start):
+            for step, (batch, is_last) in enumerate(
+                with_last(self._engine.moved(epoch_batches), ahead), start
+            ):
                 self._is_spare = type(batch) is Share and batch.is_spare
-                batch = self._engine.move(batch.batch if type(batch) is Share else batch)
+                batch = batch.batch if type(batch) is Share else batch
                 if hooks.on_train_step_start is not None:
                     hooks.on_train_step_start(trainer=self, batch=batch, step=step)
                 is_update = (step + 1) % accumulation == 0 or is_last

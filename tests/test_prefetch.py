@@ -1,0 +1,130 @@
+"""A batch is copied ahead: in order, none lost, errors in their turn, nothing counted too early."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from pa_core import Trainer
+from pa_core.data import with_last
+from pa_core.prefetch import StreamCopier, _is_of_host_tensors, prefetched
+from tests.helpers import tiny_data, tiny_model, weights_of
+
+on_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+
+
+class LoggedCopier:
+    """Stands for a stream: notes when a copy begins and when it is handed over."""
+
+    def __init__(self) -> None:
+        self.log: list[str] = []
+
+    def begin(self, batch):
+        self.log.append(f"begin {batch}")
+        return [batch]
+
+    def hand_over(self, copy):
+        self.log.append(f"hand over {copy[0]}")
+        return copy[0]
+
+
+@pytest.mark.parametrize("count", [0, 1, 2, 5])
+def test_all_batches_come_once_and_in_order(count):
+    assert list(prefetched(range(count), LoggedCopier())) == list(range(count))
+
+
+def test_the_next_copy_begins_before_a_batch_is_handed_to_the_loop():
+    copier = LoggedCopier()
+    for batch in prefetched("abc", copier):
+        copier.log.append(f"compute {batch}")
+    assert copier.log == [
+        *("begin a", "hand over a", "begin b", "compute a"),
+        *("hand over b", "begin c", "compute b", "hand over c", "compute c"),
+    ]
+
+
+def test_an_error_of_the_data_comes_after_the_batches_before_it():
+    def broken():
+        yield 1
+        yield 2
+        raise KeyError("damaged")
+
+    copied = prefetched(broken(), LoggedCopier())
+    assert [next(copied), next(copied)] == [1, 2]
+    with pytest.raises(KeyError, match="damaged"):
+        next(copied)
+
+
+def test_who_stops_early_has_fetched_one_batch_more_at_most():
+    fetched = []
+    source = (fetched.append(number) or number for number in range(10))
+    copied = prefetched(source, LoggedCopier())
+    assert [next(copied), next(copied)] == [0, 1]
+    copied.close()
+    assert fetched == [0, 1, 2]
+
+
+def test_the_last_batch_is_known_as_the_last_and_nothing_is_held_back():
+    assert list(with_last(prefetched("ab", LoggedCopier()))) == [("a", False), ("b", True)]
+
+
+@pytest.mark.parametrize(
+    ("batch", "expected"),
+    [
+        (torch.ones(2), True),
+        ({"a": [torch.ones(2), 3], "b": ("text", None)}, True),
+        ([torch.ones(2), nn.Linear(1, 1)], False),  # it can be moved, but its memory is unknown
+        ([torch.ones(2, device="meta")], False),
+    ],
+)
+def test_only_tensors_on_the_cpu_are_copied_on_another_stream(batch, expected):
+    assert _is_of_host_tensors(batch) is expected
+
+
+def trained(prefetches: bool, monkeypatch, **options) -> Trainer:
+    """A run on the CPU, with a stand-in for the stream or without."""
+    model = tiny_model()
+    trainer = Trainer(
+        model,
+        nn.CrossEntropyLoss(),
+        torch.optim.SGD(model.parameters(), lr=0.1),
+        callbacks=(),
+        plugins=(),
+    )
+    if prefetches:
+        monkeypatch.setattr(
+            trainer._engine, "moved", lambda items: prefetched(items, LoggedCopier())
+        )
+    trainer.train(tiny_data(), 2, tiny_data(8), **options)
+    return trainer
+
+
+@pytest.mark.parametrize("options", [{}, {"max_num_train_steps": 3}])
+def test_a_run_is_the_same_with_and_without_and_its_position_counts_what_was_trained(
+    options, monkeypatch
+):
+    ahead, plain = trained(True, monkeypatch, **options), trained(False, monkeypatch, **options)
+    for name in ("epoch", "batch", "updates", "samples", "phase"):
+        assert getattr(ahead.position, name) == getattr(plain.position, name), name
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(weights_of(ahead).values(), weights_of(plain).values(), strict=True)
+    )
+    name = "eval_loss_epoch"
+    assert ahead.run_history.get_metric_values(name) == plain.run_history.get_metric_values(name)
+
+
+@pytest.mark.gpu
+@on_gpu
+def test_on_a_gpu_batches_arrive_whole_while_it_is_busy():
+    device = torch.device("cuda", torch.cuda.current_device())
+    sent = [torch.full((1 << 20,), float(number)).pin_memory() for number in range(8)]
+    copier = StreamCopier(device, lambda batch: batch.to(device, non_blocking=True))
+    square = torch.randn(2048, 2048, device=device)
+    sums = []
+    for batch in prefetched(sent, copier):
+        square = (square @ square).clamp(-1, 1)  # the current stream lags behind the host
+        sums.append(batch.double().mean())
+        del batch
+    assert [float(total) for total in sums] == list(range(8))
