@@ -84,9 +84,13 @@ def deepspeed(session: nox.Session) -> None:
 
 @nox.session(default=False, reuse_venv=True)
 def bench(session: nox.Session) -> None:
-    """Compare the cost of a step with that of other frameworks, which are installed for it."""
+    """Compare the cost of a step with that of other frameworks, which are installed for it.
+
+    What follows ``--`` goes to the first of the two programs, ``overhead.py``.
+    """
     session.install("-r", "benchmarks/requirements.txt")
     session.run("python", "benchmarks/overhead.py", *session.posargs)
+    session.run("python", "-m", "benchmarks.distributed")
 
 
 @nox.session(default=False, reuse_venv=True)

@@ -118,6 +118,7 @@ class Job:
     batch_size: int
     device: str
     folder: str = field(default_factory=tempfile.gettempdir)
+    processes: int = 1
 
     @property
     def loader_kwargs(self) -> dict[str, Any]:
@@ -282,7 +283,8 @@ def _lightning(job: Job, barebones: bool) -> Train:
     trainer = lightning.Trainer(
         max_epochs=job.epochs,
         accelerator="cpu" if job.device == "cpu" else "gpu",
-        devices=1,
+        devices=job.processes,
+        strategy="auto" if job.processes == 1 else "ddp",
         barebones=barebones,
         default_root_dir=job.folder,
         **quiet,
@@ -399,6 +401,20 @@ def make_dataset(kind: str, samples: int) -> Any:
     return MapDataset()
 
 
+def make_net() -> Any:
+    """The network, with the same weights in every process."""
+    import torch
+
+    torch.manual_seed(SEED)
+    return torch.nn.Sequential(
+        torch.nn.Linear(784, 128),
+        torch.nn.ReLU(),
+        torch.nn.Linear(128, 64),
+        torch.nn.ReLU(),
+        torch.nn.Linear(64, 10),
+    )
+
+
 def mean_loss(net: Any, loss_func: Any, dataset: Any, device: str) -> float:
     """The loss over all samples in evaluation mode: the judge of whether a run trained."""
     import torch
@@ -425,14 +441,7 @@ def run_contender(name: str, data: str, device: str, work: Work, folder: str) ->
     import torch
 
     torch.set_num_threads(1)
-    torch.manual_seed(SEED)
-    net = torch.nn.Sequential(
-        torch.nn.Linear(784, 128),
-        torch.nn.ReLU(),
-        torch.nn.Linear(128, 64),
-        torch.nn.ReLU(),
-        torch.nn.Linear(64, 10),
-    )
+    net = make_net()
     loss_func = torch.nn.CrossEntropyLoss()
     dataset = make_dataset(data, work.samples)
     initial_loss = mean_loss(net, loss_func, dataset, device)
