@@ -1,0 +1,120 @@
+"""What does each switch of the built-in plugin `speedups` bring, on this machine?
+
+A small convolutional network and a wide perceptron, each trained with a switch on and off in the
+same process, in turns. What is quoted is the median of the ratios of the turns; under 1.00 the
+switch is faster. What a machine doesn't have (a C compiler, TF32) is skipped, and a line says so.
+
+    python -m benchmarks.speedups --rounds 9
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import statistics
+import sys
+import time
+from typing import Any
+
+from benchmarks.overhead import ROOT, describe_machine, versions
+
+STEPS, BATCH_SIZE = 12, 32
+SWITCHES: dict[str, dict[str, Any]] = {
+    "fused_optimizer": {"fused_optimizer": True},
+    "channels_last": {"channels_last": True},
+    "tf32": {"tf32": True},
+    "compile": {"compile": True},
+}
+MODELS = ("convolutions", "perceptron")
+
+
+def make_model(name: str) -> Any:
+    """The model, the same weights each time."""
+    import torch
+    from torch import nn
+
+    torch.manual_seed(0)
+    if name == "perceptron":
+        return nn.Sequential(
+            nn.Flatten(), nn.Linear(3 * 32 * 32, 256), nn.ReLU(), nn.Linear(256, 10)
+        )
+    return nn.Sequential(
+        *(nn.Conv2d(3, 32, 3, padding=1), nn.BatchNorm2d(32), nn.ReLU()),
+        *(nn.Conv2d(32, 32, 3, stride=2), nn.BatchNorm2d(32), nn.ReLU()),
+        *(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(32, 10)),
+    )
+
+
+def make_run(model_name: str, options: dict[str, Any], device: str) -> Any:
+    """A trained-warm run to be timed again and again: returns milliseconds per step."""
+    import torch
+    from torch.utils.data import TensorDataset
+
+    from pa_core import Trainer
+    from pa_core.callbacks import SpeedupsCallback
+
+    generator = torch.Generator().manual_seed(0)
+    samples = STEPS * BATCH_SIZE
+    data = TensorDataset(
+        torch.randn(samples, 3, 32, 32, generator=generator), torch.arange(samples) % 10
+    )
+    model = make_model(model_name)
+    trainer = Trainer(
+        model,
+        torch.nn.CrossEntropyLoss(),
+        torch.optim.AdamW(model.parameters(), lr=1e-3),
+        callbacks=[SpeedupsCallback(**options)],
+        plugins=(),
+    )
+    synchronize = torch.cuda.synchronize if device.startswith("cuda") else lambda: None
+
+    def run() -> float:
+        start = time.perf_counter()
+        trainer.train(data, 1, per_device_batch_size=BATCH_SIZE)
+        synchronize()
+        return (time.perf_counter() - start) * 1e3 / STEPS
+
+    run()  # compilation, and whatever else is done once
+    return run
+
+
+def why_not(switch: str, device: str) -> str | None:
+    """Why a switch can't be measured here; None where it can."""
+    if switch == "compile" and not (shutil.which("cc") or shutil.which("gcc")):
+        return "there is no C compiler"
+    if switch == "tf32" and not device.startswith("cuda"):
+        return "only GPUs have TF32"
+    return None
+
+
+def main() -> int:
+    """Measure each switch on and off, and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--rounds", type=int, default=9, help="turns of on and off (9)")
+    parser.add_argument("--only", nargs="+", choices=SWITCHES, default=list(SWITCHES))
+    args = parser.parse_args()
+    sys.path.insert(0, str(ROOT))
+    import torch
+
+    torch.set_num_threads(1)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    print("| switch | model | off, ms a step | on | on / off |\n| --- | --- | ---: | ---: | ---: |")
+    for switch in args.only:
+        reason = why_not(switch, device)
+        for name in MODELS:
+            if reason is not None:
+                print(f"| `{switch}` | {name} | | | not measured: {reason} |")
+                continue
+            off, on = make_run(name, {}, device), make_run(name, SWITCHES[switch], device)
+            pairs = [(off(), on()) for _ in range(args.rounds)]
+            cells = [statistics.median(pair[i] for pair in pairs) for i in (0, 1)]
+            ratio = statistics.median(second / first for first, second in pairs)
+            print(f"| `{switch}` | {name} | {cells[0]:.2f} | {cells[1]:.2f} | {ratio:.2f} |")
+    print(f"\n{args.rounds} rounds of {STEPS} steps, batch {BATCH_SIZE}, AdamW, one thread.")
+    described = describe_machine(device) | versions(["pa-core"])
+    print(", ".join(f"{key} {value}" for key, value in described.items()))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
