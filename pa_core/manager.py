@@ -29,6 +29,7 @@ from pa_core.errors import (
     nearest,
 )
 from pa_core.implementations import (
+    Call,
     Hook,
     Implementation,
     blame,
@@ -165,6 +166,28 @@ class PluginManager:
         """Say whether this is the main process, the only one for plugins that run there alone."""
         self._is_main_process = is_main
         self._change(self._registrations, self._hooks)
+
+    def instrument(self, name: str, around: Callable[[Implementation], Call]) -> None:
+        """Call a plugin through what `around` makes of its implementations, to measure or watch it.
+
+        Wrappers are left as they are. It lasts until hookspecs are added.
+
+        Raises:
+            PluginNotFoundError: where there is none of that name.
+        """
+        if name not in self.plugins:
+            raise PluginNotFoundError(f"No plugin is named {name!r}.{nearest(name, self.plugins)}")
+
+        def instrumented(found: Implementation) -> Implementation:
+            return found if found.wrapper else replace(found, call=around(found))
+
+        changed = [
+            replace(r, implementations=tuple(map(instrumented, r.implementations)))
+            if r.name == name
+            else r
+            for r in self._registrations
+        ]
+        self._change(tuple(changed), self._hooks)
 
     # -- Looking --------------------------------------------------------------------------------
 

@@ -278,19 +278,10 @@ class _Builder:
             return
         table = self.settings.tables.get(name, {})
         place = self._place(name, "")
-        model = settings_model(loaded)
-        if model is None:
-            if table:
-                self.problems.append(
-                    f"{place} has {', '.join(table)}, but the plugin {name!r} has no settings"
-                )
-                return
-            values = None
-        else:
-            values, problems = check_table(model, table)
+        values, problems = _check(loaded, table)
+        if problems:
             self.problems += [f"{place} {problem}" for problem in problems]
-            if values is None:
-                return
+            return
         try:
             plugin = _make(loaded, values)
         except SettingsError as error:
@@ -329,6 +320,30 @@ def settings_model(plugin: object) -> type[BaseModel] | None:
     """The model of a plugin class' settings; None where it has none."""
     model = getattr(plugin, "Settings", None) if inspect.isclass(plugin) else None
     return model if inspect.isclass(model) and issubclass(model, BaseModel) else None
+
+
+def build_from_table(loaded: Any, table: Mapping[str, Any]) -> object:
+    """Build a plugin as the settings do, from the content of its table.
+
+    Args:
+        loaded: its class; a module or an instance, which have no settings, is returned as it is.
+        table: its settings.
+
+    Raises:
+        SettingsError: everything that is wrong with the table.
+    """
+    values, problems = _check(loaded, table)
+    if problems:
+        raise SettingsError(problems)
+    return _make(loaded, values)
+
+
+def _check(loaded: Any, table: Mapping[str, Any]) -> tuple[BaseModel | None, list[str]]:
+    """A plugin's validated settings, None where it has none; and what is wrong with its table."""
+    model = settings_model(loaded)
+    if model is not None:
+        return check_table(model, table)
+    return None, [f"has {', '.join(table)}, but the plugin has no settings"] if table else []
 
 
 def _make(loaded: Any, values: BaseModel | None) -> object:

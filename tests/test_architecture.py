@@ -36,6 +36,8 @@ TORCH_FREE = [
     "pa_core.state_list",
     "pa_core.states",
     "pa_core.tables",
+    "pa_core.testing",
+    "pa_core.testing.recorder",
 ]
 
 

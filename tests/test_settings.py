@@ -336,7 +336,7 @@ def test_every_mistake_is_told_at_once_with_file_table_key_expectation_and_neare
         "[tool.pa-core.weather] sky: expected 'clear' or 'grey', got 'green'",
         "[tool.pa-core.weather] either: expected a valid integer or a valid array, got {'a': 1}",
         "[tool.pa-core.\"weather:cold\"] 'weather:cold' can't be built: ValueError: too hot",
-        "[tool.pa-core.plain] has colour, but the plugin 'plain' has no settings",
+        "[tool.pa-core.plain] has colour, but the plugin has no settings",
         "[tool.pa-core.needy] needed: is required",
         "[tool.pa-core] plugins: 'plain' is there twice. Give the second one a name of its own, ",
         f"[tool.pa-core] plugins: There is no plugin file {tmp_path / 'no.py'}",

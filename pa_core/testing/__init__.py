@@ -1,0 +1,57 @@
+"""What authors of plugins test with: small models and data, recorders, and a conformance suite.
+
+A whole test of a plugin is::
+
+    from pa_core.testing import PluginConformance
+
+    class TestWatch(PluginConformance):
+        plugin = Watch
+
+The names are imported when they are first asked for. None of them imports pytest; the fixtures are
+in `pa_core.testing.pytest_plugin`, for those who turn it on.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pa_core.testing.conformance import PluginConformance
+    from pa_core.testing.processes import run_on_processes
+    from pa_core.testing.recorder import HookCall, HookRecorder
+    from pa_core.testing.tiny import run_tiny, tiny_data, tiny_model, tiny_trainer
+
+__all__ = [
+    "HookCall",
+    "HookRecorder",
+    "PluginConformance",
+    "run_on_processes",
+    "run_tiny",
+    "tiny_data",
+    "tiny_model",
+    "tiny_trainer",
+]
+
+_HOMES = {
+    "HookCall": "pa_core.testing.recorder",
+    "HookRecorder": "pa_core.testing.recorder",
+    "PluginConformance": "pa_core.testing.conformance",
+    "run_on_processes": "pa_core.testing.processes",
+    "run_tiny": "pa_core.testing.tiny",
+    "tiny_data": "pa_core.testing.tiny",
+    "tiny_model": "pa_core.testing.tiny",
+    "tiny_trainer": "pa_core.testing.tiny",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(_HOMES[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

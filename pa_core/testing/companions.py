@@ -1,0 +1,110 @@
+"""Plugins that stand beside the one that is tested: they raise, save, stop and record."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pa_core import hookimpl, hookspecs
+from pa_core.implementations import specifications
+
+if TYPE_CHECKING:
+    from pa_core import Trainer
+
+EVENTS = tuple(name for name in specifications(hookspecs) if name.startswith("on_"))
+"""All events of the loop, in the order of a run."""
+
+
+class DeliberateError(Exception):
+    """What `Raises` raises."""
+
+
+class Raises:
+    """Raises the first time that an event happens.
+
+    Args:
+        event: the event's name.
+        last: whether all others are called before.
+    """
+
+    def __init__(self, event: str, *, last: bool) -> None:
+        self.has_raised = False
+        self._stops = event == "on_stop_training_error"
+
+        def fail() -> None:
+            if not self.has_raised:
+                self.has_raised = True
+                raise DeliberateError(f"Raised on purpose in {event}")
+
+        setattr(self, event, hookimpl(tryfirst=not last, trylast=last)(fail))
+
+    @hookimpl
+    def on_backward_end(self, trainer: Trainer) -> None:
+        if self._stops:
+            trainer.control.stop("Stopped on purpose")
+
+
+class StopsAfter:
+    """Stops a run after so many updates."""
+
+    def __init__(self, updates: int) -> None:
+        self.updates = updates
+
+    @hookimpl
+    def on_optimizer_step_end(self, trainer: Trainer) -> None:
+        if trainer.updates >= self.updates:
+            trainer.control.stop(f"Stopped after {self.updates} updates")
+
+
+class Saves:
+    """Saves training states in the middle of the first epoch, and at each of its ends."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    @hookimpl
+    def on_optimizer_step_end(self, trainer: Trainer) -> None:
+        if trainer.updates == 3:
+            trainer.save_training_state(self.folder / "1-in-the-epoch")
+
+    @hookimpl
+    def on_train_epoch_end(self, trainer: Trainer) -> None:
+        if trainer.position.epoch == trainer.position.first_epoch:
+            trainer.save_training_state(self.folder / "2-before-the-evaluation")
+
+    @hookimpl
+    def on_training_run_epoch_end(self, trainer: Trainer) -> None:
+        if trainer.position.epoch == trainer.position.first_epoch:
+            trainer.save_training_state(self.folder / "3-after-the-epoch")
+
+
+class Records:
+    """Records a metric in each part of an epoch, as a plugin of metrics does."""
+
+    @hookimpl
+    def on_train_epoch_end(self, trainer: Trainer) -> None:
+        trainer.run_history.update_metric("recorded_in_training", trainer.updates)
+
+    @hookimpl
+    def on_eval_epoch_end(self, trainer: Trainer) -> None:
+        trainer.run_history.update_metric("recorded_in_evaluation", trainer.updates)
+
+
+class Logs:
+    """Notes each event, in a list that it shares with others.
+
+    Args:
+        name: what it notes itself as.
+        log: the list.
+    """
+
+    def __init__(self, name: str, log: list[tuple[str, str]]) -> None:
+        for event in EVENTS:
+            setattr(self, event, self._noting(name, event, log))
+
+    def _noting(self, name: str, event: str, log: list[tuple[str, str]]) -> Any:
+        @hookimpl
+        def note() -> None:
+            log.append((name, event))
+
+        return note

@@ -1,0 +1,448 @@
+"""A suite of tests that any plugin should pass."""
+
+from __future__ import annotations
+
+import fnmatch
+import inspect
+import math
+import os
+import shutil
+import tempfile
+import unittest
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
+
+import torch
+from torch import Tensor, nn
+
+from pa_core.codec import decode, encode
+from pa_core.errors import SettingsError, TrainingStateError, nearest
+from pa_core.settings import build_from_table, settings_model
+from pa_core.tables import table_schema
+from pa_core.testing.companions import (
+    EVENTS,
+    DeliberateError,
+    Logs,
+    Raises,
+    Records,
+    Saves,
+    StopsAfter,
+)
+from pa_core.testing.processes import find, place_of, run_on_processes
+from pa_core.testing.recorder import HookRecorder
+from pa_core.testing.tiny import BATCH, tiny_data, tiny_model, tiny_trainer
+from pa_core.testing.watching import Reads, Stopwatch, Surroundings
+
+if TYPE_CHECKING:
+    from pa_core import Trainer
+    from pa_core.implementations import Call, Implementation
+
+_IsLike = Callable[[Any, Any], bool]
+_EVENTS = [event for event in EVENTS if event not in ("on_init_end", "on_exception")]
+_UNKNOWN_KEY = "no_plugin_has_this_setting"
+_TIMED_RUNS = 5
+_EPOCHS = 2
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a run has come to: the model's weights, and each metric's values."""
+
+    weights: dict[str, Tensor]
+    history: dict[str, list[Any]]
+
+
+class PluginConformance:
+    """Tests of one plugin, for pytest: subclass it, and name the plugin.
+
+    Each test trains a tiny model, in an empty folder, with the plugin alone or beside another. A
+    test that doesn't apply is listed in `exempt`, with the reason. What a run consists of can be
+    overridden: `make_plugin`, `make_trainer`, `make_data` and `train`.
+
+    Attributes:
+        plugin: the plugin's class or module, or a function that makes one.
+        settings: its table, as in ``[tool.pa-core.NAME]``.
+        train_arguments: more arguments of ``Trainer.train``, such as ``create_scheduler_fn``.
+        exempt: the tests that don't apply, by name (without ``test_``), each with the reason.
+        measured_metrics: names or patterns of metrics that differ from run to run, such as times.
+        max_microseconds_per_step: what the plugin may take of a training step; None for no test.
+        processes: how many processes the plugin is tried on.
+
+    >>> from pa_core.builtins.terminate_on_nan import TerminateOnNaNCallback
+    >>> class TestTerminateOnNaN(PluginConformance):
+    ...     plugin = TerminateOnNaNCallback
+    """
+
+    plugin: ClassVar[Any]
+    settings: ClassVar[Mapping[str, Any]] = {}
+    train_arguments: ClassVar[Mapping[str, Any]] = {}
+    exempt: ClassVar[Mapping[str, str]] = {}
+    measured_metrics: ClassVar[tuple[str, ...]] = ()
+    max_microseconds_per_step: ClassVar[float | None] = None
+    processes: ClassVar[int] = 2
+
+    def __init_subclass__(cls) -> None:
+        tests = [name.removeprefix("test_") for name in dir(cls) if name.startswith("test_")]
+        for name, reason in cls.exempt.items():
+            if name not in tests:
+                raise TypeError(
+                    f"{cls.__name__}.exempt: there is no test {name!r}.{nearest(name, tests)}"
+                )
+            if not reason.strip():
+                raise TypeError(f"{cls.__name__}.exempt: say why {name!r} doesn't apply")
+
+    # -- What is tested, to be overridden -------------------------------------------------------
+
+    def make_plugin(self) -> Any:
+        """Make a new plugin from its settings."""
+        given = inspect.getattr_static(type(self), "plugin", None)
+        given = given.__func__ if isinstance(given, staticmethod) else given
+        if given is None:
+            raise TypeError(f"{type(self).__name__}.plugin must name the plugin that is tested")
+        if inspect.isfunction(given) or isinstance(given, partial):
+            return given()
+        return build_from_table(given, self.settings)
+
+    def make_model(self) -> nn.Module:
+        """Make a model, with the same weights each time; it may draw random numbers."""
+        return tiny_model(dropout=0.1)
+
+    def make_data(self, samples: int) -> Any:
+        """Make a dataset of so many samples, the same each time."""
+        return tiny_data(samples)
+
+    def make_trainer(self, *plugins: Any) -> Trainer:
+        """Make a trainer of a new model with these plugins alone."""
+        return tiny_trainer(*plugins, model=self.make_model())
+
+    def train(self, trainer: Trainer, **arguments: Any) -> None:
+        """Train for two epochs, each with an evaluation.
+
+        Args:
+            trainer: the trainer.
+            **arguments: of ``Trainer.train``; they go before all others.
+        """
+        given = {
+            "train_dataset": self.make_data(44),  # 11 batches: the last window has one alone
+            "num_epochs": _EPOCHS,
+            "eval_dataset": self.make_data(14),
+            "per_device_batch_size": max(1, BATCH // trainer.num_processes),
+            "gradient_accumulation_steps": 2,
+        }
+        trainer.train(**(given | dict(self.train_arguments) | arguments))
+
+    def outcome(self, *plugins: Any, **arguments: Any) -> Outcome:
+        """Train a new model with these plugins, and return what has come of it."""
+        trainer = self.make_trainer(*plugins)
+        self.train(trainer, **arguments)
+        return self.outcome_of(trainer)
+
+    def outcome_of(self, trainer: Trainer) -> Outcome:
+        """What a trainer's last run has come to, without what is measured."""
+        model = trainer.get_model(keep_torch_compile=False)
+        history = {
+            name: list(trainer.run_history.get_metric_values(name))
+            for name in trainer.run_history.get_metric_names()
+            if not any(fnmatch.fnmatch(name, measured) for measured in self.measured_metrics)
+        }
+        return Outcome({k: v.detach().clone() for k, v in model.state_dict().items()}, history)
+
+    # -- Around each test -----------------------------------------------------------------------
+
+    def setup_method(self, method: Callable[..., Any]) -> None:
+        """Skip what doesn't apply, and go to an empty folder."""
+        reason = self.exempt.get(method.__name__.removeprefix("test_"))
+        if reason:
+            raise unittest.SkipTest(reason)
+        self._folder, self._before = Path(tempfile.mkdtemp(prefix="pa-core-")), Path.cwd()
+        os.chdir(self._folder)
+
+    def teardown_method(self) -> None:
+        """Go back, and remove the folder."""
+        os.chdir(self._before)
+        shutil.rmtree(self._folder)
+
+    # -- The tests ------------------------------------------------------------------------------
+
+    def test_builds_from_its_settings(self) -> None:
+        """It is built from its table, which `pa schema` can describe."""
+        try:
+            plugin = self.make_plugin()
+        except SettingsError as error:
+            _fail(f"The settings {dict(self.settings)} are refused: {error}")
+        self.make_trainer(plugin)  # the names of hooks and arguments are checked here
+        model = settings_model(type(plugin))
+        if model is not None:
+            try:
+                table_schema(model, "plugin", {})
+            except Exception as error:  # noqa: BLE001 - whatever it is, it is told
+                _fail(f"`pa schema` can't describe the settings: {error}")
+
+    def test_refuses_an_unknown_setting(self) -> None:
+        """A mistyped key is an error, and not ignored."""
+        given = inspect.getattr_static(type(self), "plugin")
+        if settings_model(given) is None:
+            raise unittest.SkipTest("it has no settings, so that every key is an error")
+        try:
+            build_from_table(given, {**self.settings, _UNKNOWN_KEY: 1})
+        except SettingsError:
+            return
+        _fail("Unknown keys are taken, so typing errors go unseen: don't set extra='allow'")
+
+    def test_trains_twice(self) -> None:
+        """One instance serves two runs, which are equal, and leaves nothing behind."""
+        plugin = self.make_plugin()
+        trainer = self.make_trainer(plugin)
+        self.train(trainer)
+        first, before = self.outcome_of(trainer), Surroundings()
+        second = self.outcome(plugin)
+        _assert_left_nothing(before, "A run")
+        _assert_equal(first, second, "The second run with one instance isn't what the first was")
+        self.train(trainer)  # goes on from the trained weights
+
+    def test_evaluates_alone(self) -> None:
+        """It serves `evaluate` and `predict` without a training run, and changes no weights."""
+        trainer = self.make_trainer(self.make_plugin())
+        before = self.outcome_of(trainer).weights
+        data = self.make_data(14)
+        values = trainer.evaluate(data, per_device_batch_size=BATCH)
+        assert "evaluation_loss" in values, f"evaluate() recorded no evaluation_loss: {values}"
+        trainer.predict(data, per_device_batch_size=BATCH)
+        after = self.outcome_of(trainer).weights
+        differing = _differing(before, after, _same)
+        assert not differing, f"evaluate() or predict() has changed the model: {differing}"
+
+    def test_survives_exceptions(self) -> None:
+        """Where another plugin raises, this one closes what it has opened, and can run again."""
+        plugin = self.make_plugin()
+        first, before = self.outcome(plugin), Surroundings()
+        for event in _EVENTS:
+            for last in (False, True):
+                self._fail_in(event, plugin, last=last)
+                where = f"A run that another plugin has failed in {event}"
+                _assert_left_nothing(before, where)
+        again = self.outcome(plugin)
+        _assert_equal(first, again, "After failed runs, the same instance runs differently")
+
+    def _fail_in(self, event: str, plugin: Any, *, last: bool) -> None:
+        raising = Raises(event, last=last)
+        plugins = (plugin, raising) if last else (raising, plugin)
+        try:
+            trainer = self.make_trainer(*plugins)
+            if event.startswith("on_evaluation_run"):
+                trainer.evaluate(self.make_data(14), per_device_batch_size=BATCH)
+            else:
+                self.train(trainer)
+                trainer.save_training_state("failed")
+                trainer.load_training_state("failed")
+        except DeliberateError as error:
+            notes = [n for n in getattr(error, "__notes__", ()) if n.startswith("Then ")]
+            assert not notes, f"As another plugin failed in {event}: {' '.join(notes)}"
+        except Exception as error:
+            raise AssertionError(
+                f"The exception of another plugin in {event} was replaced by {error!r}"
+            ) from error
+        else:
+            assert not raising.has_raised, f"The exception of another plugin in {event} was lost"
+
+    def test_keeps_state_as_plain_data(self) -> None:
+        """What `state_dict` returns can be saved, and gives the same state back."""
+        plugin = self.make_plugin()
+        has = [hasattr(plugin, name) for name in ("state_dict", "load_state_dict")]
+        assert all(has) or not any(has), "It has only one of state_dict and load_state_dict"
+        if not any(has):
+            raise unittest.SkipTest("it has no state")
+        self.train(self.make_trainer(plugin))
+        state, tensors = _encode(plugin.state_dict())
+        other = self.make_plugin()
+        self.train(self.make_trainer(other, StopsAfter(3)))
+        other.load_state_dict(decode(state, tensors))
+        restored, other_tensors = _encode(other.state_dict())
+        assert _same(restored, state), f"The state {state} comes back as {restored}"
+        differing = _differing(tensors, other_tensors, _same)
+        assert not differing, f"A tensor of the state comes back changed: {differing}"
+
+    def test_resumes_exactly(self) -> None:
+        """A run that is resumed anywhere ends as the uninterrupted one, bit for bit."""
+        saver = Saves(self._folder / "states")
+        whole = self.outcome(self.make_plugin(), saver)
+        states = sorted(saver.folder.iterdir()) if saver.folder.exists() else []
+        assert states, "No training state could be saved: does the plugin end the run at once?"
+        for state in states:
+            resumed = self.outcome(self.make_plugin(), resume_from=state)
+            _assert_equal(
+                whole,
+                resumed,
+                f"The run resumed from {state.name} isn't the uninterrupted one. Keep what the "
+                "plugin knows in state_dict()",
+            )
+
+    def test_keeps_order(self) -> None:
+        """The result is the same wherever it is listed, and others are called in their order."""
+        first = self.outcome(self.make_plugin(), Records())
+        last = self.outcome(Records(), self.make_plugin())
+        _assert_equal(
+            first,
+            last,
+            "The result depends on the plugin's place in the list. Mark a hook that reads what "
+            "others record with trylast=True, and one that others build on with tryfirst=True",
+        )
+        log: list[tuple[str, str]] = []
+        self.train(self.make_trainer(Logs("1", log), self.make_plugin(), Logs("2", log)))
+        opened: list[str] = []
+        for who, event in log:
+            if who == "1":
+                opened.append(event)
+            else:
+                latest = opened.pop() if opened else None
+                assert latest == event, (
+                    f"Two other plugins, listed before and after this one, were called in {event} "
+                    "in another order than they are listed"
+                )
+        assert not opened, f"{opened[-1]} didn't reach the plugin after this one"
+
+    def test_does_not_synchronise(self) -> None:
+        """It reads no tensor in a step, for which the host would wait for the device."""
+        plugin, reads = self.make_plugin(), Reads()
+        trainer = self.make_trainer(plugin)
+        self.train(trainer, num_epochs=1)  # what is done once is no cost of a step
+        _instrument(trainer, plugin, reads.around)
+        self.train(trainer)
+        found = "\n".join(reads.found)
+        assert not found, (
+            f"Tensors are read in a step, where the host waits for the device:\n{found}\n"
+            "Add them up on the device, and read the sum at the epoch's end"
+        )
+
+    def test_leaves_training_unchanged(self) -> None:
+        """Training with it gives the weights and losses of training without it."""
+        without, with_it = self.outcome(), self.outcome(self.make_plugin())
+        shared = {name: with_it.history.get(name, []) for name in without.history}
+        _assert_equal(
+            without,
+            Outcome(with_it.weights, shared),
+            "Training with the plugin isn't training without it",
+        )
+
+    def test_works_on_two_processes(self) -> None:
+        """On several processes, each records what a single one does, up to rounding."""
+        place = place_of(type(self))
+        outcomes = [Outcome(*o) for o in run_on_processes(_outcome_there, self.processes, *place)]
+        check_processes(self.shared_outcome(), outcomes)
+
+    def shared_outcome(self) -> Outcome:
+        """What a run with the plugin comes to, on all processes that there are."""
+        trainer = self.make_trainer(self.make_plugin())
+        for module in trainer.get_model().modules():
+            if isinstance(module, nn.Dropout):
+                module.p = 0.0  # each process would draw its own
+        self.train(trainer)
+        return self.outcome_of(trainer)
+
+    def test_costs_little(self) -> None:
+        """Its hooks take at most `max_microseconds_per_step` of a training step."""
+        limit = self.max_microseconds_per_step
+        if limit is None:
+            raise unittest.SkipTest("no max_microseconds_per_step is stated")
+        plugin = self.make_plugin()
+        trainer = self.make_trainer(plugin)
+        times = []
+        for _ in range(_TIMED_RUNS):
+            watch, recorder = Stopwatch(), HookRecorder()
+            trainer = self.make_trainer(plugin, recorder)
+            _instrument(trainer, plugin, watch.around)
+            self.train(trainer, gradient_accumulation_steps=1)
+            times.append(watch.nanoseconds / 1000 / max(1, recorder.count("on_train_step_end")))
+        best = min(times)  # whatever else the machine does only adds to it
+        assert best <= limit, f"A step takes {best:.1f} µs, more than the {limit:g} µs stated"
+
+
+# -- On other processes ---------------------------------------------------------------------------
+
+
+def _outcome_there(*place: str) -> tuple[dict[str, Tensor], dict[str, list[Any]]]:
+    """The outcome of a test class, on each of several processes."""
+    outcome = find(*place)().shared_outcome()
+    return outcome.weights, outcome.history
+
+
+def check_processes(one: Outcome, outcomes: Sequence[Outcome]) -> None:
+    """Fail unless each process has the history of the first, and what a single one has.
+
+    Args:
+        one: the outcome on a single process.
+        outcomes: those of several, by rank. They may differ from `one` by rounding.
+    """
+    for rank, outcome in enumerate(outcomes):
+        where = f"Process {rank} of {len(outcomes)}"
+        differing = _differing(outcomes[0].history, outcome.history, _same)
+        assert not differing, f"{where} records something else than process 0: {differing}"
+        differing = _differing(one.history, outcome.history, _close)
+        assert not differing, f"{where} records something else than a single process: {differing}"
+        differing = _differing(one.weights, outcome.weights, _close)
+        assert not differing, f"{where} has other weights than a single process: {differing}"
+
+
+# -- Parts of the above ---------------------------------------------------------------------------
+
+
+def _fail(message: str) -> NoReturn:
+    raise AssertionError(message)
+
+
+def _instrument(trainer: Trainer, plugin: Any, around: Callable[[Implementation], Call]) -> None:
+    (name,) = [name for name, found in trainer.plugins.plugins.items() if found is plugin]
+    trainer.plugins.instrument(name, around)
+
+
+def _assert_left_nothing(before: Surroundings, what: str) -> None:
+    changes = before.changes()
+    assert not changes, f"{what} leaves something behind: {'; '.join(changes)}"
+
+
+def _assert_equal(first: Outcome, second: Outcome, message: str) -> None:
+    differing = _differing(first.history, second.history, _same) or _differing(
+        first.weights, second.weights, _same
+    )
+    assert not differing, f"{message}. {differing}"
+
+
+def _differing(first: Mapping[str, Any], second: Mapping[str, Any], is_like: _IsLike) -> str:
+    """The first entry of two mappings that isn't alike, in words; nothing where all are."""
+    for name in dict.fromkeys([*first, *second]):
+        if name not in first or name not in second:
+            return f"Only one of them has {name!r}"
+        if not is_like(first[name], second[name]):
+            return f"{name}: {first[name]} and {second[name]}"
+    return ""
+
+
+def _same(first: Any, second: Any) -> bool:
+    if isinstance(first, Tensor) and isinstance(second, Tensor):
+        return torch.equal(first, second)
+    return repr(first) == repr(second)  # NaN is NaN here
+
+
+def _close(first: Any, second: Any) -> bool:
+    """Whether two values are equal but for rounding, which another order of adding brings."""
+    if isinstance(first, Tensor) and isinstance(second, Tensor):
+        return first.shape == second.shape and torch.allclose(
+            first.double(), second.double(), rtol=1e-4, atol=1e-5, equal_nan=True
+        )
+    if isinstance(first, list) and isinstance(second, list):
+        return len(first) == len(second) and all(map(_close, first, second))
+    if isinstance(first, float) and isinstance(second, float) and math.isfinite(first):
+        return math.isclose(first, second, rel_tol=1e-4, abs_tol=1e-5)
+    return _same(first, second)
+
+
+def _encode(state: Any) -> tuple[Any, dict[str, Tensor]]:
+    tensors: dict[str, Tensor] = {}
+    try:
+        encoded = encode(state, tensors, "state_dict()")
+    except TrainingStateError as error:
+        _fail(str(error))
+    return encoded, {name: tensor.clone() for name, tensor in tensors.items()}

@@ -1,0 +1,130 @@
+"""A plugin that notes which hooks are called, in which order and with what."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from pa_core import hookspecs
+from pa_core.errors import nearest
+from pa_core.implementations import specifications
+
+
+@dataclass(frozen=True, eq=False)
+class HookCall:
+    """A call of a hook; its arguments are attributes, too: ``call.step``.
+
+    Attributes:
+        name: the hook's name.
+        arguments: what it was called with. A dict among them is a copy of what it held then.
+    """
+
+    name: str
+    arguments: dict[str, Any] = field(repr=False)
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("_") or name not in self.arguments:
+            raise AttributeError(f"{self.name} has no argument {name!r}")
+        return self.arguments[name]
+
+
+class HookRecorder:
+    """A plugin that records every call of every hook, before any other plugin gets it.
+
+    It returns nothing, so it changes nothing. Tensors are kept as they are, and not copied.
+
+    Args:
+        *specs: modules or classes with more hookspecs, of plugins that have some of their own.
+
+    Attributes:
+        calls: the calls in their order.
+
+    >>> from pa_core.testing import run_tiny
+    >>> recorder = HookRecorder()
+    >>> trainer = run_tiny(recorder, epochs=1)  # doctest: +ELLIPSIS
+    Plugins: HookRecorder
+    >>> recorder.count("on_optimizer_step_end")
+    6
+    >>> [call.step for call in recorder.of("on_eval_step_end")]
+    [0, 1, 2, 3]
+    >>> recorder.assert_order("on_train_epoch_end", "on_eval_epoch_start")
+    """
+
+    def __init__(self, *specs: Any) -> None:
+        self.calls: list[HookCall] = []
+        self._known: list[str] = []
+        for spec in (hookspecs, *specs):
+            for name in specifications(spec):
+                self._known.append(name)
+                mark = hookspecs.hookimpl(tryfirst=True, optionalhook=True)
+                setattr(self, name, mark(self._recording(name)))
+
+    def _recording(self, name: str) -> Callable[..., None]:
+        def record(**arguments: Any) -> None:
+            now = {key: dict(v) if isinstance(v, dict) else v for key, v in arguments.items()}
+            self.calls.append(HookCall(name, now))
+
+        return record
+
+    @property
+    def names(self) -> list[str]:
+        """The names of the hooks that were called, in the order of the calls."""
+        return [call.name for call in self.calls]
+
+    def of(self, name: str) -> list[HookCall]:
+        """The calls of one hook.
+
+        Raises:
+            AttributeError: where there is no such hook, with the nearest name.
+        """
+        if name not in self._known:
+            raise AttributeError(f"There is no hook {name!r}.{nearest(name, self._known)}")
+        return [call for call in self.calls if call.name == name]
+
+    def count(self, name: str) -> int:
+        """How often a hook was called."""
+        return len(self.of(name))
+
+    def clear(self) -> None:
+        """Forget all calls."""
+        self.calls.clear()
+
+    def assert_called(self, name: str, times: int | None = None, **arguments: Any) -> None:
+        """Fail unless a hook was called.
+
+        Args:
+            name: the hook.
+            times: how often; by default at least once.
+            **arguments: count only the calls with these arguments.
+        """
+        calls = self.of(name)
+        found = [c for c in calls if all(getattr(c, key) == v for key, v in arguments.items())]
+        wanted = "at least once" if times is None else f"{times} times"
+        with_these = f" with {arguments}" if arguments else ""
+        assert found if times is None else len(found) == times, (
+            f"{name} was called {len(found)} times{with_these}, not {wanted}; "
+            f"{len(calls)} times in all. {self._story()}"
+        )
+
+    def assert_order(self, *names: str) -> None:
+        """Fail unless hooks were called in this order, with whatever others between them."""
+        rest = iter(self.names)
+        for number, name in enumerate(names):
+            self.of(name)  # a mistyped name is told
+            assert name in rest, (
+                f"{name} wasn't called after {' and '.join(names[:number]) or 'the start'}. "
+                f"{self._story()}"
+            )
+
+    def _story(self) -> str:
+        """The names of the calls, a repeated one once with its number."""
+        told: list[list[Any]] = []
+        for name in self.names:
+            if told and told[-1][0] == name:
+                told[-1][1] += 1
+            else:
+                told.append([name, 1])
+        story = [name if number == 1 else f"{name} × {number}" for name, number in told]
+        shown = ", ".join(story[:60]) + (f" and {len(story) - 60} more" if story[60:] else "")
+        return f"Called were: {shown or 'none'}"

@@ -1,0 +1,116 @@
+"""The built-in plugins pass the suite that every plugin should pass."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import pytest
+
+from pa_core.builtins.checkpoint import SaveTrainingStateCallback
+from pa_core.builtins.early_stopping import EarlyStoppingCallback
+from pa_core.builtins.limit_batches import LimitBatchesCallback
+from pa_core.builtins.limit_eval_steps import LimitEvalStepsCallback
+from pa_core.builtins.log_metrics import LogMetricsCallback
+from pa_core.builtins.move_modules_to_device import MoveModulesToDeviceCallback
+from pa_core.builtins.print_progress import PrintProgressCallback
+from pa_core.builtins.progress_bar import ProgressBarCallback
+from pa_core.builtins.save_best_model import SaveBestModelCallback
+from pa_core.builtins.speedups import SpeedupsCallback
+from pa_core.builtins.step_evaluation import StepBasedEvaluationCallback
+from pa_core.builtins.terminate_on_nan import TerminateOnNaNCallback
+from pa_core.testing import PluginConformance, run_on_processes
+from pa_core.testing.conformance import Outcome, check_processes
+
+ITS_PURPOSE = "that is what it is for"
+IN_ONE_START = {"works_on_two_processes": "done for some of them in one start, below"}
+
+
+class BuiltinConformance(PluginConformance):
+    exempt: ClassVar = IN_ONE_START
+
+
+class TestMoveModulesToDevice(BuiltinConformance):
+    plugin = MoveModulesToDeviceCallback
+
+
+class TestTerminateOnNaN(BuiltinConformance):
+    plugin = TerminateOnNaNCallback
+
+
+class TestPrintProgress(BuiltinConformance):
+    plugin = PrintProgressCallback
+
+
+class TestProgressBar(BuiltinConformance):
+    plugin = ProgressBarCallback
+
+
+class TestLogMetrics(BuiltinConformance):
+    plugin = LogMetricsCallback
+    settings: ClassVar = {"every": "3 updates"}
+
+
+class TestSaveBestModel(BuiltinConformance):
+    plugin = SaveBestModelCallback
+
+
+class TestEarlyStopping(BuiltinConformance):
+    plugin = EarlyStoppingCallback
+    settings: ClassVar = {"early_stopping_patience": 1}
+
+
+class TestCheckpoint(BuiltinConformance):
+    plugin = SaveTrainingStateCallback
+    settings: ClassVar = {"save_every_n_epochs": 1, "save_every_n_steps": 4, "max_checkpoints": 2}
+    exempt: ClassVar = IN_ONE_START | {
+        "does_not_synchronise": "a state is all that the device holds, so saving one waits for it"
+    }
+
+
+class TestLimitBatches(BuiltinConformance):
+    plugin = LimitBatchesCallback
+    settings: ClassVar = {"num_batches": 7}
+    exempt: ClassVar = IN_ONE_START | {"leaves_training_unchanged": ITS_PURPOSE}
+
+
+class TestLimitEvalSteps(BuiltinConformance):
+    plugin = LimitEvalStepsCallback
+    settings: ClassVar = {"num_eval_steps": 2, "limit_intermediate_only": False}
+    exempt: ClassVar = IN_ONE_START | {"leaves_training_unchanged": ITS_PURPOSE}
+
+
+class TestStepEvaluation(BuiltinConformance):
+    plugin = StepBasedEvaluationCallback
+    settings: ClassVar = {"eval_every_n_steps": 2}
+
+
+class TestSpeedups(BuiltinConformance):
+    plugin = SpeedupsCallback
+    settings: ClassVar = {"channels_last": True, "fused_optimizer": True, "tf32": True}
+    exempt: ClassVar = IN_ONE_START | {
+        "leaves_training_unchanged": "a fused optimizer rounds differently"
+    }
+
+
+REPRESENTATIVE: list[type[PluginConformance]] = [
+    TestTerminateOnNaN,
+    TestLogMetrics,
+    TestSaveBestModel,
+    TestEarlyStopping,
+    TestCheckpoint,
+    TestStepEvaluation,
+]
+
+
+def outcomes() -> list[tuple]:
+    found = [test_class().shared_outcome() for test_class in REPRESENTATIVE]
+    return [(outcome.weights, outcome.history) for outcome in found]
+
+
+@pytest.mark.slow
+@pytest.mark.distributed
+def test_plugins_record_on_two_processes_what_they_record_on_one(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    on_two = run_on_processes(outcomes, 2)
+    for number, one in enumerate(outcomes()):
+        check_processes(Outcome(*one), [Outcome(*process[number]) for process in on_two])
