@@ -10,6 +10,9 @@ import pytest
 # Before torch is imported: tests run side by side, and more threads would only get in their way.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+# It marks the conformance suite's slow tests, and imports no torch.
+pytest_plugins = ["pa_core.testing.pytest_plugin"]
+
 # What libraries write on import: accelerate, torch's compiler (through transformers), scikit-learn,
 # and DeepSpeed, which accelerate imports where it is installed.
 MAY_CHANGE = ("ACCELERATE_", "PYTEST_", "TORCHINDUCTOR_", "KMP_", "PYTORCH_NVML_")

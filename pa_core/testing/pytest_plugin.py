@@ -1,7 +1,8 @@
-"""Fixtures for tests of plugins; turn them on in ``pyproject.toml``::
+"""Fixtures for tests of plugins, for those who turn them on.
 
-    [tool.pytest.ini_options]
-    addopts = ["-p", "pa_core.testing.pytest_plugin"]
+In ``pyproject.toml``, under ``[tool.pytest.ini_options]``, that is
+``addopts = ["-p", "pa_core.testing.pytest_plugin"]``; in the ``conftest.py`` of the project's root,
+``pytest_plugins = ["pa_core.testing.pytest_plugin"]``.
 """
 
 from __future__ import annotations

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -118,13 +119,7 @@ class HookRecorder:
             )
 
     def _story(self) -> str:
-        """The names of the calls, a repeated one once with its number."""
-        told: list[list[Any]] = []
-        for name in self.names:
-            if told and told[-1][0] == name:
-                told[-1][1] += 1
-            else:
-                told.append([name, 1])
-        story = [name if number == 1 else f"{name} × {number}" for name, number in told]
-        shown = ", ".join(story[:60]) + (f" and {len(story) - 60} more" if story[60:] else "")
-        return f"Called were: {shown or 'none'}"
+        """How often each hook was called, in the order of the first calls."""
+        counts = Counter(self.names).items()
+        told = [name if count == 1 else f"{name} × {count}" for name, count in counts]
+        return f"Called were: {', '.join(told) or 'none'}"
