@@ -305,6 +305,32 @@ def doctor() -> None:
         raise typer.Exit(1)
 
 
+# -- pa new-plugin --------------------------------------------------------------------------------
+
+
+@app.command("new-plugin")
+def new_plugin(
+    name: Annotated[str, typer.Argument(help="The plugin's name, such as weight-watch.")],
+    directory: Annotated[
+        Path | None, typer.Option("--directory", help="Put the package's folder here.")
+    ] = None,
+    hook: Annotated[
+        str, typer.Option("--hook", help="The event that the plugin begins with.")
+    ] = "on_train_epoch_end",
+    author: Annotated[
+        str | None, typer.Option("--author", help="Who is named in the licence.")
+    ] = None,
+) -> None:
+    """Make a package with a plugin that works: typed, tested, and ready to be published."""
+    from pa_core.scaffold import new_plugin as make
+
+    target = make(name, directory, hook=hook, author=author)
+    folder = _short(str(target))
+    console = _console()
+    console.print(f"{folder} is there. Try it:")
+    console.print(f"    cd {folder}\n    pip install -e . pytest\n    pytest")
+
+
 # -- pa schema ------------------------------------------------------------------------------------
 
 

@@ -32,6 +32,7 @@ TORCH_FREE = [
     "pa_core.main_process",
     "pa_core.manager",
     "pa_core.retention",
+    "pa_core.scaffold",
     "pa_core.settings",
     "pa_core.state_list",
     "pa_core.states",
