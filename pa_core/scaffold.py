@@ -19,6 +19,7 @@ from pa_core.errors import PaCoreError, nearest
 from pa_core.implementations import specifications
 
 _NAME = re.compile(r"[a-z]([a-z0-9]|[-_.](?=[a-z0-9]))*")  # as PyPI normalises names
+_LONGEST = 32  # beyond that, the lines of code would be too long
 _FIRST, _LAST = "on_train_epoch_start", "on_training_run_end"
 
 FILES: Mapping[str, str] = {
@@ -96,7 +97,6 @@ def new_plugin(
             "distribution": distribution,
             "package": distribution.replace("-", "_"),
             "class_name": f"{class_name}Plugin",
-            "settings_name": f"{class_name}Settings",
             "summary": f"Counts the calls of {hook}, and records the count in the run history.",
             "hook": hook,
             "author": author,
@@ -116,6 +116,8 @@ def _plugin_name(name: str) -> str:
             f"{name!r} is no name for a plugin: it begins with a letter and goes on with small "
             "letters, digits and single hyphens between them, such as weight-watch"
         )
+    if len(normal) > _LONGEST:
+        raise NewPluginError(f"{name!r} is too long: take at most {_LONGEST} characters")
     return normal
 
 

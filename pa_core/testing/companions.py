@@ -44,18 +44,6 @@ class Raises:
             trainer.control.stop("Stopped on purpose")
 
 
-class StopsAfter:
-    """Stops a run after so many updates."""
-
-    def __init__(self, updates: int) -> None:
-        self.updates = updates
-
-    @hookimpl
-    def on_optimizer_step_end(self, trainer: Trainer) -> None:
-        if trainer.updates >= self.updates:
-            trainer.control.stop(f"Stopped after {self.updates} updates")
-
-
 class Saves:
     """Saves training states in the middle of the first epoch, and at each of its ends."""
 

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
 import torch
 from torch import Tensor, nn
 
-from pa_core.codec import decode, encode
+from pa_core.codec import encode
 from pa_core.errors import SettingsError, TrainingStateError, nearest
 from pa_core.settings import build_from_table, settings_model
 from pa_core.tables import table_schema
@@ -29,7 +29,6 @@ from pa_core.testing.companions import (
     Raises,
     Records,
     Saves,
-    StopsAfter,
 )
 from pa_core.testing.processes import find, place_of, run_on_processes
 from pa_core.testing.recorder import HookRecorder
@@ -255,11 +254,14 @@ class PluginConformance:
         assert all(has) or not any(has), "It has only one of state_dict and load_state_dict"
         if not any(has):
             raise unittest.SkipTest("it has no state")
-        self.train(self.make_trainer(plugin))
+        trainer = self.make_trainer(plugin)
+        self.train(trainer)
         state, tensors = _encode(plugin.state_dict())
+        trainer.save_training_state("state")
         other = self.make_plugin()
-        self.train(self.make_trainer(other, StopsAfter(3)))
-        other.load_state_dict(decode(state, tensors))
+        trainer = self.make_trainer(other)
+        self.train(trainer, max_num_train_steps=3)
+        trainer.load_training_state("state")
         restored, other_tensors = _encode(other.state_dict())
         assert _same(restored, state), f"The state {state} comes back as {restored}"
         differing = _differing(tensors, other_tensors, _same)

@@ -151,10 +151,8 @@ class _Functions(TorchFunctionMode):
 
 
 def _names_cpu(args: Any, kwargs: Any) -> bool:
-    return any(
-        isinstance(given, str | torch.device) and torch.device(given).type == "cpu"
-        for given in (*args[1:], *kwargs.values())
-    )
+    # By name alone: the device of another tensor is the accelerator's, in a run on one.
+    return any(isinstance(given, str) and given == "cpu" for given in (*args[1:], *kwargs.values()))
 
 
 class _Operations(TorchDispatchMode):

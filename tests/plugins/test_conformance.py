@@ -1,0 +1,124 @@
+"""The plugins of pa-metrics, pa-schedulers and pa-models pass the suite of every plugin.
+
+In one file, since their libraries take long to import.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import pytest
+import torch
+
+from pa_core import Trainer
+from pa_core.testing import PluginConformance, run_on_processes, tiny_trainer
+from pa_core.testing.conformance import Outcome, check_processes
+from pa_metrics import MetricsPlugin
+from pa_models import (
+    ConvertSyncBatchNormCallback,
+    EmaPlugin,
+    GradualUnfreezingCallback,
+    TimmPlugin,
+    TransformersPlugin,
+)
+from pa_schedulers import SchedulersPlugin, WSDCheckpointCallback, WSDLrScheduler
+from tests.plugins.models.test_timm_training import Net, images
+from tests.plugins.models.test_transformers import bert, sentences
+
+ITS_PURPOSE = "that is what it is for"
+IN_ONE_START = {"works_on_two_processes": "done for some of them in one start, below"}
+
+
+class TestMetrics(PluginConformance):
+    plugin = MetricsPlugin
+    settings: ClassVar = {
+        "metrics": ["accuracy", "F1Score"],
+        "on": ["train", "eval"],
+        "task": "multiclass",
+        "num_classes": 3,
+    }
+    exempt: ClassVar = IN_ONE_START
+
+
+class TestSchedulers(PluginConformance):
+    plugin = SchedulersPlugin
+    settings: ClassVar = {"name": "cosine", "warmup": "10%"}
+    exempt: ClassVar = IN_ONE_START | {"leaves_training_unchanged": ITS_PURPOSE}
+
+
+class TestWSDCheckpoint(PluginConformance):
+    plugin = WSDCheckpointCallback
+    train_arguments: ClassVar = {
+        "create_scheduler_fn": WSDLrScheduler.create_scheduler_fn(decay_phase_ratio=0.5)
+    }
+    exempt: ClassVar = IN_ONE_START
+
+
+class TestEma(PluginConformance):
+    plugin = EmaPlugin
+    settings: ClassVar = {"decay": 0.9}
+    exempt: ClassVar = IN_ONE_START
+
+
+class TestGradualUnfreezing(PluginConformance):
+    plugin = GradualUnfreezingCallback
+    settings: ClassVar = {"plan": {"0 epochs": -1, "1 epochs": "*"}}
+    exempt: ClassVar = IN_ONE_START | {"leaves_training_unchanged": ITS_PURPOSE}
+
+
+class TestSyncBatchNorm(PluginConformance):
+    plugin = ConvertSyncBatchNormCallback
+    exempt: ClassVar = {"works_on_two_processes": "on CPUs it only warns; its own tests see that"}
+
+
+class TestTimm(PluginConformance):
+    plugin = TimmPlugin
+    settings: ClassVar = {"optimizer": "sgd", "lr": 0.1, "mixup": 0.4, "label_smoothing": 0.1}
+    exempt: ClassVar = {
+        "leaves_training_unchanged": ITS_PURPOSE,
+        "works_on_two_processes": "each process mixes its own batches",
+    }
+
+    def make_model(self) -> torch.nn.Module:
+        return Net()
+
+    def make_data(self, samples: int) -> Any:
+        return images(samples)
+
+    def make_trainer(self, *plugins: Any) -> Trainer:
+        return tiny_trainer(*plugins, model=self.make_model(), loss_func=None, optimizer=None)
+
+
+class TestTransformers(PluginConformance):
+    plugin = TransformersPlugin
+    settings: ClassVar = {"label_smoothing": 0.1}
+    exempt: ClassVar = IN_ONE_START | {
+        "leaves_training_unchanged": "without it, batches that are mappings can't be trained with",
+        "does_not_synchronise": "the attention mask is read by transformers' own models",
+    }
+
+    def make_model(self) -> torch.nn.Module:
+        return bert()
+
+    def make_data(self, samples: int) -> Any:
+        return sentences(samples)
+
+    def make_trainer(self, *plugins: Any) -> Trainer:
+        return tiny_trainer(*plugins, model=self.make_model(), loss_func=None)
+
+
+REPRESENTATIVE: list[type[PluginConformance]] = [TestMetrics, TestSchedulers, TestEma]
+
+
+def outcomes() -> list[tuple]:
+    found = [test_class().shared_outcome() for test_class in REPRESENTATIVE]
+    return [(outcome.weights, outcome.history) for outcome in found]
+
+
+@pytest.mark.slow
+@pytest.mark.distributed
+def test_plugins_record_on_two_processes_what_they_record_on_one(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    on_two = run_on_processes(outcomes, 2)
+    for number, one in enumerate(outcomes()):
+        check_processes(Outcome(*one), [Outcome(*process[number]) for process in on_two])
