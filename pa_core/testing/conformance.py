@@ -11,7 +11,6 @@ import tempfile
 import unittest
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
 
@@ -97,13 +96,20 @@ class PluginConformance:
 
     def make_plugin(self) -> Any:
         """Make a new plugin from its settings."""
-        given = inspect.getattr_static(type(self), "plugin", None)
-        given = given.__func__ if isinstance(given, staticmethod) else given
-        if given is None:
-            raise TypeError(f"{type(self).__name__}.plugin must name the plugin that is tested")
-        if inspect.isfunction(given) or isinstance(given, partial):
+        given = self._given()
+        if inspect.isfunction(given):
             return given()
         return build_from_table(given, self.settings)
+
+    def _given(self) -> Any:
+        given = inspect.getattr_static(type(self), "plugin", None)
+        given = given.__func__ if isinstance(given, staticmethod) else given
+        if not (inspect.isclass(given) or inspect.ismodule(given) or inspect.isfunction(given)):
+            raise TypeError(
+                f"{type(self).__name__}.plugin must be the plugin's class or module, or a function "
+                f"that makes a new one, and is {given!r}"
+            )
+        return given
 
     def make_model(self) -> nn.Module:
         """Make a model, with the same weights each time; it may draw random numbers."""
@@ -182,7 +188,7 @@ class PluginConformance:
 
     def test_refuses_an_unknown_setting(self) -> None:
         """A mistyped key is an error, and not ignored."""
-        given = inspect.getattr_static(type(self), "plugin")
+        given = self._given()
         if settings_model(given) is None:
             raise unittest.SkipTest("it has no settings, so that every key is an error")
         try:
@@ -284,14 +290,6 @@ class PluginConformance:
 
     def test_keeps_order(self) -> None:
         """The result is the same wherever it is listed, and others are called in their order."""
-        first = self.outcome(self.make_plugin(), Records())
-        last = self.outcome(Records(), self.make_plugin())
-        _assert_equal(
-            first,
-            last,
-            "The result depends on the plugin's place in the list. Mark a hook that reads what "
-            "others record with trylast=True, and one that others build on with tryfirst=True",
-        )
         log: list[tuple[str, str]] = []
         self.train(self.make_trainer(Logs("1", log), self.make_plugin(), Logs("2", log)))
         opened: list[str] = []
@@ -304,7 +302,18 @@ class PluginConformance:
                     f"Two other plugins, listed before and after this one, were called in {event} "
                     "in another order than they are listed"
                 )
-        assert not opened, f"{opened[-1]} didn't reach the plugin after this one"
+        assert not opened, (
+            f"{opened[-1]} didn't reach the plugin that is listed after this one. To end a run, "
+            "ask for it with trainer.control.stop()"
+        )
+        first = self.outcome(self.make_plugin(), Records())
+        last = self.outcome(Records(), self.make_plugin())
+        _assert_equal(
+            first,
+            last,
+            "The result depends on the plugin's place in the list. Mark a hook that reads what "
+            "others record with trylast=True, and one that others build on with tryfirst=True",
+        )
 
     def test_does_not_synchronise(self) -> None:
         """It reads no tensor in a step, for which the host would wait for the device."""

@@ -12,7 +12,7 @@ import pytest
 import torch
 from pydantic import BaseModel, ConfigDict
 
-from pa_core import TrainerCallback, hookimpl
+from pa_core import StopTrainingError, TrainerCallback, hookimpl
 from pa_core.errors import SettingsError
 from pa_core.testing import PluginConformance
 from pa_core.testing.conformance import Outcome, check_processes
@@ -246,6 +246,16 @@ def test_a_result_that_depends_on_the_place_in_the_list_fails():
     assert_fails("keeps_order", ReadsOthers, r"place in the list.*seen: \[0, 1\] and \[1, 1\]")
 
 
+class StopsByRaising(TrainerCallback):
+    def on_train_epoch_end(self, trainer):
+        raise StopTrainingError("enough")
+
+
+def test_a_plugin_that_keeps_an_event_from_others_fails():
+    message = r"on_train_epoch_end didn't reach .*trainer.control.stop\(\)"
+    assert_fails("keeps_order", StopsByRaising, message)
+
+
 def test_a_plugin_that_reorders_others_fails():
     assert_fails("keeps_order", Reorders, "in another order than they are listed")
 
@@ -395,8 +405,10 @@ def test_exempting_an_unknown_test_is_an_error_with_the_nearest():
 def test_a_suite_without_a_plugin_says_so():
     class Empty(PluginConformance): ...
 
-    with pytest.raises(TypeError, match="Empty.plugin must name the plugin"):
+    with pytest.raises(TypeError, match="Empty.plugin must be the plugin's class .* is None"):
         run("trains_twice", Empty)
+    with pytest.raises(TypeError, match="or a function that makes a new one, and is <"):
+        run("trains_twice", type("Suite", (PluginConformance,), {"plugin": ReadsOthers()}))
 
 
 def test_metrics_that_are_measured_are_not_compared():
