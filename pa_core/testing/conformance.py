@@ -58,7 +58,7 @@ class PluginConformance:
 
     Each test trains a tiny model, in an empty folder, with the plugin alone or beside another. A
     test that doesn't apply is listed in `exempt`, with the reason. What a run consists of can be
-    overridden: `make_plugin`, `make_trainer`, `make_data` and `train`.
+    overridden: `make_plugin`, `make_model`, `make_data`, `make_trainer` and `train`.
 
     Attributes:
         plugin: the plugin's class or module, or a function that makes one.
@@ -154,6 +154,15 @@ class PluginConformance:
             if not any(fnmatch.fnmatch(name, measured) for measured in self.measured_metrics)
         }
         return Outcome({k: v.detach().clone() for k, v in model.state_dict().items()}, history)
+
+    def shared_outcome(self) -> Outcome:
+        """What a run with the plugin comes to, on all processes that there are."""
+        trainer = self.make_trainer(self.make_plugin())
+        for module in trainer.get_model().modules():
+            if isinstance(module, nn.Dropout):
+                module.p = 0.0  # each process would draw its own
+        self.train(trainer)
+        return self.outcome_of(trainer)
 
     # -- Around each test -----------------------------------------------------------------------
 
@@ -344,23 +353,12 @@ class PluginConformance:
         outcomes = [Outcome(*o) for o in run_on_processes(_outcome_there, self.processes, *place)]
         check_processes(self.shared_outcome(), outcomes)
 
-    def shared_outcome(self) -> Outcome:
-        """What a run with the plugin comes to, on all processes that there are."""
-        trainer = self.make_trainer(self.make_plugin())
-        for module in trainer.get_model().modules():
-            if isinstance(module, nn.Dropout):
-                module.p = 0.0  # each process would draw its own
-        self.train(trainer)
-        return self.outcome_of(trainer)
-
     def test_costs_little(self) -> None:
         """Its hooks take at most `max_microseconds_per_step` of a training step."""
         limit = self.max_microseconds_per_step
         if limit is None:
             raise unittest.SkipTest("no max_microseconds_per_step is stated")
-        plugin = self.make_plugin()
-        trainer = self.make_trainer(plugin)
-        times = []
+        plugin, times = self.make_plugin(), []
         for _ in range(_TIMED_RUNS):
             watch, recorder = Stopwatch(), HookRecorder()
             trainer = self.make_trainer(plugin, recorder)

@@ -61,7 +61,7 @@ def run_on_processes(
         _wait_for_all([_start(rank, processes, folder) for rank in range(processes)], timeout)
         if "script" in task:
             return [_printed(folder, rank) for rank in range(processes)]
-        return [torch.load(folder / f"result-{rank}.pt") for rank in range(processes)]
+        return [torch.load(folder / f"result-{r}.pt", weights_only=True) for r in range(processes)]
 
 
 def place_of(thing: Any) -> tuple[str, str, str]:
@@ -176,7 +176,7 @@ def _load(file: str, name: str) -> ModuleType:
 
 def _work(folder: Path) -> None:
     rank, processes = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
-    task = torch.load(folder / "task.pt")
+    task = torch.load(folder / "task.pt", weights_only=True)
     # At a file, since a port that is free now may be taken a moment later.
     meeting = f"file://{folder / 'meeting'}"
     torch.distributed.init_process_group("gloo", meeting, rank=rank, world_size=processes)
