@@ -11,12 +11,10 @@ from __future__ import annotations
 import functools
 import inspect
 from collections import ChainMap
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from types import MappingProxyType
-from typing import Any
-
-import pluggy
+from typing import TYPE_CHECKING, Any
 
 from pa_core import hookspecs
 from pa_core.discovery import PluginSource, code_source
@@ -38,6 +36,10 @@ from pa_core.implementations import (
     specifications,
 )
 from pa_core.main_process import alone, runs_on
+from pa_core.relay import as_pluggy_sees_it
+
+if TYPE_CHECKING:
+    import pluggy
 
 
 @dataclass(frozen=True, eq=False)
@@ -238,17 +240,7 @@ class PluginManager:
     def hook(self) -> Any:
         """pluggy's callers, one for each hook: ``manager.hook.on_init_end(trainer=trainer)``."""
         if self._relay is None:
-            self._relay = _Pluggy(hookspecs.PROJECT)
-            specs: Any = _Shown()
-            for name, hook in self._hooks.items():
-                setattr(specs, name, hook.function)
-            self._relay.add_hookspecs(specs)
-            for name, hook in self._hooks.items():
-                # All of one rank, and the last first: pluggy reverses it.
-                for number, implementation in enumerate(reversed(self.implementations(name))):
-                    shown = _Shown()
-                    setattr(shown, name, _as_pluggy_calls_it(hook, implementation))
-                    self._relay.register(shown, f"{implementation.name}, {name}, {number}")
+            self._relay = as_pluggy_sees_it(self._hooks, self.implementations)
         return self._relay.hook
 
     def bind(self, hook_name: str) -> Callable[..., Any] | None:
@@ -441,34 +433,8 @@ class PluginManager:
 # -- Parts of the above ---------------------------------------------------------------------------
 
 
-class _Shown:
-    """What pluggy sees: an object with functions and nothing else, equal to itself alone."""
-
-
-class _Pluggy(pluggy.PluginManager):
-    """pluggy's manager, which needn't look for hooks among what every object has."""
-
-    def parse_hookimpl_opts(self, plugin: Any, name: str) -> Any:
-        return super().parse_hookimpl_opts(plugin, name) if name in vars(plugin) else None
-
-
 def _plain(function: Any) -> object:
     return getattr(function, "__func__", function)
-
-
-def _as_pluggy_calls_it(hook: Hook, implementation: Implementation) -> Callable[..., Any]:
-    call, names = implementation.call, hook.arguments
-
-    def shown(*values: Any) -> Any:
-        return call(dict(zip(names, values, strict=True)))
-
-    def shown_wrapper(*values: Any) -> Generator[None, Any, Any]:
-        return (yield from call(dict(zip(names, values, strict=True))))
-
-    function = shown_wrapper if implementation.wrapper else shown
-    # pluggy reads the arguments off the function that another one wraps.
-    functools.update_wrapper(function, hook.function)
-    return hookspecs.hookimpl(function, wrapper=implementation.wrapper)
 
 
 def _ask(registration: _Registration, method: str, *arguments: Any) -> Any:

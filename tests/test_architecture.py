@@ -31,6 +31,7 @@ TORCH_FREE = [
     "pa_core.implementations",
     "pa_core.main_process",
     "pa_core.manager",
+    "pa_core.relay",
     "pa_core.retention",
     "pa_core.scaffold",
     "pa_core.settings",
