@@ -326,7 +326,10 @@ def test_an_interrupted_continuation_is_resumed_and_not_begun_again(tmp_path):
         WSDCheckpointCallback(tmp_path / "3", initial_checkpoint=gone), plugins=()
     )
     create = WSDLrScheduler.create_scheduler_fn(
-        lr_min=0.0, decay_phase_ratio=0.4, is_continuation_from_checkpoint=True
+        lr_min=0.0,
+        decay_phase_ratio=0.4,
+        num_warmup_epochs=0.5,
+        is_continuation_from_checkpoint=True,
     )
     found = seen_in(
         trainer,
