@@ -42,6 +42,7 @@ class Position:
         samples: samples consumed by the run, on all processes.
         seconds: time that the run has taken.
         stop_reason: why the run was stopped early, if it was.
+        is_paused: whether it was stopped to be resumed.
     """
 
     epoch: int = 1
@@ -52,6 +53,7 @@ class Position:
     samples: int = 0
     seconds: float = 0.0
     stop_reason: str | None = None
+    is_paused: bool = False
 
 
 def save_snapshot(trainer: Trainer, state_dir: str | Path, metadata: Mapping[str, Any]) -> None:
@@ -203,6 +205,8 @@ class Snapshot:
         )
         self.metadata: dict[str, Any] = decode(state["metadata"], tensors)
         self.position = Position(**state["position"])
+        if self.position.is_paused:  # this is the resumed run
+            self.position.stop_reason, self.position.is_paused = None, False
         counted = (self.position.epoch, self.position.batch, self.position.updates)
         if not all(type(number) is int for number in counted):
             raise TypeError("the position is no number")
@@ -223,6 +227,17 @@ class Snapshot:
 
     def restore_training(self, trainer: Trainer, *, in_run: bool = True) -> None:
         """Put back model, scaler, optimizer, schedule, history and position, in this order.
+
+        Arguments and errors are those of `restore_weights`.
+        """
+        self.restore_weights(trainer, in_run=in_run)
+        if hasattr(trainer.run_history, "load_state_dict"):
+            trainer.run_history.load_state_dict(self._parts["run_history"])
+        vars(trainer.position).update(asdict(self.position))
+        trainer._is_between_updates = True
+
+    def restore_weights(self, trainer: Trainer, *, in_run: bool = True) -> None:
+        """Put back what updates change: model, scaler, optimizer and schedule, in this order.
 
         Args:
             trainer: what to put them back in.
@@ -257,10 +272,6 @@ class Snapshot:
         # Last of the three: making a schedule has set the optimizer's learning rate.
         if trainer.scheduler is not None and schedule is not None:
             trainer.scheduler.load_state_dict(schedule)
-        if hasattr(trainer.run_history, "load_state_dict"):
-            trainer.run_history.load_state_dict(self._parts["run_history"])
-        vars(trainer.position).update(asdict(self.position))
-        trainer._is_between_updates = True
 
     def restore_plugins(self, trainer: Trainer) -> None:
         """Put back running loss, plugins' state and random generators, and tell the plugins.
@@ -347,6 +358,17 @@ class Snapshot:
         return None
 
 
+def states_folder(trainer: Trainer) -> Path | None:
+    """The folder that the run's own plugin saves its states to; None where it has no such plugin.
+
+    That plugin says ``saves_training_states = True``, and has a ``save_dir``.
+    """
+    for plugin in trainer.plugins.plugins.values():
+        if getattr(type(plugin), "saves_training_states", False):
+            return Path(plugin.save_dir)  # type: ignore[attr-defined]
+    return None
+
+
 def find_state(resume_from: str | Path, trainer: Trainer) -> Path | None:
     """The state that `resume_from` means: a state, a folder of states, or ``"auto"``.
 
@@ -359,17 +381,13 @@ def find_state(resume_from: str | Path, trainer: Trainer) -> Path | None:
         TrainingStateError: where there is no state.
     """
     if resume_from == "auto":
-        folders = [
-            plugin.save_dir  # type: ignore[attr-defined]
-            for plugin in trainer.plugins.plugins.values()
-            if getattr(type(plugin), "saves_training_states", False)
-        ]
-        if not folders:
+        folder = states_folder(trainer)
+        if folder is None:
             raise TrainingStateError(
                 'resume_from="auto" takes the folder of the checkpoint plugin, which isn\'t '
                 'enabled: add "checkpoint" to the plugins, or name a folder'
             )
-        return newest_intact_state(folders[0])
+        return newest_intact_state(folder)
     path = Path(resume_from)
     if not path.is_dir():
         raise TrainingStateError(f"There is no training state at {path}")

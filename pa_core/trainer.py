@@ -358,7 +358,7 @@ class Trainer(TrainerBase):
             getattr(self.plugins.hook, hook)(trainer=self)
         except BaseException as exception:
             self._in_run = False  # whoever saves now does so at once, or is told why not
-            self.plugins.call_each("on_exception", exception, trainer=self, exception=exception)
+            self._tell(exception)
             raise
         finally:
             self._in_run, self._snapshot = False, None
@@ -526,8 +526,8 @@ class Trainer(TrainerBase):
         if asked.evaluate and self._eval_dataloaders:
             self._evaluate_within_epoch()
             asked.add(self._decide(now=True))  # what the evaluation has led to
-        # Said in the states that are saved now, so that resuming one doesn't go on.
-        position.stop_reason = asked.stop_reason
+        # Said in the states that are saved now: resuming one goes on after a pause alone.
+        position.stop_reason, position.is_paused = asked.stop_reason, asked.is_pause
         self._save(asked.saves)
         if asked.stop_reason is not None:
             raise StopTrainingError(asked.stop_reason)

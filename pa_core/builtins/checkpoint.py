@@ -6,10 +6,9 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-import torch
 from pydantic import Field
 
-from pa_core.builtins.base import BuiltinCallback, BuiltinSettings
+from pa_core.builtins.base import BuiltinCallback, BuiltinSettings, has_finite_weights
 from pa_core.durations import Duration, Every
 from pa_core.hookspecs import hookimpl
 from pa_core.snapshot import save_snapshot, try_to_save_snapshot
@@ -129,23 +128,19 @@ class SaveTrainingStateCallback(BuiltinCallback):
     # First, so that the state is that of the run's last update, whatever others then load.
     @hookimpl(tryfirst=True)
     def on_training_run_end(self, trainer: Trainer, **kwargs: Any) -> None:
-        if self.save_at_end and self._has_finite_weights(trainer):
+        # Whoever has paused a run has saved it.
+        is_over = not trainer.position.is_paused
+        if self.save_at_end and is_over and has_finite_weights(trainer):
             save = save_snapshot if self.on_save_error == "stop" else try_to_save_snapshot
             save(trainer, self.save_dir / "final", {})
         self._remove_old_states(trainer)
 
     def _ask(self, trainer: Trainer, name: str, *, everywhere: bool = True) -> None:
         # Where clocks decide, the main process asks for all.
-        if (everywhere or trainer.is_main_process) and self._has_finite_weights(trainer):
+        if (everywhere or trainer.is_main_process) and has_finite_weights(trainer):
             path = self.save_dir / name
             trainer.control.save(path, everywhere=everywhere, must=self.on_save_error == "stop")
         self._has_asked = True
-
-    def _has_finite_weights(self, trainer: Trainer) -> bool:
-        if all(bool(torch.isfinite(weight).all()) for weight in trainer.model.parameters()):
-            return True
-        trainer.print("The model's weights aren't finite: no training state is saved of them")
-        return False
 
     def _remove_old_states(self, trainer: Trainer) -> None:
         self._has_asked = False
