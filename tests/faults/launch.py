@@ -55,7 +55,8 @@ def launch(
         stderr=subprocess.STDOUT,
         text=True,
         cwd=ROOT,
-        env=environment(PA_CORE_TEST_MARK=mark),
+        # Restarted processes must not find the addresses of those before them.
+        env=environment(PA_CORE_TEST_MARK=mark, TORCH_DISABLE_SHARE_RDZV_TCP_STORE="1"),
         start_new_session=True,
     )
     try:

@@ -70,32 +70,32 @@ class Signals(TrainerCallback):
             self.fired += 1
             os.kill(os.getpid(), self.number)
 
-    def on_training_run_start(self):
+    def on_training_run_start(self, trainer):
         self.send("before the first step")
 
-    def on_backward_end(self, step):
+    def on_backward_end(self, trainer, step):
         self.send(f"micro-batch {step}")
 
-    def on_eval_step_start(self):
+    def on_eval_step_start(self, trainer):
         self.send("evaluation")
 
-    def on_save_training_state(self):
+    def on_save_training_state(self, trainer):
         self.send("saving")
 
-    def on_train_epoch_end(self):
+    def on_train_epoch_end(self, trainer):
         self.send("end of the training part")
 
-    def on_training_run_epoch_end(self):
+    def on_training_run_epoch_end(self, trainer):
         self.send("end of an epoch")
 
-    def on_training_run_end(self):
+    def on_training_run_end(self, trainer):
         self.ends.append("end")
         self.send("end of the run")
 
-    def on_stop_training_error(self, error):
+    def on_stop_training_error(self, trainer, error):
         self.ends.append(str(error))
 
-    def on_exception(self, exception):
+    def on_exception(self, trainer, exception):
         self.ends.append(exception)
 
 
@@ -200,7 +200,7 @@ def test_a_second_signal_ends_at_once_but_the_echo_of_the_first_is_none(tmp_path
         raise SecondSignalError
 
     class Twice(TrainerCallback):
-        def on_backward_end(self):
+        def on_backward_end(self, trainer):
             os.kill(os.getpid(), signal.SIGTERM)
             os.kill(os.getpid(), signal.SIGTERM)
 
@@ -325,7 +325,7 @@ def test_settings_choose_signals_and_code_and_a_signal_that_is_none_is_told(tmp_
     with pytest.raises(ValueError, match="SIGTERMINATE"):
         PreemptionCallback.Settings(signals=["SIGTERMINATE"])
     with pytest.raises(ValueError, match="no signal SIGNONE"):
-        PreemptionCallback(["SIGNONE"])
+        PreemptionCallback(["SIGNONE"])  # type: ignore[list-item]
 
 
 @pytest.mark.distributed

@@ -90,7 +90,7 @@ def test_gradients_that_are_no_numbers_are_skipped_though_the_loss_is_finite():
 
 def test_a_bad_micro_batch_drops_its_whole_window_and_no_other():
     class BadFirst(TrainerCallback):
-        def on_backward_start(self, batch_output, step):
+        def on_backward_start(self, trainer, batch_output, step):
             if step == 2:
                 batch_output["loss"] = batch_output["loss"] * math.nan
 
@@ -224,7 +224,7 @@ def test_an_accelerators_and_pythons_own_errors_of_memory_are_told_alike():
     for error in (torch.OutOfMemoryError("CUDA out of memory."), MemoryError()):
 
         class Raises(TrainerCallback):
-            def on_train_step_start(self):
+            def on_train_step_start(self, trainer):
                 raise error  # noqa: B023 - raised before the next one
 
         with pytest.raises(type(error)) as caught:
@@ -234,7 +234,7 @@ def test_an_accelerators_and_pythons_own_errors_of_memory_are_told_alike():
 
 def test_an_error_that_tells_its_cause_gets_no_other():
     class Raises(TrainerCallback):
-        def on_train_step_start(self):
+        def on_train_step_start(self, trainer):
             raise RuntimeError("shapes don't fit")
 
     with pytest.raises(RuntimeError, match="shapes") as caught:
@@ -373,7 +373,7 @@ class Watches(TrainerCallback):
     def run_evaluation(self):
         return (yield from self._open("evaluation"))
 
-    def on_exception(self, exception):
+    def on_exception(self, trainer, exception):
         self.told.append(exception)
 
 
@@ -385,13 +385,12 @@ def test_a_hook_that_raises_ends_the_run_in_good_order_with_its_name(tmp_path, e
         make_trainer(states).train(tiny_data(16), 1, per_device_batch_size=4)
     raising, bars = Raising(event, error("the cause")), ProgressBarCallback()
     watches = Watches(tmp_path / "log.txt")
-    # What others do as a run ends, one that raises there does not keep from them.
-    first, others = [bars, raising, watches, states], []
+    others: list[TrainerCallback] = []
     if event == "on_stop_training_error":
-        others = [Stops()]
+        others.append(Stops())
     if event == "on_exception":
-        others = [Raising("on_train_epoch_end", error("the cause"))]
-    trainer = make_trainer(*others, *first)
+        others.append(Raising("on_train_epoch_end", error("the cause")))
+    trainer = make_trainer(*others, bars, raising, watches, states)
     is_evaluation = event.startswith("on_evaluation")
 
     def run():
