@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from typing import TYPE_CHECKING
 
 import torch
+from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 if TYPE_CHECKING:
     from pa_core.trainer import Trainer
@@ -41,6 +43,7 @@ def explain(error: BaseException, trainer: Trainer) -> None:
         error.add_note(_out_of_memory(trainer))
     elif "DataLoader worker" in text and _has(text, _WORKER_LOST):
         error.add_note(_worker_lost(trainer))
+        _end_workers()
     elif trainer.num_processes > 1 and _has(text, _PROCESS_LOST):
         error.add_note(
             f"Process {trainer._engine.rank} waited for the others, but another process of this "
@@ -80,6 +83,18 @@ def _memory(device: torch.device) -> str:
 
 def _gib(size: int) -> str:
     return f"{size / 2**30:.1f}"
+
+
+def _end_workers() -> None:
+    """End the workers of a loader that has lost one.
+
+    As long as the traceback keeps them, PyTorch raises the same error again, in whatever code is
+    running, each time that any child of this process ends. Nobody else knows the iterator.
+    """
+    for thing in gc.get_objects():
+        if type(thing) is _MultiProcessingDataLoaderIter:
+            if not all(worker.is_alive() for worker in thing._workers):
+                thing._shutdown_workers()
 
 
 def _worker_lost(trainer: Trainer) -> str:
