@@ -36,6 +36,10 @@ def explain(error: BaseException, trainer: Trainer) -> None:
         error: what was raised; it gets a note (PEP 678), or none.
         trainer: whose run it was.
     """
+    if isinstance(error, OSError | EOFError):  # what a killed worker had shared is gone with it
+        if _end_workers():
+            error.add_note(_worker_lost(trainer))
+        return
     if not isinstance(error, RuntimeError | MemoryError):
         return
     text = str(error)
@@ -85,16 +89,19 @@ def _gib(size: int) -> str:
     return f"{size / 2**30:.1f}"
 
 
-def _end_workers() -> None:
-    """End the workers of a loader that has lost one.
+def _end_workers() -> bool:
+    """End the workers of a loader that has lost one, and say whether there was such a loader.
 
     As long as the traceback keeps them, PyTorch raises the same error again, in whatever code is
     running, each time that any child of this process ends. Nobody else knows the iterator.
     """
+    found = False
     for thing in gc.get_objects():
         if type(thing) is _MultiProcessingDataLoaderIter:
-            if not all(worker.is_alive() for worker in thing._workers):
+            if any(worker.exitcode for worker in thing._workers):  # neither alive nor well
+                found = True
                 thing._shutdown_workers()
+    return found
 
 
 def _worker_lost(trainer: Trainer) -> str:
