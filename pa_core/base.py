@@ -17,13 +17,14 @@ from pa_core.accumulation import AccumulationWindow
 from pa_core.agreement import Agreement
 from pa_core.background import StateSaver
 from pa_core.callbacks import CallbackHandler, LimitBatchesCallback
+from pa_core.causes import explain
 from pa_core.checks import check_model_and_optimizer
 from pa_core.control import SaveRequest, TrainerControl
 from pa_core.data import KeyedDataLoader, num_batches, num_samples
 from pa_core.defaults import Defaults
 from pa_core.durations import Duration, Progress
 from pa_core.engine import Engine
-from pa_core.errors import StopTrainingError
+from pa_core.errors import PreemptedExit, StopTrainingError
 from pa_core.lengths import RunLength
 from pa_core.manager import PluginManager
 from pa_core.manifest import run_manifest
@@ -299,6 +300,14 @@ class TrainerBase:
             caller(trainer=self, **arguments)
         except StopTrainingError as error:
             self._stop_together(error)
+
+    def _tell(self, exception: BaseException) -> None:
+        """Say what may lie behind an exception that ends a run, and tell the plugins of it."""
+        self._saver.give_up(exception)
+        if isinstance(exception, PreemptedExit):
+            return  # nothing has failed: the run was closed in good order
+        explain(exception, self._trainer)
+        self.plugins.call_each("on_exception", exception, trainer=self, exception=exception)
 
     def _stop_together(self, error: StopTrainingError) -> None:
         """Stop at once, or where the others have to hear of it, when they have."""

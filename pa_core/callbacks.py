@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from pa_core.builtins.limit_eval_steps import LimitEvalStepsCallback
     from pa_core.builtins.log_metrics import LogMetricsCallback
     from pa_core.builtins.move_modules_to_device import MoveModulesToDeviceCallback
+    from pa_core.builtins.preemption import PreemptionCallback
     from pa_core.builtins.print_progress import PrintProgressCallback
     from pa_core.builtins.progress_bar import ProgressBarCallback
     from pa_core.builtins.save_best_model import SaveBestModelCallback
@@ -36,6 +37,7 @@ __all__ = [
     "LimitEvalStepsCallback",
     "LogMetricsCallback",
     "MoveModulesToDeviceCallback",
+    "PreemptionCallback",
     "PrintProgressCallback",
     "ProgressBarCallback",
     "SaveBestModelCallback",

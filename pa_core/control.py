@@ -35,6 +35,7 @@ class Requests:
 
     Attributes:
         stop_reason: why the run is to stop; None while nobody has asked.
+        is_pause: whether it is to go on when it is resumed.
         evaluate: whether to evaluate in the middle of the epoch.
         log: whether to log the metrics.
         settle: whether to wait for the state that is in flight, since it could not be written.
@@ -42,6 +43,7 @@ class Requests:
     """
 
     stop_reason: str | None = None
+    is_pause: bool = False
     evaluate: bool = False
     log: bool = False
     settle: bool = False
@@ -52,9 +54,13 @@ class Requests:
         return self.stop_reason is not None or flags or bool(self.saves)
 
     def add(self, other: Requests) -> None:
-        """Ask for what `other` asks for, too. The first reason to stop is kept."""
-        if self.stop_reason is None:
-            self.stop_reason = other.stop_reason
+        """Ask for what `other` asks for, too. The first reason to stop is kept.
+
+        A run that ends at this boundary has nothing to be resumed for, so a stop replaces a pause.
+        """
+        ends = other.stop_reason is not None and self.is_pause and not other.is_pause
+        if self.stop_reason is None or ends:
+            self.stop_reason, self.is_pause = other.stop_reason, other.is_pause
         self.evaluate |= other.evaluate
         self.log |= other.log
         self.settle |= other.settle
@@ -99,6 +105,18 @@ class TrainerControl:
             everywhere: every process asks for this at this update.
         """
         self._of(everywhere).add(Requests(stop_reason=reason))
+
+    def pause(self, reason: str, *, everywhere: bool = False) -> None:
+        """End the run after this update, to be resumed: as on a signal to leave the machine.
+
+        A state that is saved from then on goes on with the next update, while one of a run that
+        was told to `stop` is at its end.
+
+        Args:
+            reason: one line for the user, such as ``"SIGTERM was received"``.
+            everywhere: every process asks for this at this update.
+        """
+        self._of(everywhere).add(Requests(stop_reason=reason, is_pause=True))
 
     def evaluate(self, *, everywhere: bool = False) -> None:
         """Evaluate after this update, in the middle of the epoch.

@@ -154,7 +154,9 @@ class KeyedDataset(Dataset[Any]):
         take = None if collate_fn else _tensor_fetcher(dataset)
         self._take = take
         self._fetch_many = getattr(dataset, "__getitems__", None)
-        self.collate_fn = _identity if take else collate_fn or _default_collate
+        self._collate = collate_fn or _default_collate
+        self.collate_fn = _identity if take else self.collate
+        self._indices: list[int] = []  # of the samples that were fetched last
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -176,16 +178,29 @@ class KeyedDataset(Dataset[Any]):
         """Fetch samples as the generators are; `batch` has shape ``(batch,)``."""
         if self._take is not None:
             return self._take(batch)
-        indices = batch.tolist()
-        if self._fetch_many is not None:
-            return self._fetch_many(indices)
+        indices = self._indices = batch.tolist()
         samples: list[Any] = []
         try:
+            if self._fetch_many is not None:
+                return self._fetch_many(indices)
             samples.extend(map(self.dataset.__getitem__, indices))
+            if len(samples) != len(indices):  # which `map` takes for the end
+                raise RuntimeError("__getitem__ has raised StopIteration")
         except Exception as error:
-            error.add_note(f"in sample {indices[len(samples)]} of {type(self.dataset).__name__}")
+            failed = indices if self._fetch_many is not None else indices[len(samples)]
+            error.add_note(f"in sample {failed} of {type(self.dataset).__name__}")
             raise
         return samples
+
+    def collate(self, samples: Any) -> Any:
+        """Make a batch of the samples that were fetched last."""
+        try:
+            return self._collate(samples)
+        except Exception as error:
+            error.add_note(
+                f"in collating the samples {self._indices} of {type(self.dataset).__name__}"
+            )
+            raise
 
 
 def _collate_here(samples: Any) -> Any:
@@ -268,8 +283,8 @@ class KeyedDataLoader(DataLoader[Any]):
         """
         dataset: Any = self.dataset
         fetch, collate = dataset.fetch, self.collate_fn
-        if collate is _default_collate:
-            collate = _collate_here
+        if dataset._collate is _default_collate:
+            dataset._collate = _collate_here
         watch: DrawWatch | None = None
         for batch in self.batch_sampler:
             if watch is not None:

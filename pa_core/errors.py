@@ -10,6 +10,13 @@ class StopTrainingError(Exception):
     """Raised by a callback to end the training run early; the loop closes it in good order."""
 
 
+class PreemptedExit(SystemExit):
+    """Ends the process after a run that was paused on a signal, its state saved and all closed.
+
+    Its code tells whoever has started the process to start it again.
+    """
+
+
 class PaCoreError(Exception):
     """Base of all other errors of pa-core."""
 

@@ -346,6 +346,11 @@ def blamed(call: Call, where: str) -> Call:
     def call_or_blame(arguments: dict[str, Any]) -> Any:
         try:
             return call(arguments)
+        except StopIteration as stop:
+            # To the generators that surround a run it would mean that they are at their end.
+            error: Exception = RuntimeError("StopIteration was raised")
+            blame(error, where)
+            raise error from stop
         except Exception as error:
             blame(error, where)
             raise

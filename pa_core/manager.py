@@ -317,7 +317,7 @@ class PluginManager:
         for implementation in self.implementations(name):
             try:
                 implementation.call(arguments)
-            except Exception as error:  # noqa: BLE001 - it is told with its cause
+            except BaseException as error:  # noqa: BLE001 - it is told with its cause
                 where = f"{name} of plugin {implementation.name!r} ({implementation.source})"
                 cause.add_note(f"Then {where} has failed, too: {type(error).__name__}: {error}")
 

@@ -134,7 +134,11 @@ def keyed_batches(
     iterator, number = iter(loader), first
     while True:
         seed_host(mix(seed, "batch", epoch, number))
-        batch = next(iterator, _END)
+        try:
+            batch = next(iterator, _END)
+        except Exception as error:
+            error.add_note(f"in batch {number} of epoch {epoch} (counted from 0)")
+            raise
         if batch is _END:
             return
         yield batch

@@ -26,7 +26,7 @@ from pa_core.data import KeyedDataLoader
 from pa_core.errors import TrainingStateError
 from pa_core.parts import read_part, write_part
 from pa_core.sameness import differences, what_is_lost
-from pa_core.states import StateReader, StateWriter, newest_intact_state
+from pa_core.states import StateReader, StateWriter
 from pa_core.tensors import HostMemory, has_room_in_memory, tensor_bytes
 
 if TYPE_CHECKING:
@@ -46,6 +46,7 @@ class Position:
         samples: samples consumed by the run, on all processes.
         seconds: time that the run has taken.
         stop_reason: why the run was stopped early, if it was.
+        is_paused: whether it was stopped to be resumed.
     """
 
     epoch: int = 1
@@ -56,6 +57,7 @@ class Position:
     samples: int = 0
     seconds: float = 0.0
     stop_reason: str | None = None
+    is_paused: bool = False
 
 
 def save_snapshot(
@@ -242,6 +244,8 @@ class Snapshot:
         )
         self.metadata: dict[str, Any] = decode(state["metadata"], tensors)
         self.position = Position(**state["position"])
+        if self.position.is_paused:  # this is the resumed run
+            self.position.stop_reason, self.position.is_paused = None, False
         counted = (self.position.epoch, self.position.batch, self.position.updates)
         if not all(type(number) is int for number in counted):
             raise TypeError("the position is no number")
@@ -265,6 +269,17 @@ class Snapshot:
 
     def restore_training(self, trainer: Trainer, *, in_run: bool = True) -> None:
         """Put back model, scaler, optimizer, schedule, history and position, in this order.
+
+        Arguments and errors are those of `restore_weights`.
+        """
+        self.restore_weights(trainer, in_run=in_run)
+        if hasattr(trainer.run_history, "load_state_dict"):
+            trainer.run_history.load_state_dict(self._parts["run_history"])
+        vars(trainer.position).update(asdict(self.position))
+        trainer._is_between_updates = True
+
+    def restore_weights(self, trainer: Trainer, *, in_run: bool = True) -> None:
+        """Put back what updates change: model, scaler, optimizer and schedule, in this order.
 
         Args:
             trainer: what to put them back in.
@@ -303,10 +318,6 @@ class Snapshot:
         # Last of the three: making a schedule has set the optimizer's learning rate.
         if trainer.scheduler is not None and schedule is not None:
             trainer.scheduler.load_state_dict(schedule)
-        if hasattr(trainer.run_history, "load_state_dict"):
-            trainer.run_history.load_state_dict(self._parts["run_history"])
-        vars(trainer.position).update(asdict(self.position))
-        trainer._is_between_updates = True
 
     def restore_plugins(self, trainer: Trainer) -> None:
         """Put back running loss, plugins' state and random generators, and tell the plugins.
@@ -383,57 +394,6 @@ class Snapshot:
     def _how_divided(self, trainer: Trainer) -> str:
         now = trainer._engine.division
         return f"the optimizer was {self._division or 'whole'} and is {now or 'whole'}"
-
-
-def find_snapshot(resume_from: str | Path, trainer: Trainer) -> Snapshot | None:
-    """Read the state that `resume_from` means; the main process chooses it for all.
-
-    Returns:
-        None for ``"auto"`` where nothing was saved yet.
-
-    Raises:
-        TrainingStateError: where there is no intact state, on any process.
-    """
-    engine = trainer._engine
-    found = engine.together(lambda: find_state(resume_from, trainer) if engine.rank == 0 else None)
-    path: Path | None = engine.gather_objects(found)[0]
-    if path is None:
-        return None
-    return engine.together(lambda: Snapshot(path, engine.rank))
-
-
-def find_state(resume_from: str | Path, trainer: Trainer) -> Path | None:
-    """The state that `resume_from` means: a state, a folder of states, or ``"auto"``.
-
-    ``"auto"`` is the folder that the run's own plugin saves to.
-
-    Returns:
-        None for ``"auto"`` where nothing was saved yet.
-
-    Raises:
-        TrainingStateError: where there is no state.
-    """
-    if resume_from == "auto":
-        folders = [
-            plugin.save_dir  # type: ignore[attr-defined]
-            for plugin in trainer.plugins.plugins.values()
-            if getattr(type(plugin), "saves_training_states", False)
-        ]
-        if not folders:
-            raise TrainingStateError(
-                'resume_from="auto" takes the folder of the checkpoint plugin, which isn\'t '
-                'enabled: add "checkpoint" to the plugins, or name a folder'
-            )
-        return newest_intact_state(folders[0])
-    path = Path(resume_from)
-    if not path.is_dir():
-        raise TrainingStateError(f"There is no training state at {path}")
-    if (path / "manifest.json").exists() or (path / "state.json").exists():
-        return path
-    found = newest_intact_state(path)
-    if found is None:
-        raise TrainingStateError(f"{path} holds no training state")
-    return found
 
 
 def _parameter_names(trainer: Trainer) -> list[list[str]]:

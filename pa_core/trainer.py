@@ -30,9 +30,10 @@ from pa_core.identity import describe_run
 from pa_core.modes import modes_kept
 from pa_core.placeholders import TrainerPlaceholderValues, replace_trainer_placeholder_values
 from pa_core.predictions import collect_predictions
+from pa_core.resuming import find_snapshot
 from pa_core.rng import mix, nth, seed_all, seed_model
 from pa_core.sharding import Share
-from pa_core.snapshot import Position, find_snapshot
+from pa_core.snapshot import Position
 from pa_core.tracking import LossTracker, count_values, values_since
 
 if TYPE_CHECKING:
@@ -358,8 +359,7 @@ class Trainer(TrainerBase):
             getattr(self.plugins.hook, hook)(trainer=self)
         except BaseException as exception:
             self._in_run = False  # whoever saves now does so at once, or is told why not
-            self._saver.give_up(exception)
-            self.plugins.call_each("on_exception", exception, trainer=self, exception=exception)
+            self._tell(exception)
             raise
         finally:
             self._in_run, self._snapshot = False, None
@@ -532,8 +532,8 @@ class Trainer(TrainerBase):
         if asked.evaluate and self._eval_dataloaders:
             self._evaluate_within_epoch()
             asked.add(self._decide(now=True))  # what the evaluation has led to
-        # Said in the states that are saved now, so that resuming one doesn't go on.
-        position.stop_reason = asked.stop_reason
+        # Said in the states that are saved now: resuming one goes on after a pause alone.
+        position.stop_reason, position.is_paused = asked.stop_reason, asked.is_pause
         if asked.settle:
             self._saver.settle()
         self._saver.save_all(asked.saves)

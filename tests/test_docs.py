@@ -6,6 +6,7 @@ them, all in an empty folder. A comment on the line before a block says otherwis
 """
 
 import inspect
+import json
 import os
 import re
 import subprocess
@@ -176,6 +177,8 @@ def setting_row(key: str, field: Any) -> str:
         shown = "needed"
     elif isinstance(default, str | Path):
         shown = f'`"{default}"`'
+    elif isinstance(default, tuple):
+        shown = f"`{json.dumps(default)}`"
     else:
         shown = f"`{str(default).lower()}`" if default is not None else "none"
     return f"| `{key}` | {shown} | {field.description} |"

@@ -11,6 +11,7 @@ BUILTINS: dict[str, str] = {
     "save_best_model": "pa_core.builtins.save_best_model:SaveBestModelCallback",
     "early_stopping": "pa_core.builtins.early_stopping:EarlyStoppingCallback",
     "checkpoint": "pa_core.builtins.checkpoint:SaveTrainingStateCallback",
+    "preemption": "pa_core.builtins.preemption:PreemptionCallback",
     "limit_batches": "pa_core.builtins.limit_batches:LimitBatchesCallback",
     "limit_eval_steps": "pa_core.builtins.limit_eval_steps:LimitEvalStepsCallback",
     "step_evaluation": "pa_core.builtins.step_evaluation:StepBasedEvaluationCallback",

@@ -6,6 +6,7 @@ import math
 import operator
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Self
 
+import torch
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from pa_core.callbacks import TrainerCallback
@@ -44,6 +45,22 @@ class BuiltinCallback(TrainerCallback):
         return cls(**{name: getattr(settings, name) for name in sorted(settings.model_fields_set)})
 
 
+def has_finite_weights(trainer: Trainer) -> bool:
+    """Whether the weights and the optimizer's state are finite, as a state must be; or tell."""
+    state = trainer.optimizer.state.values()
+    moments = [value for values in state for value in values.values() if torch.is_tensor(value)]
+    tensors = [*trainer.model.parameters(), *moments]
+    if all(map(_is_finite, tensors)):
+        return True
+    trainer.print("The weights aren't finite: no training state is saved of them")
+    return False
+
+
+def _is_finite(tensor: torch.Tensor) -> bool:
+    # A sum costs a tenth of looking at each; only an overflow needs that look.
+    return bool(torch.isfinite(tensor.sum())) or bool(torch.isfinite(tensor).all())
+
+
 class WatchSettings(BuiltinSettings):
     """Settings of callbacks that compare a metric with the best so far."""
 
@@ -62,7 +79,7 @@ class MetricWatcher(BuiltinCallback):
     """Knows the best value of a metric, through interruptions too.
 
     Attributes:
-        best_metric: the best value so far; None before the first. NaN is never the best.
+        best_metric: the best value so far; None before the first, and only ever finite.
     """
 
     def __init__(self, watch_metric: str, greater_is_better: bool, reset_on_train: bool) -> None:
@@ -95,8 +112,8 @@ class MetricWatcher(BuiltinCallback):
         return float(trainer.run_history.get_latest_metric(self.watch_metric))
 
     def is_better(self, value: float, margin: float = 0.0) -> bool:
-        """Whether `value` is a number and beats the best one by more than `margin`."""
-        if math.isnan(value):
+        """Whether `value` is a finite number and beats the best one by more than `margin`."""
+        if not math.isfinite(value):
             return False
         if self.best_metric is None:
             return True

@@ -5,10 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-import torch
 from pydantic import Field
 
-from pa_core.builtins.base import BuiltinCallback, BuiltinSettings
+from pa_core.builtins.base import BuiltinCallback, BuiltinSettings, has_finite_weights
 from pa_core.control import SaveRequest
 from pa_core.durations import Duration, Every
 from pa_core.hookspecs import hookimpl
@@ -132,14 +131,16 @@ class SaveTrainingStateCallback(BuiltinCallback):
     # First, so that the state is that of the run's last update, whatever others then load.
     @hookimpl(tryfirst=True)
     def on_training_run_end(self, trainer: Trainer, **kwargs: Any) -> None:
-        if self.save_at_end and self._has_finite_weights(trainer):
+        # Whoever has paused a run has saved it.
+        is_over = not trainer.position.is_paused
+        if self.save_at_end and is_over and has_finite_weights(trainer):
             # (not in the background: there is nothing left to do meanwhile)
             request = SaveRequest(self.on_save_error == "stop", keep=self.max_checkpoints)
             trainer._saver.save(self.save_dir / "final", request, {})
 
     def _ask(self, trainer: Trainer, name: str, *, everywhere: bool = True) -> None:
         # Where clocks decide, the main process asks for all.
-        if (everywhere or trainer.is_main_process) and self._has_finite_weights(trainer):
+        if (everywhere or trainer.is_main_process) and has_finite_weights(trainer):
             trainer.control.save(
                 self.save_dir / name,
                 everywhere=everywhere,
@@ -148,20 +149,9 @@ class SaveTrainingStateCallback(BuiltinCallback):
                 keep=self.max_checkpoints,
             )
 
-    def _has_finite_weights(self, trainer: Trainer) -> bool:
-        if all(map(_is_finite, trainer.model.parameters())):
-            return True
-        trainer.print("The model's weights aren't finite: no training state is saved of them")
-        return False
-
     def state_dict(self) -> dict[str, Any]:
         return {"every": self._every.state_dict() if self._every is not None else None}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         if self._every is not None and state["every"] is not None:
             self._every.load_state_dict(state["every"])
-
-
-def _is_finite(weight: torch.Tensor) -> bool:
-    # A sum costs a tenth of looking at each; only an overflow needs that look.
-    return bool(torch.isfinite(weight.sum())) or bool(torch.isfinite(weight).all())

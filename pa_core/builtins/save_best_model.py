@@ -39,7 +39,8 @@ class SaveBestModelCallback(MetricWatcher):
 
     Args:
         save_path: the file; it should end in ``.pt``.
-        watch_metric: name of the metric in the run history. NaN is never the best.
+        watch_metric: name of the metric in the run history. What isn't finite is never the
+            best.
         greater_is_better: whether more is better.
         reset_on_train: whether each training run begins without a best value.
         save_optimizer: whether to save the optimizer too.

@@ -1,0 +1,112 @@
+"""What lies behind an error that tells too little, and what to try: notes on the error itself."""
+
+from __future__ import annotations
+
+import gc
+import os
+from typing import TYPE_CHECKING
+
+import torch
+from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
+
+if TYPE_CHECKING:
+    from pa_core.trainer import Trainer
+
+_OUT_OF_MEMORY = (
+    "out of memory",
+    "DefaultCPUAllocator: can't allocate memory",
+    "DefaultCPUAllocator: not enough memory",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "CUDNN_STATUS_ALLOC_FAILED",
+)
+_WORKER_LOST = ("is killed by signal", "exited unexpectedly")
+_PROCESS_LOST = (
+    "Connection closed by peer",
+    "Connection reset by peer",
+    "Broken pipe",
+    "Socket Timeout",
+    "remote process exited",
+)
+
+
+def explain(error: BaseException, trainer: Trainer) -> None:
+    """Note on an error of a run what may have caused it, where PyTorch's own words don't say so.
+
+    Args:
+        error: what was raised; it gets a note (PEP 678), or none.
+        trainer: whose run it was.
+    """
+    if isinstance(error, OSError | EOFError):  # what a killed worker had shared is gone with it
+        if _end_workers():
+            error.add_note(_worker_lost(trainer))
+        return
+    if not isinstance(error, RuntimeError | MemoryError):
+        return
+    text = str(error)
+    if isinstance(error, MemoryError | torch.OutOfMemoryError) or _has(text, _OUT_OF_MEMORY):
+        error.add_note(_out_of_memory(trainer))
+    elif "DataLoader worker" in text and _has(text, _WORKER_LOST):
+        error.add_note(_worker_lost(trainer))
+        _end_workers()
+    elif trainer.num_processes > 1 and _has(text, _PROCESS_LOST):
+        error.add_note(
+            f"Process {trainer._engine.rank} waited for the others, but another process of this "
+            "run has ended. The cause is what that one has printed, or what the launcher says of "
+            "it; killed by signal 9, it was often for lack of memory"
+        )
+
+
+def _has(text: str, phrases: tuple[str, ...]) -> bool:
+    return any(phrase in text for phrase in phrases)
+
+
+def _out_of_memory(trainer: Trainer) -> str:
+    config = trainer.run_config
+    return (
+        f"Out of memory on process {trainer._engine.rank} of {trainer.num_processes}, "
+        f"{trainer.device} ({_memory(trainer.device)}), with per_device_batch_size="
+        f"{config.train_per_device_batch_size} (evaluation: {config.eval_per_device_batch_size}) "
+        f"and gradient_accumulation_steps={config.gradient_accumulation_steps}. Try a smaller "
+        "per_device_batch_size, with more gradient_accumulation_steps so that an update has as "
+        'many samples as before; mixed_precision="bf16"; or let find_batch_size of pa-models '
+        "find the largest batch that fits"
+    )
+
+
+def _memory(device: torch.device) -> str:
+    if device.type == "cuda":
+        free, total = torch.cuda.mem_get_info(device)
+        mine = torch.cuda.max_memory_allocated(device)
+        return f"{_gib(free)} of {_gib(total)} GiB free; this run had {_gib(mine)} at most"
+    if "SC_AVPHYS_PAGES" not in os.sysconf_names:
+        return "how much is free isn't known"
+    page = os.sysconf("SC_PAGE_SIZE")
+    free, total = os.sysconf("SC_AVPHYS_PAGES") * page, os.sysconf("SC_PHYS_PAGES") * page
+    return f"{_gib(free)} of the machine's {_gib(total)} GiB free"
+
+
+def _gib(size: int) -> str:
+    return f"{size / 2**30:.1f}"
+
+
+def _end_workers() -> bool:
+    """End the workers of a loader that has lost one, and say whether there was such a loader.
+
+    As long as the traceback keeps them, PyTorch raises the same error again, in whatever code is
+    running, each time that any child of this process ends. Nobody else knows the iterator.
+    """
+    found = False
+    for thing in gc.get_objects():
+        if type(thing) is _MultiProcessingDataLoaderIter:
+            if any(worker.exitcode for worker in thing._workers):  # neither alive nor well
+                found = True
+                thing._shutdown_workers()
+    return found
+
+
+def _worker_lost(trainer: Trainer) -> str:
+    return (
+        f"A worker that loads data for process {trainer._engine.rank} was lost. Killed, it was "
+        "often for lack of memory, or of shared memory (/dev/shm): try fewer num_workers or a "
+        "smaller prefetch_factor. With num_workers=0 an error of the dataset itself shows in full"
+    )

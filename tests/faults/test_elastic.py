@@ -1,0 +1,65 @@
+"""Processes that are lost, or change in number: the run ends soon, and goes on exactly."""
+
+from __future__ import annotations
+
+import shutil
+from collections import Counter
+
+import pytest
+
+from tests.distributed.launch import flat
+from tests.faults.launch import launch, samples_by_update
+
+pytestmark = [pytest.mark.distributed, pytest.mark.slow]
+
+
+def test_a_killed_process_ends_the_others_with_the_cause(tmp_path):
+    fault = {"kind": "kill", "place": "step", "update": 20}
+    ended = launch(tmp_path / "run", 2, name="killed", fault=fault)
+    assert ended.seconds is not None, f"nothing was killed:\n{ended.text}"
+    assert ended.seconds < 30
+    assert ended.code not in (0, 75)
+    assert "SIGKILL" in ended.text
+    assert "another process of this run has ended" in ended.text
+
+
+def test_restarts_after_a_kill_end_with_exactly_the_weights_of_the_uninterrupted_run(
+    tmp_path, whole
+):
+    fault = {"kind": "kill", "place": "step", "update": 25}
+    ended = launch(tmp_path / "run", 2, "--max-restarts", "2", name="again", every=20, fault=fault)
+    assert ended.seconds is not None, f"nothing was killed:\n{ended.text}"
+    assert ended.code == 0, ended.text
+    assert "Resuming from" in ended.text
+    assert ended.outcomes[0]["weights"] == whole[1]["weights"]
+    assert samples_by_update(tmp_path / "run") == samples_by_update(whole[0])
+
+
+@pytest.mark.parametrize("processes", [(2, 1), (1, 2)])
+def test_another_number_of_processes_goes_on_with_the_same_global_batches(
+    tmp_path, whole, processes
+):
+    before, after = processes
+    folder = tmp_path / "run"
+    if before == 2:  # the first part is there already
+        shutil.copytree(whole[0], folder)
+        shutil.rmtree(folder / "states" / "final")
+        shutil.rmtree(folder / "states" / "update_00000040")
+    else:
+        fault = {"kind": "one", "place": "step", "update": 20}
+        paused = launch(folder, 1, name="paused", fault=fault)
+        assert (paused.code, paused.outcomes[0]["updates"]) == (75, 20)
+    for file in folder.glob("seen-*.jsonl"):  # of what comes after the state, the second run tells
+        lines = file.read_text().splitlines()[:20]
+        file.rename(folder / f"seen-before-{file.name}")
+        (folder / f"seen-before-{file.name}").write_text("\n".join(lines) + "\n")
+    ended = launch(folder, after, name="resumed")
+    assert ended.code == 0, ended.text
+    assert "update 20" in ended.text
+    seen = samples_by_update(folder)
+    assert seen == samples_by_update(whole[0])
+    for epoch in (1, 2, 3):
+        counts = Counter(n for (e, _), samples in seen.items() if e == epoch for n in samples)
+        assert counts == Counter(range(61)), epoch
+    expected = flat(whole[1]["weights"])
+    assert flat(ended.outcomes[0]["weights"]) == pytest.approx(expected, abs=1e-6)
