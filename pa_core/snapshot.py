@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 
 from pa_core.codec import decode, decode_weights, encode, encode_weights
@@ -27,6 +28,12 @@ from pa_core.states import StateReader, StateWriter, newest_intact_state, tensor
 
 if TYPE_CHECKING:
     from pa_core.trainer import Trainer
+
+_SENSELESS = (
+    *(ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError),
+    SafetensorError,
+)
+"""What reading raises where a state is hashed right and makes no sense."""
 
 
 @dataclass
@@ -184,7 +191,7 @@ class Snapshot:
         self.directory = Path(state_dir)
         try:
             self._read(rank)
-        except (LookupError, TypeError, ValueError, AttributeError, RecursionError) as error:
+        except _SENSELESS as error:
             raise TrainingStateError(
                 f"{self.directory} isn't a state as this version writes them "
                 f"({type(error).__name__}: {error})"

@@ -8,13 +8,14 @@ and then ends the process, as hard as SIGKILL does. No other run knows anything 
 from __future__ import annotations
 
 import hashlib
+import inspect
 import json
 import os
 import runpy
 import signal
 import sys
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +23,14 @@ import torch
 
 from pa_core import Trainer
 from pa_core.codec import encode
+from pa_core.data import KeyedDataLoader
 from pa_core.durations import Duration
 from pa_core.errors import TrainingStateError
 from pa_core.rng import seed_host
 from pa_core.snapshot import save_snapshot
 from pa_core.states import tensor_bytes
+
+NOTES = "notes.json"
 
 
 @dataclass(frozen=True)
@@ -54,65 +58,82 @@ class Probe:
     def __init__(self, trainer: Trainer, plan: Plan) -> None:
         self.trainer, self.plan, self.folder = trainer, plan, Path(plan.folder)
         self.losses: list[tuple[int, str]] = []
-        self._handle, self._track = trainer._handle_requests, trainer._update_loss_tracker
+        self.attributes: dict[str, str] = {}
+        self._handle, self._restore = trainer._handle_requests, trainer._restore_again
+        self._track = trainer._update_loss_tracker
         # The loop's own boundary: whatever plugins have asked for was granted before.
         trainer._handle_requests = self.at_boundary  # type: ignore[method-assign]
+        trainer._restore_again = self.restore  # type: ignore[method-assign]
         trainer._update_loss_tracker = self.note_loss  # type: ignore[method-assign]
 
     def note_loss(self, batch_loss: torch.Tensor, batch_size: Any) -> None:
-        """Note a loss, bit for bit."""
+        """Note a loss of training, bit for bit."""
         self._track(batch_loss, batch_size)
         if self.trainer.model.training:
             self.losses.append((self.trainer.updates + 1, float(batch_loss).hex()))
 
+    def restore(self) -> None:
+        """Note what a resumed run begins with."""
+        self._restore()
+        self.attributes = _attributes(self.trainer)
+
     def at_boundary(self, now: bool = False) -> None:
         """Save where the plan says so, after all that happens at this boundary."""
         self._handle(now)
+        if self.trainer.updates == self.plan.at and not (self.folder / "at").exists():
+            self.attributes = _attributes(self.trainer)
+            save_snapshot(self.trainer, self.folder / "at", {})
         if self.trainer.updates == self.plan.until:
             self.end()
-        elif self.trainer.updates == self.plan.at and not (self.folder / "at").exists():
-            save_snapshot(self.trainer, self.folder / "at", {})
 
     def end(self) -> None:
         """Save the last state and what was noted, and end the process at once."""
-        if not (self.folder / "end").exists():
-            save_snapshot(self.trainer, self.folder / "end", {})
+        save_snapshot(self.trainer, self.folder / "end", {})
         notes = {
             "updates": self.trainer.updates,
             "losses": self.losses,
-            "attributes": dict(_attributes(self.trainer)),
+            "attributes": self.attributes,
             "suspects": list(_suspects(self.trainer)),
-            "clocked": _clocked(self.trainer),
+            "savers": list(_savers(self.trainer)),
+            "schedule": type(self.trainer.scheduler).__name__,
         }
-        (self.folder / "notes.json").write_text(json.dumps(notes))
+        (self.folder / NOTES).write_text(json.dumps(notes))
         sys.stdout.flush()
         sys.stderr.flush()
         os.kill(os.getpid(), getattr(signal, "SIGKILL", signal.SIGTERM))
 
 
-def _attributes(trainer: Trainer) -> Iterator[tuple[str, str]]:
-    """Each attribute of the user's objects that is plain data, as text or a hash."""
+def _attributes(trainer: Trainer) -> dict[str, str]:
+    """Attributes of the script's own objects that are plain data, as text or with a hash."""
     objects: dict[str, Any] = {
-        f"plugin {name!r}": plugin for name, plugin in trainer.plugins.plugins.items()
+        f"the plugin {name!r}": plugin for name, plugin in trainer.plugins.plugins.items()
     }
     objects |= {"the schedule": trainer.scheduler, "the optimizer": trainer.optimizer}
     objects |= {"the loss": trainer.loss_func, "the training data": trainer.train_dataset}
     for name, module in trainer.get_model(keep_torch_compile=False).named_modules():
-        objects[f"the module {name}" if name else "the model"] = module
+        objects[f"the module {name!r}" if name else "the model"] = module
+    found = {}
     for owner, thing in objects.items():
+        if type(thing).__module__.startswith(("torch.", "accelerate.", "pa_core.")):
+            continue  # whose state is known to be whole
         for name, value in getattr(thing, "__dict__", {}).items():
-            if name in ("_parameters", "_buffers", "state", "param_groups"):
-                continue  # in the state anyway
-            tensors: dict[str, torch.Tensor] = {}
-            try:
-                text = json.dumps(encode(value, tensors, ""))
-                if tensors:
-                    text += f" {hashlib.sha256(tensor_bytes(tensors)).hexdigest()[:8]}"
-            except (TrainingStateError, RecursionError, ValueError):
-                continue
-            if len(text) > 60:
-                text = f"{text[:40]}… {hashlib.sha256(text.encode()).hexdigest()[:8]}"
-            yield f"`{name}` of {owner} ({type(thing).__name__})", text
+            text = _text_of(value)
+            if text is not None and name not in ("_parameters", "_buffers"):
+                found[f"`{name}` of {owner} ({type(thing).__name__})"] = text
+    return found
+
+
+def _text_of(value: Any) -> str | None:
+    """Plain data as short text that tells it from other data; None for what is none."""
+    tensors: dict[str, torch.Tensor] = {}
+    try:
+        text = json.dumps(encode(value, tensors, ""))
+    except (TrainingStateError, RecursionError):
+        return None
+    if not tensors and len(text) <= 40:
+        return text
+    digest = hashlib.sha256(text.encode() + tensor_bytes(tensors)).hexdigest()
+    return f"{text[:30]}… (hash {digest[:8]})"
 
 
 def _suspects(trainer: Trainer) -> Iterator[str]:
@@ -122,27 +143,26 @@ def _suspects(trainer: Trainer) -> Iterator[str]:
         samples = []
         for _ in range(2):
             seed_host(0)
-            samples.append(_hash(dataset[0]))
+            samples.append(_text_of(dataset[0]))
         if samples[0] != samples[1]:
             yield (
-                f"The training data ({type(dataset).__name__}) has another sample 0 each time, with "
-                "all generators seeded alike: it draws from a source that no seed reaches, such as "
-                "secrets, os.urandom, a clock, or a generator of its own"
+                f"The training data ({type(dataset).__name__}) has another sample 0 each time, "
+                "whatever the seed: it draws from a source that no seed reaches, such as secrets, "
+                "os.urandom, a clock, or a generator of its own"
             )
-    if trainer._state_level() == "replayed":
+    if not isinstance(trainer._train_dataloader, KeyedDataLoader):
         yield (
-            "The data are an iterable, or a loader or sampler of the script's own, whose order only "
-            "it knows: the epoch is replayed up to the place, which takes an order that can be "
-            "repeated"
+            "The data are a stream, or have a loader or sampler of the script's own, whose order "
+            "only it knows: an epoch is replayed up to the place, and so must be the same again"
         )
     if trainer._length.is_timed:
         yield f"A clock ends the run ({trainer._length.duration})"
     for name, plugin in trainer.plugins.plugins.items():
-        if getattr(type(plugin), "saves_training_states", False):
-            continue
         for value in getattr(plugin, "__dict__", {}).values():
-            if isinstance(value, Duration) and value.unit == "seconds":
-                yield f"The plugin {name!r} acts by the clock ({value})"
+            duration = getattr(value, "duration", value)  # of an `Every`
+            if isinstance(duration, Duration) and duration.unit == "seconds":
+                if name not in _savers(trainer):
+                    yield f"The plugin {name!r} acts by the clock ({duration})"
     if trainer.device.type != "cpu" and not torch.are_deterministic_algorithms_enabled():
         yield (
             f"Kernels on {trainer.device.type} needn't be deterministic: "
@@ -150,17 +170,8 @@ def _suspects(trainer: Trainer) -> Iterator[str]:
         )
 
 
-def _hash(sample: Any) -> str | None:
-    tensors: dict[str, torch.Tensor] = {}
-    try:
-        text = json.dumps(encode(sample, tensors, ""))
-    except TrainingStateError:
-        return None
-    return hashlib.sha256(text.encode() + tensor_bytes(tensors)).hexdigest()
-
-
-def _clocked(trainer: Trainer) -> list[str]:
-    """Plugins that save states by a clock: how often it has struck may differ."""
+def _savers(trainer: Trainer) -> list[str]:
+    """Plugins that save states, and may do so by a clock, which changes nothing else."""
     return [
         name
         for name, plugin in trainer.plugins.plugins.items()
@@ -187,11 +198,9 @@ def main(arguments: list[str]) -> None:
         Trainer.train = train  # type: ignore[method-assign]
         _keep_off_the_users_files(trainer, Path(plan.output))
         probe = Probe(trainer, plan)
-        names = ("train_dataset", "num_epochs", "eval_dataset", "per_device_batch_size")
-        names += ("max_num_train_steps", "gradient_accumulation_steps", "gradient_clip_value")
-        names += ("create_scheduler_fn", "train_dataloader_kwargs", "eval_dataloader_kwargs")
-        given = dict(zip((*names, "reset_run_history", "collate_fn"), args, strict=False))
-        train(trainer, **given | kwargs | {"resume_from": plan.resume_from})
+        given = inspect.signature(train).bind(trainer, *args, **kwargs)
+        given.arguments["resume_from"] = plan.resume_from
+        train(*given.args, **given.kwargs)
         probe.end()  # the run has ended by itself
 
     Trainer.train = probed  # type: ignore[method-assign]
@@ -199,13 +208,6 @@ def main(arguments: list[str]) -> None:
     sys.argv = arguments[1:]
     sys.path[0] = str(Path(script).resolve().parent)
     runpy.run_path(script, run_name="__main__")
-
-
-def command(plan: Plan, script: str, arguments: list[str]) -> list[str]:
-    """The command that runs a script by a plan."""
-    return [
-        sys.executable, "-m", "pa_core.verifying", json.dumps(asdict(plan)), script, *arguments
-    ]  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -38,6 +38,7 @@ class Config:
     processes: int = 1
     mixed_precision: str = "no"
     cold: bool = False  # a process of its own, without metrics: torchmetrics is slow to import
+    samples: int = 118  # the last group of micro-batches and the last batch are short
 
 
 CONFIGS = {
@@ -126,8 +127,10 @@ def digest(trainer) -> str:
     return hashlib.blake2b(text.encode() + tensor_bytes(tensors), digest_size=16).hexdigest()
 
 
-def train(folder: Path, config: Config) -> Trainer:
-    """Train in `folder`, from its newest state on."""
+def train(
+    folder: Path, config: Config, *, keep: int | None = 2, resume_from: str | Path = "auto"
+) -> Trainer:
+    """Train in `folder`, from its newest state on; with ``keep=None``, all states are kept."""
     from pa_models import EmaPlugin
 
     rank = int(os.environ.get("RANK", "0"))
@@ -152,8 +155,8 @@ def train(folder: Path, config: Config) -> Trainer:
             SaveTrainingStateCallback(
                 folder / "states",
                 save_every_n_steps=SAVE_EVERY,
-                every="0.05 seconds",
-                max_checkpoints=2,
+                every="0.05 seconds" if keep else "1 updates",
+                max_checkpoints=keep,
             ),
             Trace(folder / f"trace-{rank}.jsonl"),
         ],
@@ -163,7 +166,7 @@ def train(folder: Path, config: Config) -> Trainer:
         accelerator={"cpu": True},
     )
     trainer.train(
-        Numbered(118),  # the last group of micro-batches and the last batch are short
+        Numbered(config.samples),
         num_epochs=8,
         eval_dataset=Numbered(21),
         per_device_batch_size=4,
@@ -173,7 +176,7 @@ def train(folder: Path, config: Config) -> Trainer:
             optimizer, max_lr=0.05, total_steps=80
         ),
         train_dataloader_kwargs={"num_workers": config.workers},
-        resume_from="auto",
+        resume_from=resume_from,
     )
     return trainer
 
