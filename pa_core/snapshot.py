@@ -10,8 +10,8 @@ from __future__ import annotations
 import random
 import time
 import warnings
-from collections.abc import Mapping
-from contextlib import ExitStack
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -189,8 +189,14 @@ class Snapshot:
     def __init__(self, state_dir: str | Path, rank: int) -> None:
         self.reader = StateReader(state_dir)
         self.directory = Path(state_dir)
-        try:
+        with self._understood():
             self._read(rank)
+
+    @contextmanager
+    def _understood(self) -> Iterator[None]:
+        """Tell of what is hashed right and makes no sense."""
+        try:
+            yield
         except _SENSELESS as error:
             raise TrainingStateError(
                 f"{self.directory} isn't a state as this version writes them "
@@ -210,9 +216,12 @@ class Snapshot:
         )
         self.metadata: dict[str, Any] = decode(state["metadata"], tensors)
         self.position = Position(**state["position"])
-        counted = (self.position.epoch, self.position.batch, self.position.updates)
+        place = self.position
+        counted = (place.epoch, place.first_epoch, place.batch, place.updates, place.samples)
         if not all(type(number) is int for number in counted):
             raise TypeError("the position is no number")
+        if place.phase not in ("start", "train", "eval"):
+            raise ValueError(f"there is no phase {place.phase!r}")
         self._run: dict[str, Any] = reader.manifest["run"]
         processes = self._run["num_processes"]
         self._processes = [self._read_process(number) for number in range(processes)]
@@ -255,17 +264,18 @@ class Snapshot:
                 f"{self.directory} was saved {'without' if schedule is None else 'with'} a "
                 f"scheduler, but this run has {'one' if schedule is None else 'none'}"
             )
-        model.load_state_dict(weights)
-        scaler = trainer._accelerator.scaler
-        if scaler is not None and self._parts["scaler"] is not None:
-            scaler.load_state_dict(self._parts["scaler"])
-        if trainer.optimizer is not None:
-            trainer.optimizer.load_state_dict(self._parts["optimizer"])
-        # Last of the three: making a schedule has set the optimizer's learning rate.
-        if trainer.scheduler is not None and schedule is not None:
-            trainer.scheduler.load_state_dict(schedule)
-        if hasattr(trainer.run_history, "load_state_dict"):
-            trainer.run_history.load_state_dict(self._parts["run_history"])
+        with self._understood():
+            model.load_state_dict(weights)
+            scaler = trainer._accelerator.scaler
+            if scaler is not None and self._parts["scaler"] is not None:
+                scaler.load_state_dict(self._parts["scaler"])
+            if trainer.optimizer is not None:
+                trainer.optimizer.load_state_dict(self._parts["optimizer"])
+            # Last of the three: making a schedule has set the optimizer's learning rate.
+            if trainer.scheduler is not None and schedule is not None:
+                trainer.scheduler.load_state_dict(schedule)
+            if hasattr(trainer.run_history, "load_state_dict"):
+                trainer.run_history.load_state_dict(self._parts["run_history"])
         vars(trainer.position).update(asdict(self.position))
         trainer._is_between_updates = True
 
@@ -274,7 +284,8 @@ class Snapshot:
 
         After the events that reset them: in a run, this comes later than `restore_training`.
         """
-        self._restore_loss(trainer)
+        with self._understood():
+            self._restore_loss(trainer)
         saved = self._process["plugins"]
         stateful = trainer.plugins.state_dict()
         for name in sorted(set(saved) ^ set(stateful)):
@@ -289,12 +300,13 @@ class Snapshot:
         )
         trainer._event("on_load_training_state", state_dir=self.directory)
         # Last of all, since whatever runs before may draw numbers.
-        generators = self._process["generators"]
-        random.setstate(generators["python"])
-        np.random.set_state(generators["numpy"])
-        torch.set_rng_state(generators["torch"])
-        if trainer.device.type == "cuda" and "cuda" in generators:
-            torch.cuda.set_rng_state(generators["cuda"], trainer.device)
+        with self._understood():
+            generators = self._process["generators"]
+            random.setstate(generators["python"])
+            np.random.set_state(generators["numpy"])
+            torch.set_rng_state(generators["torch"])
+            if trainer.device.type == "cuda" and "cuda" in generators:
+                torch.cuda.set_rng_state(generators["cuda"], trainer.device)
 
     def _restore_loss(self, trainer: Trainer) -> None:
         """Put back the epoch's running loss, of which each process has its own part."""

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from pa_core import agreement, rng, snapshot, states, trainer
+from pa_core import agreement, data, rng, snapshot, states, trainer
 from pa_core.builtins.checkpoint import SaveTrainingStateCallback
 from pa_core.control import TrainerControl
 
@@ -51,8 +51,12 @@ def rotate_before_save(patch: Patch) -> None:
 
 def no_key(patch: Patch) -> None:
     """A step's randomness is a stream that goes on, and not a function of its place."""
-    patch(trainer, "seed_model", lambda key, device: None)
-    patch(trainer, "seed_all", lambda key, device: None)
+    for module, names in (
+        (trainer, ("seed_model", "seed_all")),
+        (data, ("seed_host", "seed_torch")),
+    ):
+        for name in names:
+            patch(module, name, lambda key, device=None: None)
     patch(random, "setstate", lambda state: None)
     patch(torch, "set_rng_state", lambda state: None)
 

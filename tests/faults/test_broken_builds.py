@@ -16,7 +16,7 @@ CAUGHT_BY = {
     "rotate_before_save": ("watch_the_states", "no state is there while"),
     "no_key": ("cut_everywhere", "differs in digest"),
     "same_order": ("cut_everywhere", "differs in ids, digest"),
-    "cursor": ("cut_everywhere", "differs in batch, ids, digest"),
+    "cursor": ("cut_everywhere", "differs in ids, digest"),
     "no_plugin_state": ("cut_everywhere", "plugin 'early_stopping'"),
     "no_schedule": ("cut_everywhere", "scheduler, last_epoch"),
     "no_history": ("cut_everywhere", "run history, train_loss_epoch of epoch 1"),
