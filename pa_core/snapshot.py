@@ -206,7 +206,7 @@ class Snapshot:
     def _read(self, rank: int) -> None:
         reader = self.reader
         state, tensors = reader.read_json("state.json"), reader.read_tensors("state.safetensors")
-        self._parameters: list[list[str]] = state["parameters"]
+        self._parameters: list[list[str]] = [list(group) for group in state["parameters"]]
         self._parts = {
             name: decode(state[name], tensors)
             for name in ("optimizer", "scheduler", "scaler", "run_history")

@@ -127,7 +127,8 @@ def read_manifest(state_dir: str | Path) -> dict[str, Any]:
         raise TrainingStateError(f"{state_dir} is no training state: {error}") from error
     except (ValueError, RecursionError) as error:
         raise TrainingStateError(f"{path} is damaged: {error}") from error
-    if not isinstance(content, dict) or not isinstance(content.get("files"), dict):
+    files = content.get("files") if isinstance(content, dict) else None
+    if not isinstance(files, dict) or not all(isinstance(file, dict) for file in files.values()):
         raise TrainingStateError(f"{path} is damaged: it lists no files")
     claimed = content.pop("sha256", None)
     if hashlib.sha256(_to_json(content)).hexdigest() != claimed:

@@ -203,7 +203,7 @@ def main(arguments: list[str]) -> None:
         train(*given.args, **given.kwargs)
         probe.end()  # the run has ended by itself
 
-    Trainer.train = probed  # type: ignore[method-assign]
+    Trainer.train = probed  # type: ignore[assignment,method-assign]
     script = arguments[1]
     sys.argv = arguments[1:]
     sys.path[0] = str(Path(script).resolve().parent)
