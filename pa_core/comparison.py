@@ -68,9 +68,13 @@ def _parts_of(state: str | Path, ignore_plugins: Collection[str]) -> dict[str, A
     reader = StateReader(state)
     content = decode(reader.read_json("state.json"), reader.read_tensors("state.safetensors"))
     names = [name for group in content["parameters"] for name in group]
+    weights = reader.read_tensors("model.safetensors")
     optimizer = content["optimizer"] or {"state": {}}
     parts = {
-        "weights": reader.read_tensors("model.safetensors") | content["weights"]["extra"],
+        # In the model's order, which a file of tensors doesn't keep.
+        "weights": {name: weights.pop(name) for name in names if name in weights}
+        | dict(sorted(weights.items()))
+        | content["weights"]["extra"],
         "optimizer": optimizer
         | {"state": {_nth(names, index): value for index, value in optimizer["state"].items()}},
         "scheduler": content["scheduler"],
