@@ -69,6 +69,19 @@ def tests(session: nox.Session) -> None:
 
 
 @nox.session(default=False, venv_backend="none", requires=["develop"])
+def faults(session: nox.Session) -> None:
+    """Break runs for long: ``nox -s faults -- --kills 100 --seed 2``, then the other faults.
+
+    What follows ``--`` goes to ``tests/faults/kill.py``. ``PA_FAULTS_CASES`` says how many cases
+    each test tries that makes up its own, ten thousand by default.
+    """
+    kills = session.posargs or ["--kills", "100", "--cold-kills", "5"]
+    run_python(session, "tests/faults/kill.py", *kills)
+    os.environ.setdefault("PA_FAULTS_CASES", "10000")
+    run_python(session, "-m", "pytest", "tests/faults", "tests/test_verify_resume.py")
+
+
+@nox.session(default=False, venv_backend="none", requires=["develop"])
 def demo(session: nox.Session) -> None:
     """Train the digits example."""
     run_python(session, "examples/digits/train.py", *session.posargs)

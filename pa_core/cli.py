@@ -432,3 +432,36 @@ def _show_states(rows: list[dict[str, Any]]) -> None:
     for row in rows:
         for problem in row["problems"]:
             console.print(Text(problem, style="red"))
+
+
+# -- pa verify-resume -----------------------------------------------------------------------------
+
+
+@app.command(
+    "verify-resume",
+    context_settings={"allow_extra_args": True, "allow_interspersed_args": False},
+)
+def verify_resume(
+    context: typer.Context,
+    script: Annotated[str, typer.Argument(help="A script that trains; its arguments follow.")],
+    updates: Annotated[int, typer.Option(help="Compare after so many updates.", min=2)] = 20,
+    at: Annotated[
+        int | None, typer.Option(help="Kill the run after this update; by default half-way.")
+    ] = None,
+) -> None:
+    """Train with a script, kill it, resume it, and compare with the run that wasn't interrupted.
+
+    The exit code is 0 where both are the same bit for bit, 1 where they differ, and 2 where the
+    script can't be run so far. Options come before the script; what comes after it is the script's.
+    """
+    from pa_core.resume_check import CannotVerifyError
+    from pa_core.resume_check import verify_resume as verify
+
+    try:
+        same, report = verify(script, context.args, updates, at)
+    except CannotVerifyError as error:
+        _console(stderr=True).print(Text(str(error), style="red"))
+        raise typer.Exit(2) from None
+    _console().print(Text(report))
+    if not same:
+        raise typer.Exit(1)

@@ -10,8 +10,8 @@ from __future__ import annotations
 import random
 import time
 import warnings
-from collections.abc import Callable, Mapping
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 
 from pa_core.codec import decode, decode_weights, encode, encode_weights
@@ -31,6 +32,12 @@ from pa_core.tensors import HostMemory, has_room_in_memory, tensor_bytes
 
 if TYPE_CHECKING:
     from pa_core.trainer import Trainer
+
+_SENSELESS = (
+    *(ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError),
+    SafetensorError,
+)
+"""What reading raises where a state is hashed right and makes no sense."""
 
 
 @dataclass
@@ -222,10 +229,16 @@ class Snapshot:
     def __init__(self, state_dir: str | Path, rank: int) -> None:
         self.reader = StateReader(state_dir)
         self.directory = Path(state_dir)
-        try:
+        with self._understood():
             self._read(rank)
             self.reader.check_rest()
-        except (LookupError, TypeError, ValueError, AttributeError, RecursionError) as error:
+
+    @contextmanager
+    def _understood(self) -> Iterator[None]:
+        """Tell of what is hashed right and makes no sense."""
+        try:
+            yield
+        except _SENSELESS as error:
             raise TrainingStateError(
                 f"{self.directory} isn't a state as this version writes them "
                 f"({type(error).__name__}: {error})"
@@ -234,7 +247,7 @@ class Snapshot:
     def _read(self, rank: int) -> None:
         reader = self.reader
         state, tensors = reader.read_json("state.json"), reader.read_tensors("state.safetensors")
-        self._parameters: list[list[str]] = state["parameters"]
+        self._parameters: list[list[str]] = [list(group) for group in state["parameters"]]
         self._parts = {
             name: decode(state[name], tensors)
             for name in ("optimizer", "scheduler", "scaler", "run_history")
@@ -244,11 +257,14 @@ class Snapshot:
         )
         self.metadata: dict[str, Any] = decode(state["metadata"], tensors)
         self.position = Position(**state["position"])
-        if self.position.is_paused:  # this is the resumed run
-            self.position.stop_reason, self.position.is_paused = None, False
-        counted = (self.position.epoch, self.position.batch, self.position.updates)
+        place = self.position
+        if place.is_paused:  # this is the resumed run
+            place.stop_reason, place.is_paused = None, False
+        counted = (place.epoch, place.first_epoch, place.batch, place.updates, place.samples)
         if not all(type(number) is int for number in counted):
             raise TypeError("the position is no number")
+        if place.phase not in ("start", "train", "eval"):
+            raise ValueError(f"there is no phase {place.phase!r}")
         self._run: dict[str, Any] = reader.manifest["run"]
         processes = self._run["num_processes"]
         self._division: str | None = state["division"]
@@ -274,7 +290,8 @@ class Snapshot:
         """
         self.restore_weights(trainer, in_run=in_run)
         if hasattr(trainer.run_history, "load_state_dict"):
-            trainer.run_history.load_state_dict(self._parts["run_history"])
+            with self._understood():
+                trainer.run_history.load_state_dict(self._parts["run_history"])
         vars(trainer.position).update(asdict(self.position))
         trainer._is_between_updates = True
 
@@ -309,22 +326,24 @@ class Snapshot:
                 f"{self.directory} was saved {'without' if schedule is None else 'with'} a "
                 f"scheduler, but this run has {'one' if schedule is None else 'none'}"
             )
-        engine.load_weights(trainer.model, self._weights)
-        scaler = trainer._accelerator.scaler
-        if scaler is not None and self._parts["scaler"] is not None:
-            scaler.load_state_dict(self._parts["scaler"])
-        if optimizer is not None:
-            engine.load_optimizer_state(optimizer, self._parts["optimizer"])
-        # Last of the three: making a schedule has set the optimizer's learning rate.
-        if trainer.scheduler is not None and schedule is not None:
-            trainer.scheduler.load_state_dict(schedule)
+        with self._understood():
+            engine.load_weights(trainer.model, self._weights)
+            scaler = trainer._accelerator.scaler
+            if scaler is not None and self._parts["scaler"] is not None:
+                scaler.load_state_dict(self._parts["scaler"])
+            if optimizer is not None:
+                engine.load_optimizer_state(optimizer, self._parts["optimizer"])
+            # Last of the three: making a schedule has set the optimizer's learning rate.
+            if trainer.scheduler is not None and schedule is not None:
+                trainer.scheduler.load_state_dict(schedule)
 
     def restore_plugins(self, trainer: Trainer) -> None:
         """Put back running loss, plugins' state and random generators, and tell the plugins.
 
         After the events that reset them: in a run, this comes later than `restore_training`.
         """
-        self._restore_loss(trainer)
+        with self._understood():
+            self._restore_loss(trainer)
         saved = self._process["plugins"]
         stateful = trainer.plugins.state_dict()
         differing = sorted(set(saved) ^ set(stateful)) if trainer.is_main_process else []
@@ -340,12 +359,13 @@ class Snapshot:
         )
         trainer._event("on_load_training_state", state_dir=self.directory)
         # Last of all, since whatever runs before may draw numbers.
-        generators = self._process["generators"]
-        random.setstate(generators["python"])
-        np.random.set_state(generators["numpy"])
-        torch.set_rng_state(generators["torch"])
-        if trainer.device.type == "cuda" and "cuda" in generators:
-            torch.cuda.set_rng_state(generators["cuda"], trainer.device)
+        with self._understood():
+            generators = self._process["generators"]
+            random.setstate(generators["python"])
+            np.random.set_state(generators["numpy"])
+            torch.set_rng_state(generators["torch"])
+            if trainer.device.type == "cuda" and "cuda" in generators:
+                torch.cuda.set_rng_state(generators["cuda"], trainer.device)
 
     def _restore_loss(self, trainer: Trainer) -> None:
         """Put back the epoch's running loss, of which each process has its own part."""

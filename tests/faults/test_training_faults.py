@@ -153,7 +153,12 @@ def test_a_rollback_passes_over_a_damaged_state(tmp_path):
                 file = tmp_path / "update_00000004" / "model.safetensors"
                 file.write_bytes(file.read_bytes()[:-1] + b"~")
 
-    states = SaveTrainingStateCallback(tmp_path, save_every_n_steps=2, save_at_end=False)
+    states = SaveTrainingStateCallback(
+        tmp_path,
+        save_every_n_steps=2,
+        save_at_end=False,
+        in_background=False,  # so that it is there to be damaged
+    )
     guard = TerminateOnNaNCallback(policy="rollback")
     with pytest.warns(UserWarning, match="update_00000004.*damaged"):
         trainer = train(guard, BadUpdates(6), Damages(), states, epochs=1)

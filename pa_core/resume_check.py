@@ -1,0 +1,178 @@
+"""``pa verify-resume``: whether a script's own run, killed and resumed, is the run that wasn't."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from contextlib import suppress
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from pa_core.comparison import Difference, compare_states
+from pa_core.errors import PaCoreError
+from pa_core.verifying import NOTES, Plan
+
+_SHOWN = 5
+"""How many differences are told in full."""
+
+
+class CannotVerifyError(PaCoreError):
+    """The script's run can't be brought to where it could be compared."""
+
+
+def verify_resume(
+    script: str, arguments: list[str], updates: int = 20, at: int | None = None
+) -> tuple[bool, str]:
+    """Run a script whole, run it again and kill it, resume it, and compare, bit for bit.
+
+    Args:
+        script: the script, which calls `Trainer.train`; its first call counts.
+        arguments: the script's own.
+        updates: after how many updates the runs are compared, or at their end if that comes first.
+        at: the update after which the second run is killed; by default half-way.
+
+    Returns:
+        Whether both runs are the same, and the report.
+
+    Raises:
+        CannotVerifyError: where the script fails by itself, or ends too early.
+    """
+    at = updates // 2 if at is None else at
+    if not 0 < at < updates:
+        raise CannotVerifyError(f"--at must be between 1 and {updates - 1}, and is {at}")
+    if not Path(script).is_file():
+        raise CannotVerifyError(f"There is no script {script}")
+    with tempfile.TemporaryDirectory(prefix="pa-verify-resume-") as name:
+        folder = Path(name)
+        output = str(folder / "output")
+        whole, killed, resumed = (folder / part for part in ("whole", "killed", "resumed"))
+        first = _run(Plan(str(whole), str(folder / "other"), at, updates), script, arguments)
+        total = first["updates"]
+        if not (whole / "at").is_dir() or total <= at:
+            raise CannotVerifyError(
+                f"The run ends after {total} updates by itself: name an earlier one with --at"
+            )
+        second = _run(Plan(str(killed), output, at, at), script, arguments)
+        before = compare_states(whole / "at", killed / "end", ignore_plugins=first["savers"])
+        if before:
+            return False, _report_before(before, first, second, at)
+        try:
+            third = _run(
+                Plan(str(resumed), output, at, updates, str(killed / "end")), script, arguments
+            )
+        except CannotVerifyError as error:
+            return False, f"The run can't be resumed at update {at}. {error}"
+        after = compare_states(whole / "end", resumed / "end", ignore_plugins=first["savers"])
+        if after:
+            return False, _report_after(after, (first, second, third), at)
+        return True, (
+            f"The same, bit for bit: {total} updates in one go; and {at}, killed there, and "
+            f"{total - at} more. Compared were weights, optimizer, schedule, run history, random "
+            "generators and the state of every plugin."
+        )
+
+
+def _run(plan: Plan, script: str, arguments: list[str]) -> dict[str, Any]:
+    """Run the script by a plan in a process group of its own, which doesn't outlive this call."""
+    folder = Path(plan.folder)
+    folder.mkdir()
+    log = folder / "log"
+    command = [sys.executable, "-m", "pa_core.verifying", json.dumps(asdict(plan)), script]
+    with log.open("wb") as file:
+        child = subprocess.Popen(
+            [*command, *arguments],
+            stdin=subprocess.DEVNULL,
+            stdout=file,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+        try:
+            child.wait()
+        finally:
+            if hasattr(os, "killpg"):
+                with suppress(ProcessLookupError):
+                    os.killpg(child.pid, signal.SIGKILL)  # its workers, too
+            child.wait()
+    notes = folder / NOTES
+    if not notes.exists():
+        why = (
+            f"it has failed with exit code {child.returncode}"
+            if child.returncode
+            else "it has ended without a call of Trainer.train"
+        )
+        raise CannotVerifyError(f"{script}: {why}.\n{_tail(log)}".rstrip())
+    read: dict[str, Any] = json.loads(notes.read_text())
+    return read
+
+
+def _tail(log: Path) -> str:
+    return "\n".join(log.read_text(errors="replace").splitlines()[-15:])
+
+
+def _report_before(
+    found: list[Difference], first: dict[str, Any], second: dict[str, Any], at: int
+) -> str:
+    unknown = (
+        "The script draws random numbers that no seed reaches, makes its model from other numbers "
+        "each time (call torch.manual_seed before), or asks a clock"
+    )
+    return _report(
+        f"Two runs of this script differ at update {at}, before any interruption.",
+        found,
+        (first["losses"], second["losses"]),
+        first["suspects"] or [unknown],
+    )
+
+
+def _report_after(found: list[Difference], notes: tuple[dict[str, Any], ...], at: int) -> str:
+    whole, killed, resumed = notes
+    saved, restored = killed["attributes"], resumed["attributes"]
+    causes = [
+        f"{name} was {saved[name]} at update {at} and is {restored.get(name, 'not there')} once "
+        "resumed: what training depends on belongs into state_dict and load_state_dict"
+        for name in saved
+        # What differs in any two runs, such as a clock's time, is no cause.
+        if saved[name] != restored.get(name) and saved[name] == whole["attributes"].get(name)
+    ]
+    causes += [cause for cause in whole["suspects"] if cause not in causes]
+    return _report(
+        f"The run that was killed at update {at} and resumed differs from the one that wasn't.",
+        found,
+        (whole["losses"], killed["losses"] + resumed["losses"]),
+        causes or [_cause_by_part(found[0], whole["schedule"])],
+    )
+
+
+def _cause_by_part(first: Difference, schedule: str) -> str:
+    if first.part == "scheduler" or first.name.endswith((".lr", ".initial_lr")):
+        return (
+            f"The schedule ({schedule}) depends on something that its state_dict doesn't hold, "
+            "such as what a function that it calls remembers"
+        )
+    if first.part.startswith("plugin"):
+        return f"load_state_dict of the {first.part} doesn't put back what state_dict has given"
+    if first.part.startswith("random"):
+        return "Something draws random numbers at another time than in a run that goes through"
+    return "Training depends on something that no state holds: a global, a closure, or a file"
+
+
+def _report(
+    title: str,
+    found: list[Difference],
+    losses: tuple[list[list[Any]], list[list[Any]]],
+    causes: list[str],
+) -> str:
+    lines = [title, "", "First differences:", *(f"  {item}" for item in found[:_SHOWN])]
+    if len(found) > _SHOWN:
+        lines.append(f"  … and {len(found) - _SHOWN} more")
+    for (update, one), (_, other) in zip(*losses, strict=False):
+        if one != other:
+            values = float.fromhex(one), float.fromhex(other)
+            lines += ["", f"The training loss differs from update {update} on: %r and %r" % values]
+            break
+    return "\n".join([*lines, "", "Likely cause:", *(f"  {cause}." for cause in causes)])

@@ -1,0 +1,131 @@
+"""Builds with one promise broken each, for proving that the harnesses would see it.
+
+Each function breaks this process' pa_core; called with pytest's ``monkeypatch``, for a test only.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from pa_core import agreement, data, disk, rng, snapshot, states, trainer
+from pa_core.builtins.checkpoint import SaveTrainingStateCallback
+from pa_core.control import TrainerControl
+
+Patch = Callable[[Any, str, Any], None]
+"""What `setattr` and ``monkeypatch.setattr`` have in common."""
+
+
+def no_flush(patch: Patch) -> None:
+    """Files are written and never flushed to the disk."""
+
+    class Careless:
+        fsync = staticmethod(lambda handle: None)
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(os, name)
+
+    patch(disk, "os", Careless())
+
+
+def no_manifest_check(patch: Patch) -> None:
+    """A state is read without a look at its hashes."""
+
+    def careless(self: Any, name: str) -> bytes:
+        return disk.read_file(self.directory / name)
+
+    patch(states.StateReader, "_read", careless)
+    patch(states.StateReader, "check_rest", lambda self: None)
+
+
+def rotate_before_save(patch: Patch) -> None:
+    """Old states go before the new one has come."""
+    ask = SaveTrainingStateCallback._ask
+
+    def broken(self: Any, trainer: Any, *args: Any, **kwargs: Any) -> None:
+        for old in states.find_states(self.save_dir)[self.max_checkpoints - 1 :]:
+            disk.remove_whole(old)
+        ask(self, trainer, *args, **kwargs)
+
+    patch(SaveTrainingStateCallback, "_ask", broken)
+
+
+def no_key(patch: Patch) -> None:
+    """A step's randomness is a stream that goes on, and not a function of its place."""
+    for module, names in (
+        (trainer, ("seed_model", "seed_all")),
+        (data, ("seed_host", "seed_torch")),
+    ):
+        for name in names:
+            patch(module, name, lambda key, device=None: None)
+    patch(random, "setstate", lambda state: None)
+    patch(torch, "set_rng_state", lambda state: None)
+
+
+def same_order(patch: Patch) -> None:
+    """A resumed epoch begins with the order of another one."""
+    restore = snapshot.Snapshot.restore_training
+
+    def broken(self: Any, trainer: Any, **kwargs: Any) -> None:
+        restore(self, trainer, **kwargs)
+        trainer._train_dataloader.batch_sampler.seed = rng.mix(trainer.seed, "another")
+
+    patch(snapshot.Snapshot, "restore_training", broken)
+
+
+def cursor(patch: Patch) -> None:
+    """The place in the data is off by one batch."""
+    restore = snapshot.Snapshot.restore_training
+
+    def broken(self: Any, trainer: Any, **kwargs: Any) -> None:
+        restore(self, trainer, **kwargs)
+        trainer.position.batch += trainer.position.batch > 0
+
+    patch(snapshot.Snapshot, "restore_training", broken)
+
+
+def no_plugin_state(patch: Patch) -> None:
+    """What plugins know isn't put back."""
+    from pa_core.manager import PluginManager
+
+    patch(PluginManager, "load_state_dict", lambda self, states, **kwargs: None)
+
+
+def no_schedule(patch: Patch) -> None:
+    """The schedule begins anew."""
+    patch(torch.optim.lr_scheduler.OneCycleLR, "load_state_dict", lambda self, state: None)
+
+
+def no_history(patch: Patch) -> None:
+    """The run history begins anew."""
+    from pa_core.tracking import InMemoryRunHistory
+
+    patch(
+        InMemoryRunHistory,
+        "load_state_dict",
+        lambda self, state: self._set_epoch(state["current_epoch"]),
+    )
+
+
+def flag_not_reduced(patch: Patch) -> None:
+    """A process acts on what it alone knows."""
+
+    def broken(self: Any, control: TrainerControl, *args: Any, **kwargs: Any) -> Any:
+        granted = control.take_everywhere()
+        granted.add(control.take_here())
+        return granted
+
+    patch(agreement.Agreement, "decide", broken)
+
+
+BUILDS: dict[str, Callable[[Patch], None]] = {
+    build.__name__: build
+    for build in (
+        *(no_flush, no_manifest_check, rotate_before_save, no_key, same_order, cursor),
+        *(no_plugin_state, no_schedule, no_history, flag_not_reduced),
+    )
+}

@@ -1,0 +1,52 @@
+"""A run that is killed at any instant, as often as you like, is the run that wasn't."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.distributed.launch import environment
+
+
+def campaign(*options: str) -> dict:
+    """What `kill.py` finds, in a process of its own that forks before anything has threads."""
+    done = subprocess.run(
+        [sys.executable, str(Path(__file__).with_name("kill.py")), *options],
+        capture_output=True,
+        text=True,
+        timeout=900,
+        check=False,
+        env=environment(),
+    )
+    assert done.returncode in (0, 1), done.stderr[-5000:]
+    return json.loads(done.stdout.splitlines()[-1]) | {"output": done.stdout}
+
+
+@pytest.mark.slow
+@pytest.mark.distributed
+def test_no_kill_at_any_instant_loses_anything():
+    found = campaign("--kills", "24", "--seed", "1")
+    assert found["lost"] == 0, found["output"]
+    assert found["kills"] >= 24  # (each was seen to end every process by its signal)
+    assert found["inside_saves"] >= 3
+    assert {story["config"] for story in found["told"]} == {"plain", "workers", "two"}
+    assert found["done_again"] <= 4  # two intervals: the state before the one that was cut off
+
+
+@pytest.mark.slow
+@pytest.mark.distributed
+def test_no_kill_of_cold_processes_under_torchrun_loses_anything():
+    found = campaign("--configs", "torchrun", "--kills", "2", "--seed", "3")
+    assert found["lost"] == 0, found["output"]
+    assert found["kills"] == 2
+
+
+@pytest.mark.slow
+def test_the_campaign_sees_a_build_that_loses_its_place():
+    found = campaign("--configs", "plain", "--kills", "2", "--seed", "1", "--broken", "cursor")
+    assert found["lost"] == 1
+    assert "LOST: python tests/faults/kill.py --configs plain --story" in found["output"]
