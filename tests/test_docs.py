@@ -192,6 +192,19 @@ def test_the_page_of_the_command_has_each_of_its_commands() -> None:
     assert re.findall(r"^## `pa ([\w-]+)`$", text, re.MULTILINE) == commands
 
 
+def test_the_ladders_table_is_that_of_its_code() -> None:
+    page = ROOT / "docs" / "ladder.md"
+    scripts = {block.argument: block.code for block in blocks(page) if block.mark == "file"}
+    row = re.compile(r"^\| `(\w+)\.py` \| .+? \| (.+) \| (\d+) \|$", re.MULTILINE)
+    user_line = re.compile(r"^(?! *(?:#|import |from |$)).+$", re.MULTILINE)
+    rows = row.findall(page.read_text())
+    comparison = blocks(page)[-1].code  # with what was measured, when the page is run
+    assert ["digits.py", *(f"{name}.py" for name, *_ in rows)] == list(scripts)
+    for name, figures, lines in rows:
+        assert f'"{name}": ({figures.replace(" | ", ", ")}),\n' in comparison
+        assert len(user_line.findall(scripts[f"{name}.py"])) == int(lines), name
+
+
 def test_the_readme_has_its_two_commands_as_its_first_shell_blocks() -> None:
     demo, checks = [block.code for block in blocks(README) if block.language == "sh"][:2]
     assert demo.count("\n") == checks.count("\n") == 1
