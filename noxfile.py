@@ -99,11 +99,12 @@ def deepspeed(session: nox.Session) -> None:
 def bench(session: nox.Session) -> None:
     """Compare the cost of a step with that of other frameworks, which are installed for it.
 
-    What follows ``--`` goes to the first of the two programs, ``overhead.py``.
+    What follows ``--`` goes to the first of the three programs, ``overhead.py``.
     """
     session.install("-r", "benchmarks/requirements.txt")
     session.run("python", "benchmarks/overhead.py", *session.posargs)
     session.run("python", "-m", "benchmarks.distributed")
+    session.run("python", "-m", "benchmarks.speedups")
 
 
 @nox.session(default=False, reuse_venv=True)

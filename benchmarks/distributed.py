@@ -3,7 +3,8 @@
 The network, the optimizer, the data and the clock are those of ``overhead.py``. All contenders run
 in the same processes (gloo, CPU, one thread each), in turns and many times over, each time with a
 new network. What is quoted is the median of the ratios to the hand-written loop of the same turn,
-so that other work on the machine falls on all alike.
+so that other work on the machine falls on all alike. Time on the processor, of all threads of a
+process, is measured too: it leaves out all waiting, for the other process as for a processor core.
 
     python -m benchmarks.distributed --rounds 15
     python -m benchmarks.distributed --only hand pa-core --json results.json
@@ -84,7 +85,7 @@ def ddp(job: Job) -> Train:
 
 
 def time_training(name: str, samples: int, processes: int, folder: str) -> dict[str, Any]:
-    """Train one contender; microseconds per step, between epochs included.
+    """Train one contender; microseconds per step of this process, between epochs included.
 
     Raises:
         BenchmarkError: it made another number of updates than it was asked for.
@@ -95,7 +96,8 @@ def time_training(name: str, samples: int, processes: int, folder: str) -> dict[
     loss_func = torch.nn.CrossEntropyLoss()
     optimizer = torch.optim.Adam(net.parameters(), lr=LEARNING_RATE)
     steps = samples // (BATCH_SIZE * processes)
-    clock = UpdateClock(optimizer, steps, None)
+    clock, on_processor = UpdateClock(optimizer, steps, None), []
+    optimizer.register_step_post_hook(lambda *_: on_processor.append(time.process_time()))
     prepare = ddp if name == "hand" else CONTENDERS[name].prepare
     job = Job(net, loss_func, optimizer, dataset, EPOCHS, BATCH_SIZE, "cpu", folder, processes)
     prepare(job)()
@@ -104,6 +106,7 @@ def time_training(name: str, samples: int, processes: int, folder: str) -> dict[
     return {
         "us": statistics.median(clock.epochs()) / steps * 1e6,
         "typical_us": statistics.median(clock.gaps(1)) * 1e6,
+        "cpu_us": (on_processor[-1] - on_processor[steps - 1]) / (EPOCHS - 1) / steps * 1e6,
         "loss": mean_loss(net, loss_func, dataset, "cpu"),
     }
 
@@ -159,10 +162,11 @@ def time_evaluation(name: str, samples: int, rank: int, processes: int) -> dict[
     evaluate()
     if processes > 1:
         torch.distributed.barrier()
-    start = time.perf_counter()
+    start, on_processor = time.perf_counter(), time.process_time()
     loss = evaluate()
-    us = (time.perf_counter() - start) * 1e6 * BATCH_SIZE * processes / samples
-    return {"us": us, "typical_us": us, "loss": loss}
+    to_us = 1e6 * BATCH_SIZE * processes / samples
+    us, cpu_us = (time.perf_counter() - start) * to_us, (time.process_time() - on_processor) * to_us
+    return {"us": us, "typical_us": us, "cpu_us": cpu_us, "loss": loss}
 
 
 # -- The processes --------------------------------------------------------------------------------
@@ -175,7 +179,8 @@ def work(args: argparse.Namespace) -> None:
     torch.set_num_threads(1)
     rank, processes = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     torch.distributed.init_process_group("gloo")
-    training, evaluation = f"training, {processes} processes", f"evaluation, {processes} processes"
+    number_of = "one process" if processes == 1 else "two processes"
+    training, evaluation = f"training, {number_of}", f"evaluation, {number_of}"
     records: list[dict[str, Any]] = []
 
     def note(number: int, what: str, name: str, measured: dict[str, Any]) -> None:
@@ -230,13 +235,14 @@ def start(processes: int, args: argparse.Namespace, names: list[str]) -> list[di
 
 def table(records: list[dict[str, Any]]) -> str:
     """What was measured as a Markdown table."""
-    lines = ["| what | system | µs a step | / hand | typical step | / hand | loss |"]
-    lines.append("| --- | --- |" + " ---: |" * 5)
+    measures = ("µs a step", "typical step", "CPU µs a step")
+    lines = ["| what | system | " + "".join(f"{name} | / hand | " for name in measures) + "loss |"]
+    lines.append("| --- | --- |" + " ---: |" * (2 * len(measures) + 1))
     by_hand = {(r["what"], r["round"]): r for r in records if r["contender"] == "hand"}
     for what, name in dict.fromkeys((r["what"], r["contender"]) for r in records):
         runs = [r for r in records if (r["what"], r["contender"]) == (what, name)]
         cells = [what, name]
-        for key in ("us", "typical_us"):
+        for key in ("us", "typical_us", "cpu_us"):
             cells.append(f"{statistics.median(run[key] for run in runs):.0f}")
             pairs = [(run, by_hand.get((what, run["round"]))) for run in runs]
             ratios = [run[key] / base[key] for run, base in pairs if base is not None]
@@ -268,7 +274,7 @@ def main() -> int:
     records = [record for processes in (1, 2) for record in start(processes, args, names)]
     print(table(records))
     machine, packages = describe_machine("cpu"), versions(names)
-    print(f"\n{args.rounds} rounds; batch {BATCH_SIZE} on each process, one thread, no workers.")
+    print(f"\nRounds: {args.rounds}; batch {BATCH_SIZE} on each process, one thread, no workers.")
     print(", ".join(f"{key} {value}" for key, value in (machine | packages).items()))
     if args.json:
         report = {"machine": machine, "versions": packages, "runs": records}

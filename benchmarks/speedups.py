@@ -10,6 +10,7 @@ switch is faster. What a machine doesn't have (a C compiler, TF32) is skipped, a
 from __future__ import annotations
 
 import argparse
+import contextlib
 import shutil
 import statistics
 import sys
@@ -70,7 +71,8 @@ def make_run(model_name: str, options: dict[str, Any], device: str) -> Any:
 
     def run() -> float:
         start = time.perf_counter()
-        trainer.train(data, 1, per_device_batch_size=BATCH_SIZE)
+        with contextlib.redirect_stdout(None):  # the table alone is printed
+            trainer.train(data, 1, per_device_batch_size=BATCH_SIZE)
         synchronize()
         return (time.perf_counter() - start) * 1e3 / STEPS
 
@@ -110,7 +112,7 @@ def main() -> int:
             cells = [statistics.median(pair[i] for pair in pairs) for i in (0, 1)]
             ratio = statistics.median(second / first for first, second in pairs)
             print(f"| `{switch}` | {name} | {cells[0]:.2f} | {cells[1]:.2f} | {ratio:.2f} |")
-    print(f"\n{args.rounds} rounds of {STEPS} steps, batch {BATCH_SIZE}, AdamW, one thread.")
+    print(f"\nRounds: {args.rounds} of {STEPS} steps; batch {BATCH_SIZE}, AdamW, one thread.")
     described = describe_machine(device) | versions(["pa-core"])
     print(", ".join(f"{key} {value}" for key, value in described.items()))
     return 0
