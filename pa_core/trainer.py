@@ -444,6 +444,7 @@ class Trainer(TrainerBase):
                 self._is_spare = type(batch) is Share and batch.is_spare
                 batch = batch.batch if type(batch) is Share else batch
                 if hooks.on_train_step_start is not None:
+                    seed_all(nth(self._model_key, ~step), self.device)  # whatever was prefetched
                     hooks.on_train_step_start(trainer=self, batch=batch, step=step)
                 is_update = (step + 1) % accumulation == 0 or is_last
                 with self._engine.accumulating(self.model, is_update):

@@ -2,14 +2,25 @@
 
 from __future__ import annotations
 
+import random
+from pathlib import Path
+
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
-from pa_core import Trainer
+from pa_core import Trainer, TrainerCallback
 from pa_core.data import with_last
 from pa_core.prefetch import StreamCopier, _is_of_host_tensors, prefetched
-from tests.helpers import tiny_data, tiny_model, weights_of
+from tests.helpers import (
+    NoisyData,
+    NoisyModel,
+    assert_identical,
+    tiny_data,
+    tiny_model,
+    weights_of,
+)
 
 on_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
@@ -113,6 +124,64 @@ def test_a_run_is_the_same_with_and_without_and_its_position_counts_what_was_tra
     )
     name = "eval_loss_epoch"
     assert ahead.run_history.get_metric_values(name) == plain.run_history.get_metric_values(name)
+
+
+class Mixes(TrainerCallback):
+    """Adds numbers of all generators to each batch, draws later on too, and saves each update."""
+
+    def __init__(self, folder: Path | None = None) -> None:
+        self.folder = folder
+
+    def on_train_step_start(self, batch):
+        batch[0].add_(random.random() + np.random.rand() + torch.rand(()).item())
+
+    def on_train_step_end(self, trainer):
+        random.random(), np.random.rand(), torch.rand(())
+        if self.folder is not None:
+            trainer.save_training_state(self.folder / f"{trainer.updates}")
+
+
+@pytest.fixture
+def noisy_run(monkeypatch):
+    """Trains with dropout and augmentation; returns the weights."""
+
+    def run(ahead, data, *callbacks, workers=0, resume_from=None):
+        model = NoisyModel()
+        trainer = Trainer(
+            model,
+            nn.CrossEntropyLoss(),
+            torch.optim.SGD(model.parameters(), lr=0.1),
+            callbacks=callbacks,
+            plugins=(),
+        )
+        if ahead:
+            monkeypatch.setattr(
+                trainer._engine, "moved", lambda items: prefetched(items, LoggedCopier())
+            )
+        trainer.train(
+            data, 2, per_device_batch_size=4, resume_from=resume_from,
+            train_dataloader_kwargs={"num_workers": workers},
+        )  # fmt: skip
+        return weights_of(trainer)
+
+    return run
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_augmentation_and_dropout_are_the_same_with_and_without(workers, noisy_run):
+    expected = noisy_run(False, NoisyData(22))
+    assert_identical(noisy_run(True, NoisyData(22), workers=workers), expected)
+
+
+@pytest.mark.parametrize("data", [tiny_data(22), NoisyData(22)], ids=["tensors", "noisy"])
+def test_what_a_hook_mixes_into_a_batch_is_the_same_with_and_without_and_when_resumed(
+    data, noisy_run, tmp_path
+):
+    expected = noisy_run(False, data, Mixes())
+    assert_identical(noisy_run(True, data, Mixes(tmp_path)), expected)
+    for updates in (1, 4, 5, 6, 11):  # the last batch, and the last but one, of six
+        state = tmp_path / str(updates)
+        assert_identical(noisy_run(True, data, Mixes(), resume_from=state), expected)
 
 
 @pytest.mark.gpu
