@@ -69,8 +69,13 @@ def test_an_error_of_the_data_comes_after_the_batches_before_it():
 
 def test_who_stops_early_has_fetched_one_batch_more_at_most():
     fetched = []
-    source = (fetched.append(number) or number for number in range(10))  # type: ignore[func-returns-value]
-    copied = prefetched(source, LoggedCopier())
+
+    def source():
+        for number in range(10):
+            fetched.append(number)
+            yield number
+
+    copied = prefetched(source(), LoggedCopier())
     assert [next(copied), next(copied)] == [0, 1]
     copied.close()
     assert fetched == [0, 1, 2]

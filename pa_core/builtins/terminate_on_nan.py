@@ -228,7 +228,8 @@ class TerminateOnNaNCallback(BuiltinCallback):
 
 def _norm(trainer: Trainer) -> Tensor:
     """The gradients' total norm, shape ``()``: finite where all of them are."""
-    gradients = [p.grad for p in trainer.model.parameters() if p.grad is not None]
+    groups = trainer.optimizer.param_groups  # at hand, where a model has to be searched
+    gradients = [p.grad for group in groups for p in group["params"] if p.grad is not None]
     return nn.utils.get_total_norm(gradients)
 
 
