@@ -35,7 +35,7 @@ def test_an_exception_on_one_process_ends_all_within_thirty_seconds_with_its_cau
     script.write_text(
         dedent(
             """
-            import os
+            import os, time
             import torch
             from torch import nn
             from pa_core import Trainer, TrainerCallback
@@ -44,6 +44,7 @@ def test_an_exception_on_one_process_ends_all_within_thirty_seconds_with_its_cau
             class Fails(TrainerCallback):
                 def on_train_step_end(self, trainer):
                     if os.environ["RANK"] == "1" and trainer.updates == 3:
+                        open("failed", "w").write(str(time.time()))
                         raise ZeroDivisionError("the first cause")
 
             model = tiny_model()
@@ -58,7 +59,6 @@ def test_an_exception_on_one_process_ends_all_within_thirty_seconds_with_its_cau
             """
         )
     )
-    started = time.monotonic()
     done = subprocess.run(
         [sys.executable, *torchrun(2), str(script)],
         capture_output=True,
@@ -71,4 +71,4 @@ def test_an_exception_on_one_process_ends_all_within_thirty_seconds_with_its_cau
     assert done.returncode != 0
     assert "the first cause" in done.stderr
     assert "plugin 'Fails'" in done.stderr
-    assert time.monotonic() - started < 30 + 15  # and starting two processes
+    assert time.time() - float((tmp_path / "failed").read_text()) < 30
