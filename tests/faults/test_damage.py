@@ -1,7 +1,7 @@
 """Whatever happens to a byte, a file or a name of a state is noticed before anything is restored.
 
-``PA_DAMAGES=50000 python -m pytest tests/faults/test_damage.py`` makes more of them; a failure
-names the number that repeats it alone, as ``PA_DAMAGE=1234``.
+``PA_FAULTS_CASES=50000 python -m pytest tests/faults/test_damage.py`` makes more of them; a failure
+names the number that repeats it alone, as ``PA_FAULTS_DAMAGE=1234``.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ from tests.faults.tiny_states import (
 )
 from tests.helpers import assert_identical, weights_of
 
-DAMAGES = int(os.environ.get("PA_DAMAGES", "400"))
-ONE = os.environ.get("PA_DAMAGE")
+DAMAGES = int(os.environ.get("PA_FAULTS_CASES", "400"))
+ONE = os.environ.get("PA_FAULTS_DAMAGE")
 
 
 def truncate(path: Path, chance: random.Random) -> None:
@@ -124,7 +124,7 @@ def test_every_damage_is_noticed_and_the_newest_intact_state_is_taken(folder, ba
     for number in numbers:
         chance = random.Random(number)
         damage, path = KINDS[number % len(KINDS)], chance.choice(files)
-        told = f"PA_DAMAGE={number}: {damage.__name__} of {path}"
+        told = f"PA_FAULTS_DAMAGE={number}: {damage.__name__} of {path}"
         damage(path, chance)
         assert look(folder) != before, f"{told} has changed nothing"
         problems = verify(newest)
