@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from pa_core.builtins.move_modules_to_device import MoveModulesToDeviceCallback
     from pa_core.builtins.preemption import PreemptionCallback
     from pa_core.builtins.print_progress import PrintProgressCallback
+    from pa_core.builtins.profile import ProfileCallback
     from pa_core.builtins.progress_bar import ProgressBarCallback
     from pa_core.builtins.save_best_model import SaveBestModelCallback
     from pa_core.builtins.speedups import SpeedupsCallback
@@ -39,6 +40,7 @@ __all__ = [
     "MoveModulesToDeviceCallback",
     "PreemptionCallback",
     "PrintProgressCallback",
+    "ProfileCallback",
     "ProgressBarCallback",
     "SaveBestModelCallback",
     "SaveTrainingStateCallback",

@@ -130,7 +130,7 @@ def remove_whole(path: Path) -> None:
     remove_tree(trash)
 
 
-def save_file(path: str | Path, write: Callable[[Path], None]) -> None:
+def save_file(path: str | Path, write: Callable[[Path], object]) -> None:
     """Let `write` make a file beside `path`, flush it, and put it in its place at once."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)

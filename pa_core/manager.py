@@ -70,6 +70,7 @@ class PluginManager:
         self._defaults: _Registration | None = None
         self._relay: pluggy.PluginManager | None = None
         self._is_main_process = True
+        self._around: tuple[Callable[[Implementation], Call], ...] = ()
         if defaults is not None:
             source = code_source(defaults)
             last = examine("pa_core", defaults, source, self._hooks, is_default=True)
@@ -169,27 +170,15 @@ class PluginManager:
         self._is_main_process = is_main
         self._change(self._registrations, self._hooks)
 
-    def instrument(self, name: str, around: Callable[[Implementation], Call]) -> None:
-        """Call a plugin through what `around` makes of its implementations, to measure or watch it.
+    def wrap_calls(self, around: Callable[[Implementation], Call]) -> None:
+        """Call implementations through what `around` makes of each, to time or watch them."""
+        self._around = (*self._around, around)
+        self._change(self._registrations, self._hooks)
 
-        Wrappers are left as they are. It lasts until hookspecs are added.
-
-        Raises:
-            PluginNotFoundError: where there is none of that name.
-        """
-        if name not in self.plugins:
-            raise PluginNotFoundError(f"No plugin is named {name!r}.{nearest(name, self.plugins)}")
-
-        def instrumented(found: Implementation) -> Implementation:
-            return found if found.wrapper else replace(found, call=around(found))
-
-        changed = [
-            replace(r, implementations=tuple(map(instrumented, r.implementations)))
-            if r.name == name
-            else r
-            for r in self._registrations
-        ]
-        self._change(tuple(changed), self._hooks)
+    def unwrap_calls(self, around: Callable[[Implementation], Call]) -> None:
+        """End what `wrap_calls` has begun."""
+        self._around = tuple(other for other in self._around if other != around)
+        self._change(self._registrations, self._hooks)
 
     # -- Looking --------------------------------------------------------------------------------
 
@@ -224,6 +213,8 @@ class PluginManager:
             for implementation in registration.implementations
             if implementation.hook == hook_name and self._runs_here(implementation.runs_on)
         ]
+        for around in self._around:
+            found = [replace(one, call=around(one)) for one in found]
         return sorted(found, key=lambda implementation: implementation.rank)
 
     def _runs_here(self, where: str) -> bool:

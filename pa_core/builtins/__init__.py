@@ -16,6 +16,7 @@ BUILTINS: dict[str, str] = {
     "limit_eval_steps": "pa_core.builtins.limit_eval_steps:LimitEvalStepsCallback",
     "step_evaluation": "pa_core.builtins.step_evaluation:StepBasedEvaluationCallback",
     "speedups": "pa_core.builtins.speedups:SpeedupsCallback",
+    "profile": "pa_core.builtins.profile:ProfileCallback",
 }
 """Name in the settings -> ``module:class``."""
 

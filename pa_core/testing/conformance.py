@@ -404,7 +404,11 @@ def _fail(message: str) -> NoReturn:
 
 def _instrument(trainer: Trainer, plugin: Any, around: Callable[[Implementation], Call]) -> None:
     (name,) = [name for name, found in trainer.plugins.plugins.items() if found is plugin]
-    trainer.plugins.instrument(name, around)
+
+    def around_this(found: Implementation) -> Call:
+        return around(found) if found.name == name and not found.wrapper else found.call
+
+    trainer.plugins.wrap_calls(around_this)
 
 
 def _assert_left_nothing(before: Surroundings, what: str) -> None:

@@ -158,12 +158,15 @@ def test_an_instrumented_plugin_is_called_through_what_was_made():
 
     plugin = Counts()
     trainer = tiny_trainer(plugin, HookRecorder())
-    trainer.plugins.instrument("Counts", around)
+    trainer.plugins.wrap_calls(around)
     trainer.train(Subset(tiny_data(), range(8)), 2)
-    assert log == [("Counts", "on_train_epoch_end")] * 2
+    assert [hook for name, hook in log if name == "Counts"] == ["on_train_epoch_end"] * 2
     assert plugin.calls == 2
-    with pytest.raises(Exception, match="No plugin is named 'Count'. Did you mean 'Counts'"):
-        trainer.plugins.instrument("Count", around)
+    trainer.plugins.unwrap_calls(around)
+    log.clear()
+    trainer.train(Subset(tiny_data(), range(8)), 1)
+    assert plugin.calls == 3
+    assert not log
 
 
 # -- The pytest plugin ----------------------------------------------------------------------------

@@ -1,0 +1,118 @@
+"""Time spent in calls, each less the timed calls within it, so that all times add up."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Generator
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+
+@dataclass
+class Spent:
+    """Time spent on one thing.
+
+    Attributes:
+        count: how often it was done.
+        seconds: how long it took in all, less what was timed within it.
+    """
+
+    count: int = 0
+    seconds: float = 0.0
+
+
+class Stopwatch:
+    """Times laps, which may lie within each other.
+
+    Attributes:
+        spent: time by name.
+        label: marks a lap in a trace while one is recorded; None otherwise.
+
+    Example:
+        >>> watch = Stopwatch()
+        >>> with watch.lap("outer"), watch.lap("inner"):
+        ...     pass
+        >>> watch.spent["inner"].count
+        1
+    """
+
+    def __init__(self) -> None:
+        self.spent: dict[str, Spent] = {}
+        self.label: Callable[[str], AbstractContextManager[Any]] | None = None
+        self._within = 0.0  # seconds of the laps within the one that goes on
+
+    def lap(self, name: str) -> _Lap:
+        """Time what is done in a ``with`` block."""
+        return _Lap(self, name)
+
+    def timed(self, name: str, function: Callable[..., T]) -> Callable[..., T]:
+        """The same function, whose calls are timed."""
+
+        def call(*args: Any, **kwargs: Any) -> T:
+            with _Lap(self, name):
+                return function(*args, **kwargs)
+
+        return call
+
+    def timed_wrapper(
+        self, name: str, call: Callable[[dict[str, Any]], Generator[None, Any, Any]]
+    ) -> Callable[[dict[str, Any]], Generator[None, Any, Any]]:
+        """The same wrapper of a hook, timed before and after what it surrounds."""
+
+        def wrap(arguments: dict[str, Any]) -> Generator[None, Any, Any]:
+            wrapper = call(arguments)
+            with _Lap(self, name):
+                next(wrapper)
+            resume: Callable[[Any], Any]
+            value: Any
+            try:
+                result = yield
+            except BaseException as error:  # noqa: BLE001 - the wrapper sees it, and decides
+                resume, value = wrapper.throw, error
+            else:
+                resume, value = wrapper.send, result
+            try:
+                with _Lap(self, name, count=0):
+                    resume(value)
+            except StopIteration as stop:
+                return stop.value
+            raise AssertionError("a wrapper ends after its one yield")
+
+        return wrap
+
+
+class _Lap:
+    """One lap; a class, as it costs half of what a generator does."""
+
+    __slots__ = ("_count", "_label", "_name", "_outer", "_start", "_watch")
+
+    def __init__(self, watch: Stopwatch, name: str, count: int = 1) -> None:
+        self._watch, self._name, self._count = watch, name, count
+
+    def __enter__(self) -> None:
+        watch = self._watch
+        self._label = watch.label(self._name) if watch.label is not None else None
+        if self._label is not None:
+            self._label.__enter__()
+        self._outer, watch._within = watch._within, 0.0
+        self._start = time.perf_counter()
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        seconds, watch = time.perf_counter() - self._start, self._watch
+        spent = watch.spent.get(self._name)
+        if spent is None:
+            spent = watch.spent[self._name] = Spent()
+        spent.count += self._count
+        spent.seconds += seconds - watch._within
+        watch._within = self._outer + seconds
+        if self._label is not None:
+            self._label.__exit__(kind, error, traceback)
