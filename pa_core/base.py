@@ -25,6 +25,7 @@ from pa_core.defaults import Defaults
 from pa_core.durations import Duration, Progress
 from pa_core.engine import Engine
 from pa_core.errors import PreemptedExit, StopTrainingError
+from pa_core.explain import as_text, explain
 from pa_core.lengths import RunLength
 from pa_core.manager import PluginManager
 from pa_core.manifest import run_manifest
@@ -207,6 +208,15 @@ class TrainerBase:
     def get_model(self, keep_torch_compile: bool = True) -> Any:
         """The model without its distributed containers, and without `torch.compile`'s if asked."""
         return self._engine.unwrap(self.model, keep_torch_compile)
+
+    def explain(self) -> str:
+        """Who is called when, in the order of a run, and which methods a subclass overrides.
+
+        `pa_core.explain.explain` gives the same as plain data.
+        """
+        return as_text(
+            explain(self.plugins, trainer_class=type(self), settings_file=self.settings.file)
+        )
 
     def rewrap_model(self) -> None:
         """Wrap the model anew, once it has changed which of its parameters need gradients.

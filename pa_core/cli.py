@@ -9,7 +9,6 @@ from __future__ import annotations
 import inspect
 import json
 import sys
-from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -255,34 +254,33 @@ def _find_hook(name: str, specs: dict[str, Hook]) -> Hook:
 @app.command()
 def explain(
     hook: Annotated[str | None, typer.Option("--hook", help="Explain this hook alone.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Show who is called when, in order, with the plugins that are enabled in this folder.
 
-    This imports and builds the plugins, as a Trainer does.
+    This imports and builds the plugins, as a Trainer does. `trainer.explain()` says the same of a
+    trainer, and which methods its class overrides.
     """
     from pa_core.defaults import Defaults
+    from pa_core.explain import as_text, settings_line, step_lines
+    from pa_core.explain import explain as explain_plugins
 
     settings = settings_here()
     manager = PluginManager(Defaults())
     for name, plugin, source in build_plugins(settings):
         manager.register(plugin, name, source)
-    names: Iterable[str] = manager.hooks if hook is None else [_find_hook(hook, manager.hooks).name]
-    console = _console()
-    console.print(f"Settings: {settings.file or 'none; the built-in defaults are on'}")
-    for name in names:
-        implementations = manager.implementations(name)
-        if not implementations:
-            if hook is not None:
-                console.print(f"Nobody implements {name}.")
-            continue
-        console.print(f"\n{name}", style="bold cyan")
-        table = _table("", "plugin", "from", "where")
-        for number, found in enumerate(implementations, 1):
-            plugin = f"{found.name}{' (around the others)' if found.wrapper else ''}"
-            plugin += " (main process only)" if found.runs_on == "main" else ""
-            where = f"{_short(found.file)}:{found.line}" if found.file else "unknown"
-            table.add_row(f"{number:>4}", plugin, str(found.source), where)
-        console.print(table)
+    data = explain_plugins(manager, settings_file=settings.file)
+    if hook is not None:
+        name = _find_hook(hook, manager.hooks).name
+        data["loop"] = [step for step in data["loop"] if step["name"] == name]
+    if as_json:
+        _print_json(data)
+    elif hook is None:
+        _console().print(as_text(data))
+    elif data["loop"][0]["implementations"]:
+        _console().print("\n".join([settings_line(data), "", *step_lines(data["loop"][0])]))
+    else:
+        _console().print(f"{settings_line(data)}\nNobody implements {hook}.")
 
 
 # -- pa doctor ------------------------------------------------------------------------------------

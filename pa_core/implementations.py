@@ -75,6 +75,12 @@ class Implementation:
     call: Call
 
     @property
+    def order(self) -> str | None:
+        """``"tryfirst"`` or ``"trylast"``, where it is marked so; the core's own is neither."""
+        rank = self.rank + _DEFAULT * self.wrapper
+        return {_FIRST: "tryfirst", _LAST: "trylast"}.get(rank)
+
+    @property
     def file(self) -> str | None:
         """The file that the function is written in."""
         code = getattr(inspect.unwrap(self.function), "__code__", None)

@@ -183,31 +183,55 @@ def test_hooks_prints_the_contract_of_each(shell):
 
 def test_explain_says_who_is_called_in_order_with_distribution_file_and_line(shell):
     lines = shell.out("explain", "--hook", "on_train_epoch_end").splitlines()
-    rows = [line.split() for line in lines[4:]]
-    assert [row[0] for row in rows] == [str(n) for n in range(1, len(rows) + 1)]
+    assert lines[2] == "on_train_epoch_end"
+    rows = [line.split() for line in lines[3:]]
+    assert [row[0] for row in rows] == [f"{n}." for n in range(1, len(rows) + 1)]
     assert [row[1] for row in rows] == ["weather", "terminate_on_nan", "log_metrics"]
     file = shell.site.folder / "pa_weather.py"
     (line,) = [n for n, text in enumerate(file.read_text().splitlines(), 1) if "tryfirst" in text]
-    assert rows[0][2:] == ["pa-weather", "2.1", f"{file}:{line}"]
+    assert rows[0][2:] == ["pa-weather", "2.1", f"{file}:{line}", "(tryfirst)"]
+    assert rows[1][-1].endswith(tuple("0123456789"))
+    assert rows[2][-1] == "(trylast)"
 
 
-def test_explain_shows_every_hook_that_somebody_implements_the_core_last(shell):
+def test_explain_shows_the_loop_in_order_with_all_who_are_called_the_core_last(shell):
     text = shell.out("explain")
-    run = text.partition("\nrun_training\n")[2].partition("\n\n")[0].splitlines()[1:]
-    names = [line.split()[1] for line in run]
+    run = text.partition("\n    run_training\n")[2].partition("        training_run_start")[0]
+    names = [line.split()[1] for line in run.splitlines()]
     assert "weather" in names
     assert names[-1] == "pa_core"
-    assert "weather (around the others)" in text
-    assert "\non_backward_start\n" in text
-    assert "\non_init_end\n" not in text
+    assert next(line for line in run.splitlines() if "weather" in line).endswith(
+        "(around the others)"
+    )
+    order = ["on_training_run_start", "calculate_train_batch_loss", "optimizer_step\n", "predict("]
+    places = [text.index(name) for name in order]
+    assert places == sorted(places)
     assert shell.out("explain", "--hook", "on_init_end").endswith(
         "Nobody implements on_init_end.\n"
     )
 
 
+def test_explain_as_json_says_the_same(shell):
+    data = json.loads(shell.out("explain", "--json"))
+    assert data["settings"] == str(shell.folder / "pyproject.toml")
+    (step,) = [step for step in data["loop"] if step["name"] == "on_train_epoch_end"]
+    first = step["implementations"][0]
+    assert (first["plugin"], first["distribution"], first["version"]) == (
+        *("weather", "pa-weather", "2.1"),
+    )
+    assert (first["order"], first["wrapper"], first["runs_on"]) == ("tryfirst", False, "all")
+    (only,) = json.loads(shell.out("explain", "--json", "--hook", "on_train_epoch_end"))["loop"]
+    assert only == step
+
+
 def test_explain_and_plugins_say_what_is_called_on_the_main_process_only(shell):
     shell.settings("[tool.pa-core]\nplugins = ['progress_bar']\n")
-    assert "progress_bar (main process only)" in shell.out("explain", "--hook", "on_train_step_end")
+    (row,) = [
+        line
+        for line in shell.out("explain", "--hook", "on_train_step_end").splitlines()
+        if "progress_bar " in line
+    ]
+    assert row.endswith("(main process only)")
     # What surrounds a run is called everywhere.
     assert "main process" not in shell.out("explain", "--hook", "run_training")
     (row,) = [

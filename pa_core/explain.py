@@ -1,0 +1,262 @@
+"""Who is called when: the loop in its order, as data, and that data as text."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pa_core.implementations import Hook, Implementation
+    from pa_core.manager import PluginManager
+
+LOOP = """
+Trainer(...)
+    create_optimizer
+    create_accelerator
+    on_init_end
+train(...)
+    create_train_dataloader
+    create_eval_dataloader
+    create_scheduler
+    run_training
+        training_run_start
+        on_training_run_start
+        for each epoch
+            train_epoch_start
+            on_train_epoch_start
+            for each micro-batch
+                on_train_step_start
+                calculate_train_batch_loss
+                on_backward_start
+                backward_step
+                on_backward_end
+                where the accumulated batch is complete
+                    on_optimizer_step_start
+                    optimizer_step
+                    scheduler_step
+                    optimizer_zero_grad
+                    on_optimizer_step_end
+                on_train_step_end
+            train_epoch_end
+            on_train_epoch_end
+            register_eval_models
+            for each evaluation dataset and model
+                eval_epoch_start
+                on_eval_epoch_start
+                for each batch
+                    on_eval_step_start
+                    calculate_eval_batch_loss
+                    on_eval_step_end
+                eval_epoch_end
+                on_eval_epoch_end
+            training_run_epoch_end
+            on_training_run_epoch_end
+        training_run_end
+        on_training_run_end
+    where the run is stopped early
+        on_stop_training_error
+    where anything else is raised
+        on_exception
+evaluate(...)
+    run_evaluation
+        evaluation_run_start
+        on_evaluation_run_start
+        evaluation_run_end
+        on_evaluation_run_end
+predict(...)
+    calculate_predictions
+where a training state is saved or loaded
+    on_save_training_state
+    on_load_training_state
+where something is asked for by its name
+    register_schedulers
+    register_models
+    register_metrics
+"""
+"""The loop: hooks, the Trainer's methods, and in words what they are in."""
+
+
+def explain(
+    plugins: PluginManager,
+    *,
+    trainer_class: type | None = None,
+    settings_file: Path | None = None,
+) -> dict[str, Any]:
+    """Who is called when, as plain data.
+
+    Args:
+        plugins: the plugins.
+        trainer_class: the class of the trainer, whose overridden methods are found; None for
+            `pa_core.Trainer` itself.
+        settings_file: where the plugins are listed.
+
+    Returns:
+        ``settings``; ``trainer``, the class with its ``overrides``; ``loop``, a list of steps in
+        their order, each with ``name``, ``depth``, and ``kind``: ``"text"``, ``"method"``,
+        ``"event"``, ``"provider"``, ``"run"``, ``"registry"`` or ``"hook"`` of a plugin. A hook has
+        ``implementations`` in the order of the calls, and a provider says in ``decides`` whose
+        value counts, and why. A method says in ``overridden`` where, or None.
+    """
+    overrides = {one["method"]: one for one in _overrides(trainer_class)}
+    hooks = plugins.hooks
+    steps = []
+    named = set()
+    for line in LOOP.strip().splitlines():
+        name = line.strip()
+        depth = (len(line) - len(name)) // 4
+        named.add(name)
+        steps.append(_step(name, depth, plugins, hooks, overrides))
+    own = [name for name in hooks if name not in named]
+    if own:
+        steps.append({"name": "hooks of plugins", "depth": 0, "kind": "text"})
+        steps += [_step(name, 1, plugins, hooks, overrides) for name in own]
+    return {
+        "settings": settings_file and str(settings_file),
+        "trainer": {
+            "class": _qualified(trainer_class) if trainer_class else "pa_core.trainer.Trainer",
+            "overrides": list(overrides.values()),
+        },
+        "loop": steps,
+    }
+
+
+def _step(
+    name: str,
+    depth: int,
+    plugins: PluginManager,
+    hooks: Mapping[str, Hook],
+    overrides: Mapping[str, dict[str, Any]],
+) -> dict[str, Any]:
+    step: dict[str, Any] = {"name": name, "depth": depth, "kind": _kind(name, name in hooks)}
+    if name in hooks:
+        found = plugins.implementations(name)
+        step["implementations"] = [_implementation(one) for one in found]
+        if step["kind"] == "provider":
+            step["decides"] = _decides(found, overrides.get(name) or overrides.get(f"_{name}"))
+    elif step["kind"] == "method":
+        step["overridden"] = overrides.get(name)
+    return step
+
+
+def _kind(name: str, is_hook: bool) -> str:
+    if not name.isidentifier():
+        return "text"
+    kinds = {"on": "event", "run": "run", "register": "registry"}
+    kinds |= {"create": "provider", "calculate": "provider"}
+    return kinds.get(name.partition("_")[0], "hook") if is_hook else "method"
+
+
+def _implementation(found: Implementation) -> dict[str, Any]:
+    return {
+        "plugin": found.name,
+        "origin": found.source.origin,
+        "distribution": found.source.distribution,
+        "version": found.source.version,
+        "target": found.source.target,
+        "file": found.file,
+        "line": found.line,
+        "wrapper": found.wrapper,
+        "order": found.order,
+        "runs_on": found.runs_on,
+    }
+
+
+def _decides(found: list[Implementation], override: dict[str, Any] | None) -> dict[str, Any]:
+    """Whose value of a provider counts, and why."""
+    if override is not None:
+        why = f"{override['class']} overrides it; plugins are asked where it calls super()"
+        return {"who": override["class"], "why": why}
+    first = next((one for one in found if not one.wrapper), None)
+    if first is None:
+        return {"who": None, "why": "no plugin has it, so what the Trainer was given counts"}
+    if first.name == "pa_core":
+        return {"who": "pa_core", "why": "the core's default, as no plugin has it"}
+    return {
+        "who": first.name,
+        "why": f"plugin {first.name} is asked first; the next where it has None",
+    }
+
+
+def _overrides(trainer_class: type | None) -> Iterator[dict[str, Any]]:
+    """The Trainer's methods that a subclass has replaced, and where."""
+    lineage = inspect.getmro(trainer_class) if trainer_class is not None else ()
+    seen = set()
+    core = next((kind for kind in lineage if kind.__module__ == "pa_core.trainer"), None)
+    for kind in lineage[: lineage.index(core)] if core is not None else ():
+        for name, value in vars(kind).items():
+            if name in seen or name.startswith("__") or not hasattr(core, name):
+                continue
+            seen.add(name)
+            code = getattr(inspect.unwrap(value), "__code__", None) if callable(value) else None
+            yield {
+                "method": name,
+                "class": _qualified(kind),
+                "file": code and code.co_filename,
+                "line": code and code.co_firstlineno,
+            }
+
+
+def _qualified(kind: type) -> str:
+    return f"{kind.__module__}.{kind.__qualname__}"
+
+
+# -- As text --------------------------------------------------------------------------------------
+
+
+def as_text(data: dict[str, Any]) -> str:
+    """What `explain` gives, for people."""
+    lines = [settings_line(data), f"Trainer: {data['trainer']['class']}"]
+    lines += [
+        f"    overrides {one['method']} in {one['class']} ({_place(one)})"
+        for one in data["trainer"]["overrides"]
+    ]
+    for step in data["loop"]:
+        if step["depth"] == 0:
+            lines.append("")
+        lines += step_lines(step, step["depth"])
+    return "\n".join(lines)
+
+
+def settings_line(data: dict[str, Any]) -> str:
+    """Where the plugins are listed."""
+    return f"Settings: {data['settings'] or 'none; the built-in defaults are on'}"
+
+
+def step_lines(step: dict[str, Any], depth: int = 0) -> list[str]:
+    """A step of the loop, and below it who implements it, in the order of the calls."""
+    pad = "    " * depth
+    title = f"{pad}{step['name']}"
+    if "decides" in step:
+        title += f"  [{step['decides']['why']}]"
+    elif step.get("overridden"):
+        title += f"  [{step['overridden']['class']} overrides it]"
+    rows = [_cells(one) for one in step.get("implementations", ())]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = [title]
+    for number, row in enumerate(rows, 1):
+        cells = [cell.ljust(width) for cell, width in zip(row, widths, strict=True)]
+        lines.append(f"{pad}  {number:>2}. {'  '.join(cells)}".rstrip())
+    return lines
+
+
+def _cells(one: dict[str, Any]) -> tuple[str, str, str, str]:
+    source = f"{one['distribution']} {one['version'] or ''}" if one["distribution"] else ""
+    marks = [
+        "around the others" if one["wrapper"] else "",
+        one["order"] or "",
+        "main process only" if one["runs_on"] == "main" else "",
+    ]
+    shown = ", ".join(filter(None, marks))
+    return one["plugin"], source.strip() or one["target"], _place(one), shown and f"({shown})"
+
+
+def _place(one: dict[str, Any]) -> str:
+    """File and line, from the working directory where the file is below it."""
+    if one["file"] is None:
+        return "unknown"
+    path = Path(one["file"])
+    if path.is_relative_to(Path.cwd()):
+        path = path.relative_to(Path.cwd())
+    return f"{path}:{one['line']}"

@@ -1,0 +1,173 @@
+"""explain: the loop as it is, who is called in it, and whose value counts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from pa_core import Trainer, TrainerCallback, hookimpl, hookspec
+from pa_core.explain import LOOP, explain
+from pa_core.manager import PluginManager
+from tests.builtin_trainer import make_trainer
+from tests.helpers import tiny_data
+
+NAMES = [line.strip() for line in LOOP.strip().splitlines() if line.strip().isidentifier()]
+
+
+class Everything(TrainerCallback):
+    """Is told of each event, and notes it."""
+
+    def __init__(self):
+        self.seen = []
+
+
+def _noted(name):
+    def event(self, trainer, **kwargs):
+        self.seen.append(name)
+
+    return event
+
+
+for _name in [name for name in NAMES if name.startswith("on_")]:
+    setattr(Everything, _name, _noted(_name))
+
+
+class Loss:
+    def __init__(self, name, value=None):
+        self.value = value
+
+    @hookimpl
+    def calculate_train_batch_loss(self, trainer, batch):
+        return self.value
+
+
+class Around:
+    @hookimpl(wrapper=True)
+    def calculate_train_batch_loss(self, trainer, batch):
+        return (yield)
+
+
+class OwnLoss(Trainer):
+    extra = 3
+
+    def calculate_train_batch_loss(self, batch):
+        return super().calculate_train_batch_loss(batch)
+
+    def helper(self):
+        """Nothing that the Trainer has."""
+
+
+class OwnUpdate(OwnLoss):
+    def optimizer_step(self):
+        super().optimizer_step()
+
+    def _create_accelerator(self):
+        return super()._create_accelerator()
+
+
+def step(trainer, name):
+    data = explain(trainer.plugins, trainer_class=type(trainer))
+    (found,) = [step for step in data["loop"] if step["name"] == name]
+    return found
+
+
+def test_the_loop_has_each_hook_once_and_only_methods_that_there_are():
+    hooks = PluginManager().hooks
+    assert sorted(name for name in NAMES if name in hooks) == sorted(hooks)
+    methods = [name for name in NAMES if name not in hooks]
+    assert len(methods) == len(set(methods))
+    assert [name for name in methods if name not in vars(Trainer)] == []
+
+
+def test_the_loop_is_in_the_order_of_a_run():
+    noted = Everything()
+    trainer = make_trainer(noted)
+    trainer.train(tiny_data(8), 1, eval_dataset=tiny_data(8))
+    events = [name for name in NAMES if name in noted.seen]
+    assert list(dict.fromkeys(noted.seen)) == events
+    assert len(events) > 15
+
+
+def test_overridden_methods_are_named_with_class_file_and_line():
+    trainer = make_trainer(trainer_class=OwnUpdate)
+    overrides = explain(trainer.plugins, trainer_class=OwnUpdate)["trainer"]["overrides"]
+    assert [(one["method"], one["class"].rpartition(".")[2]) for one in overrides] == [
+        ("optimizer_step", "OwnUpdate"),
+        ("_create_accelerator", "OwnUpdate"),
+        ("calculate_train_batch_loss", "OwnLoss"),
+    ]
+    lines = Path(__file__).read_text().splitlines()
+    for one in overrides:
+        assert one["file"] == __file__
+        assert f"def {one['method']}(" in lines[one["line"] - 1]
+    assert step(trainer, "optimizer_step")["overridden"] == overrides[0]
+    assert step(trainer, "backward_step")["overridden"] is None
+    assert explain(make_trainer().plugins)["trainer"]["overrides"] == []
+
+
+@pytest.mark.parametrize(
+    ("trainer_class", "plugins", "who", "why"),
+    [
+        (Trainer, (), "pa_core", "the core's default"),
+        (Trainer, (Around(),), "pa_core", "the core's default"),
+        (Trainer, (Around(), Loss("x")), "Loss", "plugin Loss is asked first"),
+        (OwnLoss, (Loss("x"),), "OwnLoss", "OwnLoss overrides it; plugins are asked where it"),
+    ],
+)
+def test_it_says_whose_value_counts_and_why(trainer_class, plugins, who, why):
+    decides = step(
+        make_trainer(*plugins, trainer_class=trainer_class), "calculate_train_batch_loss"
+    )["decides"]
+    assert decides["who"].rpartition(".")[2] == who
+    assert why in decides["why"]
+    accelerator = step(make_trainer(trainer_class=OwnUpdate), "create_accelerator")["decides"]
+    assert accelerator["who"].endswith("OwnUpdate")
+    assert step(make_trainer(), "create_optimizer")["decides"]["who"] is None
+
+
+def test_implementations_come_in_the_order_of_the_calls_with_their_marks():
+    class Last(TrainerCallback):
+        runs_on = "main"
+
+        @hookimpl(trylast=True)
+        def on_train_step_end(self, trainer): ...
+
+    class First(TrainerCallback):
+        @hookimpl(tryfirst=True)
+        def on_train_step_end(self, trainer): ...
+
+    class Plain(TrainerCallback):
+        def on_train_step_end(self, trainer): ...
+
+    trainer = make_trainer(Last(), Plain(), First())
+    found = step(trainer, "on_train_step_end")["implementations"]
+    assert [(one["plugin"], one["order"], one["runs_on"]) for one in found] == [
+        ("First", "tryfirst", "all"),
+        ("Plain", None, "all"),
+        ("Last", "trylast", "main"),
+    ]
+    text = trainer.explain().partition("on_train_step_end\n")[2]
+    rows = text.splitlines()[:3]
+    assert [row.split()[1] for row in rows] == ["First", "Plain", "Last"]
+    assert rows[2].endswith("(trylast, main process only)")
+    around = step(make_trainer(Around()), "calculate_train_batch_loss")["implementations"]
+    assert [(one["plugin"], one["wrapper"]) for one in around] == [
+        ("Around", True),
+        ("pa_core", False),
+    ]
+
+
+def test_hooks_that_plugins_specify_are_there_too():
+    class Specifies:
+        @hookspec
+        def on_moonrise(self, trainer): ...
+
+    class Howls(TrainerCallback):
+        @hookimpl(optionalhook=True)
+        def on_moonrise(self, trainer): ...
+
+    trainer = make_trainer(Specifies(), Howls())
+    (found,) = step(trainer, "on_moonrise")["implementations"]
+    assert found["plugin"] == "Howls"
+    assert "hooks of plugins\n    on_moonrise\n" in trainer.explain()
