@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
@@ -12,18 +11,18 @@ from typing import TYPE_CHECKING, Any, cast
 
 from accelerate import Accelerator
 
-from pa_core import checkpoints
+from pa_core import causes, checkpoints
 from pa_core.accumulation import AccumulationWindow
 from pa_core.agreement import Agreement
 from pa_core.background import StateSaver
-from pa_core.callbacks import CallbackHandler, LimitBatchesCallback
-from pa_core.causes import explain
+from pa_core.callbacks import CallbackHandler
 from pa_core.checks import check_model_and_optimizer
 from pa_core.control import SaveRequest, TrainerControl
 from pa_core.data import KeyedDataLoader, num_batches, num_samples
 from pa_core.defaults import Defaults
 from pa_core.durations import Duration, Progress
 from pa_core.engine import Engine
+from pa_core.environment import environment_plugins
 from pa_core.errors import PreemptedExit, StopTrainingError
 from pa_core.explain import as_text, explain
 from pa_core.lengths import RunLength
@@ -35,7 +34,6 @@ from pa_core.settings import Settings, build_plugins, find_settings_file, read_s
 from pa_core.sharding import ShardedLoader, is_sharded
 from pa_core.snapshot import Position, Snapshot
 from pa_core.tracking import InMemoryRunHistory, LossTracker, RunHistory
-from pa_core.utils import LIMIT_BATCHES_ENV_VAR
 
 if TYPE_CHECKING:
     import torch
@@ -72,13 +70,8 @@ class TrainerBase:
             settings = read_settings(Path(settings) if settings else find_settings_file())
         self.settings = settings
         self.plugins = PluginManager(Defaults())
-        limit = os.environ.get(LIMIT_BATCHES_ENV_VAR, "none")
-        if limit.lower() != "none":
-            if not limit.isdecimal() or int(limit) < 1:
-                raise ValueError(
-                    f"{LIMIT_BATCHES_ENV_VAR} must be a positive integer, not {limit!r}"
-                )
-            self.plugins.register(LimitBatchesCallback(int(limit)), "limit_batches:environment")
+        for name, plugin in environment_plugins():
+            self.plugins.register(plugin, name)
         for name, plugin, source in build_plugins(settings, callbacks=callbacks, plugins=plugins):
             self.plugins.register(plugin, name, source)
         self._hooks = BoundHooks(self.plugins)
@@ -316,7 +309,7 @@ class TrainerBase:
         self._saver.give_up(exception)
         if isinstance(exception, PreemptedExit):
             return  # nothing has failed: the run was closed in good order
-        explain(exception, self._trainer)
+        causes.explain(exception, self._trainer)
         self.plugins.call_each("on_exception", exception, trainer=self, exception=exception)
 
     def _stop_together(self, error: StopTrainingError) -> None:

@@ -17,6 +17,7 @@ from pa_core.manager import PluginManager
 if TYPE_CHECKING:
     from pa_core.builtins.checkpoint import SaveTrainingStateCallback
     from pa_core.builtins.early_stopping import EarlyStoppingCallback
+    from pa_core.builtins.fast_dev_run import FastDevRunCallback
     from pa_core.builtins.limit_batches import LimitBatchesCallback
     from pa_core.builtins.limit_eval_steps import LimitEvalStepsCallback
     from pa_core.builtins.log_metrics import LogMetricsCallback
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 __all__ = [
     "CallbackHandler",
     "EarlyStoppingCallback",
+    "FastDevRunCallback",
     "LimitBatchesCallback",
     "LimitEvalStepsCallback",
     "LogMetricsCallback",

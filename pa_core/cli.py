@@ -283,6 +283,32 @@ def explain(
         _console().print(f"{settings_line(data)}\nNobody implements {hook}.")
 
 
+# -- pa check -------------------------------------------------------------------------------------
+
+
+@app.command(context_settings={"ignore_unknown_options": True})
+def check(
+    script: Annotated[
+        Path | None, typer.Argument(exists=True, dir_okay=False, help="A script that trains.")
+    ] = None,
+    arguments: Annotated[list[str] | None, typer.Argument(help="The script's arguments.")] = None,
+) -> None:
+    """Look ahead: check the settings and, with a script, one update of all that it would do.
+
+    Exit code 0: nothing is wrong; 1: something is; 2: the command was called in a wrong way.
+    """
+    from pa_core.preflight import check_script, check_settings
+
+    problems = check_settings(script or Path.cwd())
+    report, found = check_script(script, arguments or []) if script and not problems else ("", [])
+    _console().print(report or "")
+    for problem in (*problems, *found):
+        _console().print(Text(f"wrong  {problem}", style="red"))
+    if problems or found:
+        raise typer.Exit(1)
+    _console().print("Nothing is wrong.")
+
+
 # -- pa doctor ------------------------------------------------------------------------------------
 
 

@@ -17,6 +17,7 @@ BUILTINS: dict[str, str] = {
     "step_evaluation": "pa_core.builtins.step_evaluation:StepBasedEvaluationCallback",
     "speedups": "pa_core.builtins.speedups:SpeedupsCallback",
     "profile": "pa_core.builtins.profile:ProfileCallback",
+    "fast_dev_run": "pa_core.builtins.fast_dev_run:FastDevRunCallback",
 }
 """Name in the settings -> ``module:class``."""
 
