@@ -140,6 +140,15 @@ class TrainerBase:
 
     # -- What plugins and subclasses use --------------------------------------------------------
 
+    def __repr__(self) -> str:
+        parameters = sum(parameter.numel() for parameter in self.model.parameters())
+        return (
+            f"{type(self).__name__}(model={type(self.get_model()).__name__} of {parameters:,} "
+            f"parameters, optimizer={type(self.optimizer).__name__}, "
+            f"plugins=[{', '.join(self.plugins.plugins)}], device={self.device}, "
+            f"processes={self.num_processes})"
+        )
+
     @property
     def device(self) -> torch.device:
         """Where the model is."""

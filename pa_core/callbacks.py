@@ -21,7 +21,9 @@ if TYPE_CHECKING:
     from pa_core.builtins.limit_batches import LimitBatchesCallback
     from pa_core.builtins.limit_eval_steps import LimitEvalStepsCallback
     from pa_core.builtins.log_metrics import LogMetricsCallback
+    from pa_core.builtins.model_summary import ModelSummaryCallback
     from pa_core.builtins.move_modules_to_device import MoveModulesToDeviceCallback
+    from pa_core.builtins.overfit import OverfitCallback
     from pa_core.builtins.preemption import PreemptionCallback
     from pa_core.builtins.print_progress import PrintProgressCallback
     from pa_core.builtins.profile import ProfileCallback
@@ -39,7 +41,9 @@ __all__ = [
     "LimitBatchesCallback",
     "LimitEvalStepsCallback",
     "LogMetricsCallback",
+    "ModelSummaryCallback",
     "MoveModulesToDeviceCallback",
+    "OverfitCallback",
     "PreemptionCallback",
     "PrintProgressCallback",
     "ProfileCallback",

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import platform
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib import metadata
 from importlib.util import find_spec
+from pathlib import Path
 
 from pa_core import __version__
 from pa_core.discovery import find_claims, only_claim
@@ -41,6 +43,7 @@ def check_all(read: Callable[[], Settings]) -> Iterator[Finding]:
         return
     yield from check_versions("pa-core")
     yield from check_plugins()
+    yield from check_machine()
     yield from check_settings(read)
 
 
@@ -122,6 +125,54 @@ def _check_step(name: str) -> Iterator[Finding]:
             )
 
 
+def check_machine() -> Iterator[Finding]:
+    """Check that torch and accelerate can be imported, and what they find on this machine."""
+    try:
+        import torch
+        from accelerate.commands.config.config_args import default_config_file
+    except Exception as error:  # noqa: BLE001 - a build that doesn't fit raises anything
+        yield Finding(
+            f"torch and accelerate can't be imported: {type(error).__name__}: {error}",
+            False,
+            "Install builds that fit each other: pip install --upgrade torch accelerate",
+        )
+        return
+    device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    build = f"torch is built for {'CUDA ' + torch.version.cuda if torch.version.cuda else 'CPUs'}"
+    if device is not None:
+        yield Finding(f"Runs are on {device.type}: torch sees {torch.accelerator.device_count()}")
+    elif Path("/dev/nvidia0").exists():
+        yield Finding(
+            f"There is an NVIDIA GPU, which torch can't use; {build}",
+            False,
+            "Install a build of torch for CUDA that suits the driver: https://pytorch.org",
+        )
+    else:
+        yield Finding(f"Runs are on the CPU: torch sees nothing else; {build}")
+    file = Path(os.environ.get("ACCELERATE_CONFIG_FILE", default_config_file))
+    text = file if file.is_file() else f"none at {file}, so its defaults are on"
+    yield Finding(f"accelerate launch reads {text}")
+
+
+def _check_folders(plugins: dict[str, object]) -> Iterator[Finding]:
+    """Check that training states can be written where plugins want to."""
+    for name, plugin in plugins.items():
+        if not getattr(plugin, "saves_training_states", False):
+            continue
+        folder = there = Path(plugin.save_dir).resolve()  # type: ignore[attr-defined]
+        while not there.exists():
+            there = there.parent
+        if there.is_dir() and os.access(there, os.W_OK):
+            yield Finding(f"{name} can write to {folder}")
+        else:
+            what = "may not be written to" if there.is_dir() else "is no folder"
+            yield Finding(
+                f"{name} can't write to {folder}: {there} {what}",
+                False,
+                f"Set save_dir of {name} to another folder, or see to its permissions",
+            )
+
+
 def check_settings(read: Callable[[], Settings]) -> Iterator[Finding]:
     """Build the plugins that are enabled in this folder, as a Trainer does."""
     try:
@@ -137,3 +188,4 @@ def check_settings(read: Callable[[], Settings]) -> Iterator[Finding]:
     else:
         where = settings.file or "no settings file, so the built-in defaults are on"
         yield Finding(f"{where}: {', '.join(manager.plugins) or 'no plugins'}")
+        yield from _check_folders(manager.plugins)

@@ -38,9 +38,10 @@ class Rehearsal(TrainerCallback):
     @hookimpl(tryfirst=True)
     def on_init_end(self, trainer: Trainer) -> None:
         # Before paths lead elsewhere: where the run itself would save.
+        plugins: dict[str, Any] = trainer.plugins.plugins
         self._save_dirs = [
             (Path(plugin.save_dir), getattr(plugin, "max_checkpoints", None) or 1)
-            for plugin in trainer.plugins.plugins.values()
+            for plugin in plugins.values()
             if getattr(plugin, "saves_training_states", False)
         ]
 

@@ -150,7 +150,10 @@ def test_mistakes_of_settings_and_hooks_are_told_all_at_once(project):
     assert done.returncode == 1
     assert done.stdout.count("wrong  ") == 2
     done = subprocess.run(
-        [sys.executable, "-m", "pa_core", "check", "nonesuch.py"], capture_output=True, check=False
+        [sys.executable, "-m", "pa_core", "check", "nonesuch.py"],
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.returncode == 2
 

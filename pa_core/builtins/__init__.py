@@ -18,6 +18,8 @@ BUILTINS: dict[str, str] = {
     "speedups": "pa_core.builtins.speedups:SpeedupsCallback",
     "profile": "pa_core.builtins.profile:ProfileCallback",
     "fast_dev_run": "pa_core.builtins.fast_dev_run:FastDevRunCallback",
+    "overfit": "pa_core.builtins.overfit:OverfitCallback",
+    "model_summary": "pa_core.builtins.model_summary:ModelSummaryCallback",
 }
 """Name in the settings -> ``module:class``."""
 
