@@ -26,7 +26,7 @@ from pa_core.environment import environment_plugins
 from pa_core.errors import PreemptedExit, StopTrainingError
 from pa_core.explain import as_text, explain
 from pa_core.lengths import RunLength
-from pa_core.manager import PluginManager
+from pa_core.manager import BoundHooks, PluginManager
 from pa_core.manifest import run_manifest
 from pa_core.modes import modes_kept
 from pa_core.run_config import TrainerRunConfig
@@ -483,22 +483,3 @@ class TrainerBase:
 def _is_of_torch(module: Any) -> bool:
     """Whether a module or function is PyTorch's, all of whose draws are from its own generators."""
     return str(getattr(module, "__module__", "")).startswith("torch.")
-
-
-class BoundHooks:
-    """The hooks' callers as attributes, None where nobody implements one; bound when first used."""
-
-    def __init__(self, plugins: PluginManager) -> None:
-        self._plugins, self._version = plugins, plugins.version
-
-    def __getattr__(self, name: str) -> Any:
-        if name.startswith("_"):  # asked for by copy and pickle, before there is anything
-            raise AttributeError(name)
-        caller = self._plugins.bind(name)
-        self.__dict__[name] = caller
-        return caller
-
-    def refresh(self) -> None:
-        """Bind anew where plugins have come or gone since."""
-        if self._version != self._plugins.version:
-            self.__dict__ = {"_plugins": self._plugins, "_version": self._plugins.version}
