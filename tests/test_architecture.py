@@ -14,6 +14,7 @@ PLUGIN_PACKAGES = {
     "pa_schedulers": "schedulers",
     "pa_models": "models",
     "pa_tracking": "tracking",
+    "pa_report": "report",
 }
 SERVICES = {"tensorboard", "wandb", "mlflow", "comet_ml", "aim", "swanlab", "trackio"}
 TORCH_FREE = [
@@ -135,6 +136,7 @@ def test_a_plugin_package_imports_the_core_and_never_another_plugin(package: str
         "pa_schedulers": {"timm", "transformers"},
         "pa_models": {"timm", "transformers"},
         "pa_tracking": SERVICES,
+        "pa_report": set(),
     }
     foreign = {*PLUGIN_PACKAGES, *set().union(*libraries.values())} - libraries[package] - {package}
     for path in files:

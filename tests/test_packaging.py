@@ -1,4 +1,4 @@
-"""The five distributions: what is in them, that they build anew from their sdists, and install."""
+"""The six distributions: what is in them, that they build anew from their sdists, and install."""
 
 import json
 import subprocess
@@ -17,6 +17,7 @@ HOMES = {
     "pa_schedulers": ROOT / "plugins" / "schedulers",
     "pa_models": ROOT / "plugins" / "models",
     "pa_tracking": ROOT / "plugins" / "tracking",
+    "pa_report": ROOT / "plugins" / "report",
 }
 packages = pytest.mark.parametrize("package", HOMES)
 
@@ -122,13 +123,15 @@ print(json.dumps({{
     # -P: the folder that the process runs in is not on its path.
     found = json.loads(run("-P", "-c", code, cwd=tmp_path))
     assert found["distributions"] == [
-        *("pa-core", "pa-metrics", "pa-models", "pa-schedulers", "pa-tracking")
+        *("pa-core", "pa-metrics", "pa-models", "pa-report", "pa-schedulers", "pa-tracking")
     ]
     assert Path(found["core"]).is_relative_to(target)
     assert {
-        name: found["plugins"][name] for name in ("metrics", "schedulers", "timm", "tracking")
+        name: found["plugins"][name]
+        for name in ("metrics", "report", "schedulers", "timm", "tracking")
     } == {
         "metrics": "pa-metrics",
+        "report": "pa-report",
         "schedulers": "pa-schedulers",
         "timm": "pa-models",
         "tracking": "pa-tracking",

@@ -1,0 +1,40 @@
+"""The command ``pa report``: compare runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from pa_core.disk import save_file
+
+
+def report(
+    runs: Annotated[
+        list[Path],
+        typer.Argument(help="Reports, training states, or folders of states (the newest counts)."),
+    ],
+    output: Annotated[Path, typer.Option("--output", "-o", help="The file to write.")] = Path(
+        "comparison.html"
+    ),
+    title: Annotated[str, typer.Option(help="The page's title.")] = "Comparison of runs",
+) -> None:
+    """Compare runs in one HTML file; of a single training state, write its report."""
+    from pa_report.page import comparison_page, run_page
+    from pa_report.run import read_run, told_apart
+
+    found = told_apart([read_run(path) for path in runs])
+    page = comparison_page(found, title) if len(found) > 1 else run_page(found[0])
+    if output.resolve() in [path.resolve() for path in runs]:
+        _refuse(f"{output} is one of the runs: name another file with --output")
+    try:
+        save_file(output, lambda file: file.write_text(page, encoding="utf-8") and None)
+    except OSError as error:
+        _refuse(f"{output} can't be written: {error}")
+    typer.echo(f"Written to {output}")
+
+
+def _refuse(message: str) -> None:
+    typer.secho(message, fg="red", err=True)
+    raise typer.Exit(1)

@@ -1,0 +1,111 @@
+"""A run's curves as a matplotlib figure, for notebooks and papers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pa_core.errors import nearest
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from pa_core.tracking import RunHistory
+    from pa_report.charts import Chart
+
+_COLOURS = (
+    *("#0068a8", "#d35400", "#00875f", "#8e3b8a", "#7a6400", "#b0306a", "#3d7fd6", "#5c5c5c"),
+)
+
+
+def plot_history(
+    history: RunHistory | str | Path,
+    metrics: str | Sequence[str] | None = None,
+    *,
+    save_to: str | Path | None = None,
+) -> Figure:
+    """Draw a run's metrics over its updates, training and evaluation in one plot.
+
+    Args:
+        history: a trainer's ``run_history``; or a report, a training state or a folder of states.
+        metrics: names of metrics, such as ``"eval_loss_epoch"``, or what they have in common, such
+            as ``"loss"``; by default all that are numbers.
+        save_to: a file to write the figure to, in the format that its ending says.
+
+    Returns:
+        A matplotlib figure with one plot for each kind of metric. A notebook shows it.
+
+    Raises:
+        ImportError: where matplotlib isn't installed.
+        ValueError: where there is no metric of such a name, or none at all.
+        pa_report.run.ReportError: where there is no run at a path.
+    """
+    from pa_report.charts import charts_of
+    from pa_report.run import Run, read_run, records_of, split_records
+
+    if isinstance(history, str | Path):
+        found = read_run(history).metrics
+    else:
+        found = split_records(records_of(history))[0]
+    chosen = found if metrics is None else _choose(found, metrics)
+    charts = charts_of(Run("", metrics=chosen), least_points=1)
+    if not charts:
+        raise ValueError("There is nothing to plot: no metric that is a number was recorded")
+    figure = _draw(charts)
+    if save_to is not None:
+        figure.savefig(save_to, dpi=150)
+    return figure
+
+
+def _choose(found: Any, metrics: str | Sequence[str]) -> dict[str, Any]:
+    from pa_report.names import take_apart
+
+    chosen = {}
+    for wanted in [metrics] if isinstance(metrics, str) else metrics:
+        names = [name for name in found if wanted in (name, take_apart(name).base)]
+        if not names:
+            raise ValueError(
+                f"No value of the metric {wanted!r} was recorded.{nearest(wanted, found)} "
+                f"Recorded were: {', '.join(found) or 'none'}"
+            )
+        chosen |= {name: found[name] for name in names}
+    return chosen
+
+
+def _draw(charts: Sequence[Chart]) -> Figure:
+    try:
+        from matplotlib.figure import Figure  # no pyplot: nothing global, no display
+    except ImportError:
+        raise ImportError("plot_history needs matplotlib: pip install 'pa-report[plot]'") from None
+
+    class HistoryFigure(Figure):
+        """A figure that a notebook shows without pyplot."""
+
+        def _repr_png_(self) -> bytes:
+            import io
+
+            out = io.BytesIO()
+            self.savefig(out, format="png", dpi=110)
+            return out.getvalue()
+
+    columns = min(len(charts), 2)
+    rows = -(-len(charts) // columns)
+    figure = HistoryFigure(figsize=(5.4 * columns, 3.4 * rows), layout="constrained")
+    for number, chart in enumerate(charts, 1):
+        axes = figure.add_subplot(rows, columns, number)
+        for curve in chart.curves:
+            x, y = zip(*curve.points, strict=True)
+            width, alpha = (1.0, 0.6) if curve.is_faint else (2.0, 1.0)
+            marker = "o" if len(x) <= 30 and not curve.is_faint else ""
+            style = {"color": _COLOURS[curve.colour], "linewidth": width, "alpha": alpha}
+            axes.plot(x, y, label=curve.label, marker=marker, markersize=3.5, **style)
+        axes.set_title(chart.title, loc="left", fontsize="medium", fontweight="bold")
+        axes.set_xlabel("updates")
+        axes.set_yscale("log" if chart.is_log else "linear")
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.grid(axis="y", color="#dddddd", linewidth=0.8)
+        axes.set_axisbelow(True)
+        if any(curve.label for curve in chart.curves):
+            axes.legend(frameon=False, fontsize="small")
+    return figure

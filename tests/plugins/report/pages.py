@@ -1,0 +1,67 @@
+"""What a page holds, read with Python's own parser, and runs to read pages of."""
+
+from __future__ import annotations
+
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+from pa_report import ReportPlugin
+
+EMPTY = {"meta", "img", "wbr", "path", "circle", "polyline", "rect"}
+
+
+class Page(HTMLParser):
+    """The elements of a page; raises where they aren't nested properly."""
+
+    def __init__(self, file: Path) -> None:
+        super().__init__()
+        self.text = file.read_text(encoding="utf-8")
+        self.elements: list[tuple[str, dict[str, str | None]]] = []
+        self.rows: list[list[str]] = []
+        self.headings: list[str] = []
+        self.labels: list[str] = []
+        self._open: list[str] = []
+        self.feed(self.text)
+        self.close()
+        assert not self._open
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, dict(attrs)))
+        if tag not in EMPTY:
+            self._open.append(tag)
+        if tag == "tr":
+            self.rows.append([])
+        if tag in ("td", "th"):
+            self.rows[-1].append("")
+        if tag in ("h1", "h2", "h3"):
+            self.headings.append("")
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag not in EMPTY:
+            assert self._open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if {"td", "th"} & set(self._open):
+            self.rows[-1][-1] += data
+        if {"h1", "h2", "h3"} & set(self._open):
+            self.headings[-1] += data
+        if "text" in self._open:
+            self.labels.append(data)
+
+    def all(self, tag: str) -> list[dict[str, str | None]]:
+        return [attributes for name, attributes in self.elements if name == tag]
+
+    def row(self, name: str) -> list[str]:
+        return next(row for row in self.rows if row and row[0] == name)
+
+    def curves(self) -> list[int]:
+        """How many points each curve has."""
+        return [len((line["points"] or "").split()) for line in self.all("polyline")]
+
+
+def reported(folder: Path, **settings: Any) -> ReportPlugin:
+    return ReportPlugin(folder=folder, **{"name": "run", **settings})

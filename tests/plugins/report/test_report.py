@@ -1,0 +1,360 @@
+"""A run's page: what is on it, that it loads nothing, and that it is there on every way out."""
+
+import json
+import math
+import xml.etree.ElementTree as ElementTree
+from importlib import metadata
+from pathlib import Path
+
+import pytest
+import torch
+
+import pa_report.plugin
+from pa_core import Trainer, hookimpl
+from pa_report import ReportPlugin, read_run
+from pa_report.run import Point, Run, thin
+from tests.helpers import tiny_data
+from tests.plugins.report.pages import Page, reported
+from tests.plugins.tracking.runs import Fail, SaveAt, new_trainer, train
+
+EVIL = '</script><script>alert("x")</script>'
+
+
+def curve(run, name):
+    return [(point.update, point.value) for point in run.metrics[name]]
+
+
+def test_a_page_has_the_runs_curves_values_and_settings(tmp_path):
+    plugin = reported(tmp_path, title="Three classes")
+    trainer = train(new_trainer(plugin), 4)
+    page = Page(tmp_path / "run.html")
+    assert page.headings[:2] == ["Three classes", "Curves"]
+    assert page.headings[2:5] == ["loss", "learning rate", "throughput samples / s"]
+    assert page.curves() == [4, 4, 24, 4]  # two losses, rates, throughput
+    assert {"train", "eval"} <= set(page.labels)
+    losses = trainer.run_history.get_metric_values("eval_loss_epoch")
+    row = page.row("eval_loss_epoch")
+    assert [float(cell) for cell in row[1:3]] == pytest.approx([losses[-1], min(losses)], rel=1e-3)
+    assert row[3] == str(6 * (losses.index(min(losses)) + 1))
+    assert page.row("seed") == ["seed", "42"]
+    assert page.row("optimizer_settings.0.lr")[1] == "0.1"
+    assert page.row("torch")[1] == metadata.version("torch")
+    assert page.row("ReportPlugin")[1]
+    assert page.row("in all")[2] == "100 %"
+
+
+def test_a_page_loads_nothing_and_is_in_one_file(tmp_path):
+    train(new_trainer(reported(tmp_path)), 2)
+    page = Page(tmp_path / "run.html")
+    assert [path.name for path in tmp_path.iterdir()] == ["run.html"]
+    assert "http://" not in page.text
+    assert "https://" not in page.text
+    assert not {"link", "iframe", "object", "embed", "base", "form"} & {n for n, _ in page.elements}
+    assert "@import" not in page.text
+    assert "url(" not in page.text
+    assert [script["type"] for script in page.all("script")] == ["application/json"]
+    (policy,) = [m["content"] for m in page.all("meta") if "http-equiv" in m]
+    assert policy.startswith("default-src 'none'")
+
+
+def test_the_drawings_are_well_formed_and_told_in_words(tmp_path):
+    train(new_trainer(reported(tmp_path)), 2)
+    text = Page(tmp_path / "run.html").text
+    drawings = [f"<svg{part.partition('</svg>')[0]}</svg>" for part in text.split("<svg")[1:]]
+    assert len(drawings) == 3
+    for drawing in drawings:
+        root = ElementTree.fromstring(drawing)
+        assert root.get("role") == "img"
+        assert " over updates: " in root.get("aria-label")
+
+
+def test_names_and_settings_are_text_whatever_they_hold(tmp_path):
+    class Evil:
+        @hookimpl
+        def on_train_epoch_end(self, trainer):
+            trainer.run_history.update_metric(EVIL, 1.0)
+            trainer.run_history.update_metric(f"matrix {EVIL}", [[1, 2], [3, 4]])
+            images = torch.zeros(1, 1, 2, 2)
+            trainer.callback_handler.call_event("log_images", trainer, name=EVIL, images=images)
+
+    trainer = new_trainer(Evil(), Fail(7, RuntimeError(EVIL)), reported(tmp_path, title=EVIL))
+    with pytest.raises(RuntimeError):
+        train(trainer, 2)
+    page = Page(tmp_path / "run.html")
+    assert len(page.all("script")) == 1
+    assert "alert(" in page.headings[0]
+    assert page.row(EVIL)[1] == "1"
+    run = read_run(tmp_path / "run.html")
+    assert run.metrics[EVIL][0].value == 1.0
+    assert EVIL in run.reason
+
+
+def test_the_file_holds_the_run_as_strict_json(tmp_path):
+    class Odd:
+        @hookimpl
+        def on_train_epoch_end(self, trainer):
+            trainer.run_history.update_metric(
+                "odd", math.nan if trainer.updates < 12 else -math.inf
+            )
+            trainer.run_history.update_metric("text", "no number")
+
+    trainer = train(new_trainer(Odd(), reported(tmp_path)), 3)
+    page = Page(tmp_path / "run.html")
+    content = page.text.partition('id="pa-report-run">')[2].partition("</script>")[0]
+    json.loads(content, parse_constant=pytest.fail)
+    run = read_run(tmp_path / "run.html")
+    recorded = [
+        (record["update"], record["value"])
+        for record in trainer.run_history.records
+        if record["metric"] == "eval_loss_epoch"
+    ]
+    assert curve(run, "eval_loss_epoch") == recorded
+    assert math.isnan(run.metrics["odd"][0].value)
+    assert run.metrics["odd"][2].value == -math.inf
+    assert "odd 3 values are no number" in page.headings
+    assert run.progress["updates"] == 18
+
+
+@pytest.mark.parametrize(
+    ("error", "status"), [(RuntimeError("no"), "failed"), (KeyboardInterrupt(), "interrupted")]
+)
+def test_a_run_that_ends_by_an_exception_has_its_report(error, status, tmp_path):
+    with pytest.raises(type(error)):
+        train(new_trainer(Fail(8, error), reported(tmp_path)))
+    run = read_run(tmp_path / "run.html")
+    assert (run.status, run.progress["updates"]) == (status, 8)
+    assert run.reason == ("RuntimeError: no" if status == "failed" else "KeyboardInterrupt")
+    assert curve(run, "train_loss_epoch")[-1][0] == 6
+    assert Page(tmp_path / "run.html").headings[0] == "run"
+
+
+def test_a_run_that_is_stopped_says_why(tmp_path):
+    class Stop:
+        @hookimpl
+        def on_optimizer_step_end(self, trainer):
+            trainer.control.stop("enough")
+
+    train(new_trainer(Stop(), reported(tmp_path)))
+    run = read_run(tmp_path / "run.html")
+    assert (run.status, run.reason) == ("stopped", "enough")
+
+
+def test_a_resumed_run_goes_on_with_its_curves_in_the_same_file(tmp_path):
+    state, folder = tmp_path / "state", tmp_path / "reports"
+    settings = {"name": None, "every": "2 updates"}
+    train(new_trainer(reported(tmp_path / "whole", every="2 updates")))
+    with pytest.raises(RuntimeError, match="the power is off"):
+        train(new_trainer(SaveAt(9, state), Fail(13), reported(folder, **settings)))
+    trainer = new_trainer(SaveAt(0, state), Fail(-1), reported(folder, **settings))
+    train(trainer, resume_from=state)
+    (file,) = folder.iterdir()
+    whole, resumed = read_run(tmp_path / "whole" / "run.html"), read_run(file)
+    assert resumed.status == "finished"
+    assert [update for update, _ in curve(resumed, "train_loss")] == list(range(2, 19, 2))
+    for name in ("train_loss", "train_loss_epoch", "eval_loss_epoch"):
+        assert curve(resumed, name) == curve(whole, name)
+    rates = [(p.update, p.value) for p in resumed.measures["learning_rate"]]
+    assert rates == [(update, 0.1) for update in range(1, 19)]
+    assert [point.update for point in resumed.measures["samples_per_second"]] == [6, 12, 18]
+
+
+def test_runs_without_a_name_of_their_own_never_share_a_file(tmp_path, monkeypatch):
+    monkeypatch.setattr("pa_report.plugin.time.strftime", lambda text: "2030-01-01 10:00:00")
+    trainer = new_trainer(reported(tmp_path, name=None))
+    train(trainer, 1)
+    train(trainer, 2)
+    names = ["2030-01-01_10-00-00-2.html", "2030-01-01_10-00-00.html"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == names
+    assert read_run(tmp_path / names[0]).progress["updates"] == 12
+
+
+def test_evaluate_after_the_run_is_on_its_page(tmp_path):
+    trainer = new_trainer(reported(tmp_path))
+    trainer.evaluate(tiny_data())
+    assert not list(tmp_path.iterdir())  # there was no run yet
+    train(trainer, 2)
+    times = read_run(tmp_path / "run.html").times
+    loss = trainer.evaluate(tiny_data(9))["evaluation_loss"]
+    run = read_run(tmp_path / "run.html")
+    assert (run.status, curve(run, "evaluation_loss")) == ("finished", [(12, loss)])
+    assert run.times == times
+
+
+def test_a_run_that_goes_on_has_a_page_already(tmp_path, monkeypatch):
+    monkeypatch.setattr(pa_report.plugin, "WRITE_SECONDS", 0.0)
+    seen = []
+
+    class Look:
+        @hookimpl
+        def on_train_epoch_start(self, trainer):
+            file = tmp_path / "run.html"
+            seen.append(read_run(file).status if file.exists() else None)
+
+    train(new_trainer(Look(), reported(tmp_path)), 2)
+    assert seen == [None, "running"]
+
+
+def test_a_page_that_cannot_be_written_is_a_warning(tmp_path):
+    (tmp_path / "taken").write_text("")
+    with pytest.warns(UserWarning, match="can't be written"):
+        trainer = train(new_trainer(reported(tmp_path / "taken")), 1)
+    assert trainer.updates == 6
+
+
+def test_only_the_main_process_writes(tmp_path):
+    plugin = reported(tmp_path)
+    trainer = new_trainer(plugin)
+
+    class Other(Trainer):
+        is_main_process = False
+
+    trainer.__class__ = Other
+    train(trainer, 1)
+    assert not list(tmp_path.iterdir())
+
+
+def test_throughput_and_times_leave_evaluations_out(tmp_path, monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr("pa_report.measures.time.monotonic", lambda: now[0])
+
+    class Clock:
+        @hookimpl
+        def on_train_step_end(self):
+            now[0] += 0.5
+
+        @hookimpl
+        def on_eval_step_end(self):
+            now[0] += 100.0
+
+    train(new_trainer(Clock(), reported(tmp_path)), 2)
+    run = read_run(tmp_path / "run.html")
+    assert [p.value for p in run.measures["samples_per_second"]] == [44 / 3, 44 / 3]
+    assert run.times == {"training": 6.0, "evaluation": 1200.0}
+
+
+def test_the_learning_rate_is_the_one_of_each_update_and_bounded_in_number(tmp_path, monkeypatch):
+    monkeypatch.setattr("pa_report.measures.MOST_RATES", 8)
+
+    def halve(optimizer):
+        return torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.5)
+
+    train(new_trainer(reported(tmp_path)), create_scheduler_fn=halve)
+    points = read_run(tmp_path / "run.html").measures["learning_rate"]
+    assert [(p.update, p.value) for p in points] == [
+        (update, 0.1 * 0.5 ** (update - 1)) for update in (1, 5, 9, 13, 17)
+    ]
+
+
+def test_figures_and_matrices_are_on_the_page(tmp_path):
+    figure_module = pytest.importorskip("matplotlib.figure")
+
+    class Show:
+        @hookimpl
+        def on_eval_epoch_end(self, trainer):
+            figure = figure_module.Figure()
+            figure.subplots().plot([1, 2])
+            call = trainer.callback_handler.call_event
+            call("log_figure", trainer, name="roc", figure=figure)
+            call("log_figure", trainer, name="confusion_matrix", figure=figure)
+            trainer.run_history.update_metric(
+                "confusion_matrix", [[30, 1, 0], [2, 20, 3], [0, 0, 9]]
+            )
+            trainer.run_history.update_metric("recall", [0.25, 0.5, 1.0])
+
+    train(new_trainer(Show(), reported(tmp_path)), 2)
+    page = Page(tmp_path / "run.html")
+    assert [image["alt"] for image in page.all("img")] == ["roc"]  # the matrix is drawn once
+    assert page.all("img")[0]["src"].startswith("data:image/svg+xml;base64,")
+    assert len(page.all("rect")) == 9
+    assert "row 1, column 0: 2" in page.text
+    assert page.row("recall/2")[1] == "1"
+    assert {"0", "1", "2"} <= set(page.labels)
+
+
+def test_the_costs_of_plugins_are_on_the_page_where_a_profile_tells_them(tmp_path):
+    class Profile:
+        @hookimpl
+        def on_init_end(self):
+            pass
+
+        def report(self):
+            rows = [
+                {"plugin": "metrics", "hook": "on_train_step_end", "seconds": 0.5, "share": 0.25}
+            ]
+            return {"hooks": rows, "phases": {"forward": 1.5}}
+
+    trainer = new_trainer(reported(tmp_path))
+    trainer.plugins.register(Profile(), "profile")
+    train(trainer, 1)
+    page = Page(tmp_path / "run.html")
+    assert page.row("metrics") == ["metrics", "on_train_step_end", "500 ms", "25.0 %"]
+    assert page.row("forward") == ["forward", "1.5 s"]
+
+
+def test_settings_that_look_like_secrets_are_left_out(tmp_path):
+    (tmp_path / "hook.py").write_text(
+        "from pydantic import BaseModel\n"
+        "from pa_core import hookimpl\n"
+        "class Hook:\n"
+        "    class Settings(BaseModel):\n        url: str\n        api_key: str\n"
+        "    def __init__(self, settings): pass\n"
+        "    @hookimpl\n    def on_init_end(self): pass\n"
+    )
+    file = tmp_path / "pyproject.toml"
+    file.write_text(
+        f'[tool.pa-core]\nplugins = ["report", "{tmp_path}/hook.py"]\n'
+        f'[tool.pa-core.report]\nname = "run"\nfolder = "{tmp_path}/reports"\n'
+        '[tool.pa-core.hook]\nurl = "there"\napi_key = "hidden"\n'
+    )
+    model = torch.nn.Linear(6, 3)
+    optimizer = torch.optim.SGD(model.parameters())
+    train(Trainer(model, torch.nn.CrossEntropyLoss(), optimizer, (), settings=file), 1)
+    page = Page(tmp_path / "reports" / "run.html")
+    assert page.row("hook")[2] == 'url = "there"'
+    assert page.row("report")[1].startswith("pa-report ")
+    assert "hidden" not in page.text
+
+
+def test_a_long_curve_is_thinned_and_keeps_what_counts():
+    points = [Point(1, n, n, n, math.sin(n / 500)) for n in range(20_000)]
+    points[7777] = points[7777]._replace(value=9.0)
+    points[12_345] = points[12_345]._replace(value=math.nan)
+    kept = thin(points)
+    assert len(kept) <= 1000
+    assert (kept[0], kept[-1]) == (points[0], points[-1])
+    assert points[7777] in kept
+    assert any(math.isnan(point.value) for point in kept)
+    assert [point.update for point in kept] == sorted(point.update for point in kept)
+    assert thin(points[:1000]) == points[:1000]
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [({"name": "a/b"}, "can name a file"), ({"every": "2 weeks"}, "no duration")],
+)
+def test_wrong_settings_are_told_with_what_is_right(settings, message):
+    with pytest.raises(ValueError, match=message):
+        ReportPlugin(**settings)
+
+
+def test_a_run_of_another_format_is_refused():
+    with pytest.raises(ValueError, match="format 1"):
+        Run.from_json('{"format": 2, "name": "x"}')
+    with pytest.raises(ValueError, match="describes no run"):
+        Run.from_json('{"format": 1, "name": "x", "colour": "red"}')
+
+
+ROOT = Path(__file__).parents[3]
+
+
+@pytest.mark.parametrize("page", ["docs/report.md", "plugins/report/README.md"])
+def test_the_table_of_settings_is_that_of_the_code(page):
+    from pa_report import ReportSettings
+
+    text = (ROOT / page).read_text().partition("| key | default | meaning |\n")[2]
+    rows = [
+        f"| `{key}` | {'none' if f.default is None else f'`{chr(34)}{f.default}{chr(34)}`'} "
+        f"| {f.description} |"
+        for key, f in ReportSettings.model_fields.items()
+    ]
+    assert text.partition("\n\n")[0].splitlines()[1:] == rows
