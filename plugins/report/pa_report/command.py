@@ -7,8 +7,6 @@ from typing import Annotated
 
 import typer
 
-from pa_core.disk import save_file
-
 
 def report(
     runs: Annotated[
@@ -21,7 +19,7 @@ def report(
     title: Annotated[str, typer.Option(help="The page's title.")] = "Comparison of runs",
 ) -> None:
     """Compare runs in one HTML file; of a single training state, write its report."""
-    from pa_report.page import comparison_page, run_page
+    from pa_report.page import comparison_page, run_page, save_page
     from pa_report.run import read_run, told_apart
 
     found = told_apart([read_run(path) for path in runs])
@@ -29,7 +27,7 @@ def report(
     if output.resolve() in [path.resolve() for path in runs]:
         _refuse(f"{output} is one of the runs: name another file with --output")
     try:
-        save_file(output, lambda file: file.write_text(page, encoding="utf-8") and None)
+        save_page(output, page)
     except OSError as error:
         _refuse(f"{output} can't be written: {error}")
     typer.echo(f"Written to {output}")

@@ -6,8 +6,10 @@ import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pa_core.disk import save_file
 from pa_report.charts import NUM_COLOURS, Chart, charts_of, compared_charts
 from pa_report.names import higher_is_better, take_apart
 from pa_report.numbers import duration, grouped, short
@@ -71,6 +73,20 @@ def comparison_page(runs: Sequence[Run], title: str) -> str:
         _section("Differences", _differences(runs)),
     ]
     return _page(title, "".join(parts))
+
+
+def save_page(path: Path, page: str) -> None:
+    """Write a page in its place at once, or not at all.
+
+    Raises:
+        OSError: where it can't be written.
+    """
+
+    def write(file: Path) -> None:
+        # Half a character in somebody's name for a metric isn't worth a report.
+        file.write_text(page, encoding="utf-8", errors="replace")
+
+    save_file(path, write)
 
 
 def _page(title: str, body: str) -> str:
@@ -246,13 +262,13 @@ def _of_run(run: Run) -> dict[str, dict[str, Any]]:
     if isinstance(git, Mapping):
         changed = ", with uncommitted changes" if git.get("dirty") else ""
         training["git commit"] = f"{git.get('commit')}{changed}"
-    training |= flatten(manifest.get("run") or {})
+    training |= flatten(_mapping(manifest.get("run")))
     sizes = {key: value for key, value in flatten(run.run_config).items() if key not in training}
     return {
         "Training": training,
         "Sizes and lengths": sizes,
-        "Hardware": flatten(manifest.get("hardware") or {}),
-        "Versions": dict(manifest.get("packages") or {}),
+        "Hardware": flatten(_mapping(manifest.get("hardware"))),
+        "Versions": _mapping(manifest.get("packages")),
     }
 
 
@@ -274,12 +290,12 @@ def _settings(values: Mapping[str, Any]) -> str:
 
 
 def _plugins(run: Run) -> str:
-    plugins = run.manifest.get("plugins") or {}
     rows = []
-    for name, source in plugins.items():
+    for name, source in _mapping(run.manifest.get("plugins")).items():
+        source = _mapping(source)
         home = f"{source.get('distribution') or source.get('origin') or 'code'}"
         version = source.get("version") or ""
-        settings = source.get("settings") or {}
+        settings = _mapping(source.get("settings"))
         shown = ", ".join(f"{key} = {_json(value)}" for key, value in settings.items())
         rows.append(
             f'<tr><th scope="row">{escape(name)}</th><td>{escape(f"{home} {version}".strip())}</td>'
@@ -307,6 +323,11 @@ def _json(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False, default=str)
 
 
+def _mapping(value: Any) -> dict[str, Any]:
+    """The same, or nothing: what is read from a file need not be what it should."""
+    return dict(value) if isinstance(value, Mapping) else {}
+
+
 def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
@@ -319,7 +340,7 @@ def _key(number: int) -> str:
 
 
 def _runs(runs: Sequence[Run]) -> str:
-    rows = []
+    rows: list[str] = []
     for number, run in enumerate(runs):
         kind, status = _STATUS.get(run.status, ("", str(run.status)))
         rows.append(
@@ -339,7 +360,7 @@ def _ranked(runs: Sequence[Run]) -> str:
     for number, run in enumerate(runs):
         for summary in summaries(run.metrics):
             found.setdefault(summary.name, []).append((number, summary))
-    rows = []
+    rows: list[str] = []
     for name, entries in found.items():
         sign = -1 if higher_is_better(name) is not False else 1
         entries.sort(key=lambda entry: _order(sign, entry[1].best or entry[1].last))

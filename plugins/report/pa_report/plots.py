@@ -61,7 +61,7 @@ def plot_history(
 def _choose(found: Any, metrics: str | Sequence[str]) -> dict[str, Any]:
     from pa_report.names import take_apart
 
-    chosen = {}
+    chosen: dict[str, Any] = {}
     for wanted in [metrics] if isinstance(metrics, str) else metrics:
         names = [name for name in found if wanted in (name, take_apart(name).base)]
         if not names:
@@ -98,7 +98,11 @@ def _draw(charts: Sequence[Chart]) -> Figure:
             x, y = zip(*curve.points, strict=True)
             width, alpha = (1.0, 0.6) if curve.is_faint else (2.0, 1.0)
             marker = "o" if len(x) <= 30 and not curve.is_faint else ""
-            style = {"color": _COLOURS[curve.colour], "linewidth": width, "alpha": alpha}
+            style: dict[str, Any] = {
+                "color": _COLOURS[curve.colour],
+                "linewidth": width,
+                "alpha": alpha,
+            }
             axes.plot(x, y, label=curve.label, marker=marker, markersize=3.5, **style)
         axes.set_title(chart.title, loc="left", fontsize="medium", fontweight="bold")
         axes.set_xlabel("updates")

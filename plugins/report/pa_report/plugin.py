@@ -9,10 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pa_core import hookimpl
-from pa_core.disk import save_file
 from pa_core.durations import Every
 from pa_report.measures import Measures
-from pa_report.page import run_page
+from pa_report.page import run_page, save_page
 from pa_report.pictures import Picture, picture_of_figure, pictures_of_images
 from pa_report.run import Run, Status, plain, records_of, split_records, without_secrets
 from pa_report.settings import ReportSettings
@@ -71,8 +70,8 @@ class ReportPlugin:
             result = yield
         except BaseException as error:
             is_interrupt = isinstance(error, KeyboardInterrupt)
-            reason = f"{type(error).__name__}: {error}".removesuffix(": ")
-            self._ended = ("interrupted" if is_interrupt else "failed", reason)
+            told = f"{type(error).__name__}: {error}".removesuffix(": ")
+            self._ended = ("interrupted" if is_interrupt else "failed", told)
             raise
         else:
             reason = trainer.stop_reason
@@ -188,7 +187,7 @@ class ReportPlugin:
         self._written_at = time.monotonic()
         page = run_page(self._describe(trainer, path, status, reason), [*self._pictures.values()])
         try:
-            save_file(path, lambda file: _write_text(file, page))
+            save_page(path, page)
         except OSError as error:  # a report is no reason to lose a run, or the error that ended it
             warnings.warn(f"The report {path} can't be written: {error}", stacklevel=2)
 
@@ -214,11 +213,6 @@ class ReportPlugin:
             run_config=plain(without_secrets(config.to_dict())) if config is not None else {},
             cost=_cost_of(trainer),
         )
-
-
-def _write_text(file: Path, text: str) -> None:
-    # A lone surrogate in a name would not be worth a report.
-    file.write_text(text, encoding="utf-8", errors="replace")
 
 
 def _cost_of(trainer: Trainer) -> dict[str, Any]:

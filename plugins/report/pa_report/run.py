@@ -11,6 +11,8 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+
 from pa_core.errors import PaCoreError, TrainingStateError
 from pa_core.states import MANIFEST, StateReader, newest_intact_state, state_folders
 
@@ -24,6 +26,7 @@ DATA_ID = "pa-report-run"
 MOST_POINTS = 1000
 """A curve of more points is thinned: nobody sees more in a picture of its size."""
 
+_PLACE = ("epoch", "update", "samples", "seconds")
 _MOST_PARTS = 10
 _SECRET = re.compile(r"(?i)(^|_)(api_?key|key|secret|password|passwd|token|credentials?)$")
 
@@ -65,6 +68,8 @@ class Run:
         cost: what a profiler reports, as it gives it: a list of ``hooks``, and ``phases``.
     """
 
+    __pydantic_config__ = ConfigDict(extra="forbid")  # what is read may be of anybody
+
     name: str
     title: str = ""
     status: Status = "finished"
@@ -94,16 +99,12 @@ class Run:
         if not isinstance(content, dict) or content.pop("format", None) != FORMAT:
             raise ValueError(f"it isn't in format {FORMAT}")
         try:
-            run = cls(**content)
-            return replace(run, metrics=_points(run.metrics), measures=_points(run.measures))
-        except (TypeError, AttributeError) as error:
-            raise ValueError(f"it describes no run: {error}") from error
-
-
-def _points(curves: Mapping[str, Any]) -> dict[str, list[Point]]:
-    return {
-        name: [Point(*map(float, point)) for point in points] for name, points in curves.items()
-    }
+            run: Run = TypeAdapter(cls).validate_python(content)
+        except ValidationError as error:
+            first = error.errors(include_url=False)[0]
+            place = ".".join(map(str, first["loc"]))
+            raise ValueError(f"it describes no run: {place}: {first['msg']}") from error
+        return run
 
 
 # -- From a history --------------------------------------------------------------------------------
@@ -134,11 +135,11 @@ def split_records(
     matrices: dict[str, list[list[float]]] = {}
     for record in records:
         name, value = record["metric"], record["value"]
-        place = [float(record.get(key) or 0) for key in ("epoch", "update", "samples", "seconds")]
+        place = {key: float(record.get(key) or 0) for key in _PLACE}
         if is_matrix(value):
             matrices[name] = value
         for part, number in _numbers(name, value):
-            curves.setdefault(part, []).append(Point(*place, number))
+            curves.setdefault(part, []).append(Point(**place, value=number))
     return {name: thin(points) for name, points in curves.items()}, matrices
 
 

@@ -115,8 +115,8 @@ def _line(curve: Curve, scale: _Scale) -> list[str]:
         if len(piece) > 1:
             parts.append(f'<polyline class="line {kind}"{dashes} points="{" ".join(piece)}"/>')
         else:
-            x, y = piece[0].split(",")
-            parts.append(f'<circle class="dot {kind}" cx="{x}" cy="{y}" r="3.5"/>')
+            left, top = piece[0].split(",")
+            parts.append(f'<circle class="dot {kind}" cx="{left}" cy="{top}" r="3.5"/>')
     if len(curve.finite) <= 30 and not curve.is_faint:
         for x_value, y_value in curve.finite:
             told = escape(f"{curve.label} {short(y_value)} at update {short(x_value)}".strip())

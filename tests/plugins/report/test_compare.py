@@ -90,6 +90,8 @@ def test_a_report_is_never_overwritten_by_its_comparison(runs):
 def test_what_is_no_run_is_told(runs, tmp_path):
     (tmp_path / "page.html").write_text("<p>hello</p>")
     (tmp_path / "broken.html").write_text('<script id="pa-report-run">{"format": 1}</script>')
+    hostile = '{"format": 1, "name": 7, "progress": {"epochs": "<b>"}}'
+    (tmp_path / "hostile.html").write_text(f'<script id="pa-report-run">{hostile}</script>')
     (tmp_path / "empty").mkdir()
     (tmp_path / "damaged").mkdir()
     (tmp_path / "damaged" / "manifest.json").write_text("{}")
@@ -97,6 +99,7 @@ def test_what_is_no_run_is_told(runs, tmp_path):
         "absent": "There is no report or training state at",
         "page.html": "is no report of one run",
         "broken.html": "can't be read: it describes no run",
+        "hostile.html": "can't be read: it describes no run: name: Input should be a valid string",
         "empty": "holds no training state",
         "damaged": "damaged",
     }.items():
