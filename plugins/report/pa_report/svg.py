@@ -10,7 +10,7 @@ from pa_report.charts import NUM_COLOURS, Chart, Curve
 from pa_report.numbers import log_ticks, short, tick_labels, ticks
 
 WIDTH, HEIGHT = 460, 270
-_TOP, _BOTTOM = 14, 40
+_BOTTOM = 40
 _LETTER = 8.6  # the width of a letter at the largest size that the style has
 _LINE = 15.0  # the least distance of two labels
 _LONGEST_LABEL = 22
@@ -50,14 +50,14 @@ class _Scale:
             self.y_texts, self.factor = [f"{mark:g}" for mark in self.y_ticks], ""
         else:
             self.y_texts, self.factor = tick_labels(self.y_ticks)
-        self.unit = chart.unit
+        self.top = 26 if self.factor else 14
         self.left = 12 + _LETTER * max(len(text) for text in self.y_texts)
         self.right = WIDTH - 12 - labels
         span = right - left or 1.0
         self._x, self._per_x = left, (self.right - self.left) / span
         bottom, top = map(self._magnitude, (self.y_ticks[0], self.y_ticks[-1]))
         self.bottom = HEIGHT - _BOTTOM
-        self._y, self._per_y = bottom, (self.bottom - _TOP) / (top - bottom)
+        self._y, self._per_y = bottom, (self.bottom - self.top) / (top - bottom)
         marks = [mark for mark in ticks(left, right, 5) if left <= mark <= right]
         self.x_ticks = [mark for mark in marks if mark == round(mark)] or [left]
         self.x_texts = tick_labels(self.x_ticks)
@@ -81,6 +81,8 @@ def _grid(scale: _Scale) -> list[str]:
             f'<text class="tick" x="{scale.left - 6:.1f}" y="{y + 4:.1f}" text-anchor="end">'
         )
         parts.append(f"{text}</text>")
+    if scale.factor:
+        parts.append(f'<text class="tick" x="{scale.left:.1f}" y="11">{scale.factor}</text>')
     bottom = scale.bottom
     parts.append(f'<path class="axis" d="M{scale.left:.1f} {bottom}H{scale.right:.1f}"/>')
     texts, factor = scale.x_texts

@@ -68,6 +68,19 @@ def test_the_drawings_are_well_formed_and_told_in_words(tmp_path):
         assert " over updates: " in root.get("aria-label")
 
 
+def test_small_values_have_their_power_of_ten_beside_the_ticks(tmp_path):
+    class Small:
+        @hookimpl
+        def on_train_epoch_end(self, trainer):
+            trainer.run_history.update_metric("small", 2e-5 * trainer.updates)
+
+    train(new_trainer(Small(), reported(tmp_path)), 3)
+    page = Page(tmp_path / "run.html")
+    assert page.headings[3] == "small"
+    assert "×10⁻⁴" in page.labels
+    assert {"1", "2", "3", "4"} <= set(page.labels)
+
+
 def test_names_and_settings_are_text_whatever_they_hold(tmp_path):
     class Evil:
         @hookimpl
