@@ -35,6 +35,7 @@ class Measures:
     @property
     def curves(self) -> dict[str, list[Point]]:
         """What was measured, by name."""
+        self._read_rates()
         curves = {"learning_rate": self._rates, "samples_per_second": self._throughput}
         return {name: list(points) for name, points in curves.items() if points}
 
@@ -51,7 +52,9 @@ class Measures:
         """Take the learning rate of the coming update, if it is its turn."""
         if trainer.updates % self._stride:
             return
-        rate = float(trainer.optimizer.param_groups[0]["lr"])
+        rate = trainer.optimizer.param_groups[0]["lr"]
+        if hasattr(rate, "clone"):  # a tensor, perhaps on a device that nobody should wait for now
+            rate = rate.detach().clone()
         self._rates.append(_point(trainer, rate, updates=trainer.updates + 1))
         if len(self._rates) >= MOST_RATES:
             del self._rates[1::2]
@@ -88,6 +91,7 @@ class Measures:
 
     def state_dict(self) -> dict[str, Any]:
         """All of it as plain data."""
+        self._read_rates()
         return {
             "rates": [list(point) for point in self._rates],
             "stride": self._stride,
@@ -95,6 +99,9 @@ class Measures:
             "training": self._training,
             "evaluation": self._evaluation,
         }
+
+    def _read_rates(self) -> None:
+        self._rates = [point._replace(value=float(point.value)) for point in self._rates]
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from a state."""

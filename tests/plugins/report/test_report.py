@@ -258,6 +258,18 @@ def test_the_learning_rate_is_the_one_of_each_update_and_bounded_in_number(tmp_p
     ]
 
 
+def test_learning_rates_that_are_tensors_are_read_when_they_are_written(tmp_path):
+    def halve(optimizer):
+        return torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.5)
+
+    trainer = new_trainer(reported(tmp_path))
+    parameters = trainer.model.parameters()
+    trainer.optimizer = torch.optim.SGD(parameters, lr=torch.tensor(0.5), foreach=False)
+    train(trainer, 1, create_scheduler_fn=halve)
+    points = read_run(tmp_path / "run.html").measures["learning_rate"]
+    assert [point.value for point in points] == [0.5**n for n in range(1, 7)]
+
+
 def test_figures_and_matrices_are_on_the_page(tmp_path):
     figure_module = pytest.importorskip("matplotlib.figure")
 
