@@ -6,13 +6,19 @@ from typing import ClassVar
 
 import pytest
 
+from pa_core.builtins import BUILTINS
 from pa_core.builtins.checkpoint import SaveTrainingStateCallback
 from pa_core.builtins.early_stopping import EarlyStoppingCallback
+from pa_core.builtins.fast_dev_run import FastDevRunCallback
 from pa_core.builtins.limit_batches import LimitBatchesCallback
 from pa_core.builtins.limit_eval_steps import LimitEvalStepsCallback
 from pa_core.builtins.log_metrics import LogMetricsCallback
+from pa_core.builtins.model_summary import ModelSummaryCallback
 from pa_core.builtins.move_modules_to_device import MoveModulesToDeviceCallback
+from pa_core.builtins.overfit import OverfitCallback
+from pa_core.builtins.preemption import PreemptionCallback
 from pa_core.builtins.print_progress import PrintProgressCallback
+from pa_core.builtins.profile import ProfileCallback
 from pa_core.builtins.progress_bar import ProgressBarCallback
 from pa_core.builtins.save_best_model import SaveBestModelCallback
 from pa_core.builtins.speedups import SpeedupsCallback
@@ -90,6 +96,42 @@ class TestSpeedups(BuiltinConformance):
     exempt: ClassVar = IN_ONE_START | {
         "leaves_training_unchanged": "a fused optimizer rounds differently"
     }
+
+
+class TestPreemption(BuiltinConformance):
+    plugin = PreemptionCallback
+
+
+class TestProfile(BuiltinConformance):
+    plugin = ProfileCallback
+
+
+class TestModelSummary(BuiltinConformance):
+    plugin = ModelSummaryCallback
+
+
+class TestOverfit(BuiltinConformance):
+    plugin = OverfitCallback
+    settings: ClassVar = {"num_batches": 2}
+    exempt: ClassVar = IN_ONE_START | {"leaves_training_unchanged": ITS_PURPOSE}
+
+
+class TestFastDevRun(BuiltinConformance):
+    plugin = FastDevRunCallback
+    exempt: ClassVar = IN_ONE_START | {
+        "leaves_training_unchanged": ITS_PURPOSE,
+        "resumes_exactly": "it ends the run after its first update",
+    }
+
+
+def test_each_built_in_plugin_is_tested_here():
+    classes = [value for value in globals().values() if isinstance(value, type)]
+    tested = {
+        f"{found.plugin.__module__}:{found.plugin.__name__}"
+        for found in classes
+        if issubclass(found, BuiltinConformance) and found is not BuiltinConformance
+    }
+    assert tested == set(BUILTINS.values())
 
 
 REPRESENTATIVE: list[type[PluginConformance]] = [
