@@ -84,17 +84,14 @@ def charts_of(run: Run, *, least_points: int = 2) -> list[Chart]:
 
 
 def compared_charts(runs: Sequence[Run]) -> list[Chart]:
-    """A chart for each metric, with a curve of each run that has it."""
+    """A chart for each metric and measure, with a curve of each run that has it."""
+    found: dict[str, list[Curve]] = {}
+    for number, run in enumerate(runs):
+        for name, points in {**run.metrics, **run.measures}.items():
+            found.setdefault(name, []).append(Curve(run.name, _xy(points), number))
     charts = []
-    for kind in ("metrics", "measures"):
-        found: dict[str, list[Curve]] = {}
-        for number, run in enumerate(runs):
-            for name, points in getattr(run, kind).items():
-                curve = Curve(run.name, _xy(points), number)
-                found.setdefault(name, []).append(curve)
-        for name, curves in found.items():
-            if max(len(curve.points) for curve in curves) < 2:
-                continue
+    for name, curves in found.items():
+        if max(len(curve.points) for curve in curves) > 1:
             title, unit = _MEASURES.get(name, (_full_title(name), ""))
             is_log = _spans_magnitudes(name, curves)
             charts.append(Chart(title, curves, unit, name in _MEASURES, is_log))
