@@ -235,13 +235,13 @@ class Snapshot:
 
     @contextmanager
     def _understood(self) -> Iterator[None]:
-        """Tell of what is hashed right and makes no sense."""
+        """Tell of what is hashed right and makes no sense, or not for this run."""
         try:
             yield
         except _SENSELESS as error:
             raise TrainingStateError(
-                f"{self.directory} isn't a state as this version writes them "
-                f"({type(error).__name__}: {error})"
+                f"{self.directory} is of another run, or isn't a state as this version writes "
+                f"them ({type(error).__name__}: {error})"
             ) from error
 
     def _read(self, rank: int) -> None:

@@ -7,7 +7,7 @@ import torch
 from torch.optim import SGD, AdamW
 
 from pa_core import TrainerCallback, hookimpl
-from pa_core.errors import PluginNotFoundError, SettingsError
+from pa_core.errors import PluginNotFoundError, SettingsError, TrainingStateError
 from pa_schedulers import SchedulersPlugin, StatefulSchedulerBase, create_schedule
 from tests.plugins.schedulers.runs import new_trainer, seen_in
 
@@ -125,7 +125,7 @@ def test_all_of_them_go_on_where_a_state_was_saved(tmp_path):
     trainer = new_trainer(plugins=[other], optimizer=with_decay)
     with (
         pytest.warns(UserWarning, match="is of a run that differs: optimizer_settings"),
-        pytest.raises(ValueError, match="The state is of 4 schedules, and this run has 2"),
+        pytest.raises(TrainingStateError, match="The state is of 4 schedules, and this run has 2"),
     ):
         seen_in(trainer, resume_from=tmp_path / "state")
 
