@@ -115,7 +115,7 @@ class Reads:
         self.found: dict[str, None] = {}  # a set that keeps its order
 
     def around(self, implementation: Implementation) -> Call:
-        """The implementation's call, watched; for `PluginManager.instrument`."""
+        """The implementation's call, watched; for `PluginManager.wrap_calls`."""
         call = implementation.call
         if implementation.hook not in STEP_HOOKS:
             return call
@@ -211,7 +211,7 @@ class Stopwatch:
         self.nanoseconds = 0
 
     def around(self, implementation: Implementation) -> Call:
-        """The implementation's call, timed; for `PluginManager.instrument`."""
+        """The implementation's call, timed; for `PluginManager.wrap_calls`."""
         call, clock = implementation.call, time.perf_counter_ns
         if implementation.hook not in STEP_HOOKS or "_eval_" in implementation.hook:
             return call
