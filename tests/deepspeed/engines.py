@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +9,8 @@ import pytest
 
 from pa_core.errors import TrainingStateError
 from tests.deepspeed.run import listed, new_trainer, train
-from tests.distributed.launch import environment, flat, torchrun
+from tests.distributed.launch import flat, read_outcome
+from tests.distributed.warm import run_warm
 from tests.helpers import NoisyModel, tiny_data
 
 
@@ -21,26 +19,13 @@ def outcome_of(
 ) -> dict[str, Any]:
     """Run on so many processes; `others` are states that must be refused."""
     folder.mkdir()
-    more = {"ON_GPU": "true"} if on_gpu else {}
-    deepspeed = {"DS_ACCELERATOR": "cpu", "ACCELERATE_USE_DEEPSPEED": "true"}
-    done = subprocess.run(
-        [
-            sys.executable,
-            *(torchrun(processes) if engine != "none" else ()),
-            str(Path(__file__).with_name("run.py")),
-            engine,
-            str(folder),
-            *map(str, others),
-        ],
-        capture_output=True,
-        text=True,
-        timeout=400,
-        check=False,
-        env=environment(**more, **deepspeed if engine.isdigit() else {}),
-    )
-    assert done.returncode == 0, done.stderr[-6000:]
-    outcome: dict[str, Any] = json.loads((folder / "outcome.json").read_text())
-    return outcome
+    environment = {"ON_GPU": "true"} if on_gpu else {}
+    if engine.isdigit():
+        environment |= {"DS_ACCELERATOR": "cpu", "ACCELERATE_USE_DEEPSPEED": "true"}
+    together = None if engine == "none" else processes
+    script = Path(__file__).with_name("run.py")
+    run_warm(script, engine, folder, *others, processes=together, timeout=400, **environment)
+    return read_outcome(folder)
 
 
 def check_numbers(outcome: dict[str, Any], plain: dict[str, Any]) -> None:

@@ -9,6 +9,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from tests.distributed.warm import run_warm
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -43,10 +45,10 @@ def read_outcome(folder: Path) -> dict[str, Any]:
     return outcome
 
 
-def outcome_of(folder: Path, script: str, *launcher: str) -> dict[str, Any]:
+def outcome_of(folder: Path, script: str, processes: int | None = None) -> dict[str, Any]:
     """Run a script and return what it has written into `folder` as ``outcome.json``."""
     folder.mkdir()
-    run(folder, *launcher, str(Path(__file__).with_name(script)), str(folder))
+    run_warm(Path(__file__).with_name(script), folder, processes=processes, folder=folder)
     return read_outcome(folder)
 
 

@@ -21,7 +21,7 @@ def alone(tmp_path_factory):
 
 @pytest.mark.parametrize("processes", [2, 3])
 def test_several_processes_give_the_numbers_of_one(alone, processes, tmp_path):
-    together = outcome_of(tmp_path / "several", "exact.py", *torchrun(processes))
+    together = outcome_of(tmp_path / "several", "exact.py", processes)
     assert alone.keys() - together.keys() <= {name for name in alone if name.startswith("gathered")}
     for name, value in together.items():
         if name == "nan":

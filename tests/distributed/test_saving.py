@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import pytest
 
-from tests.distributed.launch import flat, outcome_of, torchrun
+from tests.distributed.launch import flat, outcome_of
 
 
 @pytest.mark.distributed
 @pytest.mark.slow
 def test_two_processes_save_in_the_background_as_one_does_and_hear_of_failures_together(tmp_path):
     one = outcome_of(tmp_path / "one", "saving.py")
-    two = outcome_of(tmp_path / "two", "saving.py", *torchrun(2))
+    two = outcome_of(tmp_path / "two", "saving.py", 2)
     assert (len(one["errors"]), len(two["errors"])) == (1, 2)
     assert flat(two["weights"]) == pytest.approx(flat(one["weights"]), abs=1e-6)
     for outcome in (one, two):

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import pytest
 
-from tests.distributed.launch import flat, outcome_of, torchrun
+from tests.distributed.launch import flat, outcome_of
 
 
 @pytest.mark.distributed
 @pytest.mark.slow
 def test_two_processes_train_evaluate_predict_save_and_resume_as_one_does(tmp_path):
     one = outcome_of(tmp_path / "one", "run.py")
-    two = outcome_of(tmp_path / "two", "run.py", *torchrun(2))
+    two = outcome_of(tmp_path / "two", "run.py", 2)
     for name in ("weights", "unfrozen", "train", "eval", "predictions"):
         assert flat(two[name]) == pytest.approx(flat(one[name]), abs=1e-6), name
     assert one["gathered"] == [0.0]

@@ -3,39 +3,26 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[3]
+from tests.distributed.warm import run_warm
 
 
-def outcomes(folder: Path, *launcher: str) -> list[dict]:
+def outcomes(folder: Path, processes: int | None = None) -> list[dict]:
     folder.mkdir()
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    script = str(Path(__file__).with_name("two_processes.py"))
-    done = subprocess.run(
-        [sys.executable, *launcher, script, str(folder)],
-        capture_output=True,
-        text=True,
-        timeout=180,
-        check=False,
-        cwd=folder,
-        env=environment,
+    run_warm(
+        Path(__file__).with_name("two_processes.py"), folder, processes=processes, folder=folder
     )
-    assert done.returncode == 0, done.stderr[-3000:]
     return [json.loads(path.read_text()) for path in sorted(folder.glob("outcome-*.json"))]
 
 
 @pytest.mark.distributed
 @pytest.mark.slow
 def test_fault_a11_schedules_are_as_long_as_the_run_on_any_number_of_processes(tmp_path):
-    torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
     (one,) = outcomes(tmp_path / "one")
-    first, second = outcomes(tmp_path / "two", *torchrun)
+    first, second = outcomes(tmp_path / "two", 2)
     assert first == second
     for name in ("cosine", "one_cycle", "timm", "plateau", "lrs"):
         assert first[name] == pytest.approx(one[name]), name

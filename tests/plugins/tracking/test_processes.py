@@ -2,35 +2,24 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-from tests.distributed.launch import environment, torchrun
+from tests.distributed.warm import run_warm
 from tests.plugins.tracking.runs import points, rows, table
 
 pytestmark = [pytest.mark.distributed, pytest.mark.slow]
 
 
-def run(folder: Path, *launcher: str) -> Path:
-    script = Path(__file__).with_name("processes.py")
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore", *launcher, str(script), str(folder)],
-        capture_output=True,
-        text=True,
-        timeout=240,
-        check=False,
-        env=environment(PYTHONWARNINGS="ignore"),
-    )
-    assert done.returncode == 0, done.stderr[-4000:]
+def run(folder: Path, processes: int | None = None) -> Path:
+    run_warm(Path(__file__).with_name("processes.py"), folder, processes=processes)
     return folder
 
 
 def test_two_processes_are_one_run_with_the_records_of_one(tmp_path):
     one = run(tmp_path / "one")
-    two = run(tmp_path / "two", *torchrun(2))
+    two = run(tmp_path / "two", 2)
     assert len(list(two.glob("done-*"))) == 2
     names = sorted(path.name for path in (two / "pa-core").iterdir())
     assert names == ["csv", "jsonl", "parts"]
