@@ -3,6 +3,8 @@
 import ast
 import inspect
 import re
+import runpy
+import tomllib
 from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
@@ -106,3 +108,43 @@ def test_each_public_name_is_in_the_api_reference_with_a_docstring(module: str) 
         else:
             assert any(other is value for other in shown), f"{module}.{name}"
             assert inspect.getdoc(value), f"{module}.{name}"
+
+
+# -- The picture of the modules -------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def house() -> dict[str, Any]:
+    return runpy.run_path(str(DOCS / "house.py"))
+
+
+def test_the_picture_is_as_its_script_draws_the_code(house: dict[str, Any]) -> None:
+    assert (DOCS / "house.svg").read_text() == house["draw"](), "run: python docs/house.py"
+
+
+def test_each_module_has_its_room_and_imports_from_floors_below_alone(
+    house: dict[str, Any],
+) -> None:
+    for module in house["module_names"]():
+        house["room_of"](module)  # or it says that there is none
+    floors = {room.name: room.floor for room in house["ROOMS"]}
+    for name, below in house["imports"]().items():
+        wrong = [other for other in below if floors[other] >= floors[name]]
+        assert not wrong, f"the room {name!r} imports from {wrong}"
+
+
+def test_the_picture_has_each_distribution(house: dict[str, Any]) -> None:
+    files = sorted(ROOT.glob("plugins/*/pyproject.toml"))
+    names = [tomllib.loads(file.read_text())["project"]["name"] for file in files]
+    assert sorted(name for name, _ in house["SHEDS"][:-1]) == sorted(names)
+
+
+# -- Links ----------------------------------------------------------------------------------------
+
+
+def test_links_to_files_lead_to_files() -> None:
+    link = re.compile(r"\]\((?!https?://|#|mailto:)([^)#\s]+)")
+    pages = [*DOCS.glob("**/*.md"), ROOT / "README.md", *ROOT.glob("plugins/*/README.md")]
+    for page in pages:
+        for target in link.findall(page.read_text()):
+            assert (page.parent / target).exists(), f"{page.name}: {target}"
