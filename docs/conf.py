@@ -22,6 +22,7 @@ html_title = f"pa-core {release}"
 
 default_role = "py:obj"  # `Trainer.train` in a docstring becomes a link where there is one
 autodoc_member_order = "bysource"
+autodoc_default_options = {"exclude-members": "model_config"}  # pydantic's, of any settings
 autodoc_typehints = "signature"
 autodoc_typehints_format = "short"
 napoleon_use_ivar = True  # an attribute is listed with its class, and described once

@@ -145,7 +145,8 @@ def _imported(tree: ast.AST) -> set[str]:
         if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("pa_core"):
             home = str(node.module).removeprefix("pa_core").lstrip(".")
             found |= {home, *(f"{home}.{alias.name}".lstrip(".") for alias in node.names)}
-        found |= _imported(node)
+        if isinstance(node, ast.stmt | ast.ExceptHandler | ast.match_case):
+            found |= _imported(node)
     return found
 
 
