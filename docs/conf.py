@@ -1,6 +1,14 @@
 """Sphinx settings: MyST pages, docstrings in Google style, furo."""
 
+import re
+from typing import Any
+
+from sphinx.util.nodes import make_refnode
+
 import pa_core
+from pa_core.discovery import find_plugins, load_plugin
+from pa_core.implementations import hook_names
+from pa_core.manager import PluginManager
 
 project = "pa-core"
 author = "The pa-core authors"
@@ -14,7 +22,66 @@ html_title = f"pa-core {release}"
 
 default_role = "py:obj"  # `Trainer.train` in a docstring becomes a link where there is one
 autodoc_member_order = "bysource"
+autodoc_default_options = {"exclude-members": "model_config"}  # pydantic's, of any settings
 autodoc_typehints = "signature"
 autodoc_typehints_format = "short"
+napoleon_use_ivar = True  # an attribute is listed with its class, and described once
 myst_enable_extensions = ["colon_fence"]
 myst_heading_anchors = 3
+
+HOOKS = PluginManager().hooks
+TAIL = re.compile(r"\s*(When|Runs on|May synchronise): ")
+"""What the end of each hook's docstring says, in this order."""
+
+
+def setup(app: Any) -> None:
+    """Connect what is below; the first after napoleon, which sees docstrings at 500."""
+    app.connect("autodoc-process-docstring", add_to_hook, priority=900)
+    app.connect("missing-reference", find_by_short_name)
+
+
+def add_to_hook(
+    app: Any, what: str, name: str, obj: object, options: object, lines: list[str]
+) -> None:
+    """Set a hook's contract as a list, with what its marker says, and who implements it."""
+    hook = HOOKS.get(name.removeprefix("pa_core.hookspecs."))
+    if hook is None or hook.function is not obj:
+        return
+    text, *tail = TAIL.split("\n".join(lines).rstrip())
+    contract = dict(zip(tail[::2], (" ".join(part.split()) for part in tail[1::2]), strict=True))
+    if hook.firstresult:
+        contract["Result"] = "the first that isn't None; nobody is called after it (firstresult)."
+    else:
+        contract["Result"] = "all implementations are called."
+    contract["Implemented by"] = ", ".join(implementers().get(hook.name, [])) or "no plugin here"
+    lines[:] = [*text.splitlines(), "", *(f":{key}: {said}" for key, said in contract.items()), ""]
+
+
+def implementers() -> dict[str, list[str]]:
+    """Links to the plugins that are installed, by the hooks that they implement."""
+    found: dict[str, list[str]] = {}
+    for name, source in find_plugins().items():
+        plugin = load_plugin(source)
+        place = f"{plugin.__module__}.{plugin.__qualname__}"
+        for hook in hook_names(plugin, HOOKS):
+            found.setdefault(hook, []).append(f":py:class:`{name} <{place}>`")
+    return found
+
+
+def find_by_short_name(app: Any, env: Any, node: Any, content: Any) -> Any:
+    """Let `Trainer` or `Trainer.train` be a link where just one thing of that name is documented.
+
+    A method needs its class before it: alone, it may as well be the name of an argument.
+    """
+    target, domain = node["reftarget"], env.domains["py"]
+    kinds = {"class", "exception", "function", "data"}
+    places = {
+        (found.docname, found.node_id): (name, found)
+        for name, found in domain.objects.items()
+        if name.endswith(f".{target}") and ("." in target or found.objtype in kinds)
+    }
+    if node.get("refdomain") != "py" or len(places) != 1:
+        return None
+    ((name, found),) = places.values()
+    builder, here = app.builder, node["refdoc"]
+    return make_refnode(builder, here, found.docname, found.node_id, content, name)

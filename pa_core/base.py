@@ -186,7 +186,7 @@ class TrainerBase:
 
     @property
     def manifest(self) -> dict[str, Any]:
-        """The run's manifest: plugins, versions, settings, seed, commit and hardware."""
+        """The run's manifest, with plugins, versions, settings, seed, commit and hardware."""
         if self._manifest is None:
             self._manifest = run_manifest(self._trainer)
         return self._manifest

@@ -49,7 +49,14 @@ if TYPE_CHECKING:
 PROJECT = "pa_core"
 
 hookspec = pluggy.HookspecMarker(PROJECT)
+"""Marks a function as the specification of a hook; for plugins that have hooks of their own."""
+
 hookimpl = pluggy.HookimplMarker(PROJECT)
+"""Marks a function of a plugin as the implementation of the hook of its name.
+
+``@hookimpl(tryfirst=True)`` and ``trylast=True`` change the order, ``wrapper=True`` surrounds the
+others, ``specname="…"`` names the hook, and ``optionalhook=True`` allows that nobody specifies it.
+"""
 
 
 # -- Events: training -----------------------------------------------------------------------------

@@ -229,7 +229,7 @@ class PluginManager:
 
     @property
     def hook(self) -> Any:
-        """pluggy's callers, one for each hook: ``manager.hook.on_init_end(trainer=trainer)``."""
+        """pluggy's callers, one for each hook, as ``manager.hook.on_init_end(trainer=trainer)``."""
         if self._relay is None:
             self._relay = as_pluggy_sees_it(self._hooks, self.implementations)
         return self._relay.hook

@@ -318,7 +318,7 @@ class LossTracker:
         """Sum and count, to be reduced over processes without reading them back.
 
         Returns:
-            A tensor of shape ``(2,)`` on `device`: float64 where the device has it, else float32.
+            A tensor of shape ``(2,)`` on `device`; float64 where the device has it, else float32.
         """
         device = torch.device(device)
         return torch.stack((_on_device(self._total, device), _on_device(self._count, device)))

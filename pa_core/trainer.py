@@ -303,7 +303,7 @@ class Trainer(TrainerBase):
             collate_fn: makes a batch of a list of samples.
 
         Returns:
-            What this evaluation has recorded: ``evaluation_loss`` and the metrics of plugins.
+            What this evaluation has recorded, ``evaluation_loss`` and the metrics of plugins.
         """
         dataset = self.eval_dataset if dataset is None else dataset
         if dataset is None:
@@ -328,8 +328,8 @@ class Trainer(TrainerBase):
         """The model's outputs for every sample of a dataset, in the dataset's order, on the CPU.
 
         Returns:
-            What `calculate_predictions` returns, its batches joined: a tensor ``(samples, …)``, or
-            a tuple or dict of them; a list with one entry per sample where shapes differ.
+            What `calculate_predictions` returns, its batches joined to a tensor ``(samples, …)``,
+            or a tuple or dict of them; a list with one entry per sample where shapes differ.
         """
         check_predict_arguments(dataloader_kwargs)
         given = self.eval_dataset, self.collate_fn

@@ -151,7 +151,7 @@ def remove_padding(padded_tensor: Tensor, pad_value: float) -> Tensor:
         pad_value: what the padding consists of; NaN is understood.
 
     Returns:
-        The other rows, in their order: a tensor of shape ``(fewer rows, …)``.
+        The other rows in their order, a tensor of shape ``(fewer rows, …)``.
     """
     is_padding = padded_tensor.isnan() if pad_value != pad_value else padded_tensor == pad_value
     if is_padding.ndim > 1:

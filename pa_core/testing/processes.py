@@ -41,7 +41,7 @@ def run_on_processes(
         timeout: seconds after which all are ended.
 
     Returns:
-        What each process has returned, by rank: plain data and tensors. Of a script, what each has
+        Plain data and tensors that each process has returned, by rank. Of a script, what each has
         printed.
 
     Raises:

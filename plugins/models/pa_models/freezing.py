@@ -154,8 +154,8 @@ class ModelFreezer:
                 Otherwise the next ``model.train()`` does it.
 
         Returns:
-            For the index of each group that has changed, ``{"params": [the parameters that were
-            frozen]}``, as an optimizer's ``add_param_group`` takes it.
+            For the index of each group that has changed, a dict with the parameters that were
+            frozen as ``"params"``, as an optimizer's ``add_param_group`` takes it.
 
         Raises:
             IndexError: for an index that no group has.

@@ -16,7 +16,8 @@ def create_collator(
     """transformers' collator of a name.
 
     Args:
-        name: one of `COLLATORS`.
+        name: ``"padding"``, ``"token_classification"``, ``"causal_lm"``, ``"masked_lm"`` or
+            ``"seq2seq"``.
         tokenizer: pads, and knows the special tokens.
         model: an encoder-decoder model prepares its decoder's inputs.
         mlm_probability: the share of tokens that are masked for ``"masked_lm"``. Which ones is a

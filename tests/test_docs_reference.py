@@ -1,0 +1,150 @@
+"""The reference is complete: a page for each hook, each public name, each module in the picture."""
+
+import ast
+import inspect
+import re
+import runpy
+import tomllib
+from collections.abc import Iterator
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pa_core.explain import LOOP
+from pa_core.manager import PluginManager
+from tests.test_docs import ROOT, blocks
+
+DOCS = ROOT / "docs"
+HOOKS = PluginManager().hooks
+PUBLIC = [
+    *("pa_core", "pa_core.trainer", "pa_core.callbacks", "pa_core.testing"),
+    *("pa_metrics", "pa_schedulers", "pa_models", "pa_tracking", "pa_report"),
+]
+every_hook = pytest.mark.parametrize("name", HOOKS)
+
+
+# -- Hooks ----------------------------------------------------------------------------------------
+
+
+def test_the_overview_has_each_hook_in_the_order_of_the_calls_with_its_own_first_line() -> None:
+    order = [line.strip() for line in LOOP.splitlines() if line.strip() in HOOKS]
+    assert sorted(order) == sorted(HOOKS)
+    text = (DOCS / "hooks.md").read_text()
+    rows = re.findall(r"^\| \[`(\w+)`\]\(hooks/(\w+)\.md\) \| (.+) \|$", text, re.MULTILINE)
+    assert rows == [(name, name, _first_line(name)) for name in order]
+    assert re.findall(r"^hooks/(\w+)$", text, re.MULTILINE) == order  # the table of contents
+
+
+def _first_line(name: str) -> str:
+    return (inspect.getdoc(HOOKS[name].function) or "").partition("\n")[0].replace("``", "`")
+
+
+def test_each_page_of_a_hook_begins_with_its_specification() -> None:
+    pages = sorted(DOCS.glob("hooks/*.md"))
+    assert [page.stem for page in pages] == sorted(HOOKS)
+    for page in pages:
+        directive = f".. autofunction:: pa_core.hookspecs.{page.stem}"
+        start = f"# `{page.stem}`\n\n```{{eval-rst}}\n{directive}\n```\n\n## Example\n"
+        assert page.read_text().startswith(start), page.name
+
+
+class _Emptied(ast.NodeTransformer):
+    """Leaves a hook's implementations without their bodies, and counts them."""
+
+    def __init__(self, hook: str) -> None:
+        self.hook, self.count = hook, 0
+
+    def visit_FunctionDef(self, node: ast.FunctionDef) -> ast.FunctionDef:
+        marks = [ast.unparse(decorator) for decorator in node.decorator_list]
+        if node.name == self.hook and any("hookimpl" in mark for mark in marks):
+            self.count += 1
+            is_wrapper = any("wrapper=True" in mark for mark in marks)
+            node.body = [ast.Return(ast.Yield() if is_wrapper else None)]
+        return node
+
+
+@every_hook
+def test_the_example_of_a_hook_fails_where_its_implementation_does_nothing(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    page = DOCS / "hooks" / f"{name}.md"
+    code = "".join(block.code for block in blocks(page) if block.language == "python")
+    emptied = _Emptied(name)
+    tree = ast.fix_missing_locations(emptied.visit(ast.parse(code)))
+    assert emptied.count, "the example has no implementation of the hook"
+    with pytest.raises(Exception):  # noqa: B017, PT011 - which one is the example's affair
+        exec(compile(tree, str(page), "exec"), {"__name__": "__page__"})  # noqa: S102
+
+
+# -- Public names ---------------------------------------------------------------------------------
+
+
+def _documented() -> Iterator[Any]:
+    """The objects that the API reference shows with their docstrings."""
+    directive = re.compile(r"^\.\. auto(\w+):: ([\w.]+)\n((?: +:.+\n)*)", re.MULTILINE)
+    for kind, target, options in directive.findall((DOCS / "api.md").read_text()):
+        if kind != "module":
+            home, _, name = target.rpartition(".")
+            yield getattr(import_module(home), name)
+        elif ":members:" in options:
+            module = import_module(target)
+            for name in getattr(module, "__all__", ()):
+                yield getattr(module, name)
+            for value in vars(module).values():
+                if getattr(value, "__module__", None) == target:
+                    yield value
+
+
+@pytest.mark.parametrize("module", PUBLIC)
+def test_each_public_name_is_in_the_api_reference_with_a_docstring(module: str) -> None:
+    shown, text = list(_documented()), (DOCS / "api.md").read_text()
+    for name in import_module(module).__all__:
+        value = getattr(import_module(module), name)
+        if f"{module}.{name}" in ("pa_core.__version__", "pa_core.notebook_launcher"):
+            assert f"{module}.{name}" in text  # a number, and accelerate's own function
+        else:
+            assert any(other is value for other in shown), f"{module}.{name}"
+            assert inspect.getdoc(value), f"{module}.{name}"
+
+
+# -- The picture of the modules -------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def house() -> dict[str, Any]:
+    return runpy.run_path(str(DOCS / "house.py"))
+
+
+def test_the_picture_is_as_its_script_draws_the_code(house: dict[str, Any]) -> None:
+    assert (DOCS / "house.svg").read_text() == house["draw"](), "run: python docs/house.py"
+
+
+def test_each_module_has_its_room_and_imports_from_floors_below_alone(
+    house: dict[str, Any],
+) -> None:
+    for module in house["module_names"]():
+        house["room_of"](module)  # or it says that there is none
+    floors = {room.name: room.floor for room in house["ROOMS"]}
+    for name, below in house["imports"]().items():
+        wrong = [other for other in below if floors[other] >= floors[name]]
+        assert not wrong, f"the room {name!r} imports from {wrong}"
+
+
+def test_the_picture_has_each_distribution(house: dict[str, Any]) -> None:
+    files = sorted(ROOT.glob("plugins/*/pyproject.toml"))
+    names = [tomllib.loads(file.read_text())["project"]["name"] for file in files]
+    assert sorted(name for name, _ in house["SHEDS"][:-1]) == sorted(names)
+
+
+# -- Links ----------------------------------------------------------------------------------------
+
+
+def test_links_to_files_lead_to_files() -> None:
+    link = re.compile(r"\]\((?!https?://|#|mailto:)([^)#\s]+)")
+    pages = [*DOCS.glob("**/*.md"), ROOT / "README.md", *ROOT.glob("plugins/*/README.md")]
+    for page in pages:
+        for target in link.findall(page.read_text()):
+            assert (page.parent / target).exists(), f"{page.name}: {target}"
