@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tests.faults.launch import launch
+from tests.faults.launch import finish
 
 
 @pytest.fixture(scope="session")
@@ -17,6 +17,4 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any
     It has states after 20 and 40 of its 48 updates, and at its end.
     """
     folder = tmp_path_factory.mktemp("whole") / "run"
-    ended = launch(folder, 2, name="whole", every=20)
-    assert ended.code == 0, ended.text
-    return folder, ended.outcomes[0]
+    return folder, finish(folder, 2, name="whole", every=20)[1]

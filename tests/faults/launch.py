@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.distributed.launch import ROOT, environment, torchrun
+from tests.distributed.warm import run_warm
 
 SCRIPT = Path(__file__).with_name("script.py")
 
@@ -80,6 +81,18 @@ def launch(
         ended - fired.stat().st_mtime if fired and fired.exists() else None,
         outcomes,
     )
+
+
+def finish(folder: Path, processes: int, **options: Any) -> tuple[str, dict[str, Any]]:
+    """Run the script in `folder`, with no fault, to its end.
+
+    Returns:
+        What the first process has printed, and what it has written.
+    """
+    folder.mkdir(exist_ok=True)
+    together = processes if processes > 1 else None
+    text = run_warm(SCRIPT, folder, json.dumps(options), processes=together)
+    return text, json.loads((folder / f"{options['name']}-0.json").read_text())
 
 
 def _survivors(mark: str) -> list[int]:

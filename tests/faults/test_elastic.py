@@ -8,7 +8,7 @@ from collections import Counter
 import pytest
 
 from tests.distributed.launch import flat
-from tests.faults.launch import launch, samples_by_update
+from tests.faults.launch import finish, launch, samples_by_update
 
 pytestmark = [pytest.mark.distributed, pytest.mark.slow]
 
@@ -53,13 +53,12 @@ def test_another_number_of_processes_goes_on_with_the_same_global_batches(
         lines = file.read_text().splitlines()[:20]
         file.rename(folder / f"seen-before-{file.name}")
         (folder / f"seen-before-{file.name}").write_text("\n".join(lines) + "\n")
-    ended = launch(folder, after, name="resumed")
-    assert ended.code == 0, ended.text
-    assert "update 20" in ended.text
+    text, outcome = finish(folder, after, name="resumed")
+    assert "update 20" in text
     seen = samples_by_update(folder)
     assert seen == samples_by_update(whole[0])
     for epoch in (1, 2, 3):
         counts = Counter(n for (e, _), samples in seen.items() if e == epoch for n in samples)
         assert counts == Counter(range(61)), epoch
     expected = flat(whole[1]["weights"])
-    assert flat(ended.outcomes[0]["weights"]) == pytest.approx(expected, abs=1e-6)
+    assert flat(outcome["weights"]) == pytest.approx(expected, abs=1e-6)

@@ -38,14 +38,6 @@ def test_no_kill_at_any_instant_loses_anything():
 
 
 @pytest.mark.slow
-@pytest.mark.distributed
-def test_no_kill_of_cold_processes_under_torchrun_loses_anything():
-    found = campaign("--configs", "torchrun", "--kills", "2", "--seed", "3")
-    assert found["lost"] == 0, found["output"]
-    assert found["kills"] == 2
-
-
-@pytest.mark.slow
 def test_the_campaign_sees_a_build_that_loses_its_place():
     found = campaign("--configs", "plain", "--kills", "2", "--seed", "1", "--broken", "cursor")
     assert found["lost"] == 1

@@ -25,7 +25,7 @@ from pa_core.callbacks import (
 from pa_core.errors import PreemptedExit
 from pa_core.states import find_states, read_manifest
 from tests.builtin_trainer import Records
-from tests.faults.launch import launch, samples_by_update
+from tests.faults.launch import finish, launch, samples_by_update
 from tests.helpers import NoisyData, NoisyModel, assert_identical, tiny_data, weights_of
 
 
@@ -345,7 +345,6 @@ def test_on_two_processes_all_pause_at_one_update_whoever_has_got_the_signal(tmp
         assert len(updates) == 1
         assert ended.seconds < 20
         assert updates == {read_manifest(find_states(folder / "states")[0])["position"]["updates"]}
-    done = launch(folder, 2, name="done")
-    assert done.code == 0, done.text
-    assert done.outcomes[0]["weights"] == whole[1]["weights"]
+    _, done = finish(folder, 2, name="done")
+    assert done["weights"] == whole[1]["weights"]
     assert samples_by_update(folder) == samples_by_update(whole[0])
