@@ -5,7 +5,6 @@ import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
-POSTS = Path(sys.argv[1])
 STATUS = {"ok": 200, "fail": 500, "moved": 302}
 
 
@@ -15,7 +14,7 @@ class Handler(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         body = self.rfile.read(int(self.headers["Content-Length"]))
         kind, _, name = self.path.strip("/").partition("/")
-        with POSTS.joinpath(name).open("ab") as file:
+        with Path(sys.argv[1], name).open("ab") as file:
             file.write(self.headers["Content-Type"].encode() + b" " + body + b"\n")
         if kind == "slow":
             time.sleep(20)
@@ -28,6 +27,7 @@ class Handler(BaseHTTPRequestHandler):
         """Print nothing."""
 
 
-with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-    print(server.server_port, flush=True)
-    server.serve_forever()
+if __name__ == "__main__":
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        print(server.server_port, flush=True)
+        server.serve_forever()
