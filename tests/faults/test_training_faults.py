@@ -389,7 +389,7 @@ class Stops(TrainerCallback):
 class FullDisk(TrainerCallback):
     """Has no space for a training state."""
 
-    def on_save_training_state(self):
+    def on_save_training_state(self, trainer, **kwargs):
         raise OSError("no space")
 
 
