@@ -94,7 +94,7 @@ class GradientNoisePlugin:
         is_due = trainer.updates >= self._next_update
         return Window.empty(trainer.device) if is_due else None
 
-    def _watch(self, trainer: Trainer, loss: Tensor) -> None:
+    def _watch(self, trainer: Trainer, loss: Any) -> None:
         """Let the backward pass show the gradients of this micro-batch alone.
 
         A tensor's hook gets the gradient before it is added to others, or to those of other
@@ -207,7 +207,8 @@ def _square(gradient: Tensor) -> Tensor:
     import torch
 
     values = gradient.coalesce().values() if gradient.is_sparse else gradient
-    return torch.linalg.vector_norm(values, dtype=torch.float32).square()
+    norm: Tensor = torch.linalg.vector_norm(values, dtype=torch.float32)
+    return norm.square()
 
 
 def _sum(numbers: list[Tensor]) -> Tensor:

@@ -129,7 +129,7 @@ def test_batches_whose_size_is_known_late_are_measured_as_exactly() -> None:
 
     class Kept(Batches):
         @hookimpl
-        def on_train_step_start(self) -> None: ...
+        def on_train_step_start(self, batch: Any) -> None: ...
 
         @hookimpl
         def on_backward_end(self, batch: Any) -> None:
@@ -221,8 +221,8 @@ def test_no_hook_is_left_on_the_model_where_a_step_fails() -> None:
             super().__init__()
             self.inner = tiny_model()
 
-        def forward(self, vectors: Tensor) -> Tensor:
-            outputs: Tensor = self.inner(vectors)
+        def forward(self, vectors: Tensor) -> Any:
+            outputs: Any = self.inner(vectors)
             outputs.register_hook(self.fail)
             return outputs
 

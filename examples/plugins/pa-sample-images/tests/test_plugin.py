@@ -74,7 +74,7 @@ def guess(
     return trainer
 
 
-def colours(picture: Image.Image) -> set[tuple[int, ...]]:
+def colours(picture: Image.Image) -> set[Any]:
     return {picture.getpixel((x, y)) for x in range(picture.width) for y in range(picture.height)}
 
 
@@ -131,7 +131,8 @@ def test_whoever_tracks_the_run_is_handed_the_grid(isolated_settings: Path) -> N
     images = listens.taken[0][2]
     with Image.open("samples/update_00000001.png") as picture:
         assert images.shape == (3, picture.height, picture.width)
-        assert images[:, 10, 20].tolist() == list(picture.getpixel((20, 10)))
+        pixel: Any = picture.getpixel((20, 10))
+    assert images[:, 10, 20].tolist() == list(pixel)
 
 
 def test_each_dataset_and_model_has_files_of_its_own(isolated_settings: Path) -> None:
