@@ -92,7 +92,7 @@ class StateSaver:
         except (OSError, OtherProcessError) as error:
             if request.must:
                 raise
-            _warn([_not_saved(flight, error)])
+            self._tell(flight, error)
         else:
             if request.in_background:
                 self._flight = flight
@@ -112,7 +112,7 @@ class StateSaver:
         """
         flight, self._flight = self._flight, None
         if flight is not None:
-            self._trainer._engine.together(lambda: _land(flight))
+            self._trainer._engine.together(lambda: self._land(flight))
 
     def finish(self) -> None:
         """Settle at the end of a run, and give back the memory of the copies."""
@@ -136,6 +136,25 @@ class StateSaver:
         for remark in flight.remarks:
             exception.add_note(remark)
 
+    def _land(self, flight: _Flight) -> None:
+        if flight.thread is None:
+            return
+        flight.thread.join()
+        _warn(flight.remarks)
+        if flight.error is None:
+            return
+        if flight.must or not isinstance(flight.error, OSError):
+            flight.error.add_note(f"while {flight.state_dir} was saved in the background")
+            raise flight.error
+        self._tell(flight, flight.error)
+
+    def _tell(self, flight: _Flight, error: Exception) -> None:
+        """Tell plugins and the user that a state is missing, and go on."""
+        self._trainer._event(
+            "on_save_training_state_error", state_dir=flight.state_dir, error=error
+        )
+        _warn([_not_saved(flight, error)])
+
     def _remove_old_states(self, flight: _Flight, keep: int) -> None:
         try:
             self._retention.apply(flight.state_dir.parent, keep, OWN_NAME.fullmatch)
@@ -150,19 +169,6 @@ def _run(
         write(commit)
     except BaseException as error:  # noqa: BLE001 - it is told by the main thread
         flight.error = error
-
-
-def _land(flight: _Flight) -> None:
-    if flight.thread is None:
-        return
-    flight.thread.join()
-    _warn(flight.remarks)
-    if flight.error is None:
-        return
-    if flight.must or not isinstance(flight.error, OSError):
-        flight.error.add_note(f"while {flight.state_dir} was saved in the background")
-        raise flight.error
-    _warn([_not_saved(flight, flight.error)])
 
 
 def _not_saved(flight: _Flight, error: BaseException) -> str:

@@ -69,6 +69,7 @@ predict(...)
     calculate_predictions
 where a training state is saved or loaded
     on_save_training_state
+    on_save_training_state_error
     on_load_training_state
 where something is asked for by its name
     register_schedulers

@@ -300,6 +300,22 @@ def on_save_training_state(trainer: Trainer, state_dir: Path) -> None:
 
 
 @hookspec
+def on_save_training_state_error(trainer: Trainer, state_dir: Path, error: Exception) -> None:
+    """A training state could not be written, and the run goes on.
+
+    Where it must be saved (`SaveRequest.must`), the error ends the run: `on_exception` tells of it.
+
+    Args:
+        trainer: the trainer.
+        state_dir: the directory that the state would have become.
+        error: why; `OtherProcessError` where it has failed on another process.
+
+    When: once per such save, as the loop hears of it. Runs on: the process that writes, and others
+    where they have waited for it. May synchronise: no.
+    """
+
+
+@hookspec
 def on_load_training_state(trainer: Trainer, state_dir: Path) -> None:
     """A training state was put back, the plugins' own state included.
 

@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeGuard, get_args, get_origin
 
-from pydantic import AliasChoices, BaseModel, ValidationError
+from pydantic import AliasChoices, BaseModel, Secret, SecretBytes, SecretStr, ValidationError
 
 from pa_core.errors import nearest
+
+if TYPE_CHECKING:
+    from pydantic.fields import FieldInfo
+
+MASK = "**********"
+"""What stands for a secret, as in pydantic's own texts."""
 
 
 def check_table(
@@ -32,26 +38,70 @@ def check_table(
         # Strict, and as JSON: so a list may become a set, and text a path or a member of an enum.
         values = model.model_validate_json(json.dumps(table, default=str), strict=True)
     except ValidationError as error:
-        for path, messages in _by_key(error, table).items():
+        shown = without_secrets(model, table)
+        for path, messages in _by_key(error, table, shown).items():
             problems.setdefault(path, messages)
     return (None if problems else values), list(problems.values())
 
 
-def _unknown_keys(
-    model: type[BaseModel], table: Mapping[str, Any], path: tuple[str, ...] = ()
-) -> Iterator[tuple[tuple[str | int, ...], list[str]]]:
-    """The path of each unknown key, with the keys that there are."""
-    fields: dict[str, Any] = {}
+def without_secrets(model: type[BaseModel], table: Mapping[str, Any]) -> dict[str, Any]:
+    """A table that can be shown and recorded: a mask stands for what the model says is secret.
+
+    Args:
+        model: the plugin's settings; its fields of the types `SecretStr`, `SecretBytes` and
+            `Secret` are secrets.
+        table: what the file says.
+    """
+    shown = dict(table)
+    for key, info in _fields(model).items():
+        if key not in table:
+            continue
+        inner = info.annotation
+        if _is_model(inner) and isinstance(table[key], Mapping):
+            shown[key] = without_secrets(inner, table[key])
+        elif _holds_secret(inner):
+            shown[key] = MASK
+    return shown
+
+
+def _holds_secret(annotation: Any, seen: frozenset[Any] = frozenset()) -> bool:
+    """Whether a secret is anywhere in a type: as in an optional one, or a list of models."""
+    kind = get_origin(annotation) or annotation
+    if kind in seen:  # a model that refers to itself
+        return False
+    if isinstance(kind, type) and issubclass(kind, SecretStr | SecretBytes | Secret):
+        return True
+    fields = kind.model_fields.values() if _is_model(kind) else ()
+    inner = (*get_args(annotation), *(info.annotation for info in fields))
+    seen |= {kind} if _is_model(kind) else set()
+    return any(_holds_secret(part, seen) for part in inner)
+
+
+def _is_model(annotation: Any) -> TypeGuard[type[BaseModel]]:
+    return isinstance(annotation, type) and issubclass(annotation, BaseModel)
+
+
+def _fields(model: type[BaseModel]) -> dict[str, FieldInfo]:
+    """The model's fields by each key that a table may have for them."""
+    fields: dict[str, FieldInfo] = {}
     for name, info in model.model_fields.items():
         alias = info.validation_alias or info.alias or name
         choices = alias.choices if isinstance(alias, AliasChoices) else [alias]
         fields |= {choice: info for choice in choices if isinstance(choice, str)}
         if model.model_config.get("populate_by_name") or model.model_config.get("validate_by_name"):
             fields[name] = info
+    return fields
+
+
+def _unknown_keys(
+    model: type[BaseModel], table: Mapping[str, Any], path: tuple[str, ...] = ()
+) -> Iterator[tuple[tuple[str | int, ...], list[str]]]:
+    """The path of each unknown key, with the keys that there are."""
+    fields = _fields(model)
     for key, value in table.items():
         if key in fields:
             inner = fields[key].annotation
-            if isinstance(inner, type) and issubclass(inner, BaseModel) and isinstance(value, dict):
+            if _is_model(inner) and isinstance(value, dict):
                 yield from _unknown_keys(inner, value, (*path, key))
         elif model.model_config.get("extra") != "allow":
             yield (*path, key), list(fields)
@@ -63,12 +113,20 @@ def _unknown_key(path: tuple[str | int, ...], known: list[str]) -> str:
     return f"has no key {key!r}.{nearest(str(path[-1]), known)}{takes}"
 
 
-def _by_key(error: ValidationError, table: Mapping[str, Any]) -> dict[tuple[str | int, ...], str]:
-    """One sentence for each key; a union's error has a part for each of its types."""
+def _by_key(
+    error: ValidationError, table: Mapping[str, Any], shown: Mapping[str, Any]
+) -> dict[tuple[str | int, ...], str]:
+    """One sentence for each key; a union's error has a part for each of its types.
+
+    Args:
+        error: what pydantic says.
+        table: what was given.
+        shown: the same without secrets, which a sentence must not repeat.
+    """
     expected: dict[tuple[str | int, ...], list[str]] = {}
     values: dict[tuple[str | int, ...], Any] = {}
     for problem in error.errors(include_url=False):
-        path, value = _place(problem["loc"], table)
+        path, _ = _place(problem["loc"], table)
         if problem["type"] == "missing":
             path, message = (*path, problem["loc"][-1]), "is required"
         elif problem["type"] == "extra_forbidden":
@@ -78,7 +136,7 @@ def _by_key(error: ValidationError, table: Mapping[str, Any]) -> dict[tuple[str 
             message = message.replace("Input should be", "expected").replace(
                 ", unable to ", "; can't "
             )
-            values[path] = value
+            values[path] = _place(path, shown)[1]
         messages = expected.setdefault(path, [])
         if message not in messages:
             messages.append(message)

@@ -15,6 +15,7 @@ from pa_core.callbacks import SaveTrainingStateCallback
 from pa_core.control import SaveRequest, TrainerControl
 from pa_core.states import StateReader, find_states, verify
 from pa_core.tensors import HostMemory
+from pa_core.testing import HookRecorder
 from tests.builtin_trainer import Interrupts, make_trainer
 from tests.helpers import assert_identical, tiny_data, weights_of
 
@@ -144,9 +145,12 @@ class FullDisk:
 
 
 def test_a_failure_in_the_background_is_a_warning_and_the_run_goes_on(tmp_path, monkeypatch):
-    full = FullDisk(monkeypatch)
+    full, recorder = FullDisk(monkeypatch), HookRecorder()
     with pytest.warns(UserWarning, match="No training state was saved at .*update_00000002.*space"):
-        trainer = train(tmp_path)
+        trainer = train(tmp_path, recorder)
+    (call,) = recorder.of("on_save_training_state_error")
+    assert call.state_dir == tmp_path / "update_00000002"
+    assert call.error.errno == errno.ENOSPC
     assert full.failed_in == ["pa-core-save"]
     assert trainer.updates == 11
     assert [path.name for path in sorted(tmp_path.iterdir())] == [

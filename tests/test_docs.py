@@ -150,7 +150,7 @@ def test_the_sketch_of_the_loop_names_the_events_in_the_order_of_a_run() -> None
     assert set(table) - set(drawn) == {
         *("on_init_end", "on_evaluation_run_start", "on_evaluation_run_end"),
         *("on_stop_training_error", "on_exception"),
-        *("on_save_training_state", "on_load_training_state"),
+        *("on_save_training_state", "on_save_training_state_error", "on_load_training_state"),
     }
 
 

@@ -386,6 +386,13 @@ class Stops(TrainerCallback):
             trainer.control.stop("enough")
 
 
+class FullDisk(TrainerCallback):
+    """Has no space for a training state."""
+
+    def on_save_training_state(self, trainer, **kwargs):
+        raise OSError("no space")
+
+
 class Watches(TrainerCallback):
     """Has a file open for the whole run, and is told of its end."""
 
@@ -422,6 +429,8 @@ def test_a_hook_that_raises_ends_the_run_in_good_order_with_its_name(tmp_path, e
     others: list[TrainerCallback] = []
     if event == "on_stop_training_error":
         others.append(Stops())
+    if event == "on_save_training_state_error":
+        others.append(FullDisk())
     if event == "on_exception":
         others.append(Raising("on_train_epoch_end", error("the cause")))
     trainer = make_trainer(*others, bars, raising, watches, states)
