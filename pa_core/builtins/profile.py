@@ -216,7 +216,7 @@ class ProfileCallback(BuiltinCallback):
                 return timed(arguments)
             with looking_for_waits(device) as waits:
                 result = timed(arguments)
-            counts[0] += waits.found
+            counts[0] += bool(waits)
             counts[1] += 1
             return result
 
