@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -12,9 +11,7 @@ from torch import Tensor, nn
 
 from pa_core.builtins.base import BuiltinCallback, BuiltinSettings
 from pa_core.hookspecs import hookimpl
-from pa_core.resuming import states_folder
-from pa_core.snapshot import Snapshot
-from pa_core.states import newest_intact_state
+from pa_core.resuming import find_snapshot, states_folder
 
 if TYPE_CHECKING:
     from pa_core.trainer import Trainer
@@ -195,22 +192,16 @@ class TerminateOnNaNCallback(BuiltinCallback):
             return f"the run was rolled back {self.limit} times already"
         if not self._has_state:
             return "no state of this run was saved yet to go back to"
-        engine, folder = trainer._engine, states_folder(trainer)
-        assert folder is not None  # as the run has started
         trainer._saver.settle()  # the newest may be on its way to the disk
-
-        def find() -> Path | None:
-            return newest_intact_state(folder) if engine.rank == 0 else None
-
-        state_dir = engine.gather_objects(engine.together(find))[0]
-        if state_dir is None:
-            return f"{folder} holds no state to go back to"
-        snapshot = engine.together(lambda: Snapshot(state_dir, engine.rank))
+        snapshot = find_snapshot("auto", trainer)
+        if snapshot is None:
+            return f"{states_folder(trainer)} holds no state to go back to"
         snapshot.restore_weights(trainer)
         self._rollbacks += 1
+        updates = trainer.updates - snapshot.position.updates
         trainer.print(
-            f"Back to the weights of {state_dir}, {trainer.updates - snapshot.position.updates} "
-            f"updates ago (rollback {self._rollbacks} of {self.limit})"
+            f"Back to the weights of {snapshot.directory}, {updates} updates ago "
+            f"(rollback {self._rollbacks} of {self.limit})"
         )
         return None
 
