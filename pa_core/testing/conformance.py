@@ -352,9 +352,7 @@ class PluginConformance:
 
     def test_works_on_two_processes(self) -> None:
         """On several processes, each records what a single one does, up to rounding."""
-        place = place_of(type(self))
-        outcomes = [Outcome(*o) for o in run_on_processes(_outcome_there, self.processes, *place)]
-        check_processes(self.shared_outcome(), outcomes)
+        check_on_processes([type(self)], self.processes)
 
     def test_costs_little(self) -> None:
         """Its hooks take at most `max_microseconds_per_step` of a training step."""
@@ -376,10 +374,32 @@ class PluginConformance:
 # -- On other processes ---------------------------------------------------------------------------
 
 
-def _outcome_there(*place: str) -> tuple[dict[str, Tensor], dict[str, list[Any]]]:
-    """The outcome of a test class, on each of several processes."""
-    outcome = find(*place)().shared_outcome()
-    return outcome.weights, outcome.history
+def check_on_processes(test_classes: Sequence[type[PluginConformance]], processes: int = 2) -> None:
+    """Fail unless each plugin records on several processes what it does on a single one.
+
+    That is ``works_on_two_processes`` of all the classes, with one start of the processes.
+
+    Args:
+        test_classes: the plugins' tests, each in a module of its own and not nested.
+        processes: how many there are.
+    """
+    places = [place_of(test_class) for test_class in test_classes]
+    there = run_on_processes(_outcomes_there, processes, places)
+    for number, test_class in enumerate(test_classes):
+        try:
+            outcomes = [Outcome(*process[number]) for process in there]
+            check_processes(test_class().shared_outcome(), outcomes)
+        except AssertionError as error:
+            error.add_note(f"in {test_class.__name__}")
+            raise
+
+
+def _outcomes_there(
+    places: list[tuple[str, str, str]],
+) -> list[tuple[dict[str, Tensor], dict[str, list[Any]]]]:
+    """The outcomes of test classes, on each of several processes."""
+    outcomes = [find(*place)().shared_outcome() for place in places]
+    return [(outcome.weights, outcome.history) for outcome in outcomes]
 
 
 def check_processes(one: Outcome, outcomes: Sequence[Outcome]) -> None:
