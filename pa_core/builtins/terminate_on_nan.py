@@ -41,7 +41,8 @@ class TerminateOnNaNCallback(BuiltinCallback):
     - ``"rollback"`` drops it, puts back the weights, the optimizer and the schedule of the newest
       intact state that this run has saved, and goes on with the next data: right where it is the
       weights that have gone astray. What was trained on since then is left out. It isn't repeated,
-      since the same data would lead to the same place. Other plugins keep what they have.
+      since the same data would lead to the same place. Of other plugins' state, what follows the
+      weights goes back with them, such as a moving average; what they know of the run stays.
 
     The last two look at every update before it happens, its gradients included, and so wait for
     the device at each. They record ``skipped_updates``; the losses that are recorded are the true
@@ -196,7 +197,7 @@ class TerminateOnNaNCallback(BuiltinCallback):
         snapshot = find_snapshot("auto", trainer)
         if snapshot is None:
             return f"{states_folder(trainer)} holds no state to go back to"
-        snapshot.restore_weights(trainer)
+        snapshot.roll_back(trainer)
         self._rollbacks += 1
         updates = trainer.updates - snapshot.position.updates
         trainer.print(
