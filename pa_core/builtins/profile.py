@@ -246,6 +246,10 @@ class ProfileCallback(BuiltinCallback):
 
     # -- Telling --------------------------------------------------------------------------------
 
+    @hookimpl
+    def calculate_costs(self, trainer: Trainer) -> dict[str, Any]:
+        return self.report()
+
     def report(self) -> dict[str, Any]:
         """What the last run's time was spent on, as plain data; times in seconds.
 

@@ -5,6 +5,7 @@ In one file, since their libraries take long to import.
 
 from __future__ import annotations
 
+import os
 import tomllib
 from importlib.metadata import EntryPoint
 from pathlib import Path
@@ -15,7 +16,7 @@ import torch
 
 from pa_core import Trainer
 from pa_core.testing import PluginConformance, tiny_trainer
-from pa_core.testing.conformance import check_on_processes
+from pa_core.testing.conformance import Outcome, check_on_processes
 from pa_metrics import MetricsPlugin
 from pa_models import (
     ConvertSyncBatchNormCallback,
@@ -25,6 +26,7 @@ from pa_models import (
     TransformersPlugin,
 )
 from pa_report import ReportPlugin
+from pa_report.page import save_page
 from pa_schedulers import SchedulersPlugin, WSDCheckpointCallback, WSDLrScheduler
 from pa_tracking import TrackingPlugin
 from tests.plugins.models.test_timm_training import Net, images
@@ -122,8 +124,23 @@ class TestTracking(PluginConformance):
 
 class TestReport(PluginConformance):
     plugin = ReportPlugin
-    settings: ClassVar = {"name": "run", "every": 4}
+    settings: ClassVar = {"every": 4}
     exempt: ClassVar = IN_ONE_START
+
+    def shared_outcome(self) -> Outcome:
+        """See as well that one process has written the page, once."""
+        written: list[Path] = []
+
+        def save(path: Path, page: str) -> None:
+            written.append(path)
+            save_page(path, page)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("pa_report.plugin.save_page", save)
+            outcome = super().shared_outcome()
+        assert len(written) == (os.environ.get("RANK", "0") == "0")
+        assert all(path.is_file() for path in written)
+        return outcome
 
 
 def test_each_plugin_of_each_distribution_is_tested_here():
