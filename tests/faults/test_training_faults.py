@@ -311,8 +311,10 @@ def test_an_error_in_the_data_names_its_sample_and_worker(data, error, told, wor
 
 
 KILLED = """
-import os, signal, subprocess
+import os, signal, subprocess, time
+from multiprocessing import resource_sharer
 from torch.utils.data import Dataset
+from pa_core import TrainerCallback
 from tests.builtin_trainer import make_trainer
 from tests.helpers import tiny_data
 
@@ -325,18 +327,38 @@ class Kills(Dataset):
             os.kill(os.getpid(), signal.SIGKILL)
         return tiny_data(16)[index]
 
-loader = {"num_workers": 1}
-try:
-    make_trainer().train(Kills(), 1, per_device_batch_size=4, train_dataloader_kwargs=loader)
-except (RuntimeError, OSError, EOFError) as error:
-    print(error, getattr(error, "__notes__", ""))
-    # While it is held, the end of another child isn't taken for that of a worker.
-    subprocess.run(["true"], check=True)
-    print("and nothing more")
+class DiesSlowly(Kills):
+    # First its connections go, on which the second batch was to come, and later the worker itself.
+    fetched = 0
+
+    def __getitem__(self, index):
+        self.fetched += 1
+        if self.fetched > 8:
+            open("lost", "w")
+            resource_sharer.stop()
+            time.sleep(0.3)
+            os.kill(os.getpid(), signal.SIGKILL)
+        return tiny_data(16)[index]
+
+class WaitsForTheLoss(TrainerCallback):
+    def on_train_step_end(self, trainer):
+        while isinstance(trainer.train_dataset, DiesSlowly) and not os.path.exists("lost"):
+            time.sleep(0.01)
+
+for data in (Kills(), DiesSlowly()):
+    try:
+        make_trainer(WaitsForTheLoss).train(
+            data, 1, per_device_batch_size=4, train_dataloader_kwargs={"num_workers": 1}
+        )
+    except (RuntimeError, OSError, EOFError) as error:
+        time.sleep(0.4)
+        # While it is held, the end of another child isn't taken for that of a worker.
+        subprocess.run(["true"], check=True)
+        print(type(data).__name__, "gave", repr(error), error.__notes__)
 """
 
 
-def test_a_killed_worker_ends_the_run_and_what_to_try_is_told():
+def test_a_killed_worker_ends_the_run_and_what_to_try_is_told(tmp_path):
     """In a process of its own: PyTorch raises wherever the signal finds the main thread."""
     done = subprocess.run(
         [sys.executable, "-c", KILLED],
@@ -344,12 +366,13 @@ def test_a_killed_worker_ends_the_run_and_what_to_try_is_told():
         text=True,
         timeout=120,
         check=False,
+        cwd=tmp_path,
         env=environment(),
     )
     assert done.returncode == 0, done.stderr
-    # PyTorch's own error may come once more, as the first one is explained, and takes its place.
-    assert "DataLoader worker" in done.stdout or "num_workers=0" in done.stdout
-    assert "and nothing more" in done.stdout
+    told = [line for line in done.stdout.splitlines() if " gave " in line]
+    assert [line.split()[0] for line in told] == ["Kills", "DiesSlowly"]
+    assert all("With num_workers=0" in line for line in told), told
 
 
 # -- Plugins --------------------------------------------------------------------------------------
