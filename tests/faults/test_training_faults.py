@@ -123,15 +123,15 @@ def test_the_count_of_skips_goes_through_an_interruption(tmp_path):
 class Blows(TrainerCallback):
     """Lets the weights go astray in one update, so that every later loss is infinite."""
 
-    def __init__(self, update):
-        self.update, self.fired = update, 0
+    def __init__(self, update, weight=3e38):
+        self.update, self.weight, self.fired = update, weight, 0
 
     def on_optimizer_step_end(self, trainer):
         if trainer.updates == self.update:
             self.fired += 1
             with torch.no_grad():
                 for parameter in trainer.model.parameters():
-                    parameter.fill_(3e38)
+                    parameter.fill_(self.weight)
 
 
 def test_a_rollback_undoes_the_updates_since_the_state_and_goes_on_with_the_next_data(tmp_path):
@@ -184,7 +184,9 @@ def test_no_state_and_no_best_model_ever_holds_what_is_not_finite(tmp_path, poli
     best = SaveBestModelCallback(tmp_path / "best.pt", load_saved_checkpoint=False)
     states = SaveTrainingStateCallback(tmp_path / "states", 1, 1)
     guard = TerminateOnNaNCallback(policy)
-    trainer = train(best, guard, states, BadUpdates(2, 3), Blows(8), epochs=3)
+    blows = Blows(8, math.inf)
+    trainer = train(best, guard, states, BadUpdates(2, 3), blows, epochs=3)
+    assert blows.fired == (policy != "stop")
     saved = find_states(tmp_path / "states")
     assert saved
     for state in saved:
