@@ -315,10 +315,10 @@ class TrainerBase:
 
     def _tell(self, exception: BaseException) -> None:
         """Say what may lie behind an exception that ends a run, and tell the plugins of it."""
+        causes.explain(exception, self._trainer)  # first: it ends what would interrupt the others
         self._saver.give_up(exception)
         if isinstance(exception, PreemptedExit):
             return  # nothing has failed: the run was closed in good order
-        causes.explain(exception, self._trainer)
         self.plugins.call_each("on_exception", exception, trainer=self, exception=exception)
 
     def _stop_together(self, error: StopTrainingError) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from pa_core.builtins import BUILTINS, DEFAULTS
 from pa_core.errors import StopTrainingError
@@ -92,9 +92,12 @@ class TrainerCallback:
 
     Attributes:
         runs_on: ``"all"``, or ``"main"`` for a callback whose events only the main process calls.
+        follows_weights: the keys of its state that are put back when the weights of a run that goes
+            on are, as `TerminateOnNaNCallback` may do; the others tell of the run so far.
     """
 
     runs_on = "all"
+    follows_weights: ClassVar[tuple[str, ...]] = ()
 
     # How the plugin manager, which imports no torch, knows a callback when it sees one.
     _is_trainer_callback = True

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import time
 from typing import TYPE_CHECKING
 
 import torch
@@ -27,6 +28,7 @@ _PROCESS_LOST = (
     "Socket Timeout",
     "remote process exited",
 )
+_DYING_SECONDS = 1.0  # from the loss of a worker's connections to its end
 
 
 def explain(error: BaseException, trainer: Trainer) -> None:
@@ -36,8 +38,18 @@ def explain(error: BaseException, trainer: Trainer) -> None:
         error: what was raised; it gets a note (PEP 678), or none.
         trainer: whose run it was.
     """
+    while True:
+        try:
+            return _explain(error, trainer)
+        except RuntimeError as another:
+            # As a worker ends, PyTorch raises in whatever code is running, perhaps here; once.
+            if not _is_of_lost_worker(another):
+                raise
+
+
+def _explain(error: BaseException, trainer: Trainer) -> None:
     if isinstance(error, OSError | EOFError):  # what a killed worker had shared is gone with it
-        if _end_workers():
+        if _end_workers(_DYING_SECONDS):
             error.add_note(_worker_lost(trainer))
         return
     if not isinstance(error, RuntimeError | MemoryError):
@@ -45,15 +57,19 @@ def explain(error: BaseException, trainer: Trainer) -> None:
     text = str(error)
     if isinstance(error, MemoryError | torch.OutOfMemoryError) or _has(text, _OUT_OF_MEMORY):
         error.add_note(_out_of_memory(trainer))
-    elif "DataLoader worker" in text and _has(text, _WORKER_LOST):
-        error.add_note(_worker_lost(trainer))
+    elif _is_of_lost_worker(error):
         _end_workers()
+        error.add_note(_worker_lost(trainer))
     elif trainer.num_processes > 1 and _has(text, _PROCESS_LOST):
         error.add_note(
             f"Process {trainer._engine.rank} waited for the others, but another process of this "
             "run has ended. The cause is what that one has printed, or what the launcher says of "
             "it; killed by signal 9, it was often for lack of memory"
         )
+
+
+def _is_of_lost_worker(error: BaseException) -> bool:
+    return "DataLoader worker" in str(error) and _has(str(error), _WORKER_LOST)
 
 
 def _has(text: str, phrases: tuple[str, ...]) -> bool:
@@ -89,19 +105,28 @@ def _gib(size: int) -> str:
     return f"{size / 2**30:.1f}"
 
 
-def _end_workers() -> bool:
+def _end_workers(seconds: float = 0.0) -> bool:
     """End the workers of a loader that has lost one, and say whether there was such a loader.
 
-    As long as the traceback keeps them, PyTorch raises the same error again, in whatever code is
-    running, each time that any child of this process ends. Nobody else knows the iterator.
+    As long as the traceback keeps them, PyTorch raises an error of its own in whatever code is
+    running when the signal of a worker's end comes. Nobody else knows the iterator.
+
+    Args:
+        seconds: how long to wait for a worker that may be about to end.
     """
-    found = False
-    for thing in gc.get_objects():
-        if type(thing) is _MultiProcessingDataLoaderIter:
-            if any(worker.exitcode for worker in thing._workers):  # neither alive nor well
-                found = True
-                thing._shutdown_workers()
-    return found
+    loaders = [thing for thing in gc.get_objects() if type(thing) is _MultiProcessingDataLoaderIter]
+    deadline = time.monotonic() + seconds
+    while not (lost := [loader for loader in loaders if _has_lost_a_worker(loader)]):
+        if not loaders or time.monotonic() >= deadline:
+            return False
+        time.sleep(0.01)
+    for loader in lost:
+        loader._shutdown_workers()
+    return True
+
+
+def _has_lost_a_worker(loader: _MultiProcessingDataLoaderIter) -> bool:
+    return any(worker.exitcode for worker in loader._workers)  # neither alive nor well
 
 
 def _worker_lost(trainer: Trainer) -> str:

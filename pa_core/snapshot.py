@@ -367,6 +367,32 @@ class Snapshot:
             if trainer.device.type == "cuda" and "cuda" in generators:
                 torch.cuda.set_rng_state(generators["cuda"], trainer.device)
 
+    def roll_back(self, trainer: Trainer) -> None:
+        """Put back the weights, and what follows them, in a run that goes on from where it stands.
+
+        A plugin names in ``follows_weights`` the keys of its state that do; its
+        ``on_load_training_state`` is called then. Position, history, running loss and the rest of
+        the plugins' state tell of the run so far, and stay. Errors are those of `restore_weights`.
+        """
+        self.restore_weights(trainer)
+        plugins, saved = trainer.plugins, self._process["plugins"]
+        following = {
+            name: keys
+            for name, plugin in plugins.plugins.items()
+            if (keys := getattr(type(plugin), "follows_weights", ()))
+        }
+        if not following:
+            return
+        states = {}
+        for name, state in plugins.state_dict().items():
+            if name in following:
+                kept = {key: value for key, value in state.items() if key not in following[name]}
+                states[name] = dict(saved.get(name, {})) | kept
+        plugins.load_state_dict(states, allow_missing=True)
+        for found in plugins.implementations("on_load_training_state"):
+            if found.name in states:
+                found.call({"trainer": trainer, "state_dir": self.directory})
+
     def _restore_loss(self, trainer: Trainer) -> None:
         """Put back the epoch's running loss, of which each process has its own part."""
         if trainer._engine.num_processes == len(self._processes):

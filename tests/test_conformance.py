@@ -24,8 +24,8 @@ from pa_core.builtins.save_best_model import SaveBestModelCallback
 from pa_core.builtins.speedups import SpeedupsCallback
 from pa_core.builtins.step_evaluation import StepBasedEvaluationCallback
 from pa_core.builtins.terminate_on_nan import TerminateOnNaNCallback
-from pa_core.testing import PluginConformance, run_on_processes
-from pa_core.testing.conformance import Outcome, check_processes
+from pa_core.testing import PluginConformance
+from pa_core.testing.conformance import check_on_processes
 
 ITS_PURPOSE = "that is what it is for"
 IN_ONE_START = {"works_on_two_processes": "done for some of them in one start, below"}
@@ -144,15 +144,8 @@ REPRESENTATIVE: list[type[PluginConformance]] = [
 ]
 
 
-def outcomes() -> list[tuple]:
-    found = [test_class().shared_outcome() for test_class in REPRESENTATIVE]
-    return [(outcome.weights, outcome.history) for outcome in found]
-
-
 @pytest.mark.slow
 @pytest.mark.distributed
 def test_plugins_record_on_two_processes_what_they_record_on_one(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    on_two = run_on_processes(outcomes, 2)
-    for number, one in enumerate(outcomes()):
-        check_processes(Outcome(*one), [Outcome(*process[number]) for process in on_two])
+    check_on_processes(REPRESENTATIVE)

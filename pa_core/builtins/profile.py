@@ -216,7 +216,7 @@ class ProfileCallback(BuiltinCallback):
                 return timed(arguments)
             with looking_for_waits(device) as waits:
                 result = timed(arguments)
-            counts[0] += waits.found
+            counts[0] += bool(waits)
             counts[1] += 1
             return result
 
@@ -245,6 +245,10 @@ class ProfileCallback(BuiltinCallback):
         self._profiler.export_chrome_trace(str(file))
 
     # -- Telling --------------------------------------------------------------------------------
+
+    @hookimpl
+    def calculate_costs(self, trainer: Trainer) -> dict[str, Any]:
+        return self.report()
 
     def report(self) -> dict[str, Any]:
         """What the last run's time was spent on, as plain data; times in seconds.

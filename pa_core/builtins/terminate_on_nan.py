@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -12,9 +11,7 @@ from torch import Tensor, nn
 
 from pa_core.builtins.base import BuiltinCallback, BuiltinSettings
 from pa_core.hookspecs import hookimpl
-from pa_core.resuming import states_folder
-from pa_core.snapshot import Snapshot
-from pa_core.states import newest_intact_state
+from pa_core.resuming import find_snapshot, states_folder
 
 if TYPE_CHECKING:
     from pa_core.trainer import Trainer
@@ -44,7 +41,8 @@ class TerminateOnNaNCallback(BuiltinCallback):
     - ``"rollback"`` drops it, puts back the weights, the optimizer and the schedule of the newest
       intact state that this run has saved, and goes on with the next data: right where it is the
       weights that have gone astray. What was trained on since then is left out. It isn't repeated,
-      since the same data would lead to the same place. Other plugins keep what they have.
+      since the same data would lead to the same place. Of other plugins' state, what follows the
+      weights goes back with them, such as a moving average; what they know of the run stays.
 
     The last two look at every update before it happens, its gradients included, and so wait for
     the device at each. They record ``skipped_updates``; the losses that are recorded are the true
@@ -195,22 +193,16 @@ class TerminateOnNaNCallback(BuiltinCallback):
             return f"the run was rolled back {self.limit} times already"
         if not self._has_state:
             return "no state of this run was saved yet to go back to"
-        engine, folder = trainer._engine, states_folder(trainer)
-        assert folder is not None  # as the run has started
         trainer._saver.settle()  # the newest may be on its way to the disk
-
-        def find() -> Path | None:
-            return newest_intact_state(folder) if engine.rank == 0 else None
-
-        state_dir = engine.gather_objects(engine.together(find))[0]
-        if state_dir is None:
-            return f"{folder} holds no state to go back to"
-        snapshot = engine.together(lambda: Snapshot(state_dir, engine.rank))
-        snapshot.restore_weights(trainer)
+        snapshot = find_snapshot("auto", trainer)
+        if snapshot is None:
+            return f"{states_folder(trainer)} holds no state to go back to"
+        snapshot.roll_back(trainer)
         self._rollbacks += 1
+        updates = trainer.updates - snapshot.position.updates
         trainer.print(
-            f"Back to the weights of {state_dir}, {trainer.updates - snapshot.position.updates} "
-            f"updates ago (rollback {self._rollbacks} of {self.limit})"
+            f"Back to the weights of {snapshot.directory}, {updates} updates ago "
+            f"(rollback {self._rollbacks} of {self.limit})"
         )
         return None
 

@@ -11,6 +11,7 @@ import tempfile
 import unittest
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
 
@@ -20,6 +21,7 @@ from torch import Tensor, nn
 from pa_core.codec import encode
 from pa_core.errors import SettingsError, TrainingStateError, nearest
 from pa_core.settings import build_from_table, settings_model
+from pa_core.stopwatch import Stopwatch
 from pa_core.tables import table_schema
 from pa_core.testing.companions import (
     EVENTS,
@@ -32,7 +34,7 @@ from pa_core.testing.companions import (
 from pa_core.testing.processes import find, place_of, run_on_processes
 from pa_core.testing.recorder import HookRecorder
 from pa_core.testing.tiny import BATCH, tiny_data, tiny_model, tiny_trainer
-from pa_core.testing.watching import Reads, Stopwatch, Surroundings
+from pa_core.testing.watching import STEP_HOOKS, Reads, Surroundings
 
 if TYPE_CHECKING:
     from pa_core import Trainer
@@ -326,8 +328,9 @@ class PluginConformance:
 
     def test_does_not_synchronise(self) -> None:
         """It reads no tensor in a step, for which the host would wait for the device."""
-        plugin, reads = self.make_plugin(), Reads()
+        plugin = self.make_plugin()
         trainer = self.make_trainer(plugin)
+        reads = Reads(trainer.device)
         self.train(trainer, num_epochs=1)  # what is done once is no cost of a step
         _instrument(trainer, plugin, reads.around)
         self.train(trainer)
@@ -349,9 +352,7 @@ class PluginConformance:
 
     def test_works_on_two_processes(self) -> None:
         """On several processes, each records what a single one does, up to rounding."""
-        place = place_of(type(self))
-        outcomes = [Outcome(*o) for o in run_on_processes(_outcome_there, self.processes, *place)]
-        check_processes(self.shared_outcome(), outcomes)
+        check_on_processes([type(self)], self.processes)
 
     def test_costs_little(self) -> None:
         """Its hooks take at most `max_microseconds_per_step` of a training step."""
@@ -362,9 +363,10 @@ class PluginConformance:
         for _ in range(_TIMED_RUNS):
             watch, recorder = Stopwatch(), HookRecorder()
             trainer = self.make_trainer(plugin, recorder)
-            _instrument(trainer, plugin, watch.around)
+            _instrument(trainer, plugin, partial(_timed_in_training_steps, watch))
             self.train(trainer, gradient_accumulation_steps=1)
-            times.append(watch.nanoseconds / 1000 / max(1, recorder.count("on_train_step_end")))
+            seconds = sum(spent.seconds for spent in watch.spent.values())
+            times.append(seconds * 1e6 / max(1, recorder.count("on_train_step_end")))
         best = min(times)  # whatever else the machine does only adds to it
         assert best <= limit, f"A step takes {best:.1f} µs, more than the {limit:g} µs stated"
 
@@ -372,10 +374,32 @@ class PluginConformance:
 # -- On other processes ---------------------------------------------------------------------------
 
 
-def _outcome_there(*place: str) -> tuple[dict[str, Tensor], dict[str, list[Any]]]:
-    """The outcome of a test class, on each of several processes."""
-    outcome = find(*place)().shared_outcome()
-    return outcome.weights, outcome.history
+def check_on_processes(test_classes: Sequence[type[PluginConformance]], processes: int = 2) -> None:
+    """Fail unless each plugin records on several processes what it does on a single one.
+
+    That is ``works_on_two_processes`` of all the classes, with one start of the processes.
+
+    Args:
+        test_classes: the plugins' tests, each in a module of its own and not nested.
+        processes: how many there are.
+    """
+    places = [place_of(test_class) for test_class in test_classes]
+    there = run_on_processes(_outcomes_there, processes, places)
+    for number, test_class in enumerate(test_classes):
+        try:
+            outcomes = [Outcome(*process[number]) for process in there]
+            check_processes(test_class().shared_outcome(), outcomes)
+        except AssertionError as error:
+            error.add_note(f"in {test_class.__name__}")
+            raise
+
+
+def _outcomes_there(
+    places: list[tuple[str, str, str]],
+) -> list[tuple[dict[str, Tensor], dict[str, list[Any]]]]:
+    """The outcomes of test classes, on each of several processes."""
+    outcomes = [find(*place)().shared_outcome() for place in places]
+    return [(outcome.weights, outcome.history) for outcome in outcomes]
 
 
 def check_processes(one: Outcome, outcomes: Sequence[Outcome]) -> None:
@@ -409,6 +433,11 @@ def _instrument(trainer: Trainer, plugin: Any, around: Callable[[Implementation]
         return around(found) if found.name == name and not found.wrapper else found.call
 
     trainer.plugins.wrap_calls(around_this)
+
+
+def _timed_in_training_steps(watch: Stopwatch, found: Implementation) -> Call:
+    is_timed = found.hook in STEP_HOOKS and "_eval_" not in found.hook
+    return watch.timed(found.hook, found.call) if is_timed else found.call
 
 
 def _assert_left_nothing(before: Surroundings, what: str) -> None:

@@ -1,4 +1,4 @@
-"""What a plugin does to its surroundings: what it leaves open, what it reads, how long it takes."""
+"""What a plugin does to its surroundings: what it leaves open, and what it reads."""
 
 from __future__ import annotations
 
@@ -10,18 +10,15 @@ import signal
 import sys
 import threading
 import time
-import traceback
-from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from pa_core import hookspecs
 from pa_core.implementations import Call, Implementation, specifications
+from pa_core.waits import looking_for_waits
 
 _OFTEN = re.compile(r"When: once per (micro-batch|update|evaluation batch)\b")
 STEP_HOOKS = frozenset(
@@ -107,120 +104,36 @@ class Reads:
     On a CPU a read costs nothing, and a plugin may ask for that, so tensors say that they are on
     none while it is watched.
 
+    Args:
+        device: the run's.
+
     Attributes:
         found: a sentence for each place.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, device: torch.device) -> None:
         self.found: dict[str, None] = {}  # a set that keeps its order
+        self._device = device
 
     def around(self, implementation: Implementation) -> Call:
         """The implementation's call, watched; for `PluginManager.wrap_calls`."""
-        call = implementation.call
-        if implementation.hook not in STEP_HOOKS:
+        hook, call = implementation.hook, implementation.call
+        if hook not in STEP_HOOKS:
             return call
 
         def watched(arguments: dict[str, Any]) -> Any:
-            def note(operation: str) -> None:
-                self.found[f"{implementation.hook} calls {operation}{_place()}"] = None
-
-            with _cuda_errors(), _Functions(note), _Operations(note):
-                return call(arguments)
+            with looking_for_waits(self._device) as waits, _OnNoCpu():
+                result = call(arguments)
+            self.found |= dict.fromkeys(f"{hook} calls {place}" for place in waits)
+            return result
 
         return watched
 
 
-class _Functions(TorchFunctionMode):
-    """Sees what Python code calls on tensors."""
-
-    _reads = frozenset(("tolist", "numpy", "cpu", "__array__", "nonzero"))
-
-    def __init__(self, note: Callable[[str], None]) -> None:
-        super().__init__()
-        self._note = note
+class _OnNoCpu(TorchFunctionMode):
+    """Lets tensors say that they are on no CPU."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
         if func == Tensor.is_cpu.__get__:  # type: ignore[attr-defined]
             return False
-        name = getattr(func, "__name__", "")
-        to_host = name == "to" and not kwargs.get("non_blocking") and _names_cpu(args, kwargs)
-        if name in self._reads or to_host:
-            self._note(name)
-        return func(*args, **kwargs)
-
-
-def _names_cpu(args: Any, kwargs: Any) -> bool:
-    # By name alone: the device of another tensor is the accelerator's, in a run on one.
-    return any(isinstance(given, str) and given == "cpu" for given in (*args[1:], *kwargs.values()))
-
-
-class _Operations(TorchDispatchMode):
-    """Sees what is calculated, and with it every value that Python gets."""
-
-    _reads = frozenset(("_local_scalar_dense", "equal", "is_nonzero", "masked_select", "_unique2"))
-
-    def __init__(self, note: Callable[[str], None]) -> None:
-        super().__init__()
-        self._note = note
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        name = func.overloadpacket.__name__
-        by_mask = name == "index" and any(
-            isinstance(index, Tensor) and index.dtype == torch.bool for index in args[1]
-        )
-        if name in self._reads or by_mask:
-            self._note("item" if name == "_local_scalar_dense" else name)
         return func(*args, **(kwargs or {}))
-
-
-def _place() -> str:
-    """Where the innermost code stands that is neither torch's nor this module's."""
-    torch_folder = str(Path(torch.__file__).parent)
-    for frame in reversed(traceback.extract_stack()):
-        if frame.filename != __file__ and not frame.filename.startswith(torch_folder):
-            return f" at {frame.filename}:{frame.lineno}: {frame.line}"
-    return ""
-
-
-@contextlib.contextmanager
-def _cuda_errors() -> Iterator[None]:
-    """On CUDA, let torch itself raise where the host waits."""
-    if not torch.cuda.is_available():
-        yield
-        return
-    before = torch.cuda.get_sync_debug_mode()
-    torch.cuda.set_sync_debug_mode("error")
-    try:
-        yield
-    finally:
-        torch.cuda.set_sync_debug_mode(before)
-
-
-# -- How long it takes ----------------------------------------------------------------------------
-
-
-class Stopwatch:
-    """Adds up the time that a plugin takes in the steps of a run.
-
-    Attributes:
-        nanoseconds: so far.
-    """
-
-    def __init__(self) -> None:
-        self.nanoseconds = 0
-
-    def around(self, implementation: Implementation) -> Call:
-        """The implementation's call, timed; for `PluginManager.wrap_calls`."""
-        call, clock = implementation.call, time.perf_counter_ns
-        if implementation.hook not in STEP_HOOKS or "_eval_" in implementation.hook:
-            return call
-
-        def timed(arguments: dict[str, Any]) -> Any:
-            start = clock()
-            try:
-                return call(arguments)
-            finally:
-                self.nanoseconds += clock() - start
-
-        return timed

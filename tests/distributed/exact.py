@@ -14,7 +14,7 @@ from torch import nn
 from torch.utils.data import BatchSampler, DataLoader, IterableDataset, RandomSampler
 
 from pa_core import StopTrainingError, Trainer, TrainerCallback
-from pa_core.callbacks import TerminateOnNaNCallback
+from pa_core.callbacks import SaveTrainingStateCallback, TerminateOnNaNCallback
 from tests.helpers import tiny_data, tiny_model, weights_of
 
 RANK, PROCESSES = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
@@ -151,11 +151,11 @@ class Stop(TrainerCallback):
 
 
 class NaNAtLast(Trainer):
-    """One process has a loss that is no number, in the second epoch."""
+    """One process has a loss that is no number, in two updates of the second epoch."""
 
     def calculate_train_batch_loss(self, batch: Any) -> dict[str, Any]:
         output = super().calculate_train_batch_loss(batch)
-        if RANK == PROCESSES - 1 and self.position.epoch == 2:
+        if RANK == PROCESSES - 1 and self.updates in (4, 6):
             output["loss"] = output["loss"] * float("nan")
         return output
 
@@ -168,10 +168,17 @@ def ends() -> Iterator[tuple[str, Any]]:
         assert len(set(updates)) == 1, updates
         yield way, trainer.stop_reason
     yield "asked on one process", (FOLDER / "asked" / "manifest.json").exists()
-    trainer = new_trainer(TerminateOnNaNCallback(), cls=NaNAtLast)
-    result = train(trainer, tiny_data(45), 4)
-    assert all(value.isfinite().all() for value in weights_of(trainer).values())
-    yield "nan", [trainer.stop_reason, result["weights"]]
+    for policy in ("stop", "skip", "rollback"):
+        states = SaveTrainingStateCallback(FOLDER / policy, save_every_n_steps=3, save_at_end=False)
+        trainer = new_trainer(TerminateOnNaNCallback(policy), states, cls=NaNAtLast)
+        result = train(trainer, tiny_data(45), 3)
+        history, skipped = trainer.run_history, []
+        if "skipped_updates" in history.get_metric_names():
+            skipped = list(history.get_metric_values("skipped_updates"))
+        ended = [result["weights"], trainer.stop_reason, trainer.updates, skipped]
+        everywhere = trainer._engine.gather_objects(ended)
+        assert all(one == ended for one in everywhere), everywhere
+        yield f"nan {policy}", ended
     trainer = new_trainer()
     trainer.train(tiny_data(45), "0.3 seconds")
     assert len(set(trainer._engine.gather_objects(trainer.updates))) == 1

@@ -123,15 +123,15 @@ def test_the_count_of_skips_goes_through_an_interruption(tmp_path):
 class Blows(TrainerCallback):
     """Lets the weights go astray in one update, so that every later loss is infinite."""
 
-    def __init__(self, update):
-        self.update, self.fired = update, 0
+    def __init__(self, update, weight=3e38):
+        self.update, self.weight, self.fired = update, weight, 0
 
     def on_optimizer_step_end(self, trainer):
         if trainer.updates == self.update:
             self.fired += 1
             with torch.no_grad():
                 for parameter in trainer.model.parameters():
-                    parameter.fill_(3e38)
+                    parameter.fill_(self.weight)
 
 
 def test_a_rollback_undoes_the_updates_since_the_state_and_goes_on_with_the_next_data(tmp_path):
@@ -184,7 +184,9 @@ def test_no_state_and_no_best_model_ever_holds_what_is_not_finite(tmp_path, poli
     best = SaveBestModelCallback(tmp_path / "best.pt", load_saved_checkpoint=False)
     states = SaveTrainingStateCallback(tmp_path / "states", 1, 1)
     guard = TerminateOnNaNCallback(policy)
-    trainer = train(best, guard, states, BadUpdates(2, 3), Blows(8), epochs=3)
+    blows = Blows(8, math.inf)
+    trainer = train(best, guard, states, BadUpdates(2, 3), blows, epochs=3)
+    assert blows.fired == (policy != "stop")
     saved = find_states(tmp_path / "states")
     assert saved
     for state in saved:
@@ -311,8 +313,10 @@ def test_an_error_in_the_data_names_its_sample_and_worker(data, error, told, wor
 
 
 KILLED = """
-import os, signal, subprocess
+import os, signal, subprocess, time
+from multiprocessing import resource_sharer
 from torch.utils.data import Dataset
+from pa_core import TrainerCallback
 from tests.builtin_trainer import make_trainer
 from tests.helpers import tiny_data
 
@@ -325,18 +329,38 @@ class Kills(Dataset):
             os.kill(os.getpid(), signal.SIGKILL)
         return tiny_data(16)[index]
 
-loader = {"num_workers": 1}
-try:
-    make_trainer().train(Kills(), 1, per_device_batch_size=4, train_dataloader_kwargs=loader)
-except (RuntimeError, OSError, EOFError) as error:
-    print(error, getattr(error, "__notes__", ""))
-    # While it is held, the end of another child isn't taken for that of a worker.
-    subprocess.run(["true"], check=True)
-    print("and nothing more")
+class DiesSlowly(Kills):
+    # First its connections go, on which the second batch was to come, and later the worker itself.
+    fetched = 0
+
+    def __getitem__(self, index):
+        self.fetched += 1
+        if self.fetched > 8:
+            open("lost", "w")
+            resource_sharer.stop()
+            time.sleep(0.3)
+            os.kill(os.getpid(), signal.SIGKILL)
+        return tiny_data(16)[index]
+
+class WaitsForTheLoss(TrainerCallback):
+    def on_train_step_end(self, trainer):
+        while isinstance(trainer.train_dataset, DiesSlowly) and not os.path.exists("lost"):
+            time.sleep(0.01)
+
+for data in (Kills(), DiesSlowly()):
+    try:
+        make_trainer(WaitsForTheLoss).train(
+            data, 1, per_device_batch_size=4, train_dataloader_kwargs={"num_workers": 1}
+        )
+    except (RuntimeError, OSError, EOFError) as error:
+        time.sleep(0.4)
+        # While it is held, the end of another child isn't taken for that of a worker.
+        subprocess.run(["true"], check=True)
+        print(type(data).__name__, "gave", repr(error), error.__notes__)
 """
 
 
-def test_a_killed_worker_ends_the_run_and_what_to_try_is_told():
+def test_a_killed_worker_ends_the_run_and_what_to_try_is_told(tmp_path):
     """In a process of its own: PyTorch raises wherever the signal finds the main thread."""
     done = subprocess.run(
         [sys.executable, "-c", KILLED],
@@ -344,12 +368,13 @@ def test_a_killed_worker_ends_the_run_and_what_to_try_is_told():
         text=True,
         timeout=120,
         check=False,
+        cwd=tmp_path,
         env=environment(),
     )
     assert done.returncode == 0, done.stderr
-    # PyTorch's own error may come once more, as the first one is explained, and takes its place.
-    assert "DataLoader worker" in done.stdout or "num_workers=0" in done.stdout
-    assert "and nothing more" in done.stdout
+    told = [line for line in done.stdout.splitlines() if " gave " in line]
+    assert [line.split()[0] for line in told] == ["Kills", "DiesSlowly"]
+    assert all("With num_workers=0" in line for line in told), told
 
 
 # -- Plugins --------------------------------------------------------------------------------------

@@ -1,18 +1,22 @@
-"""The plugins of pa-metrics, pa-schedulers and pa-models pass the suite of every plugin.
+"""The plugins of all distributions beside the core pass the suite that every plugin should pass.
 
 In one file, since their libraries take long to import.
 """
 
 from __future__ import annotations
 
+import os
+import tomllib
+from importlib.metadata import EntryPoint
+from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
 import torch
 
 from pa_core import Trainer
-from pa_core.testing import PluginConformance, run_on_processes, tiny_trainer
-from pa_core.testing.conformance import Outcome, check_processes
+from pa_core.testing import PluginConformance, tiny_trainer
+from pa_core.testing.conformance import Outcome, check_on_processes
 from pa_metrics import MetricsPlugin
 from pa_models import (
     ConvertSyncBatchNormCallback,
@@ -21,9 +25,14 @@ from pa_models import (
     TimmPlugin,
     TransformersPlugin,
 )
+from pa_report import ReportPlugin
+from pa_report.page import save_page
 from pa_schedulers import SchedulersPlugin, WSDCheckpointCallback, WSDLrScheduler
+from pa_tracking import TrackingPlugin
 from tests.plugins.models.test_timm_training import Net, images
 from tests.plugins.models.test_transformers import bert, sentences
+
+PLUGINS = Path(__file__).parents[2] / "plugins"
 
 ITS_PURPOSE = "that is what it is for"
 IN_ONE_START = {"works_on_two_processes": "done for some of them in one start, below"}
@@ -107,18 +116,59 @@ class TestTransformers(PluginConformance):
         return tiny_trainer(*plugins, model=self.make_model(), loss_func=None)
 
 
-REPRESENTATIVE: list[type[PluginConformance]] = [TestMetrics, TestSchedulers, TestEma]
+class TestTracking(PluginConformance):
+    plugin = TrackingPlugin
+    settings: ClassVar = {"service": "jsonl", "run_name": "run"}
+    exempt: ClassVar = IN_ONE_START
 
 
-def outcomes() -> list[tuple]:
-    found = [test_class().shared_outcome() for test_class in REPRESENTATIVE]
-    return [(outcome.weights, outcome.history) for outcome in found]
+class TestReport(PluginConformance):
+    plugin = ReportPlugin
+    settings: ClassVar = {"every": 4}
+    exempt: ClassVar = IN_ONE_START
+
+    def shared_outcome(self) -> Outcome:
+        """See as well that one process has written the page, once."""
+        written: list[Path] = []
+
+        def save(path: Path, page: str) -> None:
+            written.append(path)
+            save_page(path, page)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("pa_report.plugin.save_page", save)
+            outcome = super().shared_outcome()
+        assert len(written) == (os.environ.get("RANK", "0") == "0")
+        assert all(path.is_file() for path in written)
+        return outcome
+
+
+def test_each_plugin_of_each_distribution_is_tested_here():
+    classes = [value for value in globals().values() if isinstance(value, type)]
+    tested = {
+        found.plugin
+        for found in classes
+        if issubclass(found, PluginConformance) and found is not PluginConformance
+    }
+    projects = [tomllib.loads(file.read_text()) for file in PLUGINS.glob("*/pyproject.toml")]
+    assert tested == {
+        EntryPoint(name, place, "pa_core").load()
+        for project in projects
+        for name, place in project["project"]["entry-points"]["pa_core"].items()
+    }
+
+
+REPRESENTATIVE: list[type[PluginConformance]] = [
+    TestMetrics,
+    TestSchedulers,
+    TestEma,
+    TestTracking,
+    TestReport,
+]
 
 
 @pytest.mark.slow
 @pytest.mark.distributed
 def test_plugins_record_on_two_processes_what_they_record_on_one(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    on_two = run_on_processes(outcomes, 2)
-    for number, one in enumerate(outcomes()):
-        check_processes(Outcome(*one), [Outcome(*process[number]) for process in on_two])
+    check_on_processes(REPRESENTATIVE)

@@ -66,6 +66,7 @@ class EmaPlugin(TrainerCallback):
     """
 
     Settings: ClassVar[type[BaseModel]] = EmaSettings
+    follows_weights: ClassVar[tuple[str, ...]] = ("ema",)
 
     def __init__(
         self,

@@ -219,8 +219,6 @@ def _time(run: Run) -> str:
     parts = [_table(("spent on", "#time", "#share"), rows)] if rows else []
     for key, title in (("phases", "Phases"), ("hooks", "Cost of each plugin")):
         found = run.cost.get(key)
-        if isinstance(found, Mapping):
-            found = [{"phase": name, "seconds": value} for name, value in found.items()]
         if isinstance(found, list) and found and all(isinstance(row, Mapping) for row in found):
             parts.append(f"<h3>{title}</h3>{_rows_of(found)}")
     if run.cost.get("advice"):

@@ -211,15 +211,5 @@ class ReportPlugin:
             times=self._measures.times,
             manifest=plain(without_secrets(trainer.manifest)),
             run_config=plain(without_secrets(config.to_dict())) if config is not None else {},
-            cost=_cost_of(trainer),
+            cost=plain(trainer.plugins.hook.calculate_costs(trainer=trainer) or {}),
         )
-
-
-def _cost_of(trainer: Trainer) -> dict[str, Any]:
-    """What a plugin called ``profile`` reports, where one is enabled."""
-    for name, plugin in trainer.plugins.plugins.items():
-        if name.partition(":")[0] == "profile" and hasattr(plugin, "report"):
-            report = plugin.report()
-            if isinstance(report, Mapping):
-                return dict(plain(report))
-    return {}

@@ -10,9 +10,10 @@ import torch
 from torch import nn
 
 from pa_core import Trainer, TrainerCallback
+from pa_core.callbacks import SaveTrainingStateCallback, TerminateOnNaNCallback
 from pa_core.errors import SettingsError
 from pa_models import EmaPlugin, ModelEma, ModelEmaCallback, freeze_batch_norm
-from tests.helpers import NoisyModel, assert_identical, tiny_data, tiny_model
+from tests.helpers import NoisyModel, assert_identical, tiny_data, tiny_model, weights_of
 
 
 def trainer_with(*plugins, model=None, settings=None, **arguments) -> Trainer:
@@ -243,6 +244,52 @@ def test_a_resumed_run_has_the_same_average_bit_for_bit(tmp_path):  # A21
         resumed = run(resume_from=tmp_path / state)
         assert resumed.ema_model.updates == whole.ema_model.updates
         assert_identical(resumed.ema_model.module.state_dict(), whole.ema_model.module.state_dict())
+
+
+class GoesAstray(TrainerCallback):
+    """Spoils the weights in one update, so that every later loss is infinite."""
+
+    def on_optimizer_step_end(self, trainer) -> None:
+        if trainer.updates == 7:
+            with torch.no_grad():
+                for parameter in trainer.model.parameters():
+                    parameter.fill_(3e38)
+
+
+class Leaves(TrainerCallback):
+    """Drops the updates that a rollback undoes, and the one that shows why."""
+
+    def on_backward_end(self, trainer) -> None:
+        if trainer.updates + 1 in (5, 6, 7, 8):
+            trainer.control.skip_update()
+
+
+def test_a_rollback_puts_the_average_back_bit_for_bit_and_forgets_nothing_of_the_run(tmp_path):
+    best = []
+
+    class Watches(TrainerCallback):
+        def on_train_step_end(self, trainer) -> None:
+            best.append(average.saver.best_metric)
+
+    def run(*others):
+        trainer = trainer_with(average, *others)
+        trainer.train(tiny_data(24), 2, eval_dataset=tiny_data(8), per_device_batch_size=4)
+        return trainer, average.ema_model
+
+    average = ModelEmaCallback(decay=0.9, save_path=tmp_path / "best.pt")
+    states = SaveTrainingStateCallback(tmp_path / "states", None, 4, save_at_end=False)
+    guard = TerminateOnNaNCallback(policy="rollback")
+    trainer, rolled_back = run(GoesAstray(), guard, states, Watches())
+    assert guard.triggered
+    # What the first epoch's evaluation has found, which that state didn't know, is in a file.
+    first = trainer.run_history.get_metric_values("ema_model_eval_loss_epoch")[0]
+    assert best == [None] * 6 + [first] * 6
+
+    average = ModelEmaCallback(decay=0.9, save_path=tmp_path / "best.pt")
+    other, expected = run(Leaves())
+    assert_identical(weights_of(trainer), weights_of(other))
+    assert rolled_back.updates == expected.updates == 12 - 4
+    assert_identical(rolled_back.module.state_dict(), expected.module.state_dict())
 
 
 def test_a_state_of_tied_and_narrow_weights_is_whole(tmp_path):

@@ -11,6 +11,7 @@ import torch
 
 import pa_report.plugin
 from pa_core import Trainer, hookimpl
+from pa_core.callbacks import ProfileCallback
 from pa_report import ReportPlugin, read_run
 from pa_report.run import Point, Run, thin
 from tests.helpers import tiny_data
@@ -297,23 +298,29 @@ def test_figures_and_matrices_are_on_the_page(tmp_path):
 
 
 def test_the_costs_of_plugins_are_on_the_page_where_a_profile_tells_them(tmp_path):
-    class Profile:
+    class Costs:
         @hookimpl
-        def on_init_end(self):
-            pass
-
-        def report(self):
+        def calculate_costs(self):
             rows = [
                 {"plugin": "metrics", "hook": "on_train_step_end", "seconds": 0.5, "share": 0.25}
             ]
-            return {"hooks": rows, "phases": {"forward": 1.5}}
+            return {"hooks": rows, "phases": [{"phase": "forward", "seconds": 1.5}]}
 
-    trainer = new_trainer(reported(tmp_path))
-    trainer.plugins.register(Profile(), "profile")
-    train(trainer, 1)
+    train(new_trainer(reported(tmp_path), Costs()), 1)
     page = Page(tmp_path / "run.html")
     assert page.row("metrics") == ["metrics", "on_train_step_end", "500 ms", "25.0 %"]
     assert page.row("forward") == ["forward", "1.5 s"]
+
+
+@pytest.mark.parametrize("is_first", [True, False])
+def test_profile_and_report_work_together_whoever_is_listed_first(tmp_path, is_first):
+    profile, report = ProfileCallback(), reported(tmp_path)
+    train(new_trainer(*((profile, report) if is_first else (report, profile))), 2)
+    page = Page(tmp_path / "run.html")
+    assert page.row("forward")[:2] == ["forward", "12"]
+    hooks = {row[1]: row[2] for row in page.rows if row and row[0] == "ReportPlugin" and row[2:]}
+    assert hooks["on_optimizer_step_start"] == "12"
+    assert profile.report()["steps"] == 12
 
 
 def test_settings_that_look_like_secrets_are_left_out(tmp_path):
