@@ -65,7 +65,9 @@ def docs(session: nox.Session) -> None:
 @nox.session(venv_backend="none", requires=["develop"])
 def tests(session: nox.Session) -> None:
     """Run the tests and doctests; what follows ``--`` goes to pytest."""
-    run_python(session, "-m", "pytest", *(session.posargs or ["-n", "auto", "--maxprocesses", "4"]))
+    # A file stays on one process, which shares its imports and the runs that are compared with.
+    together = ["-n", "auto", "--maxprocesses", "4", "--dist", "loadfile", "--no-loadscope-reorder"]
+    run_python(session, "-m", "pytest", *(session.posargs or together))
 
 
 @nox.session(default=False, venv_backend="none", requires=["develop"])

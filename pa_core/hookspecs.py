@@ -428,9 +428,8 @@ def calculate_predictions(trainer: Trainer, batch: Any) -> Any:
 def calculate_costs(trainer: Trainer) -> Mapping[str, Any] | None:
     """Calculate what the run's time was spent on so far; the plugin `profile` does.
 
-    Plain data: ``hooks``, a list of rows with ``plugin`` and ``hook``, and ``phases``, one with
-    ``phase``. Each row has ``count``, ``seconds``, ``mean``, ``per_step`` and ``share`` of the run.
-    ``advice`` is a sentence or None. There may be more.
+    Plain data: ``hooks``, rows with ``plugin`` and ``hook``, and ``phases``, rows with ``phase``,
+    each with ``count``, ``seconds``, ``mean``, ``per_step`` and ``share`` of the run; ``advice``.
 
     When: as somebody asks, such as the plugin `report`. Runs on: who asks. May synchronise: no.
     """

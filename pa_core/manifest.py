@@ -14,8 +14,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from pa_core.identity import describe_run
-from pa_core.settings import settings_model
-from pa_core.tables import without_secrets
 
 if TYPE_CHECKING:
     from pa_core.trainer import Trainer
@@ -44,11 +42,8 @@ def run_manifest(trainer: Trainer) -> dict[str, Any]:
 
 def _describe_plugin(trainer: Trainer, name: str) -> dict[str, Any]:
     source = trainer.plugins.sources.get(name)
-    settings = trainer.settings.tables.get(name, {})
     plugin = trainer.plugins.plugins[name]
-    model = settings_model(type(plugin))
-    if model is not None:
-        settings = without_secrets(model, settings)
+    settings = trainer.settings.shown(name, plugin)
     return {
         "origin": source and source.origin,
         "changes_training": bool(getattr(plugin, "changes_training", True)),

@@ -27,7 +27,7 @@ from pa_core.discovery import (
 )
 from pa_core.errors import PluginError, PluginLoadError, SettingsError, nearest
 from pa_core.manager import build, free_name
-from pa_core.tables import check_table, table_schema
+from pa_core.tables import check_table, table_schema, without_secrets
 
 CONFIG_VARIABLE = "PA_CORE_CONFIG"
 TABLE = "tool.pa-core"
@@ -52,6 +52,12 @@ class Settings:
     disable: tuple[str, ...] = ()
     tables: Mapping[str, dict[str, Any]] = field(default_factory=dict)
     problems: tuple[str, ...] = ()
+
+    def shown(self, name: str, plugin: object) -> dict[str, Any]:
+        """A plugin's table as it may be recorded: a mask stands for each secret."""
+        table = self.tables.get(name, {})
+        model = settings_model(type(plugin))
+        return dict(table) if model is None else without_secrets(model, table)
 
 
 # -- Finding and reading --------------------------------------------------------------------------

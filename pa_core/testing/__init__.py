@@ -17,7 +17,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from pa_core.testing.conformance import PluginConformance
+    from pa_core.testing.conformance import PluginConformance, check_on_processes
     from pa_core.testing.processes import run_on_processes
     from pa_core.testing.recorder import HookCall, HookRecorder
     from pa_core.testing.tiny import run_tiny, tiny_data, tiny_model, tiny_trainer
@@ -26,6 +26,7 @@ __all__ = [
     "HookCall",
     "HookRecorder",
     "PluginConformance",
+    "check_on_processes",
     "run_on_processes",
     "run_tiny",
     "tiny_data",
@@ -37,6 +38,7 @@ _HOMES = {
     "HookCall": "pa_core.testing.recorder",
     "HookRecorder": "pa_core.testing.recorder",
     "PluginConformance": "pa_core.testing.conformance",
+    "check_on_processes": "pa_core.testing.conformance",
     "run_on_processes": "pa_core.testing.processes",
     "run_tiny": "pa_core.testing.tiny",
     "tiny_data": "pa_core.testing.tiny",
