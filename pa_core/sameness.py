@@ -106,7 +106,8 @@ def what_is_lost(
         first = states[0]
         for process in states[1:]:
             for name, state in process.items():
-                if not _same(first.get(name), state):
+                # An empty one loses nothing: what there is, the main process keeps.
+                if state and not _same(first.get(name), state):
                     return (
                         f"The plugin {name!r} has another state on each process, which another "
                         "number of them can't take: resume from a state of an epoch's end"

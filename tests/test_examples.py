@@ -1,4 +1,4 @@
-"""The examples do what they say: each is started as a user starts it, in a process of its own."""
+"""The examples do what they say. The first is started as a user starts it, the others are warm."""
 
 import os
 import re
@@ -9,22 +9,14 @@ from pathlib import Path
 import pytest
 
 from pa_core.settings import build_plugins, read_settings
+from tests.distributed.warm import run_warm
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 
 
-def run(script: str, folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+def run(script: str, folder: Path, *arguments: str) -> str:
     """Start a script from another folder; what it finds, it finds beside itself."""
-    result = subprocess.run(
-        [sys.executable, str(EXAMPLES / script), *arguments],
-        capture_output=True,
-        text=True,
-        check=False,
-        cwd=folder,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-    )
-    assert result.returncode == 0, result.stderr[-4000:]
-    return result
+    return run_warm(EXAMPLES / script, *arguments, folder=folder)
 
 
 def numbers(pattern: str, output: str) -> list[float]:
@@ -36,7 +28,15 @@ def numbers(pattern: str, output: str) -> list[float]:
 
 @pytest.mark.slow
 def test_the_first_command_of_the_readme_shows_all_that_it_promises(tmp_path):
-    result = run("digits/train.py", tmp_path)
+    result = subprocess.run(
+        [sys.executable, str(EXAMPLES / "digits/train.py")],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=tmp_path,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
+    assert result.returncode == 0, result.stderr[-4000:]
     assert numbers(r"^Accuracy on 360 held-out digits: (.+)$", result.stdout)[0] > 0.95
     for metric in ("accuracy", "precision", "recall"):
         assert metric in result.stdout
@@ -47,7 +47,7 @@ def test_the_first_command_of_the_readme_shows_all_that_it_promises(tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("script", ["metrics_by_subclass.py", "metrics_by_callback.py"])
 def test_the_tutorial_styles_measure_the_same_things(script, tmp_path):
-    output = run(f"digits/{script}", tmp_path).stdout
+    output = run(f"digits/{script}", tmp_path)
     assert numbers(r"^Accuracy on 360 held-out digits: (.+)$", output)[0] > 0.93
     for metric in ("accuracy", "precision", "recall"):
         values = re.findall(rf"^{metric}: (.+)$", output, re.MULTILINE)
@@ -69,7 +69,7 @@ def test_the_tutorial_styles_measure_the_same_things(script, tmp_path):
     ],
 )
 def test_an_example_learns_what_it_is_to_learn(example, arguments, pattern, least, tmp_path):
-    output = run(f"{example}/train.py", tmp_path, *arguments).stdout
+    output = run(f"{example}/train.py", tmp_path, *arguments)
     assert least < numbers(pattern, output)[-1] <= 1
     losses = re.findall(r"^train_loss_epoch: (.+)$", output, re.MULTILINE)
     assert float(losses[-1]) < 0.7 * float(losses[0])
@@ -78,7 +78,7 @@ def test_an_example_learns_what_it_is_to_learn(example, arguments, pattern, leas
 
 @pytest.mark.slow
 def test_the_average_of_the_weights_is_evaluated_beside_them(tmp_path):
-    output = run("mixup_ema/train.py", tmp_path).stdout
+    output = run("mixup_ema/train.py", tmp_path)
     plain = numbers(r"^accuracy: ([\d.]+ .+)$", output)
     average = numbers(r"^ema_accuracy: ([\d.]+ .+)$", output)
     assert len(plain) == len(average) == 8
@@ -88,7 +88,7 @@ def test_the_average_of_the_weights_is_evaluated_beside_them(tmp_path):
 
 @pytest.mark.slow
 def test_perplexity_falls_far_below_that_of_guessing(tmp_path):
-    output = run("causal_lm/train.py", tmp_path).stdout
+    output = run("causal_lm/train.py", tmp_path)
     values = numbers(r"^Perplexity among \d+ tokens: (.+)$", output)
     assert values == sorted(values, reverse=True)
     assert len(values) == 3
@@ -97,7 +97,7 @@ def test_perplexity_falls_far_below_that_of_guessing(tmp_path):
 
 @pytest.mark.slow
 def test_an_event_of_ones_own_reaches_its_callback(tmp_path):
-    output = run("custom_event/train.py", tmp_path).stdout
+    output = run("custom_event/train.py", tmp_path)
     (line,) = [line for line in output.splitlines() if line.startswith("Digits seen")]
     counts = [int(count) for count in re.findall(r"\d: (\d+)", line)]
     assert counts == [178, 182, 177, 183, 181, 182, 181, 179, 174, 180]

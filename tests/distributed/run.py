@@ -14,8 +14,8 @@ from pa_core import Trainer, hookimpl
 from tests.helpers import tiny_data, tiny_model, weights_of
 
 
-def new_trainer(*plugins: object) -> Trainer:
-    model = tiny_model()
+def new_trainer(*plugins: object, model: nn.Module | None = None) -> Trainer:
+    model = model or tiny_model()
     return Trainer(
         model,
         nn.CrossEntropyLoss(),
@@ -62,6 +62,25 @@ def unfrozen() -> Trainer:
     return trainer
 
 
+class RunningMeans:
+    """Keeps each process' running mean, as an evaluation begins."""
+
+    def __init__(self) -> None:
+        self.of_processes: list[list[float]] = []
+
+    @hookimpl
+    def on_eval_epoch_start(self, trainer: Trainer) -> None:
+        mean = trainer.get_model()[0].running_mean
+        self.of_processes = trainer.gather(mean[None]).tolist()
+
+
+def running_means() -> list[list[float]]:
+    seen = RunningMeans()
+    model = nn.Sequential(nn.BatchNorm1d(6), tiny_model())
+    train(new_trainer(seen, model=model), 1)
+    return seen.of_processes
+
+
 def main(folder: Path) -> None:
     trainer = trained(2)
     trainer.save_training_state(folder / "state")
@@ -73,6 +92,7 @@ def main(folder: Path) -> None:
         "train": resumed.run_history.get_metric_values("train_loss_epoch"),
         "eval": resumed.run_history.get_metric_values("eval_loss_epoch"),
         "predictions": trainer.predict(tiny_data(7), per_device_batch_size=2).tolist(),
+        "running_means": running_means(),
         "gathered": trainer.gather(torch.full((rank + 1,), float(rank))).tolist(),
     }
     if rank == 0:

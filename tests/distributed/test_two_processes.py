@@ -14,5 +14,7 @@ def test_two_processes_train_evaluate_predict_save_and_resume_as_one_does(tmp_pa
     two = outcome_of(tmp_path / "two", "run.py", 2)
     for name in ("weights", "unfrozen", "train", "eval", "predictions"):
         assert flat(two[name]) == pytest.approx(flat(one[name]), abs=1e-6), name
+    first, second = two["running_means"]
+    assert first == second != [0.0] * 6  # each has seen other samples
     assert one["gathered"] == [0.0]
     assert two["gathered"] == [0.0, 1.0, 1.0]

@@ -43,7 +43,7 @@ def run_warm(
         **environment: more variables.
 
     Returns:
-        What the first process has printed.
+        What the first process has printed; not what it has written to stderr.
     """
     argv = [str(script), *map(str, arguments)]
     places = [{}] if processes is None else _places(processes)
@@ -62,9 +62,14 @@ def run_warm(
             for process in running:
                 process.kill()
                 process.join()
-        texts = [log.read_text(errors="replace") if log.exists() else "" for log in logs]
-    assert not any(codes), f"exit codes {codes}\n" + "\n".join(text[-6000:] for text in texts)
-    return texts[0]
+        errors = [_read(log.with_suffix(".err"))[-6000:] for log in logs]
+        printed = _read(logs[0].with_suffix(".out"))
+    assert not any(codes), f"exit codes {codes}\n" + "\n".join(errors)
+    return printed
+
+
+def _read(file: Path) -> str:
+    return file.read_text(errors="replace") if file.exists() else ""
 
 
 def _places(processes: int) -> list[dict[str, str]]:
@@ -87,14 +92,14 @@ def _wait(running: list[ForkServerProcess], timeout: float) -> None:
 
 
 def _run(arguments: list[str], folder: Path | None, log: Path, variables: dict[str, str]) -> None:
-    output = os.open(log, os.O_WRONLY | os.O_CREAT, 0o644)
-    os.dup2(output, 1)
-    os.dup2(output, 2)
+    for stream, suffix in ((1, ".out"), (2, ".err")):
+        os.dup2(os.open(log.with_suffix(suffix), os.O_WRONLY | os.O_CREAT, 0o644), stream)
     os.environ.update(variables)
     torch.set_num_threads(1)
     if folder is not None:
         os.chdir(folder)
     sys.argv = arguments
+    sys.path.insert(0, str(Path(arguments[0]).parent))
     try:
         runpy.run_path(arguments[0], run_name="__main__")
     finally:

@@ -22,6 +22,7 @@ from torch.utils.data import Dataset
 from pa_core import Trainer, TrainerCallback
 from pa_core.callbacks import PreemptionCallback, SaveTrainingStateCallback
 from pa_core.errors import PreemptedExit
+from pa_models import EmaPlugin
 from tests.helpers import tiny_data, tiny_model, weights_of
 
 RANK, PROCESSES = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
@@ -91,11 +92,12 @@ class Fault(TrainerCallback):
 
 
 def main(folder: Path, options: dict[str, Any]) -> None:
-    model = tiny_model()
+    model, average = tiny_model(), EmaPlugin(decay=0.9)
     callbacks: list[Any] = [
         SaveTrainingStateCallback(folder / "states", save_every_n_steps=options.get("every")),
         PreemptionCallback(),
         Seen(folder),
+        average,
     ]
     if "fault" in options:
         callbacks.append(Fault(folder, **options["fault"]))
@@ -123,6 +125,9 @@ def main(folder: Path, options: dict[str, Any]) -> None:
     finally:
         outcome["updates"] = trainer.updates
         outcome["weights"] = {k: value.tolist() for k, value in weights_of(trainer).items()}
+        if average.ema_model is not None:
+            ema = average.ema_model.module.state_dict()
+            outcome["average"] = {name: value.tolist() for name, value in ema.items()}
         (folder / f"{options['name']}-{RANK}.json").write_text(json.dumps(outcome))
 
 

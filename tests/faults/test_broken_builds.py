@@ -58,7 +58,7 @@ def test_a_broken_build_is_caught(tmp_path, monkeypatch, build):
 @pytest.mark.distributed
 def test_processes_that_do_not_agree_are_caught():
     found = campaign(
-        *("--configs", "two", "--kills", "1", "--broken", "flag_not_reduced", "--limit", "40")
+        *("--configs", "two", "--kills", "1", "--broken", "flag_not_reduced", "--limit", "20")
     )
     assert found["lost"] == 1
     assert "fails by itself" in found["output"]

@@ -31,7 +31,8 @@ def test_restarts_after_a_kill_end_with_exactly_the_weights_of_the_uninterrupted
     assert ended.seconds is not None, f"nothing was killed:\n{ended.text}"
     assert ended.code == 0, ended.text
     assert "Resuming from" in ended.text
-    assert ended.outcomes[0]["weights"] == whole[1]["weights"]
+    for name in ("weights", "average"):
+        assert ended.outcomes[0][name] == whole[1][name]
     assert samples_by_update(tmp_path / "run") == samples_by_update(whole[0])
 
 
@@ -60,5 +61,5 @@ def test_another_number_of_processes_goes_on_with_the_same_global_batches(
     for epoch in (1, 2, 3):
         counts = Counter(n for (e, _), samples in seen.items() if e == epoch for n in samples)
         assert counts == Counter(range(61)), epoch
-    expected = flat(whole[1]["weights"])
-    assert flat(outcome["weights"]) == pytest.approx(expected, abs=1e-6)
+    for name in ("weights", "average"):
+        assert flat(outcome[name]) == pytest.approx(flat(whole[1][name]), abs=1e-6), name

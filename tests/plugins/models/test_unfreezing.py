@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -15,9 +12,8 @@ from torch import nn
 from pa_core import Trainer, TrainerCallback
 from pa_core.errors import SettingsError
 from pa_models import GradualUnfreezingCallback, discriminative_param_groups, freeze_batch_norm
+from tests.distributed.warm import run_warm
 from tests.helpers import assert_identical, tiny_data, weights_of
-
-ROOT = Path(__file__).parents[3]
 
 
 class Net(nn.Module):
@@ -271,21 +267,10 @@ def test_wrong_settings_are_told_before_training(tmp_path):
 # -- Two processes --------------------------------------------------------------------------------
 
 
-def outcome_of(folder: Path, *launcher: str) -> dict:
+def outcome_of(folder: Path, processes: int | None = None) -> dict:
     folder.mkdir()
-    path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": path}
     script = Path(__file__).with_name("fine_tuning_run.py")
-    done = subprocess.run(
-        [sys.executable, *launcher, str(script), str(folder)],
-        capture_output=True,
-        text=True,
-        timeout=180,
-        check=False,
-        cwd=folder,
-        env=environment,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    run_warm(script, folder, processes=processes, folder=folder)
     return json.loads((folder / "outcome.json").read_text())
 
 
@@ -298,8 +283,7 @@ def flat(value) -> list[float]:
 @pytest.mark.distributed
 @pytest.mark.slow
 def test_two_processes_unfreeze_average_evaluate_and_resume_as_one_does(tmp_path):  # A21, B4
-    torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
-    one, two = outcome_of(tmp_path / "one"), outcome_of(tmp_path / "two", *torchrun)
+    one, two = outcome_of(tmp_path / "one"), outcome_of(tmp_path / "two", 2)
     assert (one["processes"], two["processes"]) == (1, 2)
     for part in ("trained", "resumed"):
         for name, values in one[part].items():
