@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 import tempfile
 from pathlib import Path
 from textwrap import dedent
@@ -14,6 +12,7 @@ from pa_core import TrainerCallback
 from pa_core.callbacks import FastDevRunCallback, SaveBestModelCallback, SaveTrainingStateCallback
 from pa_core.preflight import check_script, check_settings
 from tests.builtin_trainer import make_trainer
+from tests.distributed.warm import start_warm
 from tests.helpers import tiny_data
 
 ROOT = Path(__file__).parent.parent
@@ -60,12 +59,7 @@ def test_a_script_that_is_right_is_told_whole_with_exit_code_0_and_writes_nothin
         plugins = ["checkpoint", "early_stopping", "save_best_model"]
         """,
     )
-    done = subprocess.run(
-        [sys.executable, "-m", "pa_core", "check", "train.py", "20"],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    (done,) = start_warm("pa_core", "check", "train.py", "20")
     assert done.returncode == 0, done.stdout + done.stderr
     rows = dict(line.split("  ", 1) for line in done.stdout.splitlines()[:15] if "  " in line)
     told = {name: value.strip() for name, value in rows.items()}
@@ -144,17 +138,10 @@ def test_mistakes_of_settings_and_hooks_are_told_all_at_once(project):
     )
     unknown, key = sorted(check_settings(project), reverse=True)
     assert {"checkpiont" in one for one in (unknown, key)} == {True, False}
-    done = subprocess.run(
-        [sys.executable, "-m", "pa_core", "check"], capture_output=True, text=True, check=False
-    )
+    (done,) = start_warm("pa_core", "check")
     assert done.returncode == 1
     assert done.stdout.count("wrong  ") == 2
-    done = subprocess.run(
-        [sys.executable, "-m", "pa_core", "check", "nonesuch.py"],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    (done,) = start_warm("pa_core", "check", "nonesuch.py")
     assert done.returncode == 2
 
 

@@ -15,6 +15,7 @@ from pa_core import __version__, hookspecs
 from pa_core.builtins import BUILTINS, DEFAULTS
 from pa_core.doctor import check_requirement, check_versions
 from pa_core.manager import PluginManager
+from tests.distributed.warm import Ended, start_warm
 from tests.fake_plugins import Site
 
 ROOT = Path(__file__).parent.parent
@@ -49,17 +50,10 @@ class Shell:
     def settings(self, text: str) -> None:
         self.folder.joinpath("pyproject.toml").write_text(dedent(text))
 
-    def run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
-        path = os.pathsep.join([str(ROOT), str(self.site.folder)])
-        kept = {name: value for name, value in os.environ.items() if name != "PA_CORE_CONFIG"}
-        return subprocess.run(
-            [sys.executable, "-m", "pa_core", *arguments],
-            cwd=self.folder,
-            env=kept | {"PYTHONPATH": path},
-            capture_output=True,
-            text=True,
-            check=False,
-        )
+    def run(self, *arguments: str) -> Ended:
+        path = {"PYTHONPATH": str(self.site.folder)}
+        (ended,) = start_warm("pa_core", *arguments, folder=self.folder, environment=path)
+        return ended
 
     def out(self, *arguments: str) -> str:
         result = self.run(*arguments)

@@ -24,7 +24,7 @@ def outcome_of(
         environment |= {"DS_ACCELERATOR": "cpu", "ACCELERATE_USE_DEEPSPEED": "true"}
     together = None if engine == "none" else processes
     script = Path(__file__).with_name("run.py")
-    run_warm(script, engine, folder, *others, processes=together, timeout=400, **environment)
+    run_warm(script, engine, folder, *others, processes=together, **environment)
     return read_outcome(folder)
 
 

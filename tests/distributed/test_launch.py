@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from tests.distributed.launch import environment, flat, read_outcome, run, torchrun
+from tests.distributed.launch import ROOT, environment, flat, read_outcome, run, torchrun
 from tests.distributed.machines import INTERFACE, address, two_machines
 
 pytestmark = [pytest.mark.distributed, pytest.mark.slow]
@@ -101,23 +101,6 @@ FILES = {
         save_every_n_epochs = 1
         save_at_end = false
         """,
-    "accelerate.yaml": """
-        compute_environment: LOCAL_MACHINE
-        distributed_type: "NO"
-        mixed_precision: bf16
-        num_machines: 1
-        num_processes: 1
-        use_cpu: true
-        """,
-    "two.yaml": """
-        compute_environment: LOCAL_MACHINE
-        distributed_type: MULTI_GPU
-        mixed_precision: "no"
-        num_machines: 1
-        num_processes: 2
-        main_process_port: 0
-        use_cpu: false
-        """,
 }
 
 
@@ -132,6 +115,16 @@ def new_project(tmp_path_factory):
         return folder
 
     return make
+
+
+def launch_with_file_of_the_page(folder: Path, name: str) -> dict[str, Any]:
+    """Run the script as docs/distributed.md says, with the file for accelerate that it shows."""
+    page = (ROOT / "docs/distributed.md").read_text()
+    (content,) = re.findall(rf"^cat > {name} <<'END'\n(.*?)^END$", page, re.MULTILINE | re.DOTALL)
+    (folder / name).write_text(content)
+    arguments = f"-m accelerate.commands.launch --config_file {name}"
+    assert f"python {arguments} train.py" in page
+    return read_outcome(launch(folder, *arguments.split())[0])
 
 
 def launch(folder: Path, *launcher: str) -> tuple[Path, subprocess.CompletedProcess[str]]:
@@ -166,8 +159,7 @@ def test_torchrun_on_two_processes(two, alone):
 
 
 def test_accelerate_launch_with_a_file_whose_precision_the_trainer_has(alone, new_project):
-    launcher = ("-m", "accelerate.commands.launch", "--config_file", "accelerate.yaml")
-    outcome = read_outcome(launch(new_project("accelerate"), *launcher)[0])
+    outcome = launch_with_file_of_the_page(new_project("accelerate"), "one.yaml")
     assert outcome["config"] == [1, "bf16"]
     expected = read_outcome(alone[0])
     assert outcome["train"] != expected["train"]
@@ -175,8 +167,9 @@ def test_accelerate_launch_with_a_file_whose_precision_the_trainer_has(alone, ne
 
 
 def test_accelerate_launch_on_two_processes(alone, new_project):
-    launcher = ("-m", "accelerate.commands.launch", "--config_file", "two.yaml")
-    assert_same_numbers(launch(new_project("accelerate"), *launcher)[0], alone, 2)
+    folder = new_project("accelerate")
+    launch_with_file_of_the_page(folder, "two.yaml")
+    assert_same_numbers(folder, alone, 2)
 
 
 def test_a_notebook_on_two_processes(alone, new_project):

@@ -1,4 +1,7 @@
-"""What ends one process ends all of them, soon, with its cause shown, and nobody survives."""
+"""What ends one process ends all of them, soon, with its cause shown, and nobody survives.
+
+A process that is killed is in ``tests/faults/test_elastic.py``.
+"""
 
 from __future__ import annotations
 
@@ -70,10 +73,6 @@ def interrupt_one(folder: Path, launcher: int, pids: list[int]) -> None:
     os.kill(pids[1], signal.SIGINT)
 
 
-def kill_one(folder: Path, launcher: int, pids: list[int]) -> None:
-    os.kill(pids[1], signal.SIGKILL)
-
-
 def spoil_the_data_of_one(folder: Path, launcher: int, pids: list[int]) -> None:
     (folder / "spoiled").touch()
 
@@ -87,7 +86,6 @@ def let_a_plugin_of_the_main_process_wait(folder: Path, launcher: int, pids: lis
     [
         (interrupt_the_launcher, "SIGINT"),
         (interrupt_one, "KeyboardInterrupt"),
-        (kill_one, "SIGKILL"),
         (spoil_the_data_of_one, "ZeroDivisionError: the first cause"),
         (let_a_plugin_of_the_main_process_wait, "'WaitsForNobody' runs on the main process only"),
     ],

@@ -14,43 +14,75 @@ import socket
 import sys
 import tempfile
 import time
+from collections.abc import Mapping
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
+from types import MappingProxyType
+from typing import NamedTuple
 
 import torch
 
 _CONTEXT = multiprocessing.get_context("forkserver")
 # An optimizer's first instance imports the compiler, which takes as long as all the rest.
 _CONTEXT.set_forkserver_preload(["torch._dynamo", "accelerate", "pa_core.trainer"])
+_SUFFIXES = (".out", ".err")
+
+
+class Ended(NamedTuple):
+    """How a process has ended: its exit code, None for one that took too long, and its output."""
+
+    returncode: int | None
+    stdout: str
+    stderr: str
 
 
 def run_warm(
-    script: Path,
+    script: Path | str,
     *arguments: object,
     processes: int | None = None,
     folder: Path | None = None,
-    timeout: float = 240,
     **environment: str,
 ) -> str:
-    """Run a script to its end as ``torchrun`` does, and see that it succeeds.
+    """Run a script to its end, see that it succeeds, and return what the first process prints.
+
+    Arguments are those of `start_warm`.
+    """
+    ended = start_warm(
+        script, *arguments, processes=processes, folder=folder, environment=environment
+    )
+    codes = [process.returncode for process in ended]
+    shown = "\n".join(process.stderr[-6000:] for process in ended)
+    assert codes == [0] * len(ended), f"exit codes {codes}\n{shown}"
+    return ended[0].stdout
+
+
+def start_warm(
+    script: Path | str,
+    *arguments: object,
+    processes: int | None = None,
+    folder: Path | None = None,
+    environment: Mapping[str, str] = MappingProxyType({}),
+    timeout: float = 400,
+) -> list[Ended]:
+    """Run a script to its end as ``torchrun`` does.
 
     Args:
-        script: its path.
+        script: its path, or the name of a module.
         *arguments: those of the script.
         processes: how many run together, connected by gloo; one that knows of no others if None.
         folder: the working directory, if not this process's own.
+        environment: variables beside this process's own.
         timeout: seconds after which all are killed.
-        **environment: more variables.
-
-    Returns:
-        What the first process has printed; not what it has written to stderr.
     """
     argv = [str(script), *map(str, arguments)]
     places = [{}] if processes is None else _places(processes)
     with tempfile.TemporaryDirectory() as name:
         logs = [Path(name, str(rank)) for rank in range(len(places))]
         running = [
-            _CONTEXT.Process(target=_run, args=(argv, folder, log, environment | place))
+            _CONTEXT.Process(
+                target=_run,
+                args=(argv, folder or Path.cwd(), log, {**os.environ, **environment, **place}),
+            )
             for place, log in zip(places, logs, strict=True)
         ]
         try:
@@ -62,10 +94,8 @@ def run_warm(
             for process in running:
                 process.kill()
                 process.join()
-        errors = [_read(log.with_suffix(".err"))[-6000:] for log in logs]
-        printed = _read(logs[0].with_suffix(".out"))
-    assert not any(codes), f"exit codes {codes}\n" + "\n".join(errors)
-    return printed
+        outputs = [[_read(log.with_suffix(suffix)) for suffix in _SUFFIXES] for log in logs]
+    return [Ended(code, *output) for code, output in zip(codes, outputs, strict=True)]
 
 
 def _read(file: Path) -> str:
@@ -91,17 +121,23 @@ def _wait(running: list[ForkServerProcess], timeout: float) -> None:
         time.sleep(0.02)
 
 
-def _run(arguments: list[str], folder: Path | None, log: Path, variables: dict[str, str]) -> None:
-    for stream, suffix in ((1, ".out"), (2, ".err")):
+def _run(argv: list[str], folder: Path, log: Path, environment: dict[str, str]) -> None:
+    """Be the process."""
+    for stream, suffix in enumerate(_SUFFIXES, 1):
         os.dup2(os.open(log.with_suffix(suffix), os.O_WRONLY | os.O_CREAT, 0o644), stream)
-    os.environ.update(variables)
+    os.environ.clear()
+    os.environ.update(environment)
+    os.chdir(folder)
     torch.set_num_threads(1)
-    if folder is not None:
-        os.chdir(folder)
-    sys.argv = arguments
-    sys.path.insert(0, str(Path(arguments[0]).parent))
+    is_file = argv[0].endswith(".py")
+    sys.argv = argv
+    paths = os.environ.get("PYTHONPATH", "").split(os.pathsep)
+    sys.path[:0] = [str(Path(argv[0]).parent) if is_file else str(folder), *filter(None, paths)]
     try:
-        runpy.run_path(arguments[0], run_name="__main__")
+        if is_file:
+            runpy.run_path(argv[0], run_name="__main__")
+        else:
+            runpy.run_module(argv[0], run_name="__main__", alter_sys=True)
     finally:
         atexit._run_exitfuncs()  # as at the end of any other process
         sys.stdout.flush()
