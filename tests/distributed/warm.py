@@ -24,7 +24,9 @@ import torch
 
 _CONTEXT = multiprocessing.get_context("forkserver")
 # An optimizer's first instance imports the compiler, which takes as long as all the rest.
-_CONTEXT.set_forkserver_preload(["torch._dynamo", "accelerate", "pa_core.trainer"])
+_CONTEXT.set_forkserver_preload(
+    ["torch._dynamo", "accelerate", "pa_core.trainer", "torchmetrics", "sklearn.datasets"]
+)
 _SUFFIXES = (".out", ".err")
 
 
