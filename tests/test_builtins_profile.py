@@ -72,6 +72,23 @@ def test_each_hook_and_phase_has_its_time_and_all_times_add_up(tmp_path, capsys)
     assert "forward" in shown
 
 
+def test_what_costs_next_to_nothing_is_printed_as_one_row_and_reported_whole(capsys):
+    class Idle(TrainerCallback):
+        def on_init_end(self, trainer): ...
+
+        def on_train_epoch_end(self, trainer): ...
+
+        def on_training_run_epoch_end(self, trainer): ...
+
+    profile = ProfileCallback()
+    make_trainer(profile, Idle(), Sleeps()).train(tiny_data(160), 1, per_device_batch_size=4)
+    small = [row for row in profile.report()["hooks"] if row["share"] < 0.001]
+    shown = capsys.readouterr().out
+    assert len(small) >= 2
+    assert f"{len(small)} more, below 0.1% each" in shown
+    assert "Idle: on_train_epoch_end" not in shown
+
+
 def test_each_epoch_has_its_own_times():
     profile = ProfileCallback()
     make_trainer(profile, Sleeps()).train(tiny_data(44), 3)

@@ -42,6 +42,7 @@ _METHODS = {
 
 _MUCH_WAITING = 0.1
 _LOOK_EVERY = 10
+_SMALL_SHARE = 0.001  # of the run; what costs less is printed as one row
 _END = object()
 
 
@@ -350,8 +351,15 @@ def as_text(report: dict[str, Any]) -> str:
     console.print(table)
     if report["hooks"]:
         table = _table("plugin: hook")
+        rest = []
         for row in report["hooks"]:
-            table.add_row(f"{row['plugin']}: {row['hook']}", *_cells(row))
+            if row["share"] < _SMALL_SHARE:
+                rest.append(row)
+            else:
+                table.add_row(f"{row['plugin']}: {row['hook']}", *_cells(row))
+        if rest:
+            seconds = sum(row["seconds"] for row in rest)
+            table.add_row(f"{len(rest)} more, below {_SMALL_SHARE:.1%} each", "", f"{seconds:.3f}")
         console.print(table)
     if len(report["epochs"]) > 1:
         table = Table("epoch", "seconds", *report["epochs"][0]["phases"], box=None, pad_edge=False)

@@ -38,9 +38,11 @@ def grouped(number: int) -> str:
 def duration(seconds: float) -> str:
     """A time in the units that one would say it in.
 
-    >>> duration(0.0421), duration(75), duration(7384)
-    ('42 ms', '1 min 15 s', '2 h 3 min')
+    >>> duration(0.00002), duration(0.0421), duration(75), duration(7384)
+    ('20 µs', '42 ms', '1 min 15 s', '2 h 3 min')
     """
+    if 0 < seconds < 0.0001:
+        return f"{seconds * 1e6:.2g} µs"
     if seconds < 0.9995:
         return f"{seconds * 1000:.0f} ms" if seconds >= 0.01 else f"{seconds * 1000:.2g} ms"
     if seconds < 60:
