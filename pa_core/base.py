@@ -23,7 +23,7 @@ from pa_core.defaults import Defaults
 from pa_core.durations import Duration, Progress
 from pa_core.engine import Engine
 from pa_core.environment import environment_plugins
-from pa_core.errors import PreemptedExit, StopTrainingError
+from pa_core.errors import PreemptedExit, StopTrainingError, TrainingStateError
 from pa_core.explain import as_text, explain
 from pa_core.lengths import RunLength
 from pa_core.manager import BoundHooks, PluginManager
@@ -243,7 +243,7 @@ class TrainerBase:
         Args:
             save_path: the file; it is replaced at once, or not at all.
             checkpoint_kwargs: more to put in; NumPy scalars become numbers.
-            save_optimizer: whether to include the optimizer.
+            save_optimizer: whether to include the optimizer, if there is one.
             save_scheduler: whether to include the schedule, if there is one.
             save_per_node: write on every machine; otherwise by the run's main process alone.
             model: save its weights in place of the trained model's; a moving average's, say.
@@ -281,7 +281,15 @@ class TrainerBase:
         Args:
             output_dir: the directory; a state that is there is replaced.
             checkpoint_kwargs: plain data and tensors that `load_training_state` returns.
+
+        Raises:
+            TrainingStateError: where there is no optimizer, or the state can't be written.
         """
+        if self.optimizer is None:
+            raise TrainingStateError(
+                "Without an optimizer there is no training to go on with: give the trainer one, "
+                "or save the model with save_checkpoint"
+            )
         if self._in_run:
             self._save_metadata[Path(output_dir)] = dict(checkpoint_kwargs or {})
             self.control.save(output_dir)

@@ -36,7 +36,7 @@ def save_checkpoint(
             "save_optimizer=False; save_training_state saves all parts",
             stacklevel=3,
         )
-    elif save_optimizer:
+    elif save_optimizer and trainer.optimizer is not None:
         content["optimizer_state_dict"] = trainer.optimizer.state_dict()
     if save_scheduler and trainer.scheduler is not None:
         content["scheduler_state_dict"] = trainer.scheduler.state_dict()

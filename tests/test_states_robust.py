@@ -212,3 +212,12 @@ def test_what_a_dataset_raises_says_in_which_sample(workers):
         )
     told = "\n".join([str(caught.value), *getattr(caught.value, "__notes__", [])])
     assert "in sample 5 of Broken" in told
+
+
+def test_without_an_optimizer_a_model_can_be_saved_and_a_state_is_refused(tmp_path):
+    trainer = Trainer(tiny_model(), nn.CrossEntropyLoss(), None, callbacks=(), plugins=())
+    with pytest.raises(TrainingStateError, match="Without an optimizer .* save_checkpoint"):
+        trainer.save_training_state(tmp_path / "state")
+    assert not list(tmp_path.iterdir())
+    trainer.save_checkpoint(tmp_path / "model.pt")
+    assert "optimizer_state_dict" not in trainer.load_checkpoint(tmp_path / "model.pt")
