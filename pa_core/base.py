@@ -194,7 +194,8 @@ class TrainerBase:
     def gather(self, tensor: Any, padding_value: Any = None) -> Any:
         """Concatenate a tensor of every process along the first dimension, on all of them.
 
-        Sizes of the first dimension may differ. Called on every process.
+        Sizes of the first dimension may differ, so the host waits for the device to compare them;
+        for numbers of no dimension it doesn't. Called on every process.
 
         Args:
             tensor: a tensor, or a nested list, tuple or dict of them.
