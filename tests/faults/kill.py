@@ -33,6 +33,7 @@ from pa_core.comparison import compare_states  # noqa: E402
 from pa_core.errors import PaCoreError  # noqa: E402
 from pa_core.rng import mix  # noqa: E402
 from tests.faults import broken, subject  # noqa: E402
+from tests.faults.launch import survivors  # noqa: E402
 
 CLOCKED = ("checkpoint",)  # the only state that may differ: how often its clock has struck
 FORKED = [name for name, config in subject.CONFIGS.items() if not config.cold]
@@ -68,6 +69,7 @@ class Start:
         for marker in folder.glob("pid-*"):
             marker.unlink()
         self.popen: subprocess.Popen[bytes] | None = None
+        self.mark = ""  # in the environment of a cold start's processes
         self.statuses: dict[int, int | None] = {}
         if self.config.cold:
             self._start_cold(config)
@@ -76,7 +78,7 @@ class Start:
 
     def _start_cold(self, config: str) -> None:
         launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node"]
-        processes = self.config.processes
+        processes, self.mark = self.config.processes, f"pa_core_kill_{time.monotonic_ns()}"
         script = [str(Path(subject.__file__)), str(self.folder), config]
         with self.log.open("ab") as log:
             self.popen = subprocess.Popen(
@@ -84,7 +86,7 @@ class Start:
                 stdout=log,
                 stderr=log,
                 start_new_session=True,
-                env=os.environ | {"PYTHONPATH": str(ROOT)},
+                env=os.environ | {"PYTHONPATH": str(ROOT), "PA_CORE_TEST_MARK": self.mark},
             )
 
     def _fork(self) -> None:
@@ -152,6 +154,11 @@ class Start:
         for group in groups:
             with suppress(ProcessLookupError):
                 os.killpg(group, signal.SIGKILL)
+        # A process that has only just been started hasn't said its number yet.
+        while self.mark and (left := survivors(self.mark)):
+            for pid in left:
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
         while self.is_running():
             time.sleep(0.001)
         return all(code == -signal.SIGKILL for code in self.exit_codes())

@@ -64,7 +64,7 @@ def launch(
         text, _ = process.communicate(timeout=limit)
         ended = time.time()
     finally:
-        left = _survivors(mark)
+        left = survivors(mark)
         for pid in left:
             os.kill(pid, signal.SIGKILL)
         process.wait(10)
@@ -95,7 +95,7 @@ def finish(folder: Path, processes: int, **options: Any) -> tuple[str, dict[str,
     return text, json.loads((folder / f"{options['name']}-0.json").read_text())
 
 
-def _survivors(mark: str) -> list[int]:
+def survivors(mark: str) -> list[int]:
     """The processes that still have the launch's mark in their environment."""
     found = []
     for path in Path("/proc").glob("[0-9]*/environ"):
