@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, TypeGuard, get_args, get_origin
 
@@ -13,6 +14,7 @@ from pa_core.errors import nearest
 if TYPE_CHECKING:
     from pydantic.fields import FieldInfo
 
+_SECRET = re.compile(r"(?i)(^|_)(api_?key|key|secret|password|passwd|token|credentials?)$")
 MASK = "**********"
 """What stands for a secret, as in pydantic's own texts."""
 
@@ -42,6 +44,15 @@ def check_table(
         for path, messages in _by_key(error, table, shown).items():
             problems.setdefault(path, messages)
     return (None if problems else values), list(problems.values())
+
+
+def is_secret(name: str) -> bool:
+    """Whether a setting of this name is likely to hold a secret.
+
+    >>> is_secret("api_key"), is_secret("HF_TOKEN"), is_secret("keys_seen")
+    (True, True, False)
+    """
+    return _SECRET.search(name) is not None
 
 
 def without_secrets(model: type[BaseModel], table: Mapping[str, Any]) -> dict[str, Any]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from html.parser import HTMLParser
@@ -15,6 +14,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from pa_core.errors import PaCoreError, TrainingStateError
 from pa_core.states import MANIFEST, StateReader, newest_intact_state, state_folders
+from pa_core.tables import is_secret
 
 if TYPE_CHECKING:
     from pa_core.tracking import RunHistory
@@ -28,7 +28,6 @@ MOST_POINTS = 1000
 
 _PLACE = ("epoch", "update", "samples", "seconds")
 _MOST_PARTS = 10
-_SECRET = re.compile(r"(?i)(^|_)(api_?key|key|secret|password|passwd|token|credentials?)$")
 
 Status = Literal["running", "finished", "stopped", "interrupted", "failed", "saved"]
 
@@ -195,7 +194,7 @@ def without_secrets(config: Any) -> Any:
         return {
             str(name): without_secrets(value)
             for name, value in config.items()
-            if not _SECRET.search(str(name))
+            if not is_secret(str(name))
         }
     return [without_secrets(item) for item in config] if isinstance(config, list) else config
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
@@ -11,22 +10,12 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from pa_core.builtins.base import UpdateDuration
+from pa_core.tables import is_secret
 
 Topic = Literal["learning_rates", "gradient_norm", "throughput", "memory", "config"]
 ServiceName = Literal[
     "csv", "jsonl", "tensorboard", "wandb", "mlflow", "comet_ml", "aim", "swanlab", "trackio"
 ]
-
-_SECRET = re.compile(r"(?i)(^|_)(api_?key|key|secret|password|passwd|token|credentials?)$")
-
-
-def is_secret(name: str) -> bool:
-    """Whether a setting of this name is likely to hold a secret.
-
-    >>> is_secret("api_key"), is_secret("HF_TOKEN"), is_secret("keys_seen")
-    (True, True, False)
-    """
-    return _SECRET.search(name) is not None
 
 
 class TrackingSettings(BaseModel):
