@@ -12,8 +12,8 @@ from pa_core import TrainerCallback
 from pa_core.callbacks import FastDevRunCallback, SaveBestModelCallback, SaveTrainingStateCallback
 from pa_core.preflight import check_script, check_settings
 from tests.builtin_trainer import make_trainer
-from tests.distributed.warm import start_warm
 from tests.helpers import tiny_data
+from tests.warm import start_warm
 
 ROOT = Path(__file__).parent.parent
 SCRIPT = """

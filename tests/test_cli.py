@@ -15,8 +15,8 @@ from pa_core import __version__, hookspecs
 from pa_core.builtins import BUILTINS, DEFAULTS
 from pa_core.doctor import check_requirement, check_versions
 from pa_core.manager import PluginManager
-from tests.distributed.warm import Ended, start_warm
 from tests.fake_plugins import Site
+from tests.warm import Ended, start_warm
 
 ROOT = Path(__file__).parent.parent
 WEATHER = """

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from pa_core.settings import build_plugins, read_settings
-from tests.distributed.warm import run_warm
+from tests.warm import run_warm
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 

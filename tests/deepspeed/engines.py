@@ -10,8 +10,8 @@ import pytest
 from pa_core.errors import TrainingStateError
 from tests.deepspeed.run import listed, new_trainer, train
 from tests.distributed.launch import flat, read_outcome
-from tests.distributed.warm import run_warm
 from tests.helpers import NoisyModel, tiny_data
+from tests.warm import run_warm
 
 
 def outcome_of(

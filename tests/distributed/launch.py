@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from tests.distributed.warm import run_warm
+from tests.warm import run_warm
 
 ROOT = Path(__file__).parents[2]
 
@@ -45,10 +45,10 @@ def read_outcome(folder: Path) -> dict[str, Any]:
     return outcome
 
 
-def outcome_of(folder: Path, script: str, processes: int | None = None) -> dict[str, Any]:
-    """Run a script and return what it has written into `folder` as ``outcome.json``."""
+def outcome_of(folder: Path, script: str | Path, processes: int | None = None) -> dict[str, Any]:
+    """Run a script, of this folder if it is a name, and return what it writes as `outcome.json`."""
     folder.mkdir()
-    run_warm(Path(__file__).with_name(script), folder, processes=processes, folder=folder)
+    run_warm(Path(__file__).parent / script, folder, processes=processes, folder=folder)
     return read_outcome(folder)
 
 

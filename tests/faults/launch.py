@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.distributed.launch import ROOT, environment, torchrun
-from tests.distributed.warm import run_warm
+from tests.warm import run_warm
 
 SCRIPT = Path(__file__).with_name("script.py")
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.distributed.launch import flat
-from tests.distributed.warm import run_warm
+from tests.warm import run_warm
 
 pytestmark = [pytest.mark.distributed, pytest.mark.slow]
 

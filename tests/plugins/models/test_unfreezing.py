@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
@@ -12,7 +11,7 @@ from torch import nn
 from pa_core import Trainer, TrainerCallback
 from pa_core.errors import SettingsError
 from pa_models import GradualUnfreezingCallback, discriminative_param_groups, freeze_batch_norm
-from tests.distributed.warm import run_warm
+from tests.distributed.launch import flat, outcome_of
 from tests.helpers import assert_identical, tiny_data, weights_of
 
 
@@ -267,23 +266,11 @@ def test_wrong_settings_are_told_before_training(tmp_path):
 # -- Two processes --------------------------------------------------------------------------------
 
 
-def outcome_of(folder: Path, processes: int | None = None) -> dict:
-    folder.mkdir()
-    script = Path(__file__).with_name("fine_tuning_run.py")
-    run_warm(script, folder, processes=processes, folder=folder)
-    return json.loads((folder / "outcome.json").read_text())
-
-
-def flat(value) -> list[float]:
-    return (
-        [number for item in value for number in flat(item)] if isinstance(value, list) else [value]
-    )
-
-
 @pytest.mark.distributed
 @pytest.mark.slow
 def test_two_processes_unfreeze_average_evaluate_and_resume_as_one_does(tmp_path):  # A21, B4
-    one, two = outcome_of(tmp_path / "one"), outcome_of(tmp_path / "two", 2)
+    script = Path(__file__).with_name("fine_tuning_run.py")
+    one, two = outcome_of(tmp_path / "one", script), outcome_of(tmp_path / "two", script, 2)
     assert (one["processes"], two["processes"]) == (1, 2)
     for part in ("trained", "resumed"):
         for name, values in one[part].items():

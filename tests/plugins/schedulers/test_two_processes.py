@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.distributed.warm import run_warm
+from tests.warm import run_warm
 
 
 def outcomes(folder: Path, processes: int | None = None) -> list[dict]:

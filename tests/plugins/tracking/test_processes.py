@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.distributed.warm import run_warm
 from tests.plugins.tracking.runs import points, rows, table
+from tests.warm import run_warm
 
 pytestmark = [pytest.mark.distributed, pytest.mark.slow]
 
