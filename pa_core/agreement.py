@@ -11,7 +11,7 @@ from pa_core.control import Requests, TrainerControl
 if TYPE_CHECKING:
     from pa_core.engine import Engine
 
-_SHARE = 0.01
+_SHARE = 0.005
 """Which part of the time the processes may spend on asking each other."""
 _LONGEST = 1.0
 """After how many seconds they ask at the latest."""

@@ -21,7 +21,7 @@ from pa_core.control import SaveRequest, TrainerControl
 from pa_core.data import KeyedDataLoader, num_batches, num_samples
 from pa_core.defaults import Defaults
 from pa_core.durations import Duration, Progress
-from pa_core.engine import Engine
+from pa_core.engine import Engine, check_connected
 from pa_core.environment import environment_plugins
 from pa_core.errors import PreemptedExit, StopTrainingError, TrainingStateError
 from pa_core.explain import as_text, explain
@@ -97,6 +97,7 @@ class TrainerBase:
         self._accelerator = (
             accelerator if isinstance(accelerator, Accelerator) else self._create_accelerator()
         )
+        check_connected(self._accelerator)
         self._engine = Engine.of(self._accelerator)
         self.plugins.set_process(is_main=self.is_main_process)
 

@@ -75,7 +75,7 @@ class TrainerControl:
     optimizer's update, or after the events of an epoch's end.
 
     Where a run has several processes, a request of one is granted on all of them, at one update.
-    They have to ask each other for that, which they do as often as it costs about one percent of
+    They have to ask each other for that, which they do as often as it costs about half a percent of
     the time, and at the end of every epoch. A request that every process makes at the very same
     update, by its number or by a reduced metric, can say so with ``everywhere=True``: it is
     granted at once, as on a single process.

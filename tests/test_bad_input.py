@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from accelerate import Accelerator
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -98,6 +99,15 @@ def test_a_callback_class_that_cannot_be_built():
 
     with pytest.raises(PluginError, match=r"NeedsMore.*more"):
         trainer_of(callbacks=[NeedsMore])
+
+
+@pytest.mark.parametrize("is_given", [True, False])
+def test_processes_that_were_left_to_train_a_model_each(is_given, monkeypatch):
+    accelerator = Accelerator(cpu=True)  # made before the others are known of, so they stay unknown
+    for name, value in {"LOCAL_RANK": "0", "RANK": "0", "WORLD_SIZE": "2"}.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(RuntimeError, match="2 processes were started together, but .* none of"):
+        trainer_of(accelerator=accelerator if is_given else None)
 
 
 def test_evaluating_nothing():

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 
 from pa_core.builtins.base import BuiltinCallback, BuiltinSettings
 from pa_core.hookspecs import hookimpl
@@ -222,7 +222,11 @@ def _norm(trainer: Trainer) -> Tensor:
     """The gradients' total norm, shape ``()``: finite where all of them are."""
     groups = trainer.optimizer.param_groups  # at hand, where a model has to be searched
     gradients = [p.grad for group in groups for p in group["params"] if p.grad is not None]
-    return nn.utils.get_total_norm(gradients)
+    if not gradients:
+        return torch.zeros(())
+    # What `get_total_norm` does, less its search for devices and types, which takes most of it.
+    norms = torch._foreach_norm(gradients)
+    return torch.linalg.vector_norm(torch.stack([norm.to(norms[0].device) for norm in norms]))
 
 
 class _DeviceWatch:

@@ -20,8 +20,9 @@ def torchrun(processes: int) -> tuple[str, ...]:
 
 
 def environment(**more: str) -> dict[str, str]:
-    """This one, for processes that share two cores."""
-    return os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)} | more
+    """This one, for processes that share two cores and have no GPU."""
+    here = {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(ROOT)}
+    return os.environ | here | more
 
 
 def run(folder: Path, *arguments: str, **more: str) -> subprocess.CompletedProcess[str]:

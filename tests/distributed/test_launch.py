@@ -128,7 +128,7 @@ def launch_with_file_of_the_page(folder: Path, name: str) -> dict[str, Any]:
 
 
 def launch(folder: Path, *launcher: str) -> tuple[Path, subprocess.CompletedProcess[str]]:
-    return folder, run(folder, *launcher, "train.py", ACCELERATE_USE_CPU="true")
+    return folder, run(folder, *launcher, "train.py")
 
 
 @pytest.fixture(scope="module")
@@ -187,7 +187,6 @@ def test_a_notebook_on_two_processes(alone, new_project):
     run(
         folder,
         *("-c", "from nbclient.cli import main; main()", "train.ipynb", "--timeout=200"),
-        ACCELERATE_USE_CPU="true",
         IPYTHONDIR=str(folder / "ipython"),  # nobody's own settings
         JUPYTER_CONFIG_DIR=str(folder / "jupyter"),
         JUPYTER_DATA_DIR=str(folder / "jupyter"),
@@ -208,7 +207,6 @@ def test_two_machines(alone, new_project):
                     # Both have this machine's name, so they can't tell by it who is the first.
                     *("--rdzv_conf", f"is_host={int(number == 0)}", "train.py"),
                 ]
-                more = {"GLOO_SOCKET_IFNAME": INTERFACE, "ACCELERATE_USE_CPU": "true"}
                 started.append(
                     subprocess.Popen(
                         command,
@@ -216,7 +214,7 @@ def test_two_machines(alone, new_project):
                         stderr=subprocess.PIPE,
                         text=True,
                         cwd=folder,
-                        env=environment(**more),
+                        env=environment(GLOO_SOCKET_IFNAME=INTERFACE),
                     )
                 )
             shown = [process.communicate(timeout=240) for process in started]

@@ -101,7 +101,7 @@ def test_all_end_within_thirty_seconds(
         stderr=subprocess.PIPE,
         text=True,
         cwd=tmp_path,
-        env=environment(ACCELERATE_USE_CPU="true"),
+        env=environment(),
     )
     pids: list[int] = []
     try:
