@@ -53,7 +53,7 @@ ROOMS = [
     Room(
         "engine",
         "the core's own way, on any hardware",
-        "defaults engine deepspeed fsdp accumulation agreement utils",
+        "defaults engine connection deepspeed fsdp accumulation agreement utils",
         "#2b6a8c",
         2,
     ),

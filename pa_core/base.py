@@ -17,11 +17,12 @@ from pa_core.agreement import Agreement
 from pa_core.background import StateSaver
 from pa_core.callbacks import CallbackHandler
 from pa_core.checks import check_model_and_optimizer
+from pa_core.connection import check_connected
 from pa_core.control import SaveRequest, TrainerControl
 from pa_core.data import KeyedDataLoader, num_batches, num_samples
 from pa_core.defaults import Defaults
 from pa_core.durations import Duration, Progress
-from pa_core.engine import Engine, check_connected
+from pa_core.engine import Engine
 from pa_core.environment import environment_plugins
 from pa_core.errors import PreemptedExit, StopTrainingError, TrainingStateError
 from pa_core.explain import as_text, explain

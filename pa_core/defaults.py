@@ -13,8 +13,8 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 
+from pa_core.connection import connected
 from pa_core.data import create_dataloader
-from pa_core.engine import connected_on_cpus
 from pa_core.hookspecs import hookimpl
 from pa_core.placeholders import replace_trainer_placeholder_values
 
@@ -33,7 +33,7 @@ class Defaults:
             AcceleratorState._shared_state = {}
         else:  # on TPUs
             AcceleratorState._reset_state()
-        return Accelerator(**connected_on_cpus(trainer.accelerator_kwargs))
+        return Accelerator(**connected(trainer.accelerator_kwargs))
 
     @hookimpl(trylast=True)
     def create_train_dataloader(

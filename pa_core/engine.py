@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import atexit
 import gc
-import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
@@ -19,7 +18,7 @@ from weakref import WeakSet
 
 import torch
 from accelerate import Accelerator, DistributedType
-from accelerate.utils import InitProcessGroupKwargs, is_torch_xla_available, send_to_device
+from accelerate.utils import send_to_device
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -58,59 +57,6 @@ def _host_group() -> Any:
     if "gloo" in torch.distributed.get_backend_config():
         return None  # the default group's
     return torch.distributed.new_group(backend="gloo")
-
-
-def connected_on_cpus(accelerator_kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    """The arguments of an `Accelerator` that connects a launcher's processes without a GPU too.
-
-    By itself accelerate would take each of them for the only one, unless it is told to use the
-    CPU; under DeepSpeed, for which that can't be said, unless it is told the backend.
-    """
-    kwargs = dict(accelerator_kwargs)
-    if "LOCAL_RANK" not in os.environ or _devices_can_connect():
-        return kwargs
-    asked = "deepspeed_plugin" in kwargs or "deepspeed_plugins" in kwargs
-    if asked or os.environ.get("ACCELERATE_USE_DEEPSPEED", "").lower() == "true":
-        handlers = list(kwargs.get("kwargs_handlers") or ())
-        if not any(isinstance(handler, InitProcessGroupKwargs) for handler in handlers):
-            handlers.append(InitProcessGroupKwargs())
-        for handler in handlers:
-            if isinstance(handler, InitProcessGroupKwargs):
-                handler.backend = "gloo"
-        kwargs["kwargs_handlers"] = handlers
-    elif _started_processes() > 1:
-        kwargs.setdefault("cpu", True)
-    return kwargs
-
-
-def check_connected(accelerator: Accelerator) -> None:
-    """See that processes which were started together aren't left to train a model each.
-
-    Raises:
-        RuntimeError: if they are.
-    """
-    started = _started_processes()
-    if started > 1 and accelerator.num_processes == 1:
-        raise RuntimeError(
-            f"{started} processes were started together, but their Accelerator connects none of "
-            "them, so each would train a model of its own. On a machine without a GPU it has to "
-            "be made with cpu=True: leave that to the Trainer, or do so before anything else of "
-            "accelerate is used. To train models of their own on purpose, take WORLD_SIZE and "
-            "LOCAL_RANK out of the environment first"
-        )
-
-
-def _started_processes() -> int:
-    """How many processes a launcher, such as torchrun, has started; 1 without a launcher."""
-    return int(os.environ.get("WORLD_SIZE", "1")) if "LOCAL_RANK" in os.environ else 1
-
-
-def _devices_can_connect() -> bool:
-    """Whether there are devices that PyTorch has a backend for; a Mac's GPU is none of them."""
-    if is_torch_xla_available():
-        return True
-    device = torch.accelerator.current_accelerator(check_available=True)
-    return device is not None and device.type != "mps"
 
 
 class Engine:

@@ -7,15 +7,18 @@ import os
 from collections.abc import Callable, Iterable, Iterator
 from functools import wraps
 from types import TracebackType
-from typing import Any, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 import torch
-from accelerate.state import PartialState
 from accelerate.utils import wait_for_everyone
 from torch import Tensor
 
+from pa_core.connection import process_state
 from pa_core.main_process import check_not_alone
 from pa_core.rng import mix, seed_host
+
+if TYPE_CHECKING:
+    from accelerate.state import PartialState
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -108,7 +111,7 @@ def _on_one_process(
     def call(*args: P.args, **kwargs: P.kwargs) -> T | None:
         check_not_alone()
         try:
-            return func(*args, **kwargs) if is_chosen(PartialState()) else None
+            return func(*args, **kwargs) if is_chosen(process_state()) else None
         finally:
             wait_for_everyone()  # an error must not leave the others waiting for ever
 
@@ -124,7 +127,7 @@ def local_process_zero_first(func: Callable[P, T]) -> Callable[P, T]:
     @wraps(func)
     def call(*args: P.args, **kwargs: P.kwargs) -> T:
         check_not_alone()
-        if PartialState().local_process_index == 0:
+        if process_state().local_process_index == 0:
             try:
                 return func(*args, **kwargs)
             finally:

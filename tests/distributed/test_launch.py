@@ -26,11 +26,16 @@ FILES = {
         from torch import nn
         from torch.utils.data import TensorDataset
         from pa_core import Trainer
+        from pa_core.utils import local_process_zero_first
 
-        def main():
+        @local_process_zero_first  # as for a download, before there is a Trainer
+        def load():
             generator = torch.Generator().manual_seed(0)
             inputs = torch.randn(50, 8, generator=generator)
-            data = TensorDataset(inputs, (inputs.sum(1) > 0).long())
+            return TensorDataset(inputs, (inputs.sum(1) > 0).long())
+
+        def main():
+            data = load()
             torch.manual_seed(0)
             model = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 2))
             optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
