@@ -93,7 +93,9 @@ def demo(session: nox.Session) -> None:
 def deepspeed(session: nox.Session) -> None:
     """Run the tests of DeepSpeed on the CPU, which installs it."""
     session.install("-e", ".", *groups("test"), "setuptools", "wheel", "torch")
-    session.install("--no-build-isolation", "deepspeed", env={"DS_BUILD_OPS": "0"})
+    # accelerate looks for transformers, too, before it starts DeepSpeed.
+    wanted = ["deepspeed", "transformers"]
+    session.install("--no-build-isolation", *wanted, env={"DS_BUILD_OPS": "0"})
     session.run("python", "-m", "pytest", "tests/deepspeed", *session.posargs)
 
 

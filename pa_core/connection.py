@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -28,8 +29,14 @@ def process_state() -> PartialState:
 
 
 def connected(accelerator_kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    """The arguments of an `Accelerator`, with those by which it connects the processes."""
+    """The arguments of an `Accelerator`, with those by which it connects the processes.
+
+    Raises:
+        ImportError: where DeepSpeed is asked for, and what it needs isn't installed.
+    """
     kwargs = dict(accelerator_kwargs)
+    if _uses_deepspeed(kwargs):
+        _check_installed("deepspeed", "transformers")
     if not _has_to_be_told():
         return kwargs
     if not _uses_deepspeed(kwargs):
@@ -66,6 +73,15 @@ def _has_to_be_told() -> bool:
         return False
     device = torch.accelerator.current_accelerator(check_available=True)
     return device is None or device.type == "mps"  # PyTorch has no backend for a Mac's GPU
+
+
+def _check_installed(*packages: str) -> None:
+    missing = [package for package in packages if find_spec(package) is None]
+    if missing:
+        raise ImportError(
+            f"accelerate needs {' and '.join(packages)} to run DeepSpeed, and there is no "
+            f"{' and no '.join(missing)}: pip install --no-build-isolation {' '.join(missing)}"
+        )
 
 
 def _uses_deepspeed(accelerator_kwargs: Mapping[str, Any]) -> bool:

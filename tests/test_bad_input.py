@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
+
 import pytest
 import torch
 from accelerate import Accelerator
@@ -108,6 +110,13 @@ def test_processes_that_were_left_to_train_a_model_each(is_given, monkeypatch):
         monkeypatch.setenv(name, value)
     with pytest.raises(RuntimeError, match="2 processes were started together, but .* none of"):
         trainer_of(accelerator=accelerator if is_given else None)
+
+
+@pytest.mark.skipif(find_spec("deepspeed") is not None, reason="DeepSpeed is there")
+def test_deepspeed_where_it_is_not_installed(monkeypatch):
+    monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
+    with pytest.raises(ImportError, match="there is no deepspeed.*: pip install .* deepspeed"):
+        trainer_of()
 
 
 def test_evaluating_nothing():

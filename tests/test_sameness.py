@@ -128,6 +128,30 @@ def test_a_difference_is_told_and_refused_under_strict(state, tmp_path, told, ch
     assert any(told in str(warning.message) for warning in caught)
 
 
+class SavesAt(TrainerCallback):
+    """Saves a state after an update."""
+
+    def __init__(self, update, folder):
+        self.update, self.folder = update, folder
+
+    def on_optimizer_step_end(self, trainer):
+        if trainer.updates == self.update:
+            trainer.control.save(self.folder)
+
+
+@pytest.mark.parametrize(
+    ("lost", "changes"),
+    [
+        ("with global batches of 8 samples in place of 4", {"per_device_batch_size": 8}),
+        ("in another dataset", {"dataset": tiny_data(12)}),
+    ],
+)
+def test_a_place_in_the_middle_of_an_epoch_is_no_other_runs(lost, changes, tmp_path):
+    train(tmp_path, 1, {"callbacks": [SavesAt(2, tmp_path / "middle")]})
+    with pytest.raises(TrainingStateError, match=f"Its place in the epoch has no meaning {lost}"):
+        train(tmp_path, 2, changes, resume_from=tmp_path / "middle")
+
+
 def test_another_optimizer_is_refused_since_the_state_of_one_means_nothing_to_another(
     state, tmp_path
 ):

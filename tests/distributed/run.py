@@ -8,7 +8,11 @@ import sys
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.distributed import GradBucket
+from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
+from torch.futures import Future
+from torch.nn.parallel import DistributedDataParallel
 
 from pa_core import Trainer, hookimpl
 from tests.helpers import tiny_data, tiny_model, weights_of
@@ -81,6 +85,30 @@ def running_means() -> list[list[float]]:
     return seen.of_processes
 
 
+class Reductions:
+    """Counts how often gradients are reduced over the processes; a small model has one bucket."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    @hookimpl
+    def on_training_run_start(self, trainer: Trainer) -> None:
+        if isinstance(trainer.model, DistributedDataParallel):
+            # Not a method, for whose annotations PyTorch looks before they are evaluated.
+            trainer.model.register_comm_hook(None, lambda _, bucket: self.reduce(bucket))
+
+    def reduce(self, bucket: GradBucket) -> Future[Tensor]:
+        self.count += 1
+        return allreduce_hook(None, bucket)
+
+
+def reductions() -> tuple[int, int]:
+    counted = Reductions()
+    trainer = new_trainer(counted)
+    train(trainer, 2)
+    return counted.count, trainer.updates
+
+
 def main(folder: Path) -> None:
     trainer = trained(2)
     trainer.save_training_state(folder / "state")
@@ -93,6 +121,7 @@ def main(folder: Path) -> None:
         "eval": resumed.run_history.get_metric_values("eval_loss_epoch"),
         "predictions": trainer.predict(tiny_data(7), per_device_batch_size=2).tolist(),
         "running_means": running_means(),
+        "reductions": reductions(),
         "gathered": trainer.gather(torch.full((rank + 1,), float(rank))).tolist(),
     }
     if rank == 0:

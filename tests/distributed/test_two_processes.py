@@ -16,5 +16,6 @@ def test_two_processes_train_evaluate_predict_save_and_resume_as_one_does(tmp_pa
         assert flat(two[name]) == pytest.approx(flat(one[name]), abs=1e-6), name
     first, second = two["running_means"]
     assert first == second != [0.0] * 6  # each has seen other samples
+    assert two["reductions"] == [6, 6]  # one for each update of two micro-batches
     assert one["gathered"] == [0.0]
     assert two["gathered"] == [0.0, 1.0, 1.0]
