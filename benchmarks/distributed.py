@@ -179,6 +179,8 @@ def work(args: argparse.Namespace) -> None:
 
     torch.set_num_threads(1)
     rank, processes = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    if args.pin:
+        os.sched_setaffinity(0, {sorted(os.sched_getaffinity(0))[rank]})
     torch.distributed.init_process_group("gloo")
     number_of = "one process" if processes == 1 else "two processes"
     training, evaluation = f"training, {number_of}", f"evaluation, {number_of}"
@@ -226,6 +228,7 @@ def start(processes: int, args: argparse.Namespace, names: list[str]) -> list[di
         command += ["--nproc_per_node", str(processes), "-m", "benchmarks.distributed"]
         command += ["--result", str(result), "--rounds", str(args.rounds)]
         command += ["--samples", str(args.samples), "--only", *names]
+        command += ["--pin"] if args.pin else []
         with output.open("wb") as file:
             code = subprocess.run(
                 command, check=False, stdout=file, stderr=subprocess.STDOUT, env=environment
@@ -277,11 +280,14 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=5, help="turns of all contenders (5)")
     parser.add_argument("--samples", type=int, default=6400, help="samples an epoch (6400)")
     parser.add_argument("--only", nargs="+", choices=NAMES, default=list(NAMES), metavar="NAME")
+    parser.add_argument("--pin", action="store_true", help="a core for each process (Linux)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all measurements here")
     parser.add_argument("--result", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.samples < 2 * BATCH_SIZE or args.samples % (2 * BATCH_SIZE):
         parser.error(f"--samples must be a multiple of both processes' batches, {2 * BATCH_SIZE}")
+    if args.pin and len(os.sched_getaffinity(0)) < 2:
+        parser.error("--pin needs two cores")
     if args.result:  # one of the processes that are measured
         work(args)
         return 0
@@ -293,7 +299,8 @@ def main() -> int:
     records = [record for processes in (1, 2) for record in start(processes, args, names)]
     print(table(records))
     machine, packages = describe_machine("cpu"), versions(names)
-    print(f"\nRounds: {args.rounds}; batch {BATCH_SIZE} on each process, one thread, no workers.")
+    how = "one thread on a core of its own" if args.pin else "one thread"
+    print(f"\nRounds: {args.rounds}; batch {BATCH_SIZE} on each process, {how}, no workers.")
     print(", ".join(f"{key} {value}" for key, value in (machine | packages).items()))
     if args.json:
         report = {"machine": machine, "versions": packages, "runs": records}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import re
 import time
 from typing import TYPE_CHECKING
 
@@ -28,6 +29,7 @@ _PROCESS_LOST = (
     "Socket Timeout",
     "remote process exited",
 )
+_NO_GRADIENT = "Expected to have finished reduction in the prior iteration"
 _DYING_SECONDS = 1.0  # from the loss of a worker's connections to its end
 
 
@@ -66,6 +68,8 @@ def _explain(error: BaseException, trainer: Trainer) -> None:
             "run has ended. The cause is what that one has printed, or what the launcher says of "
             "it; killed by signal 9, it was often for lack of memory"
         )
+    elif _NO_GRADIENT in text:
+        error.add_note(_no_gradient(text, trainer))
 
 
 def _is_of_lost_worker(error: BaseException) -> bool:
@@ -86,6 +90,20 @@ def _out_of_memory(trainer: Trainer) -> str:
         "per_device_batch_size, with more gradient_accumulation_steps so that an update has as "
         'many samples as before; mixed_precision="bf16"; or let find_batch_size of pa-models '
         "find the largest batch that fits"
+    )
+
+
+def _no_gradient(text: str, trainer: Trainer) -> str:
+    names = [name for name, p in trainer.get_model().named_parameters() if p.requires_grad]
+    numbers = re.search(r"did not receive grad for rank \d+: ([\d ]+)", text)
+    unused = [names[int(number)] for number in numbers[1].split()] if numbers else []
+    shown = ", ".join(unused[:5]) + (f" and {len(unused) - 5} more" if len(unused) > 5 else "")
+    return (
+        f"On process {trainer._engine.rank}, {shown or 'some parameters'} got no gradient in the "
+        "update before, which several processes wait for. Freeze what is never used, by "
+        "requires_grad_(False), or take it out of the model. Where it depends on the batch, let "
+        "each step look for it, at some cost: accelerator={'kwargs_handlers': "
+        "[DistributedDataParallelKwargs(find_unused_parameters=True)]}, from accelerate.utils"
     )
 
 

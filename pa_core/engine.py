@@ -18,7 +18,7 @@ from weakref import WeakSet
 
 import torch
 from accelerate import Accelerator, DistributedType
-from accelerate.utils import send_to_device
+from accelerate.utils import honor_type, send_to_device
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -271,7 +271,7 @@ class Engine:
         if isinstance(value, Mapping):
             return {key: self.gather(item, padding_value) for key, item in value.items()}
         if isinstance(value, list | tuple):
-            return type(value)(self.gather(item, padding_value) for item in value)
+            return honor_type(value, (self.gather(item, padding_value) for item in value))
         if self.num_processes > 1:
             value = value.to(self.device)
             if value.ndim:
@@ -292,7 +292,7 @@ class Engine:
         if self.num_processes == 1:
             return [value]
         gathered: list[Any] = [None] * self.num_processes
-        torch.distributed.all_gather_object(gathered, value)
+        torch.distributed.all_gather_object(gathered, value, _host_group())  # not by the GPU
         return gathered
 
     def together(self, action: Callable[[], T]) -> T:

@@ -191,6 +191,23 @@ def test_what_a_hook_mixes_into_a_batch_is_the_same_with_and_without_and_when_re
 
 @pytest.mark.gpu
 @on_gpu
+def test_on_a_gpu_the_next_batch_arrives_while_it_computes():
+    device = torch.device("cuda", torch.cuda.current_device())
+    copier = StreamCopier(device, lambda batch: batch.to(device, non_blocking=True))
+    sent = torch.ones(1 << 20).pin_memory()
+    for _ in range(2):  # the first time, memory is fetched from the device, which may wait
+        torch.cuda.synchronize()
+        torch.cuda._sleep(2_000_000_000)  # cycles: a second or so
+        computed = torch.cuda.current_stream(device).record_event()
+        copy, copied = copier.begin(sent)
+        copied.synchronize()
+        is_computing = not computed.query()
+        del copy
+    assert is_computing
+
+
+@pytest.mark.gpu
+@on_gpu
 def test_on_a_gpu_batches_arrive_whole_while_it_is_busy():
     device = torch.device("cuda", torch.cuda.current_device())
     sent = [torch.full((1 << 20,), float(number)).pin_memory() for number in range(8)]

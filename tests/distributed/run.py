@@ -6,8 +6,10 @@ import json
 import os
 import sys
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
+from accelerate.utils import DistributedDataParallelKwargs
 from torch import Tensor, nn
 from torch.distributed import GradBucket
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
@@ -18,7 +20,7 @@ from pa_core import Trainer, hookimpl
 from tests.helpers import tiny_data, tiny_model, weights_of
 
 
-def new_trainer(*plugins: object, model: nn.Module | None = None) -> Trainer:
+def new_trainer(*plugins: object, model: nn.Module | None = None, **options: Any) -> Trainer:
     model = model or tiny_model()
     return Trainer(
         model,
@@ -26,7 +28,7 @@ def new_trainer(*plugins: object, model: nn.Module | None = None) -> Trainer:
         torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9),
         callbacks=(),
         plugins=plugins,
-        accelerator={"cpu": True},
+        accelerator={"cpu": True} | options,
     )
 
 
@@ -66,6 +68,31 @@ def unfrozen() -> Trainer:
     return trainer
 
 
+class WithMore(nn.Module):
+    """Has layers that nothing goes through."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.used, self.more = tiny_model(), nn.Linear(2, 2)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return self.used(inputs)
+
+
+def unused() -> dict[str, Any]:
+    """What such a model's weights become, and what is noted on the error without the option."""
+    handler = DistributedDataParallelKwargs(find_unused_parameters=True)
+    trainer = new_trainer(model=WithMore(), kwargs_handlers=[handler])
+    train(trainer, 1)
+    notes: list[str] = []
+    try:
+        train(new_trainer(model=WithMore()), 1)
+    except RuntimeError as error:
+        notes = error.__notes__
+    weights = {name: value.tolist() for name, value in weights_of(trainer).items()}
+    return {"weights": weights, "notes": notes}
+
+
 class RunningMeans:
     """Keeps each process' running mean, as an evaluation begins."""
 
@@ -83,6 +110,12 @@ def running_means() -> list[list[float]]:
     model = nn.Sequential(nn.BatchNorm1d(6), tiny_model())
     train(new_trainer(seen, model=model), 1)
     return seen.of_processes
+
+
+class Ranks(NamedTuple):
+    """What batches may be, too."""
+
+    ranks: Tensor
 
 
 class Reductions:
@@ -120,9 +153,10 @@ def main(folder: Path) -> None:
         "train": resumed.run_history.get_metric_values("train_loss_epoch"),
         "eval": resumed.run_history.get_metric_values("eval_loss_epoch"),
         "predictions": trainer.predict(tiny_data(7), per_device_batch_size=2).tolist(),
+        "unused": unused(),
         "running_means": running_means(),
         "reductions": reductions(),
-        "gathered": trainer.gather(torch.full((rank + 1,), float(rank))).tolist(),
+        "gathered": trainer.gather(Ranks(torch.full((rank + 1,), float(rank)))).ranks.tolist(),
     }
     if rank == 0:
         (folder / "outcome.json").write_text(json.dumps(outcome))
