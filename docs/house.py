@@ -60,7 +60,7 @@ ROOMS = [
     Room(
         "plugins",
         "hooks: found, ordered, bound, called",
-        "hookspecs implementations manager relay discovery builtins commands explain",
+        "hookspecs implementations manager bound relay discovery builtins commands explain",
         "#3b579d",
         1,
     ),

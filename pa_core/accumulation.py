@@ -51,6 +51,11 @@ class AccumulationWindow:
         self._total: Items | None = None  # of the items that weren't planned with
         self._planned: int | None = None
 
+    def has_none(self, step: int) -> bool:
+        """Whether a short last batch leaves no sample for this process."""
+        place = None if self._sampler is None else self._sampler.local_slice(step)
+        return place is not None and place.start == place.stop
+
     def weigh(self, output: Mapping[str, Any], step: int, is_spare: bool) -> tuple[Tensor, Items]:
         """A micro-batch's share in the mean loss over the window.
 

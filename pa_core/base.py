@@ -15,6 +15,7 @@ from pa_core import causes, checkpoints
 from pa_core.accumulation import AccumulationWindow
 from pa_core.agreement import Agreement
 from pa_core.background import StateSaver
+from pa_core.bound import BoundHooks
 from pa_core.callbacks import CallbackHandler
 from pa_core.checks import check_model_and_optimizer
 from pa_core.connection import check_connected
@@ -27,7 +28,7 @@ from pa_core.environment import environment_plugins
 from pa_core.errors import PreemptedExit, StopTrainingError, TrainingStateError
 from pa_core.explain import as_text, explain
 from pa_core.lengths import RunLength
-from pa_core.manager import BoundHooks, PluginManager
+from pa_core.manager import PluginManager
 from pa_core.manifest import run_manifest
 from pa_core.modes import modes_kept
 from pa_core.run_config import TrainerRunConfig
@@ -100,6 +101,8 @@ class TrainerBase:
         )
         check_connected(self._accelerator)
         self._engine = Engine.of(self._accelerator)
+        if self._engine.num_processes > 1:
+            self._hooks = BoundHooks(self.plugins, self._stop_together)
         self.plugins.set_process(is_main=self.is_main_process)
 
         # What a run sets.
@@ -130,7 +133,9 @@ class TrainerBase:
         self._saver = StateSaver(self._trainer)
         self._model_key = 0
         self._in_run = False
-        self._is_between_updates, self._is_spare = True, False
+        self._is_between_updates = True
+        self.is_spare_batch = False
+        """Whether this process trains on another's batch for company, which counts for nothing."""
         self._agreement = Agreement(self._engine, 0)
         self._clock = 0.0
         self._event("on_init_end")
@@ -317,12 +322,8 @@ class TrainerBase:
     def _event(self, name: str, **arguments: Any) -> None:
         self._hooks.refresh()
         caller = getattr(self._hooks, name)
-        if caller is None:
-            return
-        try:
+        if caller is not None:
             caller(trainer=self, **arguments)
-        except StopTrainingError as error:
-            self._stop_together(error)
 
     def _tell(self, exception: BaseException) -> None:
         """Say what may lie behind an exception that ends a run, and tell the plugins of it."""
@@ -333,8 +334,8 @@ class TrainerBase:
         self.plugins.call_each("on_exception", exception, trainer=self, exception=exception)
 
     def _stop_together(self, error: StopTrainingError) -> None:
-        """Stop at once, or where the others have to hear of it, when they have."""
-        if self._engine.num_processes == 1 or not self._in_run:
+        """Stop when the other processes have heard of it, which can't wait for this one here."""
+        if not self._in_run:
             raise error
         self.control.stop(str(error))
 

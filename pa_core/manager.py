@@ -421,25 +421,6 @@ class PluginManager:
                 _ask(registration, "load_state_dict", states[name])
 
 
-class BoundHooks:
-    """The hooks' callers as attributes, None where nobody implements one; bound when first used."""
-
-    def __init__(self, plugins: PluginManager) -> None:
-        self._plugins, self._version = plugins, plugins.version
-
-    def __getattr__(self, name: str) -> Any:
-        if name.startswith("_"):  # asked for by copy and pickle, before there is anything
-            raise AttributeError(name)
-        caller = self._plugins.bind(name)
-        self.__dict__[name] = caller
-        return caller
-
-    def refresh(self) -> None:
-        """Bind anew where plugins have come or gone since."""
-        if self._version != self._plugins.version:
-            self.__dict__ = {"_plugins": self._plugins, "_version": self._plugins.version}
-
-
 # -- Parts of the above ---------------------------------------------------------------------------
 
 

@@ -372,11 +372,11 @@ class Trainer(TrainerBase):
         self._agreement = Agreement(self._engine, position.updates)
         self._engine.zero_grad(self.optimizer)  # what an interrupted run may have left
         self._announce()
-        self.training_run_start()
-        self._event("on_training_run_start")
-        if position.phase != "train" or position.stop_reason is not None:
-            self._restore_again()
         try:
+            self.training_run_start()
+            self._event("on_training_run_start")
+            if position.phase != "train" or position.stop_reason is not None:
+                self._restore_again()
             if position.stop_reason is not None:
                 self.print(f"This run had stopped before: {position.stop_reason}")
             # An epoch that an interruption has left open is closed, whatever the run's length.
@@ -441,7 +441,9 @@ class Trainer(TrainerBase):
             for step, (batch, is_last) in enumerate(
                 with_last(self._engine.moved(epoch_batches), ahead), start
             ):
-                self._is_spare = type(batch) is Share and batch.is_spare
+                self.is_spare_batch = (type(batch) is Share and batch.is_spare) or (
+                    is_last and self._window.has_none(step)
+                )
                 batch = batch.batch if type(batch) is Share else batch
                 if hooks.on_train_step_start is not None:
                     seed_all(nth(self._model_key, ~step), self.device)  # whatever was prefetched
@@ -453,12 +455,9 @@ class Trainer(TrainerBase):
                     self._update_parameters()
                     position.batch = step + 1
                 if hooks.on_train_step_end is not None:
-                    try:
-                        hooks.on_train_step_end(
-                            trainer=self, batch=batch, batch_output=output, step=step
-                        )
-                    except StopTrainingError as error:
-                        self._stop_together(error)
+                    hooks.on_train_step_end(
+                        trainer=self, batch=batch, batch_output=output, step=step
+                    )
                 if is_update:
                     self._handle_requests()
                     if self._is_finished():
@@ -480,7 +479,7 @@ class Trainer(TrainerBase):
         check_batch_output(output, "calculate_train_batch_loss")
         if hooks.on_backward_start is not None:
             hooks.on_backward_start(trainer=self, batch=batch, batch_output=output, step=step)
-        share, items = self._window.weigh(output, step, self._is_spare)
+        share, items = self._window.weigh(output, step, self.is_spare_batch)
         self._update_loss_tracker(output["loss"], items)
         self.backward_step(share)
         if hooks.on_backward_end is not None:
