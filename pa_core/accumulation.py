@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from pa_core.data import KeyedDataLoader, num_batches
+from pa_core.sharding import Share
 
 if TYPE_CHECKING:
     from pa_core.engine import Engine
@@ -51,10 +52,12 @@ class AccumulationWindow:
         self._total: Items | None = None  # of the items that weren't planned with
         self._planned: int | None = None
 
-    def has_none(self, step: int) -> bool:
-        """Whether a short last batch leaves no sample for this process."""
-        place = None if self._sampler is None else self._sampler.local_slice(step)
-        return place is not None and place.start == place.stop
+    def is_spare(self, batch: Any, step: int) -> bool:
+        """Whether an epoch's last batch is another process', since too little was left for all."""
+        if self._sampler is None:
+            return type(batch) is Share and batch.is_spare
+        place = self._sampler.local_slice(step)
+        return bool(place.start == place.stop)
 
     def weigh(self, output: Mapping[str, Any], step: int, is_spare: bool) -> tuple[Tensor, Items]:
         """A micro-batch's share in the mean loss over the window.

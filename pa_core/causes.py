@@ -30,6 +30,16 @@ _PROCESS_LOST = (
     "remote process exited",
 )
 _NO_GRADIENT = "Expected to have finished reduction in the prior iteration"
+_STEP_NEEDS = {
+    "step() missing 1 required positional argument: 'closure'": (
+        "This optimizer calculates the loss several times in an update: do so in a subclass of "
+        "Trainer that overrides optimizer_step"
+    ),
+    "step() missing 1 required positional argument: 'metrics'": (
+        "This schedule goes by a metric: the plugin schedulers of pa-schedulers steps it after "
+        "each evaluation, once it is enabled"
+    ),
+}
 _DYING_SECONDS = 1.0  # from the loss of a worker's connections to its end
 
 
@@ -54,9 +64,13 @@ def _explain(error: BaseException, trainer: Trainer) -> None:
         if _end_workers(_DYING_SECONDS):
             error.add_note(_worker_lost(trainer))
         return
+    text = str(error)
+    if isinstance(error, TypeError):
+        for end, advice in _STEP_NEEDS.items():
+            if text.endswith(end):
+                error.add_note(advice)
     if not isinstance(error, RuntimeError | MemoryError):
         return
-    text = str(error)
     if isinstance(error, MemoryError | torch.OutOfMemoryError) or _has(text, _OUT_OF_MEMORY):
         error.add_note(_out_of_memory(trainer))
     elif _is_of_lost_worker(error):

@@ -7,13 +7,14 @@ under DeepSpeed, for which that can't be said, unless it is told the backend.
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Mapping
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 import torch
 from accelerate.state import PartialState
-from accelerate.utils import InitProcessGroupKwargs, is_torch_xla_available
+from accelerate.utils import DistributedType, InitProcessGroupKwargs, is_torch_xla_available
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -53,9 +54,18 @@ def connected(accelerator_kwargs: Mapping[str, Any]) -> dict[str, Any]:
 def check_connected(accelerator: Accelerator) -> None:
     """See that processes which were started together aren't left to train a model each.
 
+    Warns where FSDP was asked for in vain.
+
     Raises:
         RuntimeError: if they are.
     """
+    wants_fsdp = os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true"
+    if wants_fsdp and accelerator.distributed_type is not DistributedType.FSDP:
+        warnings.warn(
+            "FSDP was asked for, but accelerate divides models among several GPUs alone: here "
+            "each process has all of the model",
+            stacklevel=3,
+        )
     started = int(os.environ.get("WORLD_SIZE", "1")) if "LOCAL_RANK" in os.environ else 1
     if started > 1 and accelerator.num_processes == 1:
         raise RuntimeError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any, cast
@@ -11,10 +12,12 @@ import torch
 from accelerate.utils.operations import recursively_apply
 from torch import Tensor, nn
 
-from pa_core.engine import Engine, share_buffers
+from pa_core.engine import Engine, share
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
+
+    from pa_core.run_config import TrainerRunConfig
 
 # What changes as DeepSpeed's optimizers train, by its names: the state of the optimizer within,
 # the 32-bit weights that it updates, and the loss scale.
@@ -46,29 +49,45 @@ class DeepSpeedEngine(Engine):
                 f"{self.num_processes} of them. On CPUs, let the Trainer make it "
                 "(accelerator={...}), or make it with InitProcessGroupKwargs(backend='gloo')"
             )
+        plugin = accelerator.deepspeed_plugin
+        self._told: dict[str, Any] = plugin.deepspeed_config  # what DeepSpeed will hear
+        given = vars(plugin).setdefault("_as_given", dict(self._told))  # may be another trainer's
+        self._accumulation = given.get("gradient_accumulation_steps", "auto")
+        self._clip_norm = given.get("gradient_clipping", "auto")
 
     @property
     def forwards_together(self) -> bool:
         """Whether a forward pass needs all processes, as under ZeRO stage 3."""
         return self._engine is not None and self._engine.zero_optimization_partition_weights()
 
-    def plan(self, batch_size: int, clip_norm: float | None, clip_value: float | None) -> None:
+    def plan(self, config: TrainerRunConfig) -> None:
         """Take the run's sizes over into DeepSpeed's configuration.
+
+        What the configuration itself says of clipping holds for a run that says nothing of it.
 
         Raises:
             ValueError: for clipping by value, which DeepSpeed hasn't.
         """
-        if clip_value is not None:
+        if config.gradient_clip_value is not None:
             raise ValueError("DeepSpeed clips by norm alone: give gradient_clip_norm")
-        config = self.accelerator.deepspeed_plugin.deepspeed_config
-        config["train_micro_batch_size_per_gpu"] = batch_size
-        config["gradient_accumulation_steps"] = 1
-        config["gradient_clipping"] = clip_norm or 0.0
-        config.pop("train_batch_size", None)
+        if self._accumulation not in (1, "auto", config.gradient_accumulation_steps):
+            warnings.warn(
+                f"DeepSpeed's configuration says gradient_accumulation_steps={self._accumulation}, "
+                f"and train() says {config.gradient_accumulation_steps}, which counts",
+                stacklevel=3,
+            )
+        clip_norm = config.gradient_clip_norm
+        if clip_norm is None:
+            clip_norm = 0.0 if self._clip_norm == "auto" else self._clip_norm
+        told = self._told
+        told["train_micro_batch_size_per_gpu"] = config.train_per_device_batch_size
+        told["gradient_accumulation_steps"] = 1  # the loop accumulates
+        told["gradient_clipping"] = clip_norm
+        told.pop("train_batch_size", None)
         if self._engine is not None:  # a second run may clip otherwise
-            self._engine._config.gradient_clipping = clip_norm or 0.0
+            self._engine._config.gradient_clipping = clip_norm
             if hasattr(self._engine.optimizer, "clip_grad"):
-                self._engine.optimizer.clip_grad = clip_norm or 0.0
+                self._engine.optimizer.clip_grad = clip_norm
 
     def prepare(self, model: nn.Module, optimizer: Any) -> tuple[nn.Module, Any]:
         """Give model and optimizer to DeepSpeed, once; without an optimizer there is no need.
@@ -79,10 +98,8 @@ class DeepSpeedEngine(Engine):
         if optimizer is None:
             return model.to(self.device), None
         if self._engine is None:
-            config = self.accelerator.deepspeed_plugin.deepspeed_config
-            config.setdefault("train_micro_batch_size_per_gpu", 1)
-            if config["train_micro_batch_size_per_gpu"] == "auto":
-                config["train_micro_batch_size_per_gpu"] = 1
+            if self._told.get("train_micro_batch_size_per_gpu", "auto") == "auto":
+                self._told["train_micro_batch_size_per_gpu"] = 1
             self._bare, self._given = model, optimizer
             self._groups = [list(group["params"]) for group in optimizer.param_groups]
             self.accelerator.prepare(model, optimizer)
@@ -107,7 +124,7 @@ class DeepSpeedEngine(Engine):
     def share_buffers(self, model: nn.Module) -> None:
         """Give every process the buffers of the first; DeepSpeed does so at the start alone."""
         if self.num_processes > 1:
-            share_buffers(model)
+            share(model.buffers())
 
     def move(self, batch: Any) -> Any:
         """Put a batch on the device, its floats in the 16 bits of the model, if it has 16."""

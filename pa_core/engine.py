@@ -13,7 +13,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from functools import cache
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 from weakref import WeakSet
 
 import torch
@@ -27,10 +27,14 @@ from pa_core.main_process import check_not_alone
 from pa_core.prefetch import StreamCopier, prefetched
 from pa_core.utils import remove_padding
 
+if TYPE_CHECKING:
+    from pa_core.run_config import TrainerRunConfig
+
 T = TypeVar("T")
 
 _NOTHING = nullcontext()
-_PLAIN = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)
+_CONNECTED = (DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)
+_PLAIN = (DistributedType.NO, *_CONNECTED)
 
 
 _engines: WeakSet[Engine] = WeakSet()
@@ -69,6 +73,8 @@ class Engine:
         self.num_processes: int = accelerator.num_processes
         self.rank: int = accelerator.process_index
         self.is_plain = accelerator.distributed_type in _PLAIN and accelerator.scaler is None
+        # Whether models are put into DistributedDataParallel.
+        self._wraps = accelerator.distributed_type in _CONNECTED
         if self.num_processes > 1:
             _engines.add(self)
         self._prepared: dict[tuple[int, int], tuple[nn.Module, Any]] = {}
@@ -95,7 +101,7 @@ class Engine:
         """Whether a forward pass needs all processes, since each has a part of the weights."""
         return False
 
-    def plan(self, batch_size: int, clip_norm: float | None, clip_value: float | None) -> None:
+    def plan(self, config: TrainerRunConfig) -> None:
         """Hear of a run's sizes before model and optimizer are prepared."""
 
     @property
@@ -139,7 +145,10 @@ class Engine:
         """
         bare = id(self.unwrap(model, keep_torch_compile=False))
         if (bare, id(optimizer)) not in self._prepared:
-            if self.is_plain:
+            if self.is_plain and self._wraps and not any(_trainable(model)):
+                pair = self.accelerator.prepare_model(model, evaluation_mode=True), optimizer
+                share([*model.parameters(), *model.buffers()])  # as the container would do
+            elif self.is_plain:
                 pair = self.accelerator.prepare_model(model), optimizer
             else:
                 pair = self.accelerator.prepare(model, optimizer)
@@ -150,20 +159,21 @@ class Engine:
     def rewrap(self, model: nn.Module, optimizer: Any) -> nn.Module:
         """Wrap a model anew if other parameters need gradients than when it was wrapped.
 
-        `DistributedDataParallel` waits for the gradients of those that did then.
+        `DistributedDataParallel` waits for the gradients of those that did then, and takes no model
+        without any.
         """
         bare = self.unwrap(model, keep_torch_compile=False)
-        if not isinstance(model, DistributedDataParallel):
+        if not self._wraps or _trainable(bare) == self._trainable[id(model)]:
             return model
-        if _trainable(bare) == self._trainable[id(model)]:
-            return model
-        handler = self.accelerator.ddp_handler
-        wrapped = DistributedDataParallel(
-            model.module,
-            device_ids=model.device_ids,
-            output_device=model.output_device,
-            **(handler.to_kwargs() if handler else {}),
-        )
+        handler, is_on_gpu = self.accelerator.ddp_handler, self.device.type == "cuda"
+        wrapped = model.module if isinstance(model, DistributedDataParallel) else model
+        if any(_trainable(bare)):
+            wrapped = DistributedDataParallel(
+                wrapped,
+                device_ids=[self.device] if is_on_gpu else None,
+                output_device=self.device if is_on_gpu else None,
+                **(handler.to_kwargs() if handler else {}),
+            )
         self._remember(wrapped, optimizer, id(bare), id(optimizer))
         return wrapped
 
@@ -176,7 +186,7 @@ class Engine:
         check_not_alone()
         if not isinstance(model, DistributedDataParallel) or not model.broadcast_buffers:
             return
-        share_buffers(model.module)
+        share(model.buffers())
 
     def _remember(self, model: nn.Module, optimizer: Any, bare: int, *optimizers: int) -> None:
         # Known by what was given and by what it became: a second run may bring either.
@@ -322,10 +332,10 @@ class Engine:
         self.accelerator.wait_for_everyone()
 
 
-def share_buffers(model: nn.Module) -> None:
-    """Give every process the first one's buffers."""
-    for buffer in model.buffers():
-        torch.distributed.broadcast(buffer, 0)
+def share(tensors: Iterable[Tensor]) -> None:
+    """Give every process the first one's tensors."""
+    for tensor in tensors:
+        torch.distributed.broadcast(tensor.detach(), 0)
 
 
 def _trainable(model: nn.Module) -> list[bool]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from pa_core.engine import Engine, share_buffers
+from pa_core.engine import Engine, share
 from pa_core.errors import TrainingStateError
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ class FsdpEngine(Engine):
     def share_buffers(self, model: nn.Module) -> None:
         """Give every process the buffers of the first; FSDP never does."""
         if self.num_processes > 1:
-            share_buffers(model)
+            share(model.buffers())
 
     def for_evaluation(self, model: nn.Module) -> nn.Module:
         """The model as it is: its modules gather their weights by themselves."""

@@ -265,6 +265,8 @@ class Snapshot:
             raise TypeError("the position is no number")
         if place.phase not in ("start", "train", "eval"):
             raise ValueError(f"there is no phase {place.phase!r}")
+        if not isinstance(self._parts["run_history"], dict | None):
+            raise TypeError("the run history is no dict")
         self._run: dict[str, Any] = reader.manifest["run"]
         processes = self._run["num_processes"]
         self._division: str | None = state["division"]

@@ -258,8 +258,6 @@ class Trainer(TrainerBase):
             self.create_train_dataloader(per_device_batch_size, train_dataloader_kwargs)
         )
         self._create_eval_dataloaders(per_device_batch_size, eval_dataloader_kwargs)
-        self._engine.plan(per_device_batch_size, gradient_clip_norm, gradient_clip_value)
-        self._prepare_model_optimizer_and_dataloaders()
         self.run_config = self._create_run_config(
             per_device_batch_size=per_device_batch_size,
             num_epochs=num_epochs,
@@ -268,6 +266,8 @@ class Trainer(TrainerBase):
             gradient_clip_value=gradient_clip_value,
             gradient_clip_norm=gradient_clip_norm,
         )
+        self._engine.plan(self.run_config)
+        self._prepare_model_optimizer_and_dataloaders()
         self.scheduler = (
             self.create_scheduler()
             if create_scheduler_fn is not None
@@ -341,7 +341,9 @@ class Trainer(TrainerBase):
             )
         finally:
             self.eval_dataset, self.collate_fn = given
-        model, self.model = self.model, self._engine.for_evaluation(self.model)
+        model = self.model
+        self._prepare_model_optimizer_and_dataloaders()
+        self.model = self._engine.for_evaluation(self.model)
         try:
             with torch.no_grad(), modes_kept(self.model):
                 self.eval_epoch_start()
@@ -441,9 +443,7 @@ class Trainer(TrainerBase):
             for step, (batch, is_last) in enumerate(
                 with_last(self._engine.moved(epoch_batches), ahead), start
             ):
-                self.is_spare_batch = (type(batch) is Share and batch.is_spare) or (
-                    is_last and self._window.has_none(step)
-                )
+                self.is_spare_batch = is_last and self._window.is_spare(batch, step)
                 batch = batch.batch if type(batch) is Share else batch
                 if hooks.on_train_step_start is not None:
                     seed_all(nth(self._model_key, ~step), self.device)  # whatever was prefetched

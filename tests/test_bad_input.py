@@ -112,11 +112,32 @@ def test_processes_that_were_left_to_train_a_model_each(is_given, monkeypatch):
         trainer_of(accelerator=accelerator if is_given else None)
 
 
+def test_fsdp_where_there_is_no_gpu(monkeypatch):
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    with pytest.warns(UserWarning, match="each process has all of the model"):
+        trainer_of(accelerator={"cpu": True})
+
+
 @pytest.mark.skipif(find_spec("deepspeed") is not None, reason="DeepSpeed is there")
 def test_deepspeed_where_it_is_not_installed(monkeypatch):
     monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
     with pytest.raises(ImportError, match="there is no deepspeed.*: pip install .* deepspeed"):
         trainer_of()
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "schedule", "advice"),
+    [
+        (torch.optim.LBFGS, None, "overrides optimizer_step"),
+        (torch.optim.SGD, torch.optim.lr_scheduler.ReduceLROnPlateau, "of pa-schedulers steps it"),
+    ],
+)
+def test_what_takes_more_than_a_step(optimizer, schedule, advice):
+    model = tiny_model()
+    trainer = trainer_of(model, optimizer(model.parameters(), lr=0.1))
+    with pytest.raises(TypeError) as failed:
+        trainer.train(tiny_data(8), 1, create_scheduler_fn=schedule)
+    assert advice in "".join(failed.value.__notes__)
 
 
 def test_evaluating_nothing():

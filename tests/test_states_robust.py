@@ -123,6 +123,7 @@ def nest(content, manifest):
         lambda content, manifest: content.pop("optimizer"),
         lambda content, manifest: content.update(optimizer={"$tensor": ["a"]}),
         lambda content, manifest: manifest.pop("run"),
+        lambda content, manifest: content.update(run_history=[1]),
         nest,
     ],
 )

@@ -230,7 +230,7 @@ class ProfileCallback(BuiltinCallback):
         if not self._traces:
             return
         if self._profiler is None and self._steps == self.trace_start:
-            self._profiler = torch.profiler.profile()
+            self._profiler = torch.profiler.profile(acc_events=True)
             self._profiler.start()
             self._watch.label = torch.profiler.record_function
         elif self._watch.label is not None and self._steps == self.trace_start + self.trace_steps:

@@ -69,6 +69,7 @@ def new_trainer(
     cls: type[Trainer] = Trainer,
     model: nn.Module | None = None,
     callbacks: tuple[Any, ...] = (),
+    configuration: dict[str, Any] | None = None,
     **options: Any,
 ) -> Trainer:
     model = tiny_model() if model is None else model
@@ -78,7 +79,8 @@ def new_trainer(
     elif engine != "none":
         from accelerate.utils import DeepSpeedPlugin
 
-        accelerator = {"deepspeed_plugin": DeepSpeedPlugin(zero_stage=int(engine))}
+        plugin = DeepSpeedPlugin(zero_stage=int(engine), **configuration or {})
+        accelerator = {"deepspeed_plugin": plugin}
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
     return cls(
         model,
@@ -126,6 +128,7 @@ def numbers(engine: str, folder: Path) -> dict[str, Any]:
             for data in (tiny_data(9), tiny_data(1), ready)
         ],
         "tokens": listed(train(new_trainer(engine, Tokens), 1)),
+        "clipped": listed(clipped(engine)),
     }
     # Goes back to the best epoch at the end, and on from there.
     best = SaveBestModelCallback(
@@ -139,6 +142,16 @@ def numbers(engine: str, folder: Path) -> dict[str, Any]:
     outcome["best"] = listed(trainer)
     outcome["on"] = listed(train(trainer, 1))
     return outcome
+
+
+def clipped(engine: str) -> Trainer:
+    """A run that clips as DeepSpeed's configuration says, or else `train`."""
+    if not engine.isdigit():
+        return train(new_trainer(engine), 1, gradient_clip_norm=0.1)
+    said = {"gradient_clipping": 0.1, "gradient_accumulation_steps": 3}
+    trainer = new_trainer(engine, configuration=said)
+    with pytest.warns(UserWarning, match="gradient_accumulation_steps=3, and train.. says 1"):
+        return train(trainer, 1)
 
 
 def listed(trainer: Trainer) -> dict[str, Any]:

@@ -19,6 +19,8 @@ from torch.nn.parallel import DistributedDataParallel
 from pa_core import Trainer, hookimpl
 from tests.helpers import tiny_data, tiny_model, weights_of
 
+RANK = int(os.environ.get("RANK", "0"))
+
 
 def new_trainer(*plugins: object, model: nn.Module | None = None, **options: Any) -> Trainer:
     model = model or tiny_model()
@@ -93,6 +95,24 @@ def unused() -> dict[str, Any]:
     return {"weights": weights, "notes": notes}
 
 
+def frozen() -> dict[str, Any]:
+    """Models of which each process has another at first, until the first one's counts."""
+    torch.manual_seed(RANK)
+    trainer = new_trainer(model=nn.Sequential(nn.Linear(6, 4), nn.Linear(4, 3)))
+    outcome = {"predictions": trainer.predict(tiny_data(7)).tolist()}
+    trainer.model.requires_grad_(False)
+    outcome["evaluated"] = trainer.evaluate(tiny_data(7))
+    trainer.model.requires_grad_(True)
+    train(trainer, 1)
+    outcome["trained"] = [value.tolist() for value in weights_of(trainer).values()]
+    trainer.model.requires_grad_(False)
+    outcome["evaluated again"] = trainer.evaluate(tiny_data(7))
+    torch.manual_seed(RANK)
+    never = new_trainer(model=nn.Linear(6, 3).requires_grad_(False))
+    outcome["never trained"] = never.predict(tiny_data(7)).tolist()
+    return outcome
+
+
 class RunningMeans:
     """Keeps each process' running mean, as an evaluation begins."""
 
@@ -146,7 +166,6 @@ def main(folder: Path) -> None:
     trainer = trained(2)
     trainer.save_training_state(folder / "state")
     resumed = trained(3, folder / "state")
-    rank = int(os.environ.get("RANK", "0"))
     outcome = {
         "weights": {name: value.tolist() for name, value in weights_of(resumed).items()},
         "unfrozen": {name: value.tolist() for name, value in weights_of(unfrozen()).items()},
@@ -154,11 +173,12 @@ def main(folder: Path) -> None:
         "eval": resumed.run_history.get_metric_values("eval_loss_epoch"),
         "predictions": trainer.predict(tiny_data(7), per_device_batch_size=2).tolist(),
         "unused": unused(),
+        "frozen": frozen(),
         "running_means": running_means(),
         "reductions": reductions(),
-        "gathered": trainer.gather(Ranks(torch.full((rank + 1,), float(rank)))).ranks.tolist(),
+        "gathered": trainer.gather(Ranks(torch.full((RANK + 1,), float(RANK)))).ranks.tolist(),
     }
-    if rank == 0:
+    if RANK == 0:
         (folder / "outcome.json").write_text(json.dumps(outcome))
 
 
