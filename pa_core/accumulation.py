@@ -52,11 +52,11 @@ class AccumulationWindow:
         self._total: Items | None = None  # of the items that weren't planned with
         self._planned: int | None = None
 
-    def is_spare(self, batch: Any, step: int) -> bool:
-        """Whether an epoch's last batch is another process', since too little was left for all."""
+    def is_spare(self, batch: Any, step: int, is_last: bool) -> bool:
+        """Whether a batch counts for nothing, since too little was left for all processes."""
         if self._sampler is None:
             return type(batch) is Share and batch.is_spare
-        place = self._sampler.local_slice(step)
+        place = self._sampler.local_slice(step) if is_last else slice(0, 1)
         return bool(place.start == place.stop)
 
     def weigh(self, output: Mapping[str, Any], step: int, is_spare: bool) -> tuple[Tensor, Items]:

@@ -33,7 +33,7 @@ from pa_core.manifest import run_manifest
 from pa_core.modes import modes_kept
 from pa_core.run_config import TrainerRunConfig
 from pa_core.settings import Settings, build_plugins, find_settings_file, read_settings
-from pa_core.sharding import ShardedLoader, is_sharded
+from pa_core.sharding import Purpose, shared_out
 from pa_core.snapshot import Position, Snapshot
 from pa_core.tracking import InMemoryRunHistory, LossTracker, RunHistory
 
@@ -402,7 +402,8 @@ class TrainerBase:
             for name, self.eval_dataset in named.items():
                 if self.eval_dataset is not None:
                     self._eval_dataloaders[name] = self._shard(
-                        self._trainer.create_eval_dataloader(batch_size, dataloader_kwargs)
+                        self._trainer.create_eval_dataloader(batch_size, dataloader_kwargs),
+                        "evaluate",
                     )
         finally:
             self.eval_dataset = given
@@ -412,13 +413,11 @@ class TrainerBase:
         """Put model and optimizer where they belong; our own loaders are sharded already."""
         self.model, self.optimizer = self._engine.prepare(self.model, self.optimizer)
 
-    def _shard(self, loader: Any) -> Any:
+    def _shard(self, loader: Any, purpose: Purpose) -> Any:
         """Share out a loader that every process has alike; ours are shared out already."""
         if self._engine.num_processes == 1 or isinstance(loader, KeyedDataLoader):
             return loader
-        if is_sharded(loader):
-            return loader
-        return ShardedLoader(loader, self._engine.rank, self._engine.num_processes)
+        return shared_out(loader, self._engine, purpose)
 
     def _set_eval_batch_size(self, per_device_batch_size: int) -> None:
         """Say in the run config how an evaluation outside a training run is done."""

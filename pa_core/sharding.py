@@ -9,12 +9,17 @@ they can take part in an update, and it counts for nothing.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import torch
 from torch.utils.data import DataLoader, DistributedSampler, IterableDataset
 
 from pa_core.rng import mix, seed_host
+
+if TYPE_CHECKING:
+    from pa_core.engine import Engine
+
+Purpose = Literal["train", "evaluate", "predict"]
 
 _END = object()
 _OPTIONS = (
@@ -86,17 +91,83 @@ class ShardedLoader:
             yield Share(item, True) if mine is _END else Share(mine, False)
 
 
+class UnevenShards(ShardedLoader):
+    """A loader that gives each process a part of its own, maybe of another length than others'.
+
+    Training goes on until all parts are used up: who has come to the end of its part goes along
+    with its last batch, which counts for nothing then. For that the processes ask each other at
+    every batch.
+
+    Args:
+        loader: yields this process' batches.
+        engine: connects the processes.
+
+    Raises:
+        ValueError: from the iterator, where a process has no batch to go along with.
+    """
+
+    def __init__(self, loader: Any, engine: Engine) -> None:
+        super().__init__(loader, engine.rank, engine.num_processes)
+        self._engine = engine
+
+    def __len__(self) -> int:
+        return self._engine.largest(len(self.loader))[0]
+
+    def __iter__(self) -> Iterator[Any]:
+        return self._go_along(iter(self.loader))
+
+    def iterate(self, seed: int, epoch: int) -> Iterator[Any]:
+        """An epoch of this process' part, and of its going along."""
+        keyed_order(self.loader, seed, epoch)
+        return self._go_along(keyed_batches(self.loader, seed, epoch))
+
+    def _go_along(self, items: Iterator[Any]) -> Iterator[Any]:
+        item: Any = _END
+        for item in items:
+            self._engine.largest(1)
+            yield item
+        while self._engine.largest(0)[0]:
+            if item is _END:
+                raise ValueError("This process' part of the training data gave no batch")
+            yield Share(item, True)
+
+
+def shared_out(loader: Any, engine: Engine, purpose: Purpose) -> Any:
+    """What a process iterates over of a loader that the user has made, where there are several.
+
+    Raises:
+        ValueError: for predictions of parts whose place in the whole nobody knows.
+    """
+    sampler = getattr(loader, "sampler", None)
+    if isinstance(sampler, DistributedSampler):
+        if purpose == "train":
+            return loader
+        # Its parts are made even with samples that come twice: take its order as one part.
+        whole = DistributedSampler(sampler.dataset, 1, 0, sampler.shuffle, sampler.seed)
+        whole.set_epoch(sampler.epoch)
+        options = {name: getattr(loader, name) for name in (*_OPTIONS, "drop_last")}
+        loader = DataLoader(loader.dataset, loader.batch_size, sampler=whole, **options)
+    elif is_sharded(loader):
+        if purpose == "train":
+            return UnevenShards(loader, engine)
+        if purpose == "predict":
+            raise ValueError(
+                "predict() gives outputs in the order of the data, which only it knows where each "
+                "process has a part of its own (is_sharded): give the whole to every process"
+            )
+        return loader
+    return ShardedLoader(loader, engine.rank, engine.num_processes)
+
+
 def is_sharded(loader: Any) -> bool:
     """Whether a loader gives each process a part of its own already.
 
-    So does one with a `DistributedSampler`, one over a dataset of ``datasets`` that was split by
-    node, and whatever says so with an attribute ``is_sharded``, itself or its dataset.
+    So does one over a dataset of ``datasets`` that was split by node, and whatever says so with an
+    attribute ``is_sharded``, itself or its dataset.
     """
     dataset = getattr(loader, "dataset", None)
-    return (
-        isinstance(getattr(loader, "sampler", None), DistributedSampler)
-        or getattr(dataset, "_distributed", None) is not None
-        or bool(getattr(loader, "is_sharded", False) or getattr(dataset, "is_sharded", False))
+    return getattr(dataset, "_distributed", None) is not None or bool(
+        getattr(loader, "is_sharded", False) or getattr(dataset, "is_sharded", False)
     )
 
 

@@ -255,7 +255,7 @@ class Trainer(TrainerBase):
             self.run_history.reset()
 
         self._train_dataloader = self._shard(
-            self.create_train_dataloader(per_device_batch_size, train_dataloader_kwargs)
+            self.create_train_dataloader(per_device_batch_size, train_dataloader_kwargs), "train"
         )
         self._create_eval_dataloaders(per_device_batch_size, eval_dataloader_kwargs)
         self.run_config = self._create_run_config(
@@ -337,7 +337,7 @@ class Trainer(TrainerBase):
         try:
             self._hooks.refresh()
             loader = self._shard(
-                self.create_eval_dataloader(per_device_batch_size, dataloader_kwargs)
+                self.create_eval_dataloader(per_device_batch_size, dataloader_kwargs), "predict"
             )
         finally:
             self.eval_dataset, self.collate_fn = given
@@ -443,7 +443,7 @@ class Trainer(TrainerBase):
             for step, (batch, is_last) in enumerate(
                 with_last(self._engine.moved(epoch_batches), ahead), start
             ):
-                self.is_spare_batch = is_last and self._window.is_spare(batch, step)
+                self.is_spare_batch = self._window.is_spare(batch, step, is_last)
                 batch = batch.batch if type(batch) is Share else batch
                 if hooks.on_train_step_start is not None:
                     seed_all(nth(self._model_key, ~step), self.device)  # whatever was prefetched

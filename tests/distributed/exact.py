@@ -9,9 +9,16 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from torch import nn
-from torch.utils.data import BatchSampler, DataLoader, IterableDataset, RandomSampler
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    DistributedSampler,
+    IterableDataset,
+    RandomSampler,
+)
 
 from pa_core import StopTrainingError, Trainer, TrainerCallback
 from pa_core.callbacks import SaveTrainingStateCallback, TerminateOnNaNCallback
@@ -29,6 +36,19 @@ class Stream(IterableDataset[Any]):
 
     def __iter__(self) -> Iterator[Any]:
         return iter(self.data)
+
+
+class Part(IterableDataset[Any]):
+    """A process' part of a stream, its place in each global batch: they have unlike lengths."""
+
+    is_sharded = True
+
+    def __init__(self, samples: int) -> None:
+        self.data = tiny_data(samples)
+
+    def __iter__(self) -> Iterator[Any]:
+        size = GLOBAL_BATCH // PROCESSES
+        return (self.data[i] for i in range(len(self.data)) if i % GLOBAL_BATCH // size == RANK)
 
 
 def new_trainer(*callbacks: Any, cls: type[Trainer] = Trainer) -> Trainer:
@@ -70,6 +90,7 @@ def training() -> Iterator[tuple[str, Any]]:
         yield f"loader {samples}", train(new_trainer(), loader(samples))
         yield f"shuffled {samples}", train(new_trainer(), shuffled(samples))
         yield f"stream {samples}", train(new_trainer(), Stream(samples))
+        yield f"parts {samples}", train(new_trainer(), Part(samples))
         yield (
             f"accumulated {samples}",
             train(new_trainer(), Stream(samples), gradient_accumulation_steps=2),
@@ -129,8 +150,17 @@ def evaluation() -> Iterator[tuple[str, Any]]:
             if samples >= PROCESSES:
                 trainer.evaluate(data, per_device_batch_size=size)
                 yield f"gathered {name}", sorted(seen.targets)
+        sampler = DistributedSampler(data, PROCESSES, RANK)  # makes parts even by repeating samples
+        loader = DataLoader(data, batch_size=2, sampler=sampler)
+        yield f"loss of a distributed loader {samples}", plain.evaluate(loader)["evaluation_loss"]
+        yield f"predictions of a distributed loader {samples}", plain.predict(loader).tolist()
         rows = [item["rows"].tolist() for item in ragged.predict(data, 2)]
         yield f"ragged {samples}", rows
+    for data in (Part(13), Part(1)):
+        yield f"loss of parts {len(data.data)}", plain.evaluate(data)["evaluation_loss"]
+        if PROCESSES > 1:
+            with pytest.raises(ValueError, match="only it knows where each process has a part"):
+                plain.predict(data)
     yield "stream", plain.evaluate(Stream(13), per_device_batch_size=4)["evaluation_loss"]
 
 
@@ -141,13 +171,22 @@ class Stop(TrainerCallback):
         self.way = way
 
     def on_train_step_end(self, trainer: Trainer) -> None:
+        self._raise_in("the step's end", trainer)
         if RANK == PROCESSES - 1 and trainer.position.epoch == 2:
-            if self.way == "raise":
-                raise StopTrainingError("enough")
             if self.way == "ask":
                 trainer.control.stop("enough")
             if self.way == "save":
                 trainer.control.save(FOLDER / "asked")
+
+    def on_backward_end(self, trainer: Trainer) -> None:
+        self._raise_in("the backward pass", trainer)
+
+    def on_eval_step_end(self, trainer: Trainer) -> None:
+        self._raise_in("an evaluation", trainer)
+
+    def _raise_in(self, event: str, trainer: Trainer) -> None:
+        if RANK == PROCESSES - 1 and trainer.position.epoch == 2 and self.way == event:
+            raise StopTrainingError("enough")
 
 
 class NaNAtLast(Trainer):
@@ -161,9 +200,9 @@ class NaNAtLast(Trainer):
 
 
 def ends() -> Iterator[tuple[str, Any]]:
-    for way in ("raise", "ask", "save"):
+    for way in ("the step's end", "the backward pass", "an evaluation", "ask", "save"):
         trainer = new_trainer(Stop(way))
-        train(trainer, tiny_data(45), 4)
+        train(trainer, tiny_data(45), 4, eval_dataset=tiny_data(7))
         updates = trainer._engine.gather_objects(trainer.updates)
         assert len(set(updates)) == 1, updates
         yield way, trainer.stop_reason
