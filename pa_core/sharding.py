@@ -143,7 +143,9 @@ def shared_out(loader: Any, engine: Engine, purpose: Purpose) -> Any:
         if purpose == "train":
             return loader
         # Its parts are made even with samples that come twice: take its order as one part.
-        whole = DistributedSampler(sampler.dataset, 1, 0, sampler.shuffle, sampler.seed)
+        whole: DistributedSampler[Any] = DistributedSampler(
+            sampler.dataset, 1, 0, sampler.shuffle, sampler.seed
+        )
         whole.set_epoch(sampler.epoch)
         options = {name: getattr(loader, name) for name in (*_OPTIONS, "drop_last")}
         loader = DataLoader(loader.dataset, loader.batch_size, sampler=whole, **options)

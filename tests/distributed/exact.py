@@ -156,11 +156,12 @@ def evaluation() -> Iterator[tuple[str, Any]]:
         yield f"predictions of a distributed loader {samples}", plain.predict(loader).tolist()
         rows = [item["rows"].tolist() for item in ragged.predict(data, 2)]
         yield f"ragged {samples}", rows
-    for data in (Part(13), Part(1)):
-        yield f"loss of parts {len(data.data)}", plain.evaluate(data)["evaluation_loss"]
+    for samples in (13, 1):
+        part = Part(samples)
+        yield f"loss of parts {samples}", plain.evaluate(part)["evaluation_loss"]
         if PROCESSES > 1:
             with pytest.raises(ValueError, match="only it knows where each process has a part"):
-                plain.predict(data)
+                plain.predict(part)
     yield "stream", plain.evaluate(Stream(13), per_device_batch_size=4)["evaluation_loss"]
 
 
