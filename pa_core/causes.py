@@ -146,14 +146,23 @@ def _end_workers(seconds: float = 0.0) -> bool:
     Args:
         seconds: how long to wait for a worker that may be about to end.
     """
-    loaders = [thing for thing in gc.get_objects() if type(thing) is _MultiProcessingDataLoaderIter]
+    loaders = [
+        thing
+        for thing in gc.get_objects()
+        # One of an earlier run, which was ended then, may still be held by that run's error.
+        if type(thing) is _MultiProcessingDataLoaderIter and not thing._shutdown
+    ]
     deadline = time.monotonic() + seconds
     while not (lost := [loader for loader in loaders if _has_lost_a_worker(loader)]):
         if not loaders or time.monotonic() >= deadline:
             return False
         time.sleep(0.01)
     for loader in lost:
-        loader._shutdown_workers()
+        try:
+            loader._shutdown_workers()
+        except RuntimeError as error:  # raised by PyTorch as a worker ends; all else is done
+            if not _is_of_lost_worker(error):
+                raise
     return True
 
 
