@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 from torchmetrics import Metric, MetricCollection
 
+from pa_metrics.sharing import groups_that_share
 from pa_metrics.sync import join_processes
 
 if TYPE_CHECKING:
@@ -43,7 +44,10 @@ class EpochMetrics:
             group: Any = {
                 name: metric for name, metric in members.items() if to_inputs[name] is function
             }
-            self._groups.append((function, MetricCollection(group, prefix=prefix, postfix=postfix)))
+            shared = MetricCollection(
+                group, prefix=prefix, postfix=postfix, compute_groups=groups_that_share(group)
+            )
+            self._groups.append((function, shared))
         for _, metric in self._metrics():
             metric.distributed_available_fn = _never  # `join_processes` does it
         self._checked = [
@@ -95,7 +99,7 @@ class EpochMetrics:
 
     def compute(self) -> dict[str, Any]:
         """The epoch's values over all processes, as torchmetrics gives them. Called on all."""
-        join_processes(metric for _, metric in self._metrics())
+        join_processes(dict(self._metrics()))
         values: dict[str, Any] = {}
         for _, collection in self._groups:
             values |= collection.compute()
