@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 from torchmetrics import Metric, MetricCollection
+from torchmetrics.wrappers import Running
 
 from pa_metrics.sharing import groups_that_share
 from pa_metrics.sync import join_processes
@@ -109,7 +110,7 @@ class EpochMetrics:
         """What the metrics have accumulated: for each, its tensors and how often it was updated."""
         return {
             name: {
-                "updates": metric.update_count,
+                "updates": getattr(metric, _counter(metric)),
                 "state": {key: _copy(value) for key, value in metric.metric_state.items()},
             }
             for name, metric in self._metrics()
@@ -131,7 +132,7 @@ class EpochMetrics:
         for name, metric in metrics.items():
             for key, value in state[name]["state"].items():
                 setattr(metric, key, _copy(value, device=metric.device))
-            metric._update_count = state[name]["updates"]
+            setattr(metric, _counter(metric), state[name]["updates"])
 
     def _metrics(self) -> Iterator[tuple[str, Metric]]:
         for _, collection in self._groups:
@@ -142,6 +143,11 @@ class EpochMetrics:
     def _check_values(self, check: bool) -> None:
         for metric in self._checked:
             metric.validate_args = check  # type: ignore[assignment]
+
+
+def _counter(metric: Metric) -> str:
+    """Where a metric counts its updates; a window's next place follows from them."""
+    return "_num_vals_seen" if isinstance(metric, Running) else "_update_count"
 
 
 def _never() -> bool:

@@ -328,7 +328,7 @@ def _refuse_windows(created: Iterable[EpochMetrics]) -> None:
     if names:
         raise SettingsError(
             f"The metric {name!r} is of the last updates alone, which no process has all of: "
-            "leave out Running, or train on one process"
+            "use one process, or the metric without Running"
             for name in sorted(names)
         )
 
