@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 from torchmetrics import Metric, MetricCollection
+from torchmetrics.wrappers import Running
 
+from pa_metrics.sharing import groups_that_share
 from pa_metrics.sync import join_processes
 
 if TYPE_CHECKING:
@@ -43,7 +45,10 @@ class EpochMetrics:
             group: Any = {
                 name: metric for name, metric in members.items() if to_inputs[name] is function
             }
-            self._groups.append((function, MetricCollection(group, prefix=prefix, postfix=postfix)))
+            shared = MetricCollection(
+                group, prefix=prefix, postfix=postfix, compute_groups=groups_that_share(group)
+            )
+            self._groups.append((function, shared))
         for _, metric in self._metrics():
             metric.distributed_available_fn = _never  # `join_processes` does it
         self._checked = [
@@ -95,7 +100,7 @@ class EpochMetrics:
 
     def compute(self) -> dict[str, Any]:
         """The epoch's values over all processes, as torchmetrics gives them. Called on all."""
-        join_processes(metric for _, metric in self._metrics())
+        join_processes(dict(self._metrics()))
         values: dict[str, Any] = {}
         for _, collection in self._groups:
             values |= collection.compute()
@@ -105,7 +110,7 @@ class EpochMetrics:
         """What the metrics have accumulated: for each, its tensors and how often it was updated."""
         return {
             name: {
-                "updates": metric.update_count,
+                "updates": getattr(metric, _counter(metric)),
                 "state": {key: _copy(value) for key, value in metric.metric_state.items()},
             }
             for name, metric in self._metrics()
@@ -127,7 +132,7 @@ class EpochMetrics:
         for name, metric in metrics.items():
             for key, value in state[name]["state"].items():
                 setattr(metric, key, _copy(value, device=metric.device))
-            metric._update_count = state[name]["updates"]
+            setattr(metric, _counter(metric), state[name]["updates"])
 
     def _metrics(self) -> Iterator[tuple[str, Metric]]:
         for _, collection in self._groups:
@@ -138,6 +143,11 @@ class EpochMetrics:
     def _check_values(self, check: bool) -> None:
         for metric in self._checked:
             metric.validate_args = check  # type: ignore[assignment]
+
+
+def _counter(metric: Metric) -> str:
+    """Where a metric counts its updates; a window's next place follows from them."""
+    return "_num_vals_seen" if isinstance(metric, Running) else "_update_count"
 
 
 def _never() -> bool:

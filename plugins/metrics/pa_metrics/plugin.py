@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
 
@@ -168,9 +168,12 @@ class MetricsPlugin:
         self._reset("train")
 
     @hookimpl
-    def on_train_step_end(self, batch: Any, batch_output: Mapping[str, Any]) -> None:
-        """Take the training batch in."""
-        self._update("train", batch, batch_output)
+    def on_train_step_end(
+        self, trainer: Trainer, batch: Any, batch_output: Mapping[str, Any]
+    ) -> None:
+        """Take the training batch in, unless it counts for nothing here."""
+        if not trainer.is_spare_batch:
+            self._update("train", batch, batch_output)
 
     @hookimpl
     def on_train_epoch_end(self, trainer: Trainer) -> None:
@@ -193,16 +196,26 @@ class MetricsPlugin:
         self._record("eval", trainer)
 
     def state_dict(self) -> dict[str, Any]:
-        """What the training metrics have accumulated in the epoch so far.
+        """What the training metrics have accumulated in the epoch so far, on this process.
 
         Training states are never taken in the middle of an evaluation.
         """
-        return {"train": self._metrics["train"].state_dict()} if "train" in self._metrics else {}
+        if "train" not in self._metrics:
+            return {}
+        from pa_metrics.sync import process_number
+
+        return {"process": process_number(), "train": self._metrics["train"].state_dict()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take up the epoch's training metrics."""
-        if "train" in state and "train" in self._metrics:
+        if "train" not in state or "train" not in self._metrics:
+            return
+        from pa_metrics.sync import process_number
+
+        if state["process"] == process_number():
             self._metrics["train"].load_state_dict(state["train"])
+        else:  # there are more processes now, and the one whose it is has it
+            self._metrics["train"].reset()
 
     def _prepare(self, trainer: Trainer) -> None:
         if not self._metrics:
@@ -212,7 +225,10 @@ class MetricsPlugin:
                 check_matplotlib()
             registered = trainer.plugins.registry("register_metrics")
             model = trainer.get_model(keep_torch_compile=False)
-            self._metrics = {when: self._create(registered, model) for when in self.settings.on}
+            created = {when: self._create(registered, model) for when in self.settings.on}
+            if trainer.num_processes > 1:
+                _refuse_windows(created.values())
+            self._metrics = created
         for metrics in self._metrics.values():
             metrics.to(trainer.device)
 
@@ -297,6 +313,24 @@ class MetricsPlugin:
                 self.settings.plots, metrics.metrics, values, shown, _offer_to_others(trainer)
             )
         metrics.reset()  # what some metrics keep is large
+
+
+def _refuse_windows(created: Iterable[EpochMetrics]) -> None:
+    """Complain of metrics over the last few updates, which are others on each process."""
+    from torchmetrics.wrappers import Running
+
+    names = {
+        name
+        for metrics in created
+        for name, metric in metrics.metrics.items()
+        if any(isinstance(module, Running) for module in metric.modules())
+    }
+    if names:
+        raise SettingsError(
+            f"The metric {name!r} is of the last updates alone, which no process has all of: "
+            "use one process, or the metric without Running"
+            for name in sorted(names)
+        )
 
 
 def _offer_to_others(trainer: Trainer) -> Show:

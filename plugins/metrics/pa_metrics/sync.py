@@ -7,7 +7,7 @@ each process sends its states once, and those that were never updated count for 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -17,29 +17,43 @@ if TYPE_CHECKING:
     from torchmetrics import Metric
 
 State = dict[str, Any]
+Share = tuple[int, State]
+"""How often a process has updated a metric, and what came of it."""
 
 
-def join_processes(metrics: Iterable[Metric]) -> None:
-    """Put the state of all processes into the metrics of each. Called on all of them."""
-    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+def process_number() -> int:
+    """Which of the processes this is."""
+    return torch.distributed.get_rank() if _is_one_of_several() else 0
+
+
+def join_processes(metrics: Mapping[str, Metric]) -> None:
+    """Put the state of all processes into the metrics of each. Called on all of them.
+
+    Args:
+        metrics: by their names, which are the same on all processes.
+    """
+    if not _is_one_of_several():
         return
-    metrics = list(metrics)
-    places: dict[tuple[int, ...], int] = {}  # metrics of one compute group share their states
-    sent: list[tuple[int, State]] = []
-    for metric in metrics:
-        if _identity(metric) not in places:
-            places[_identity(metric)] = len(sent)
-            sent.append((metric.update_count, {k: _pack(v) for k, v in _states(metric).items()}))
+    shares: dict[tuple[int, ...], Share] = {}  # metrics of one compute group have one
+    for metric in metrics.values():
+        if _identity(metric) not in shares:
+            states = {name: _pack(value) for name, value in _states(metric).items()}
+            shares[_identity(metric)] = (metric.update_count, states)
+    # By name, since groups may differ between processes. What is in it twice is sent once.
+    sent = {name: shares[_identity(metric)] for name, metric in metrics.items()}
     received: list[Any] = [None] * torch.distributed.get_world_size()
     torch.distributed.all_gather_object(received, sent)
-    order = [places[_identity(metric)] for metric in metrics]
-    for metric, place in zip(metrics, order, strict=True):
-        parts = [process[place] for process in received if process[place][0]]
+    for name, metric in metrics.items():
+        parts = [process[name] for process in received if process[name][0]]
         if parts:
             _put(metric, parts)
 
 
-def _put(metric: Metric, parts: list[tuple[int, State]]) -> None:
+def _is_one_of_several() -> bool:
+    return torch.distributed.is_available() and torch.distributed.is_initialized()
+
+
+def _put(metric: Metric, parts: list[Share]) -> None:
     reductions: dict[str, Any] = metric._reductions
     for name, reduction in reductions.items():
         values = [state[name] for _, state in parts]

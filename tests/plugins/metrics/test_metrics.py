@@ -304,5 +304,6 @@ def test_nothing_is_kept_once_the_values_are_recorded():
     plugin = MetricsPlugin(metrics=["auroc"], on=["train"], task="multiclass", num_classes=CLASSES)
     trainer_with(plugin).train(data(), num_epochs=1)
     assert plugin.state_dict() == {
-        "train": {"auroc": {"updates": 0, "state": {"preds": [], "target": []}}}
+        "process": 0,
+        "train": {"auroc": {"updates": 0, "state": {"preds": [], "target": []}}},
     }

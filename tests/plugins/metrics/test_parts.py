@@ -11,6 +11,7 @@ from pa_core.codec import decode, encode
 from pa_metrics import MetricsPlugin, to_preds_and_target
 from pa_metrics.epoch import EpochMetrics, to_plain
 from pa_metrics.names import find_metric, history_name
+from pa_metrics.sharing import groups_that_share
 
 
 def collection():
@@ -79,6 +80,39 @@ def members(metrics):
     return [module for metric in metrics.metrics.values() for module in metric.modules()]
 
 
+def test_metrics_share_what_their_settings_say_is_the_same():
+    from torchmetrics.classification import (
+        MulticlassAccuracy,
+        MulticlassAUROC,
+        MulticlassAveragePrecision,
+        MulticlassPrecision,
+        MulticlassRecall,
+    )
+    from torchmetrics.detection import GeneralizedIntersectionOverUnion, IntersectionOverUnion
+
+    found = groups_that_share(
+        {
+            "accuracy": MulticlassAccuracy(3),
+            "precision": MulticlassPrecision(3),
+            "auroc": MulticlassAUROC(3, thresholds=5),
+            "top2": MulticlassAccuracy(3, top_k=2),
+            "area": MulticlassAveragePrecision(3, thresholds=5),
+            "finer": MulticlassAveragePrecision(3, thresholds=torch.linspace(0, 1, 6)),
+            "recall": MulticlassRecall(3),
+            "overlap": IntersectionOverUnion(),
+            "distance": GeneralizedIntersectionOverUnion(),  # the same code calls other code
+        }
+    )
+    assert found == [
+        ["accuracy", "precision", "recall"],
+        ["auroc", "area"],
+        ["top2"],
+        ["finer"],
+        ["overlap"],
+        ["distance"],
+    ]
+
+
 @pytest.mark.parametrize("at", [0, 1, 3, 6])
 @pytest.mark.parametrize("reused", [False, True])
 def test_metrics_go_on_where_their_state_was_taken(at, reused):
@@ -106,6 +140,23 @@ def test_metrics_go_on_where_their_state_was_taken(at, reused):
     values = [{k: to_plain(v) for k, v in m.compute().items()} for m in (rest, whole)]
     assert values[0] == values[1]
     assert not any(torch.is_tensor(value) for value in values[0].values())
+
+
+def test_a_window_goes_on_where_its_state_was_taken():
+    from torchmetrics import MetricCollection, SumMetric
+    from torchmetrics.wrappers import Running
+
+    def window():
+        metrics = epoch_metrics(MetricCollection({"last": Running(SumMetric(), window=3)}))
+        metrics.reset()
+        return metrics
+
+    first, rest = window(), window()
+    for value in (1.0, 2.0, 4.0, 8.0):
+        first.update((value,), {})
+    rest.load_state_dict(first.state_dict())
+    rest.update((16.0,), {})
+    assert rest.compute()["last"] == 4 + 8 + 16
 
 
 def test_a_state_is_not_changed_by_later_batches():

@@ -11,16 +11,55 @@ from tests.distributed.launch import flat
 from tests.warm import run_warm
 
 pytestmark = [pytest.mark.distributed, pytest.mark.slow]
+SCRIPT = Path(__file__).with_name("processes.py")
 
 
-def outcome(file: Path, processes: int | None = None) -> dict:
-    run_warm(Path(__file__).with_name("processes.py"), file, processes=processes)
-    return json.loads(file.read_text())
+@pytest.fixture(scope="module")
+def outcomes(tmp_path_factory):
+    """What one process has found, and each of two that resume states of the one as well."""
+    folder = tmp_path_factory.mktemp("metrics")
+    run_warm(SCRIPT, folder / "one")
+    run_warm(SCRIPT, folder / "two", folder / "one.states", processes=2)
+    return [
+        json.loads((folder / name).read_text())
+        for name in ("one.0.json", "two.0.json", "two.1.json")
+    ]
 
 
-def test_two_processes_have_the_values_of_one(tmp_path):
-    alone = outcome(tmp_path / "one.json")
-    together = outcome(tmp_path / "two.json", 2)
-    assert alone.keys() == together.keys()
-    for name, value in alone.items():
-        assert flat(together[name]) == pytest.approx(flat(value), abs=1e-6), name
+def assert_same(found: dict, expected: dict) -> None:
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        assert flat(found[name]) == pytest.approx(flat(value), abs=1e-6), name
+
+
+@pytest.mark.parametrize("part", ["trained", "evaluated", "in unlike groups"])
+def test_two_processes_have_the_values_of_one(outcomes, part):
+    alone, *together = outcomes
+    for process in together:
+        assert_same(process[part], alone[part])
+
+
+def test_a_sample_of_company_is_not_counted(outcomes):
+    for process in outcomes:
+        for matrix in process["trained"]["train_confusion_matrix"]:
+            assert sum(flat(matrix)) == 25
+
+
+@pytest.mark.parametrize("step", [1, 3])
+def test_a_state_of_one_process_counts_once_on_two(outcomes, step):
+    alone, *together = outcomes
+    for process in together:
+        assert_same(process[f"resumed after {step}"], alone["trained"])
+
+
+def test_metrics_that_are_alike_in_the_first_batch_alone_stay_apart(outcomes):
+    for process in outcomes:
+        found = process["in unlike groups"]
+        assert (found["top1"], found["top2"]) == pytest.approx((2 / 3, 1))
+
+
+def test_windows_of_updates_are_refused_on_several_processes(outcomes):
+    alone, *together = outcomes
+    assert alone["refused"] is None
+    for process in together:
+        assert "'running'" in process["refused"]
