@@ -163,11 +163,13 @@ class Engine:
         without any.
         """
         bare = self.unwrap(model, keep_torch_compile=False)
-        if not self._wraps or _trainable(bare) == self._trainable[id(model)]:
+        trainable = _trainable(bare)
+        # Of what somebody else has made of it, nothing is known.
+        if not self._wraps or trainable == self._trainable.get(id(model), trainable):
             return model
         handler, is_on_gpu = self.accelerator.ddp_handler, self.device.type == "cuda"
         wrapped = model.module if isinstance(model, DistributedDataParallel) else model
-        if any(_trainable(bare)):
+        if any(trainable):
             wrapped = DistributedDataParallel(
                 wrapped,
                 device_ids=[self.device] if is_on_gpu else None,
