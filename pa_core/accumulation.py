@@ -56,7 +56,9 @@ class AccumulationWindow:
         """Whether a batch counts for nothing, since too little was left for all processes."""
         if self._sampler is None:
             return type(batch) is Share and batch.is_spare
-        place = self._sampler.local_slice(step) if is_last else slice(0, 1)
+        if not is_last:
+            return False
+        place = self._sampler.local_slice(step)
         return bool(place.start == place.stop)
 
     def weigh(self, output: Mapping[str, Any], step: int, is_spare: bool) -> tuple[Tensor, Items]:

@@ -66,14 +66,17 @@ def check_connected(accelerator: Accelerator) -> None:
             "each process has all of the model",
             stacklevel=3,
         )
-    started = int(os.environ.get("WORLD_SIZE", "1")) if "LOCAL_RANK" in os.environ else 1
+    is_deepspeed = accelerator.distributed_type is DistributedType.DEEPSPEED
+    is_launched = is_deepspeed or "LOCAL_RANK" in os.environ
+    started = int(os.environ.get("WORLD_SIZE", "1")) if is_launched else 1
     if started > 1 and accelerator.num_processes == 1:
         raise RuntimeError(
             f"{started} processes were started together, but their Accelerator connects none of "
             "them, so each would train a model of its own. On a machine without a GPU it has to "
-            "be made with cpu=True: leave that to the Trainer, or do so before anything else of "
-            "accelerate is used. To train models of their own on purpose, take WORLD_SIZE and "
-            "LOCAL_RANK out of the environment first"
+            "be made with cpu=True, under DeepSpeed with InitProcessGroupKwargs(backend='gloo'): "
+            "leave that to the Trainer, or do so before anything else of accelerate is used. To "
+            "train models of their own on purpose, take WORLD_SIZE and LOCAL_RANK out of the "
+            "environment first"
         )
 
 

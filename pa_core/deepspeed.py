@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import warnings
 from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
@@ -42,13 +41,6 @@ class DeepSpeedEngine(Engine):
 
     def __init__(self, accelerator: Accelerator) -> None:
         super().__init__(accelerator)
-        started = int(os.environ.get("WORLD_SIZE", "1"))
-        if started != self.num_processes:  # each would train alone, and say nothing
-            raise RuntimeError(
-                f"{started} processes were started, and this accelerator connects "
-                f"{self.num_processes} of them. On CPUs, let the Trainer make it "
-                "(accelerator={...}), or make it with InitProcessGroupKwargs(backend='gloo')"
-            )
         plugin = accelerator.deepspeed_plugin
         self._told: dict[str, Any] = plugin.deepspeed_config  # what DeepSpeed will hear
         given = vars(plugin).setdefault("_as_given", dict(self._told))  # may be another trainer's

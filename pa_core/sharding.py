@@ -113,15 +113,12 @@ class UnevenShards(ShardedLoader):
     def __len__(self) -> int:
         return self._engine.largest(len(self.loader))[0]
 
-    def __iter__(self) -> Iterator[Any]:
-        return self._go_along(iter(self.loader))
-
     def iterate(self, seed: int, epoch: int) -> Iterator[Any]:
         """An epoch of this process' part, and of its going along."""
         keyed_order(self.loader, seed, epoch)
-        return self._go_along(keyed_batches(self.loader, seed, epoch))
+        return self._share(keyed_batches(self.loader, seed, epoch))
 
-    def _go_along(self, items: Iterator[Any]) -> Iterator[Any]:
+    def _share(self, items: Iterator[Any]) -> Iterator[Any]:
         item: Any = _END
         for item in items:
             self._engine.largest(1)

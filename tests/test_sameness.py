@@ -11,6 +11,7 @@ from torch import nn
 from torch.utils.data import ConcatDataset, Dataset, Subset, TensorDataset
 
 from pa_core import Trainer, TrainerCallback
+from pa_core.callbacks import SaveTrainingStateCallback
 from pa_core.errors import TrainingStateError
 from pa_core.identity import describe, describe_dataset
 from pa_core.states import read_manifest
@@ -128,17 +129,6 @@ def test_a_difference_is_told_and_refused_under_strict(state, tmp_path, told, ch
     assert any(told in str(warning.message) for warning in caught)
 
 
-class SavesAt(TrainerCallback):
-    """Saves a state after an update."""
-
-    def __init__(self, update, folder):
-        self.update, self.folder = update, folder
-
-    def on_optimizer_step_end(self, trainer):
-        if trainer.updates == self.update:
-            trainer.control.save(self.folder)
-
-
 @pytest.mark.parametrize(
     ("lost", "changes"),
     [
@@ -147,9 +137,10 @@ class SavesAt(TrainerCallback):
     ],
 )
 def test_a_place_in_the_middle_of_an_epoch_is_no_other_runs(lost, changes, tmp_path):
-    train(tmp_path, 1, {"callbacks": [SavesAt(2, tmp_path / "middle")]})
+    save = SaveTrainingStateCallback(tmp_path, save_every_n_steps=2, save_at_end=False)
+    train(tmp_path, 1, {"callbacks": [save]})
     with pytest.raises(TrainingStateError, match=f"Its place in the epoch has no meaning {lost}"):
-        train(tmp_path, 2, changes, resume_from=tmp_path / "middle")
+        train(tmp_path, 2, changes, resume_from=tmp_path / "update_00000002")
 
 
 def test_another_optimizer_is_refused_since_the_state_of_one_means_nothing_to_another(
