@@ -38,7 +38,7 @@ ROOMS = [
     Room(
         "base",
         "how a trainer is put together, and what it offers to plugins",
-        "base environment",
+        "loop.base loop.environment",
         "#a0622d",
         4,
     ),
@@ -53,7 +53,7 @@ ROOMS = [
     Room(
         "engine",
         "the core's own way, on any hardware",
-        "defaults engine connection deepspeed fsdp accumulation agreement utils",
+        "loop.defaults engine connection deepspeed fsdp loop.accumulation loop.consensus utils",
         "#2b6a8c",
         2,
     ),
@@ -75,7 +75,7 @@ ROOMS = [
     Room(
         "basics",
         "small things that everybody needs",
-        "errors durations lengths control tracking run_config placeholders checks modes causes "
+        "errors durations lengths control tracking run_config placeholders loop.arguments modes loop.error_hints loop "
         "main_process waits",
         "#596273",
         0,
@@ -83,7 +83,7 @@ ROOMS = [
     Room(
         "data",
         "keyed randomness, batches, their order",
-        "rng data sharding prefetch predictions",
+        "rng data sharding prefetch loop.predict",
         "#4f6b52",
         0,
     ),

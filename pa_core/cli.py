@@ -261,9 +261,9 @@ def explain(
     This imports and builds the plugins, as a Trainer does. `trainer.explain()` says the same of a
     trainer, and which methods its class overrides.
     """
-    from pa_core.defaults import Defaults
     from pa_core.explain import as_text, settings_line, step_lines
     from pa_core.explain import explain as explain_plugins
+    from pa_core.loop.defaults import Defaults
 
     settings = settings_here()
     manager = PluginManager(Defaults())

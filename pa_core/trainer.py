@@ -15,21 +15,21 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from pa_core.agreement import Agreement
-from pa_core.base import TrainerBase
 from pa_core.callbacks import get_default_callbacks
-from pa_core.checks import (
+from pa_core.data import KeyedDataLoader, batches, evaluation_batches, num_batches, with_last
+from pa_core.errors import StopTrainingError
+from pa_core.identity import describe_run
+from pa_core.loop.arguments import (
     check_batch_output,
     check_model_and_optimizer,
     check_predict_arguments,
     check_train_arguments,
 )
-from pa_core.data import KeyedDataLoader, batches, evaluation_batches, num_batches, with_last
-from pa_core.errors import StopTrainingError
-from pa_core.identity import describe_run
+from pa_core.loop.base import TrainerBase
+from pa_core.loop.consensus import Agreement
+from pa_core.loop.predict import collect_predictions
 from pa_core.modes import modes_kept
 from pa_core.placeholders import TrainerPlaceholderValues, replace_trainer_placeholder_values
-from pa_core.predictions import collect_predictions
 from pa_core.resuming import find_snapshot
 from pa_core.rng import mix, nth, seed_all, seed_model
 from pa_core.sharding import Share

@@ -116,16 +116,6 @@ def test_importing_this_module_imports_no_torch(module: str) -> None:
     assert result.stdout.split() == []
 
 
-def test_the_list_of_torch_free_modules_is_the_one_that_ruff_guards() -> None:
-    import tomllib
-
-    rules = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["ruff"]["lint"]
-    (pattern,) = [key for key in rules["per-file-ignores"] if key.startswith("!")]
-    guarded = pattern.partition("{")[2].partition("}")[0].split(",")
-    names = {module_name(Path("pa_core", f"{name}.py"), Path()) for name in guarded}
-    assert names - {"pa_core.__main__"} == set(TORCH_FREE)
-
-
 @pytest.mark.parametrize("package", PLUGIN_PACKAGES)
 def test_a_plugin_package_imports_the_core_and_never_another_plugin(package: str) -> None:
     home = ROOT / "plugins" / PLUGIN_PACKAGES[package]

@@ -11,8 +11,8 @@ from torch import nn
 from torch.utils.data import TensorDataset
 
 from pa_core import Trainer, TrainerCallback
-from pa_core.accumulation import _on_device
 from pa_core.callbacks import ProgressBarCallback, get_default_callbacks
+from pa_core.loop.accumulation import _on_device
 
 on_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 

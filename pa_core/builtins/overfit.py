@@ -9,8 +9,8 @@ from torch.utils.data import RandomSampler
 
 from pa_core.builtins.base import BuiltinCallback, BuiltinSettings
 from pa_core.data import is_loader
-from pa_core.defaults import Defaults
 from pa_core.hookspecs import hookimpl
+from pa_core.loop.defaults import Defaults
 
 if TYPE_CHECKING:
     from pa_core.trainer import Trainer

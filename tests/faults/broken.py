@@ -12,9 +12,10 @@ from typing import Any
 
 import torch
 
-from pa_core import agreement, data, disk, rng, snapshot, states, trainer
+from pa_core import data, disk, rng, snapshot, states, trainer
 from pa_core.builtins.checkpoint import SaveTrainingStateCallback
 from pa_core.control import TrainerControl
+from pa_core.loop import consensus
 
 Patch = Callable[[Any, str, Any], None]
 """What `setattr` and ``monkeypatch.setattr`` have in common."""
@@ -119,7 +120,7 @@ def flag_not_reduced(patch: Patch) -> None:
         granted.add(control.take_here())
         return granted
 
-    patch(agreement.Agreement, "decide", broken)
+    patch(consensus.Agreement, "decide", broken)
 
 
 BUILDS: dict[str, Callable[[Patch], None]] = {

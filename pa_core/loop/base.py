@@ -11,23 +11,24 @@ from typing import TYPE_CHECKING, Any, cast
 
 from accelerate import Accelerator
 
-from pa_core import causes, checkpoints
-from pa_core.accumulation import AccumulationWindow
-from pa_core.agreement import Agreement
+from pa_core import checkpoints
 from pa_core.background import StateSaver
 from pa_core.bound import BoundHooks
 from pa_core.callbacks import CallbackHandler
-from pa_core.checks import check_model_and_optimizer
 from pa_core.connection import check_connected
 from pa_core.control import SaveRequest, TrainerControl
 from pa_core.data import KeyedDataLoader, num_batches, num_samples
-from pa_core.defaults import Defaults
 from pa_core.durations import Duration, Progress
 from pa_core.engine import Engine
-from pa_core.environment import environment_plugins
 from pa_core.errors import PreemptedExit, StopTrainingError, TrainingStateError
 from pa_core.explain import as_text, explain
 from pa_core.lengths import RunLength
+from pa_core.loop import error_hints
+from pa_core.loop.accumulation import AccumulationWindow
+from pa_core.loop.arguments import check_model_and_optimizer
+from pa_core.loop.consensus import Agreement
+from pa_core.loop.defaults import Defaults
+from pa_core.loop.environment import environment_plugins
 from pa_core.manager import PluginManager
 from pa_core.manifest import run_manifest
 from pa_core.modes import modes_kept
@@ -327,7 +328,9 @@ class TrainerBase:
 
     def _tell(self, exception: BaseException) -> None:
         """Say what may lie behind an exception that ends a run, and tell the plugins of it."""
-        causes.explain(exception, self._trainer)  # first: it ends what would interrupt the others
+        error_hints.explain(
+            exception, self._trainer
+        )  # first: it ends what would interrupt the others
         self._saver.give_up(exception)
         if isinstance(exception, PreemptedExit):
             return  # nothing has failed: the run was closed in good order

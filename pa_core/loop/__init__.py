@@ -1,0 +1,1 @@
+"""What the loop in `pa_core.trainer` is made of: arguments, accumulation, consensus, defaults."""
