@@ -6,9 +6,9 @@ from typing import Any
 from sphinx.util.nodes import make_refnode
 
 import pa_core
-from pa_core.discovery import find_plugins, load_plugin
-from pa_core.implementations import hook_names
-from pa_core.manager import PluginManager
+from pa_core.plugins.discovery import find_plugins, load_plugin
+from pa_core.plugins.implementations import hook_names
+from pa_core.plugins.manager import PluginManager
 
 project = "pa-core"
 author = "The pa-core authors"

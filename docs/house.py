@@ -1,3 +1,4 @@
+# ruff: noqa: E501
 """Draws ``house.svg``, the picture of pa_core's modules: ``python docs/house.py`` writes it anew.
 
 Which module is in which room is said here; who imports whom is read from the code. A test compares
@@ -60,7 +61,7 @@ ROOMS = [
     Room(
         "plugins",
         "hooks: found, ordered, bound, called",
-        "hookspecs implementations manager bound relay discovery builtins commands explain",
+        "hookspecs plugins.implementations plugins.manager plugins.callers plugins.pluggy_bridge plugins.discovery builtins commands plugins.explain",
         "#3b579d",
         1,
     ),
@@ -75,8 +76,8 @@ ROOMS = [
     Room(
         "basics",
         "small things that everybody needs",
-        "errors durations lengths control tracking run_config placeholders loop.arguments modes loop.error_hints loop "
-        "main_process waits",
+        "errors durations lengths control tracking run_config placeholders loop.arguments modes loop.error_hints "
+        "plugins.process_scope waits",
         "#596273",
         0,
     ),
@@ -108,7 +109,8 @@ def module_names() -> dict[str, Path]:
     """The modules of pa_core without its name before theirs; not the package's own face."""
     paths = {path.relative_to(CORE).with_suffix("").parts: path for path in CORE.rglob("*.py")}
     names = {".".join(p[:-1] if p[-1] == "__init__" else p): path for p, path in paths.items()}
-    return {name: path for name, path in sorted(names.items()) if name}
+    folders = {".".join(p[:-1]) for p in paths if p[-1] == "__init__"} - {"builtins", "testing"}
+    return {name: path for name, path in sorted(names.items()) if name and name not in folders}
 
 
 def room_of(module: str) -> Room | None:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from pa_core.builtins import BUILTINS, DEFAULTS
 from pa_core.errors import StopTrainingError
-from pa_core.manager import PluginManager
+from pa_core.plugins.manager import PluginManager
 
 if TYPE_CHECKING:
     from pa_core.builtins.checkpoint import SaveTrainingStateCallback

@@ -20,7 +20,6 @@ from rich.text import Text
 from pa_core import __version__
 from pa_core.builtins import DEFAULTS
 from pa_core.commands import add_commands
-from pa_core.discovery import PluginSource, file_source, find_claims, load_plugin, only_claim
 from pa_core.errors import (
     PaCoreError,
     PluginError,
@@ -28,9 +27,16 @@ from pa_core.errors import (
     TrainingStateError,
     nearest,
 )
-from pa_core.implementations import hook_names
-from pa_core.main_process import runs_on
-from pa_core.manager import PluginManager
+from pa_core.plugins.discovery import (
+    PluginSource,
+    file_source,
+    find_claims,
+    load_plugin,
+    only_claim,
+)
+from pa_core.plugins.implementations import hook_names
+from pa_core.plugins.manager import PluginManager
+from pa_core.plugins.process_scope import runs_on
 from pa_core.settings import (
     Settings,
     build_plugins,
@@ -41,7 +47,7 @@ from pa_core.settings import (
 )
 
 if TYPE_CHECKING:
-    from pa_core.implementations import Hook
+    from pa_core.plugins.implementations import Hook
 
 app = typer.Typer(
     rich_markup_mode=None,  # which would take "[tool.pa-core]" for a style
@@ -261,9 +267,9 @@ def explain(
     This imports and builds the plugins, as a Trainer does. `trainer.explain()` says the same of a
     trainer, and which methods its class overrides.
     """
-    from pa_core.explain import as_text, settings_line, step_lines
-    from pa_core.explain import explain as explain_plugins
     from pa_core.loop.defaults import Defaults
+    from pa_core.plugins.explain import as_text, settings_line, step_lines
+    from pa_core.plugins.explain import explain as explain_plugins
 
     settings = settings_here()
     manager = PluginManager(Defaults())

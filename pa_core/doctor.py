@@ -11,9 +11,9 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from pa_core import __version__
-from pa_core.discovery import find_claims, only_claim
 from pa_core.errors import PluginConflictError, PluginError, SettingsError
-from pa_core.manager import PluginManager
+from pa_core.plugins.discovery import find_claims, only_claim
+from pa_core.plugins.manager import PluginManager
 from pa_core.settings import Settings, build_plugins
 
 

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from pa_core.errors import OtherProcessError
-from pa_core.main_process import check_not_alone
+from pa_core.plugins.process_scope import check_not_alone
 from pa_core.prefetch import StreamCopier, prefetched
 from pa_core.utils import remove_padding
 

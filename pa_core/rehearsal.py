@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from pa_core.callbacks import TrainerCallback
 from pa_core.errors import nearest
-from pa_core.explain import explain
 from pa_core.hookspecs import hookimpl
+from pa_core.plugins.explain import explain
 from pa_core.state_list import readable_size
 
 if TYPE_CHECKING:

@@ -14,9 +14,9 @@ from pathlib import Path
 from string import Template
 
 from pa_core import __version__, hookspecs
-from pa_core.discovery import distribution_version, find_claims
 from pa_core.errors import PaCoreError, nearest
-from pa_core.implementations import specifications
+from pa_core.plugins.discovery import distribution_version, find_claims
+from pa_core.plugins.implementations import specifications
 
 _NAME = re.compile(r"[a-z]([a-z0-9]|[-_.](?=[a-z0-9]))*")  # as PyPI normalises names
 _LONGEST = 32  # beyond that, the lines of code would be too long

@@ -16,7 +16,8 @@ from typing import Any
 from pydantic import BaseModel
 
 from pa_core.builtins import DEFAULTS
-from pa_core.discovery import (
+from pa_core.errors import PluginError, PluginLoadError, SettingsError, nearest
+from pa_core.plugins.discovery import (
     PluginSource,
     builtin_sources,
     code_source,
@@ -25,8 +26,7 @@ from pa_core.discovery import (
     load_plugin,
     only_claim,
 )
-from pa_core.errors import PluginError, PluginLoadError, SettingsError, nearest
-from pa_core.manager import build, free_name
+from pa_core.plugins.manager import build, free_name
 from pa_core.tables import check_table, table_schema, without_secrets
 
 CONFIG_VARIABLE = "PA_CORE_CONFIG"

@@ -14,7 +14,7 @@ from accelerate.utils import wait_for_everyone
 from torch import Tensor
 
 from pa_core.connection import process_state
-from pa_core.main_process import check_not_alone
+from pa_core.plugins.process_scope import check_not_alone
 from pa_core.rng import mix, seed_host
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ from pa_core import StopTrainingError, Trainer, TrainerCallback, callbacks, hook
 from pa_core.builtins import BUILTINS, DEFAULTS
 from pa_core.callbacks import CallbackHandler, get_default_callbacks
 from pa_core.errors import PluginError, PluginValidationError
-from pa_core.manager import PluginManager
+from pa_core.plugins.manager import PluginManager
 from tests.helpers import tiny_data, tiny_model
 
 RELATIVES_NAMES = [

@@ -14,7 +14,7 @@ import pytest
 from pa_core import __version__, hookspecs
 from pa_core.builtins import BUILTINS, DEFAULTS
 from pa_core.doctor import check_requirement, check_versions
-from pa_core.manager import PluginManager
+from pa_core.plugins.manager import PluginManager
 from tests.fake_plugins import Site
 from tests.warm import Ended, start_warm
 

@@ -6,14 +6,14 @@ import sys
 import pytest
 
 from pa_core.builtins import BUILTINS
-from pa_core.discovery import (
+from pa_core.errors import PluginConflictError, PluginLoadError
+from pa_core.plugins.discovery import (
     PluginSource,
     code_source,
     find_claims,
     find_plugins,
     load_plugin,
 )
-from pa_core.errors import PluginConflictError, PluginLoadError
 from tests.fake_plugins import site_in
 
 
@@ -40,7 +40,7 @@ def test_finding_imports_nothing(site):
     code = f"""
 import sys
 sys.path.insert(0, {str(site.folder)!r})
-from pa_core.discovery import find_plugins
+from pa_core.plugins.discovery import find_plugins
 assert "explosive" in find_plugins()
 print(*[name for name in ("pa_explosive", "torch", "pa_core.callbacks") if name in sys.modules])
 """

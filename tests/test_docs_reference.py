@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from pa_core.explain import LOOP
-from pa_core.manager import PluginManager
+from pa_core.plugins.explain import LOOP
+from pa_core.plugins.manager import PluginManager
 from tests.test_docs import ROOT, blocks
 
 DOCS = ROOT / "docs"

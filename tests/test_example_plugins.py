@@ -114,13 +114,13 @@ def test_the_check_of_names_sees_what_is_not_public() -> None:
         "import pa_core.engine\n"
         "from pa_core import Trainer, Engine\n"
         "from pa_core.durations import Every, _UNITS\n"
-        "from pa_core.main_process import alone\n"
+        "from pa_core.plugins.process_scope import alone\n"
         "from pa_core.testing import run_tiny, companions\n"
         "self._own = trainer._engine.rank + trainer.__class__\n"
     )
     assert sorted(not_public(code)) == [
         *("pa_core.Engine", "pa_core.durations._UNITS", "pa_core.engine"),
-        *("pa_core.main_process.alone", "pa_core.testing.companions", "trainer._engine"),
+        *("pa_core.plugins.process_scope.alone", "pa_core.testing.companions", "trainer._engine"),
     ]
 
 

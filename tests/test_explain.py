@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from pa_core import Trainer, TrainerCallback, hookimpl, hookspec
-from pa_core.explain import LOOP, explain
-from pa_core.manager import PluginManager
+from pa_core.plugins.explain import LOOP, explain
+from pa_core.plugins.manager import PluginManager
 from tests.builtin_trainer import make_trainer
 from tests.helpers import tiny_data
 

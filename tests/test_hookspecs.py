@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from pa_core import hookspecs
-from pa_core.manager import PluginManager
+from pa_core.plugins.manager import PluginManager
 
 ROOT = Path(__file__).parent.parent
 HOOKS = PluginManager().hooks

@@ -10,7 +10,7 @@ import torch
 
 from pa_core import Trainer, TrainerCallback, hookimpl
 from pa_core.errors import PluginValidationError
-from pa_core.manager import PluginManager
+from pa_core.plugins.manager import PluginManager
 from pa_core.utils import local_process_zero_first, world_process_zero_only
 from tests.builtin_trainer import make_trainer
 from tests.helpers import tiny_data

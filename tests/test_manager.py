@@ -13,7 +13,6 @@ import pytest
 
 from pa_core import hookimpl, hookspec
 from pa_core.callbacks import TrainerCallback
-from pa_core.discovery import PluginSource, load_plugin
 from pa_core.errors import (
     PluginConflictError,
     PluginLoadError,
@@ -22,7 +21,8 @@ from pa_core.errors import (
     StopTrainingError,
     TrainingStateError,
 )
-from pa_core.manager import PluginManager
+from pa_core.plugins.discovery import PluginSource, load_plugin
+from pa_core.plugins.manager import PluginManager
 from tests.fake_plugins import site_in
 
 STEP = {"trainer": "the trainer", "batch": "the batch", "batch_output": {"loss": 1}, "step": 3}

@@ -112,7 +112,7 @@ import json, sys
 from importlib.metadata import distributions
 sys.path.insert(0, {str(target)!r})
 import pa_core
-from pa_core.discovery import find_plugins
+from pa_core.plugins.discovery import find_plugins
 print(json.dumps({{
     "distributions": sorted(d.metadata["Name"] for d in distributions(path=[{str(target)!r}])),
     "core": pa_core.__file__,

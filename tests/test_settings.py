@@ -14,9 +14,9 @@ from pydantic import BaseModel, Secret, SecretStr
 from pa_core import TrainerCallback, hookimpl
 from pa_core.builtins import DEFAULTS
 from pa_core.callbacks import EarlyStoppingCallback, LimitBatchesCallback, PrintProgressCallback
-from pa_core.discovery import find_plugins
 from pa_core.errors import PluginLoadError, SettingsError
-from pa_core.manager import PluginManager
+from pa_core.plugins.discovery import find_plugins
+from pa_core.plugins.manager import PluginManager
 from pa_core.settings import (
     Settings,
     build_from_table,

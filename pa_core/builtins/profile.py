@@ -22,7 +22,7 @@ from pa_core.stopwatch import Spent, Stopwatch
 from pa_core.waits import looking_for_waits
 
 if TYPE_CHECKING:
-    from pa_core.implementations import Call, Implementation
+    from pa_core.plugins.implementations import Call, Implementation
     from pa_core.trainer import Trainer
 
 _PHASES = ("data", "forward", "backward", "optimizer", "evaluation", "saving", "loop")

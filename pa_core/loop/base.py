@@ -13,7 +13,6 @@ from accelerate import Accelerator
 
 from pa_core import checkpoints
 from pa_core.background import StateSaver
-from pa_core.bound import BoundHooks
 from pa_core.callbacks import CallbackHandler
 from pa_core.connection import check_connected
 from pa_core.control import SaveRequest, TrainerControl
@@ -21,7 +20,6 @@ from pa_core.data import KeyedDataLoader, num_batches, num_samples
 from pa_core.durations import Duration, Progress
 from pa_core.engine import Engine
 from pa_core.errors import PreemptedExit, StopTrainingError, TrainingStateError
-from pa_core.explain import as_text, explain
 from pa_core.lengths import RunLength
 from pa_core.loop import error_hints
 from pa_core.loop.accumulation import AccumulationWindow
@@ -29,9 +27,11 @@ from pa_core.loop.arguments import check_model_and_optimizer
 from pa_core.loop.consensus import Agreement
 from pa_core.loop.defaults import Defaults
 from pa_core.loop.environment import environment_plugins
-from pa_core.manager import PluginManager
 from pa_core.manifest import run_manifest
 from pa_core.modes import modes_kept
+from pa_core.plugins.callers import BoundHooks
+from pa_core.plugins.explain import as_text, explain
+from pa_core.plugins.manager import PluginManager
 from pa_core.run_config import TrainerRunConfig
 from pa_core.settings import Settings, build_plugins, find_settings_file, read_settings
 from pa_core.sharding import Purpose, shared_out
@@ -223,7 +223,7 @@ class TrainerBase:
     def explain(self) -> str:
         """Who is called when, in the order of a run, and which methods a subclass overrides.
 
-        `pa_core.explain.explain` gives the same as plain data.
+        `pa_core.plugins.explain.explain` gives the same as plain data.
         """
         return as_text(
             explain(self.plugins, trainer_class=type(self), settings_file=self.settings.file)

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pa_core import hookimpl, hookspecs
-from pa_core.implementations import specifications
+from pa_core.plugins.implementations import specifications
 
 if TYPE_CHECKING:
     from pa_core import Trainer

@@ -38,7 +38,7 @@ from pa_core.testing.watching import STEP_HOOKS, Reads, Surroundings
 
 if TYPE_CHECKING:
     from pa_core import Trainer
-    from pa_core.implementations import Call, Implementation
+    from pa_core.plugins.implementations import Call, Implementation
 
 _IsLike = Callable[[Any, Any], bool]
 _EVENTS = [event for event in EVENTS if event not in ("on_init_end", "on_exception")]

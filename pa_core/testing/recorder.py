@@ -9,7 +9,7 @@ from typing import Any
 
 from pa_core import hookspecs
 from pa_core.errors import nearest
-from pa_core.implementations import specifications
+from pa_core.plugins.implementations import specifications
 
 
 @dataclass(frozen=True, eq=False)

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from pa_core import hookspecs
-from pa_core.implementations import Call, Implementation, specifications
+from pa_core.plugins.implementations import Call, Implementation, specifications
 from pa_core.waits import looking_for_waits
 
 _OFTEN = re.compile(r"When: once per (micro-batch|update|evaluation batch)\b")

@@ -91,7 +91,7 @@ def cursor(patch: Patch) -> None:
 
 def no_plugin_state(patch: Patch) -> None:
     """What plugins know isn't put back."""
-    from pa_core.manager import PluginManager
+    from pa_core.plugins.manager import PluginManager
 
     patch(PluginManager, "load_state_dict", lambda self, states, **kwargs: None)
 

@@ -17,7 +17,6 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from pa_core import hookspecs
-from pa_core.discovery import PluginSource, code_source
 from pa_core.errors import (
     PluginConflictError,
     PluginLoadError,
@@ -26,7 +25,8 @@ from pa_core.errors import (
     TrainingStateError,
     nearest,
 )
-from pa_core.implementations import (
+from pa_core.plugins.discovery import PluginSource, code_source
+from pa_core.plugins.implementations import (
     Call,
     Hook,
     Implementation,
@@ -35,8 +35,8 @@ from pa_core.implementations import (
     examine,
     specifications,
 )
-from pa_core.main_process import alone, runs_on
-from pa_core.relay import as_pluggy_sees_it
+from pa_core.plugins.pluggy_bridge import as_pluggy_sees_it
+from pa_core.plugins.process_scope import alone, runs_on
 
 if TYPE_CHECKING:
     import pluggy

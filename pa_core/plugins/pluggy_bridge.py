@@ -14,7 +14,7 @@ import pluggy
 from pa_core import hookspecs
 
 if TYPE_CHECKING:
-    from pa_core.implementations import Hook, Implementation
+    from pa_core.plugins.implementations import Hook, Implementation
 
 
 def as_pluggy_sees_it(

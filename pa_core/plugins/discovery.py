@@ -191,7 +191,7 @@ def _load_file(path: Path) -> ModuleType:
 
 
 def _plugin_in(module: ModuleType) -> object:
-    from pa_core.implementations import functions_of, is_callback, mark
+    from pa_core.plugins.implementations import functions_of, is_callback, mark
 
     def has_hooks(thing: object) -> bool:
         return is_callback(thing) or any(mark(f) is not None for _, f in functions_of(thing))

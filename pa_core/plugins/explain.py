@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from pa_core.implementations import Hook, Implementation
-    from pa_core.manager import PluginManager
+    from pa_core.plugins.implementations import Hook, Implementation
+    from pa_core.plugins.manager import PluginManager
 
 LOOP = """
 Trainer(...)

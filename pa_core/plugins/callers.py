@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from pa_core.errors import StopTrainingError
 
 if TYPE_CHECKING:
-    from pa_core.manager import PluginManager
+    from pa_core.plugins.manager import PluginManager
 
 Stop = Callable[[StopTrainingError], None]
 

@@ -16,10 +16,10 @@ from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 
 from pa_core.errors import PluginValidationError, StopTrainingError, nearest
-from pa_core.main_process import RUNS_ON, alone, runs_on
+from pa_core.plugins.process_scope import RUNS_ON, alone, runs_on
 
 if TYPE_CHECKING:
-    from pa_core.discovery import PluginSource
+    from pa_core.plugins.discovery import PluginSource
 
 Call = Callable[[dict[str, Any]], Any]
 """Calls a function with those of a hook's arguments that it takes."""
