@@ -84,7 +84,7 @@ ROOMS = [
     Room(
         "data",
         "keyed randomness, batches, their order",
-        "rng data sharding prefetch loop.predict",
+        "data.rng data.loader data.process_split prefetch loop.predict",
         "#4f6b52",
         0,
     ),

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import ConcatDataset, DataLoader, Subset, TensorDataset
 
-from pa_core.data import KeyedDataLoader
+from pa_core.data.loader import KeyedDataLoader
 
 if TYPE_CHECKING:
     from pa_core.trainer import Trainer

@@ -23,7 +23,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from pa_core.codec import decode, decode_weights, encode, encode_weights
-from pa_core.data import KeyedDataLoader
+from pa_core.data.loader import KeyedDataLoader
 from pa_core.errors import TrainingStateError
 from pa_core.parts import read_part, write_part
 from pa_core.sameness import differences, what_is_lost

@@ -14,8 +14,8 @@ from accelerate.utils import wait_for_everyone
 from torch import Tensor
 
 from pa_core.connection import process_state
+from pa_core.data.rng import mix, seed_host
 from pa_core.plugins.process_scope import check_not_alone
-from pa_core.rng import mix, seed_host
 
 if TYPE_CHECKING:
     from accelerate.state import PartialState

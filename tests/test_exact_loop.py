@@ -8,7 +8,7 @@ from accelerate import Accelerator
 from torch import nn
 
 from pa_core import Trainer
-from pa_core.rng import mix
+from pa_core.data.rng import mix
 from tests.helpers import assert_identical, tiny_data, tiny_model, weights_of
 
 SEED, EPOCHS, BATCH = 5, 3, 8

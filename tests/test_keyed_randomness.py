@@ -11,8 +11,8 @@ import torch
 from torch import nn
 
 from pa_core import Trainer
-from pa_core.data import batches, create_dataloader
-from pa_core.rng import DrawWatch, mix, nth, seed_host
+from pa_core.data.loader import batches, create_dataloader
+from pa_core.data.rng import DrawWatch, mix, nth, seed_host
 from tests.helpers import NoisyData, assert_identical, tiny_data, tiny_model, weights_of
 
 

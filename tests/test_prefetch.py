@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from pa_core import Trainer, TrainerCallback
-from pa_core.data import with_last
+from pa_core.data.loader import with_last
 from pa_core.prefetch import StreamCopier, _is_of_host_tensors, prefetched
 from tests.helpers import (
     NoisyData,

@@ -8,7 +8,7 @@ from pydantic import Field
 from torch.utils.data import RandomSampler
 
 from pa_core.builtins.base import BuiltinCallback, BuiltinSettings
-from pa_core.data import is_loader
+from pa_core.data.loader import is_loader
 from pa_core.hookspecs import hookimpl
 from pa_core.loop.defaults import Defaults
 

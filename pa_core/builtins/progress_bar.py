@@ -10,7 +10,7 @@ from pydantic import Field
 from tqdm.auto import tqdm
 
 from pa_core.builtins.base import BuiltinCallback, BuiltinSettings
-from pa_core.data import num_batches
+from pa_core.data.loader import num_batches
 from pa_core.hookspecs import hookimpl
 
 if TYPE_CHECKING:

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from pa_core.data import KeyedDataLoader, num_batches
-from pa_core.sharding import Share
+from pa_core.data.loader import KeyedDataLoader, num_batches
+from pa_core.data.process_split import Share
 
 if TYPE_CHECKING:
     from pa_core.engine import Engine

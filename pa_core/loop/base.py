@@ -16,7 +16,8 @@ from pa_core.background import StateSaver
 from pa_core.callbacks import CallbackHandler
 from pa_core.connection import check_connected
 from pa_core.control import SaveRequest, TrainerControl
-from pa_core.data import KeyedDataLoader, num_batches, num_samples
+from pa_core.data.loader import KeyedDataLoader, num_batches, num_samples
+from pa_core.data.process_split import Purpose, shared_out
 from pa_core.durations import Duration, Progress
 from pa_core.engine import Engine
 from pa_core.errors import PreemptedExit, StopTrainingError, TrainingStateError
@@ -34,7 +35,6 @@ from pa_core.plugins.explain import as_text, explain
 from pa_core.plugins.manager import PluginManager
 from pa_core.run_config import TrainerRunConfig
 from pa_core.settings import Settings, build_plugins, find_settings_file, read_settings
-from pa_core.sharding import Purpose, shared_out
 from pa_core.snapshot import Position, Snapshot
 from pa_core.tracking import InMemoryRunHistory, LossTracker, RunHistory
 

@@ -10,7 +10,7 @@ import torch
 from accelerate.utils import find_batch_size, send_to_device
 from torch import Tensor
 
-from pa_core.data import KeyedDataLoader, evaluation_batches
+from pa_core.data.loader import KeyedDataLoader, evaluation_batches
 
 if TYPE_CHECKING:
     from pa_core.trainer import Trainer

@@ -12,9 +12,10 @@ from typing import Any
 
 import torch
 
-from pa_core import data, disk, rng, snapshot, states, trainer
+from pa_core import disk, snapshot, states, trainer
 from pa_core.builtins.checkpoint import SaveTrainingStateCallback
 from pa_core.control import TrainerControl
+from pa_core.data import loader, rng
 from pa_core.loop import consensus
 
 Patch = Callable[[Any, str, Any], None]
@@ -59,7 +60,7 @@ def no_key(patch: Patch) -> None:
     """A step's randomness is a stream that goes on, and not a function of its place."""
     for module, names in (
         (trainer, ("seed_model", "seed_all")),
-        (data, ("seed_host", "seed_torch")),
+        (loader, ("seed_host", "seed_torch")),
     ):
         for name in names:
             patch(module, name, lambda key, device=None: None)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 import torch
 from torch.utils.data import DataLoader, DistributedSampler, IterableDataset
 
-from pa_core.rng import mix, seed_host
+from pa_core.data.rng import mix, seed_host
 
 if TYPE_CHECKING:
     from pa_core.engine import Engine

@@ -18,8 +18,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler, Subset, TensorDataset
 from torch.utils.data import default_collate as _default_collate
 
-from pa_core.rng import DrawWatch, mix, nth, seed_host, seed_torch
-from pa_core.sharding import ShardedLoader, Share, keyed_batches, keyed_order
+from pa_core.data.process_split import ShardedLoader, Share, keyed_batches, keyed_order
+from pa_core.data.rng import DrawWatch, mix, nth, seed_host, seed_torch
 
 if TYPE_CHECKING:
     from pa_core.engine import Engine

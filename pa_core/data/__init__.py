@@ -1,0 +1,1 @@
+"""Samples in keyed order, their batches, and how processes split them."""
