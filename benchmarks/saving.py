@@ -27,8 +27,8 @@ from torch import nn
 from torch.utils.data import Dataset
 
 from pa_core import Trainer, TrainerCallback
+from pa_core.checkpoint.storage import verify
 from pa_core.control import SaveRequest
-from pa_core.states import verify
 
 WIDTH = 1000
 SAMPLES = 200_000

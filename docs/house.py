@@ -68,8 +68,8 @@ ROOMS = [
     Room(
         "states",
         "training states, complete or absent",
-        "snapshot background states disk codec tensors parts retention resuming sameness identity "
-        "manifest checkpoints state_list",
+        "checkpoint.training_state checkpoint.background checkpoint.storage checkpoint.atomic_io checkpoint.codec checkpoint.safetensors_io checkpoint.optimizer_shards checkpoint.retention checkpoint.resume checkpoint.compatibility checkpoint.fingerprint "
+        "checkpoint.manifest checkpoint.model_file checkpoint.listing",
         "#75446a",
         1,
     ),

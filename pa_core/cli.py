@@ -404,7 +404,7 @@ def states(
 
     The exit code is not 0 where none is.
     """
-    from pa_core.state_list import describe_states
+    from pa_core.checkpoint.listing import describe_states
 
     removed = _prune(folder, keep, yes, quiet=as_json) if prune else []
     if keep is not None and not prune:
@@ -420,15 +420,15 @@ def states(
 
 def _prune(folder: Path, keep: int | None, yes: bool, *, quiet: bool) -> list[Path]:
     """Remove what is too much, after a question; the newest intact state always stays."""
-    from pa_core import disk
-    from pa_core.retention import Retention
-    from pa_core.states import recover_replaced
+    from pa_core.checkpoint import atomic_io
+    from pa_core.checkpoint.retention import Retention
+    from pa_core.checkpoint.storage import recover_replaced
 
     if keep is None:
         raise TrainingStateError("--prune needs --keep N, the number of intact states that stay")
     recover_replaced(folder)  # what was moved away for a state that never came is no leftover
     retention = Retention()
-    going = [*retention.surplus(folder, keep), *disk.find_leftovers(folder)]
+    going = [*retention.surplus(folder, keep), *atomic_io.find_leftovers(folder)]
     if not quiet:
         for path in going:
             _console().print(f"{'Removing' if yes else 'To be removed:'} {path}")
@@ -436,14 +436,14 @@ def _prune(folder: Path, keep: int | None, yes: bool, *, quiet: bool) -> list[Pa
         return []
     for path in going:
         if path.name.startswith("."):
-            disk.remove_leftover(path)
+            atomic_io.remove_leftover(path)
         else:
-            disk.remove_whole(path)
+            atomic_io.remove_whole(path)
     return going
 
 
 def _show_states(rows: list[dict[str, Any]]) -> None:
-    from pa_core.state_list import readable_age, readable_size
+    from pa_core.checkpoint.listing import readable_age, readable_size
 
     console = _console()
     table = _table("intact", "state", "epoch", "update", "size", "age", "resume", "plugins")

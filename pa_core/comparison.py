@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pa_core.codec import decode
-from pa_core.states import StateReader
+from pa_core.checkpoint.codec import decode
+from pa_core.checkpoint.storage import StateReader
 
 _MISSING = "missing"
 

@@ -10,12 +10,12 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from pa_core.checkpoint.listing import readable_size
 from pa_core.errors import PluginError, SettingsError
 from pa_core.loop.environment import CHECK_VARIABLE, FAST_DEV_RUN_VARIABLE
 from pa_core.plugins.explain import as_text
 from pa_core.plugins.manager import PluginManager
 from pa_core.settings import build_plugins, find_settings_file, read_settings
-from pa_core.state_list import readable_size
 
 
 def check_settings(place: Path) -> list[str]:

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pa_core.callbacks import TrainerCallback
+from pa_core.checkpoint.listing import readable_size
 from pa_core.errors import nearest
 from pa_core.hookspecs import hookimpl
 from pa_core.plugins.explain import explain
-from pa_core.state_list import readable_size
 
 if TYPE_CHECKING:
     from pa_core.trainer import Trainer

@@ -22,13 +22,13 @@ from typing import Any
 import torch
 
 from pa_core import Trainer
-from pa_core.codec import encode
+from pa_core.checkpoint.codec import encode
+from pa_core.checkpoint.safetensors_io import tensor_bytes
+from pa_core.checkpoint.training_state import save_snapshot
 from pa_core.data.loader import KeyedDataLoader
 from pa_core.data.rng import seed_host
 from pa_core.durations import Duration
 from pa_core.errors import TrainingStateError
-from pa_core.snapshot import save_snapshot
-from pa_core.tensors import tensor_bytes
 
 NOTES = "notes.json"
 

@@ -10,11 +10,12 @@ import time
 import pytest
 import torch
 
-from pa_core import StopTrainingError, TrainerCallback, background, disk, snapshot
+from pa_core import StopTrainingError, TrainerCallback
 from pa_core.callbacks import SaveTrainingStateCallback
+from pa_core.checkpoint import atomic_io, background, training_state
+from pa_core.checkpoint.safetensors_io import HostMemory
+from pa_core.checkpoint.storage import StateReader, find_states, verify
 from pa_core.control import SaveRequest, TrainerControl
-from pa_core.states import StateReader, find_states, verify
-from pa_core.tensors import HostMemory
 from pa_core.testing import HookRecorder
 from tests.builtin_trainer import Interrupts, make_trainer
 from tests.helpers import assert_identical, tiny_data, weights_of
@@ -25,7 +26,7 @@ class Gate:
 
     def __init__(self, monkeypatch) -> None:
         self.opened, self.waiting = threading.Event(), threading.Event()
-        write_file = disk.write_file
+        write_file = atomic_io.write_file
 
         def held(path, chunks):
             if threading.current_thread() is not threading.main_thread():
@@ -33,7 +34,7 @@ class Gate:
                 assert self.opened.wait(60)
             return write_file(path, chunks)
 
-        monkeypatch.setattr(disk, "write_file", held)
+        monkeypatch.setattr(atomic_io, "write_file", held)
 
 
 @pytest.fixture
@@ -133,7 +134,7 @@ class FullDisk:
 
     def __init__(self, monkeypatch, times=1) -> None:
         self.times, self.failed_in = times, []
-        write_file = disk.write_file
+        write_file = atomic_io.write_file
 
         def failing(path, chunks):
             if path.name == "model.safetensors" and len(self.failed_in) < self.times:
@@ -141,7 +142,7 @@ class FullDisk:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             return write_file(path, chunks)
 
-        monkeypatch.setattr(disk, "write_file", failing)
+        monkeypatch.setattr(atomic_io, "write_file", failing)
 
 
 def test_a_failure_in_the_background_is_a_warning_and_the_run_goes_on(tmp_path, monkeypatch):
@@ -258,7 +259,7 @@ def test_a_link_that_a_plugin_puts_into_a_state_is_refused(tmp_path):
 
 
 def test_without_memory_for_a_copy_the_state_is_saved_at_once(tmp_path, monkeypatch):
-    monkeypatch.setattr(snapshot, "has_room_in_memory", lambda size: False)
+    monkeypatch.setattr(training_state, "has_room_in_memory", lambda size: False)
     monkeypatch.setattr(HostMemory, "copy", None)
     train(tmp_path)
     assert len(find_states(tmp_path)) == 5

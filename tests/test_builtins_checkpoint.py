@@ -6,7 +6,7 @@ import torch
 
 from pa_core import TrainerCallback
 from pa_core.callbacks import SaveBestModelCallback, SaveTrainingStateCallback
-from pa_core.states import find_states, verify
+from pa_core.checkpoint.storage import find_states, verify
 from tests.builtin_trainer import Interrupts, Records, make_trainer
 from tests.helpers import assert_identical, tiny_data, weights_of
 

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from pa_core import disk
-from pa_core.states import StateWriter
+from pa_core.checkpoint import atomic_io
+from pa_core.checkpoint.storage import StateWriter
 from tests.test_cli import Shell
 
 ROOT = Path(__file__).parent.parent
@@ -101,7 +101,7 @@ def test_the_exit_code_says_that_nothing_is_intact(shell):
 def test_old_states_and_leftovers_are_removed_and_damaged_ones_do_not_count(shell, folder):
     gone = subprocess.Popen([sys.executable, "-c", ""])
     gone.wait()
-    (folder / f".tmp-final-{disk._HOST}-{gone.pid}-1-00000000").mkdir()
+    (folder / f".tmp-final-{atomic_io._HOST}-{gone.pid}-1-00000000").mkdir()
     (folder / "notes.txt").write_text("mine")
     flip(folder / "update_00000004" / "model.safetensors")
     shell.out("states", "states", "--prune", "--keep", "2", "--yes")

@@ -12,9 +12,9 @@ from torch.utils.data import ConcatDataset, Dataset, Subset, TensorDataset
 
 from pa_core import Trainer, TrainerCallback
 from pa_core.callbacks import SaveTrainingStateCallback
+from pa_core.checkpoint.fingerprint import describe, describe_dataset
+from pa_core.checkpoint.storage import read_manifest
 from pa_core.errors import TrainingStateError
-from pa_core.identity import describe, describe_dataset
-from pa_core.states import read_manifest
 from tests.helpers import tiny_data, tiny_model
 
 

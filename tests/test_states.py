@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import torch
 
-from pa_core.codec import decode, encode
+from pa_core.checkpoint.codec import decode, encode
+from pa_core.checkpoint.storage import MANIFEST, StateReader, StateWriter, find_states, verify
 from pa_core.errors import TrainingStateError
-from pa_core.states import MANIFEST, StateReader, StateWriter, find_states, verify
 
 
 def write(target, **manifest):

@@ -15,8 +15,9 @@ import pytest
 import torch
 from torch import nn
 
-from pa_core import Trainer, TrainerCallback, disk, states
+from pa_core import Trainer, TrainerCallback
 from pa_core.callbacks import SaveTrainingStateCallback
+from pa_core.checkpoint import atomic_io, storage
 from pa_core.errors import TrainingStateError
 from tests.helpers import assert_identical, tiny_data, tiny_model, weights_of
 
@@ -49,16 +50,16 @@ def test_a_replacement_that_fails_leaves_the_state_that_was_there(tmp_path, monk
     with pytest.raises(OSError, match="network"):
         trainer.save_training_state(tmp_path / "state")
     assert [path.name for path in tmp_path.iterdir()] == ["state"]
-    assert not states.verify(tmp_path / "state")
+    assert not storage.verify(tmp_path / "state")
 
 
 def test_a_state_that_was_moved_away_for_one_that_never_came_is_found_again(tmp_path):
     saved(tmp_path / "state")
     gone = subprocess.Popen([sys.executable, "-c", ""])
     gone.wait()
-    trash = tmp_path / f".trash-state-{disk._HOST}-{gone.pid}-1-00000000"
+    trash = tmp_path / f".trash-state-{atomic_io._HOST}-{gone.pid}-1-00000000"
     os.rename(tmp_path / "state", trash)
-    assert states.newest_intact_state(tmp_path) == tmp_path / "state"
+    assert storage.newest_intact_state(tmp_path) == tmp_path / "state"
 
 
 def test_what_killed_processes_have_left_is_removed_and_what_living_ones_write_is_not(tmp_path):
@@ -66,16 +67,16 @@ def test_what_killed_processes_have_left_is_removed_and_what_living_ones_write_i
     gone.wait()
     alive = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
     try:
-        started = disk._start_of(alive.pid)
+        started = atomic_io._start_of(alive.pid)
         for owner in (f"{gone.pid}-{started}", f"{alive.pid}-{started}", f"{alive.pid}-1"):
-            (tmp_path / f".tmp-update_00000001-{disk._HOST}-{owner}-00000000").mkdir()
+            (tmp_path / f".tmp-update_00000001-{atomic_io._HOST}-{owner}-00000000").mkdir()
         (tmp_path / ".tmp-of-somebody-else").mkdir()
         new_trainer(SaveTrainingStateCallback(tmp_path, save_at_end=False)).train(tiny_data(8), 1)
     finally:
         alive.kill()
         alive.wait()
     assert {path.name for path in tmp_path.iterdir()} == {
-        f".tmp-update_00000001-{disk._HOST}-{alive.pid}-{started}-00000000",
+        f".tmp-update_00000001-{atomic_io._HOST}-{alive.pid}-{started}-00000000",
         ".tmp-of-somebody-else",
     }
 
@@ -88,7 +89,7 @@ def test_the_newest_state_is_the_one_saved_last_whatever_the_clock_says(tmp_path
 
     save = SaveTrainingStateCallback(tmp_path, save_every_n_epochs=1, save_at_end=False)
     new_trainer(SetBack(), save).train(tiny_data(8), 3)
-    names = [path.name for path in states.find_states(tmp_path)]
+    names = [path.name for path in storage.find_states(tmp_path)]
     assert names == ["epoch_0003", "epoch_0002", "epoch_0001"]
 
 
@@ -98,11 +99,11 @@ def forged(source: Path, target: Path, change) -> Path:
     manifest = json.loads((target / "manifest.json").read_text())
     content = json.loads((target / "state.json").read_text())
     change(content, manifest)
-    (target / "state.json").write_bytes(states.json_bytes(content))
-    manifest["files"]["state.json"] = disk.fingerprint(target / "state.json")
+    (target / "state.json").write_bytes(storage.json_bytes(content))
+    manifest["files"]["state.json"] = atomic_io.fingerprint(target / "state.json")
     del manifest["sha256"]
-    manifest["sha256"] = hashlib.sha256(states.json_bytes(manifest)).hexdigest()
-    (target / "manifest.json").write_bytes(states.json_bytes(manifest))
+    manifest["sha256"] = hashlib.sha256(storage.json_bytes(manifest)).hexdigest()
+    (target / "manifest.json").write_bytes(storage.json_bytes(manifest))
     return target
 
 
@@ -162,7 +163,7 @@ def test_a_setting_that_json_has_not_is_saved_as_text(tmp_path):
     )
     trainer.train(tiny_data(8), 1, eval_dataset=tiny_data(4))
     trainer.save_training_state(tmp_path / "state")
-    assert not states.verify(tmp_path / "state")
+    assert not storage.verify(tmp_path / "state")
 
 
 @pytest.mark.parametrize("policy", ["warn", "stop"])
@@ -184,7 +185,7 @@ def test_a_state_that_cannot_be_written_stops_the_run_or_warns_as_it_is_told(tmp
             trainer.train(tiny_data(16), 1, per_device_batch_size=4)
         assert trainer.updates == 4
     assert [path.name for path in tmp_path.iterdir()] == ["update_00000002"]
-    assert not states.verify(tmp_path / "update_00000002")
+    assert not storage.verify(tmp_path / "update_00000002")
 
 
 def test_a_strict_run_refuses_to_resume_with_anything_different(tmp_path):

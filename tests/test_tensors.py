@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
+from pa_core.checkpoint.safetensors_io import _NAMES, read_tensors, tensor_bytes
 from pa_core.errors import TrainingStateError
-from pa_core.tensors import _NAMES, read_tensors, tensor_bytes
 
 
 def bits(tensor: torch.Tensor) -> torch.Tensor:

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import Field
 
 from pa_core.builtins.base import BuiltinCallback, BuiltinSettings, has_finite_weights
+from pa_core.checkpoint.storage import remove_leftovers
 from pa_core.control import SaveRequest
 from pa_core.durations import Duration, Every
 from pa_core.hookspecs import hookimpl
-from pa_core.states import remove_leftovers
 
 if TYPE_CHECKING:
     from pa_core.trainer import Trainer

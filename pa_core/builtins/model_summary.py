@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from pa_core.builtins.base import BuiltinCallback, BuiltinSettings
-from pa_core.state_list import readable_size
+from pa_core.checkpoint.listing import readable_size
 
 if TYPE_CHECKING:
     from torch import nn

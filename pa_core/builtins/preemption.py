@@ -17,10 +17,10 @@ from pydantic import Field
 from torch.utils.data import DataLoader
 
 from pa_core.builtins.base import BuiltinCallback, BuiltinSettings, has_finite_weights
+from pa_core.checkpoint.storage import remove_leftovers
 from pa_core.control import SaveRequest
 from pa_core.errors import PreemptedExit
 from pa_core.hookspecs import hookimpl
-from pa_core.states import remove_leftovers
 
 if TYPE_CHECKING:
     from types import FrameType

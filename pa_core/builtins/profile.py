@@ -15,8 +15,8 @@ from pydantic import Field
 from rich.console import Console
 from rich.table import Table
 
-from pa_core import disk
 from pa_core.builtins.base import BuiltinCallback, BuiltinSettings
+from pa_core.checkpoint import atomic_io
 from pa_core.hookspecs import hookimpl
 from pa_core.stopwatch import Spent, Stopwatch
 from pa_core.waits import looking_for_waits
@@ -327,7 +327,7 @@ class ProfileCallback(BuiltinCallback):
             )
         if self.to_json is not None and trainer.is_main_process:
             text = json.dumps(report, indent=2)
-            disk.save_file(self.to_json, lambda path: path.write_text(text, encoding="utf-8"))
+            atomic_io.save_file(self.to_json, lambda path: path.write_text(text, encoding="utf-8"))
 
 
 def _row(spent: Spent, seconds: float, steps: int) -> dict[str, Any]:

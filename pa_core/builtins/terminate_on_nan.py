@@ -10,8 +10,8 @@ from pydantic import Field
 from torch import Tensor
 
 from pa_core.builtins.base import BuiltinCallback, BuiltinSettings
+from pa_core.checkpoint.resume import find_snapshot, states_folder
 from pa_core.hookspecs import hookimpl
-from pa_core.resuming import find_snapshot, states_folder
 
 if TYPE_CHECKING:
     from pa_core.trainer import Trainer

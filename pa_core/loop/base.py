@@ -11,9 +11,11 @@ from typing import TYPE_CHECKING, Any, cast
 
 from accelerate import Accelerator
 
-from pa_core import checkpoints
-from pa_core.background import StateSaver
 from pa_core.callbacks import CallbackHandler
+from pa_core.checkpoint import model_file
+from pa_core.checkpoint.background import StateSaver
+from pa_core.checkpoint.manifest import run_manifest
+from pa_core.checkpoint.training_state import Position, Snapshot
 from pa_core.connection import check_connected
 from pa_core.control import SaveRequest, TrainerControl
 from pa_core.data.loader import KeyedDataLoader, num_batches, num_samples
@@ -28,14 +30,12 @@ from pa_core.loop.arguments import check_model_and_optimizer
 from pa_core.loop.consensus import Agreement
 from pa_core.loop.defaults import Defaults
 from pa_core.loop.environment import environment_plugins
-from pa_core.manifest import run_manifest
 from pa_core.modes import modes_kept
 from pa_core.plugins.callers import BoundHooks
 from pa_core.plugins.explain import as_text, explain
 from pa_core.plugins.manager import PluginManager
 from pa_core.run_config import TrainerRunConfig
 from pa_core.settings import Settings, build_plugins, find_settings_file, read_settings
-from pa_core.snapshot import Position, Snapshot
 from pa_core.tracking import InMemoryRunHistory, LossTracker, RunHistory
 
 if TYPE_CHECKING:
@@ -257,7 +257,7 @@ class TrainerBase:
             save_per_node: write on every machine; otherwise by the run's main process alone.
             model: save its weights in place of the trained model's; a moving average's, say.
         """
-        checkpoints.save_checkpoint(
+        model_file.save_checkpoint(
             self._trainer,
             save_path,
             checkpoint_kwargs,
@@ -275,7 +275,7 @@ class TrainerBase:
         Raises:
             ValueError: where it holds an optimizer or a schedule and the trainer has none.
         """
-        return checkpoints.load_checkpoint(
+        return model_file.load_checkpoint(
             self._trainer, checkpoint_path, load_optimizer, load_scheduler
         )
 

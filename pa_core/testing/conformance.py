@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
 import torch
 from torch import Tensor, nn
 
-from pa_core.codec import encode
+from pa_core.checkpoint.codec import encode
 from pa_core.errors import SettingsError, TrainingStateError, nearest
 from pa_core.settings import build_from_table, settings_model
 from pa_core.stopwatch import Stopwatch

@@ -13,9 +13,10 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from pa_core import Trainer, TrainerCallback, disk
+from pa_core import Trainer, TrainerCallback
 from pa_core.callbacks import SaveTrainingStateCallback
-from pa_core.states import find_states, verify
+from pa_core.checkpoint import atomic_io
+from pa_core.checkpoint.storage import find_states, verify
 from tests.helpers import tiny_data, tiny_model, weights_of
 
 
@@ -45,7 +46,7 @@ def train(folder: Path, resume_from: str | None = None, **settings: str) -> Trai
 
 def break_the_disk() -> None:
     """Let the first state that a thread writes find no space."""
-    write_file, failed = disk.write_file, []
+    write_file, failed = atomic_io.write_file, []
 
     def failing(path, chunks):
         if threading.current_thread().name == "pa-core-save" and not failed:
@@ -53,7 +54,7 @@ def break_the_disk() -> None:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         return write_file(path, chunks)
 
-    disk.write_file = failing
+    atomic_io.write_file = failing
 
 
 def main(folder: Path) -> None:

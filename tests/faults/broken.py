@@ -12,8 +12,9 @@ from typing import Any
 
 import torch
 
-from pa_core import disk, snapshot, states, trainer
+from pa_core import trainer
 from pa_core.builtins.checkpoint import SaveTrainingStateCallback
+from pa_core.checkpoint import atomic_io, storage, training_state
 from pa_core.control import TrainerControl
 from pa_core.data import loader, rng
 from pa_core.loop import consensus
@@ -31,17 +32,17 @@ def no_flush(patch: Patch) -> None:
         def __getattr__(self, name: str) -> Any:
             return getattr(os, name)
 
-    patch(disk, "os", Careless())
+    patch(atomic_io, "os", Careless())
 
 
 def no_manifest_check(patch: Patch) -> None:
     """A state is read without a look at its hashes."""
 
     def careless(self: Any, name: str) -> bytes:
-        return disk.read_file(self.directory / name)
+        return atomic_io.read_file(self.directory / name)
 
-    patch(states.StateReader, "_read", careless)
-    patch(states.StateReader, "check_rest", lambda self: None)
+    patch(storage.StateReader, "_read", careless)
+    patch(storage.StateReader, "check_rest", lambda self: None)
 
 
 def rotate_before_save(patch: Patch) -> None:
@@ -49,8 +50,8 @@ def rotate_before_save(patch: Patch) -> None:
     ask = SaveTrainingStateCallback._ask
 
     def broken(self: Any, trainer: Any, *args: Any, **kwargs: Any) -> None:
-        for old in states.find_states(self.save_dir)[self.max_checkpoints - 1 :]:
-            disk.remove_whole(old)
+        for old in storage.find_states(self.save_dir)[self.max_checkpoints - 1 :]:
+            atomic_io.remove_whole(old)
         ask(self, trainer, *args, **kwargs)
 
     patch(SaveTrainingStateCallback, "_ask", broken)
@@ -70,31 +71,31 @@ def no_key(patch: Patch) -> None:
 
 def same_order(patch: Patch) -> None:
     """A resumed epoch begins with the order of another one."""
-    restore = snapshot.Snapshot.restore_training
+    restore = training_state.Snapshot.restore_training
 
     def broken(self: Any, trainer: Any, **kwargs: Any) -> None:
         restore(self, trainer, **kwargs)
         trainer._train_dataloader.batch_sampler.seed = rng.mix(trainer.seed, "another")
 
-    patch(snapshot.Snapshot, "restore_training", broken)
+    patch(training_state.Snapshot, "restore_training", broken)
 
 
 def cursor(patch: Patch) -> None:
     """The place in the data is off by one batch."""
-    restore = snapshot.Snapshot.restore_training
+    restore = training_state.Snapshot.restore_training
 
     def broken(self: Any, trainer: Any, **kwargs: Any) -> None:
         restore(self, trainer, **kwargs)
         trainer.position.batch += trainer.position.batch > 0
 
-    patch(snapshot.Snapshot, "restore_training", broken)
+    patch(training_state.Snapshot, "restore_training", broken)
 
 
 def no_plugin_state(patch: Patch) -> None:
     """What plugins know isn't put back."""
     from pa_core.plugins.manager import PluginManager
 
-    patch(PluginManager, "load_state_dict", lambda self, states, **kwargs: None)
+    patch(PluginManager, "load_state_dict", lambda self, storage, **kwargs: None)
 
 
 def no_schedule(patch: Patch) -> None:

@@ -18,10 +18,10 @@ from torch import nn
 
 from pa_core import Trainer, TrainerCallback
 from pa_core.callbacks import SaveTrainingStateCallback
+from pa_core.checkpoint.storage import find_states, newest_intact_state
+from pa_core.checkpoint.training_state import Snapshot
 from pa_core.comparison import compare_states
 from pa_core.errors import TrainingStateError
-from pa_core.snapshot import Snapshot
-from pa_core.states import find_states, newest_intact_state
 from tests.faults.subject import CONFIGS, Config, read_trace, trace_problems, train
 from tests.helpers import tiny_data, tiny_model
 

@@ -23,8 +23,8 @@ from torch.utils.data import Dataset
 
 from pa_core import Trainer, TrainerCallback, hookimpl
 from pa_core.callbacks import EarlyStoppingCallback, SaveTrainingStateCallback
-from pa_core.codec import encode
-from pa_core.tensors import tensor_bytes
+from pa_core.checkpoint.codec import encode
+from pa_core.checkpoint.safetensors_io import tensor_bytes
 from tests.helpers import tiny_data
 
 SAVE_EVERY = 2  # updates

@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 
 from pa_core import Trainer
+from pa_core.checkpoint.storage import newest_intact_state, remove_leftovers, verify
+from pa_core.checkpoint.training_state import Snapshot
 from pa_core.control import SaveRequest
-from pa_core.snapshot import Snapshot
-from pa_core.states import newest_intact_state, remove_leftovers, verify
 from tests.faults.shim import Shim, die_at, fail_at, nothing
 from tests.faults.tiny_states import folder_in_memory, train, trainer_with_states
 

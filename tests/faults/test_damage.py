@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 
+from pa_core.checkpoint.storage import newest_intact_state, verify
+from pa_core.checkpoint.training_state import Snapshot
 from pa_core.errors import TrainingStateError
-from pa_core.snapshot import Snapshot
-from pa_core.states import newest_intact_state, verify
 from tests.faults.tiny_states import (
     Backup,
     folder_in_memory,

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from pa_core import Trainer, TrainerCallback
+from pa_core.checkpoint.storage import find_states, newest_intact_state, verify
 from pa_core.control import SaveRequest
-from pa_core.states import find_states, newest_intact_state, verify
 from tests.faults.tiny_states import look, train, trainer_with_states
 
 MEGABYTES = 2

@@ -23,12 +23,12 @@ from torch import nn
 from pa_core import Trainer
 from pa_core.builtins import BUILTINS
 from pa_core.callbacks import EarlyStoppingCallback
-from pa_core.codec import decode, encode
-from pa_core.disk import fingerprint
+from pa_core.checkpoint.atomic_io import fingerprint
+from pa_core.checkpoint.codec import decode, encode
+from pa_core.checkpoint.storage import json_bytes, newest_intact_state
 from pa_core.errors import PaCoreError, SettingsError, TrainingStateError
 from pa_core.plugins.discovery import builtin_sources, load_plugin
 from pa_core.settings import build_plugins, read_settings, settings_model
-from pa_core.states import json_bytes, newest_intact_state
 from pa_core.tables import check_table
 from pa_core.tracking import InMemoryRunHistory
 from pa_metrics.plugin import MetricsSettings

@@ -22,8 +22,8 @@ from pa_core.callbacks import (
     ProgressBarCallback,
     SaveTrainingStateCallback,
 )
+from pa_core.checkpoint.storage import find_states, read_manifest
 from pa_core.errors import PreemptedExit
-from pa_core.states import find_states, read_manifest
 from tests.builtin_trainer import Records
 from tests.faults.launch import finish, launch, samples_by_update
 from tests.helpers import NoisyData, NoisyModel, assert_identical, tiny_data, weights_of

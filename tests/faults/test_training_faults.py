@@ -19,7 +19,7 @@ from pa_core.callbacks import (
     SaveTrainingStateCallback,
     TerminateOnNaNCallback,
 )
-from pa_core.states import StateReader, find_states, read_manifest, verify
+from pa_core.checkpoint.storage import StateReader, find_states, read_manifest, verify
 from tests.builtin_trainer import make_trainer
 from tests.distributed.launch import environment
 from tests.helpers import assert_identical, tiny_data, tiny_model, weights_of

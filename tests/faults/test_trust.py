@@ -25,11 +25,12 @@ from typing import Any
 import pytest
 import torch
 
-from pa_core import Trainer, states
+from pa_core import Trainer
+from pa_core.checkpoint import storage
+from pa_core.checkpoint.storage import newest_intact_state
+from pa_core.checkpoint.training_state import Snapshot
 from pa_core.errors import PaCoreError, TrainingStateError
 from pa_core.settings import build_plugins, read_settings
-from pa_core.snapshot import Snapshot
-from pa_core.states import newest_intact_state
 from tests.fake_plugins import site_in
 from tests.faults.tiny_states import folder_in_memory, make_states, train, trainer_with_states
 
@@ -118,8 +119,8 @@ def hash_again(state: Path, change: Callable[[dict[str, Any]], object] = lambda 
 
 def write_manifest(state: Path, manifest: dict[str, Any]) -> None:
     manifest.pop("sha256", None)
-    manifest["sha256"] = hashlib.sha256(states.json_bytes(manifest)).hexdigest()
-    (state / "manifest.json").write_bytes(states.json_bytes(manifest))
+    manifest["sha256"] = hashlib.sha256(storage.json_bytes(manifest)).hexdigest()
+    (state / "manifest.json").write_bytes(storage.json_bytes(manifest))
 
 
 def assert_refused(state: Path, load: Callable[[], object] | None = None) -> None:
@@ -270,7 +271,7 @@ def test_a_manifest_that_points_outside_is_refused(forged, name):
     hash_again(forged, change)
     assert_refused(forged)
     with pytest.raises(TrainingStateError, match="no name within the state"):
-        states.read_manifest(forged)
+        storage.read_manifest(forged)
 
 
 @pytest.mark.parametrize(

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
+from pa_core.checkpoint.storage import MANIFEST, StateReader, newest_intact_state, state_folders
 from pa_core.errors import PaCoreError, TrainingStateError
-from pa_core.states import MANIFEST, StateReader, newest_intact_state, state_folders
 from pa_core.tables import is_secret
 
 if TYPE_CHECKING:
@@ -273,7 +273,7 @@ class _DataFinder(HTMLParser):
 
 
 def _read_state(folder: Path) -> Run:
-    from pa_core.codec import decode
+    from pa_core.checkpoint.codec import decode
 
     state: Path | None = folder
     try:

@@ -10,7 +10,7 @@ from pydantic import Field
 
 from pa_core import hookimpl
 from pa_core.builtins.base import BuiltinCallback, BuiltinSettings
-from pa_core.snapshot import Snapshot
+from pa_core.checkpoint.training_state import Snapshot
 
 if TYPE_CHECKING:
     from pa_core import Trainer

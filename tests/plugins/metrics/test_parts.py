@@ -7,7 +7,7 @@ import torch
 from pydantic import ValidationError
 from torch import nn
 
-from pa_core.codec import decode, encode
+from pa_core.checkpoint.codec import decode, encode
 from pa_metrics import MetricsPlugin, to_preds_and_target
 from pa_metrics.epoch import EpochMetrics, to_plain
 from pa_metrics.names import find_metric, history_name

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pa_core.checkpoint.storage import newest_intact_state
+from pa_core.checkpoint.training_state import Snapshot
 from pa_core.errors import TrainingStateError
-from pa_core.snapshot import Snapshot
-from pa_core.states import newest_intact_state
 
 if TYPE_CHECKING:
     from pa_core.trainer import Trainer

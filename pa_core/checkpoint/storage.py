@@ -17,7 +17,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
-from pa_core import disk
+from pa_core.checkpoint import atomic_io
 from pa_core.errors import TrainingStateError
 
 if TYPE_CHECKING:
@@ -50,11 +50,11 @@ class StateWriter:
                     f"{self.target} is there already and is no training state: it is left alone. "
                     "Name a directory that is new"
                 )
-        self.directory = disk.beside(self.target, "tmp")
+        self.directory = atomic_io.beside(self.target, "tmp")
         self._files: dict[str, dict[str, Any]] = {}
 
     def __enter__(self) -> StateWriter:
-        disk.make_folder(self.directory)
+        atomic_io.make_folder(self.directory)
         return self
 
     def write(self, name: str, *chunks: bytes | memoryview) -> None:
@@ -67,7 +67,7 @@ class StateWriter:
 
     def write_tensors(self, name: str, tensors: Mapping[str, Tensor]) -> None:
         """Write tensors as safetensors, each with bytes of its own."""
-        from pa_core.tensors import tensor_chunks
+        from pa_core.checkpoint.safetensors_io import tensor_chunks
 
         self._write(name, tensor_chunks(tensors))
 
@@ -82,16 +82,16 @@ class StateWriter:
         content = {"format": FORMAT, "sequence": sequence, **manifest, "files": self._files}
         content["sha256"] = hashlib.sha256(json_bytes(content)).hexdigest()
         self.write_json(MANIFEST, content)
-        disk.flush_folder(self.directory)
-        disk.put_in_place(self.directory, self.target)
+        atomic_io.flush_folder(self.directory)
+        atomic_io.put_in_place(self.directory, self.target)
         _last_sequence[self.target.parent] = sequence
 
     def __exit__(self, *error: object) -> None:
         if self.directory.exists():
-            disk.remove_tree(self.directory)
+            atomic_io.remove_tree(self.directory)
 
     def _write(self, name: str, chunks: Iterable[bytes | memoryview]) -> None:
-        self._files[name] = disk.write_file(self.directory / name, chunks)
+        self._files[name] = atomic_io.write_file(self.directory / name, chunks)
 
     def _add_what_others_have_written(self) -> None:
         """Take in the files of plugins, which write by themselves."""
@@ -100,14 +100,14 @@ class StateWriter:
             if name in self._files:
                 continue
             if stat.S_ISDIR(path.lstat().st_mode):
-                disk.flush_folder(path)
+                atomic_io.flush_folder(path)
             elif not _is_regular(path) or not _is_inside(name):
                 raise TrainingStateError(
                     f"{name} can't be part of a state: it is no regular file with a plain name"
                 )
             else:
-                disk.flush_file(path)
-                self._files[name] = disk.fingerprint(path)
+                atomic_io.flush_file(path)
+                self._files[name] = atomic_io.fingerprint(path)
 
 
 def read_manifest(state_dir: str | Path) -> dict[str, Any]:
@@ -122,7 +122,7 @@ def read_manifest(state_dir: str | Path) -> dict[str, Any]:
             raise TrainingStateError(f"{path} is damaged: it is no regular file")
         if path.stat().st_size > _MAX_MANIFEST_BYTES:
             raise TrainingStateError(f"{path} is damaged: it is too large to be a manifest")
-        raw = disk.read_file(path)
+        raw = atomic_io.read_file(path)
         content = _from_json(raw)
         if not isinstance(content, dict) or not isinstance(content.get("files"), dict):
             raise TrainingStateError(f"{path} is damaged: it lists no files")
@@ -183,7 +183,7 @@ def _problems(directory: Path, listed: Mapping[str, Any], every_byte: bool) -> l
             problems.append(
                 f"{path} has {path.stat().st_size} bytes, its manifest says {listed[name]['size']}"
             )
-        elif every_byte and disk.fingerprint(path) != listed[name]:
+        elif every_byte and atomic_io.fingerprint(path) != listed[name]:
             problems.append(f"{path} is damaged: its hash doesn't match")
     return problems
 
@@ -215,7 +215,7 @@ class StateReader:
 
     def read_tensors(self, name: str) -> dict[str, Tensor]:
         """Read one safetensors file of the state, onto the CPU."""
-        from pa_core.tensors import read_tensors
+        from pa_core.checkpoint.safetensors_io import read_tensors
 
         try:
             return read_tensors(self._read(name))
@@ -225,7 +225,7 @@ class StateReader:
     def check_rest(self) -> None:
         """Look at every byte that wasn't read, as of files that plugins have written."""
         for name in sorted(self._unread):
-            if disk.fingerprint(self.directory / name) != self.manifest["files"][name]:
+            if atomic_io.fingerprint(self.directory / name) != self.manifest["files"][name]:
                 self._refuse()
 
     def __contains__(self, name: str) -> bool:
@@ -234,7 +234,7 @@ class StateReader:
     def _read(self, name: str) -> bytes:
         if name not in self:
             raise TrainingStateError(f"{self.directory} has no {name}")
-        content = disk.read_file(self.directory / name)
+        content = atomic_io.read_file(self.directory / name)
         if hashlib.sha256(content).hexdigest() != self.manifest["files"][name]["sha256"]:
             self._refuse()
         self._unread.discard(name)
@@ -271,7 +271,7 @@ def state_folders(folder: str | Path) -> list[Path]:
 
 def recover_replaced(folder: Path) -> None:
     """Put back states that were moved away for new ones which then never came."""
-    disk.recover_replaced(folder, lambda path: not verify(path))
+    atomic_io.recover_replaced(folder, lambda path: not verify(path))
 
 
 def remove_leftovers(folder: Path) -> list[Path]:
@@ -281,9 +281,9 @@ def remove_leftovers(folder: Path) -> list[Path]:
         What was removed. What a process that lives may still be writing stays.
     """
     recover_replaced(folder)
-    left = disk.find_leftovers(folder)
+    left = atomic_io.find_leftovers(folder)
     for path in left:
-        disk.remove_leftover(path)
+        atomic_io.remove_leftover(path)
     return left
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from pa_core.codec import encode
-from pa_core.tensors import tensor_bytes
+from pa_core.checkpoint.codec import encode
+from pa_core.checkpoint.safetensors_io import tensor_bytes
 
 if TYPE_CHECKING:
     from torch import Tensor

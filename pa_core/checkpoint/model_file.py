@@ -1,4 +1,4 @@
-"""A model as one portable file, with optimizer and schedule if asked; see also `pa_core.states`."""
+"""A model as one portable file, with optimizer and schedule if asked; see also `pa_core.checkpoint.storage`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from pa_core.disk import save_file
+from pa_core.checkpoint.atomic_io import save_file
 
 if TYPE_CHECKING:
     from torch import nn

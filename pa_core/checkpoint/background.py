@@ -16,10 +16,10 @@ from pathlib import Path
 from threading import Thread
 from typing import TYPE_CHECKING, Any
 
+from pa_core.checkpoint.retention import Retention
+from pa_core.checkpoint.safetensors_io import HostMemory
+from pa_core.checkpoint.training_state import save_snapshot
 from pa_core.errors import OtherProcessError
-from pa_core.retention import Retention
-from pa_core.snapshot import save_snapshot
-from pa_core.tensors import HostMemory
 
 if TYPE_CHECKING:
     from pa_core.control import SaveRequest, TrainerControl

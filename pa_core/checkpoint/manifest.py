@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from pa_core.identity import describe_run
+from pa_core.checkpoint.fingerprint import describe_run
 
 if TYPE_CHECKING:
     from pa_core.trainer import Trainer

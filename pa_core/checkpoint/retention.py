@@ -6,8 +6,8 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-from pa_core.disk import remove_whole
-from pa_core.states import find_states, verify
+from pa_core.checkpoint.atomic_io import remove_whole
+from pa_core.checkpoint.storage import find_states, verify
 
 
 class Retention:

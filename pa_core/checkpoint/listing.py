@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from pa_core.checkpoint.storage import MANIFEST, find_states, read_manifest, state_folders, verify
 from pa_core.errors import TrainingStateError
-from pa_core.states import MANIFEST, find_states, read_manifest, state_folders, verify
 
 
 def describe_states(folder: Path, *, every_byte: bool = False) -> list[dict[str, Any]]:

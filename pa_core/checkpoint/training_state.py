@@ -22,13 +22,13 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from pa_core.codec import decode, decode_weights, encode, encode_weights
+from pa_core.checkpoint.codec import decode, decode_weights, encode, encode_weights
+from pa_core.checkpoint.compatibility import differences, what_is_lost
+from pa_core.checkpoint.optimizer_shards import read_part, write_part
+from pa_core.checkpoint.safetensors_io import HostMemory, has_room_in_memory, tensor_bytes
+from pa_core.checkpoint.storage import StateReader, StateWriter
 from pa_core.data.loader import KeyedDataLoader
 from pa_core.errors import TrainingStateError
-from pa_core.parts import read_part, write_part
-from pa_core.sameness import differences, what_is_lost
-from pa_core.states import StateReader, StateWriter
-from pa_core.tensors import HostMemory, has_room_in_memory, tensor_bytes
 
 if TYPE_CHECKING:
     from pa_core.trainer import Trainer

@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pa_core import disk
-from pa_core.codec import decode, encode
+from pa_core.checkpoint import atomic_io
+from pa_core.checkpoint.codec import decode, encode
+from pa_core.checkpoint.safetensors_io import tensor_chunks
+from pa_core.checkpoint.storage import StateReader, json_bytes
 from pa_core.errors import TrainingStateError
-from pa_core.states import StateReader, json_bytes
-from pa_core.tensors import tensor_chunks
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -31,8 +31,8 @@ def write_part(engine: Engine, optimizer: Any, directory: Path) -> None:
     tensors: dict[str, Tensor] = {}
     part = encode(engine.optimizer_state(optimizer), tensors, "optimizer")
     name = _name(engine.rank)
-    disk.write_file(directory / f"{name}.json", [json_bytes(part)])
-    disk.write_file(directory / f"{name}.safetensors", tensor_chunks(tensors))
+    atomic_io.write_file(directory / f"{name}.json", [json_bytes(part)])
+    atomic_io.write_file(directory / f"{name}.safetensors", tensor_chunks(tensors))
 
 
 def read_part(reader: StateReader, rank: int) -> Any:
