@@ -46,7 +46,7 @@ ROOMS = [
     Room(
         "built-ins",
         "the core's own plugins, under the rules of all others",
-        "callbacks builtins.* rehearsal stopwatch traceless",
+        "callbacks builtins.* rehearsal diagnostics.stopwatch diagnostics.preserve",
         "#5c7030",
         3,
     ),
@@ -76,8 +76,8 @@ ROOMS = [
     Room(
         "basics",
         "small things that everybody needs",
-        "errors durations lengths control tracking run_config placeholders loop.arguments modes loop.error_hints "
-        "plugins.process_scope waits",
+        "errors durations lengths control tracking run_config placeholders loop.arguments diagnostics.modes loop.error_hints "
+        "plugins.process_scope diagnostics.device_syncs",
         "#596273",
         0,
     ),

@@ -22,6 +22,7 @@ from pa_core.checkpoint.training_state import Position
 from pa_core.data.loader import KeyedDataLoader, batches, evaluation_batches, num_batches, with_last
 from pa_core.data.process_split import Share
 from pa_core.data.rng import mix, nth, seed_all, seed_model
+from pa_core.diagnostics.modes import modes_kept
 from pa_core.errors import StopTrainingError
 from pa_core.loop.arguments import (
     check_batch_output,
@@ -32,7 +33,6 @@ from pa_core.loop.arguments import (
 from pa_core.loop.base import TrainerBase
 from pa_core.loop.consensus import Agreement
 from pa_core.loop.predict import collect_predictions
-from pa_core.modes import modes_kept
 from pa_core.placeholders import TrainerPlaceholderValues, replace_trainer_placeholder_values
 from pa_core.tracking import LossTracker, count_values, values_since
 

@@ -11,7 +11,7 @@ from torch.utils.data import Dataset, TensorDataset
 
 from pa_core import TrainerCallback, hookimpl
 from pa_core.callbacks import ProfileCallback, SaveBestModelCallback, SaveTrainingStateCallback
-from pa_core.stopwatch import Stopwatch
+from pa_core.diagnostics.stopwatch import Stopwatch
 from tests.builtin_trainer import Interrupts, make_trainer
 from tests.helpers import assert_identical, tiny_data, weights_of
 

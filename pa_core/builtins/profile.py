@@ -17,9 +17,9 @@ from rich.table import Table
 
 from pa_core.builtins.base import BuiltinCallback, BuiltinSettings
 from pa_core.checkpoint import atomic_io
+from pa_core.diagnostics.device_syncs import looking_for_waits
+from pa_core.diagnostics.stopwatch import Spent, Stopwatch
 from pa_core.hookspecs import hookimpl
-from pa_core.stopwatch import Spent, Stopwatch
-from pa_core.waits import looking_for_waits
 
 if TYPE_CHECKING:
     from pa_core.plugins.implementations import Call, Implementation

@@ -20,6 +20,7 @@ from pa_core.connection import check_connected
 from pa_core.control import SaveRequest, TrainerControl
 from pa_core.data.loader import KeyedDataLoader, num_batches, num_samples
 from pa_core.data.process_split import Purpose, shared_out
+from pa_core.diagnostics.modes import modes_kept
 from pa_core.durations import Duration, Progress
 from pa_core.engine import Engine
 from pa_core.errors import PreemptedExit, StopTrainingError, TrainingStateError
@@ -30,7 +31,6 @@ from pa_core.loop.arguments import check_model_and_optimizer
 from pa_core.loop.consensus import Agreement
 from pa_core.loop.defaults import Defaults
 from pa_core.loop.environment import environment_plugins
-from pa_core.modes import modes_kept
 from pa_core.plugins.callers import BoundHooks
 from pa_core.plugins.explain import as_text, explain
 from pa_core.plugins.manager import PluginManager

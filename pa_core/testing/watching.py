@@ -17,8 +17,8 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from pa_core import hookspecs
+from pa_core.diagnostics.device_syncs import looking_for_waits
 from pa_core.plugins.implementations import Call, Implementation, specifications
-from pa_core.waits import looking_for_waits
 
 _OFTEN = re.compile(r"When: once per (micro-batch|update|evaluation batch)\b")
 STEP_HOOKS = frozenset(

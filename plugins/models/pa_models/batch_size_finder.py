@@ -18,7 +18,7 @@ from accelerate import DistributedType
 from pa_core.checkpoint.training_state import Position
 from pa_core.control import TrainerControl
 from pa_core.data.loader import is_loader
-from pa_core.traceless import left_as_it_is
+from pa_core.diagnostics.preserve import left_as_it_is
 from pa_core.tracking import InMemoryRunHistory
 
 if TYPE_CHECKING:

@@ -16,9 +16,9 @@ import numpy as np
 from pa_core import StopTrainingError
 from pa_core.callbacks import CallbackHandler
 from pa_core.control import TrainerControl
+from pa_core.diagnostics.preserve import left_as_it_is
 from pa_core.errors import nearest
 from pa_core.plugins.manager import PluginManager
-from pa_core.traceless import left_as_it_is
 from pa_core.tracking import InMemoryRunHistory
 from pa_schedulers.base import plain, set_value
 from pa_schedulers.preview import new_axes
