@@ -50,11 +50,17 @@ ROOMS = [
         "#5c7030",
         3,
     ),
-    Room("settings", "[tool.pa-core], checked as a whole", "settings tables", "#2f7468", 2),
+    Room(
+        "settings.table",
+        "[tool.pa-core], checked as a whole",
+        "settings.table settings.validation",
+        "#2f7468",
+        2,
+    ),
     Room(
         "engine",
         "the core's own way, on any hardware",
-        "loop.defaults engine connection deepspeed fsdp loop.accumulation loop.consensus utils",
+        "loop.defaults engine.base engine.process_group engine.deepspeed engine.fsdp loop.accumulation loop.consensus utils",
         "#2b6a8c",
         2,
     ),
@@ -84,7 +90,7 @@ ROOMS = [
     Room(
         "data",
         "keyed randomness, batches, their order",
-        "data.rng data.loader data.process_split prefetch loop.predict",
+        "data.rng data.loader data.process_split engine.prefetch loop.predict",
         "#4f6b52",
         0,
     ),

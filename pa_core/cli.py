@@ -37,7 +37,7 @@ from pa_core.plugins.discovery import (
 from pa_core.plugins.implementations import hook_names
 from pa_core.plugins.manager import PluginManager
 from pa_core.plugins.process_scope import runs_on
-from pa_core.settings import (
+from pa_core.settings.table import (
     Settings,
     build_plugins,
     find_settings_file,

@@ -14,7 +14,7 @@ from pa_core import __version__
 from pa_core.errors import PluginConflictError, PluginError, SettingsError
 from pa_core.plugins.discovery import find_claims, only_claim
 from pa_core.plugins.manager import PluginManager
-from pa_core.settings import Settings, build_plugins
+from pa_core.settings.table import Settings, build_plugins
 
 
 @dataclass(frozen=True)

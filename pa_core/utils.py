@@ -13,8 +13,8 @@ import torch
 from accelerate.utils import wait_for_everyone
 from torch import Tensor
 
-from pa_core.connection import process_state
 from pa_core.data.rng import mix, seed_host
+from pa_core.engine.process_group import process_state
 from pa_core.plugins.process_scope import check_not_alone
 
 if TYPE_CHECKING:

@@ -35,10 +35,10 @@ TORCH_FREE = [
     "pa_core.plugins.pluggy_bridge",
     "pa_core.checkpoint.retention",
     "pa_core.scaffold",
-    "pa_core.settings",
+    "pa_core.settings.table",
     "pa_core.checkpoint.listing",
     "pa_core.checkpoint.storage",
-    "pa_core.tables",
+    "pa_core.settings.validation",
     "pa_core.testing",
     "pa_core.testing.recorder",
 ]

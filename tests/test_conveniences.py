@@ -11,7 +11,7 @@ from pa_core import TrainerCallback
 from pa_core.builtins.model_summary import summary
 from pa_core.callbacks import ModelSummaryCallback, OverfitCallback
 from pa_core.doctor import check_machine, check_settings
-from pa_core.settings import Settings
+from pa_core.settings.table import Settings
 from tests.builtin_trainer import make_trainer
 from tests.helpers import tiny_data, tiny_model
 

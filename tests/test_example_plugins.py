@@ -111,7 +111,7 @@ def not_public(code: str) -> list[str]:
 
 def test_the_check_of_names_sees_what_is_not_public() -> None:
     code = (
-        "import pa_core.engine\n"
+        "import pa_core.engine.base\n"
         "from pa_core import Trainer, Engine\n"
         "from pa_core.durations import Every, _UNITS\n"
         "from pa_core.plugins.process_scope import alone\n"
@@ -119,7 +119,7 @@ def test_the_check_of_names_sees_what_is_not_public() -> None:
         "self._own = trainer._engine.rank + trainer.__class__\n"
     )
     assert sorted(not_public(code)) == [
-        *("pa_core.Engine", "pa_core.durations._UNITS", "pa_core.engine"),
+        *("pa_core.Engine", "pa_core.durations._UNITS", "pa_core.engine.base"),
         *("pa_core.plugins.process_scope.alone", "pa_core.testing.companions", "trainer._engine"),
     ]
 

@@ -12,7 +12,7 @@ from torch import nn
 
 from pa_core import Trainer, TrainerCallback
 from pa_core.data.loader import with_last
-from pa_core.prefetch import StreamCopier, _is_of_host_tensors, prefetched
+from pa_core.engine.prefetch import StreamCopier, _is_of_host_tensors, prefetched
 from tests.helpers import (
     NoisyData,
     NoisyModel,

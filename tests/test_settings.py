@@ -17,7 +17,7 @@ from pa_core.callbacks import EarlyStoppingCallback, LimitBatchesCallback, Print
 from pa_core.errors import PluginLoadError, SettingsError
 from pa_core.plugins.discovery import find_plugins
 from pa_core.plugins.manager import PluginManager
-from pa_core.settings import (
+from pa_core.settings.table import (
     Settings,
     build_from_table,
     build_plugins,

@@ -1,4 +1,4 @@
-"""A model as one portable file, with optimizer and schedule if asked; see also `pa_core.checkpoint.storage`."""
+"""A model as one portable file, with optimizer and scheduler if asked."""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ from pa_core.errors import TrainingStateError
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from pa_core.engine import Engine
+    from pa_core.engine.base import Engine
 
 
 def write_part(engine: Engine, optimizer: Any, directory: Path) -> None:

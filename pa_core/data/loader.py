@@ -22,7 +22,7 @@ from pa_core.data.process_split import ShardedLoader, Share, keyed_batches, keye
 from pa_core.data.rng import DrawWatch, mix, nth, seed_host, seed_torch
 
 if TYPE_CHECKING:
-    from pa_core.engine import Engine
+    from pa_core.engine.base import Engine
 
 _END = object()
 _CUT = 256  # batches of indices that are cut at once

@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, DistributedSampler, IterableDataset
 from pa_core.data.rng import mix, seed_host
 
 if TYPE_CHECKING:
-    from pa_core.engine import Engine
+    from pa_core.engine.base import Engine
 
 Purpose = Literal["train", "evaluate", "predict"]
 

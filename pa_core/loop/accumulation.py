@@ -12,7 +12,7 @@ from pa_core.data.loader import KeyedDataLoader, num_batches
 from pa_core.data.process_split import Share
 
 if TYPE_CHECKING:
-    from pa_core.engine import Engine
+    from pa_core.engine.base import Engine
 
 Items = int | float | Tensor
 

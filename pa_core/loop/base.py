@@ -16,13 +16,13 @@ from pa_core.checkpoint import model_file
 from pa_core.checkpoint.background import StateSaver
 from pa_core.checkpoint.manifest import run_manifest
 from pa_core.checkpoint.training_state import Position, Snapshot
-from pa_core.connection import check_connected
 from pa_core.control import SaveRequest, TrainerControl
 from pa_core.data.loader import KeyedDataLoader, num_batches, num_samples
 from pa_core.data.process_split import Purpose, shared_out
 from pa_core.diagnostics.modes import modes_kept
 from pa_core.durations import Duration, Progress
-from pa_core.engine import Engine
+from pa_core.engine.base import Engine
+from pa_core.engine.process_group import check_connected
 from pa_core.errors import PreemptedExit, StopTrainingError, TrainingStateError
 from pa_core.lengths import RunLength
 from pa_core.loop import error_hints
@@ -35,7 +35,7 @@ from pa_core.plugins.callers import BoundHooks
 from pa_core.plugins.explain import as_text, explain
 from pa_core.plugins.manager import PluginManager
 from pa_core.run_config import TrainerRunConfig
-from pa_core.settings import Settings, build_plugins, find_settings_file, read_settings
+from pa_core.settings.table import Settings, build_plugins, find_settings_file, read_settings
 from pa_core.tracking import InMemoryRunHistory, LossTracker, RunHistory
 
 if TYPE_CHECKING:

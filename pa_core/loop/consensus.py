@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from pa_core.control import Requests, TrainerControl
 
 if TYPE_CHECKING:
-    from pa_core.engine import Engine
+    from pa_core.engine.base import Engine
 
 _SHARE = 0.005
 """Which part of the time the processes may spend on asking each other."""

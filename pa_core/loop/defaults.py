@@ -13,8 +13,8 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 
-from pa_core.connection import connected
 from pa_core.data.loader import create_dataloader
+from pa_core.engine.process_group import connected
 from pa_core.hookspecs import hookimpl
 from pa_core.placeholders import replace_trainer_placeholder_values
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from pa_core.settings import CONFIG_VARIABLE
+from pa_core.settings.table import CONFIG_VARIABLE
 from pa_core.testing.recorder import HookRecorder
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ from torch import nn
 from torch.utils.data import Dataset, TensorDataset
 
 from pa_core import Trainer
-from pa_core.settings import Settings
+from pa_core.settings.table import Settings
 
 if TYPE_CHECKING:
     from pa_core.durations import Duration

@@ -185,7 +185,7 @@ def test_the_fixtures_isolate_and_the_slow_test_is_marked(pytester, monkeypatch)
         from pathlib import Path
         from pa_core import Trainer
         from pa_core.callbacks import PrintProgressCallback
-        from pa_core.settings import find_settings_file, read_settings
+        from pa_core.settings.table import find_settings_file, read_settings
         from pa_core.testing import PluginConformance
 
         def test_a_run(run_tiny, hook_recorder, isolated_settings):

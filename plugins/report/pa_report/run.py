@@ -14,7 +14,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from pa_core.checkpoint.storage import MANIFEST, StateReader, newest_intact_state, state_folders
 from pa_core.errors import PaCoreError, TrainingStateError
-from pa_core.tables import is_secret
+from pa_core.settings.validation import is_secret
 
 if TYPE_CHECKING:
     from pa_core.tracking import RunHistory

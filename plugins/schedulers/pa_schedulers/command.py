@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from pa_core.errors import SettingsError
-from pa_core.settings import find_settings_file, read_settings
-from pa_core.tables import check_table
+from pa_core.settings.table import find_settings_file, read_settings
+from pa_core.settings.validation import check_table
 
 if TYPE_CHECKING:
     from pa_schedulers.settings import ScheduleSettings

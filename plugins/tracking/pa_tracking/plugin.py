@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from pa_core import hookimpl
 from pa_core.durations import Every, Progress
-from pa_core.tables import is_secret
+from pa_core.settings.validation import is_secret
 from pa_tracking.outbox import Outbox, Receipts, place_now
 from pa_tracking.service import Run
 from pa_tracking.settings import TrackingSettings, check_package

@@ -11,7 +11,7 @@ import torch
 from accelerate.utils.operations import recursively_apply
 from torch import Tensor, nn
 
-from pa_core.engine import Engine, share
+from pa_core.engine.base import Engine, share
 
 if TYPE_CHECKING:
     from accelerate import Accelerator

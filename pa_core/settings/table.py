@@ -27,7 +27,7 @@ from pa_core.plugins.discovery import (
     only_claim,
 )
 from pa_core.plugins.manager import build, free_name
-from pa_core.tables import check_table, table_schema, without_secrets
+from pa_core.settings.validation import check_table, table_schema, without_secrets
 
 CONFIG_VARIABLE = "PA_CORE_CONFIG"
 TABLE = "tool.pa-core"

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from pa_core.engine import Engine, share
+from pa_core.engine.base import Engine, share
 from pa_core.errors import TrainingStateError
 
 if TYPE_CHECKING:

@@ -22,9 +22,9 @@ from accelerate.utils import honor_type, send_to_device
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from pa_core.engine.prefetch import StreamCopier, prefetched
 from pa_core.errors import OtherProcessError
 from pa_core.plugins.process_scope import check_not_alone
-from pa_core.prefetch import StreamCopier, prefetched
 from pa_core.utils import remove_padding
 
 if TYPE_CHECKING:
@@ -84,11 +84,11 @@ class Engine:
     def of(cls, accelerator: Accelerator) -> Engine:
         """The engine that suits an accelerator."""
         if accelerator.distributed_type is DistributedType.DEEPSPEED:
-            from pa_core.deepspeed import DeepSpeedEngine
+            from pa_core.engine.deepspeed import DeepSpeedEngine
 
             return DeepSpeedEngine(accelerator)
         if accelerator.distributed_type is DistributedType.FSDP:
-            from pa_core.fsdp import FsdpEngine
+            from pa_core.engine.fsdp import FsdpEngine
 
             return FsdpEngine(accelerator)
         return cls(accelerator)

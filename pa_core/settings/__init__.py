@@ -1,0 +1,1 @@
+"""The settings: found, read, validated as a whole, and turned into plugins."""
