@@ -31,7 +31,7 @@ ROOMS = [
     Room(
         "command",
         "pa: looks into plugins, runs and states",
-        "cli doctor preflight resume_check verifying comparison scaffold __main__",
+        "cli.app cli.doctor preflight resume_check verifying comparison cli.new_plugin __main__",
         "#6b4a7d",
         6,
     ),
@@ -67,7 +67,7 @@ ROOMS = [
     Room(
         "plugins",
         "hooks: found, ordered, bound, called",
-        "hookspecs plugins.implementations plugins.manager plugins.callers plugins.pluggy_bridge plugins.discovery builtins commands plugins.explain",
+        "hookspecs plugins.implementations plugins.manager plugins.callers plugins.pluggy_bridge plugins.discovery builtins cli.entry_points plugins.explain",
         "#3b579d",
         1,
     ),

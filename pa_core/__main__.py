@@ -1,5 +1,5 @@
 """The command ``pa`` as ``python -m pa_core``."""
 
-from pa_core.cli import main
+from pa_core.cli.app import main
 
 main()

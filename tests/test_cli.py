@@ -13,7 +13,7 @@ import pytest
 
 from pa_core import __version__, hookspecs
 from pa_core.builtins import BUILTINS, DEFAULTS
-from pa_core.doctor import check_requirement, check_versions
+from pa_core.cli.doctor import check_requirement, check_versions
 from pa_core.plugins.manager import PluginManager
 from tests.fake_plugins import Site
 from tests.warm import Ended, start_warm
@@ -132,7 +132,7 @@ def test_plugins_imports_neither_torch_nor_a_plugin(shell):
     shell.settings("[tool.pa-core]\nplugins = ['explosive', 'weather']\n")
     code = (
         "import sys\n"
-        "from pa_core.cli import app\n"
+        "from pa_core.cli.app import app\n"
         "app(['plugins', '--all'], standalone_mode=False)\n"
         "heavy = ('torch', 'accelerate', 'numpy', 'pa_weather', 'pa_core.callbacks')\n"
         "print('imported:', *[name for name in heavy if name in sys.modules])\n"

@@ -138,7 +138,7 @@ def test_options_that_make_no_sense_alone_are_told(shell, folder):
 
 def test_listing_states_imports_no_torch(folder):
     code = (
-        "import sys\nfrom pa_core.cli import app\n"
+        "import sys\nfrom pa_core.cli.app import app\n"
         f"app(['states', {str(folder)!r}, '--verify'], standalone_mode=False)\n"
         "print([name for name in ('torch', 'numpy', 'accelerate') if name in sys.modules])"
     )

@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader
 from pa_core import TrainerCallback
 from pa_core.builtins.model_summary import summary
 from pa_core.callbacks import ModelSummaryCallback, OverfitCallback
-from pa_core.doctor import check_machine, check_settings
+from pa_core.cli.doctor import check_machine, check_settings
 from pa_core.settings.table import Settings
 from tests.builtin_trainer import make_trainer
 from tests.helpers import tiny_data, tiny_model

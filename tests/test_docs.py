@@ -186,7 +186,7 @@ def setting_row(key: str, field: Any) -> str:
 
 
 def test_the_page_of_the_command_has_each_of_its_commands() -> None:
-    from pa_core.cli import app
+    from pa_core.cli.app import app
 
     text = (ROOT / "docs" / "command.md").read_text()
     commands = [c.name or c.callback.__name__ for c in app.registered_commands if c.callback]

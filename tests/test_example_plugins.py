@@ -23,7 +23,7 @@ import torch
 
 import pa_core
 from pa_core import testing
-from pa_core.scaffold import FILES, new_plugin
+from pa_core.cli.new_plugin import FILES, new_plugin
 from pa_core.testing import run_on_processes, tiny_data, tiny_model, tiny_trainer
 from pa_core.testing.conformance import Outcome, check_processes
 from pa_core.testing.processes import find

@@ -82,7 +82,7 @@ def test_a_wheel_tells_its_entry_points(package: str, wheels: dict[str, Path]) -
     with zipfile.ZipFile(wheels[package]) as archive:
         text = archive.read(f"{package}-{version}.dist-info/entry_points.txt").decode()
     if package == "pa_core":
-        assert "[console_scripts]\npa = pa_core.cli:main" in text
+        assert "[console_scripts]\npa = pa_core.cli.app:main" in text
     else:
         name = {"pa_models": "timm"}.get(package, package.removeprefix("pa_"))
         assert f"\n{name} = {package}:" in text.partition("[pa_core]")[2]

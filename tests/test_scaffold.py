@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from pa_core import scaffold
-from pa_core.scaffold import FILES, NewPluginError, event_names, new_plugin
+from pa_core.cli import new_plugin as new_plugin_module
+from pa_core.cli.new_plugin import FILES, NewPluginError, event_names, new_plugin
 from pa_core.testing import HookRecorder, run_tiny
 from tests.fake_plugins import site_in
 
@@ -39,7 +39,7 @@ def test_the_files_are_those_of_the_template_and_nothing_is_left_to_fill_in(tmp_
     assert folder == tmp_path / "pa-weight-watch"
     made = {str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file()}
     assert made == {place.replace("$package", "pa_weight_watch") for place in FILES.values()}
-    template = {path.name for path in (ROOT / "pa_core" / "template").iterdir()}
+    template = {path.name for path in (ROOT / "pa_core" / "cli" / "template").iterdir()}
     assert template == set(FILES)
     assert list(tmp_path.iterdir()) == [folder]
     for path in folder.rglob("*"):
@@ -132,7 +132,7 @@ def test_other_mistakes_are_told(tmp_path):
 
 
 def test_a_template_that_fails_half_way_leaves_nothing(tmp_path, monkeypatch):
-    monkeypatch.setattr(scaffold, "FILES", {**FILES, "no such file": "last"})
+    monkeypatch.setattr(new_plugin_module, "FILES", {**FILES, "no such file": "last"})
     with pytest.raises(FileNotFoundError):
         new_plugin("watch", tmp_path)
     assert list(tmp_path.iterdir()) == []
@@ -200,4 +200,4 @@ def test_the_template_is_in_the_wheel_of_the_core(tmp_path):
     (wheel,) = tmp_path.glob("*.whl")
     with zipfile.ZipFile(wheel) as archive:
         names = set(archive.namelist())
-    assert {f"pa_core/template/{name}" for name in FILES} <= names
+    assert {f"pa_core/cli/template/{name}" for name in FILES} <= names

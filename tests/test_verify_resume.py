@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from pa_core.cli import app
+from pa_core.cli.app import app
 from pa_core.comparison import compare_states
 from tests.test_resume import run
 

@@ -3,8 +3,8 @@
 import pytest
 from typer.testing import CliRunner
 
-from pa_core.cli import app
-from pa_core.commands import add_commands
+from pa_core.cli.app import app
+from pa_core.cli.entry_points import add_commands
 from pa_core.errors import PaCoreError
 from pa_report import plot_history, read_run
 from pa_report.run import ReportError

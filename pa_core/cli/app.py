@@ -19,7 +19,7 @@ from rich.text import Text
 
 from pa_core import __version__
 from pa_core.builtins import DEFAULTS
-from pa_core.commands import add_commands
+from pa_core.cli.entry_points import add_commands
 from pa_core.errors import (
     PaCoreError,
     PluginError,
@@ -321,7 +321,7 @@ def check(
 @app.command()
 def doctor() -> None:
     """Check the installation and this folder's settings; say what to do about what is wrong."""
-    from pa_core.doctor import check_all
+    from pa_core.cli.doctor import check_all
 
     console, wrong = _console(), 0
     for finding in check_all(settings_here):
@@ -352,7 +352,7 @@ def new_plugin(
     ] = None,
 ) -> None:
     """Make a package with a plugin that works: typed, tested, and ready to be published."""
-    from pa_core.scaffold import new_plugin as make
+    from pa_core.cli.new_plugin import new_plugin as make
 
     target = make(name, directory, hook=hook, author=author)
     folder = _short(str(target))

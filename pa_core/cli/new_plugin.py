@@ -140,7 +140,7 @@ def _write(target: Path, values: Mapping[str, str]) -> None:
     # Its own folder is for its owner alone; the one within has the usual rights.
     with tempfile.TemporaryDirectory(prefix=f".{target.name}-", dir=target.parent) as folder:
         unfinished = Path(folder) / target.name
-        template = resources.files("pa_core") / "template"
+        template = resources.files("pa_core.cli") / "template"
         for source, place in FILES.items():
             file = unfinished / Template(place).substitute(values)
             file.parent.mkdir(parents=True, exist_ok=True)
