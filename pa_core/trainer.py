@@ -17,9 +17,9 @@ from torch import Tensor
 
 from pa_core.callbacks import get_default_callbacks
 from pa_core.checkpoint.fingerprint import describe_run
-from pa_core.checkpoint.resume import find_snapshot
+from pa_core.checkpoint.resume import find_training_state
 from pa_core.checkpoint.training_state import Position
-from pa_core.data.loader import KeyedDataLoader, batches, evaluation_batches, num_batches, with_last
+from pa_core.data.loader import KeyedDataLoader, batches, evaluation_batches, mark_last, num_batches
 from pa_core.data.process_split import Share
 from pa_core.data.rng import mix, nth, seed_all, seed_model
 from pa_core.diagnostics.modes import modes_kept
@@ -174,7 +174,7 @@ class Trainer(TrainerBase):
 
     def training_run_end(self) -> None:
         """Called at the end of a training run; takes the model out of its containers."""
-        self._engine.share_buffers(self.model)
+        self._engine.broadcast_buffers(self.model)
         self.model = self.get_model()
 
     def evaluation_run_start(self) -> None:
@@ -247,7 +247,7 @@ class Trainer(TrainerBase):
             gradient_clip_norm=gradient_clip_norm,
         )
         check_model_and_optimizer(self.get_model(), self.optimizer, needs_optimizer=True)
-        snapshot = find_snapshot(resume_from, self) if resume_from is not None else None
+        snapshot = find_training_state(resume_from, self) if resume_from is not None else None
         self.train_dataset, self.eval_dataset = train_dataset, eval_dataset
         self.create_scheduler_fn, self.collate_fn = create_scheduler_fn, collate_fn
         self._hooks.refresh()
@@ -441,9 +441,9 @@ class Trainer(TrainerBase):
         ahead = length - start if length and isinstance(train_dl, KeyedDataLoader) else None
         if not self._is_finished():
             for step, (batch, is_last) in enumerate(
-                with_last(self._engine.moved(epoch_batches), ahead), start
+                mark_last(self._engine.moved(epoch_batches), ahead), start
             ):
-                self.is_spare_batch = self._window.is_spare(batch, step, is_last)
+                self.is_padding_batch = self._window.is_padding(batch, step, is_last)
                 batch = batch.batch if type(batch) is Share else batch
                 if hooks.on_train_step_start is not None:
                     seed_all(nth(self._model_key, ~step), self.device)  # whatever was prefetched
@@ -479,7 +479,7 @@ class Trainer(TrainerBase):
         check_batch_output(output, "calculate_train_batch_loss")
         if hooks.on_backward_start is not None:
             hooks.on_backward_start(trainer=self, batch=batch, batch_output=output, step=step)
-        share, items = self._window.weigh(output, step, self.is_spare_batch)
+        share, items = self._window.weigh(output, step, self.is_padding_batch)
         self._update_loss_tracker(output["loss"], items)
         self.backward_step(share)
         if hooks.on_backward_end is not None:
@@ -523,7 +523,7 @@ class Trainer(TrainerBase):
         """Do what plugins have asked for since the last boundary, on all processes alike."""
         control, position = self.control, self.position
         self._hooks.refresh()
-        self._saver.ask_to_settle(control)
+        self._saver.request_wait(control)
         if self._engine.num_processes == 1 and control.is_idle:
             return
         asked = self._decide(now)
@@ -598,7 +598,7 @@ class Trainer(TrainerBase):
 
         After the trained model comes each that a plugin registers, under its own name too.
         """
-        self._engine.share_buffers(self.model)
+        self._engine.broadcast_buffers(self.model)
         model, prefix = self.model, self.run_history.metric_name_prefix
         others = self.plugins.registry("register_eval_models", trainer=self)
         for model_name, evaluated in {"": model, **others}.items():

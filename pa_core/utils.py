@@ -15,7 +15,7 @@ from torch import Tensor
 
 from pa_core.data.rng import mix, seed_host
 from pa_core.engine.process_group import process_state
-from pa_core.plugins.process_scope import check_not_alone
+from pa_core.plugins.process_scope import check_collectives_allowed
 
 if TYPE_CHECKING:
     from accelerate.state import PartialState
@@ -109,7 +109,7 @@ def _on_one_process(
 ) -> Callable[P, T | None]:
     @wraps(func)
     def call(*args: P.args, **kwargs: P.kwargs) -> T | None:
-        check_not_alone()
+        check_collectives_allowed()
         try:
             return func(*args, **kwargs) if is_chosen(process_state()) else None
         finally:
@@ -126,7 +126,7 @@ def local_process_zero_first(func: Callable[P, T]) -> Callable[P, T]:
 
     @wraps(func)
     def call(*args: P.args, **kwargs: P.kwargs) -> T:
-        check_not_alone()
+        check_collectives_allowed()
         if process_state().local_process_index == 0:
             try:
                 return func(*args, **kwargs)

@@ -17,7 +17,7 @@ from rich.table import Table
 
 from pa_core.builtins.base import BuiltinCallback, BuiltinSettings
 from pa_core.checkpoint import atomic_io
-from pa_core.diagnostics.device_syncs import looking_for_waits
+from pa_core.diagnostics.device_syncs import watch_device_syncs
 from pa_core.diagnostics.stopwatch import Spent, Stopwatch
 from pa_core.hookspecs import hookimpl
 
@@ -215,7 +215,7 @@ class ProfileCallback(BuiltinCallback):
             # Not always: it slows what the plugin does with tensors.
             if spent.count % _LOOK_EVERY:
                 return timed(arguments)
-            with looking_for_waits(device) as waits:
+            with watch_device_syncs(device) as waits:
                 result = timed(arguments)
             counts[0] += bool(waits)
             counts[1] += 1

@@ -10,7 +10,7 @@ from pydantic import Field
 from torch import Tensor
 
 from pa_core.builtins.base import BuiltinCallback, BuiltinSettings
-from pa_core.checkpoint.resume import find_snapshot, states_folder
+from pa_core.checkpoint.resume import find_training_state, states_folder
 from pa_core.hookspecs import hookimpl
 
 if TYPE_CHECKING:
@@ -194,7 +194,7 @@ class TerminateOnNaNCallback(BuiltinCallback):
         if not self._has_state:
             return "no state of this run was saved yet to go back to"
         trainer._saver.settle()  # the newest may be on its way to the disk
-        snapshot = find_snapshot("auto", trainer)
+        snapshot = find_training_state("auto", trainer)
         if snapshot is None:
             return f"{states_folder(trainer)} holds no state to go back to"
         snapshot.roll_back(trainer)

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from pa_core.checkpoint.retention import Retention
 from pa_core.checkpoint.safetensors_io import HostMemory
-from pa_core.checkpoint.training_state import save_snapshot
+from pa_core.checkpoint.training_state import save_training_state_files
 from pa_core.errors import OtherProcessError
 
 if TYPE_CHECKING:
@@ -81,7 +81,7 @@ class StateSaver:
             flight.thread.start()
 
         try:
-            save_snapshot(
+            save_training_state_files(
                 self._trainer,
                 state_dir,
                 metadata,
@@ -98,7 +98,7 @@ class StateSaver:
                 self._flight = flight
         _warn(flight.remarks if flight.thread is None else ())
 
-    def ask_to_settle(self, control: TrainerControl) -> None:
+    def request_wait(self, control: TrainerControl) -> None:
         """Let all processes hear at the next boundary that a state could not be written."""
         flight = self._flight
         if flight is not None and (flight.error is not None or flight.remarks):

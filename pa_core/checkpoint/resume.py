@@ -6,14 +6,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pa_core.checkpoint.storage import newest_intact_state
-from pa_core.checkpoint.training_state import Snapshot
+from pa_core.checkpoint.training_state import SavedState
 from pa_core.errors import TrainingStateError
 
 if TYPE_CHECKING:
     from pa_core.trainer import Trainer
 
 
-def find_snapshot(resume_from: str | Path, trainer: Trainer) -> Snapshot | None:
+def find_training_state(resume_from: str | Path, trainer: Trainer) -> SavedState | None:
     """Read the state that `resume_from` means; the main process chooses it for all.
 
     Returns:
@@ -27,7 +27,7 @@ def find_snapshot(resume_from: str | Path, trainer: Trainer) -> Snapshot | None:
     path: Path | None = engine.gather_objects(found)[0]
     if path is None:
         return None
-    return engine.together(lambda: Snapshot(path, engine.rank))
+    return engine.together(lambda: SavedState(path, engine.rank))
 
 
 def states_folder(trainer: Trainer) -> Path | None:

@@ -67,7 +67,7 @@ class Position:
     is_paused: bool = False
 
 
-def save_snapshot(
+def save_training_state_files(
     trainer: Trainer,
     state_dir: str | Path,
     metadata: Mapping[str, Any],
@@ -217,7 +217,7 @@ def _state_manifest(trainer: Trainer) -> dict[str, Any]:
     }
 
 
-class Snapshot:
+class SavedState:
     """A state that was read and verified, to be put back part by part.
 
     All of it is understood before anything is put back.

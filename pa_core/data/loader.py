@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler, Subset, TensorDataset
 from torch.utils.data import default_collate as _default_collate
 
-from pa_core.data.process_split import ShardedLoader, Share, keyed_batches, keyed_order
+from pa_core.data.process_split import Share, SplitLoader, keyed_batches, keyed_order
 from pa_core.data.rng import DrawWatch, mix, nth, seed_host, seed_torch
 
 if TYPE_CHECKING:
@@ -404,14 +404,14 @@ def batches(
     """Iterate over an epoch from batch `start` on, every random draw under its key.
 
     A `KeyedDataLoader` begins there at once. Any other loader is replayed from its beginning, its
-    generators keyed by the epoch, since only it knows its order. Of a `ShardedLoader`, batches of
+    generators keyed by the epoch, since only it knows its order. Of a `SplitLoader`, batches of
     a last round that isn't whole come as `Share`.
     """
     stop = None if limit is None else max(limit - start, 0)
     if isinstance(loader, KeyedDataLoader):
         loader.batch_sampler.set_position(epoch, start)
         return islice(iter(loader), stop)
-    if isinstance(loader, ShardedLoader):
+    if isinstance(loader, SplitLoader):
         replayed = loader.iterate(seed, epoch)
     else:
         keyed_order(loader, seed, epoch)
@@ -444,12 +444,12 @@ def evaluation_batches(
     """
     mine = batches(loader, seed=seed, epoch=1, limit=limit)
     if engine.num_processes == 1 or not engine.forwards_together:
-        yield from engine.moved(_without_spare(mine))
+        yield from engine.moved(_without_padding(mine))
         return
     spare: Any = _END
     for batch in mine:
         spare = batch.batch if type(batch) is Share else batch
-        if type(batch) is Share and batch.is_spare:
+        if type(batch) is Share and batch.is_padding:
             break
         engine.largest(1)
         yield engine.move(spare)
@@ -462,23 +462,23 @@ def evaluation_batches(
         forward(engine.move(spare))
 
 
-def _without_spare(items: Iterator[Any]) -> Iterator[Any]:
+def _without_padding(items: Iterator[Any]) -> Iterator[Any]:
     """A process' own batches, up to the one that is another process'."""
     for batch in items:
         if type(batch) is not Share:
             yield batch
-        elif not batch.is_spare:
+        elif not batch.is_padding:
             yield batch.batch
 
 
-def with_last(items: Iterable[Any], count: int | None = None) -> Iterator[tuple[Any, bool]]:
+def mark_last(items: Iterable[Any], count: int | None = None) -> Iterator[tuple[Any, bool]]:
     """Yield each item and whether it is the last one.
 
     Args:
         items: what to yield.
         count: how many there are, where that can be relied on; otherwise one is fetched ahead.
 
-    >>> list(with_last("ab"))
+    >>> list(mark_last("ab"))
     [('a', False), ('b', True)]
     """
     if count is not None:

@@ -32,11 +32,11 @@ class Share(NamedTuple):
     """A batch of a round that has less batches than there are processes."""
 
     batch: Any
-    is_spare: bool
+    is_padding: bool
     """Whether it is another process' batch, repeated here."""
 
 
-class ShardedLoader:
+class SplitLoader:
     """This process' share of the batches of a loader.
 
     A `DataLoader` over a map dataset fetches its own batches alone. Any other iterable is read as
@@ -74,7 +74,7 @@ class ShardedLoader:
         loader = DataLoader(self.loader.dataset, batch_sampler=mine, **options)
         fetched = keyed_batches(loader, seed, epoch, self.rank, self.num_processes)
         return (
-            Share(batch, share.is_spare) if isinstance(share, Share) else batch
+            Share(batch, share.is_padding) if isinstance(share, Share) else batch
             for batch, share in zip(fetched, plan, strict=True)
         )
 
@@ -91,7 +91,7 @@ class ShardedLoader:
             yield Share(item, True) if mine is _END else Share(mine, False)
 
 
-class UnevenShards(ShardedLoader):
+class UnevenSplitLoader(SplitLoader):
     """A loader that gives each process a part of its own, maybe of another length than others'.
 
     Training goes on until all parts are used up: who has come to the end of its part goes along
@@ -129,7 +129,7 @@ class UnevenShards(ShardedLoader):
             yield Share(item, True)
 
 
-def shared_out(loader: Any, engine: Engine, purpose: Purpose) -> Any:
+def split_between_processes(loader: Any, engine: Engine, purpose: Purpose) -> Any:
     """What a process iterates over of a loader that the user has made, where there are several.
 
     Raises:
@@ -148,14 +148,14 @@ def shared_out(loader: Any, engine: Engine, purpose: Purpose) -> Any:
         loader = DataLoader(loader.dataset, loader.batch_size, sampler=whole, **options)
     elif is_sharded(loader):
         if purpose == "train":
-            return UnevenShards(loader, engine)
+            return UnevenSplitLoader(loader, engine)
         if purpose == "predict":
             raise ValueError(
                 "predict() gives outputs in the order of the data, which only it knows where each "
                 "process has a part of its own (is_sharded): give the whole to every process"
             )
         return loader
-    return ShardedLoader(loader, engine.rank, engine.num_processes)
+    return SplitLoader(loader, engine.rank, engine.num_processes)
 
 
 def is_sharded(loader: Any) -> bool:

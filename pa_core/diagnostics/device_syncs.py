@@ -21,7 +21,7 @@ _MODES = ("__torch_function__", "__torch_dispatch__")
 
 
 @contextmanager
-def looking_for_waits(device: torch.device) -> Iterator[list[str]]:
+def watch_device_syncs(device: torch.device) -> Iterator[list[str]]:
     """Look where the block waits for `device`.
 
     On a CUDA device PyTorch itself warns of whatever waits. Elsewhere each call counts that reads

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 @contextmanager
-def left_as_it_is(trainer: Trainer, data: Any = None) -> Iterator[None]:
+def preserved(trainer: Trainer, data: Any = None) -> Iterator[None]:
     """Put back what training within changes: model, optimizer, scaler, random generators.
 
     Args:

@@ -24,7 +24,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from pa_core.engine.prefetch import StreamCopier, prefetched
 from pa_core.errors import OtherProcessError
-from pa_core.plugins.process_scope import check_not_alone
+from pa_core.plugins.process_scope import check_collectives_allowed
 from pa_core.utils import remove_padding
 
 if TYPE_CHECKING:
@@ -179,13 +179,13 @@ class Engine:
         self._remember(wrapped, optimizer, id(bare), id(optimizer))
         return wrapped
 
-    def share_buffers(self, model: nn.Module) -> None:
+    def broadcast_buffers(self, model: nn.Module) -> None:
         """Give every process the buffers of the first, which are the ones that count.
 
         `DistributedDataParallel` does so before each forward pass in training, so between two of
         them each process has running statistics of its own.
         """
-        check_not_alone()
+        check_collectives_allowed()
         if not isinstance(model, DistributedDataParallel) or not model.broadcast_buffers:
             return
         share(model.buffers())
@@ -261,14 +261,14 @@ class Engine:
 
     def sum(self, tensor: Tensor) -> Tensor:
         """Sum over all processes."""
-        check_not_alone()
+        check_collectives_allowed()
         if self.num_processes == 1:
             return tensor
         return self.accelerator.reduce(tensor, "sum")
 
     def largest(self, *numbers: int) -> tuple[int, ...]:
         """The largest of each number over all processes, without waiting for the device."""
-        check_not_alone()
+        check_collectives_allowed()
         if self.num_processes == 1:
             return numbers
         reduced = torch.tensor(numbers)
@@ -279,7 +279,7 @@ class Engine:
 
     def gather(self, value: Any, padding_value: Any = None) -> Any:
         """Concatenate tensors of all processes, whose first dimensions may differ."""
-        check_not_alone()
+        check_collectives_allowed()
         if isinstance(value, Mapping):
             return {key: self.gather(item, padding_value) for key, item in value.items()}
         if isinstance(value, list | tuple):
@@ -300,7 +300,7 @@ class Engine:
 
     def gather_objects(self, value: Any) -> list[Any]:
         """Each process' `value`, in the order of their ranks, on every process."""
-        check_not_alone()
+        check_collectives_allowed()
         if self.num_processes == 1:
             return [value]
         gathered: list[Any] = [None] * self.num_processes
@@ -313,7 +313,7 @@ class Engine:
         Raises:
             OtherProcessError: where it failed on another process; here, its own error.
         """
-        check_not_alone()
+        check_collectives_allowed()
         if self.num_processes == 1:
             return action()
         error: Exception | None = None
@@ -330,7 +330,7 @@ class Engine:
 
     def wait(self) -> None:
         """Wait until every process is here."""
-        check_not_alone()
+        check_collectives_allowed()
         self.accelerator.wait_for_everyone()
 
 

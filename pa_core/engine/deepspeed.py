@@ -113,7 +113,7 @@ class DeepSpeedEngine(Engine):
         is_trained = self._engine is not None and model in (self._engine, self._engine.module)
         return cast("nn.Module", self._engine) if is_trained else super().for_evaluation(model)
 
-    def share_buffers(self, model: nn.Module) -> None:
+    def broadcast_buffers(self, model: nn.Module) -> None:
         """Give every process the buffers of the first; DeepSpeed does so at the start alone."""
         if self.num_processes > 1:
             share(model.buffers())

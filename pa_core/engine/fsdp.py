@@ -55,7 +55,7 @@ class FsdpEngine(Engine):
                 module.reshard()
         return super().unwrap(model, keep_torch_compile)
 
-    def share_buffers(self, model: nn.Module) -> None:
+    def broadcast_buffers(self, model: nn.Module) -> None:
         """Give every process the buffers of the first; FSDP never does."""
         if self.num_processes > 1:
             share(model.buffers())

@@ -52,23 +52,23 @@ class AccumulationWindow:
         self._total: Items | None = None  # of the items that weren't planned with
         self._planned: int | None = None
 
-    def is_spare(self, batch: Any, step: int, is_last: bool) -> bool:
+    def is_padding(self, batch: Any, step: int, is_last: bool) -> bool:
         """Whether a batch counts for nothing, since too little was left for all processes."""
         if self._sampler is None:
-            return type(batch) is Share and batch.is_spare
+            return type(batch) is Share and batch.is_padding
         if not is_last:
             return False
         place = self._sampler.local_slice(step)
         return bool(place.start == place.stop)
 
-    def weigh(self, output: Mapping[str, Any], step: int, is_spare: bool) -> tuple[Tensor, Items]:
+    def weigh(self, output: Mapping[str, Any], step: int, is_padding: bool) -> tuple[Tensor, Items]:
         """A micro-batch's share in the mean loss over the window.
 
         Args:
             output: its ``loss`` (shape ``()``, a mean), ``batch_size`` and perhaps
                 ``num_items_in_batch``, how many items the loss is the mean of.
             step: its number in the epoch.
-            is_spare: whether it is another process' batch, and counts for nothing here.
+            is_padding: whether it is another process' batch, and counts for nothing here.
 
         Returns:
             The weighed loss, shape ``()``, and how many items count.
@@ -81,7 +81,7 @@ class AccumulationWindow:
         if not self._is_open:
             self._open(step)
         if self._sampler is None:
-            size = 0 if is_spare else size
+            size = 0 if is_padding else size
             self._samples += size
             items = items if size else 0
         else:

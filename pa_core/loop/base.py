@@ -15,10 +15,10 @@ from pa_core.callbacks import CallbackHandler
 from pa_core.checkpoint import model_file
 from pa_core.checkpoint.background import StateSaver
 from pa_core.checkpoint.manifest import run_manifest
-from pa_core.checkpoint.training_state import Position, Snapshot
+from pa_core.checkpoint.training_state import Position, SavedState
 from pa_core.control import SaveRequest, TrainerControl
 from pa_core.data.loader import KeyedDataLoader, num_batches, num_samples
-from pa_core.data.process_split import Purpose, shared_out
+from pa_core.data.process_split import Purpose, split_between_processes
 from pa_core.diagnostics.modes import modes_kept
 from pa_core.durations import Duration, Progress
 from pa_core.engine.base import Engine
@@ -129,13 +129,13 @@ class TrainerBase:
         self._eval_dl_kwargs: dict[str, Any] | None = None
         self._manifest: dict[str, Any] | None = None
         self._identity: dict[str, Any] | None = None
-        self._snapshot: Snapshot | None = None
+        self._snapshot: SavedState | None = None
         self._save_metadata: dict[Path, dict[str, Any]] = {}
         self._saver = StateSaver(self._trainer)
         self._model_key = 0
         self._in_run = False
         self._is_between_updates = True
-        self.is_spare_batch = False
+        self.is_padding_batch = False
         """Whether this process trains on another's batch for company, which counts for nothing."""
         self._agreement = Agreement(self._engine, 0)
         self._clock = 0.0
@@ -313,7 +313,7 @@ class TrainerBase:
         Returns:
             Its ``checkpoint_kwargs``, and ``current_epoch``.
         """
-        snapshot = Snapshot(input_dir, self._engine.rank)
+        snapshot = SavedState(input_dir, self._engine.rank)
         snapshot.restore_training(self._trainer, in_run=False)
         snapshot.restore_plugins(self._trainer)
         return snapshot.metadata
@@ -420,7 +420,7 @@ class TrainerBase:
         """Share out a loader that every process has alike; ours are shared out already."""
         if self._engine.num_processes == 1 or isinstance(loader, KeyedDataLoader):
             return loader
-        return shared_out(loader, self._engine, purpose)
+        return split_between_processes(loader, self._engine, purpose)
 
     def _set_eval_batch_size(self, per_device_batch_size: int) -> None:
         """Say in the run config how an evaluation outside a training run is done."""

@@ -27,17 +27,17 @@ def alone(call: Callable[..., Any], name: str) -> Callable[..., Any]:
         name: the plugin's name.
     """
 
-    def call_alone(*arguments: Any, **keywords: Any) -> Any:
+    def call_out_of_step(*arguments: Any, **keywords: Any) -> Any:
         token = _alone.set(name)
         try:
             return call(*arguments, **keywords)
         finally:
             _alone.reset(token)
 
-    return call_alone
+    return call_out_of_step
 
 
-def check_not_alone() -> None:
+def check_collectives_allowed() -> None:
     """See that the other processes come here, too; on one process as well, where it would do.
 
     Raises:

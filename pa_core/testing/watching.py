@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from pa_core import hookspecs
-from pa_core.diagnostics.device_syncs import looking_for_waits
+from pa_core.diagnostics.device_syncs import watch_device_syncs
 from pa_core.plugins.implementations import Call, Implementation, specifications
 
 _OFTEN = re.compile(r"When: once per (micro-batch|update|evaluation batch)\b")
@@ -122,7 +122,7 @@ class Reads:
             return call
 
         def watched(arguments: dict[str, Any]) -> Any:
-            with looking_for_waits(self._device) as waits, _OnNoCpu():
+            with watch_device_syncs(self._device) as waits, _OnNoCpu():
                 result = call(arguments)
             self.found |= dict.fromkeys(f"{hook} calls {place}" for place in waits)
             return result

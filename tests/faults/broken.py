@@ -71,24 +71,24 @@ def no_key(patch: Patch) -> None:
 
 def same_order(patch: Patch) -> None:
     """A resumed epoch begins with the order of another one."""
-    restore = training_state.Snapshot.restore_training
+    restore = training_state.SavedState.restore_training
 
     def broken(self: Any, trainer: Any, **kwargs: Any) -> None:
         restore(self, trainer, **kwargs)
         trainer._train_dataloader.batch_sampler.seed = rng.mix(trainer.seed, "another")
 
-    patch(training_state.Snapshot, "restore_training", broken)
+    patch(training_state.SavedState, "restore_training", broken)
 
 
 def cursor(patch: Patch) -> None:
     """The place in the data is off by one batch."""
-    restore = training_state.Snapshot.restore_training
+    restore = training_state.SavedState.restore_training
 
     def broken(self: Any, trainer: Any, **kwargs: Any) -> None:
         restore(self, trainer, **kwargs)
         trainer.position.batch += trainer.position.batch > 0
 
-    patch(training_state.Snapshot, "restore_training", broken)
+    patch(training_state.SavedState, "restore_training", broken)
 
 
 def no_plugin_state(patch: Patch) -> None:

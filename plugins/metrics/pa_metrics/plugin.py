@@ -172,7 +172,7 @@ class MetricsPlugin:
         self, trainer: Trainer, batch: Any, batch_output: Mapping[str, Any]
     ) -> None:
         """Take the training batch in, unless it counts for nothing here."""
-        if not trainer.is_spare_batch:
+        if not trainer.is_padding_batch:
             self._update("train", batch, batch_output)
 
     @hookimpl

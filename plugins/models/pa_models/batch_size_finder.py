@@ -18,7 +18,7 @@ from accelerate import DistributedType
 from pa_core.checkpoint.training_state import Position
 from pa_core.control import TrainerControl
 from pa_core.data.loader import is_loader
-from pa_core.diagnostics.preserve import left_as_it_is
+from pa_core.diagnostics.preserve import preserved
 from pa_core.tracking import InMemoryRunHistory
 
 if TYPE_CHECKING:
@@ -329,7 +329,7 @@ def _put_back(trainer: Trainer) -> Iterator[None]:
         trainer.model = trainer._engine.unwrap(trainer.model)
         trainer.run_history = InMemoryRunHistory()
         trainer.position, trainer.control = Position(), TrainerControl()
-        with left_as_it_is(trainer):
+        with preserved(trainer):
             yield
     finally:
         vars(trainer).clear()

@@ -16,7 +16,7 @@ import numpy as np
 from pa_core import StopTrainingError
 from pa_core.callbacks import CallbackHandler
 from pa_core.control import TrainerControl
-from pa_core.diagnostics.preserve import left_as_it_is
+from pa_core.diagnostics.preserve import preserved
 from pa_core.errors import nearest
 from pa_core.plugins.manager import PluginManager
 from pa_core.tracking import InMemoryRunHistory
@@ -205,7 +205,7 @@ def find_learning_rate(
     hidden.print = lambda *args, **kwargs: None
     hidden.run_history, hidden.control = InMemoryRunHistory(), TrainerControl()
     hidden.eval_dataset = None
-    with left_as_it_is(trainer, train_dataset):
+    with preserved(trainer, train_dataset):
         probe.train(
             train_dataset,
             f"{num_updates} updates",

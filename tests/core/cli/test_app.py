@@ -18,7 +18,7 @@ from pa_core.plugins.manager import PluginManager
 from tests.fake_plugins import Site
 from tests.warm import Ended, start_warm
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[3]
 WEATHER = """
 from pydantic import BaseModel
 from pa_core import hookimpl

@@ -421,7 +421,7 @@ def test_metrics_that_are_measured_are_not_compared():
 
 
 def test_a_module_is_a_plugin_too():
-    import tests.testing.module_plugin as module
+    import tests.core.testing.module_plugin as module
 
     run("trains_twice", type("Suite", (PluginConformance,), {"plugin": module}))
 

@@ -9,7 +9,7 @@ import pytest
 from pa_core import hookspecs
 from pa_core.plugins.manager import PluginManager
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 HOOKS = PluginManager().hooks
 TAIL = re.compile(r"When: .+\.\s+Runs on: .+\.\s+May synchronise: (yes|no)\b[^.]*\.", re.DOTALL)
 every_hook = pytest.mark.parametrize("name", HOOKS)

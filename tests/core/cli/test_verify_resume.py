@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 
 from pa_core.cli.app import app
 from pa_core.comparison import compare_states
-from tests.test_resume import run
+from tests.core.checkpoint.test_resume import run
 
 SCRIPT = """
 import os, sys
@@ -82,7 +82,7 @@ def verify(folder: Path, monkeypatch: pytest.MonkeyPatch, change: str, *options:
     script = folder / "train.py"
     script.write_text(SCRIPT.replace("# HERE", change))
     monkeypatch.chdir(folder)
-    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[1]))
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[3]))
     done = CliRunner().invoke(app, ["verify-resume", *options, str(script), "7"])
     assert not (folder / "training_states").exists()  # nothing of the user's was written
     return done.exit_code, done.output

@@ -12,9 +12,9 @@ import pytest
 
 from pa_core.checkpoint import atomic_io
 from pa_core.checkpoint.storage import StateWriter
-from tests.test_cli import Shell
+from tests.core.cli.test_app import Shell
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[3]
 
 
 @pytest.fixture

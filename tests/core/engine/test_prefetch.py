@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from pa_core import Trainer, TrainerCallback
-from pa_core.data.loader import with_last
+from pa_core.data.loader import mark_last
 from pa_core.engine.prefetch import StreamCopier, _is_of_host_tensors, prefetched
 from tests.helpers import (
     NoisyData,
@@ -82,7 +82,7 @@ def test_who_stops_early_has_fetched_one_batch_more_at_most():
 
 
 def test_the_last_batch_is_known_as_the_last_and_nothing_is_held_back():
-    assert list(with_last(prefetched("ab", LoggedCopier()))) == [("a", False), ("b", True)]
+    assert list(mark_last(prefetched("ab", LoggedCopier()))) == [("a", False), ("b", True)]
 
 
 @pytest.mark.parametrize(

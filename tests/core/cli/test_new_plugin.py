@@ -17,7 +17,7 @@ from pa_core.cli.new_plugin import FILES, NewPluginError, event_names, new_plugi
 from pa_core.testing import HookRecorder, run_tiny
 from tests.fake_plugins import site_in
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[3]
 
 
 def run(*args: str, cwd: Path, path: tuple[Path, ...] = ()) -> str:

@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 from textwrap import dedent
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[3]
 
 SCRIPT = """
     import torch

@@ -15,7 +15,7 @@ from tests.builtin_trainer import make_trainer
 from tests.helpers import tiny_data
 from tests.warm import start_warm
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[3]
 SCRIPT = """
 import sys
 import torch
