@@ -37,7 +37,7 @@ def run_python(session: nox.Session, *args: str) -> None:
 def develop(session: nox.Session) -> None:
     """Make the environment that the others share: all distributions, editable, and the tools."""
     editable = [arg for path in DISTRIBUTIONS for arg in ("-e", path)]
-    session.install(*editable, *groups("test", "types", "docs"))
+    session.install(*editable, *groups("test", "lint", "types", "docs"))
 
 
 @nox.session(reuse_venv=True)
@@ -113,8 +113,27 @@ def bench(session: nox.Session) -> None:
 
 @nox.session(default=False, reuse_venv=True)
 def build(session: nox.Session) -> None:
-    """Build the sdist and the wheel of each distribution into ``dist``."""
-    session.install("build")
+    """Build the sdist and the wheel of each distribution into ``dist``, and check them."""
+    session.install("build", "twine")
     shutil.rmtree("dist", ignore_errors=True)
+    session.run("python", "scripts/check_dist.py", "versions")
     for path in DISTRIBUTIONS:
         session.run("python", "-m", "build", "--outdir", "dist", path)
+    session.run("python", "scripts/check_dist.py", "artefacts", "dist")
+    session.run("twine", "check", "--strict", *artefacts("*"))
+
+
+@nox.session(default=False, reuse_venv=False, requires=["build"])
+def release(session: nox.Session) -> None:
+    """Build and check all distributions, then train with the wheels in a fresh environment."""
+    # Given as files, the project's own distributions never come from an index.
+    session.install(*artefacts("*.whl"), "scikit-learn")
+    session.env["PYTHONPATH"] = ""
+    session.run("python", "scripts/check_dist.py", "installed")
+    session.run("pa", "plugins")
+    session.run("python", "examples/digits/train.py", "--epochs", "2")
+
+
+def artefacts(pattern: str) -> list[str]:
+    """The files in ``dist`` that match the pattern."""
+    return [str(path) for path in sorted((ROOT / "dist").glob(pattern))]
