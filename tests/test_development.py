@@ -1,5 +1,6 @@
-"""What contributors run by hand, before a commit and in nox are the same commands."""
+"""The commands and folders that contributors are told about are those of the repository."""
 
+import re
 import runpy
 import tomllib
 from pathlib import Path
@@ -10,6 +11,8 @@ import yaml
 
 ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+CONTRIBUTING = (ROOT / "CONTRIBUTING.md").read_text()
+NOXFILE = runpy.run_path(str(ROOT / "noxfile.py"))
 
 
 def nox_commands(session: str) -> list[str]:
@@ -20,7 +23,7 @@ def nox_commands(session: str) -> list[str]:
         install=lambda *_, **__: None,
         run=lambda *command, **_: commands.append(" ".join(command)),
     )
-    runpy.run_path(str(ROOT / "noxfile.py"))[session](recorder)
+    NOXFILE[session](recorder)
     return commands
 
 
@@ -42,3 +45,15 @@ def test_the_pre_commit_hooks_check_the_whole_tree_with_the_installed_tools() ->
 def test_ruff_refuses_to_run_in_another_version_than_the_dependency_groups() -> None:
     (ruff,) = [item for item in PROJECT["dependency-groups"]["lint"] if item.startswith("ruff")]
     assert ruff == f"ruff{PROJECT['tool']['ruff']['required-version']}"
+
+
+def test_contributing_describes_each_folder_of_the_core() -> None:
+    table = CONTRIBUTING.partition("**files are public and folders are internal**")[2]
+    table = table.partition("\n\nImports")[0]
+    folders = [path.parent.name for path in (ROOT / "pa_core").glob("*/__init__.py")]
+    assert sorted(re.findall(r"^\| `(\w+)/` \|", table, re.MULTILINE)) == sorted(folders)
+
+
+def test_contributing_names_only_sessions_of_nox() -> None:
+    for name in re.findall(r"nox (?:-R )?-s (\w+)", CONTRIBUTING):
+        assert name in NOXFILE, name

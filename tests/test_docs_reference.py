@@ -144,7 +144,7 @@ def test_the_picture_has_each_distribution(house: dict[str, Any]) -> None:
 
 def test_links_to_files_lead_to_files() -> None:
     link = re.compile(r"\]\((?!https?://|#|mailto:)([^)#\s]+)")
-    pages = [*DOCS.glob("**/*.md"), ROOT / "README.md", *ROOT.glob("plugins/*/README.md")]
+    pages = [*DOCS.glob("**/*.md"), *ROOT.glob("*.md"), *ROOT.glob("plugins/*/README.md")]
     for page in pages:
         for target in link.findall(page.read_text()):
             assert (page.parent / target).exists(), f"{page.name}: {target}"
