@@ -1,10 +1,12 @@
 """The commands and folders that contributors are told about are those of the repository."""
 
+import os
 import re
 import runpy
 import tomllib
+from collections.abc import Mapping
 from pathlib import Path
-from types import SimpleNamespace
+from types import MappingProxyType, SimpleNamespace
 from typing import Any
 
 import yaml
@@ -16,13 +18,14 @@ NOXFILE = runpy.run_path(str(ROOT / "noxfile.py"))
 
 
 def nox_commands(session: str) -> list[str]:
-    """The commands that a nox session runs."""
+    """The commands that a nox session runs, as a shell would take them."""
     commands: list[str] = []
-    recorder = SimpleNamespace(
-        posargs=[],
-        install=lambda *_, **__: None,
-        run=lambda *command, **_: commands.append(" ".join(command)),
-    )
+
+    def run(*command: str, env: Mapping[str, str] = MappingProxyType({})) -> None:
+        variables = [f"{name}={value}" for name, value in env.items()]
+        commands.append(" ".join([*(["env", *variables] if variables else []), *command]))
+
+    recorder = SimpleNamespace(posargs=[], install=lambda *_: None, run=run)
     NOXFILE[session](recorder)
     return commands
 
@@ -33,7 +36,8 @@ def hooks() -> list[dict[str, Any]]:
 
 
 def test_the_pre_commit_hooks_run_the_commands_of_the_lint_session() -> None:
-    assert [hook["entry"] for hook in hooks()] == nox_commands("lint")
+    entries = [hook["entry"].replace(":", os.pathsep) for hook in hooks()]
+    assert entries == nox_commands("lint")
 
 
 def test_the_pre_commit_hooks_check_the_whole_tree_with_the_installed_tools() -> None:
