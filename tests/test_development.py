@@ -1,4 +1,4 @@
-"""The commands and folders that contributors are told about are those of the repository."""
+"""CONTRIBUTING.md and the pre-commit hooks match the repository and its nox sessions."""
 
 import os
 import re

@@ -40,7 +40,7 @@ def run(*args: str, cwd: Path) -> str:
 
 
 def build(kind: str, source: Path, target: Path) -> Path:
-    """Build one artefact with the backend itself: no network, no environment of its own."""
+    """Build one artefact with the backend directly: no network, no isolated environment."""
     target.mkdir(parents=True)
     run("-m", "hatchling", "build", "-t", kind, "-d", str(target), cwd=source)
     (artefact,) = target.iterdir()
