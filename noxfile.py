@@ -1,7 +1,7 @@
-"""One session for each thing that can be checked or run: ``nox -l`` lists them.
+"""One session per check or job; ``nox -l`` lists them.
 
-Plain ``nox`` runs all checks. The sessions that need torch share the environment of ``develop``, so
-that its gigabytes are installed once; ``nox -R`` runs them again without installing anything.
+Plain ``nox`` runs all checks. Most sessions that need torch share the environment of ``develop``,
+so that it is installed only once; ``nox -R`` runs them again without installing anything.
 """
 
 import os
@@ -12,7 +12,7 @@ import nox
 
 nox.needs_version = ">=2025.5.1"
 nox.options.default_venv_backend = "uv|virtualenv"
-nox.options.sessions = ["lint", "types", "docs", "tests"]  # the quickest first
+nox.options.sessions = ["lint", "types", "docs", "tests"]  # the fastest first
 
 ROOT = Path(__file__).parent
 DISTRIBUTIONS = [
@@ -25,12 +25,12 @@ EXAMPLE_PLUGINS = sorted(
 
 
 def groups(*names: str) -> list[str]:
-    """Requirements of these dependency groups; pip itself knows groups from 25.1 on only."""
+    """The requirements of dependency groups, which pip itself can install only from 25.1 on."""
     return list(nox.project.dependency_groups(nox.project.load_toml("pyproject.toml"), *names))
 
 
 def run_python(session: nox.Session, *args: str) -> None:
-    """Run a Python command in the environment of ``develop``, on one thread per process."""
+    """Run Python in the environment of ``develop``, with one thread per process."""
     folder = "Scripts" if os.name == "nt" else "bin"
     python = ROOT / ".nox" / "develop" / folder / "python"
     session.run(str(python), *args, env={"OMP_NUM_THREADS": "1"}, external=True)
@@ -38,9 +38,9 @@ def run_python(session: nox.Session, *args: str) -> None:
 
 @nox.session(default=False, reuse_venv=True)
 def develop(session: nox.Session) -> None:
-    """Make the environment that the others share: all distributions, editable, and the tools."""
+    """Create the shared environment: all distributions in editable form, and the tools."""
     editable = [arg for path in DISTRIBUTIONS for arg in ("-e", path)]
-    session.install(*editable, *groups("test", "types", "docs"))
+    session.install(*editable, *groups("test", "lint", "types", "docs"))
 
 
 @nox.session(reuse_venv=True)
@@ -62,25 +62,25 @@ def types(session: nox.Session) -> None:
 
 @nox.session(venv_backend="none", requires=["develop"])
 def docs(session: nox.Session) -> None:
-    """Build the documentation; a warning is an error."""
+    """Build the documentation; warnings are errors."""
     shutil.rmtree("docs/_build", ignore_errors=True)
     run_python(session, "-m", "sphinx", "-W", "-q", "-b", "html", "docs", "docs/_build/html")
 
 
 @nox.session(venv_backend="none", requires=["develop"])
 def tests(session: nox.Session) -> None:
-    """Run the tests and doctests; what follows ``--`` goes to pytest."""
-    # A file stays on one process, which shares its imports and the runs that are compared with.
-    together = ["-n", "auto", "--maxprocesses", "4", "--dist", "loadfile", "--no-loadscope-reorder"]
-    run_python(session, "-m", "pytest", *(session.posargs or together))
+    """Run the tests and doctests; arguments after ``--`` go to pytest."""
+    # All tests of a file run in one process, which shares imports and reference runs.
+    parallel = ["-n", "auto", "--maxprocesses", "4", "--dist", "loadfile", "--no-loadscope-reorder"]
+    run_python(session, "-m", "pytest", *(session.posargs or parallel))
 
 
 @nox.session(default=False, venv_backend="none", requires=["develop"])
 def faults(session: nox.Session) -> None:
-    """Break runs for long: ``nox -s faults -- --kills 100 --seed 2``, then the other faults.
+    """Inject many more faults than ``tests``: ``nox -s faults -- --kills 100 --seed 2``.
 
-    What follows ``--`` goes to ``tests/faults/kill.py``. ``PA_FAULTS_CASES`` says how many cases
-    each test tries that makes up its own, ten thousand by default.
+    Arguments after ``--`` go to ``tests/faults/kill.py``. ``PA_FAULTS_CASES`` is the number of
+    generated cases per test, 10,000 by default.
     """
     kills = session.posargs or ["--kills", "100", "--cold-kills", "5"]
     run_python(session, "tests/faults/kill.py", *kills)
@@ -96,19 +96,19 @@ def demo(session: nox.Session) -> None:
 
 @nox.session(default=False, reuse_venv=True)
 def deepspeed(session: nox.Session) -> None:
-    """Run the tests of DeepSpeed on the CPU, which installs it."""
+    """Install DeepSpeed and run its tests on the CPU."""
     session.install("-e", ".", *groups("test"), "setuptools", "wheel", "torch")
-    # accelerate looks for transformers, too, before it starts DeepSpeed.
-    wanted = ["deepspeed", "transformers"]
-    session.install("--no-build-isolation", *wanted, env={"DS_BUILD_OPS": "0"})
+    # accelerate requires transformers for DeepSpeed.
+    packages = ["deepspeed", "transformers"]
+    session.install("--no-build-isolation", *packages, env={"DS_BUILD_OPS": "0"})
     session.run("python", "-m", "pytest", "tests/deepspeed", *session.posargs)
 
 
 @nox.session(default=False, reuse_venv=True)
 def bench(session: nox.Session) -> None:
-    """Compare the cost of a step with that of other frameworks, which are installed for it.
+    """Install other frameworks, and compare the cost of a step with theirs.
 
-    What follows ``--`` goes to the first of the three programs, ``overhead.py``.
+    Arguments after ``--`` go to the first of the three programs, ``overhead.py``.
     """
     session.install("-r", "benchmarks/requirements.txt")
     session.run("python", "benchmarks/overhead.py", *session.posargs)
@@ -118,8 +118,27 @@ def bench(session: nox.Session) -> None:
 
 @nox.session(default=False, reuse_venv=True)
 def build(session: nox.Session) -> None:
-    """Build the sdist and the wheel of each distribution into ``dist``."""
-    session.install("build")
+    """Build the sdist and the wheel of each distribution into ``dist``, and check them."""
+    session.install("build", "twine")
     shutil.rmtree("dist", ignore_errors=True)
+    session.run("python", "scripts/check_dist.py", "versions")
     for path in DISTRIBUTIONS:
         session.run("python", "-m", "build", "--outdir", "dist", path)
+    session.run("python", "scripts/check_dist.py", "artefacts", "dist")
+    session.run("twine", "check", "--strict", *artefacts("*"))
+
+
+@nox.session(default=False, reuse_venv=False, requires=["build"])
+def release(session: nox.Session) -> None:
+    """Build and check all distributions, then train with the wheels in a fresh environment."""
+    # Given as files, the project's own distributions never come from an index.
+    session.install(*artefacts("*.whl"), "scikit-learn")
+    session.env["PYTHONPATH"] = ""
+    session.run("python", "scripts/check_dist.py", "installed")
+    session.run("pa", "plugins")
+    session.run("python", "examples/digits/train.py", "--epochs", "2")
+
+
+def artefacts(pattern: str) -> list[str]:
+    """The files in ``dist`` that match the pattern."""
+    return [str(path) for path in sorted((ROOT / "dist").glob(pattern))]

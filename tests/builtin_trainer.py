@@ -17,7 +17,7 @@ def make_trainer(
     trainer_class: type[Trainer] = Trainer,
     **kwargs,
 ) -> Trainer:
-    """A trainer with these callbacks alone, whatever settings there are."""
+    """A trainer with only these callbacks; settings files are ignored."""
     model = tiny_model() if model is None else model
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     kwargs = {"loss_func": nn.CrossEntropyLoss(), "plugins": (), **kwargs}
@@ -25,7 +25,7 @@ def make_trainer(
 
 
 class Records(TrainerCallback):
-    """Records given values of a metric, one at each end of a training epoch."""
+    """Records given values of a metric, one at the end of each training epoch."""
 
     def __init__(self, values: list[float], name: str = "score") -> None:
         self.values, self.name = list(values), name
@@ -46,7 +46,7 @@ class SpoilsLoss(TrainerCallback):
 
 
 class Interrupts(TrainerCallback):
-    """Raises after a number of updates, as a kill would end the run."""
+    """Interrupts the run after a number of updates."""
 
     def __init__(self, updates: int) -> None:
         self.updates = updates

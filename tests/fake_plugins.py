@@ -1,4 +1,4 @@
-"""Real packages for the tests, laid out as pip lays them out, in a folder on the path."""
+"""Packages for the tests, as pip would install them, in a folder on the path."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class Site:
 
 @contextmanager
 def site_in(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
-    """A site whose modules are forgotten in the end."""
+    """A site whose modules are removed from ``sys.modules`` at the end."""
     folder.mkdir(exist_ok=True)
     monkeypatch.syspath_prepend(str(folder))
     before = set(sys.modules)

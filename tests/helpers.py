@@ -22,7 +22,7 @@ def tiny_model(features: int = 6, classes: int = 3) -> nn.Module:
 
 
 class NoisyData(Dataset):
-    """Augments each sample with numbers of Python's, NumPy's and torch's generators."""
+    """Adds random numbers of Python, NumPy and torch to each sample."""
 
     def __init__(self, samples: int = 22) -> None:
         self.data = tiny_data(samples)
@@ -37,7 +37,7 @@ class NoisyData(Dataset):
 
 
 class NoisyModel(nn.Module):
-    """Has what makes resuming hard: dropout, and buffers that move with each batch."""
+    """Makes exact resuming hard: it has dropout, and buffers that change with each batch."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,8 +1,8 @@
-"""The documentation says what the code does: its tables are compared, its code is run.
+"""The documentation matches the code: its tables are compared, and its code is run.
 
-On a page, the Python blocks run one after the other in one namespace, and the shell blocks between
-them, all in an empty folder. A comment on the line before a block says otherwise:
-``<!-- file: NAME -->`` writes the block into that folder, ``<!-- not run: WHY -->`` leaves it out.
+The Python blocks of a page run one after the other in one namespace, and its shell blocks between
+them, all in an empty folder. A comment on the line before a block changes that:
+``<!-- file: NAME -->`` writes the block into that folder, ``<!-- not run: WHY -->`` skips it.
 """
 
 import inspect
@@ -20,7 +20,11 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
-PAGES = [README, *sorted(ROOT.glob("docs/**/*.md")), *sorted(ROOT.glob("plugins/*/README.md"))]
+PAGES = [
+    *(README, ROOT / "CONTRIBUTING.md", ROOT / "SECURITY.md"),
+    *sorted(ROOT.glob("docs/**/*.md")),
+    *sorted(ROOT.glob("plugins/*/README.md")),
+]
 MARK = re.compile(r"<!-- (file|not run): (.+) -->")
 NO_CODE = {"text", "{eval-rst}"}
 every_page = pytest.mark.parametrize(
@@ -59,7 +63,7 @@ def blocks(page: Path) -> list[Block]:
 
 
 @every_page
-def test_the_code_of_a_page_runs(
+def test_the_code_on_a_page_runs(
     page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -73,7 +77,9 @@ def test_the_code_of_a_page_runs(
             file.parent.mkdir(parents=True, exist_ok=True)
             file.write_text(block.code)
         if block.language == "python" and block.mark is None:
-            source = "\n" * block.line + block.code  # so that errors name the page's own lines
+            source = (
+                "\n" * block.line + block.code
+            )  # so that errors have the line numbers of the page
             exec(compile(source, str(page), "exec", dont_inherit=True), namespace)  # noqa: S102
         elif block.language == "sh" and block.mark is None:
             run_shell(block.code, tmp_path)
@@ -97,7 +103,7 @@ def run_shell(commands: str, folder: Path) -> None:
 
 
 def check_toml(block: Block, folder: Path) -> None:
-    """Settings that a page shows are right, but for those in a folder named ``wrong``."""
+    """Settings on a page must be valid, except in files of a folder named ``wrong``."""
     from pa_core.settings.table import build_plugins, read_settings
 
     content = tomllib.loads(block.code)
@@ -109,14 +115,14 @@ def check_toml(block: Block, folder: Path) -> None:
 
 
 @every_page
-def test_each_block_of_a_page_has_a_language_that_is_run(page: Path) -> None:
+def test_each_block_of_a_page_has_a_known_language(page: Path) -> None:
     for block in blocks(page):
         place = f"{page.name}:{block.line}"
         assert block.language in {"python", "sh", "toml"}, f"{place}: {block.language!r}"
 
 
 def specifications() -> dict[str, list[str]]:
-    """Each hook's arguments by its name, from the code."""
+    """The arguments of each hook, by its name."""
     from pa_core import hookspecs
 
     return {
@@ -126,7 +132,7 @@ def specifications() -> dict[str, list[str]]:
     }
 
 
-def test_the_tables_of_hooks_are_those_of_the_code() -> None:
+def test_the_tables_of_hooks_match_the_code() -> None:
     row = re.compile(r"^\| `(\w+)` \| .+ \|( `[^|]+`)? \|$", re.MULTILINE)
     documented = {
         name: re.findall(r"`(\w+)`", arguments or "")
@@ -135,14 +141,14 @@ def test_the_tables_of_hooks_are_those_of_the_code() -> None:
     assert documented == specifications()
 
 
-def test_every_hook_has_a_docstring_that_says_when_it_is_called() -> None:
+def test_the_docstring_of_every_hook_states_when_it_is_called() -> None:
     from pa_core import hookspecs
 
     for name in specifications():
         assert "When" in (inspect.getdoc(getattr(hookspecs, name)) or ""), name
 
 
-def test_the_sketch_of_the_loop_names_the_events_in_the_order_of_a_run() -> None:
+def test_the_sketch_of_the_loop_has_the_events_in_order() -> None:
     text = (ROOT / "docs" / "loop.md").read_text()
     sketch = text.partition("```text\n")[2].partition("```")[0]
     table = re.findall(r"^\| `(on_\w+)`", text, re.MULTILINE)
@@ -155,7 +161,7 @@ def test_the_sketch_of_the_loop_names_the_events_in_the_order_of_a_run() -> None
     }
 
 
-def test_the_page_of_built_ins_names_each_with_its_settings() -> None:
+def test_the_page_of_built_ins_has_each_with_its_settings() -> None:
     from importlib import import_module
 
     from pa_core.builtins import BUILTINS, DEFAULTS
@@ -185,7 +191,7 @@ def setting_row(key: str, field: Any) -> str:
     return f"| `{key}` | {shown} | {field.description} |"
 
 
-def test_the_page_of_the_command_has_each_of_its_commands() -> None:
+def test_the_page_of_the_command_line_has_each_command() -> None:
     from pa_core.cli.app import app
 
     text = (ROOT / "docs" / "command.md").read_text()
@@ -193,20 +199,20 @@ def test_the_page_of_the_command_has_each_of_its_commands() -> None:
     assert re.findall(r"^## `pa ([\w-]+)`$", text, re.MULTILINE) == commands
 
 
-def test_the_ladders_table_is_that_of_its_code() -> None:
+def test_the_table_of_the_ladder_matches_its_code() -> None:
     page = ROOT / "docs" / "ladder.md"
     scripts = {block.argument: block.code for block in blocks(page) if block.mark == "file"}
     row = re.compile(r"^\| `(\w+)\.py` \| .+? \| (.+) \| (\d+) \|$", re.MULTILINE)
     user_line = re.compile(r"^(?! *(?:#|import |from |$)).+$", re.MULTILINE)
     rows = row.findall(page.read_text())
-    comparison = blocks(page)[-1].code  # with what was measured, when the page is run
+    comparison = blocks(page)[-1].code  # asserts the figures when the page is run
     assert ["digits.py", *(f"{name}.py" for name, *_ in rows)] == list(scripts)
     for name, figures, lines in rows:
         assert f'"{name}": ({figures.replace(" | ", ", ")}),\n' in comparison
         assert len(user_line.findall(scripts[f"{name}.py"])) == int(lines), name
 
 
-def test_the_readme_has_its_two_commands_as_its_first_shell_blocks() -> None:
+def test_the_first_two_shell_blocks_of_the_readme_are_its_commands() -> None:
     demo, checks = [block.code for block in blocks(README) if block.language == "sh"][:2]
     assert demo.count("\n") == checks.count("\n") == 1
     assert demo.startswith("python3 -m venv ")

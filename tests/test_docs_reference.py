@@ -1,4 +1,4 @@
-"""The reference is complete: a page for each hook, each public name, each module in the picture."""
+"""The reference is complete: each hook, each public name, and each module in the diagram."""
 
 import ast
 import inspect
@@ -28,7 +28,7 @@ every_hook = pytest.mark.parametrize("name", HOOKS)
 # -- Hooks ----------------------------------------------------------------------------------------
 
 
-def test_the_overview_has_each_hook_in_the_order_of_the_calls_with_its_own_first_line() -> None:
+def test_the_overview_has_each_hook_in_call_order_with_its_summary() -> None:
     order = [line.strip() for line in LOOP.splitlines() if line.strip() in HOOKS]
     assert sorted(order) == sorted(HOOKS)
     text = (DOCS / "hooks.md").read_text()
@@ -50,8 +50,8 @@ def test_each_page_of_a_hook_begins_with_its_specification() -> None:
         assert page.read_text().startswith(start), page.name
 
 
-class _Emptied(ast.NodeTransformer):
-    """Leaves a hook's implementations without their bodies, and counts them."""
+class _EmptyImplementations(ast.NodeTransformer):
+    """Removes the bodies of a hook's implementations, and counts them."""
 
     def __init__(self, hook: str) -> None:
         self.hook, self.count = hook, 0
@@ -66,16 +66,16 @@ class _Emptied(ast.NodeTransformer):
 
 
 @every_hook
-def test_the_example_of_a_hook_fails_where_its_implementation_does_nothing(
+def test_the_example_of_a_hook_fails_if_its_implementation_does_nothing(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     page = DOCS / "hooks" / f"{name}.md"
     code = "".join(block.code for block in blocks(page) if block.language == "python")
-    emptied = _Emptied(name)
-    tree = ast.fix_missing_locations(emptied.visit(ast.parse(code)))
-    assert emptied.count, "the example has no implementation of the hook"
-    with pytest.raises(Exception):  # noqa: B017, PT011 - which one is the example's affair
+    transformer = _EmptyImplementations(name)
+    tree = ast.fix_missing_locations(transformer.visit(ast.parse(code)))
+    assert transformer.count, "the example has no implementation of the hook"
+    with pytest.raises(Exception):  # noqa: B017, PT011 - any, depending on the example
         exec(compile(tree, str(page), "exec"), {"__name__": "__page__"})  # noqa: S102
 
 
@@ -83,7 +83,7 @@ def test_the_example_of_a_hook_fails_where_its_implementation_does_nothing(
 
 
 def _documented() -> Iterator[Any]:
-    """The objects that the API reference shows with their docstrings."""
+    """The objects whose docstrings the API reference shows."""
     directive = re.compile(r"^\.\. auto(\w+):: ([\w.]+)\n((?: +:.+\n)*)", re.MULTILINE)
     for kind, target, options in directive.findall((DOCS / "api.md").read_text()):
         if kind != "module":
@@ -104,7 +104,7 @@ def test_each_public_name_is_in_the_api_reference_with_a_docstring(module: str) 
     for name in import_module(module).__all__:
         value = getattr(import_module(module), name)
         if f"{module}.{name}" in ("pa_core.__version__", "pa_core.notebook_launcher"):
-            assert f"{module}.{name}" in text  # a number, and accelerate's own function
+            assert f"{module}.{name}" in text  # a string, and a function of accelerate
         else:
             assert any(other is value for other in shown), f"{module}.{name}"
             assert inspect.getdoc(value), f"{module}.{name}"
@@ -144,7 +144,7 @@ def test_the_picture_has_each_distribution(house: dict[str, Any]) -> None:
 
 def test_links_to_files_lead_to_files() -> None:
     link = re.compile(r"\]\((?!https?://|#|mailto:)([^)#\s]+)")
-    pages = [*DOCS.glob("**/*.md"), ROOT / "README.md", *ROOT.glob("plugins/*/README.md")]
+    pages = [*DOCS.glob("**/*.md"), *ROOT.glob("*.md"), *ROOT.glob("plugins/*/README.md")]
     for page in pages:
         for target in link.findall(page.read_text()):
             assert (page.parent / target).exists(), f"{page.name}: {target}"

@@ -1,4 +1,4 @@
-"""The six distributions: what is in them, that they build anew from their sdists, and install."""
+"""The distributions: their contents, that sdists rebuild the same wheels, and that they install."""
 
 import json
 import subprocess
@@ -6,19 +6,23 @@ import sys
 import tarfile
 import tomllib
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from scripts.check_dist import (
+    check_artefacts,
+    check_installed,
+    check_sdist,
+    check_versions,
+    check_wheel,
+    distributions,
+)
+
 ROOT = Path(__file__).parent.parent
-HOMES = {
-    "pa_core": ROOT,
-    "pa_metrics": ROOT / "plugins" / "metrics",
-    "pa_schedulers": ROOT / "plugins" / "schedulers",
-    "pa_models": ROOT / "plugins" / "models",
-    "pa_tracking": ROOT / "plugins" / "tracking",
-    "pa_report": ROOT / "plugins" / "report",
-}
+DISTRIBUTIONS = {item.package: item for item in distributions(ROOT)}
+HOMES = {package: item.folder for package, item in DISTRIBUTIONS.items()}
 packages = pytest.mark.parametrize("package", HOMES)
 
 
@@ -36,7 +40,7 @@ def run(*args: str, cwd: Path) -> str:
 
 
 def build(kind: str, source: Path, target: Path) -> Path:
-    """Build one artefact with the backend itself: no network, no environment of its own."""
+    """Build one artefact with the backend directly: no network, no isolated environment."""
     target.mkdir(parents=True)
     run("-m", "hatchling", "build", "-t", kind, "-d", str(target), cwd=source)
     (artefact,) = target.iterdir()
@@ -61,23 +65,21 @@ def names_in(wheel: Path) -> set[str]:
 
 
 @packages
-def test_a_wheel_holds_its_package_whole_and_nothing_else(
+def test_a_wheel_has_its_whole_package_and_nothing_else(
     package: str, wheels: dict[str, Path]
 ) -> None:
-    names = names_in(wheels[package])
-    version = project(package)["version"]
-    assert {name.partition("/")[0] for name in names} == {package, f"{package}-{version}.dist-info"}
-    modules = {
-        str(path.relative_to(HOMES[package])) for path in (HOMES[package] / package).rglob("*.py")
-    }
-    assert {name for name in names if name.endswith(".py")} == modules
-    assert f"{package}/py.typed" in names
-    assert f"{package}-{version}.dist-info/licenses/LICENSE" in names
-    assert not any("tests" in name.split("/") for name in names)
+    assert check_wheel(DISTRIBUTIONS[package], wheels[package]) == []
 
 
 @packages
-def test_a_wheel_tells_its_entry_points(package: str, wheels: dict[str, Path]) -> None:
+def test_an_sdist_has_its_whole_package_the_licence_and_no_tests(
+    package: str, sdists: dict[str, Path]
+) -> None:
+    assert check_sdist(DISTRIBUTIONS[package], sdists[package]) == []
+
+
+@packages
+def test_a_wheel_declares_its_entry_points(package: str, wheels: dict[str, Path]) -> None:
     version = project(package)["version"]
     with zipfile.ZipFile(wheels[package]) as archive:
         text = archive.read(f"{package}-{version}.dist-info/entry_points.txt").decode()
@@ -89,7 +91,7 @@ def test_a_wheel_tells_its_entry_points(package: str, wheels: dict[str, Path]) -
 
 
 @packages
-def test_an_sdist_builds_the_same_wheel_again(
+def test_an_sdist_rebuilds_the_same_wheel(
     package: str, sdists: dict[str, Path], wheels: dict[str, Path], tmp_path: Path
 ) -> None:
     with tarfile.open(sdists[package]) as archive:
@@ -120,11 +122,9 @@ print(json.dumps({{
     "imported": [name for name in sys.modules if name in {list(HOMES)!r}],
 }}))
 """
-    # -P: the folder that the process runs in is not on its path.
+    # -P keeps the working directory off the path.
     found = json.loads(run("-P", "-c", code, cwd=tmp_path))
-    assert found["distributions"] == [
-        *("pa-core", "pa-metrics", "pa-models", "pa-report", "pa-schedulers", "pa-tracking")
-    ]
+    assert found["distributions"] == sorted(item.name for item in DISTRIBUTIONS.values())
     assert Path(found["core"]).is_relative_to(target)
     assert {
         name: found["plugins"][name]
@@ -139,17 +139,8 @@ print(json.dumps({{
     assert found["imported"] == ["pa_core"]
 
 
-@packages
-def test_the_versions_are_in_step(package: str) -> None:
-    import pa_core
-
-    assert project(package)["version"] == pa_core.__version__
-
-
-def test_the_changelog_knows_the_version() -> None:
-    version = project("pa_core")["version"]
-    lines = (ROOT / "CHANGELOG.md").read_text().splitlines()
-    assert any(line.startswith(f"## [{version}] - ") for line in lines)
+def test_the_versions_are_in_step_and_the_changelog_has_a_section_for_them() -> None:
+    assert check_versions(ROOT) == []
 
 
 @packages
@@ -164,7 +155,129 @@ def test_torch_is_never_capped_or_pinned(package: str) -> None:
 
 
 @packages
-def test_every_distribution_has_a_readme_and_the_licence(package: str) -> None:
+def test_a_distribution_has_a_readme_and_the_licence(package: str) -> None:
     readme = HOMES[package] / "README.md"
     assert readme.read_text().startswith(f"# {package.replace('_', '-')}\n")
     assert (HOMES[package] / "LICENSE").read_bytes() == (ROOT / "LICENSE").read_bytes()
+
+
+# -- The checks themselves, on a small source tree with one fault at a time ------------------------
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> Path:
+    """A source tree with the core and one plugin, which passes all checks."""
+    for folder, name in ((tmp_path, "pa-core"), (tmp_path / "plugins" / "extra", "pa-extra")):
+        package = folder / name.replace("-", "_")
+        package.mkdir(parents=True)
+        (package / "__init__.py").write_text('__version__ = "1.2.3"\n')
+        (package / "py.typed").touch()
+        (folder / "LICENSE").write_text("The licence\n")
+        (folder / "README.md").write_text(f"# {name}\n")
+        (folder / "pyproject.toml").write_text(
+            '[build-system]\nrequires = ["hatchling"]\nbuild-backend = "hatchling.build"\n'
+            f'[project]\nname = "{name}"\nversion = "1.2.3"\nreadme = "README.md"\n'
+            'requires-python = ">=3.11"\n'
+            'license-files = ["LICENSE"]\n'
+            f'[tool.hatch.build.targets.sdist]\nonly-include = ["{package.name}"]\n'
+        )
+    (tmp_path / "CHANGELOG.md").write_text("## [1.2.3] - 2030-01-01\n")
+    return tmp_path
+
+
+def replace(file: Path, old: str, new: str) -> None:
+    text = file.read_text()
+    assert old in text
+    file.write_text(text.replace(old, new))
+
+
+@pytest.mark.parametrize(
+    ("damage", "problem"),
+    [
+        (
+            lambda tree: replace(tree / "plugins/extra/pyproject.toml", "1.2.3", "1.2.4"),
+            "pa-extra has version 1.2.4, but pa_core.__version__ is 1.2.3",
+        ),
+        (
+            lambda tree: replace(tree / "pyproject.toml", "1.2.3", "1.2.4"),
+            "pa-core has version 1.2.4, but pa_core.__version__ is 1.2.3",
+        ),
+        (
+            lambda tree: replace(tree / "CHANGELOG.md", "1.2.3", "1.2.2"),
+            "CHANGELOG.md has no section '## [1.2.3] - DATE'",
+        ),
+    ],
+)
+def test_a_version_out_of_step_is_a_problem(
+    tree: Path, damage: Callable[[Path], None], problem: str
+) -> None:
+    assert check_versions(tree) == []
+    damage(tree)
+    assert check_versions(tree) == [problem]
+
+
+def build_all(tree: Path) -> Path:
+    """Build the tree's artefacts into one folder."""
+    target = tree / "dist"
+    target.mkdir()
+    for item in distributions(tree):
+        for kind in ("sdist", "wheel"):
+            built = build(kind, item.folder, tree / "built" / item.name / kind)
+            built.rename(target / built.name)
+    return target
+
+
+def test_each_difference_between_artefacts_and_sources_is_a_problem(tree: Path) -> None:
+    folder = build_all(tree)
+    assert check_artefacts(tree, folder) == []
+
+    package = tree / "plugins" / "extra" / "pa_extra"
+    (package / "added.py").touch()
+    (package / "py.typed").unlink()
+    (folder / "pa_extra-1.2.2.tar.gz").touch()
+    (folder / "pa_core-1.2.3.tar.gz").unlink()
+    assert check_artefacts(tree, folder) == [
+        "pa_extra-1.2.3.tar.gz has no pa_extra/added.py",
+        "pa_extra-1.2.3.tar.gz has pa_extra/py.typed, which is unexpected",
+        "pa_extra-1.2.3-py3-none-any.whl has no pa_extra/added.py",
+        "pa_extra-1.2.3-py3-none-any.whl has pa_extra/py.typed, which is unexpected",
+        "dist/ has no pa_core-1.2.3.tar.gz",
+        "dist/ has pa_extra-1.2.2.tar.gz, which is unexpected",
+    ]
+
+
+def test_a_missing_licence_and_packed_tests_and_caches_are_problems(tree: Path) -> None:
+    replace(tree / "plugins/extra/pyproject.toml", 'license-files = ["LICENSE"]', "")
+    replace(
+        tree / "plugins/extra/pyproject.toml",
+        'only-include = ["pa_extra"]',
+        'only-include = ["pa_extra", "tests"]',
+    )
+    (tree / "plugins/extra/LICENSE").unlink()
+    (tree / "plugins/extra/tests").mkdir()
+    (tree / "plugins/extra/tests/test_extra.py").touch()
+    extra = distributions(tree)[1]
+    sdist = build("sdist", extra.folder, tree / "sdist")
+    wheel = build("wheel", extra.folder, tree / "wheel")
+    assert check_sdist(extra, sdist) == [
+        "pa_extra-1.2.3.tar.gz has no LICENSE",
+        "pa_extra-1.2.3.tar.gz must not have tests/test_extra.py",
+    ]
+    assert check_wheel(extra, wheel) == [
+        "pa_extra-1.2.3-py3-none-any.whl has no pa_extra-1.2.3.dist-info/licenses/LICENSE"
+    ]
+
+
+def test_what_is_not_installed_or_imported_from_elsewhere_is_a_problem(
+    tree: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    item = distributions(tree)[1]
+    assert f"{item.name} is not installed" in check_installed(tree)
+    info = tree / "site" / "pa_extra-1.2.2.dist-info"
+    info.mkdir(parents=True)
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: pa-extra\nVersion: 1.2.2\n")
+    monkeypatch.syspath_prepend(item.folder)
+    monkeypatch.syspath_prepend(tree / "site")
+    problems = check_installed(tree)
+    assert "pa-extra 1.2.2 is installed, not 1.2.3" in problems
+    assert any(text.startswith("pa_extra is imported from ") for text in problems)

@@ -1,7 +1,6 @@
-"""Run a script on processes that have imported torch already, which takes most of a short run.
+"""Run a script on processes that have already imported torch, which takes most of a short run.
 
-For tests of what comes out. Those of the start itself, and of its end, are started cold, as a user
-starts them.
+Tests of results use this. Tests of how a run starts and ends launch a new Python, as users do.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ from typing import NamedTuple
 import torch
 
 _CONTEXT = multiprocessing.get_context("forkserver")
-# An optimizer's first instance imports the compiler, which takes as long as all the rest.
+# Creating the first optimizer imports the compiler, which takes as long as everything else.
 _CONTEXT.set_forkserver_preload(
     ["torch._dynamo", "accelerate", "pa_core.trainer", "torchmetrics", "sklearn.datasets"]
 )
@@ -31,7 +30,7 @@ _SUFFIXES = (".out", ".err")
 
 
 class Ended(NamedTuple):
-    """How a process has ended: its exit code, None for one that took too long, and its output."""
+    """The exit code of a process (None if it took too long) and its output."""
 
     returncode: int | None
     stdout: str
@@ -45,9 +44,9 @@ def run_warm(
     folder: Path | None = None,
     **environment: str,
 ) -> str:
-    """Run a script to its end, see that it succeeds, and return what the first process prints.
+    """Run a script, check that it succeeds, and return the output of the first process.
 
-    Arguments are those of `start_warm`.
+    The arguments are those of `start_warm`.
     """
     ended = start_warm(
         script, *arguments, processes=processes, folder=folder, environment=environment
@@ -69,23 +68,23 @@ def start_warm(
     """Run a script to its end as ``torchrun`` does.
 
     Args:
-        script: its path, or the name of a module.
-        *arguments: those of the script.
-        processes: how many run together, connected by gloo; one that knows of no others if None.
-        folder: the working directory, if not this process's own.
-        environment: variables beside this process's own.
-        timeout: seconds after which all are killed.
+        script: the path of the script, or the name of a module.
+        *arguments: the arguments of the script.
+        processes: the world size, connected by gloo; None for a single process without a group.
+        folder: the working directory; by default that of this process.
+        environment: additional environment variables.
+        timeout: seconds after which all processes are killed.
     """
     argv = [str(script), *map(str, arguments)]
-    places = [{}] if processes is None else _places(processes)
+    variables = [{}] if processes is None else _rank_variables(processes)
     with tempfile.TemporaryDirectory() as name:
-        logs = [Path(name, str(rank)) for rank in range(len(places))]
+        logs = [Path(name, str(rank)) for rank in range(len(variables))]
         running = [
             _CONTEXT.Process(
                 target=_run,
-                args=(argv, folder or Path.cwd(), log, {**os.environ, **environment, **place}),
+                args=(argv, folder or Path.cwd(), log, {**os.environ, **environment, **own}),
             )
-            for place, log in zip(places, logs, strict=True)
+            for own, log in zip(variables, logs, strict=True)
         ]
         try:
             for process in running:
@@ -104,8 +103,8 @@ def _read(file: Path) -> str:
     return file.read_text(errors="replace") if file.exists() else ""
 
 
-def _places(processes: int) -> list[dict[str, str]]:
-    """The variables of each process, by which they find each other."""
+def _rank_variables(processes: int) -> list[dict[str, str]]:
+    """The environment variables by which the processes connect."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -115,7 +114,7 @@ def _places(processes: int) -> list[dict[str, str]]:
 
 
 def _wait(running: list[ForkServerProcess], timeout: float) -> None:
-    """Until all have ended, or one has failed."""
+    """Wait until all have ended, or one has failed."""
     deadline = time.monotonic() + timeout
     while any(process.exitcode is None for process in running) and time.monotonic() < deadline:
         if any(process.exitcode for process in running):
@@ -124,7 +123,7 @@ def _wait(running: list[ForkServerProcess], timeout: float) -> None:
 
 
 def _run(argv: list[str], folder: Path, log: Path, environment: dict[str, str]) -> None:
-    """Be the process."""
+    """Run the script in this process."""
     for stream, suffix in enumerate(_SUFFIXES, 1):
         os.dup2(os.open(log.with_suffix(suffix), os.O_WRONLY | os.O_CREAT, 0o644), stream)
     os.environ.clear()
@@ -141,6 +140,6 @@ def _run(argv: list[str], folder: Path, log: Path, environment: dict[str, str]) 
         else:
             runpy.run_module(argv[0], run_name="__main__", alter_sys=True)
     finally:
-        atexit._run_exitfuncs()  # as at the end of any other process
+        atexit._run_exitfuncs()  # as a normal exit would
         sys.stdout.flush()
         sys.stderr.flush()

@@ -1,4 +1,4 @@
-"""The plugins that come with the core: names and places, so that nothing is imported early."""
+"""The built-in plugins, as names and import paths, so that listing them imports none of them."""
 
 from __future__ import annotations
 
@@ -30,4 +30,4 @@ DEFAULTS: tuple[str, ...] = (
     "progress_bar",
     "log_metrics",
 )
-"""What a `Trainer` has where neither code nor settings say otherwise, in this order."""
+"""The plugins of a `Trainer` for which neither code nor settings list any, in this order."""

@@ -1,4 +1,4 @@
-"""What the built-in plugins have in common."""
+"""Base classes and helpers of the built-in plugins."""
 
 from __future__ import annotations
 
@@ -16,70 +16,70 @@ if TYPE_CHECKING:
     from pa_core.trainer import Trainer
 
 
-# In settings as in code, a plain number here means updates.
+# A plain number means updates, in settings as in code.
 UpdateDuration = Annotated[
     Duration, BeforeValidator(lambda given: Duration.parse(given, "updates"))
 ]
 
 
 class BuiltinSettings(BaseModel):
-    """A built-in plugin's settings: a field for each argument of its constructor."""
+    """Settings of a built-in plugin: one field for each argument of its constructor."""
 
     model_config = ConfigDict(extra="forbid")
 
 
 class BuiltinCallback(TrainerCallback):
-    """A callback that can be built from a table of the settings."""
+    """A callback that can be built from a settings table."""
 
     Settings: ClassVar[type[BuiltinSettings]] = BuiltinSettings
     changes_training: ClassVar[bool] = True
-    """Whether a run that is resumed without it, or with other settings, may get other numbers."""
+    """Whether resuming without this plugin, or with other settings, may change the results."""
 
     @classmethod
     def from_settings(cls, settings: BaseModel) -> Self:
         """Build the callback from validated settings.
 
-        Only what was given is passed on, so that a subclass with a constructor of its own keeps
-        working as long as nobody sets what it doesn't take.
+        Only the settings that were given are passed on. A subclass whose constructor takes fewer
+        arguments therefore works as long as the settings don't name the others.
         """
         return cls(**{name: getattr(settings, name) for name in sorted(settings.model_fields_set)})
 
 
 def has_finite_weights(trainer: Trainer) -> bool:
-    """Whether the weights and the optimizer's state are finite, as a state must be; or tell."""
+    """Whether the weights and the optimizer state are finite; prints a line if they aren't."""
     state = trainer.optimizer.state.values()
     moments = [value for values in state for value in values.values() if torch.is_tensor(value)]
     tensors = [*trainer.model.parameters(), *moments]
     if all(map(_is_finite, tensors)):
         return True
-    trainer.print("The weights aren't finite: no training state is saved of them")
+    trainer.print("Not saving a training state: the weights or the optimizer state aren't finite")
     return False
 
 
 def _is_finite(tensor: torch.Tensor) -> bool:
-    # A sum costs a tenth of looking at each; only an overflow needs that look.
+    # The sum costs a tenth of the elementwise check, which is needed only if the sum overflows.
     return bool(torch.isfinite(tensor.sum())) or bool(torch.isfinite(tensor).all())
 
 
 class WatchSettings(BuiltinSettings):
-    """Settings of callbacks that compare a metric with the best so far."""
+    """Settings of callbacks that compare a metric with its best value so far."""
 
     watch_metric: str = Field(
-        "eval_loss_epoch", min_length=1, description="Name of a metric in the run history."
+        "eval_loss_epoch", min_length=1, description="Name of the metric in the run history."
     )
     greater_is_better: bool = Field(
-        False, description="Whether more is better, as with accuracy; with a loss, less is."
+        False, description="Whether higher values are better, as for accuracy."
     )
     reset_on_train: bool = Field(
-        True, description="Whether each training run begins without a best value."
+        True, description="Whether each training run starts without a best value."
     )
 
 
 class MetricWatcher(BuiltinCallback):
-    """Knows the best value of a metric, through interruptions too.
+    """Keeps the best value of a metric, also through interruptions.
 
     Attributes:
-        best_metric: the best value so far; None before the first, and only ever finite.
+        best_metric: the best value so far, always finite; None before the first one.
     """
 
     def __init__(self, watch_metric: str, greater_is_better: bool, reset_on_train: bool) -> None:
@@ -90,35 +90,35 @@ class MetricWatcher(BuiltinCallback):
         self.best_metric: float | None = None
 
     def on_training_run_start(self, trainer: Trainer, **kwargs: Any) -> None:
-        # A resumed run gets its state after this event.
+        # In a resumed run, the plugin's state is restored after this event.
         if self.watch_metric == "eval_loss_epoch" and trainer.eval_dataset is None:
             raise ValueError(
-                f"{type(self).__name__} watches eval_loss_epoch, which needs an eval_dataset: give "
-                "train() one, or watch another metric, such as train_loss_epoch"
+                f"{type(self).__name__} watches eval_loss_epoch, which needs an eval_dataset: pass "
+                "one to train(), or watch another metric, such as train_loss_epoch"
             )
         if self.reset_on_train:
             self.reset()
 
     def reset(self) -> None:
-        """Forget what was best."""
+        """Forget the best value."""
         self.best_metric = None
 
     def read_metric(self, trainer: Trainer) -> float:
-        """The metric's newest value.
+        """The latest value of the metric.
 
         Raises:
-            ValueError: where none was recorded.
+            ValueError: if no value was recorded.
         """
         return float(trainer.run_history.get_latest_metric(self.watch_metric))
 
     def is_better(self, value: float, margin: float = 0.0) -> bool:
-        """Whether `value` is a finite number and beats the best one by more than `margin`."""
+        """Whether `value` is finite and better than the best one by more than `margin`."""
         if not math.isfinite(value):
             return False
         if self.best_metric is None:
             return True
-        beats: bool = self.operator(value, self.best_metric)
-        return beats and abs(value - self.best_metric) > margin
+        improves: bool = self.operator(value, self.best_metric)
+        return improves and abs(value - self.best_metric) > margin
 
     def state_dict(self) -> dict[str, Any]:
         return {"best_metric": self.best_metric}

@@ -1,4 +1,4 @@
-"""Stop a run that no longer gets better."""
+"""Stop a run whose metric no longer improves."""
 
 from __future__ import annotations
 
@@ -17,26 +17,26 @@ class EarlyStoppingSettings(WatchSettings):
     """Settings of the built-in plugin `early_stopping`."""
 
     early_stopping_patience: int = Field(
-        1, ge=1, description="Epochs without an improvement after which the run is stopped."
+        1, ge=1, description="Number of epochs without improvement after which the run stops."
     )
     early_stopping_threshold: float = Field(
-        0.01, ge=0, description="By how much the metric must change to count as improved."
+        0.01, ge=0, description="The metric must improve by more than this to count as improved."
     )
 
 
 class EarlyStoppingCallback(MetricWatcher):
-    """Asks to stop when a metric hasn't improved for some epochs. NaN is no improvement.
+    """Stops the run when a metric hasn't improved for a number of epochs. NaN never improves.
 
     Args:
-        early_stopping_patience: epochs without an improvement after which to stop.
-        early_stopping_threshold: a change of no more than this is no improvement.
+        early_stopping_patience: number of epochs without improvement after which to stop.
+        early_stopping_threshold: the metric must improve by more than this.
         watch_metric: name of the metric in the run history.
-        greater_is_better: whether more is better.
-        reset_on_train: whether each training run begins without a best value.
+        greater_is_better: whether higher values are better.
+        reset_on_train: whether each training run starts without a best value.
 
     Attributes:
         best_metric: the value at the last improvement.
-        early_stopping_patience_counter: epochs since then.
+        early_stopping_patience_counter: number of epochs since then.
     """
 
     Settings = EarlyStoppingSettings

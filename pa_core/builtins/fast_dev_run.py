@@ -1,4 +1,4 @@
-"""Go once through everything that a run does, in seconds, and leave nothing behind."""
+"""Try out every part of a run in seconds, keeping none of the files that it saves."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import inspect
 import shutil
 import tempfile
 import weakref
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,94 +16,80 @@ from pa_core.hookspecs import hookimpl
 if TYPE_CHECKING:
     from pa_core.trainer import Trainer
 
-_PLACES = ("save_dir", "save_path", "logging_dir")
-"""Where plugins keep the path that they write to."""
+_PATH_ATTRIBUTES = ("save_dir", "save_path", "logging_dir")
+"""Attributes and settings in which plugins keep the paths they write to."""
 
 
 class FastDevRunCallback(BuiltinCallback):
-    """Makes a run of one update, one batch of each evaluation and one epoch.
+    """Limits a run to one epoch of one update, and each evaluation to one batch.
 
-    Everything is called that a whole run calls, at its length as it is: the schedule is that of the
-    whole run. What the trainer and its plugins save goes to a temporary folder, which is removed.
+    All the hooks of a full run are called, and the learning-rate scheduler is built for the length
+    of the full run. Whatever the trainer and its plugins save goes to a temporary folder, which is
+    removed together with this callback.
 
-    The folder is there as long as this is.
-
-    A trainer adds this by itself where the environment variable ``PA_CORE_FAST_DEV_RUN`` is 1.
+    A trainer adds this callback if the environment variable ``PA_CORE_FAST_DEV_RUN`` is 1.
     """
 
     @hookimpl(tryfirst=True)
     def on_init_end(self, trainer: Trainer, **kwargs: Any) -> None:
-        mine = None
+        created = None
         if trainer.is_main_process:
-            mine = tempfile.mkdtemp(prefix="pa-core-fast-dev-run-")
-            self._removal = weakref.finalize(self, shutil.rmtree, mine, ignore_errors=True)
-        # Of a state, each process writes a part: all of them into the same folder.
-        folder = Path(trainer._engine.gather_objects(mine)[0])
+            created = tempfile.mkdtemp(prefix="pa-core-fast-dev-run-")
+            self._removal = weakref.finalize(self, shutil.rmtree, created, ignore_errors=True)
+        # Every process writes its files of a training state into the same folder.
+        folder = Path(trainer._engine.gather_objects(created)[0])
         for name, plugin in trainer.plugins.plugins.items():
             for holder in (plugin, getattr(plugin, "settings", None)):
-                for place in _PLACES:
-                    path = getattr(holder, place, None)
+                for attribute in _PATH_ATTRIBUTES:
+                    path = getattr(holder, attribute, None)
                     if isinstance(path, str | Path):
-                        own = folder / name.replace(":", "-") / Path(path).name
-                        setattr(holder, place, own)
-        _Redirected(trainer, folder).put_in_place()
-        trainer.print("A fast dev run: one update, one epoch, and nothing is kept")
+                        redirected = folder / name.replace(":", "-") / Path(path).name
+                        setattr(holder, attribute, redirected)
+        _redirect_files(trainer, folder)
+        trainer.print("Fast dev run: one epoch of one update; saved files are temporary")
 
     @hookimpl(tryfirst=True)
     def on_training_run_start(self, trainer: Trainer, **kwargs: Any) -> None:
-        # Only here, so that sizes and schedule are those of the whole run.
+        # Not earlier, so that the run length and the scheduler are those of the full run.
         steps = trainer.run_config.gradient_accumulation_steps
-        trainer.train_batch_limit = _least(trainer.train_batch_limit, steps)
-        trainer.eval_batch_limit = _least(trainer.eval_batch_limit, 1)
+        trainer.train_batch_limit = _smaller(trainer.train_batch_limit, steps)
+        trainer.eval_batch_limit = _smaller(trainer.eval_batch_limit, 1)
 
     @hookimpl(tryfirst=True)
     def on_evaluation_run_start(self, trainer: Trainer, **kwargs: Any) -> None:
-        trainer.eval_batch_limit = _least(trainer.eval_batch_limit, 1)
+        trainer.eval_batch_limit = _smaller(trainer.eval_batch_limit, 1)
 
     @hookimpl(trylast=True)
     def on_training_run_epoch_end(self, trainer: Trainer, **kwargs: Any) -> None:
-        trainer.control.stop("The fast dev run is done")
+        trainer.control.stop("The fast dev run is complete")
 
 
-def _least(limit: int | None, other: int) -> int:
+def _smaller(limit: int | None, other: int) -> int:
     return other if limit is None else min(limit, other)
 
 
-class _Redirected:
-    """A trainer's methods that save and load, on paths in another folder."""
+def _redirect_files(trainer: Trainer, folder: Path) -> None:
+    """Redirect what the script saves and loads through the trainer's methods into a folder."""
+    for kind in ("checkpoint", "training_state"):
+        for action in ("save", "load"):
+            name = f"{action}_{kind}"
+            redirected = _redirected(getattr(trainer, name), folder, saves=action == "save")
+            setattr(trainer, name, redirected)
 
-    def __init__(self, trainer: Trainer, folder: Path) -> None:
-        self._folder = folder / "by-hand"
-        self._methods = {
-            name: getattr(trainer, name)
-            for name in (
-                *("save_checkpoint", "load_checkpoint"),
-                *("save_training_state", "load_training_state"),
-            )
-        }
-        self._trainer = trainer
 
-    def put_in_place(self) -> None:
-        for name in self._methods:
-            setattr(self._trainer, name, self._redirect(name))
+def _redirected(method: Callable[..., Any], folder: Path, *, saves: bool) -> Callable[..., Any]:
+    """The method with its first argument, a path, moved into a folder."""
+    signature = inspect.signature(method)
+    path_argument = next(iter(signature.parameters))
 
-    def _redirect(self, name: str) -> Any:
-        method, saves = self._methods[name], name.startswith("save_")
-        signature = inspect.signature(method)
-        first = next(iter(signature.parameters))
+    def call(*args: Any, **kwargs: Any) -> Any:
+        given = signature.bind(*args, **kwargs)
+        path = Path(given.arguments[path_argument]).resolve()
+        if not path.is_relative_to(folder):
+            inside = (folder / "by-hand").joinpath(*path.parts[1:])
+            # Files of earlier runs are loaded from where they are.
+            if saves or inside.exists():
+                given.arguments[path_argument] = inside
+        return method(*given.args, **given.kwargs)
 
-        def call(*args: Any, **kwargs: Any) -> Any:
-            given = signature.bind(*args, **kwargs)
-            elsewhere = self._elsewhere(Path(given.arguments[first]))
-            # What an earlier run has saved is loaded from where it is.
-            if saves or elsewhere.exists():
-                given.arguments[first] = elsewhere
-            return method(*given.args, **given.kwargs)
-
-        return call
-
-    def _elsewhere(self, path: Path) -> Path:
-        path = path.resolve()
-        if path.is_relative_to(self._folder.parent):
-            return path
-        return self._folder.joinpath(*path.parts[1:])
+    return call

@@ -1,4 +1,4 @@
-"""Take only a few batches of each epoch, to try a script out."""
+"""Run only the first batches of each epoch, to try out a script."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ class LimitBatchesSettings(BuiltinSettings):
 
 
 class LimitBatchesCallback(BuiltinCallback):
-    """Limits every epoch, of training and of evaluation, to its first batches.
+    """Limits every training and evaluation epoch to its first batches.
 
-    A trainer adds this by itself where the environment variable ``PT_ACC_LIMIT_BATCHES`` is set.
+    A trainer adds this callback if the environment variable ``PT_ACC_LIMIT_BATCHES`` is set.
 
     Args:
-        num_batches: batches (micro-batches, where gradients accumulate) per epoch and process.
+        num_batches: batches (micro-batches, with gradient accumulation) per epoch and process.
     """
 
     Settings = LimitBatchesSettings
@@ -33,7 +33,7 @@ class LimitBatchesCallback(BuiltinCallback):
         self.num_batches = num_batches
 
     def on_init_end(self, trainer: Trainer, **kwargs: Any) -> None:
-        # So early, because the length of the run and of its schedule is worked out from it.
+        # This early, because the run length and the scheduler depend on it.
         self._limit(trainer)
 
     def on_training_run_start(self, trainer: Trainer, **kwargs: Any) -> None:

@@ -1,4 +1,4 @@
-"""Evaluate on a part of the evaluation data only."""
+"""Evaluate on only some of the evaluation data."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ class LimitEvalStepsSettings(BuiltinSettings):
     """Settings of the built-in plugin `limit_eval_steps`."""
 
     num_eval_steps: int = Field(
-        ge=1, description="Batches of an evaluation, over all processes together."
+        ge=1, description="Batches per evaluation, summed over all processes."
     )
     limit_intermediate_only: bool = Field(
-        True, description="Whether to limit only the evaluations in the middle of an epoch."
+        True, description="Whether to limit only the evaluations within an epoch."
     )
 
 
 class LimitEvalStepsCallback(BuiltinCallback):
-    """Limits the length of evaluations, by default of those in the middle of an epoch.
+    """Limits the length of evaluations; by default only of those within an epoch.
 
     Args:
-        num_eval_steps: batches of an evaluation over all processes together; each process takes
-            its share, and at least one.
-        limit_intermediate_only: leave the evaluation at an epoch's end as it is.
+        num_eval_steps: batches per evaluation, summed over all processes. The number is divided by
+            the world size, and each process runs at least one.
+        limit_intermediate_only: run the evaluation at the end of an epoch in full.
     """
 
     Settings = LimitEvalStepsSettings
@@ -38,9 +38,9 @@ class LimitEvalStepsCallback(BuiltinCallback):
     def __init__(self, num_eval_steps: int, limit_intermediate_only: bool = True) -> None:
         self.num_eval_steps = num_eval_steps
         self.limit_intermediate_only = limit_intermediate_only
-        self._replaced: tuple[int | None] | None = None
+        self._limit_before: tuple[int | None] | None = None
 
-    @hookimpl(tryfirst=True)  # before whoever shows how long the evaluation is
+    @hookimpl(tryfirst=True)  # before the plugins that show the length of the evaluation
     def on_eval_epoch_start(
         self, trainer: Trainer, is_intermediate: bool = False, **kwargs: Any
     ) -> None:
@@ -49,7 +49,7 @@ class LimitEvalStepsCallback(BuiltinCallback):
             return
         limit = max(self.num_eval_steps // trainer.run_config.num_processes, 1)
         before = trainer.eval_batch_limit
-        self._replaced = (before,)
+        self._limit_before = (before,)  # a tuple, since None means no limit
         trainer.eval_batch_limit = limit if before is None else min(limit, before)
 
     def on_eval_epoch_end(self, trainer: Trainer, **kwargs: Any) -> None:
@@ -62,6 +62,6 @@ class LimitEvalStepsCallback(BuiltinCallback):
         self._restore(trainer)
 
     def _restore(self, trainer: Trainer) -> None:
-        if self._replaced is not None:
-            (trainer.eval_batch_limit,) = self._replaced
-            self._replaced = None
+        if self._limit_before is not None:
+            (trainer.eval_batch_limit,) = self._limit_before
+            self._limit_before = None

@@ -1,4 +1,4 @@
-"""Tell the metrics of an epoch."""
+"""Print the metrics of each epoch."""
 
 from __future__ import annotations
 
@@ -19,36 +19,36 @@ class LogMetricsSettings(BuiltinSettings):
     """Settings of the built-in plugin `log_metrics`."""
 
     every: UpdateDuration | None = Field(
-        None, description='Log within epochs too: a number of updates, or "1 minute", say.'
+        None, description='Also log within epochs: every so many updates, or e.g. "1 minute".'
     )
 
 
 class LogMetricsCallback(BuiltinCallback):
-    """Prints every metric that was recorded since it was printed last.
+    """Prints the metrics that have new values since they were last printed.
 
-    That is after the training and the evaluation part of an epoch, and after an update for which
-    a plugin has asked `TrainerControl.log`. An evaluation in the middle of an epoch prints its own
-    metrics only. Metrics come in the order in which they were first recorded.
+    It prints after the training epoch, after the evaluation, at the end of the epoch, and after an
+    update for which a plugin called `TrainerControl.log`. An evaluation within an epoch prints only
+    its own metrics. Metrics are printed in the order in which they were first recorded.
 
     Override `log_metrics` to send them elsewhere.
 
     Args:
-        every: ask for a log within epochs too, as often as this: a number of updates, or a
-            duration with a unit, such as ``"1 minute"``; None for never.
+        every: how often to log within epochs: a number of updates, or a duration with a unit, such
+            as ``"1 minute"``; None to log at the ends of epochs only.
 
     Raises:
-        ValueError: for a duration that can't be read.
+        ValueError: if the duration isn't valid.
     """
 
     Settings = LogMetricsSettings
     changes_training = False
 
-    # On the class, since subclasses may have a constructor that calls no other.
+    # On the class, since a subclass' constructor may not call this one.
     every: Duration | str | int | None = None
     _every: Every | None = None
     _counts: dict[str, int] | None = None
-    _held: tuple[str, ...] = ()
-    _asked = False
+    _held_back: tuple[str, ...] = ()
+    _is_requested = False
 
     def __init__(self, every: Duration | str | int | None = None) -> None:
         self.every = every
@@ -63,8 +63,8 @@ class LogMetricsCallback(BuiltinCallback):
         """Print metrics; override this to send them elsewhere.
 
         Args:
-            trainer: whose they are.
-            metrics: newest value by name.
+            trainer: the trainer.
+            metrics: the latest value of each metric, by name.
         """
         for name, value in metrics.items():
             shown = f"{value:.6g}" if isinstance(value, float) else value
@@ -73,48 +73,48 @@ class LogMetricsCallback(BuiltinCallback):
     @hookimpl(wrapper=True)
     def run_training(self, trainer: Trainer) -> Generator[None, Any, Any]:
         self._every = self._begin()
-        self._skip_what_is_there(trainer)
+        self._skip_recorded(trainer)
         return (yield)
 
     @hookimpl(wrapper=True)
     def run_evaluation(self, trainer: Trainer) -> Generator[None, Any, Any]:
-        self._skip_what_is_there(trainer)
+        self._skip_recorded(trainer)
         return (yield)
 
     @hookimpl(trylast=True)
     def on_train_step_end(self, trainer: Trainer, **kwargs: Any) -> None:
-        if self._asked:  # at the step before; the loop has recorded the values since
-            self._asked = False
-            self._log_latest_metrics(trainer, self._take_updated(trainer))
+        if self._is_requested:  # in the previous step; the loop has recorded the values since
+            self._is_requested = False
+            self._log_latest_metrics(trainer, self._take_new(trainer))
         every = self._every
         if every is not None and every.due(trainer.progress):
-            if every.is_counted or trainer.is_main_process:  # clocks differ
+            if every.is_counted or trainer.is_main_process:  # the clocks of processes differ
                 trainer.control.log(everywhere=every.is_counted)
         if trainer.control.should_log:
-            self._asked = True
+            self._is_requested = True
 
     @hookimpl(trylast=True)
     def on_train_epoch_end(self, trainer: Trainer, **kwargs: Any) -> None:
-        self._log_latest_metrics(trainer, self._take_updated(trainer))
+        self._log_latest_metrics(trainer, self._take_new(trainer))
 
     @hookimpl(tryfirst=True)
     def on_eval_epoch_start(self, trainer: Trainer, **kwargs: Any) -> None:
-        # The training part has recorded these, so it is to log them.
-        self._held = self._take_updated(trainer)
+        # Recorded by the training epoch, so they are logged with its metrics.
+        self._held_back = self._take_new(trainer)
 
     @hookimpl(trylast=True)
     def on_eval_epoch_end(self, trainer: Trainer, **kwargs: Any) -> None:
-        held, self._held = self._held, ()
-        self._log_latest_metrics(trainer, self._take_updated(trainer))
-        self._held = held
+        held, self._held_back = self._held_back, ()
+        self._log_latest_metrics(trainer, self._take_new(trainer))
+        self._held_back = held
 
     @hookimpl(trylast=True)
     def on_training_run_epoch_end(self, trainer: Trainer, **kwargs: Any) -> None:
-        self._log_latest_metrics(trainer, self._take_updated(trainer))
+        self._log_latest_metrics(trainer, self._take_new(trainer))
 
     @hookimpl(trylast=True)
     def on_evaluation_run_end(self, trainer: Trainer, **kwargs: Any) -> None:
-        self._log_latest_metrics(trainer, self._take_updated(trainer))
+        self._log_latest_metrics(trainer, self._take_new(trainer))
 
     def _log_latest_metrics(self, trainer: Trainer, metric_names: Iterable[str]) -> None:
         metrics = self._get_latest_metrics(trainer, metric_names)
@@ -125,15 +125,15 @@ class LogMetricsCallback(BuiltinCallback):
         history = trainer.run_history
         return {name: history.get_latest_metric(name) for name in metric_names}
 
-    def _take_updated(self, trainer: Trainer) -> tuple[str, ...]:
-        """The metrics that were recorded since they were taken last, and those held back."""
+    def _take_new(self, trainer: Trainer) -> tuple[str, ...]:
+        """The metrics with new values since the last call, and those held back."""
         before, self._counts = self._counts or {}, _counts(trainer)
         updated = [name for name, count in self._counts.items() if count != before.get(name, 0)]
-        held, self._held = self._held, ()
+        held, self._held_back = self._held_back, ()
         return tuple(dict.fromkeys((*held, *updated)))
 
-    def _skip_what_is_there(self, trainer: Trainer) -> None:
-        self._counts, self._held, self._asked = _counts(trainer), (), False
+    def _skip_recorded(self, trainer: Trainer) -> None:
+        self._counts, self._held_back, self._is_requested = _counts(trainer), (), False
 
     def state_dict(self) -> dict[str, Any]:
         return {"every": self._every.state_dict() if self._every is not None else None}
@@ -144,6 +144,6 @@ class LogMetricsCallback(BuiltinCallback):
 
 
 def _counts(trainer: Trainer) -> dict[str, int]:
-    """How many values each metric has; asked of any history, not only of ours."""
+    """How many values each metric has, through the public interface of a custom history."""
     history = trainer.run_history
     return {name: len(list(history.get_metric_values(name))) for name in history.get_metric_names()}

@@ -1,4 +1,4 @@
-"""A model's modules, and how large they are."""
+"""Print the modules of the model and their sizes."""
 
 from __future__ import annotations
 
@@ -21,14 +21,16 @@ if TYPE_CHECKING:
 class ModelSummarySettings(BuiltinSettings):
     """Settings of the built-in plugin `model_summary`."""
 
-    depth: int = Field(1, ge=0, description="How deep modules are shown; 0 shows the whole alone.")
+    depth: int = Field(
+        1, ge=0, description="Levels of modules to show; 0 shows only the whole model."
+    )
 
 
 class ModelSummaryCallback(BuiltinCallback):
-    """Prints the model's modules as the trainer is built: parameters, trainable ones, and size.
+    """Prints parameters, trainable parameters and size of each module when the trainer is built.
 
     Args:
-        depth: how deep modules are shown; with 0 only the whole model is.
+        depth: how many levels of modules to show; 0 shows only the whole model.
     """
 
     Settings = ModelSummarySettings
@@ -48,7 +50,7 @@ class ModelSummaryCallback(BuiltinCallback):
             counts = (row["parameters"], row["trainable"], row["parameters"] - row["trainable"])
             numbers = [f"{count:,}" for count in counts]
             table.add_row(
-                row["module"] or "the whole", row["class"], *numbers, readable_size(row["bytes"])
+                row["module"] or "whole model", row["class"], *numbers, readable_size(row["bytes"])
             )
         out = io.StringIO()
         Console(file=out, width=100, markup=False, highlight=False).print(table)
@@ -56,15 +58,15 @@ class ModelSummaryCallback(BuiltinCallback):
 
 
 def summary(model: nn.Module, depth: int) -> list[dict[str, Any]]:
-    """A row for each module down to `depth`, with all that is below it; the whole model first.
+    """A row for the whole model, then one for each module down to `depth`, submodules included.
 
     Args:
         model: the model.
-        depth: 0 for the whole alone.
+        depth: how many levels of modules; 0 for only the whole model.
 
     Returns:
-        ``module`` (its name), ``class``, ``parameters`` and ``trainable`` (their elements, shared
-        ones counted once in each row) and ``bytes`` of parameters and buffers.
+        ``module`` (its name), ``class``, ``parameters`` and ``trainable`` (numbers of elements;
+        shared parameters are counted once per row) and ``bytes`` (of parameters and buffers).
     """
     rows = []
     for name, module in model.named_modules():

@@ -1,4 +1,4 @@
-"""Put the modules that belong to the trainer and its plugins where the model is."""
+"""Move the modules that the trainer and its plugins hold to the device of the model."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from pa_core.builtins.base import BuiltinCallback
 if TYPE_CHECKING:
     from pa_core.trainer import Trainer
 
-# Data may be long lists, and holds no modules.
+# Not searched: datasets may be long lists, and have no modules.
 _DATA = {"train_dataset", "eval_dataset", "_train_dataloader", "_eval_dataloader"}
 
 
 class MoveModulesToDeviceCallback(BuiltinCallback):
-    """Moves every module other than the model to the trainer's device, when a run starts.
+    """Moves every module except the model to the trainer's device when a run starts.
 
-    Modules are looked for in the attributes of the trainer and of its plugins, and in the lists,
-    tuples, sets and dictionaries there: loss functions with weights, metrics, teacher models.
-    Properties are not evaluated. The model and its parts are left to accelerate.
+    It finds modules, such as loss functions with weights, metrics and teacher models, in the
+    attributes of the trainer and of its plugins, and in lists, tuples, sets and dictionaries there.
+    Properties aren't evaluated. The model and its submodules are left to accelerate.
     """
 
     def on_training_run_start(self, trainer: Trainer, **kwargs: Any) -> None:
@@ -35,9 +35,9 @@ class MoveModulesToDeviceCallback(BuiltinCallback):
             module.to(trainer.device)
 
     def _get_modules(self, trainer: Trainer) -> list[nn.Module]:
-        # Parts of the model too: an engine may have sharded them, and a part may be an attribute.
+        # Submodules of the model are skipped even as attributes: an engine may have sharded them.
         model = trainer.model
-        seen = {id(part) for part in model.modules()} if isinstance(model, nn.Module) else set()
+        seen = {id(each) for each in model.modules()} if isinstance(model, nn.Module) else set()
         attributes = [value for name, value in vars(trainer).items() if name not in _DATA]
         plugins = [
             plugin if isinstance(plugin, nn.Module) else getattr(plugin, "__dict__", None)
@@ -47,7 +47,7 @@ class MoveModulesToDeviceCallback(BuiltinCallback):
 
 
 def _find_modules(value: Any, seen: set[int]) -> Iterator[nn.Module]:
-    """The modules in nested containers, each once, those in `seen` left out."""
+    """The modules in nested containers, each once; without those whose ids are in `seen`."""
     if not isinstance(value, nn.Module | dict | list | tuple | set | frozenset):
         return
     if id(value) in seen:

@@ -1,4 +1,4 @@
-"""Train on the same few batches again and again: a model that can't learn them is wrong."""
+"""Train on the same few batches in every epoch, to see whether the model can learn them."""
 
 from __future__ import annotations
 
@@ -19,19 +19,21 @@ if TYPE_CHECKING:
 class OverfitSettings(BuiltinSettings):
     """Settings of the built-in plugin `overfit`."""
 
-    num_batches: int = Field(1, ge=1, description="Batches per process, the same in each epoch.")
+    num_batches: int = Field(
+        1, ge=1, description="Batches per process; the same ones in every epoch."
+    )
 
 
 class OverfitCallback(BuiltinCallback):
-    """Trains in every epoch on the first batches in the dataset's order, which isn't shuffled.
+    """Trains on the first batches of the unshuffled dataset in every epoch.
 
-    Evaluations stay as they are.
+    Evaluations are unchanged.
 
     Args:
-        num_batches: batches (micro-batches, where gradients accumulate) per process.
+        num_batches: batches (micro-batches, with gradient accumulation) per process.
 
     Raises:
-        ValueError: in `train`, for a loader that shuffles by itself.
+        ValueError: in `train`, if the given loader shuffles.
     """
 
     Settings = OverfitSettings
@@ -48,8 +50,8 @@ class OverfitCallback(BuiltinCallback):
         shuffles = isinstance(getattr(data, "sampler", None), RandomSampler)
         if is_loader(data) and shuffles:
             raise ValueError(
-                "overfit needs the same batches in each epoch, and the given loader shuffles: give "
-                "the dataset, or a loader with shuffle=False"
+                "overfit needs the same batches in every epoch, but the given loader shuffles: "
+                "pass the dataset, or a loader with shuffle=False"
             )
         kwargs = {**(train_dl_kwargs or {}), "shuffle": False}
         return Defaults().create_train_dataloader(trainer, batch_size, kwargs)

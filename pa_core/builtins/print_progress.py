@@ -1,4 +1,4 @@
-"""Say in plain lines where a run is."""
+"""Print the progress of a run, line by line."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ class PrintProgressCallback(BuiltinCallback):
         name = f" on {trainer.eval_name}" if trainer.eval_name is not None else ""
         if trainer._in_run:
             trainer.print(f"\nEpoch {trainer.run_history.current_epoch}: evaluation{name}")
-        elif name:  # that an evaluation starts was said
+        elif name:  # on_evaluation_run_start has printed the rest
             trainer.print(f"\nEvaluation{name}")
 
     def on_training_run_end(self, trainer: Trainer, **kwargs: Any) -> None:
-        trainer.print(f"\nTraining is done after {trainer.updates} updates")
+        trainer.print(f"\nTraining finished after {trainer.updates} updates")
 
     def on_evaluation_run_start(self, trainer: Trainer, **kwargs: Any) -> None:
         trainer.print("\nEvaluation starts")
 
     def on_evaluation_run_end(self, trainer: Trainer, **kwargs: Any) -> None:
-        trainer.print("\nEvaluation is done")
+        trainer.print("\nEvaluation finished")

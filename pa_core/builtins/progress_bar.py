@@ -1,4 +1,4 @@
-"""Show with a bar how far an epoch is."""
+"""Show the progress of each epoch with a bar."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ if TYPE_CHECKING:
 class ProgressBarSettings(BuiltinSettings):
     """Settings of the built-in plugin `progress_bar`."""
 
-    interval: float = Field(0.5, gt=0, description="Seconds between two looks at the loss.")
+    interval: float = Field(0.5, gt=0, description="Seconds between two displays of the loss.")
 
 
 class ProgressBarCallback(BuiltinCallback):
-    """Shows a bar for each epoch of training and of evaluation, with the mean loss and the rate.
+    """Shows a bar with the mean loss and the rate for each training and evaluation epoch.
 
-    In a terminal or a notebook, on the main process only. The loss is read, which may mean to wait
-    for the device, once per display. A bar is closed on every way out of a run.
+    It works in terminals and notebooks, on the main process only. Each display reads the loss,
+    which is a host-device synchronisation. Bars are closed however a run ends.
 
     Args:
         interval: seconds between two displays.
@@ -57,7 +57,7 @@ class ProgressBarCallback(BuiltinCallback):
         finally:
             self._close_all()
 
-    @hookimpl(trylast=True)  # under the lines that others print
+    @hookimpl(trylast=True)  # below the lines that other plugins print
     def on_train_epoch_start(self, trainer: Trainer, **kwargs: Any) -> None:
         self.pbar = _Bar(
             num_batches(trainer._train_dataloader, trainer.train_batch_limit),
@@ -70,7 +70,7 @@ class ProgressBarCallback(BuiltinCallback):
         if self.pbar is not None:
             self.pbar.advance(trainer._loss_tracker)
 
-    @hookimpl(tryfirst=True)  # before the lines that others print
+    @hookimpl(tryfirst=True)  # before the lines that other plugins print
     def on_train_epoch_end(self, trainer: Trainer, **kwargs: Any) -> None:
         if self.pbar is not None:
             self.pbar.finish(trainer._loss_tracker)
@@ -106,7 +106,7 @@ class ProgressBarCallback(BuiltinCallback):
 
 
 class _Bar(tqdm):
-    """A tqdm bar that between two displays only counts."""
+    """A tqdm bar that only counts between two displays."""
 
     def __init__(
         self,
@@ -123,14 +123,14 @@ class _Bar(tqdm):
             leave=leave,
             unit="batch",
             dynamic_ncols=True,
-            mininterval=0,  # when to display is decided here
+            mininterval=0,  # advance() decides when to display
             miniters=1,
         )
         self._interval, self._uncounted = interval, 0
         self._next_display = time.monotonic() + interval
 
     def advance(self, tracker: LossTracker) -> None:
-        """Count a batch, and show the mean loss if it is time to."""
+        """Count a batch, and show the mean loss if the interval has passed."""
         self._uncounted += 1
         now = time.monotonic()
         if now >= self._next_display:

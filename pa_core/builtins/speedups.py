@@ -1,4 +1,4 @@
-"""PyTorch's own switches for speed, in one place."""
+"""PyTorch's speed options, in one place."""
 
 from __future__ import annotations
 
@@ -21,35 +21,37 @@ class SpeedupsSettings(BuiltinSettings):
 
     compile: bool = Field(False, description="Whether to compile the model with torch.compile.")
     compile_options: dict[str, Any] | None = Field(
-        None, description="Arguments of torch.compile, such as its mode."
+        None, description="Arguments of torch.compile, such as mode."
     )
     channels_last: bool = Field(
-        False, description="Whether images are kept channels last, as convolutions like them."
+        False, description="Whether to use the channels-last memory format for convolutions."
     )
     tf32: bool = Field(
-        False, description="Whether float32 products may take TF32, on GPUs that have it."
+        False, description="Whether float32 matrix products may use TF32, on GPUs that have it."
     )
     fused_optimizer: bool = Field(
-        False, description="Whether the optimizer updates all parameters in one kernel."
+        False, description="Whether to use the fused implementation of the optimizer."
     )
 
 
 class SpeedupsCallback(BuiltinCallback):
-    """Turns on what PyTorch has for speed, and changes results only by rounding.
+    """Turns on PyTorch's speed options. They change results by rounding at most.
 
-    States and checkpoints are the same with and without: a compiled model's load uncompiled.
+    Training states and checkpoints don't depend on these options: those of a compiled model load
+    into an uncompiled one.
 
     Args:
         compile: compile the model, before it is wrapped for several processes.
         compile_options: arguments of `torch.compile`, such as ``{"mode": "reduce-overhead"}``.
-        channels_last: keep the weights of convolutions channels last; images follow them.
-        tf32: let products of float32 matrices take TF32 during a run, with 10 bits of mantissa in
-            place of 23. Only GPUs from Ampere on have it.
-        fused_optimizer: update all parameters in one kernel; torch's Adam, AdamW, SGD and Adagrad
-            can.
+        channels_last: convert the model to the channels-last memory format, which the outputs of
+            its convolutions then have too.
+        tf32: let float32 matrix products use TF32 during a run, with 10 bits of mantissa instead of
+            23. Only GPUs from Ampere on have it.
+        fused_optimizer: use the fused implementation of the optimizer, which torch has for Adam,
+            AdamW, SGD and Adagrad.
 
     Raises:
-        ValueError: where the optimizer can't be fused.
+        ValueError: if the optimizer has no fused implementation.
     """
 
     Settings = SpeedupsSettings
@@ -83,7 +85,7 @@ class SpeedupsCallback(BuiltinCallback):
         return (yield from self._with_tf32())
 
     def _with_tf32(self) -> Generator[None, Any, Any]:
-        """Allow TF32 in a run, and leave the process as it was."""
+        """Allow TF32 during a run, then restore the settings of the process."""
         if not self.tf32:
             return (yield)
         before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
@@ -99,8 +101,8 @@ class SpeedupsCallback(BuiltinCallback):
 def _fuse(optimizer: torch.optim.Optimizer) -> None:
     if "fused" not in inspect.signature(type(optimizer)).parameters:
         raise ValueError(
-            f"{type(optimizer).__name__} has no fused form: take Adam, AdamW, SGD or Adagrad of "
-            "torch.optim, or leave out fused_optimizer"
+            f"{type(optimizer).__name__} has no fused implementation: use Adam, AdamW, SGD or "
+            "Adagrad of torch.optim, or leave out fused_optimizer"
         )
     for group in [optimizer.defaults, *optimizer.param_groups]:
         group["fused"], group["foreach"] = True, False

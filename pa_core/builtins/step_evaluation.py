@@ -1,4 +1,4 @@
-"""Evaluate in the middle of epochs."""
+"""Evaluate within epochs."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ class StepBasedEvaluationSettings(BuiltinSettings):
     """Settings of the built-in plugin `step_evaluation`."""
 
     eval_every_n_steps: UpdateDuration = Field(
-        description='Optimizer updates between evaluations, or a duration such as "10 minutes".'
+        description='Updates between two evaluations, or a duration such as "10 minutes".'
     )
 
 
 class StepBasedEvaluationCallback(BuiltinCallback):
-    """Asks for an evaluation every so many updates, in the middle of an epoch.
+    """Requests an evaluation every so many updates, also within an epoch.
 
-    Its loss is recorded as ``intermediate_eval_loss``.
+    The loss is recorded as ``intermediate_eval_loss``.
 
     Args:
-        eval_every_n_steps: optimizer updates between evaluations, or a duration with a unit, such
-            as ``"10 minutes"`` or ``"5%"``.
+        eval_every_n_steps: updates between two evaluations, or a duration with a unit, such as
+            ``"10 minutes"`` or ``"5%"``.
 
     Raises:
-        ValueError: for a duration that can't be read.
+        ValueError: if the duration isn't valid.
     """
 
     Settings = StepBasedEvaluationSettings
@@ -47,14 +47,14 @@ class StepBasedEvaluationCallback(BuiltinCallback):
     def on_training_run_start(self, trainer: Trainer, **kwargs: Any) -> None:
         if trainer.eval_dataset is None:
             raise ValueError(
-                "StepBasedEvaluationCallback needs an eval_dataset to evaluate: give train() one"
+                "StepBasedEvaluationCallback needs an eval_dataset: pass one to train()"
             )
-        self._every = self._begin()  # a resumed run gets its state after this event
+        self._every = self._begin()  # in a resumed run, the state is restored after this event
 
     @hookimpl(trylast=True)
     def on_train_step_end(self, trainer: Trainer, **kwargs: Any) -> None:
         counted = self._every.is_counted
-        # Clocks differ: where they decide, one process asks for all.
+        # The clocks of processes differ, so the main process decides by time for all of them.
         if self._every.due(trainer.progress) and (counted or trainer.is_main_process):
             trainer.control.evaluate(everywhere=counted)
 

@@ -1,14 +1,14 @@
-"""What authors of plugins test with: small models and data, recorders, and a conformance suite.
+"""Test tools for plugin authors: tiny models and data, a hook recorder, a conformance suite.
 
-A whole test of a plugin is::
+A complete test of a plugin is::
 
     from pa_core.testing import PluginConformance
 
     class TestWatch(PluginConformance):
         plugin = Watch
 
-The names are imported when they are first asked for. None of them imports pytest; the fixtures are
-in `pa_core.testing.pytest_plugin`, for those who turn it on.
+The names are imported on first use. None of them imports pytest; the fixtures are in
+`pa_core.testing.pytest_plugin`, which has to be enabled.
 """
 
 from __future__ import annotations

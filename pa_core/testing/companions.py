@@ -1,4 +1,4 @@
-"""Plugins that stand beside the one that is tested: they raise, save, stop and record."""
+"""Plugins that run beside the plugin under test: they raise, save, stop and record."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ if TYPE_CHECKING:
     from pa_core import Trainer
 
 EVENTS = tuple(name for name in specifications(hookspecs) if name.startswith("on_"))
-"""All events of the loop, in the order of a run."""
+"""All events, in the order of a run."""
 
 
 class DeliberateError(Exception):
-    """What `Raises` raises."""
+    """The exception that `Raises` raises."""
 
 
 class Raises:
-    """Raises the first time that an event happens.
+    """Raises an exception the first time that an event is called.
 
     Args:
         event: the event's name.
-        last: whether all others are called before.
+        last: whether the other plugins are called first.
     """
 
     def __init__(self, event: str, *, last: bool) -> None:
@@ -45,7 +45,7 @@ class Raises:
 
 
 class Saves:
-    """Saves training states in the middle of the first epoch, and at each of its ends."""
+    """Saves training states within the first epoch, before its evaluation and at its end."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -67,7 +67,7 @@ class Saves:
 
 
 class Records:
-    """Records a metric in each part of an epoch, as a plugin of metrics does."""
+    """Records a metric after training and after evaluation, as a metrics plugin does."""
 
     @hookimpl
     def on_train_epoch_end(self, trainer: Trainer) -> None:
@@ -79,20 +79,20 @@ class Records:
 
 
 class Logs:
-    """Notes each event, in a list that it shares with others.
+    """Appends its name and the event to a shared list on every call.
 
     Args:
-        name: what it notes itself as.
+        name: the name that it logs.
         log: the list.
     """
 
     def __init__(self, name: str, log: list[tuple[str, str]]) -> None:
         for event in EVENTS:
-            setattr(self, event, self._noting(name, event, log))
+            setattr(self, event, self._logging(name, event, log))
 
-    def _noting(self, name: str, event: str, log: list[tuple[str, str]]) -> Any:
+    def _logging(self, name: str, event: str, log: list[tuple[str, str]]) -> Any:
         @hookimpl
-        def note() -> None:
+        def append() -> None:
             log.append((name, event))
 
-        return note
+        return append

@@ -1,4 +1,4 @@
-"""A suite of tests that any plugin should pass."""
+"""A test suite that every plugin should pass."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from pa_core import Trainer
     from pa_core.plugins.implementations import Call, Implementation
 
-_IsLike = Callable[[Any, Any], bool]
+_Equality = Callable[[Any, Any], bool]
 _EVENTS = [event for event in EVENTS if event not in ("on_init_end", "on_exception")]
 _UNKNOWN_KEY = "no_plugin_has_this_setting"
 _TIMED_RUNS = 5
@@ -49,27 +49,28 @@ _EPOCHS = 2
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a run has come to: the model's weights, and each metric's values."""
+    """The result of a run: the weights of the model, and the values of each metric."""
 
     weights: dict[str, Tensor]
     history: dict[str, list[Any]]
 
 
 class PluginConformance:
-    """Tests of one plugin, for pytest: subclass it, and name the plugin.
+    """Tests of one plugin, for pytest: subclass it and set `plugin`.
 
-    Each test trains a tiny model, in an empty folder, with the plugin alone or beside another. A
-    test that doesn't apply is listed in `exempt`, with the reason. What a run consists of can be
-    overridden: `make_plugin`, `make_model`, `make_data`, `make_trainer` and `train`.
+    Each test trains a tiny model in an empty folder, with the plugin alone or beside another one.
+    List a test that doesn't apply in `exempt`, with the reason. To change the run, override
+    `make_plugin`, `make_model`, `make_data`, `make_trainer` or `train`.
 
     Attributes:
         plugin: the plugin's class or module, or a function that makes one.
         settings: its table, as in ``[tool.pa-core.NAME]``.
-        train_arguments: more arguments of ``Trainer.train``, such as ``create_scheduler_fn``.
+        train_arguments: further arguments of ``Trainer.train``, such as ``create_scheduler_fn``.
         exempt: the tests that don't apply, by name (without ``test_``), each with the reason.
         measured_metrics: names or patterns of metrics that differ from run to run, such as times.
-        max_microseconds_per_step: what the plugin may take of a training step; None for no test.
-        processes: how many processes the plugin is tried on.
+        max_microseconds_per_step: the time that the plugin may add to a training step, in
+            microseconds; None skips the test.
+        processes: the number of processes in the distributed test.
 
     >>> from pa_core.builtins.terminate_on_nan import TerminateOnNaNCallback
     >>> class TestTerminateOnNaN(PluginConformance):
@@ -89,40 +90,42 @@ class PluginConformance:
         for name, reason in cls.exempt.items():
             if name not in tests:
                 raise TypeError(
-                    f"{cls.__name__}.exempt: there is no test {name!r}.{nearest(name, tests)}"
+                    f"{cls.__name__}.exempt: unknown test {name!r}.{nearest(name, tests)}"
                 )
             if not reason.strip():
-                raise TypeError(f"{cls.__name__}.exempt: say why {name!r} doesn't apply")
+                raise TypeError(
+                    f"{cls.__name__}.exempt: give the reason why {name!r} doesn't apply"
+                )
 
-    # -- What is tested, to be overridden -------------------------------------------------------
+    # -- The plugin and its run, which subclasses may override ----------------------------------
 
     def make_plugin(self) -> Any:
-        """Make a new plugin from its settings."""
-        given = self._given()
-        if inspect.isfunction(given):
-            return given()
-        return build_from_table(given, self.settings)
+        """Make a new instance of the plugin from its settings."""
+        declared = self._declared_plugin()
+        if inspect.isfunction(declared):
+            return declared()
+        return build_from_table(declared, self.settings)
 
-    def _given(self) -> Any:
-        given = inspect.getattr_static(type(self), "plugin", None)
-        given = given.__func__ if isinstance(given, staticmethod) else given
-        if not (inspect.isclass(given) or inspect.ismodule(given) or inspect.isfunction(given)):
+    def _declared_plugin(self) -> Any:
+        found = inspect.getattr_static(type(self), "plugin", None)
+        found = found.__func__ if isinstance(found, staticmethod) else found
+        if not (inspect.isclass(found) or inspect.ismodule(found) or inspect.isfunction(found)):
             raise TypeError(
                 f"{type(self).__name__}.plugin must be the plugin's class or module, or a function "
-                f"that makes a new one, and is {given!r}"
+                f"that makes a new one, not {found!r}"
             )
-        return given
+        return found
 
     def make_model(self) -> nn.Module:
-        """Make a model, with the same weights each time; it may draw random numbers."""
+        """Make a model, with the same weights each time; its forward pass may be random."""
         return tiny_model(dropout=0.1)
 
     def make_data(self, samples: int) -> Any:
-        """Make a dataset of so many samples, the same each time."""
+        """Make a dataset of this many samples, the same each time."""
         return tiny_data(samples)
 
     def make_trainer(self, *plugins: Any) -> Trainer:
-        """Make a trainer of a new model with these plugins alone."""
+        """Make a trainer with a new model and only these plugins."""
         return tiny_trainer(*plugins, model=self.make_model())
 
     def train(self, trainer: Trainer, **arguments: Any) -> None:
@@ -130,10 +133,10 @@ class PluginConformance:
 
         Args:
             trainer: the trainer.
-            **arguments: of ``Trainer.train``; they go before all others.
+            **arguments: arguments of ``Trainer.train``, which override all others.
         """
         given = {
-            "train_dataset": self.make_data(44),  # 11 batches: the last window has one alone
+            "train_dataset": self.make_data(44),  # 11 batches, so the last window has a single one
             "num_epochs": _EPOCHS,
             "eval_dataset": self.make_data(14),
             "per_device_batch_size": max(1, BATCH // trainer.num_processes),
@@ -142,13 +145,13 @@ class PluginConformance:
         trainer.train(**(given | dict(self.train_arguments) | arguments))
 
     def outcome(self, *plugins: Any, **arguments: Any) -> Outcome:
-        """Train a new model with these plugins, and return what has come of it."""
+        """Train a new model with these plugins, and return the result."""
         trainer = self.make_trainer(*plugins)
         self.train(trainer, **arguments)
         return self.outcome_of(trainer)
 
     def outcome_of(self, trainer: Trainer) -> Outcome:
-        """What a trainer's last run has come to, without what is measured."""
+        """The result of a trainer's last run, without the measured metrics."""
         model = trainer.get_model(keep_torch_compile=False)
         history = {
             name: list(trainer.run_history.get_metric_values(name))
@@ -158,18 +161,18 @@ class PluginConformance:
         return Outcome({k: v.detach().clone() for k, v in model.state_dict().items()}, history)
 
     def shared_outcome(self) -> Outcome:
-        """What a run with the plugin comes to, on all processes that there are."""
+        """The result of a run with the plugin on all processes."""
         trainer = self.make_trainer(self.make_plugin())
         for module in trainer.get_model().modules():
             if isinstance(module, nn.Dropout):
-                module.p = 0.0  # each process would draw its own
+                module.p = 0.0  # which differs between processes
         self.train(trainer)
         return self.outcome_of(trainer)
 
-    # -- Around each test -----------------------------------------------------------------------
+    # -- Set-up and tear-down -------------------------------------------------------------------
 
     def setup_method(self, method: Callable[..., Any]) -> None:
-        """Skip what doesn't apply, and go to an empty folder."""
+        """Skip an exempt test, and change to an empty folder."""
         reason = self.exempt.get(method.__name__.removeprefix("test_"))
         if reason:
             raise unittest.SkipTest(reason)
@@ -177,50 +180,50 @@ class PluginConformance:
         os.chdir(self._folder)
 
     def teardown_method(self) -> None:
-        """Go back, and remove the folder."""
+        """Change back, and remove the folder."""
         os.chdir(self._before)
         shutil.rmtree(self._folder)
 
     # -- The tests ------------------------------------------------------------------------------
 
     def test_builds_from_its_settings(self) -> None:
-        """It is built from its table, which `pa schema` can describe."""
+        """It can be built from its settings table, which `pa schema` can describe."""
         try:
             plugin = self.make_plugin()
         except SettingsError as error:
-            _fail(f"The settings {dict(self.settings)} are refused: {error}")
+            _fail(f"The settings {dict(self.settings)} are invalid: {error}")
         self.make_trainer(plugin)  # the names of hooks and arguments are checked here
         model = settings_model(type(plugin))
         if model is not None:
             try:
                 table_schema(model, "plugin", {})
-            except Exception as error:  # noqa: BLE001 - whatever it is, it is told
+            except Exception as error:  # noqa: BLE001 - reported as a failure
                 _fail(f"`pa schema` can't describe the settings: {error}")
 
     def test_refuses_an_unknown_setting(self) -> None:
-        """A mistyped key is an error, and not ignored."""
-        given = self._given()
-        if settings_model(given) is None:
-            raise unittest.SkipTest("it has no settings, so that every key is an error")
+        """A mistyped key is an error, not ignored."""
+        declared = self._declared_plugin()
+        if settings_model(declared) is None:
+            raise unittest.SkipTest("it has no settings, so every key is an error")
         try:
-            build_from_table(given, {**self.settings, _UNKNOWN_KEY: 1})
+            build_from_table(declared, {**self.settings, _UNKNOWN_KEY: 1})
         except SettingsError:
             return
-        _fail("Unknown keys are taken, so typing errors go unseen: don't set extra='allow'")
+        _fail("Unknown keys are accepted, which hides typos: don't set extra='allow'")
 
     def test_trains_twice(self) -> None:
-        """One instance serves two runs, which are equal, and leaves nothing behind."""
+        """One instance can run twice with equal results, and cleans up after itself."""
         plugin = self.make_plugin()
         trainer = self.make_trainer(plugin)
         self.train(trainer)
         first, before = self.outcome_of(trainer), Surroundings()
         second = self.outcome(plugin)
         _assert_left_nothing(before, "A run")
-        _assert_equal(first, second, "The second run with one instance isn't what the first was")
-        self.train(trainer)  # goes on from the trained weights
+        _assert_equal(first, second, "A second run with the same instance differs from the first")
+        self.train(trainer)  # continues from the trained weights
 
     def test_evaluates_alone(self) -> None:
-        """It serves `evaluate` and `predict` without a training run, and changes no weights."""
+        """`evaluate` and `predict` work without a training run, and change no weights."""
         trainer = self.make_trainer(self.make_plugin())
         before = self.outcome_of(trainer).weights
         data = self.make_data(14)
@@ -229,19 +232,19 @@ class PluginConformance:
         trainer.predict(data, per_device_batch_size=BATCH)
         after = self.outcome_of(trainer).weights
         differing = _differing(before, after, _same)
-        assert not differing, f"evaluate() or predict() has changed the model: {differing}"
+        assert not differing, f"evaluate() or predict() changed the model: {differing}"
 
     def test_survives_exceptions(self) -> None:
-        """Where another plugin raises, this one closes what it has opened, and can run again."""
+        """If another plugin raises, this one cleans up and can run again."""
         plugin = self.make_plugin()
         first, before = self.outcome(plugin), Surroundings()
         for event in _EVENTS:
             for last in (False, True):
                 self._fail_in(event, plugin, last=last)
-                where = f"A run that another plugin has failed in {event}"
+                where = f"A run in which another plugin raises in {event}"
                 _assert_left_nothing(before, where)
         again = self.outcome(plugin)
-        _assert_equal(first, again, "After failed runs, the same instance runs differently")
+        _assert_equal(first, again, "After failed runs, a run with the same instance differs")
 
     def _fail_in(self, event: str, plugin: Any, *, last: bool) -> None:
         raising = Raises(event, last=last)
@@ -256,7 +259,7 @@ class PluginConformance:
                 trainer.load_training_state("failed")
         except DeliberateError as error:
             notes = [n for n in getattr(error, "__notes__", ()) if n.startswith("Then ")]
-            assert not notes, f"As another plugin failed in {event}: {' '.join(notes)}"
+            assert not notes, f"After another plugin raised in {event}: {' '.join(notes)}"
         except Exception as error:
             raise AssertionError(
                 f"The exception of another plugin in {event} was replaced by {error!r}"
@@ -265,10 +268,10 @@ class PluginConformance:
             assert not raising.has_raised, f"The exception of another plugin in {event} was lost"
 
     def test_keeps_state_as_plain_data(self) -> None:
-        """What `state_dict` returns can be saved, and gives the same state back."""
+        """The result of `state_dict` can be saved, and restores the same state."""
         plugin = self.make_plugin()
         has = [hasattr(plugin, name) for name in ("state_dict", "load_state_dict")]
-        assert all(has) or not any(has), "It has only one of state_dict and load_state_dict"
+        assert all(has) or not any(has), "It implements only one of state_dict and load_state_dict"
         if not any(has):
             raise unittest.SkipTest("it has no state")
         trainer = self.make_trainer(plugin)
@@ -280,85 +283,85 @@ class PluginConformance:
         self.train(trainer, max_num_train_steps=3)
         trainer.load_training_state("state")
         restored, other_tensors = _encode(other.state_dict())
-        assert _same(restored, state), f"The state {state} comes back as {restored}"
+        assert _same(restored, state), f"The state {state} is restored as {restored}"
         differing = _differing(tensors, other_tensors, _same)
-        assert not differing, f"A tensor of the state comes back changed: {differing}"
+        assert not differing, f"A tensor of the state is restored with other values: {differing}"
 
     def test_resumes_exactly(self) -> None:
-        """A run that is resumed anywhere ends as the uninterrupted one, bit for bit."""
+        """A run that is resumed at any point gives the uninterrupted result, bit for bit."""
         saver = Saves(self._folder / "states")
         whole = self.outcome(self.make_plugin(), saver)
         states = sorted(saver.folder.iterdir()) if saver.folder.exists() else []
-        assert states, "No training state could be saved: does the plugin end the run at once?"
+        assert states, "No training state was saved: does the plugin end the run at once?"
         for state in states:
             resumed = self.outcome(self.make_plugin(), resume_from=state)
             _assert_equal(
                 whole,
                 resumed,
-                f"The run resumed from {state.name} isn't the uninterrupted one. Keep what the "
-                "plugin knows in state_dict()",
+                f"The run resumed from {state.name} differs from the uninterrupted one. Return "
+                "all that the plugin remembers from state_dict()",
             )
 
     def test_keeps_order(self) -> None:
-        """The result is the same wherever it is listed, and others are called in their order."""
+        """The result doesn't depend on its place in the list, and others keep their order."""
         log: list[tuple[str, str]] = []
         self.train(self.make_trainer(Logs("1", log), self.make_plugin(), Logs("2", log)))
         opened: list[str] = []
-        for who, event in log:
-            if who == "1":
+        for name, event in log:
+            if name == "1":
                 opened.append(event)
             else:
                 latest = opened.pop() if opened else None
                 assert latest == event, (
                     f"Two other plugins, listed before and after this one, were called in {event} "
-                    "in another order than they are listed"
+                    "in a different order from the list"
                 )
         assert not opened, (
             f"{opened[-1]} didn't reach the plugin that is listed after this one. To end a run, "
-            "ask for it with trainer.control.stop()"
+            "call trainer.control.stop()"
         )
         first = self.outcome(self.make_plugin(), Records())
         last = self.outcome(Records(), self.make_plugin())
         _assert_equal(
             first,
             last,
-            "The result depends on the plugin's place in the list. Mark a hook that reads what "
-            "others record with trylast=True, and one that others build on with tryfirst=True",
+            "The result depends on the plugin's place in the list. Use trylast=True for a hook "
+            "that reads what others record, and tryfirst=True for one whose results others use",
         )
 
     def test_does_not_synchronise(self) -> None:
-        """It reads no tensor in a step, for which the host would wait for the device."""
+        """It reads no tensor in a step, which would be a host-device synchronisation."""
         plugin = self.make_plugin()
         trainer = self.make_trainer(plugin)
         reads = Reads(trainer.device)
-        self.train(trainer, num_epochs=1)  # what is done once is no cost of a step
+        self.train(trainer, num_epochs=1)  # one-time costs aren't costs of a step
         _instrument(trainer, plugin, reads.around)
         self.train(trainer)
         found = "\n".join(reads.found)
         assert not found, (
-            f"Tensors are read in a step, where the host waits for the device:\n{found}\n"
-            "Add them up on the device, and read the sum at the epoch's end"
+            f"Tensors are read in a step, so the host waits for the device:\n{found}\n"
+            "Add them up on the device, and read the sum at the end of the epoch"
         )
 
     def test_leaves_training_unchanged(self) -> None:
-        """Training with it gives the weights and losses of training without it."""
+        """Training with it gives the same weights and losses as training without it."""
         without, with_it = self.outcome(), self.outcome(self.make_plugin())
         shared = {name: with_it.history.get(name, []) for name in without.history}
         _assert_equal(
             without,
             Outcome(with_it.weights, shared),
-            "Training with the plugin isn't training without it",
+            "Training with the plugin differs from training without it",
         )
 
     def test_works_on_two_processes(self) -> None:
-        """On several processes, each records what a single one does, up to rounding."""
+        """On several processes, each records what a single process records, up to rounding."""
         check_on_processes([type(self)], self.processes)
 
     def test_costs_little(self) -> None:
         """Its hooks take at most `max_microseconds_per_step` of a training step."""
         limit = self.max_microseconds_per_step
         if limit is None:
-            raise unittest.SkipTest("no max_microseconds_per_step is stated")
+            raise unittest.SkipTest("max_microseconds_per_step is not set")
         plugin, times = self.make_plugin(), []
         for _ in range(_TIMED_RUNS):
             watch, recorder = Stopwatch(), HookRecorder()
@@ -367,59 +370,62 @@ class PluginConformance:
             self.train(trainer, gradient_accumulation_steps=1)
             seconds = sum(spent.seconds for spent in watch.spent.values())
             times.append(seconds * 1e6 / max(1, recorder.count("on_train_step_end")))
-        best = min(times)  # whatever else the machine does only adds to it
-        assert best <= limit, f"A step takes {best:.1f} µs, more than the {limit:g} µs stated"
+        best = min(times)  # other load on the machine only adds time
+        assert best <= limit, (
+            f"A step takes {best:.1f} µs, more than max_microseconds_per_step = {limit:g}"
+        )
 
 
-# -- On other processes ---------------------------------------------------------------------------
+# -- On several processes -------------------------------------------------------------------------
 
 
 def check_on_processes(test_classes: Sequence[type[PluginConformance]], processes: int = 2) -> None:
-    """Fail unless each plugin records on several processes what it does on a single one.
+    """Fail unless each plugin records the same on several processes as on a single one.
 
-    That is ``works_on_two_processes`` of all the classes, with one start of the processes.
+    This is ``works_on_two_processes`` for several classes; the processes start only once.
 
     Args:
-        test_classes: the plugins' tests, each in a module of its own and not nested.
-        processes: how many there are.
+        test_classes: the plugins' test classes, each at the top level of its module.
+        processes: the number of processes.
     """
     places = [place_of(test_class) for test_class in test_classes]
-    there = run_on_processes(_outcomes_there, processes, places)
+    results = run_on_processes(_outcomes, processes, places)
     for number, test_class in enumerate(test_classes):
         try:
-            outcomes = [Outcome(*process[number]) for process in there]
+            outcomes = [Outcome(*process[number]) for process in results]
             check_processes(test_class().shared_outcome(), outcomes)
         except AssertionError as error:
             error.add_note(f"in {test_class.__name__}")
             raise
 
 
-def _outcomes_there(
+def _outcomes(
     places: list[tuple[str, str, str]],
 ) -> list[tuple[dict[str, Tensor], dict[str, list[Any]]]]:
-    """The outcomes of test classes, on each of several processes."""
+    """The outcomes of the test classes on this process."""
     outcomes = [find(*place)().shared_outcome() for place in places]
     return [(outcome.weights, outcome.history) for outcome in outcomes]
 
 
 def check_processes(one: Outcome, outcomes: Sequence[Outcome]) -> None:
-    """Fail unless each process has the history of the first, and what a single one has.
+    """Fail unless all processes have the same history, and it is that of a single process.
 
     Args:
         one: the outcome on a single process.
-        outcomes: those of several, by rank. They may differ from `one` by rounding.
+        outcomes: the outcomes on several processes, by rank. They may differ from `one` by
+            rounding.
     """
     for rank, outcome in enumerate(outcomes):
         where = f"Process {rank} of {len(outcomes)}"
         differing = _differing(outcomes[0].history, outcome.history, _same)
-        assert not differing, f"{where} records something else than process 0: {differing}"
+        assert not differing, f"{where} records other values than process 0: {differing}"
         differing = _differing(one.history, outcome.history, _close)
-        assert not differing, f"{where} records something else than a single process: {differing}"
+        assert not differing, f"{where} records other values than a single process: {differing}"
         differing = _differing(one.weights, outcome.weights, _close)
         assert not differing, f"{where} has other weights than a single process: {differing}"
 
 
-# -- Parts of the above ---------------------------------------------------------------------------
+# -- Helpers --------------------------------------------------------------------------------------
 
 
 def _fail(message: str) -> NoReturn:
@@ -442,7 +448,7 @@ def _timed_in_training_steps(watch: Stopwatch, found: Implementation) -> Call:
 
 def _assert_left_nothing(before: Surroundings, what: str) -> None:
     changes = before.changes()
-    assert not changes, f"{what} leaves something behind: {'; '.join(changes)}"
+    assert not changes, f"{what} doesn't clean up: {'; '.join(changes)}"
 
 
 def _assert_equal(first: Outcome, second: Outcome, message: str) -> None:
@@ -452,12 +458,12 @@ def _assert_equal(first: Outcome, second: Outcome, message: str) -> None:
     assert not differing, f"{message}. {differing}"
 
 
-def _differing(first: Mapping[str, Any], second: Mapping[str, Any], is_like: _IsLike) -> str:
-    """The first entry of two mappings that isn't alike, in words; nothing where all are."""
+def _differing(first: Mapping[str, Any], second: Mapping[str, Any], is_equal: _Equality) -> str:
+    """Describes the first entry that differs between two mappings; empty if they are equal."""
     for name in dict.fromkeys([*first, *second]):
         if name not in first or name not in second:
-            return f"Only one of them has {name!r}"
-        if not is_like(first[name], second[name]):
+            return f"{name!r} is missing in one of them"
+        if not is_equal(first[name], second[name]):
             return f"{name}: {first[name]} and {second[name]}"
     return ""
 
@@ -465,11 +471,11 @@ def _differing(first: Mapping[str, Any], second: Mapping[str, Any], is_like: _Is
 def _same(first: Any, second: Any) -> bool:
     if isinstance(first, Tensor) and isinstance(second, Tensor):
         return torch.equal(first, second)
-    return repr(first) == repr(second)  # NaN is NaN here
+    return repr(first) == repr(second)  # NaN equals NaN
 
 
 def _close(first: Any, second: Any) -> bool:
-    """Whether two values are equal but for rounding, which another order of adding brings."""
+    """Whether two values are equal up to rounding, which depends on the order of summation."""
     if isinstance(first, Tensor) and isinstance(second, Tensor):
         return first.shape == second.shape and torch.allclose(
             first.double(), second.double(), rtol=1e-4, atol=1e-5, equal_nan=True

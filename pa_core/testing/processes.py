@@ -1,4 +1,4 @@
-"""Call a function on several processes that train together, and get what each has returned."""
+"""Call a function on several processes that train together, and collect their results."""
 
 from __future__ import annotations
 
@@ -30,26 +30,27 @@ def run_on_processes(
 ) -> list[Any]:
     """Run a function, or a script, on processes of this machine that train together on the CPU.
 
-    They are new Python processes, connected by gloo, one thread each. A `Trainer` made there uses
-    all of them. Where one of them fails, the others are ended at once.
+    They are new Python processes with one thread each, connected by gloo. A `Trainer` made there
+    uses all of them. If one fails, the others are killed at once.
 
     Args:
-        function: one that stands in a module of its own (no lambda, nothing nested); the module is
-            imported on each process. Or the path of a script.
-        processes: how many.
-        *arguments: of the function: plain data and tensors. Of a script: what follows its name.
-        timeout: seconds after which all are ended.
+        function: a function at the top level of a module, which each process imports, or the path
+            of a script.
+        processes: the number of processes.
+        *arguments: arguments of the function, as plain data and tensors; or the command-line
+            arguments of the script.
+        timeout: seconds after which all processes are killed.
 
     Returns:
-        Plain data and tensors that each process has returned, by rank. Of a script, what each has
-        printed.
+        What the function returned on each process, by rank, as plain data and tensors; for a
+        script, what each process printed.
 
     Raises:
-        RuntimeError: where a process fails, with what it has printed.
-        ValueError: for a function that can't be imported.
-        TimeoutError: where they take too long.
+        RuntimeError: if a process fails, with its output.
+        ValueError: if the function can't be imported.
+        TimeoutError: if they take longer than `timeout`.
     """
-    if torch.distributed.is_initialized():  # an unguarded script, say: no end of processes
+    if torch.distributed.is_initialized():  # e.g. a script without a __main__ guard
         raise RuntimeError("run_on_processes was called on one of several processes")
     with tempfile.TemporaryDirectory(prefix="pa-core-") as name:
         folder = Path(name)
@@ -60,25 +61,24 @@ def run_on_processes(
         torch.save(task | {"arguments": list(arguments)}, folder / "task.pt")
         _wait_for_all([_start(rank, processes, folder) for rank in range(processes)], timeout)
         if "script" in task:
-            return [_printed(folder, rank) for rank in range(processes)]
+            return [_output(folder, rank) for rank in range(processes)]
         return [torch.load(folder / f"result-{r}.pt", weights_only=True) for r in range(processes)]
 
 
 def place_of(thing: Any) -> tuple[str, str, str]:
-    """Where a function or a class stands: file, module and name, for `find`.
+    """File, module and qualified name of a function or a class, for `find`.
 
     Raises:
-        ValueError: where it is nested in a function, or in no file.
+        ValueError: if it is nested in a function, or not in a file.
     """
     name = thing.__qualname__
     try:
         file = inspect.getsourcefile(inspect.unwrap(thing))
-    except TypeError:  # its module is no file
+    except TypeError:  # its module has no file
         file = None
     if "<" in name or file is None or not Path(file).is_file():
         raise ValueError(
-            f"{name} can't be found by another process: it must stand in a file, and not within a "
-            "function"
+            f"{name} can't be imported by another process: define it at the top level of a file"
         )
     return str(Path(file).resolve()), thing.__module__, name
 
@@ -87,7 +87,7 @@ def place_of(thing: Any) -> tuple[str, str, str]:
 
 
 class _Process(subprocess.Popen[bytes]):
-    """One of the processes, with its rank and the folder of what it prints."""
+    """One of the processes, with its rank and the folder of its output."""
 
     rank: int
     folder: Path
@@ -99,7 +99,7 @@ def _start(rank: int, processes: int, folder: Path) -> _Process:
         "LOCAL_RANK": str(rank),
         "WORLD_SIZE": str(processes),
         "LOCAL_WORLD_SIZE": str(processes),
-        "MASTER_ADDR": "127.0.0.1",  # asked for by accelerate; the processes meet at a file
+        "MASTER_ADDR": "127.0.0.1",  # required by accelerate; the processes use a file to connect
         "MASTER_PORT": "0",
         "OMP_NUM_THREADS": "1",
         "ACCELERATE_USE_CPU": "true",
@@ -138,19 +138,19 @@ def _wait_for_all(running: list[_Process], timeout: float) -> None:
             process.wait()
 
 
-def _printed(folder: Path, rank: int) -> str:
+def _output(folder: Path, rank: int) -> str:
     return (folder / f"out-{rank}.txt").read_text(errors="replace")
 
 
 def _tail(process: _Process) -> str:
-    return _printed(process.folder, process.rank)[-6000:]
+    return _output(process.folder, process.rank)[-6000:]
 
 
 # -- On each of the processes ---------------------------------------------------------------------
 
 
 def find(file: str, module: str, name: str) -> Any:
-    """The function or class that `place_of` has found on another process."""
+    """The function or class with the file, module and name that `place_of` returned."""
     found: Any = _load(file, module)
     for part in name.split("."):
         found = getattr(found, part)
@@ -158,8 +158,8 @@ def find(file: str, module: str, name: str) -> Any:
 
 
 def _load(file: str, name: str) -> ModuleType:
-    """The module of a file: by its name where that leads there, else by its place."""
-    if name == "__main__":  # where it was defined; here, that is this module
+    """Import a file's module: by name if that name resolves to the file, otherwise by path."""
+    if name == "__main__":  # the script of the calling process; here it would be this module
         name = Path(file).stem
     with contextlib.suppress(ImportError, ValueError):
         spec = importlib.util.find_spec(name)
@@ -177,9 +177,9 @@ def _load(file: str, name: str) -> ModuleType:
 def _work(folder: Path) -> None:
     rank, processes = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     task = torch.load(folder / "task.pt", weights_only=True)
-    # At a file, since a port that is free now may be taken a moment later.
-    meeting = f"file://{folder / 'meeting'}"
-    torch.distributed.init_process_group("gloo", meeting, rank=rank, world_size=processes)
+    # A file instead of a port, which another program may take in the meantime.
+    rendezvous = f"file://{folder / 'rendezvous'}"
+    torch.distributed.init_process_group("gloo", rendezvous, rank=rank, world_size=processes)
     if "script" in task:
         sys.argv = [task["script"], *map(str, task["arguments"])]
         sys.path.insert(0, str(Path(task["script"]).parent))

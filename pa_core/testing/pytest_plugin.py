@@ -1,8 +1,8 @@
-"""Fixtures for tests of plugins, for those who turn them on.
+"""Pytest fixtures for tests of plugins, which a project has to enable.
 
-In ``pyproject.toml``, under ``[tool.pytest.ini_options]``, that is
-``addopts = ["-p", "pa_core.testing.pytest_plugin"]``; in the ``conftest.py`` of the project's root,
-``pytest_plugins = ["pa_core.testing.pytest_plugin"]``.
+Either in ``pyproject.toml``, under ``[tool.pytest.ini_options]``, with
+``addopts = ["-p", "pa_core.testing.pytest_plugin"]``; or in the ``conftest.py`` of the project's
+root, with ``pytest_plugins = ["pa_core.testing.pytest_plugin"]``.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ from pa_core.testing.recorder import HookRecorder
 if TYPE_CHECKING:
     from pa_core import Trainer
 
-_MARKS = {
+_MARKERS = {
     "slow": "takes longer than about ten seconds; leave out with -m 'not slow'",
     "distributed": "starts more than one process",
 }
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Register the marks of the conformance suite's slow test."""
-    for name, description in _MARKS.items():
+    """Register the markers of the conformance suite's distributed test."""
+    for name, description in _MARKERS.items():
         config.addinivalue_line("markers", f"{name}: {description}")
 
 
@@ -38,15 +38,15 @@ def pytest_itemcollected(item: pytest.Item) -> None:
         from pa_core.testing.conformance import PluginConformance
 
         if issubclass(test_class, PluginConformance):
-            for name in _MARKS:
+            for name in _MARKERS:
                 item.add_marker(name)
 
 
 @pytest.fixture
 def isolated_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty working directory, and no settings but those of the file that is returned.
+    """An empty working directory; returns the only settings file, which has no settings.
 
-    Write to it to try a plugin with settings of its own.
+    Write to the file to test a plugin with its own settings.
     """
     file = tmp_path / "pa-core.toml"
     file.write_text("[tool.pa-core]\n")

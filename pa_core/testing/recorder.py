@@ -1,4 +1,4 @@
-"""A plugin that notes which hooks are called, in which order and with what."""
+"""A plugin that records which hooks are called, in which order and with which arguments."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from pa_core.plugins.implementations import specifications
 
 @dataclass(frozen=True, eq=False)
 class HookCall:
-    """A call of a hook; its arguments are attributes, too: ``call.step``.
+    """A call of a hook. Its arguments are also attributes: ``call.step``.
 
     Attributes:
         name: the hook's name.
-        arguments: what it was called with. A dict among them is a copy of what it held then.
+        arguments: the arguments by name. Dicts are copied, with their content at the time.
     """
 
     name: str
@@ -31,15 +31,15 @@ class HookCall:
 
 
 class HookRecorder:
-    """A plugin that records every call of every hook, before any other plugin gets it.
+    """A plugin that records every call of every hook, before any other plugin is called.
 
-    It returns nothing, so it changes nothing. Tensors are kept as they are, and not copied.
+    It returns None from every hook, so it changes nothing. Tensors are not copied.
 
     Args:
-        *specs: modules or classes with more hookspecs, of plugins that have some of their own.
+        *specs: modules or classes with further hookspecs, for plugins that add hooks.
 
     Attributes:
-        calls: the calls in their order.
+        calls: the calls, in order.
 
     >>> from pa_core.testing import run_tiny
     >>> recorder = HookRecorder()
@@ -59,9 +59,9 @@ class HookRecorder:
             for name in specifications(spec):
                 self._known.append(name)
                 mark = hookspecs.hookimpl(tryfirst=True, optionalhook=True)
-                setattr(self, name, mark(self._recording(name)))
+                setattr(self, name, mark(self._record(name)))
 
-    def _recording(self, name: str) -> Callable[..., None]:
+    def _record(self, name: str) -> Callable[..., None]:
         def record(**arguments: Any) -> None:
             now = {key: dict(v) if isinstance(v, dict) else v for key, v in arguments.items()}
             self.calls.append(HookCall(name, now))
@@ -77,14 +77,14 @@ class HookRecorder:
         """The calls of one hook.
 
         Raises:
-            AttributeError: where there is no such hook, with the nearest name.
+            AttributeError: if there is no such hook; it suggests the closest name.
         """
         if name not in self._known:
-            raise AttributeError(f"There is no hook {name!r}.{nearest(name, self._known)}")
+            raise AttributeError(f"Unknown hook {name!r}.{nearest(name, self._known)}")
         return [call for call in self.calls if call.name == name]
 
     def count(self, name: str) -> int:
-        """How often a hook was called."""
+        """The number of calls of one hook."""
         return len(self.of(name))
 
     def clear(self) -> None:
@@ -96,7 +96,7 @@ class HookRecorder:
 
         Args:
             name: the hook.
-            times: how often; by default at least once.
+            times: the number of calls; None for at least one.
             **arguments: count only the calls with these arguments.
         """
         calls = self.of(name)
@@ -105,21 +105,21 @@ class HookRecorder:
         with_these = f" with {arguments}" if arguments else ""
         assert found if times is None else len(found) == times, (
             f"{name} was called {len(found)} times{with_these}, not {wanted}; "
-            f"{len(calls)} times in all. {self._story()}"
+            f"{len(calls)} times in total. {self._summary()}"
         )
 
     def assert_order(self, *names: str) -> None:
-        """Fail unless hooks were called in this order, with whatever others between them."""
+        """Fail unless hooks were called in this order; other hooks may come between them."""
         rest = iter(self.names)
         for number, name in enumerate(names):
-            self.of(name)  # a mistyped name is told
+            self.of(name)  # raises for an unknown name
             assert name in rest, (
                 f"{name} wasn't called after {' and '.join(names[:number]) or 'the start'}. "
-                f"{self._story()}"
+                f"{self._summary()}"
             )
 
-    def _story(self) -> str:
-        """How often each hook was called, in the order of the first calls."""
+    def _summary(self) -> str:
+        """The number of calls of each hook, in the order of the first calls."""
         counts = Counter(self.names).items()
-        told = [name if count == 1 else f"{name} × {count}" for name, count in counts]
-        return f"Called were: {', '.join(told) or 'none'}"
+        shown = [name if count == 1 else f"{name} × {count}" for name, count in counts]
+        return f"Calls: {', '.join(shown) or 'none'}"

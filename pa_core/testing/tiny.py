@@ -1,4 +1,4 @@
-"""Runs that take a few hundredths of a second, the same each time."""
+"""Deterministic runs that take a few hundredths of a second."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from pa_core.durations import Duration
 
 BATCH = 4
-"""Samples of a micro-batch, on all processes together, so that any number of them does the same."""
+"""Samples per micro-batch, summed over all processes, so that any world size gives the same run."""
 
 
 def tiny_model(
@@ -24,10 +24,10 @@ def tiny_model(
     """A classifier of vectors with one hidden layer, with the same weights each time.
 
     Args:
-        features: length of a vector.
-        classes: how many scores it gives.
-        dropout: what makes it draw random numbers as it trains.
-        seed: of its weights. The global generator stays as it is.
+        features: length of the vectors.
+        classes: number of scores.
+        dropout: probability of dropout, which makes training random.
+        seed: seed of the weights. The global generator isn't changed.
 
     >>> tiny_model()(torch.zeros(4, 6)).shape
     torch.Size([4, 3])
@@ -43,14 +43,14 @@ def tiny_model(
 def tiny_data(
     samples: int = 44, *, features: int = 6, classes: int = 3, seed: int = 7
 ) -> TensorDataset:
-    """Vectors of normal numbers and their classes, which a linear model can learn.
+    """Normally distributed vectors and their classes, which a linear model can learn.
 
     Args:
-        samples: how many; by default the last batch of 4 is full, and the last window of two
-            batches isn't.
-        features: length of a vector.
-        classes: how many classes there are.
-        seed: of the vectors; what their classes depend on is the same for all seeds.
+        samples: number of samples. With 44, the last batch of 4 is full, but the last accumulation
+            window of two batches isn't.
+        features: length of the vectors.
+        classes: number of classes.
+        seed: seed of the vectors. The classes depend on the vectors in the same way for all seeds.
 
     Returns:
         Pairs of a float32 vector ``(features,)`` and an int64 class ``()``.
@@ -61,12 +61,12 @@ def tiny_data(
 
 
 def tiny_trainer(*plugins: Any, model: nn.Module | None = None, **arguments: Any) -> Trainer:
-    """A trainer of a tiny model with these plugins alone, whatever settings there are.
+    """A trainer with a tiny model and only these plugins; settings files are ignored.
 
     Args:
         *plugins: classes, instances, modules, or names of installed plugins.
-        model: in place of `tiny_model`.
-        **arguments: of `Trainer`, in place of cross-entropy and SGD with momentum.
+        model: the model; by default `tiny_model`.
+        **arguments: arguments of `Trainer`; by default cross-entropy and SGD with momentum.
     """
     given: dict[str, Any] = {
         "loss_func": nn.CrossEntropyLoss(),
@@ -86,20 +86,20 @@ def run_tiny(
     data: Dataset[Any] | None = None,
     **arguments: Any,
 ) -> Trainer:
-    """Train a tiny model with these plugins alone, and evaluate it after each epoch.
+    """Train a tiny model with only these plugins, and evaluate it after each epoch.
 
-    An epoch has 11 micro-batches and 6 updates, and its evaluation 4 batches.
+    An epoch has 11 micro-batches and 6 updates; its evaluation has 4 batches.
 
     Args:
         *plugins: classes, instances, modules, or names of installed plugins.
-        epochs: the run's length.
-        evaluate: whether there is an evaluation dataset.
-        model: in place of `tiny_model`.
-        data: in place of `tiny_data`, for training and evaluation.
-        **arguments: of `Trainer.train`.
+        epochs: length of the run.
+        evaluate: whether to evaluate after each epoch.
+        model: the model; by default `tiny_model`.
+        data: data for training and evaluation; by default `tiny_data`.
+        **arguments: arguments of `Trainer.train`.
 
     Returns:
-        The trainer, as the run has left it.
+        The trainer after the run.
 
     >>> trainer = run_tiny(epochs=1)  # doctest: +ELLIPSIS
     >>> trainer.updates

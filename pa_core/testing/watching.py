@@ -1,4 +1,4 @@
-"""What a plugin does to its surroundings: what it leaves open, and what it reads."""
+"""Detect side effects of a plugin: resources it leaves open, and tensors it reads."""
 
 from __future__ import annotations
 
@@ -20,22 +20,22 @@ from pa_core import hookspecs
 from pa_core.diagnostics.device_syncs import watch_device_syncs
 from pa_core.plugins.implementations import Call, Implementation, specifications
 
-_OFTEN = re.compile(r"When: once per (micro-batch|update|evaluation batch)\b")
+_PER_STEP = re.compile(r"When: once per (micro-batch|update|evaluation batch)\b")
 STEP_HOOKS = frozenset(
     name
     for name, hook in specifications(hookspecs).items()
-    if _OFTEN.search(hook.function.__doc__ or "")
+    if _PER_STEP.search(hook.function.__doc__ or "")
 )
-"""The hooks that are called in every step, as their specifications say."""
+"""The hooks that are called in every step, according to their specifications."""
 
-_END_SECONDS = 2.0  # that a thread which was told to end may take
+_END_SECONDS = 2.0  # how long a thread that is stopping may take
 
 
-# -- What is left ---------------------------------------------------------------------------------
+# -- Left behind ----------------------------------------------------------------------------------
 
 
 class Surroundings:
-    """The process as it is now, to be compared with what it is later."""
+    """The process-wide state at this moment, to be compared with a later one."""
 
     def __init__(self) -> None:
         self._threads = set(threading.enumerate())
@@ -43,28 +43,28 @@ class Surroundings:
         self._values = _values()
 
     def changes(self) -> list[str]:
-        """What has come or changed since, a phrase each; threads get a moment to end."""
+        """Describes what was added or changed since; threads get a moment to end."""
         deadline = time.monotonic() + _END_SECONDS
         threads: list[threading.Thread] = []
         for thread in set(threading.enumerate()) - self._threads:
             if thread is not threading.current_thread():
                 thread.join(max(0.0, deadline - time.monotonic()))
                 threads += [thread] if thread.is_alive() else []
-        found = [f"the thread {thread.name!r} still runs" for thread in threads]
+        found = [f"the thread {thread.name!r} is still running" for thread in threads]
         files = _open_files()
         found += [f"{files[n]} is still open" for n in sorted(files.keys() - self._files.keys())]
-        for what, value in _values().items():
-            before = self._values[what]
+        for name, value in _values().items():
+            before = self._values[name]
             if value != before:
-                found.append(f"{what} has changed: {_difference(before, value)}")
+                found.append(f"{name} has changed: {_difference(before, value)}")
         return found
 
 
 def _open_files() -> dict[int, str]:
-    """What this process has open, by its number; nothing where the system doesn't tell."""
+    """Open files by descriptor; empty on systems without ``/proc``."""
     found = {}
     for name in os.listdir("/proc/self/fd") if os.path.isdir("/proc/self/fd") else ():
-        with contextlib.suppress(OSError):  # the listing's own is closed again
+        with contextlib.suppress(OSError):  # the descriptor of the listing itself is closed again
             found[int(name)] = os.readlink(f"/proc/self/fd/{name}")
     return found
 
@@ -80,7 +80,7 @@ def _values() -> dict[str, Any]:
         },
         "the root logger's handlers": list(logging.getLogger().handlers),
         "torch's default dtype": torch.get_default_dtype(),
-        "whether torch takes gradients": torch.is_grad_enabled(),
+        "whether torch records gradients": torch.is_grad_enabled(),
         "torch's anomaly detection": torch.is_anomaly_enabled(),
         "torch's deterministic mode": torch.are_deterministic_algorithms_enabled(),
         "torch's precision of float32 products": torch.get_float32_matmul_precision(),
@@ -95,20 +95,20 @@ def _difference(before: Any, after: Any) -> str:
     return f"{before} before, {after} now"
 
 
-# -- What is read ---------------------------------------------------------------------------------
+# -- Reads of tensors -----------------------------------------------------------------------------
 
 
 class Reads:
-    """Notes where a plugin reads tensors in a step, which makes the host wait for the device.
+    """Records where a plugin reads tensors in a step, a host-device synchronisation on GPUs.
 
-    On a CPU a read costs nothing, and a plugin may ask for that, so tensors say that they are on
-    none while it is watched.
+    A plugin may read freely where ``tensor.is_cpu`` is true. So that it behaves as on a GPU, that
+    attribute is False while the plugin is watched.
 
     Args:
-        device: the run's.
+        device: the device of the run.
 
     Attributes:
-        found: a sentence for each place.
+        found: one sentence per place.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -116,22 +116,22 @@ class Reads:
         self._device = device
 
     def around(self, implementation: Implementation) -> Call:
-        """The implementation's call, watched; for `PluginManager.wrap_calls`."""
+        """A watched version of the implementation's call, for `PluginManager.wrap_calls`."""
         hook, call = implementation.hook, implementation.call
         if hook not in STEP_HOOKS:
             return call
 
         def watched(arguments: dict[str, Any]) -> Any:
-            with watch_device_syncs(self._device) as waits, _OnNoCpu():
+            with watch_device_syncs(self._device) as reads, _DenyCpu():
                 result = call(arguments)
-            self.found |= dict.fromkeys(f"{hook} calls {place}" for place in waits)
+            self.found |= dict.fromkeys(f"{hook} calls {place}" for place in reads)
             return result
 
         return watched
 
 
-class _OnNoCpu(TorchFunctionMode):
-    """Lets tensors say that they are on no CPU."""
+class _DenyCpu(TorchFunctionMode):
+    """Makes ``tensor.is_cpu`` False for all tensors."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func == Tensor.is_cpu.__get__:  # type: ignore[attr-defined]

@@ -1,4 +1,4 @@
-"""Start a run under an engine, and hold what came out against a plain run."""
+"""Start a run under an engine, and compare its results with those of a plain run."""
 
 from __future__ import annotations
 
@@ -17,31 +17,31 @@ from tests.warm import run_warm
 def outcome_of(
     folder: Path, engine: str, processes: int = 1, *others: Path, on_gpu: bool = False
 ) -> dict[str, Any]:
-    """Run on so many processes; `others` are states that must be refused."""
+    """Run on this many processes; `others` are training states that must be refused."""
     folder.mkdir()
     environment = {"ON_GPU": "true"} if on_gpu else {}
     if engine.isdigit():
         environment |= {"DS_ACCELERATOR": "cpu", "ACCELERATE_USE_DEEPSPEED": "true"}
-    together = None if engine == "none" else processes
+    world_size = None if engine == "none" else processes
     script = Path(__file__).with_name("run.py")
-    run_warm(script, engine, folder, *others, processes=together, **environment)
+    run_warm(script, engine, folder, *others, processes=world_size, **environment)
     return read_outcome(folder)
 
 
 def check_numbers(outcome: dict[str, Any], plain: dict[str, Any]) -> None:
-    """Everything is as in the plain run, but for the order in which floats are added."""
+    """Check that the results equal those of the plain run, up to rounding."""
     assert outcome.keys() == plain.keys()
     for name, value in outcome.items():
         assert flat(value) == pytest.approx(flat(plain[name]), abs=2e-6), name
 
 
-def check_export(folder: Path, plain: dict[str, Any], *, is_divided: bool) -> None:
-    """A plain trainer loads the weights, evaluates a state, and won't go on with divided parts."""
+def check_export(folder: Path, plain: dict[str, Any], *, is_sharded: bool) -> None:
+    """A plain trainer loads the weights and a state, and refuses to resume from shards."""
     trainer = new_trainer("none")
     trainer.load_checkpoint(folder / "model.pt")
     assert flat(listed(trainer)) == pytest.approx(flat(plain["weights"]), abs=2e-6)
     trainer = new_trainer("none", model=NoisyModel())
-    if is_divided:
+    if is_sharded:
         with pytest.raises(
             TrainingStateError, match=r"optimizer was divided by .* is whole\. Each"
         ):

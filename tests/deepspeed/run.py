@@ -1,4 +1,4 @@
-"""Train, evaluate, predict, save and resume under an engine, and write what came out as JSON.
+"""Train, evaluate, predict, save and resume under an engine, and write the results as JSON.
 
 The engine is ``none``, a ZeRO stage of DeepSpeed, or ``fsdp``.
 """
@@ -28,7 +28,7 @@ ON_GPU = "ON_GPU" in os.environ
 
 
 class Tokens(Trainer):
-    """Counts items of its own: the class of a sample plus one."""
+    """Counts custom items: each sample has its class plus one."""
 
     def calculate_train_batch_loss(self, batch: Any) -> dict[str, Any]:
         x, y = batch
@@ -40,7 +40,7 @@ class Tokens(Trainer):
 
 
 class SavesOnce:
-    """Saves a state in the middle of the second epoch."""
+    """Saves a training state within the second epoch."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -52,7 +52,7 @@ class SavesOnce:
 
 
 def fsdp_accelerator() -> Accelerator:
-    """An accelerator that divides models; on GPUs accelerate makes it so by itself."""
+    """An accelerator for FSDP, which accelerate would set up by itself only on GPUs."""
     from accelerate.utils import FullyShardedDataParallelPlugin
 
     AcceleratorState._reset_state()
@@ -94,25 +94,25 @@ def new_trainer(
 
 
 def train(trainer: Trainer, epochs: int, **options: Any) -> Trainer:
-    def schedule(optimizer: Any) -> Any:
+    def scheduler(optimizer: Any) -> Any:
         return torch.optim.lr_scheduler.StepLR(optimizer, 3, gamma=0.5)
 
     trainer.train(
-        tiny_data(45),  # the last batch is short
+        tiny_data(45),  # the last batch is incomplete
         epochs,
         eval_dataset=tiny_data(7),
         per_device_batch_size=8 // PROCESSES,
-        create_scheduler_fn=schedule,
+        create_scheduler_fn=scheduler,
         **options,
     )
     return trainer
 
 
 def numbers(engine: str, folder: Path) -> dict[str, Any]:
-    """What a plain run has as well."""
+    """The results that are compared with those of a plain run."""
     trainer = new_trainer(engine)
     train(trainer, 2, gradient_accumulation_steps=2, gradient_clip_norm=0.5)
-    train(trainer, 1, reset_run_history=False)  # without clipping, and on from there
+    train(trainer, 1, reset_run_history=False)  # continues, without clipping
     trainer.save_checkpoint(folder / "model.pt", save_optimizer=False, save_scheduler=False)
     history = trainer.run_history
     ready = DataLoader(tiny_data(5), batch_size=2)  # three batches: uneven on two processes
@@ -130,7 +130,7 @@ def numbers(engine: str, folder: Path) -> dict[str, Any]:
         "tokens": listed(train(new_trainer(engine, Tokens), 1)),
         "clipped": listed(clipped(engine)),
     }
-    # Goes back to the best epoch at the end, and on from there.
+    # Restores the best epoch at the end, and continues from it.
     best = SaveBestModelCallback(
         folder / "best.pt",
         "train_loss_epoch",
@@ -145,11 +145,11 @@ def numbers(engine: str, folder: Path) -> dict[str, Any]:
 
 
 def clipped(engine: str) -> Trainer:
-    """A run that clips as DeepSpeed's configuration says, or else `train`."""
+    """A run with clipping from DeepSpeed's configuration, or from `train` for other engines."""
     if not engine.isdigit():
         return train(new_trainer(engine), 1, gradient_clip_norm=0.1)
-    said = {"gradient_clipping": 0.1, "gradient_accumulation_steps": 3}
-    trainer = new_trainer(engine, configuration=said)
+    settings = {"gradient_clipping": 0.1, "gradient_accumulation_steps": 3}
+    trainer = new_trainer(engine, configuration=settings)
     with pytest.warns(UserWarning, match="gradient_accumulation_steps=3, and train.. says 1"):
         return train(trainer, 1)
 
@@ -160,9 +160,9 @@ def listed(trainer: Trainer) -> dict[str, Any]:
 
 
 def resume(engine: str, folder: Path, precision: str | None = None) -> None:
-    """A run that was interrupted in the middle of an epoch ends as one that wasn't."""
+    """A run resumed within an epoch gives the result of the uninterrupted one."""
 
-    # In 16 bits, torch's batch norm doesn't run on a CPU.
+    # torch has no batch norm in 16 bits on CPUs.
     model = NoisyModel if precision is None else tiny_model
 
     def trained(*callbacks: Any, **more: Any) -> Trainer:
@@ -179,7 +179,7 @@ def resume(engine: str, folder: Path, precision: str | None = None) -> None:
     assert whole.run_history.get_metric_values("eval_loss_epoch") == (
         resumed.run_history.get_metric_values("eval_loss_epoch")
     )
-    # And a state that is saved right after the training, loaded into another trainer.
+    # A training state saved after the run can be loaded into another trainer.
     whole.save_training_state(folder / "end")
     loaded = new_trainer(engine, model=model(), **precise)
     train(loaded, 1)

@@ -1,4 +1,4 @@
-"""Real DeepSpeed on the CPU: every ZeRO stage gives the numbers of a plain run."""
+"""DeepSpeed itself on the CPU: every ZeRO stage gives the results of a plain run."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ def plain(tmp_path_factory):
 
 @pytest.mark.distributed
 @pytest.mark.parametrize("stage", ["0", "1", "2", "3"])
-def test_a_zero_stage_gives_the_numbers_of_a_plain_run(plain, stage, tmp_path):
+def test_a_zero_stage_gives_the_results_of_a_plain_run(plain, stage, tmp_path):
     two = tmp_path / "two"
     check_numbers(outcome_of(two, stage, 2), plain)
-    # Stage 0 divides nothing, so there any number of processes may go on.
+    # Stage 0 has no shards, so any number of processes may resume.
     others = () if stage == "0" else (two / "state",)
     check_numbers(outcome_of(tmp_path / "one", stage, 1, *others), plain)
-    check_export(two, plain, is_divided=stage != "0")
+    check_export(two, plain, is_sharded=stage != "0")

@@ -1,4 +1,4 @@
-"""What must come out the same on any number of processes, and what ends together, as JSON."""
+"""Write results that must not depend on the world size, and how runs stop together, as JSON."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ GLOBAL_BATCH = 12
 
 
 class Stream(IterableDataset[Any]):
-    """Samples in their order, with no length."""
+    """Samples in order, without a length."""
 
     def __init__(self, samples: int) -> None:
         self.data = tiny_data(samples)
@@ -38,8 +38,8 @@ class Stream(IterableDataset[Any]):
         return iter(self.data)
 
 
-class Part(IterableDataset[Any]):
-    """A process' part of a stream, its place in each global batch: they have unlike lengths."""
+class SplitStream(IterableDataset[Any]):
+    """The samples of this process in each global batch; lengths differ between processes."""
 
     is_sharded = True
 
@@ -75,7 +75,7 @@ def train(trainer: Trainer, data: Any, epochs: Any = 2, **options: Any) -> dict[
 
 
 def training() -> Iterator[tuple[str, Any]]:
-    """Data of every kind, with lengths that leave the last batch short."""
+    """Training on every kind of data, with lengths for which the last batch is incomplete."""
     size = GLOBAL_BATCH // PROCESSES
 
     def loader(samples: int, **options: Any) -> DataLoader[Any]:
@@ -90,7 +90,7 @@ def training() -> Iterator[tuple[str, Any]]:
         yield f"loader {samples}", train(new_trainer(), loader(samples))
         yield f"shuffled {samples}", train(new_trainer(), shuffled(samples))
         yield f"stream {samples}", train(new_trainer(), Stream(samples))
-        yield f"parts {samples}", train(new_trainer(), Part(samples))
+        yield f"split stream {samples}", train(new_trainer(), SplitStream(samples))
         yield (
             f"accumulated {samples}",
             train(new_trainer(), Stream(samples), gradient_accumulation_steps=2),
@@ -100,7 +100,7 @@ def training() -> Iterator[tuple[str, Any]]:
 
 
 class Tokens(Trainer):
-    """Counts items of its own: the class of a sample plus one."""
+    """Counts custom items: each sample has its class plus one."""
 
     def calculate_train_batch_loss(self, batch: Any) -> dict[str, Any]:
         x, y = batch
@@ -115,8 +115,8 @@ class Tokens(Trainer):
         }
 
 
-class Seen(TrainerCallback):
-    """Gathers the targets of every evaluation step, as users of the relative do."""
+class GathersTargets(TrainerCallback):
+    """Gathers the targets of every evaluation step, as pytorch-accelerated's users do."""
 
     def on_eval_epoch_start(self, trainer: Trainer) -> None:
         self.targets: list[int] = []
@@ -126,7 +126,7 @@ class Seen(TrainerCallback):
 
 
 class Ragged(Trainer):
-    """Predicts another number of rows for each sample."""
+    """Predicts a different number of rows for each sample."""
 
     def calculate_predictions(self, batch: Any) -> list[Any]:
         x, y = batch
@@ -134,7 +134,7 @@ class Ragged(Trainer):
 
 
 def evaluation() -> Iterator[tuple[str, Any]]:
-    seen = Seen()
+    seen = GathersTargets()
     trainer, ragged = new_trainer(seen), new_trainer(cls=Ragged)
     plain = new_trainer()
     for samples in (1, 2, 3, 4, 5, 7, 8, 9, 13, 24, 25):
@@ -150,40 +150,41 @@ def evaluation() -> Iterator[tuple[str, Any]]:
             if samples >= PROCESSES:
                 trainer.evaluate(data, per_device_batch_size=size)
                 yield f"gathered {name}", sorted(seen.targets)
-        sampler = DistributedSampler(data, PROCESSES, RANK)  # makes parts even by repeating samples
+        # It repeats samples to give every process the same number.
+        sampler = DistributedSampler(data, PROCESSES, RANK)
         loader = DataLoader(data, batch_size=2, sampler=sampler)
         yield f"loss of a distributed loader {samples}", plain.evaluate(loader)["evaluation_loss"]
         yield f"predictions of a distributed loader {samples}", plain.predict(loader).tolist()
         rows = [item["rows"].tolist() for item in ragged.predict(data, 2)]
         yield f"ragged {samples}", rows
     for samples in (13, 1):
-        part = Part(samples)
-        yield f"loss of parts {samples}", plain.evaluate(part)["evaluation_loss"]
+        split = SplitStream(samples)
+        yield f"loss of split stream {samples}", plain.evaluate(split)["evaluation_loss"]
         if PROCESSES > 1:
             with pytest.raises(ValueError, match="only it knows where each process has a part"):
-                plain.predict(part)
+                plain.predict(split)
     yield "stream", plain.evaluate(Stream(13), per_device_batch_size=4)["evaluation_loss"]
 
 
 class Stop(TrainerCallback):
-    """The last process alone asks to stop, in one way or another, in the second epoch."""
+    """Requests a stop or a state, or raises, on the last process only, in the second epoch."""
 
     def __init__(self, way: str) -> None:
         self.way = way
 
     def on_train_step_end(self, trainer: Trainer) -> None:
-        self._raise_in("the step's end", trainer)
+        self._raise_in("step end", trainer)
         if RANK == PROCESSES - 1 and trainer.position.epoch == 2:
-            if self.way == "ask":
+            if self.way == "request":
                 trainer.control.stop("enough")
             if self.way == "save":
-                trainer.control.save(FOLDER / "asked")
+                trainer.control.save(FOLDER / "requested")
 
     def on_backward_end(self, trainer: Trainer) -> None:
-        self._raise_in("the backward pass", trainer)
+        self._raise_in("backward pass", trainer)
 
     def on_eval_step_end(self, trainer: Trainer) -> None:
-        self._raise_in("an evaluation", trainer)
+        self._raise_in("evaluation", trainer)
 
     def _raise_in(self, event: str, trainer: Trainer) -> None:
         if RANK == PROCESSES - 1 and trainer.position.epoch == 2 and self.way == event:
@@ -191,7 +192,7 @@ class Stop(TrainerCallback):
 
 
 class NaNAtLast(Trainer):
-    """One process has a loss that is no number, in two updates of the second epoch."""
+    """The loss is NaN on one process in two updates of the second epoch."""
 
     def calculate_train_batch_loss(self, batch: Any) -> dict[str, Any]:
         output = super().calculate_train_batch_loss(batch)
@@ -201,13 +202,13 @@ class NaNAtLast(Trainer):
 
 
 def ends() -> Iterator[tuple[str, Any]]:
-    for way in ("the step's end", "the backward pass", "an evaluation", "ask", "save"):
+    for way in ("step end", "backward pass", "evaluation", "request", "save"):
         trainer = new_trainer(Stop(way))
         train(trainer, tiny_data(45), 4, eval_dataset=tiny_data(7))
         updates = trainer._engine.gather_objects(trainer.updates)
         assert len(set(updates)) == 1, updates
         yield way, trainer.stop_reason
-    yield "asked on one process", (FOLDER / "asked" / "manifest.json").exists()
+    yield "saved at the request of one process", (FOLDER / "requested" / "manifest.json").exists()
     for policy in ("stop", "skip", "rollback"):
         states = SaveTrainingStateCallback(FOLDER / policy, save_every_n_steps=3, save_at_end=False)
         trainer = new_trainer(TerminateOnNaNCallback(policy), states, cls=NaNAtLast)

@@ -1,4 +1,4 @@
-"""Start a script of this folder on one or several processes, and read what it has written."""
+"""Start a script of this folder on one or several processes, and read its outcome."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ ROOT = Path(__file__).parents[2]
 
 
 def torchrun(processes: int) -> tuple[str, ...]:
-    """The arguments of Python that start so many processes on this machine."""
+    """The Python arguments that start this many processes on this machine."""
     return ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes))
 
 
 def environment(**more: str) -> dict[str, str]:
-    """This one, for processes that share two cores and have no GPU."""
-    here = {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(ROOT)}
-    return os.environ | here | more
+    """The current environment, for processes with one thread each and no GPU."""
+    fixed = {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(ROOT)}
+    return os.environ | fixed | more
 
 
 def run(folder: Path, *arguments: str, **more: str) -> subprocess.CompletedProcess[str]:
-    """Run Python in a folder, with `more` in its environment, and see that it succeeds."""
+    """Run Python in a folder, with `more` in its environment, and check that it succeeds."""
     done = subprocess.run(
         [sys.executable, *arguments],
         capture_output=True,
@@ -41,20 +41,20 @@ def run(folder: Path, *arguments: str, **more: str) -> subprocess.CompletedProce
 
 
 def read_outcome(folder: Path) -> dict[str, Any]:
-    """What a script has written into `folder` as ``outcome.json``."""
+    """The content of ``outcome.json`` in `folder`."""
     outcome: dict[str, Any] = json.loads((folder / "outcome.json").read_text())
     return outcome
 
 
 def outcome_of(folder: Path, script: str | Path, processes: int | None = None) -> dict[str, Any]:
-    """Run a script, of this folder if it is a name, and return what it writes as `outcome.json`."""
+    """Run a script, relative to this folder, and return the content of its ``outcome.json``."""
     folder.mkdir()
     run_warm(Path(__file__).parent / script, folder, processes=processes, folder=folder)
     return read_outcome(folder)
 
 
 def flat(value: Any) -> list[Any]:
-    """All that is in nested lists and dicts, in one list."""
+    """The values in nested lists and dicts, as one list."""
     if isinstance(value, dict):
         value = list(value.values())
     if isinstance(value, list):

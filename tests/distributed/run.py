@@ -1,4 +1,4 @@
-"""Train, evaluate, predict, save and resume, and write what came out as JSON, for a test."""
+"""Train, evaluate, predict, save and resume, and write the results as JSON."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def trained(epochs: int, resume_from: Path | None = None) -> Trainer:
 
 
 class Unfreezing:
-    """Trains the last layer alone at first; the container must hear of it."""
+    """Freezes a layer in the second epoch, which the DDP wrapper has to follow."""
 
     @hookimpl
     def on_train_epoch_start(self, trainer: Trainer) -> None:
@@ -64,14 +64,14 @@ class Unfreezing:
 
 def unfrozen() -> Trainer:
     trainer = new_trainer(Unfreezing())
-    train(trainer, 3)  # and within a run, and from one to the next
+    train(trainer, 3)  # freezing within a run …
     trainer.get_model()[2].requires_grad_(False)
-    train(trainer, 1)
+    train(trainer, 1)  # … and between runs
     return trainer
 
 
-class WithMore(nn.Module):
-    """Has layers that nothing goes through."""
+class WithUnused(nn.Module):
+    """Has a layer that the forward pass doesn't use."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -82,13 +82,13 @@ class WithMore(nn.Module):
 
 
 def unused() -> dict[str, Any]:
-    """What such a model's weights become, and what is noted on the error without the option."""
+    """The trained weights of such a model, and the notes on the error without the option."""
     handler = DistributedDataParallelKwargs(find_unused_parameters=True)
-    trainer = new_trainer(model=WithMore(), kwargs_handlers=[handler])
+    trainer = new_trainer(model=WithUnused(), kwargs_handlers=[handler])
     train(trainer, 1)
     notes: list[str] = []
     try:
-        train(new_trainer(model=WithMore()), 1)
+        train(new_trainer(model=WithUnused()), 1)
     except RuntimeError as error:
         notes = error.__notes__
     weights = {name: value.tolist() for name, value in weights_of(trainer).items()}
@@ -96,7 +96,7 @@ def unused() -> dict[str, Any]:
 
 
 def frozen() -> dict[str, Any]:
-    """Models of which each process has another at first, until the first one's counts."""
+    """Models with different weights on each process, which become those of process 0."""
     torch.manual_seed(RANK)
     trainer = new_trainer(model=nn.Sequential(nn.Linear(6, 4), nn.Linear(4, 3)))
     outcome = {"predictions": trainer.predict(tiny_data(7)).tolist()}
@@ -114,7 +114,7 @@ def frozen() -> dict[str, Any]:
 
 
 class RunningMeans:
-    """Keeps each process' running mean, as an evaluation begins."""
+    """Keeps the running mean of each process when an evaluation starts."""
 
     def __init__(self) -> None:
         self.of_processes: list[list[float]] = []
@@ -133,13 +133,13 @@ def running_means() -> list[list[float]]:
 
 
 class Ranks(NamedTuple):
-    """What batches may be, too."""
+    """A batch may be a named tuple."""
 
     ranks: Tensor
 
 
 class Reductions:
-    """Counts how often gradients are reduced over the processes; a small model has one bucket."""
+    """Counts reductions of gradients; a small model has a single bucket."""
 
     def __init__(self) -> None:
         self.count = 0
@@ -147,7 +147,7 @@ class Reductions:
     @hookimpl
     def on_training_run_start(self, trainer: Trainer) -> None:
         if isinstance(trainer.model, DistributedDataParallel):
-            # Not a method, for whose annotations PyTorch looks before they are evaluated.
+            # Not the method itself, since PyTorch compares its annotations, which are strings here.
             trainer.model.register_comm_hook(None, lambda _, bucket: self.reduce(bucket))
 
     def reduce(self, bucket: GradBucket) -> Future[Tensor]:

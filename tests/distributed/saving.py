@@ -1,4 +1,4 @@
-"""Save in the background on one or several processes, and write how each run ended."""
+"""Save in the background on one or several processes, and write how each run ends."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tests.helpers import tiny_data, tiny_model, weights_of
 
 
 class Synchronises(TrainerCallback):
-    """Does what all processes have to do together while a state is saved."""
+    """Runs a collective while a training state is saved."""
 
     def on_save_training_state(self, trainer: Trainer, state_dir: Path) -> None:
         total = trainer.gather(torch.ones(1, device=trainer.device)).sum()
@@ -45,7 +45,7 @@ def train(folder: Path, resume_from: str | None = None, **settings: str) -> Trai
 
 
 def break_the_disk() -> None:
-    """Let the first state that a thread writes find no space."""
+    """Make the first training state that the background thread writes fail for lack of space."""
     write_file, failed = atomic_io.write_file, []
 
     def failing(path, chunks):
@@ -68,8 +68,8 @@ def main(folder: Path) -> None:
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         again = train(folder / "warned")
-    told = [str(warning.message) for warning in caught if "No training" in str(warning.message)]
-    outcome["updates"], outcome["warnings"] = again.updates, told
+    messages = [str(warning.message) for warning in caught if "No training" in str(warning.message)]
+    outcome["updates"], outcome["warnings"] = again.updates, messages
     break_the_disk()
     try:
         train(folder / "stopped", on_save_error="stop")
@@ -78,7 +78,7 @@ def main(folder: Path) -> None:
     outcome["left"] = [path.name for path in (folder / "stopped").iterdir()]
     ended = trainer._engine.gather_objects(outcome)
     if trainer.is_main_process:
-        outcome["errors"] = [theirs.get("error", "none") for theirs in ended]
+        outcome["errors"] = [each.get("error", "none") for each in ended]
         (folder / "outcome.json").write_text(json.dumps(outcome))
 
 

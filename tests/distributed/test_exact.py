@@ -1,4 +1,4 @@
-"""One, two and three processes give the same numbers, and end together."""
+"""One, two and three processes give the same results, and stop together."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def alone(tmp_path_factory):
 
 
 @pytest.mark.parametrize("processes", [2, 3])
-def test_several_processes_give_the_numbers_of_one(alone, processes, tmp_path):
+def test_several_processes_give_the_results_of_one(alone, processes, tmp_path):
     together = outcome_of(tmp_path / "several", "exact.py", processes)
     assert alone.keys() - together.keys() <= {name for name in alone if name.startswith("gathered")}
     for name, value in together.items():

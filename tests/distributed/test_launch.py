@@ -1,4 +1,4 @@
-"""One script, started in every way there is, gives the same numbers and writes everything once."""
+"""A script gives the same results and writes each file once, however it is launched."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ FILES = {
         if __name__ == "__main__":
             main()
         """,
-    # Each process notes what it calls into being, and the main one which of its events it heard.
+    # Each process records the files that it creates; the main one prints its events.
     "watch.py": """
         import json
         import os
@@ -82,10 +82,10 @@ FILES = {
 
             def on_train_epoch_end(self, trainer):
                 self.epochs += 1
-                print("an epoch is heard of")
+                print("epoch end")
 
             def state_dict(self):
-                print("a state is asked for")
+                print("state_dict")
                 return {"epochs": self.epochs}
 
             def load_state_dict(self, state):
@@ -111,7 +111,7 @@ FILES = {
 
 @pytest.fixture(scope="module")
 def new_project(tmp_path_factory):
-    """Makes a folder with the script and its settings."""
+    """A function that makes a folder with the script and its settings."""
 
     def make(name: str) -> Path:
         folder = tmp_path_factory.mktemp(name)
@@ -122,8 +122,8 @@ def new_project(tmp_path_factory):
     return make
 
 
-def launch_with_file_of_the_page(folder: Path, name: str) -> dict[str, Any]:
-    """Run the script as docs/distributed.md says, with the file for accelerate that it shows."""
+def launch_with_configuration_of_the_page(folder: Path, name: str) -> dict[str, Any]:
+    """Run the script as in docs/distributed.md, with the accelerate configuration shown there."""
     page = (ROOT / "docs/distributed.md").read_text()
     (content,) = re.findall(rf"^cat > {name} <<'END'\n(.*?)^END$", page, re.MULTILINE | re.DOTALL)
     (folder / name).write_text(content)
@@ -146,7 +146,7 @@ def two(new_project):
     return launch(new_project("two"), *torchrun(2))
 
 
-def assert_same_numbers(folder: Path, alone: Any, processes: int) -> None:
+def assert_same_results(folder: Path, alone: Any, processes: int) -> None:
     outcome, expected = read_outcome(folder), read_outcome(alone[0])
     assert outcome.pop("config") == [processes, "no"]
     for name, values in outcome.items():
@@ -156,15 +156,15 @@ def assert_same_numbers(folder: Path, alone: Any, processes: int) -> None:
 @pytest.mark.parametrize("processes", [1, 3])
 def test_torchrun(processes, alone, new_project):
     folder, _ = launch(new_project("torchrun"), *torchrun(processes))
-    assert_same_numbers(folder, alone, processes)
+    assert_same_results(folder, alone, processes)
 
 
 def test_torchrun_on_two_processes(two, alone):
-    assert_same_numbers(two[0], alone, 2)
+    assert_same_results(two[0], alone, 2)
 
 
-def test_accelerate_launch_with_a_file_whose_precision_the_trainer_has(alone, new_project):
-    outcome = launch_with_file_of_the_page(new_project("accelerate"), "one.yaml")
+def test_accelerate_launch_sets_the_precision_of_the_trainer(alone, new_project):
+    outcome = launch_with_configuration_of_the_page(new_project("accelerate"), "one.yaml")
     assert outcome["config"] == [1, "bf16"]
     expected = read_outcome(alone[0])
     assert outcome["train"] != expected["train"]
@@ -173,8 +173,8 @@ def test_accelerate_launch_with_a_file_whose_precision_the_trainer_has(alone, ne
 
 def test_accelerate_launch_on_two_processes(alone, new_project):
     folder = new_project("accelerate")
-    launch_with_file_of_the_page(folder, "two.yaml")
-    assert_same_numbers(folder, alone, 2)
+    launch_with_configuration_of_the_page(folder, "two.yaml")
+    assert_same_results(folder, alone, 2)
 
 
 def test_a_notebook_on_two_processes(alone, new_project):
@@ -192,11 +192,11 @@ def test_a_notebook_on_two_processes(alone, new_project):
     run(
         folder,
         *("-c", "from nbclient.cli import main; main()", "train.ipynb", "--timeout=200"),
-        IPYTHONDIR=str(folder / "ipython"),  # nobody's own settings
+        IPYTHONDIR=str(folder / "ipython"),  # no user settings
         JUPYTER_CONFIG_DIR=str(folder / "jupyter"),
         JUPYTER_DATA_DIR=str(folder / "jupyter"),
     )
-    assert_same_numbers(folder, alone, 2)
+    assert_same_results(folder, alone, 2)
 
 
 def test_two_machines(alone, new_project):
@@ -209,7 +209,7 @@ def test_two_machines(alone, new_project):
                     *(*machine, sys.executable, "-m", "torch.distributed.run"),
                     *("--nnodes", "2", "--nproc_per_node", "1", "--rdzv_backend", "c10d"),
                     *("--rdzv_endpoint", f"{address(0)}:29400", "--local_addr", address(number)),
-                    # Both have this machine's name, so they can't tell by it who is the first.
+                    # Both have the same host name, so torchrun can't tell which one is the first.
                     *("--rdzv_conf", f"is_host={int(number == 0)}", "train.py"),
                 ]
                 started.append(
@@ -225,43 +225,43 @@ def test_two_machines(alone, new_project):
             shown = [process.communicate(timeout=240) for process in started]
         finally:
             for process in started:
-                process.terminate()  # torchrun ends its processes then
+                process.terminate()  # torchrun then ends its processes
                 process.communicate(timeout=60)
     assert [process.returncode for process in started] == [0, 0], shown
-    assert_same_numbers(folder, alone, 2)
-    # The run has one main process, which alone prints; the other machine is silent.
+    assert_same_results(folder, alone, 2)
+    # Only the main process of the run prints, so the other machine prints nothing.
     (silent,) = [out for out, _ in shown if "Training starts" not in out]
     assert silent == ""
 
 
 def lines_of(launched: Any) -> list[str]:
-    """What was printed, less its folder, and the digits, which may differ in the last place."""
+    """The printed lines, without the folder and without digits, which may differ by rounding."""
     folder, done = launched
     text = done.stdout.replace(str(folder), "folder")
     return [re.sub(r"[\d.]+(e-\d+)?", "#", line) for line in text.splitlines() if line]
 
 
 def bars_of(text: str) -> Counter[str]:
-    """The names of the bars that were begun."""
+    """The names of the bars that were started."""
     return Counter(re.findall(r"^(.+): +0%", text, re.MULTILINE))
 
 
-def test_lines_bars_and_files_come_once(alone, two):
+def test_lines_bars_and_files_are_written_once(alone, two):
     assert lines_of(two) == lines_of(alone)
     printed = Counter(lines_of(two))
     assert printed["Training starts"] == 1
     assert sum("Plugins: " in line for line in two[1].stdout.splitlines()) == 1
-    assert printed["an epoch is heard of"] == 2
+    assert printed["epoch end"] == 2
     # One for each training state, and none on the other process.
-    assert printed["a state is asked for"] == 2
+    assert printed["state_dict"] == 2
 
-    parts = [two[0] / f"training_states/epoch_0001/process-0000{rank}.json" for rank in range(2)]
-    assert ['"watch"' in part.read_text() for part in parts] == [True, False]
+    files = [two[0] / f"training_states/epoch_0001/process-0000{rank}.json" for rank in range(2)]
+    assert ['"watch"' in file.read_text() for file in files] == [True, False]
 
     for _, done in (alone, two):
         assert bars_of(done.stderr) == {"Epoch 1": 1, "Epoch 2": 1, "Evaluation": 2}
 
-    # In no order: training states are written beside the loop.
+    # In any order: training states are written in the background.
     written = ["best_model.pt", "best_model.pt", "epoch_0001", "epoch_0002"]
     for folder, rank, expected in [(alone[0], 0, written), (two[0], 0, written), (two[0], 1, [])]:
         assert sorted(json.loads((folder / f"renamed-{rank}.json").read_text())) == expected

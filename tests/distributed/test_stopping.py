@@ -1,6 +1,6 @@
-"""What ends one process ends all of them, soon, with its cause shown, and nobody survives.
+"""If one process ends, all end soon, and the cause is shown.
 
-A process that is killed is in ``tests/faults/test_elastic.py``.
+Killed processes are tested in ``tests/faults/test_elastic.py``.
 """
 
 from __future__ import annotations
@@ -40,17 +40,17 @@ SCRIPT = """
             return len(self.data)
 
         def __getitem__(self, index):
-            if rank == "1" and Path("spoiled").exists():
+            if rank == "1" and Path("broken").exists():
                 raise ZeroDivisionError("the first cause")
             return self.data[index]
 
-    class TellsWhenItRuns(TrainerCallback):
+    class WritesItsPid(TrainerCallback):
         def on_train_step_end(self, trainer):
             if trainer.updates == 3:
                 Path(f"beside-{rank}").write_text(str(os.getpid()))
                 os.rename(f"beside-{rank}", f"pid-{rank}")
 
-    class WaitsForNobody(TrainerCallback):
+    class CallsACollective(TrainerCallback):
         runs_on = "main"
 
         def on_train_step_start(self, trainer):
@@ -59,25 +59,27 @@ SCRIPT = """
 
     model = tiny_model()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    plugins = [TellsWhenItRuns, WaitsForNobody]
+    plugins = [WritesItsPid, CallsACollective]
     trainer = Trainer(model, nn.CrossEntropyLoss(), optimizer, callbacks=plugins)
     trainer.train(Data(), 10**6, per_device_batch_size=4)
 """
 
 
 def interrupt_the_launcher(folder: Path, launcher: int, pids: list[int]) -> None:
-    os.kill(launcher, signal.SIGINT)  # as ctrl-C does; its processes are sessions of their own
+    os.kill(launcher, signal.SIGINT)  # as Ctrl-C does; torchrun starts its processes in new sessions
 
 
 def interrupt_one(folder: Path, launcher: int, pids: list[int]) -> None:
     os.kill(pids[1], signal.SIGINT)
 
 
-def spoil_the_data_of_one(folder: Path, launcher: int, pids: list[int]) -> None:
-    (folder / "spoiled").touch()
+def break_the_data_of_one(folder: Path, launcher: int, pids: list[int]) -> None:
+    (folder / "broken").touch()
 
 
-def let_a_plugin_of_the_main_process_wait(folder: Path, launcher: int, pids: list[int]) -> None:
+def let_a_main_process_plugin_call_a_collective(
+    folder: Path, launcher: int, pids: list[int]
+) -> None:
     (folder / "asked").touch()
 
 
@@ -86,8 +88,11 @@ def let_a_plugin_of_the_main_process_wait(folder: Path, launcher: int, pids: lis
     [
         (interrupt_the_launcher, "SIGINT"),
         (interrupt_one, "KeyboardInterrupt"),
-        (spoil_the_data_of_one, "ZeroDivisionError: the first cause"),
-        (let_a_plugin_of_the_main_process_wait, "'WaitsForNobody' runs on the main process only"),
+        (break_the_data_of_one, "ZeroDivisionError: the first cause"),
+        (
+            let_a_main_process_plugin_call_a_collective,
+            "'CallsACollective' runs on the main process only",
+        ),
     ],
     ids=lambda value: value.__name__ if callable(value) else "",
 )
@@ -123,12 +128,12 @@ def test_all_end_within_thirty_seconds(
 def wait_for(happened: Callable[[], bool], seconds: float) -> None:
     end = time.monotonic() + seconds
     while not happened():
-        assert time.monotonic() < end, f"waited {seconds} seconds for nothing"
+        assert time.monotonic() < end, f"not within {seconds} seconds"
         time.sleep(0.05)
 
 
 def is_alive(pid: int) -> bool:
-    """Whether a process goes on; one that has ended and that nobody has asked about doesn't."""
+    """Whether a process is running; a zombie isn't."""
     try:
         state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
     except (FileNotFoundError, ProcessLookupError):

@@ -1,4 +1,4 @@
-"""Two processes of half the batch give the numbers of one process."""
+"""Two processes with half the batch each give the results of one process."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def test_two_processes_train_evaluate_predict_save_and_resume_as_one_does(tmp_pa
     assert "On rank 0, more.weight, more.bias got no gradient" in note
     assert without["notes"] == []
     first, second = two["running_means"]
-    assert first == second != [0.0] * 6  # each has seen other samples
+    assert first == second != [0.0] * 6  # though each has seen other samples
     assert two["reductions"] == [6, 6]  # one for each update of two micro-batches
     assert one["gathered"] == [0.0]
     assert two["gathered"] == [0.0, 1.0, 1.0]

@@ -9,7 +9,7 @@ from tests.helpers import tiny_data
 
 
 def epochs_of(scores, **kwargs):
-    """How many epochs a run with these scores takes."""
+    """The number of epochs that a run with these scores has."""
     kwargs = {"watch_metric": "score", "early_stopping_threshold": 0.0, **kwargs}
     trainer = make_trainer(EarlyStoppingCallback(**kwargs), Records(scores))
     trainer.train(tiny_data(16), len(scores))
@@ -25,31 +25,31 @@ def epochs_of(scores, **kwargs):
         ([3, 4, 2, 5, 6, 0], 2, 5),
     ],
 )
-def test_the_run_stops_after_so_many_epochs_without_improvement(scores, patience, epochs):
+def test_the_run_stops_after_patience_epochs_without_improvement(scores, patience, epochs):
     assert epochs_of(scores, early_stopping_patience=patience) == epochs
 
 
-def test_more_is_better_where_said():
+def test_greater_is_better_is_respected():
     assert epochs_of([1, 2, 3, 2, 9], greater_is_better=True) == 4
 
 
-def test_a_change_within_the_threshold_is_no_improvement():
+def test_a_change_within_the_threshold_is_not_an_improvement():
     assert epochs_of([1.0, 0.95, 0.5, 0.1], early_stopping_threshold=0.1) == 2
     assert epochs_of([1.0, 0.85, 0.5, 0.1], early_stopping_threshold=0.1) == 4
     assert epochs_of([1.0, 0.5, 0.0], early_stopping_threshold=0.5) == 2
 
 
-def test_small_improvements_add_up_against_the_last_real_one():
+def test_small_improvements_add_up_until_they_exceed_the_threshold():
     scores = [1.0, 0.94, 0.88, 0.82]
     assert epochs_of(scores, early_stopping_threshold=0.1, early_stopping_patience=2) == 4
 
 
-def test_nan_is_no_improvement_and_never_the_value_to_beat():
+def test_nan_is_never_an_improvement_nor_the_best_value():
     assert epochs_of([math.nan, 1.0, 0.5, 0.2], early_stopping_patience=2) == 4
     assert epochs_of([1.0, math.nan, math.nan, 0.5], early_stopping_patience=2) == 3
 
 
-def test_it_asks_the_loop_which_ends_the_run_in_good_order():
+def test_the_loop_stops_the_run_and_calls_its_end_events():
     events = []
 
     class Notes(TrainerCallback):
@@ -67,7 +67,7 @@ def test_it_asks_the_loop_which_ends_the_run_in_good_order():
     assert stopping.early_stopping_patience_counter == 1
 
 
-def test_the_epoch_that_stops_is_finished_by_the_other_callbacks():
+def test_other_callbacks_finish_the_epoch_in_which_the_run_stops():
     seen = []
 
     class Notes(TrainerCallback):
@@ -81,7 +81,7 @@ def test_the_epoch_that_stops_is_finished_by_the_other_callbacks():
 
 
 @pytest.mark.parametrize(("reset", "epochs"), [(True, 2), (False, 1)])
-def test_a_second_run_begins_without_a_best_value_unless_told(reset, epochs):
+def test_a_second_run_starts_without_a_best_value_unless_reset_is_off(reset, epochs):
     stopping = EarlyStoppingCallback(watch_metric="score", reset_on_train=reset)
     trainer = make_trainer(stopping, Records([1, 2, 3, 4, 5]))
     trainer.train(tiny_data(16), 3)

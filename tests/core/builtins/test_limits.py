@@ -1,4 +1,4 @@
-"""limit_batches, limit_eval_steps and step_evaluation: how much is trained and evaluated."""
+"""limit_batches, limit_eval_steps and step_evaluation: batches per epoch, and evaluations."""
 
 import pytest
 
@@ -13,7 +13,7 @@ from tests.helpers import tiny_data
 
 
 class Counts(TrainerCallback):
-    """Counts the steps of each evaluation, and notes when it happens."""
+    """Counts the steps of each evaluation, and keeps the update at which it runs."""
 
     def __init__(self):
         self.evaluations, self.places = [], []
@@ -26,7 +26,7 @@ class Counts(TrainerCallback):
         self.evaluations[-1][1] += 1
 
 
-def test_every_epoch_has_its_first_batches_only():
+def test_every_epoch_runs_only_its_first_batches():
     counts = Counts()
     trainer = make_trainer(LimitBatchesCallback(2), counts)
     trainer.train(tiny_data(44), 3, eval_dataset=tiny_data(44))
@@ -39,17 +39,17 @@ def test_every_epoch_has_its_first_batches_only():
 def test_a27_a_limit_beyond_the_data_changes_nothing():
     trainer = make_trainer(LimitBatchesCallback(100))
     trainer.train(tiny_data(44), 1, gradient_accumulation_steps=4)
-    assert trainer.updates == 2  # the short last group was stepped too
+    assert trainer.updates == 2  # the last, incomplete group of micro-batches made an update too
 
 
-def test_a4_limited_evaluations_are_limited():
+def test_a4_intermediate_evaluations_are_limited():
     counts = Counts()
     trainer = make_trainer(counts, StepBasedEvaluationCallback(3), LimitEvalStepsCallback(2))
     trainer.train(tiny_data(44), 1, eval_dataset=tiny_data(44))
     assert counts.evaluations == [[True, 2], [True, 2], [False, 6]]
 
 
-def test_a4_all_evaluations_are_limited_on_demand():
+def test_a4_all_evaluations_are_limited_if_requested():
     counts = Counts()
     trainer = make_trainer(
         LimitEvalStepsCallback(2, limit_intermediate_only=False),
@@ -62,7 +62,7 @@ def test_a4_all_evaluations_are_limited_on_demand():
     assert counts.evaluations[-1] == [False, 2]
 
 
-def test_the_limit_of_an_evaluation_is_lifted_even_after_an_error():
+def test_the_limit_of_an_evaluation_is_removed_even_after_an_error():
     class Fails(TrainerCallback):
         def on_eval_step_end(self, trainer):
             raise RuntimeError("in the evaluation")
@@ -73,7 +73,7 @@ def test_the_limit_of_an_evaluation_is_lifted_even_after_an_error():
     assert trainer.eval_batch_limit is None
 
 
-def test_the_smaller_of_two_limits_counts():
+def test_the_smaller_of_two_limits_applies():
     counts = Counts()
     trainer = make_trainer(LimitBatchesCallback(1), LimitEvalStepsCallback(4, False), counts)
     trainer.train(tiny_data(44), 1, eval_dataset=tiny_data(44))
@@ -81,16 +81,16 @@ def test_the_smaller_of_two_limits_counts():
     assert trainer.eval_batch_limit == 1
 
 
-def test_evaluations_come_after_every_so_many_updates():
+def test_evaluations_run_every_so_many_updates():
     counts = Counts()
     trainer = make_trainer(StepBasedEvaluationCallback(4), counts)
     trainer.train(tiny_data(44), 2, eval_dataset=tiny_data(8))
-    # 6 updates an epoch, an evaluation at each end, and after 4, 8 and 12 updates
+    # 6 updates per epoch: an evaluation at each end, and after 4, 8 and 12 updates
     assert counts.places == [4, 6, 8, 12, 12]
     assert len(trainer.run_history.get_metric_values("intermediate_eval_loss")) == 3
 
 
-def test_evaluations_count_updates_where_gradients_accumulate():
+def test_evaluations_count_updates_under_gradient_accumulation():
     counts = Counts()
     trainer = make_trainer(StepBasedEvaluationCallback(2), counts)
     trainer.train(tiny_data(44), 2, eval_dataset=tiny_data(8), gradient_accumulation_steps=2)
@@ -98,7 +98,7 @@ def test_evaluations_count_updates_where_gradients_accumulate():
 
 
 @pytest.mark.parametrize(("every", "places"), [("50%", [3, 6, 6]), ("16 samples", [2, 4, 6])])
-def test_evaluations_come_by_any_duration(every, places):
+def test_evaluations_run_by_any_duration(every, places):
     counts = Counts()
     make_trainer(StepBasedEvaluationCallback(every), counts).train(
         tiny_data(44), 1, eval_dataset=tiny_data(8)
@@ -115,7 +115,7 @@ def test_each_run_counts_from_its_start(steps, places):
     assert counts.places == places * 2
 
 
-def test_a24_a_resumed_run_evaluates_where_the_whole_one_would(tmp_path):
+def test_a24_a_resumed_run_evaluates_where_the_uninterrupted_one_does(tmp_path):
     class Saves(TrainerCallback):
         def on_train_step_end(self, trainer):
             if trainer.updates == 5:
@@ -138,6 +138,6 @@ def test_evaluating_without_data_is_an_error_before_training():
     assert trainer.updates == 0
 
 
-def test_a_duration_that_cannot_be_read_is_an_error_at_once():
+def test_an_invalid_duration_is_an_error_in_the_constructor():
     with pytest.raises(ValueError, match="10 meters"):
         StepBasedEvaluationCallback("10 meters")

@@ -7,7 +7,7 @@ from tests.helpers import tiny_data
 
 
 class Log(LogMetricsCallback):
-    """Keeps what it is given, as a logger for another platform would send it."""
+    """Keeps the metrics that a logger for another service would send."""
 
     def __init__(self, every=None):
         super().__init__(every)
@@ -21,7 +21,7 @@ class Log(LogMetricsCallback):
         return [list(metrics) for metrics in self.logged]
 
 
-def test_metrics_are_logged_after_each_part_of_an_epoch():
+def test_metrics_are_logged_after_training_and_after_evaluation():
     log = Log()
     trainer = make_trainer(log)
     trainer.train(tiny_data(16), 2, eval_dataset=tiny_data(8))
@@ -32,7 +32,7 @@ def test_metrics_are_logged_after_each_part_of_an_epoch():
         assert values == history.get_metric_values(name)
 
 
-def test_a26_names_decide_nothing():
+def test_a26_metrics_are_grouped_by_when_they_are_recorded_not_by_name():
     class RecordsInEvaluation(TrainerCallback):
         def on_eval_epoch_end(self, trainer):
             trainer.run_history.update_metric("constrained_acc", 0.5)
@@ -68,13 +68,13 @@ def test_a_metric_that_repeats_its_value_is_logged_again():
     assert [metrics["score"] for metrics in log.logged] == [0.5, 0.5]
 
 
-def test_c6_metrics_of_callbacks_behind_the_logger_are_logged_in_time():
+def test_c6_metrics_of_callbacks_after_the_logger_are_logged_in_the_same_epoch():
     log = Log()
     make_trainer(log, Records([0.5])).train(tiny_data(16), 1)
     assert log.names == [["train_loss_epoch", "score"]]
 
 
-def test_an_evaluation_within_an_epoch_logs_its_own_metrics_only():
+def test_an_evaluation_within_an_epoch_logs_only_its_own_metrics():
     class RecordsAtUpdates(TrainerCallback):
         def on_optimizer_step_end(self, trainer):
             if trainer.updates == 1:
@@ -91,7 +91,7 @@ def test_an_evaluation_within_an_epoch_logs_its_own_metrics_only():
     ]
 
 
-def test_what_is_recorded_at_the_end_of_the_run_epoch_is_logged_too():
+def test_metrics_recorded_in_training_run_epoch_end_are_logged_too():
     class Late(Trainer):
         def training_run_epoch_end(self):
             self.run_history.update_metric("late", 1.0)
@@ -101,7 +101,7 @@ def test_what_is_recorded_at_the_end_of_the_run_epoch_is_logged_too():
     assert log.names == [["train_loss_epoch"], ["late"]]
 
 
-def test_evaluate_logs_what_it_has_recorded():
+def test_evaluate_logs_the_metrics_it_recorded():
     log = Log()
     trainer = make_trainer(log)
     trainer.train(tiny_data(16), 1)
@@ -110,7 +110,7 @@ def test_evaluate_logs_what_it_has_recorded():
     assert log.logged == [metrics]
 
 
-def test_several_evaluation_sets_are_logged_each_under_its_name():
+def test_several_evaluation_datasets_are_logged_under_their_names():
     log = Log()
     make_trainer(log).train(tiny_data(16), 1, eval_dataset={"a": tiny_data(8), "b": tiny_data(16)})
     assert log.names == [["train_loss_epoch"], ["a_eval_loss_epoch"], ["b_eval_loss_epoch"]]
@@ -125,7 +125,7 @@ def test_a_second_run_logs_its_own_metrics(reset):
     assert log.names == [["train_loss_epoch"]] * 2
 
 
-def test_a_resumed_run_does_not_log_what_was_logged_before(tmp_path):
+def test_a_resumed_run_does_not_log_earlier_metrics_again(tmp_path):
     class Saves(TrainerCallback):
         def on_training_run_epoch_end(self, trainer):
             trainer.control.save(tmp_path / "state")
@@ -139,7 +139,7 @@ def test_a_resumed_run_does_not_log_what_was_logged_before(tmp_path):
     assert log.names == [["train_loss_epoch", "other"]]
 
 
-def test_a_logger_of_the_relative_that_replaces_constructor_and_start_still_logs():
+def test_a_pytorch_accelerated_logger_with_its_own_constructor_and_start_still_logs():
     class Platform(LogMetricsCallback):
         def __init__(self):
             self.sent, self.tags = [], {}
@@ -164,21 +164,21 @@ def test_a_logger_of_the_relative_that_replaces_constructor_and_start_still_logs
     assert platform.tags["num_epochs"] == 1
 
 
-def test_metrics_are_logged_within_an_epoch_when_a_plugin_asks():
-    class Asks(TrainerCallback):
+def test_metrics_are_logged_within_an_epoch_if_a_plugin_requests_it():
+    class Requests(TrainerCallback):
         def on_train_step_end(self, trainer, step):
             if step == 1:
                 trainer.control.log()
 
     log = Log()
-    trainer = make_trainer(log, Asks)
+    trainer = make_trainer(log, Requests)
     trainer.train(tiny_data(44), 1)
     assert log.names[0] == ["train_loss", "learning_rate"]
     assert trainer.run_history.records[0]["update"] == 2
     assert log.names[1:] == [["train_loss_epoch"]]
 
 
-def test_metrics_are_logged_as_often_as_said():
+def test_metrics_are_logged_at_the_given_interval():
     log = Log(every=2)
     trainer = make_trainer(log)
     trainer.train(tiny_data(44), 2)
@@ -191,7 +191,7 @@ def test_metrics_are_logged_as_often_as_said():
         assert updates == expected
 
 
-def test_metrics_are_printed_one_to_a_line(capsys):
+def test_metrics_are_printed_one_per_line(capsys):
     trainer = make_trainer(LogMetricsCallback())
     trainer.train(tiny_data(16), 1)
     trainer.callback_handler.callbacks[0].log_metrics(trainer, {"a": 1 / 3, "b": [1, 2]})

@@ -11,7 +11,7 @@ from tests.helpers import tiny_data, tiny_model
 
 
 class Tracked(nn.Linear):
-    """Notes where it is moved to."""
+    """Keeps the devices that it is moved to."""
 
     def __init__(self):
         super().__init__(1, 1)
@@ -72,7 +72,7 @@ def test_c9_no_property_is_evaluated():
     trainer.train(tiny_data(8), 1)
 
 
-def test_the_model_and_its_parts_are_left_to_accelerate():
+def test_the_model_and_its_submodules_are_left_to_accelerate():
     model = nn.Sequential(tiny_model(), nn.Linear(3, 3))
     tracked = Tracked()
     model.add_module("unused", nn.Identity())
@@ -87,7 +87,7 @@ def test_the_model_and_its_parts_are_left_to_accelerate():
     assert tracked.moves == before
 
 
-def test_containers_that_hold_themselves_are_no_trap():
+def test_containers_that_contain_themselves_are_searched_once():
     loop: list = [Tracked()]
     loop.append(loop)
     trained(loop=loop)

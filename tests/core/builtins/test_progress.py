@@ -1,9 +1,8 @@
-"""print_progress and progress_bar: what a person sees of a run."""
+"""print_progress and progress_bar: what they show of a run."""
 
 from contextlib import suppress
 
 import pytest
-import torch
 from torch.utils.data import IterableDataset
 
 from pa_core import StopTrainingError, Trainer, TrainerCallback
@@ -24,12 +23,12 @@ class Stream(IterableDataset):
 
 
 def last_displays(text):
-    """Each line of the terminal as it was last written."""
+    """The final text of each terminal line that shows a bar."""
     lines = [line.split("\r")[-1] for line in text.split("\n")]
     return [line for line in lines if "batch" in line]
 
 
-def test_lines_say_where_the_run_is(capsys):
+def test_lines_show_the_progress_of_a_run(capsys):
     trainer = make_trainer(PrintProgressCallback)
     trainer.train(tiny_data(16), 2, eval_dataset=tiny_data(8))
     trainer.train(tiny_data(16), 1, reset_run_history=False, eval_dataset={"dev": tiny_data(8)})
@@ -44,20 +43,20 @@ def test_lines_say_where_the_run_is(capsys):
         "Epoch 1: evaluation",
         "Epoch 2 of 2: training",
         "Epoch 2: evaluation",
-        "Training is done after 4 updates",
+        "Training finished after 4 updates",
         "Training starts",
         "Epoch 3 of 3: training",
         "Epoch 3: evaluation on dev",
-        "Training is done after 2 updates",
+        "Training finished after 2 updates",
         "Evaluation starts",
-        "Evaluation is done",
+        "Evaluation finished",
         "Evaluation starts",
         "Evaluation on dev",
-        "Evaluation is done",
+        "Evaluation finished",
     ]
 
 
-def test_a_run_of_unknown_length_has_no_last_epoch(capsys):
+def test_a_run_of_unknown_length_shows_no_number_of_epochs(capsys):
     make_trainer(PrintProgressCallback).train(Stream(), "5 updates")
     assert "Epoch 1: training" in capsys.readouterr().out
 
@@ -75,7 +74,7 @@ def test_bars_show_steps_and_mean_loss(capsys):
         assert "batch/s" in bar or "s/batch" in bar
 
 
-def test_bars_know_limits_and_names_of_evaluation_sets(capsys):
+def test_bars_show_limits_and_the_names_of_evaluation_datasets(capsys):
     trainer = make_trainer(ProgressBarCallback)
     trainer.train_batch_limit = 2
     trainer.train(tiny_data(44), 1, eval_dataset={"dev": tiny_data(8), "test": tiny_data(24)})
@@ -88,13 +87,13 @@ def test_bars_know_limits_and_names_of_evaluation_sets(capsys):
     assert "3/3" in bars[2]
 
 
-def test_a_stream_of_unknown_length_is_counted(capsys):
+def test_a_stream_of_unknown_length_shows_a_count(capsys):
     make_trainer(ProgressBarCallback).train(Stream(), 1)
     (bar,) = last_displays(capsys.readouterr().err)
     assert "3batch" in bar
 
 
-def test_a_bar_of_a_resumed_epoch_begins_in_the_middle(tmp_path, capsys):
+def test_the_bar_of_a_resumed_epoch_starts_where_it_was_interrupted(tmp_path, capsys):
     class Saves(TrainerCallback):
         def on_train_step_end(self, trainer):
             if trainer.updates == 4:
@@ -105,18 +104,18 @@ def test_a_bar_of_a_resumed_epoch_begins_in_the_middle(tmp_path, capsys):
     bars = ProgressBarCallback()
     seen = []
 
-    class Looks(TrainerCallback):
+    class ReadsPosition(TrainerCallback):
         def on_train_step_start(self, trainer):
             seen.append(bars.pbar.n)
 
-    make_trainer(bars, Looks).train(tiny_data(44), 1, resume_from=tmp_path / "state")
+    make_trainer(bars, ReadsPosition).train(tiny_data(44), 1, resume_from=tmp_path / "state")
     assert seen[0] == 4
     assert "6/6" in last_displays(capsys.readouterr().err)[-1]
 
 
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt, StopTrainingError])
 @pytest.mark.parametrize("where", ["on_train_step_end", "on_eval_step_end"])
-def test_bars_are_closed_on_every_way_out(error, where):
+def test_bars_are_closed_however_the_run_ends(error, where):
     opened = []
 
     class Fails(TrainerCallback):
@@ -133,7 +132,7 @@ def test_bars_are_closed_on_every_way_out(error, where):
         trainer.train(tiny_data(16), 1, eval_dataset=tiny_data(8))
     assert bars.pbar is None
     assert bars.eval_pbar is None
-    assert opened[0].disable  # what tqdm says of a closed bar
+    assert opened[0].disable  # tqdm disables a bar that is closed
     assert not _Bar._instances
 
 
@@ -148,7 +147,7 @@ def test_the_bar_of_an_evaluation_is_closed_after_an_error():
     assert not _Bar._instances
 
 
-def test_a_bar_within_an_epoch_leaves_the_training_bar_going(capsys):
+def test_an_evaluation_within_an_epoch_leaves_the_training_bar_running(capsys):
     make_trainer(ProgressBarCallback, StepBasedEvaluationCallback(3)).train(
         tiny_data(44), 1, eval_dataset=tiny_data(16)
     )
@@ -177,14 +176,13 @@ def test_c1_the_loss_is_read_once_per_display_and_not_per_step(interval, most, c
     CountedTracker.reads = 0
     trainer = make_trainer(ProgressBarCallback(interval), trainer_class=Counted)
     trainer.train(tiny_data(392), 1)
-    # 49 steps: at the end of the epoch alone, or at each of them too
+    # 49 steps: one read at the end of the epoch only, or one more at each step
     assert CountedTracker.reads == most
     assert "49/49" in last_displays(capsys.readouterr().err)[-1]
 
 
-def test_bars_and_lines_of_a_gpu_run_need_nothing_else():
-    if not torch.cuda.is_available():
-        pytest.skip("needs a CUDA device")
+@pytest.mark.gpu
+def test_bars_and_lines_work_on_a_gpu():
     make_trainer(ProgressBarCallback, PrintProgressCallback).train(
         tiny_data(44), 1, eval_dataset=tiny_data(8)
     )

@@ -1,4 +1,4 @@
-"""What all built-ins have in common: settings that are those of their constructors."""
+"""The settings of every built-in are the arguments of its constructor."""
 
 import importlib
 import inspect
@@ -24,7 +24,7 @@ def builtin(name):
 
 
 @pytest.mark.parametrize("name", BUILTINS)
-def test_settings_are_the_constructors_arguments_with_the_same_defaults(name):
+def test_settings_match_the_constructors_arguments_and_defaults(name):
     cls = builtin(name)
     has_constructor = cls.__init__ is not object.__init__
     parameters = dict(inspect.signature(cls).parameters) if has_constructor else {}
@@ -40,7 +40,7 @@ def test_settings_are_the_constructors_arguments_with_the_same_defaults(name):
                 if default
                 else (default == info.default)
             )
-        assert info.description, f"{name}.{field} says nothing about itself"
+        assert info.description, f"{name}.{field} has no description"
 
 
 @pytest.mark.parametrize("name", BUILTINS)
@@ -49,7 +49,7 @@ def test_each_builtin_can_be_built_from_its_table(name):
     table = REQUIRED.get(name, {})
     built = cls.from_settings(cls.Settings(**table))
     assert type(built) is cls
-    make_trainer(built)  # its hooks are right
+    make_trainer(built)  # this validates its hooks
     with pytest.raises(ValidationError, match="nonesuch"):
         cls.Settings(**table, nonesuch=1)
 
@@ -71,27 +71,27 @@ def test_each_builtin_can_be_built_from_its_table(name):
         ("step_evaluation", "eval_every_n_steps", 0),
     ],
 )
-def test_values_that_make_no_sense_are_refused_before_training(name, field, value):
+def test_invalid_values_are_refused(name, field, value):
     with pytest.raises(ValidationError, match=field):
         builtin(name).Settings(**{**REQUIRED.get(name, {}), field: value})
 
 
-def test_plain_numbers_mean_updates_where_code_says_so():
+def test_plain_numbers_mean_updates_as_in_code():
     settings = builtin("step_evaluation").Settings(eval_every_n_steps=5)
     assert settings.eval_every_n_steps == Duration(5, "updates")
     assert builtin("log_metrics").Settings(every=3).every == Duration(3, "updates")
     assert builtin("checkpoint").Settings(every="15 minutes").every == Duration(900.0, "seconds")
 
 
-def test_a_subclass_with_a_constructor_of_its_own_needs_no_settings_of_its_own():
-    class Mine(EarlyStoppingCallback):
+def test_a_subclass_with_its_own_constructor_needs_no_settings_class():
+    class Patient(EarlyStoppingCallback):
         def __init__(self):
             super().__init__(early_stopping_patience=7)
 
-    assert Mine.from_settings(Mine.Settings()).early_stopping_patience == 7
+    assert Patient.from_settings(Patient.Settings()).early_stopping_patience == 7
 
 
-def test_settings_give_what_was_set_and_defaults_for_the_rest():
+def test_from_settings_passes_given_values_and_keeps_other_defaults():
     settings = EarlyStoppingCallback.Settings(early_stopping_patience=3, watch_metric="score")
     callback = EarlyStoppingCallback.from_settings(settings)
     assert (callback.early_stopping_patience, callback.watch_metric) == (3, "score")

@@ -1,4 +1,4 @@
-"""speedups: the switches do what they say, and change numbers by rounding at most."""
+"""speedups: each option takes effect, and changes results by rounding at most."""
 
 from __future__ import annotations
 
@@ -48,8 +48,8 @@ def test_a_fused_optimizer_gives_the_same_weights(optimizer):
     assert largest_difference(weights_of(fused), weights_of(plain)) < 1e-6
 
 
-def test_an_optimizer_without_a_fused_form_is_told():
-    with pytest.raises(ValueError, match="RMSprop has no fused form"):
+def test_an_optimizer_without_a_fused_implementation_is_an_error():
+    with pytest.raises(ValueError, match="RMSprop has no fused implementation"):
         trained(
             tiny_model(),
             tiny_data(),
@@ -58,7 +58,7 @@ def test_an_optimizer_without_a_fused_form_is_told():
         )
 
 
-def test_channels_last_keeps_convolutions_so_and_the_numbers():
+def test_channels_last_changes_the_memory_format_and_not_the_results():
     trainer = trained(convolutions(), images(), SpeedupsCallback(channels_last=True))
     weight = trainer.get_model()[0].weight
     assert weight.is_contiguous(memory_format=torch.channels_last)
@@ -66,16 +66,16 @@ def test_channels_last_keeps_convolutions_so_and_the_numbers():
     assert largest_difference(weights_of(trainer), plain) < 1e-5
 
 
-def test_tf32_is_allowed_in_a_run_and_only_there():
+def test_tf32_is_allowed_only_during_a_run():
     seen = []
 
-    class See(SpeedupsCallback):
+    class KeepsPrecision(SpeedupsCallback):
         def on_train_step_end(self, trainer):
             seen.append((torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32))
 
     torch.backends.cudnn.allow_tf32 = False
     try:
-        trained(tiny_model(), tiny_data(8), See(tf32=True))
+        trained(tiny_model(), tiny_data(8), KeepsPrecision(tf32=True))
         assert not torch.backends.cudnn.allow_tf32
     finally:
         torch.backends.cudnn.allow_tf32 = True
@@ -83,7 +83,7 @@ def test_tf32_is_allowed_in_a_run_and_only_there():
     assert torch.get_float32_matmul_precision() == "highest"
 
 
-def test_a_compiled_model_trains_alike_and_its_file_loads_uncompiled(tmp_path):
+def test_a_compiled_model_trains_the_same_and_its_checkpoint_loads_uncompiled(tmp_path):
     compiled = SpeedupsCallback(compile=True, compile_options={"backend": "aot_eager"})
     trainer = trained(tiny_model(), tiny_data(), compiled, eval_dataset=tiny_data(8))
     assert isinstance(trainer.model, torch._dynamo.OptimizedModule)
@@ -95,7 +95,7 @@ def test_a_compiled_model_trains_alike_and_its_file_loads_uncompiled(tmp_path):
     tiny_model().load_state_dict(content["model_state_dict"])
 
 
-def test_it_is_switched_on_in_the_settings(tmp_path):
+def test_it_can_be_enabled_in_the_settings(tmp_path):
     file = tmp_path / "pyproject.toml"
     file.write_text(
         '[tool.pa-core]\nplugins = ["speedups"]\n[tool.pa-core.speedups]\nfused_optimizer = true\n'

@@ -1,4 +1,4 @@
-"""The built-in plugins pass the suite that every plugin should pass."""
+"""The built-in plugins pass the conformance suite."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ from pa_core.builtins.terminate_on_nan import TerminateOnNaNCallback
 from pa_core.testing import PluginConformance
 from pa_core.testing.conformance import check_on_processes
 
-ITS_PURPOSE = "that is what it is for"
-IN_ONE_START = {"works_on_two_processes": "done for some of them in one start, below"}
+ITS_PURPOSE = "changing it is the purpose of the plugin"
+IN_ONE_START = {"works_on_two_processes": "tested below for several plugins in one start"}
 
 
 class BuiltinConformance(PluginConformance):
@@ -69,7 +69,7 @@ class TestCheckpoint(BuiltinConformance):
     plugin = SaveTrainingStateCallback
     settings: ClassVar = {"save_every_n_epochs": 1, "save_every_n_steps": 4, "max_checkpoints": 2}
     exempt: ClassVar = IN_ONE_START | {
-        "does_not_synchronise": "a state is all that the device holds, so saving one waits for it"
+        "does_not_synchronise": "saving a training state copies it from the device"
     }
 
 
@@ -124,7 +124,7 @@ class TestFastDevRun(BuiltinConformance):
     }
 
 
-def test_each_built_in_plugin_is_tested_here():
+def test_every_built_in_plugin_is_tested_here():
     classes = [value for value in globals().values() if isinstance(value, type)]
     tested = {
         f"{found.plugin.__module__}:{found.plugin.__name__}"
@@ -146,6 +146,6 @@ REPRESENTATIVE: list[type[PluginConformance]] = [
 
 @pytest.mark.slow
 @pytest.mark.distributed
-def test_plugins_record_on_two_processes_what_they_record_on_one(tmp_path, monkeypatch):
+def test_plugins_record_the_same_on_two_processes_as_on_one(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     check_on_processes(REPRESENTATIVE)

@@ -1,4 +1,4 @@
-"""The kit's parts: tiny runs, the recorder, the fixtures, and what they leave alone."""
+"""The test tools: tiny runs, the recorder, wrapped calls and the fixtures."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.helpers import assert_identical, weights_of
 pytest_plugins = ["pytester"]
 
 
-def test_importing_the_kit_imports_neither_torch_nor_pytest():
+def test_importing_the_test_tools_imports_neither_torch_nor_pytest():
     code = (
         "import sys, pa_core.testing; from pa_core.testing import HookRecorder; HookRecorder();"
         "print(sorted({'torch', 'pytest'} & set(sys.modules)))"
@@ -25,9 +25,9 @@ def test_importing_the_kit_imports_neither_torch_nor_pytest():
     assert done.stdout == "[]\n"
 
 
-def test_all_that_it_names_is_there_without_pytest():
+def test_every_public_name_can_be_imported_without_pytest():
     code = (
-        "import sys, pa_core.testing as kit; [getattr(kit, name) for name in kit.__all__];"
+        "import sys, pa_core.testing as tools; [getattr(tools, name) for name in tools.__all__];"
         "print('pytest' in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -37,7 +37,7 @@ def test_all_that_it_names_is_there_without_pytest():
 # -- Tiny runs ------------------------------------------------------------------------------------
 
 
-def test_a_tiny_run_is_the_same_each_time_and_learns():
+def test_a_tiny_run_is_deterministic_and_learns():
     first, second = run_tiny(epochs=3), run_tiny(epochs=3)
     assert_identical(weights_of(first), weights_of(second))
     losses = first.run_history.get_metric_values("eval_loss_epoch")
@@ -45,21 +45,21 @@ def test_a_tiny_run_is_the_same_each_time_and_learns():
     assert first.updates == 18
 
 
-def test_making_models_and_data_draws_no_numbers():
+def test_tiny_models_and_data_leave_the_global_generator_unchanged():
     state = torch.get_rng_state()
     tiny_model(dropout=0.5)
     tiny_data()
     assert torch.equal(torch.get_rng_state(), state)
 
 
-def test_another_seed_gives_other_samples_and_the_same_task():
+def test_another_seed_gives_other_samples_of_the_same_task():
     first, second = tiny_data(300), tiny_data(300, seed=1)
     assert not torch.equal(first[:][0], second[:][0])
     weights = torch.linalg.lstsq(first[:][0], torch.eye(3)[first[:][1]]).solution
     assert ((second[:][0] @ weights).argmax(1) == second[:][1]).float().mean() > 0.8
 
 
-def test_sizes_and_arguments_are_the_callers():
+def test_sizes_and_arguments_can_be_given():
     model = tiny_model(features=4, classes=2, dropout=0.1)
     trainer = run_tiny(
         model=model, data=tiny_data(8, features=4, classes=2), gradient_accumulation_steps=1
@@ -69,7 +69,7 @@ def test_sizes_and_arguments_are_the_callers():
     assert tiny_trainer(seed=3).seed == 3
 
 
-def test_settings_of_the_folder_are_left_alone(tmp_path, monkeypatch):
+def test_settings_files_are_ignored(tmp_path, monkeypatch):
     (tmp_path / "pyproject.toml").write_text('[tool.pa-core]\nplugins = ["nonsense"]\n')
     monkeypatch.chdir(tmp_path)
     assert list(run_tiny("print_progress", epochs=1).plugins.plugins) == ["print_progress"]
@@ -78,7 +78,7 @@ def test_settings_of_the_folder_are_left_alone(tmp_path, monkeypatch):
 # -- The recorder ---------------------------------------------------------------------------------
 
 
-def test_the_recorder_sees_every_hook_before_others_do_and_changes_nothing():
+def test_the_recorder_sees_every_hook_before_other_plugins_and_changes_nothing():
     seen = []
 
     class Eager:
@@ -99,7 +99,7 @@ def test_the_recorder_sees_every_hook_before_others_do_and_changes_nothing():
     assert after == 2 * before
 
 
-def test_the_recorders_assertions_tell_what_was_called():
+def test_the_recorders_assertions_report_what_was_called():
     recorder = HookRecorder()
     run_tiny(recorder, epochs=1, evaluate=False)
     recorder.assert_called("on_train_step_end", 11)
@@ -111,7 +111,7 @@ def test_the_recorders_assertions_tell_what_was_called():
         recorder.assert_called("on_train_step_end", step=99)
     with pytest.raises(
         AssertionError,
-        match="called 0 times.*Called were: create_a.*, on_init_end, .*on_train_step_end × 11",
+        match="called 0 times.*Calls: create_a.*, on_init_end, .*on_train_step_end × 11",
     ):
         recorder.assert_called("on_eval_epoch_end")
     with pytest.raises(AssertionError, match="start wasn't called after on_train_epoch_end"):
@@ -122,7 +122,7 @@ def test_the_recorders_assertions_tell_what_was_called():
         _ = recorder.of("on_train_epoch_end")[0].step
 
 
-def test_the_recorder_sees_the_hooks_of_plugins_too():
+def test_the_recorder_sees_hooks_that_plugins_add():
     class Specs:
         @hookspec
         def on_phase_end(self, trainer, phase):
@@ -137,10 +137,10 @@ def test_the_recorder_sees_the_hooks_of_plugins_too():
     recorder.assert_called("on_phase_end", 1, phase="warm-up")
 
 
-# -- Instrumented plugins -------------------------------------------------------------------------
+# -- Wrapped calls --------------------------------------------------------------------------------
 
 
-def test_an_instrumented_plugin_is_called_through_what_was_made():
+def test_wrapped_calls_replace_those_of_the_plugin_until_they_are_unwrapped():
     log = []
 
     def around(implementation):
@@ -172,7 +172,7 @@ def test_an_instrumented_plugin_is_called_through_what_was_made():
 # -- The pytest plugin ----------------------------------------------------------------------------
 
 
-def test_the_fixtures_isolate_and_the_slow_test_is_marked(pytester, monkeypatch):
+def test_the_fixtures_isolate_settings_and_the_slow_test_is_marked(pytester, monkeypatch):
     monkeypatch.setenv("PA_CORE_CONFIG", "/no/such/file")
     pytester.makepyprojecttoml(
         """
@@ -200,9 +200,9 @@ def test_the_fixtures_isolate_and_the_slow_test_is_marked(pytester, monkeypatch)
 
         class TestPrint(PluginConformance):
             plugin = PrintProgressCallback
-            exempt = {"resumes_exactly": "it prints, and no more"}
+            exempt = {"resumes_exactly": "it only prints"}
         """
     )
     result = pytester.runpytest_inprocess("-m", "not slow", "-p", "no:cacheprovider", "-rs")
     result.assert_outcomes(passed=10, skipped=3, deselected=1)
-    result.stdout.fnmatch_lines(["*it prints, and no more"])
+    result.stdout.fnmatch_lines(["*it only prints"])

@@ -34,10 +34,10 @@ def fail_on_one():
     if torch.distributed.get_rank() == 1:
         sys.stderr.write("the reason\n")
         os._exit(7)
-    torch.distributed.barrier()  # would wait for ever
+    torch.distributed.barrier()  # would wait forever
 
 
-def test_each_process_returns_what_all_have_worked_out():
+def test_each_process_returns_its_result_of_the_common_run():
     one = run_tiny(epochs=1).run_history.get_latest_metric("eval_loss_epoch")
     for result in run_on_processes(add_up, 2, torch.tensor([1.0, 2.0]), 10):
         assert result["sum"] == 30
@@ -46,17 +46,17 @@ def test_each_process_returns_what_all_have_worked_out():
         assert "called on one of several processes" in result["nested"]
 
 
-def test_a_process_that_fails_ends_the_others_and_is_named():
+def test_a_failing_process_is_named_and_the_others_are_killed():
     with pytest.raises(RuntimeError, match="(?s)Process 1 failed:.*the reason"):
         run_on_processes(fail_on_one, 2, timeout=100)
 
 
-def test_processes_that_take_too_long_are_ended():
+def test_processes_that_take_too_long_are_killed():
     with pytest.raises(TimeoutError, match="more than 0.1 s"):
         run_on_processes(fail_on_one, 1, timeout=0.1)
 
 
-def test_a_script_gets_its_arguments_and_what_it_prints_is_returned(tmp_path: Path):
+def test_a_script_gets_its_arguments_and_its_output_is_returned(tmp_path: Path):
     (tmp_path / "beside.py").write_text("greeting = 'hello'\n")
     script = tmp_path / "script.py"
     script.write_text("import sys, beside\nprint(beside.greeting, *sys.argv[1:])\n")
@@ -64,5 +64,5 @@ def test_a_script_gets_its_arguments_and_what_it_prints_is_returned(tmp_path: Pa
 
 
 def test_a_nested_function_is_refused():
-    with pytest.raises(ValueError, match="must stand in a file, and not within a function"):
+    with pytest.raises(ValueError, match="define it at the top level of a file"):
         run_on_processes(lambda: None)

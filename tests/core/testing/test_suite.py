@@ -1,4 +1,4 @@
-"""The conformance suite finds what it looks for: for each of its tests, a plugin that fails it."""
+"""Each test of the conformance suite fails for a plugin with the fault it looks for."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ def run(test: str, conformance: type[PluginConformance]) -> None:
 
 
 def suite_of(plugin: Any, **attributes: Any) -> type[PluginConformance]:
-    made = staticmethod(plugin) if not isinstance(plugin, type) else plugin
-    return type("Suite", (PluginConformance,), {"plugin": made, **attributes})
+    attribute = plugin if isinstance(plugin, type) else staticmethod(plugin)
+    return type("Suite", (PluginConformance,), {"plugin": attribute, **attributes})
 
 
 def assert_fails(test: str, plugin: Any, message: str, **attributes: Any) -> None:
@@ -40,7 +40,7 @@ def assert_fails(test: str, plugin: Any, message: str, **attributes: Any) -> Non
 
 
 class Good(TrainerCallback):
-    """Counts updates, and goes on counting in a resumed run."""
+    """Counts updates, and continues the count in a resumed run."""
 
     class Settings(BaseModel):
         every: int = 1
@@ -68,34 +68,34 @@ class TestGood(PluginConformance):
     plugin = Good
     settings: ClassVar = {"every": 2}
     max_microseconds_per_step = 10_000.0
-    exempt: ClassVar = {"works_on_two_processes": "the built-ins' tests have one that passes"}
+    exempt: ClassVar = {"works_on_two_processes": "test_conformance.py has plugins that pass"}
 
 
-# -- One bad plugin for each test -----------------------------------------------------------------
+# -- A faulty plugin for each test ----------------------------------------------------------------
 
 
-def test_wrong_settings_are_told():
+def test_invalid_settings_fail():
     assert_fails(
         "builds_from_its_settings", Good, "every: expected a valid integer", settings={"every": "x"}
     )
 
 
-def test_settings_that_take_any_key_fail():
+def test_settings_that_accept_any_key_fail():
     class Lax(Good):
         class Settings(BaseModel):
             model_config = ConfigDict(extra="allow")
             every: int = 1
 
-    assert_fails("refuses_an_unknown_setting", Lax, "typing errors go unseen")
+    assert_fails("refuses_an_unknown_setting", Lax, "which hides typos")
 
 
 class Forgetful(Good):
-    """Never begins anew."""
+    """Never resets its count."""
 
     def on_training_run_start(self, trainer): ...
 
 
-def test_a_count_that_goes_on_in_the_second_run_fails():
+def test_a_count_that_is_not_reset_in_the_second_run_fails():
     assert_fails(
         "trains_twice", Forgetful, r"counted: \[3, 6\] and \[9, 12\]", settings={"every": 2}
     )
@@ -119,7 +119,7 @@ class LeavesVariable(TrainerCallback):
 
 
 def test_a_thread_that_is_left_behind_fails():
-    assert_fails("trains_twice", LeavesThread, "the thread 'left' still runs")
+    assert_fails("trains_twice", LeavesThread, "the thread 'left' is still running")
 
 
 def test_a_variable_that_is_left_behind_fails(monkeypatch):
@@ -151,10 +151,10 @@ def test_an_evaluation_that_changes_weights_fails():
 
 
 class Opens(TrainerCallback):
-    """Opens a file as a run starts, and closes it only where all goes well."""
+    """Opens a file when a run starts, and closes it only if no exception is raised."""
 
     def on_training_run_start(self, trainer):
-        self.file = open("log.txt", "w")  # noqa: SIM115 - that is the mistake
+        self.file = open("log.txt", "w")  # noqa: SIM115 - the fault under test
 
     def on_training_run_end(self, trainer):
         self.file.close()
@@ -169,7 +169,9 @@ def test_a_file_that_stays_open_after_an_exception_fails():
 
     try:
         assert_fails(
-            "survives_exceptions", make, "failed in on_training_run_start leaves.*log.txt is still"
+            "survives_exceptions",
+            make,
+            "raises in on_training_run_start doesn't clean up.*log.txt is still",
         )
     finally:
         plugins[0].file.close()
@@ -180,7 +182,7 @@ class CannotClose(TrainerCallback):
         raise ValueError("no such thing")
 
 
-def test_a_closing_that_fails_itself_fails():
+def test_an_error_while_cleaning_up_fails():
     assert_fails("survives_exceptions", CannotClose, "on_exception of plugin.*no such thing")
 
 
@@ -189,7 +191,7 @@ class Swallows:
     def run_training(self):
         try:
             return (yield)
-        except Exception:  # noqa: BLE001 - that is the mistake
+        except Exception:  # noqa: BLE001 - the fault under test
             return None
 
 
@@ -216,8 +218,8 @@ def test_a_state_of_objects_fails():
     assert_fails("keeps_state_as_plain_data", KeepsObject, r"state_dict\(\).updates can't be saved")
 
 
-def test_a_state_that_does_not_come_back_fails():
-    assert_fails("keeps_state_as_plain_data", KeepsHalf, "'updates': 12} comes back as.*3")
+def test_a_state_that_is_not_restored_fails():
+    assert_fails("keeps_state_as_plain_data", KeepsHalf, "'updates': 12} is restored as.*3")
 
 
 def test_a_run_that_is_resumed_without_the_plugins_state_fails():
@@ -225,7 +227,7 @@ def test_a_run_that_is_resumed_without_the_plugins_state_fails():
 
 
 class ReadsOthers(TrainerCallback):
-    """Doubles what another plugin has recorded, if it comes after it."""
+    """Records whether another plugin has recorded its metric before."""
 
     def on_train_epoch_end(self, trainer):
         names = list(trainer.run_history.get_metric_names())
@@ -233,7 +235,7 @@ class ReadsOthers(TrainerCallback):
 
 
 class Reorders(TrainerCallback):
-    """Takes another plugin out in the middle of a run."""
+    """Moves another plugin to the end of the list during a run."""
 
     def on_train_epoch_start(self, trainer):
         for name in list(trainer.plugins.plugins):
@@ -257,7 +259,7 @@ def test_a_plugin_that_keeps_an_event_from_others_fails():
 
 
 def test_a_plugin_that_reorders_others_fails():
-    assert_fails("keeps_order", Reorders, "in another order than they are listed")
+    assert_fails("keeps_order", Reorders, "in a different order from the list")
 
 
 class ReadsLoss(TrainerCallback):
@@ -295,10 +297,10 @@ def test_reading_a_tensor_in_a_step_fails_and_names_the_line(read):
     [
         lambda loss: loss.to(torch.float64) + 1,
         lambda loss: loss.shape,
-        lambda loss: loss.item() if loss.is_cpu else None,  # where it costs nothing
+        lambda loss: loss.item() if loss.is_cpu else None,  # only where it costs nothing
     ],
 )
-def test_what_does_not_wait_for_the_device_passes(read):
+def test_calls_that_do_not_synchronise_pass(read):
     run("does_not_synchronise", suite_of(lambda: ReadsLoss(read)))
 
 
@@ -330,7 +332,7 @@ def test_a_plugin_that_shifts_the_models_randomness_fails():
     assert_fails("leaves_training_unchanged", DrawsInForward, "train_loss_epoch")
 
 
-def test_numbers_drawn_in_a_hook_shift_nothing():
+def test_random_numbers_drawn_in_a_hook_do_not_change_training():
     run("leaves_training_unchanged", suite_of(Draws))
 
 
@@ -339,17 +341,22 @@ class Sleeps(TrainerCallback):
         time.sleep(0.0005)
 
 
-def test_a_step_that_takes_longer_than_stated_fails():
-    assert_fails("costs_little", Sleeps, "more than the 100 µs", max_microseconds_per_step=100.0)
+def test_a_step_that_takes_longer_than_the_limit_fails():
+    assert_fails(
+        "costs_little",
+        Sleeps,
+        "more than max_microseconds_per_step = 100",
+        max_microseconds_per_step=100.0,
+    )
 
 
-def test_no_stated_cost_is_no_test():
+def test_without_a_limit_the_cost_is_not_tested():
     with pytest.raises(unittest.SkipTest, match="max_microseconds_per_step"):
         run("costs_little", suite_of(Sleeps))
 
 
-class RecordsItsPart(TrainerCallback):
-    """Records what this process has seen, in place of what all have."""
+class RecordsOwnProcess(TrainerCallback):
+    """Records the samples of this process instead of those of all processes."""
 
     def on_train_epoch_start(self, trainer):
         self.samples = 0
@@ -361,25 +368,27 @@ class RecordsItsPart(TrainerCallback):
         trainer.run_history.update_metric("samples_seen", self.samples)
 
 
-class RecordsItsPartSuite(PluginConformance):
-    plugin = RecordsItsPart
+class RecordsOwnProcessSuite(PluginConformance):
+    plugin = RecordsOwnProcess
 
 
 @pytest.mark.slow
 @pytest.mark.distributed
-def test_a_plugin_that_records_its_own_part_fails_on_two_processes():
+def test_a_plugin_that_records_only_its_own_process_fails_on_two_processes():
     with pytest.raises(AssertionError, match=r"samples_seen: \[44, 44\] and \[22, 22\]"):
-        run("works_on_two_processes", RecordsItsPartSuite)
+        run("works_on_two_processes", RecordsOwnProcessSuite)
 
 
-def test_processes_that_differ_are_told():
+def test_processes_with_different_results_fail():
     one = Outcome({"w": torch.ones(2)}, {"loss": [1.0, float("nan")]})
     near = Outcome({"w": torch.ones(2) + 1e-6}, {"loss": [1.0 + 1e-6, float("nan")]})
     check_processes(one, [near, near])
     with pytest.raises(AssertionError, match="Process 1 of 2 .* than process 0: loss"):
         check_processes(one, [one, near])
     more = Outcome(one.weights, {**one.history, "more": [1]})
-    with pytest.raises(AssertionError, match="than a single process: Only one of them has 'more'"):
+    with pytest.raises(
+        AssertionError, match="than a single process: 'more' is missing in one of them"
+    ):
         check_processes(one, [more, more])
     far = Outcome({"w": torch.zeros(2)}, one.history)
     with pytest.raises(AssertionError, match="other weights"):
@@ -395,23 +404,23 @@ def test_an_exempt_test_is_skipped_with_its_reason():
         run("leaves_training_unchanged", suite)
 
 
-def test_exempting_an_unknown_test_is_an_error_with_the_nearest():
+def test_exempting_an_unknown_test_is_an_error_that_suggests_the_closest_name():
     with pytest.raises(TypeError, match="Did you mean 'resumes_exactly'"):
         suite_of(Good, exempt={"resume_exactly": "why not"})
-    with pytest.raises(TypeError, match="say why"):
+    with pytest.raises(TypeError, match="give the reason why"):
         suite_of(Good, exempt={"resumes_exactly": ""})
 
 
-def test_a_suite_without_a_plugin_says_so():
+def test_a_suite_without_a_plugin_is_an_error():
     class Empty(PluginConformance): ...
 
-    with pytest.raises(TypeError, match="Empty.plugin must be the plugin's class .* is None"):
+    with pytest.raises(TypeError, match="Empty.plugin must be the plugin's class .*, not None"):
         run("trains_twice", Empty)
-    with pytest.raises(TypeError, match="or a function that makes a new one, and is <"):
+    with pytest.raises(TypeError, match="or a function that makes a new one, not <"):
         run("trains_twice", type("Suite", (PluginConformance,), {"plugin": ReadsOthers()}))
 
 
-def test_metrics_that_are_measured_are_not_compared():
+def test_measured_metrics_are_not_compared():
     class Times(TrainerCallback):
         def on_train_epoch_end(self, trainer):
             trainer.run_history.update_metric("time_of_epoch", time.perf_counter())
@@ -420,12 +429,12 @@ def test_metrics_that_are_measured_are_not_compared():
     run("trains_twice", suite_of(Times, measured_metrics=("time_*",)))
 
 
-def test_a_module_is_a_plugin_too():
+def test_a_module_can_be_tested():
     import tests.core.testing.module_plugin as module
 
     run("trains_twice", type("Suite", (PluginConformance,), {"plugin": module}))
 
 
-def test_settings_are_refused_where_there_are_none():
+def test_settings_of_a_plugin_without_settings_are_an_error():
     with pytest.raises((SettingsError, AssertionError), match="the plugin has no settings"):
         run("builds_from_its_settings", suite_of(Draws, settings={"every": 1}))
