@@ -1,11 +1,10 @@
-"""What does a step on two processes cost, and an evaluation on one and on two?
+"""Overhead of a training step on two processes, and of evaluation on one and on two.
 
 The network, the optimizer, the data and the clock are those of ``overhead.py``. All contenders run
-in the same processes (gloo, CPU, one thread each), in turns and many times over, each time with a
-new network. What is quoted is the median of the ratios to the hand-written loop of the same turn,
-so that other work on the machine falls on all alike, and between which bounds that median lies with
-95 %. Time on the processor, of all threads of a process, is measured too: it leaves out all
-waiting, for the other process as for a processor core.
+in the same processes (gloo, CPU, one thread each), interleaved and repeated, each time with a new
+network. The result is the median of the ratios to the raw loop of the same round, with its 95 %
+confidence interval, so that other load on the machine affects all contenders equally. CPU time, of
+all threads of a process, is measured too: it excludes waiting for the other process or for a core.
 
     python -m benchmarks.distributed --rounds 15
     python -m benchmarks.distributed --only hand pa-core --json results.json
@@ -45,8 +44,8 @@ from benchmarks.overhead import (
     versions,
 )
 
-BATCH_SIZE = 32  # of each process
-EPOCHS = 3  # the first is a warm-up
+BATCH_SIZE = 32  # per process
+EPOCHS = 3  # the first one is the warm-up
 NAMES = ("hand", "pa-core", "accelerate", "pytorch-accelerated", "hf", "lightning")
 Evaluate = Callable[[], float]
 
@@ -55,7 +54,7 @@ Evaluate = Callable[[], float]
 
 
 def ddp(job: Job) -> Train:
-    """The loop that a good engineer writes: raw `DistributedDataParallel`, nothing done twice."""
+    """The raw `DistributedDataParallel` loop, without redundant work."""
     import torch
     from torch.nn.parallel import DistributedDataParallel
     from torch.utils.data import DataLoader, DistributedSampler
@@ -86,10 +85,14 @@ def ddp(job: Job) -> Train:
 
 
 def time_training(name: str, samples: int, processes: int, folder: str) -> dict[str, Any]:
-    """Train one contender; microseconds per step of this process, between epochs included.
+    """Train one contender.
+
+    Returns:
+        Microseconds per step of this process, work between epochs included; the same for the
+        typical step and in CPU time; and the final loss.
 
     Raises:
-        BenchmarkError: it made another number of updates than it was asked for.
+        BenchmarkError: if it made a different number of updates than requested.
     """
     import torch
 
@@ -116,7 +119,7 @@ def time_training(name: str, samples: int, processes: int, folder: str) -> dict[
 
 
 def evaluate_by_hand(net: Any, loss_func: Any, dataset: Any, rank: int, processes: int) -> Evaluate:
-    """Each process takes every P-th sample, so that each is counted once; one reduction."""
+    """Each of P processes takes every P-th sample, so each sample counts once; one reduction."""
     import torch
     from torch.utils.data import DataLoader, Subset
 
@@ -137,7 +140,7 @@ def evaluate_by_hand(net: Any, loss_func: Any, dataset: Any, rank: int, processe
 
 
 def evaluate_here(net: Any, loss_func: Any, dataset: Any, rank: int, processes: int) -> Evaluate:
-    """`Trainer.evaluate` with all default built-ins, set-up and bar included."""
+    """`Trainer.evaluate` with all default built-ins, set-up and progress bar included."""
     from pa_core import Trainer
 
     trainer = Trainer(net, loss_func, None, plugins=())
@@ -155,7 +158,7 @@ EVALUATORS: Mapping[str, Callable[..., Evaluate]] = {
 
 
 def time_evaluation(name: str, samples: int, rank: int, processes: int) -> dict[str, Any]:
-    """Evaluate, the second time by the clock; microseconds per batch of each process."""
+    """Evaluate twice and time the second one, in microseconds per batch of each process."""
     import torch
 
     loss_func, dataset = torch.nn.CrossEntropyLoss(), make_dataset("tensor", samples)
@@ -174,7 +177,7 @@ def time_evaluation(name: str, samples: int, rank: int, processes: int) -> dict[
 
 
 def work(args: argparse.Namespace) -> None:
-    """Measure everything in this process, which is one of several; the first writes it down."""
+    """Measure everything in this process, one of several; rank 0 writes the result to a file."""
     import torch
 
     torch.set_num_threads(1)
@@ -196,7 +199,7 @@ def work(args: argparse.Namespace) -> None:
 
     with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
         for number in range(args.rounds):
-            # There and back, so that nobody gains by the place in a turn.
+            # Reverse the order in every other round, so that no contender gains by its place.
             turn = slice(None, None, -1 if number % 2 else 1)
             for name in args.only[turn] if processes > 1 else ():
                 note(number, training, name, time_training(name, args.samples, processes, folder))
@@ -214,7 +217,7 @@ def work(args: argparse.Namespace) -> None:
 
 
 def start(processes: int, args: argparse.Namespace, names: list[str]) -> list[dict[str, Any]]:
-    """Start the processes with torchrun and return what they have measured."""
+    """Start the processes with torchrun and return their measurements."""
     environment = os.environ | {
         "OMP_NUM_THREADS": "1",
         "ACCELERATE_USE_CPU": "true",
@@ -240,10 +243,11 @@ def start(processes: int, args: argparse.Namespace, names: list[str]) -> list[di
 
 
 def bounds(values: list[float]) -> tuple[float, float]:
-    """Between which of the values their population's median lies with a probability of 95 %.
+    """The 95 % confidence interval of the median.
 
-    By their order alone, whatever the distribution: Conover, Practical Nonparametric Statistics
-    (1999), section 3.2, with the normal approximation. Of less than six values, all of them.
+    It uses order statistics only, so it holds for any distribution: Conover, Practical
+    Nonparametric Statistics (1999), section 3.2, with the normal approximation. For fewer than six
+    values it is their range.
     """
     ordered, number = sorted(values), len(values)
     rank = max(0, math.floor((number - 1.96 * math.sqrt(number)) / 2))
@@ -251,12 +255,12 @@ def bounds(values: list[float]) -> tuple[float, float]:
 
 
 def ratio(ratios: list[float]) -> str:
-    """Their median, and its bounds."""
+    """The median with its confidence interval, as text."""
     return "{:.2f} ({:.2f} to {:.2f})".format(statistics.median(ratios), *bounds(ratios))
 
 
 def table(records: list[dict[str, Any]]) -> str:
-    """What was measured as a Markdown table."""
+    """The measurements as a Markdown table."""
     measures = ("µs a step", "typical step", "CPU µs a step")
     lines = ["| what | system | " + "".join(f"{name} | / hand | " for name in measures) + "loss |"]
     lines.append("| --- | --- |" + " ---: |" * (2 * len(measures) + 1))
@@ -277,10 +281,10 @@ def table(records: list[dict[str, Any]]) -> str:
 def main() -> int:
     """Measure on one and on two processes, and print the table."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--rounds", type=int, default=5, help="turns of all contenders (5)")
-    parser.add_argument("--samples", type=int, default=6400, help="samples an epoch (6400)")
+    parser.add_argument("--rounds", type=int, default=5, help="rounds over all contenders (5)")
+    parser.add_argument("--samples", type=int, default=6400, help="samples per epoch (6400)")
     parser.add_argument("--only", nargs="+", choices=NAMES, default=list(NAMES), metavar="NAME")
-    parser.add_argument("--pin", action="store_true", help="a core for each process (Linux)")
+    parser.add_argument("--pin", action="store_true", help="one core per process (Linux)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all measurements here")
     parser.add_argument("--result", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -288,7 +292,7 @@ def main() -> int:
         parser.error(f"--samples must be a multiple of both processes' batches, {2 * BATCH_SIZE}")
     if args.pin and len(os.sched_getaffinity(0)) < 2:
         parser.error("--pin needs two cores")
-    if args.result:  # one of the processes that are measured
+    if args.result:  # this is one of the measured processes
         work(args)
         return 0
     names = [name for name in NAMES if name in args.only]
@@ -299,7 +303,7 @@ def main() -> int:
     records = [record for processes in (1, 2) for record in start(processes, args, names)]
     print(table(records))
     machine, packages = describe_machine("cpu"), versions(names)
-    how = "one thread on a core of its own" if args.pin else "one thread"
+    how = "one thread on its own core" if args.pin else "one thread"
     print(f"\nRounds: {args.rounds}; batch {BATCH_SIZE} on each process, {how}, no workers.")
     print(", ".join(f"{key} {value}" for key, value in (machine | packages).items()))
     if args.json:

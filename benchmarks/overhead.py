@@ -1,19 +1,21 @@
-"""What does a training loop cost per step? The same work in seven systems and by hand.
+"""Overhead of a training loop per step: the same work in seven systems and in raw PyTorch.
 
-Every contender trains the same small network (784-128-64-10, ReLU) with the same Adam on the
-same data in memory, so small that what remains is the loop's own cost. Each run is a process of
-its own; runs go in turns (A B C … A B C …), so that a machine that slows down slows all alike.
+Every contender trains the same small network (784-128-64-10, ReLU) with the same Adam on the same
+data in memory. The work is so small that the loop's own overhead dominates. Each run has its own
+process, and runs are interleaved (A B C … A B C …), so that a slow phase of the machine affects
+all contenders equally.
 
-The clock is the same for all and none can touch it: a post-step hook on the optimizer that the
-benchmark itself builds and hands over. It counts updates and notes the time of the last update of
-each epoch. An epoch's time runs from the last update of the epoch before to its own, so everything
-a system does per step and between epochs is inside, and its set-up is outside. The time between
-two updates within an epoch gives the typical step, which other work on the machine hardly moves.
+All contenders are timed by the same clock, which they can't influence: a post-step hook on the
+optimizer, which the benchmark creates and passes in. It counts updates and records the time of
+each. An epoch is timed from the last update of the previous epoch to its own last update, so it
+includes everything that a system does per step and between epochs, but not its set-up. The time
+between two updates within an epoch gives the typical step, which other load on the machine hardly
+affects.
 
     python benchmarks/overhead.py --rounds 5 --json results.json
     python benchmarks/overhead.py --only hand pa-core --data tensor
 
-README.md beside this file has the rules of fairness.
+The rules are in README.md in this folder.
 """
 
 from __future__ import annotations
@@ -40,11 +42,11 @@ ROOT = Path(__file__).resolve().parent.parent
 DATA = ("tensor", "map")
 LEARNING_RATE = 1e-3
 SEED = 1234
-LOSS_TOLERANCE = 0.25  # of the hand-written loop's; another order of samples alone makes 0.1
+LOSS_TOLERANCE = 0.25  # relative to the raw loop; a different order of samples alone makes 0.1
 
 
 class BenchmarkError(Exception):
-    """A contender that did not do the work: it has no time, only a reason."""
+    """A contender did not do the work, so its time doesn't count; the message has the reason."""
 
 
 # --------------------------------------------------------------------------------------------
@@ -54,13 +56,13 @@ class BenchmarkError(Exception):
 
 @dataclass(frozen=True)
 class Work:
-    """How much is trained.
+    """The amount of work.
 
     Attributes:
         samples: training samples; a multiple of ``batch_size``, so all batches are full.
         batch_size: samples per step.
-        warmup_epochs: epochs trained before those that count.
-        timed_epochs: epochs that count.
+        warmup_epochs: untimed epochs at the start.
+        timed_epochs: timed epochs.
     """
 
     samples: int = 12_800
@@ -70,17 +72,17 @@ class Work:
 
     @property
     def epochs(self) -> int:
-        """Epochs of one run, in all."""
+        """Epochs of one run, warm-up included."""
         return self.warmup_epochs + self.timed_epochs
 
     @property
     def steps(self) -> int:
-        """Steps of one epoch."""
+        """Steps per epoch."""
         return self.samples // self.batch_size
 
 
 class UpdateClock:
-    """Notes the time after each of the optimizer's updates."""
+    """Records the time after each update of the optimizer."""
 
     def __init__(self, optimizer: Any, steps: int, synchronize: Callable[[], None] | None) -> None:
         self.stamps: list[float] = []
@@ -90,15 +92,15 @@ class UpdateClock:
 
     def _after_update(self, optimizer: Any, args: Any, kwargs: Any) -> None:
         if self._synchronize is not None and (len(self.stamps) + 1) % self._steps == 0:
-            self._synchronize()  # queued kernels belong to the epoch they are of
+            self._synchronize()  # count queued kernels in their own epoch
         self.stamps.append(time.perf_counter())
 
     def epochs(self) -> list[float]:
-        """Seconds from the last update of each epoch to that of the next one."""
+        """Seconds from the last update of each epoch to that of the next."""
         return [end - begin for begin, end in pairwise(self.stamps[self._steps - 1 :: self._steps])]
 
     def gaps(self, first_epoch: int) -> list[float]:
-        """Seconds from each update to the next of the same epoch, from `first_epoch` (0, …) on."""
+        """Seconds between consecutive updates of an epoch, from epoch `first_epoch` (0, …) on."""
         return [
             end - begin
             for number, (begin, end) in enumerate(pairwise(self.stamps), 1)
@@ -108,7 +110,7 @@ class UpdateClock:
 
 @dataclass
 class Job:
-    """What a contender gets: the parts to train, and nothing that it could tune."""
+    """What a contender receives: the objects to train with, and nothing it could tune."""
 
     net: Any
     loss_func: Any
@@ -122,21 +124,21 @@ class Job:
 
     @property
     def loader_kwargs(self) -> dict[str, Any]:
-        """Options of the data loader that are the same for all: pinned memory only for a GPU."""
+        """Data loader options, the same for all contenders: pinned memory only for a GPU."""
         return {"num_workers": 0, "pin_memory": self.device != "cpu"}
 
 
 # --------------------------------------------------------------------------------------------
-# The contenders. Each takes a job and returns the function that trains, which in turn returns
-# the mean training loss of the last epoch where the system reports one. Imports and construction
-# happen before the function is returned; the training call alone is measured.
+# The contenders. Each takes a job and returns the function that trains. That function returns the
+# mean training loss of the last epoch if the system reports one. Imports and construction happen
+# before it is returned; only the call that trains is measured.
 # --------------------------------------------------------------------------------------------
 
 Train = Callable[[], "float | None"]
 
 
 def hand(job: Job) -> Train:
-    """The loop that a good engineer writes: no dependencies, nothing done twice."""
+    """The raw PyTorch loop that a good engineer writes, without redundant work."""
     import torch
     from torch.utils.data import DataLoader
 
@@ -213,10 +215,10 @@ def pytorch_accelerated(job: Job) -> Train:
 
 
 def hf(job: Job) -> Train:
-    """transformers' Trainer: dict batches, progress bar; no reports, no files.
+    """Hugging Face's Trainer: dict batches, progress bar; no reports, no files.
 
-    Its defaults would clip gradients and lower the learning rate, which is other work than the
-    other contenders do: both are off.
+    Gradient clipping and learning-rate decay, on by default, are disabled, since the other
+    contenders don't do that work.
     """
     import torch
     from torch.utils.data import default_collate
@@ -305,7 +307,7 @@ def lightning(job: Job) -> Train:
 
 
 def lightning_barebones(job: Job) -> Train:
-    """Lightning's mode for measuring its loop: no bar, no logging, no callbacks."""
+    """Lightning's mode for measuring its overhead: no bar, no logging, no callbacks."""
     return _lightning(job, barebones=True)
 
 
@@ -347,7 +349,7 @@ def pa_core(job: Job) -> Train:
 
 @dataclass(frozen=True)
 class Contender:
-    """A system under measurement: the module it needs and the distribution that brings it."""
+    """A system under test, the module it needs and the distribution that provides it."""
 
     prepare: Callable[[Job], Train]
     module: str
@@ -369,15 +371,15 @@ CONTENDERS: Mapping[str, Contender] = {
 
 
 # --------------------------------------------------------------------------------------------
-# One run, in a process of its own
+# One run, in its own process
 # --------------------------------------------------------------------------------------------
 
 
 def make_dataset(kind: str, samples: int) -> Any:
     """Random inputs and labels in memory, the same for every process.
 
-    ``tensor`` is a ``TensorDataset``; ``map`` a plain dataset as people write them, whose items
-    are a row of the inputs and an ``int``.
+    ``tensor`` is a ``TensorDataset``. ``map`` is a plain map dataset, whose items are a row of
+    the inputs and an ``int``.
     """
     import torch
     from torch.utils.data import Dataset, TensorDataset
@@ -416,7 +418,7 @@ def make_net() -> Any:
 
 
 def mean_loss(net: Any, loss_func: Any, dataset: Any, device: str) -> float:
-    """The loss over all samples in evaluation mode: the judge of whether a run trained."""
+    """The mean loss over all samples in evaluation mode, which shows whether a run trained."""
     import torch
     from torch.utils.data import DataLoader
 
@@ -432,11 +434,11 @@ def run_contender(name: str, data: str, device: str, work: Work, folder: str) ->
     Returns:
         ``step_us``: microseconds per step, the median over the timed epochs; ``typical_us``: the
         median over their single steps; ``setup_ms``: the rest of the training call;
-        ``initial_loss`` and ``final_loss`` over all samples, judged alike for all;
+        ``initial_loss`` and ``final_loss`` over all samples, calculated by the benchmark;
         ``epoch_loss``: what the system itself reported for the last epoch, or ``None``.
 
     Raises:
-        BenchmarkError: the contender made another number of updates than it was asked for.
+        BenchmarkError: if the contender made a different number of updates than requested.
     """
     import torch
 
@@ -475,12 +477,12 @@ def run_contender(name: str, data: str, device: str, work: Work, folder: str) ->
 
 
 # --------------------------------------------------------------------------------------------
-# All runs, in turns
+# All runs, interleaved
 # --------------------------------------------------------------------------------------------
 
 
 def run_process(name: str, data: str, args: argparse.Namespace, work: Work) -> dict[str, Any]:
-    """One contender in a fresh interpreter; its output goes to a file, as no terminal is there."""
+    """Run one contender in a fresh interpreter, with its output redirected to a file."""
     environment = {
         **os.environ,
         "OMP_NUM_THREADS": "1",
@@ -503,23 +505,23 @@ def run_process(name: str, data: str, args: argparse.Namespace, work: Work) -> d
                 stdin=subprocess.DEVNULL,
                 stdout=file,
                 stderr=subprocess.STDOUT,
-                cwd=folder,  # whatever a system writes, it writes here
+                cwd=folder,  # for any files that a system writes
                 env=environment,
                 preexec_fn=pin,
             ).returncode
         if code != 0:
             tail = "\n".join(output.read_text(errors="replace").splitlines()[-15:])
-            raise BenchmarkError(f"{name} failed with exit code {code}; its last words:\n{tail}")
+            raise BenchmarkError(f"{name} failed with exit code {code}; its last lines:\n{tail}")
         measured: dict[str, Any] = json.loads(result.read_text())
         return measured
 
 
 def check_trained(name: str, run: dict[str, Any], reference: dict[str, Any] | None) -> None:
-    """Refuse the time of a run that did not do the work.
+    """Reject a run that did not do the work.
 
     Raises:
-        BenchmarkError: the loss over all samples did not fall, or it or the reported loss of the
-            last epoch is not what the hand-written loop of the same round came to.
+        BenchmarkError: if the loss over all samples did not fall, or if it or the reported loss of
+            the last epoch differs from that of the raw loop of the same round.
     """
     final, initial = run["final_loss"], run["initial_loss"]
     if not math.isfinite(final) or final > 0.98 * initial:
@@ -529,17 +531,17 @@ def check_trained(name: str, run: dict[str, Any], reference: dict[str, Any] | No
     for key in ("final_loss", "epoch_loss"):
         value, expected = run[key], reference[key]
         if value is not None and not math.isclose(value, expected, rel_tol=LOSS_TOLERANCE):
-            raise BenchmarkError(f"{name}: {key} is {value:.3f}, by hand it is {expected:.3f}")
+            raise BenchmarkError(f"{name}: {key} is {value:.3f}, of the raw loop {expected:.3f}")
 
 
 def measure(
     names: Sequence[str], args: argparse.Namespace, work: Work
 ) -> tuple[list[dict[str, Any]], list[str]]:
-    """All runs, in turns.
+    """Measure all contenders, interleaved.
 
     Returns:
-        One record per run (data, round, contender and what was measured), and the failures: a
-        contender that fails once is left out of the data set's later rounds.
+        One record per run (data, round, contender and measurements), and the failures. A contender
+        that fails once is left out of the later rounds with the same data.
     """
     records: list[dict[str, Any]] = []
     failures: list[str] = []
@@ -573,10 +575,10 @@ def measure(
 
 
 def summarize(records: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """One row per data set and contender.
+    """One row per kind of data and contender.
 
-    ``ratio`` and ``typical_ratio`` are taken round by round, then their median; ``min_ratio`` is
-    that of the fastest rounds.
+    ``ratio`` and ``typical_ratio`` are medians of the ratios within each round; ``min_ratio`` is
+    the ratio of the fastest rounds.
     """
     by_hand = {(r["data"], r["round"]): r for r in records if r["contender"] == "hand"}
     groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
@@ -612,7 +614,7 @@ def summarize(records: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def table(rows: Sequence[dict[str, Any]], data: str) -> str:
-    """The rows of one data set as a Markdown table, fastest first."""
+    """The rows of one kind of data as a Markdown table, fastest first."""
     head = ["system", "µs a step", "min", "max", "/ hand", "min / min"]
     head += ["typical step", "/ hand", "set-up ms", "loss"]
     lines = ["| " + " | ".join(head) + " |", "| --- |" + " ---: |" * (len(head) - 1)]
@@ -632,7 +634,7 @@ def table(rows: Sequence[dict[str, Any]], data: str) -> str:
 
 
 def describe_machine(device: str) -> dict[str, Any]:
-    """Processor, cores, system, Python, and the graphics processor where one is used."""
+    """Processor, cores, system, Python, and the GPU if one is used."""
     processor = platform.processor() or platform.machine()
     information = Path("/proc/cpuinfo")
     if information.exists():
@@ -666,19 +668,25 @@ def versions(names: Sequence[str]) -> dict[str, str]:
 
 
 def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
-    """The command line."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(
-        description="Microseconds per training step, by hand and in each system."
+        description="Microseconds per training step, in raw PyTorch and in each system."
     )
-    parser.add_argument("--rounds", type=int, default=5, help="turns of all contenders (5)")
+    parser.add_argument("--rounds", type=int, default=5, help="rounds over all contenders (5)")
     parser.add_argument(
-        "--only", nargs="+", choices=CONTENDERS, metavar="NAME", help=f"of {', '.join(CONTENDERS)}"
+        "--only",
+        nargs="+",
+        choices=CONTENDERS,
+        metavar="NAME",
+        help=f"measure only these of {', '.join(CONTENDERS)}",
     )
-    parser.add_argument("--data", nargs="+", choices=DATA, default=list(DATA), help="(both)")
+    parser.add_argument(
+        "--data", nargs="+", choices=DATA, default=list(DATA), help="kinds of data (both)"
+    )
     parser.add_argument("--device", default="cpu", help="cpu or cuda (cpu)")
     parser.add_argument("--epochs", type=int, default=6, help="timed epochs of each run (6)")
-    parser.add_argument("--samples", type=int, default=12_800, help="samples an epoch (12800)")
-    parser.add_argument("--core", type=int, help="pin every run to this processor core (Linux)")
+    parser.add_argument("--samples", type=int, default=12_800, help="samples per epoch (12800)")
+    parser.add_argument("--core", type=int, help="pin every run to this CPU core (Linux)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all measurements here")
     parser.add_argument("--run", choices=CONTENDERS, help=argparse.SUPPRESS)
     parser.add_argument("--result", type=Path, help=argparse.SUPPRESS)
@@ -692,7 +700,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
 
 
 def main() -> int:
-    """Measure, print the tables; 1 if a contender failed or did not train."""
+    """Measure and print the tables; return 1 if a contender failed or did not train."""
     args = parse_arguments()
     work = Work(samples=args.samples, timed_epochs=args.epochs)
     if args.run:  # the process of one run
@@ -701,7 +709,7 @@ def main() -> int:
         args.result.write_text(json.dumps(run))
         return 0
 
-    sys.path.insert(0, str(ROOT))  # pa-core is measured as it stands in this tree
+    sys.path.insert(0, str(ROOT))  # measure pa-core from this source tree
     names = []
     for name in args.only or CONTENDERS:
         if importlib.util.find_spec(CONTENDERS[name].module) is None:

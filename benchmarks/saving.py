@@ -1,12 +1,12 @@
-"""What does saving a training state cost? How long the loop stands still, and until when.
+"""Cost of saving a training state: how long the loop is blocked, and when the state is complete.
 
-A model and Adam's two moments make a state of a given size. Each way of saving it is measured from
-outside: `stall` is how long the call keeps the loop, `total` until the state is on the disk.
+A model and Adam's two moments make up a state of a given size. For each way of saving it, `stall`
+is how long the call blocks the loop, and `total` the time until the state is on disk.
 
     python benchmarks/saving.py --megabytes 100 1000 --json results.json
 
-Then the same run is resumed from states at the start, in the middle and near the end of a long
-epoch, and the time until its first batch is taken. README.md beside this file says more.
+Then a run is resumed from states at the start, in the middle and near the end of a long epoch, and
+the time until its first batch is measured. README.md in this folder has the details.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ SAMPLES = 200_000
 
 
 class Slices(Dataset[Any]):
-    """Counts what is fetched."""
+    """Counts the samples that are fetched."""
 
     fetched = 0
 
@@ -56,7 +56,7 @@ def new_trainer(layers: int, *callbacks: Any) -> Trainer:
 
 
 def trained(megabytes: int) -> Trainer:
-    """A trainer whose state has about this size: weights and two moments, 4 bytes each."""
+    """A trainer whose state has about this size: weights and two moments in float32."""
     trainer = new_trainer(max(1, round(megabytes * 1e6 / (12 * WIDTH * (WIDTH + 1)))))
     data = torch.utils.data.Subset(Slices(), range(8))
     trainer.train(data, 1, per_device_batch_size=4)
@@ -69,7 +69,7 @@ def size_of(path: Path) -> int:
 
 
 def ways(trainer: Trainer) -> dict[str, Callable[[Path], Callable[[], None]]]:
-    """Ways of saving: each returns what to wait for until the state is complete."""
+    """Ways of saving, each of which returns a function that waits until the state is complete."""
     saver, accelerator = trainer._saver, trainer._accelerator
     accelerator._models, accelerator._optimizers = [trainer.model], [trainer.optimizer]
 
@@ -121,7 +121,7 @@ def measure_saving(megabytes: int, rounds: int, folder: Path) -> list[dict[str, 
     for number in range(rounds + 1):  # the first of each warms up
         for name, save in ways(trainer).items():
             path = folder / f"{name.replace(' ', '_')}"
-            os.sync()  # what others have left to write is not this one's
+            os.sync()  # don't measure what earlier calls left to write
             start = time.perf_counter()
             wait = save(path)
             stall = time.perf_counter() - start
@@ -146,7 +146,7 @@ def measure_saving(megabytes: int, rounds: int, folder: Path) -> list[dict[str, 
 
 
 class Clock(TrainerCallback):
-    """Stops the run at its first batch."""
+    """Records the time of the first batch and ends the run there."""
 
     def on_train_step_start(self, trainer: Trainer) -> None:
         self.at = time.perf_counter()
@@ -154,7 +154,7 @@ class Clock(TrainerCallback):
 
 
 class SaveAt(TrainerCallback):
-    """Saves one state after so many updates, and ends the run."""
+    """Saves one state after the given number of updates and ends the run."""
 
     def __init__(self, path: Path, update: int) -> None:
         self.path, self.update = path, update
@@ -166,12 +166,13 @@ class SaveAt(TrainerCallback):
 
 
 def measure_resuming(rounds: int, folder: Path) -> list[dict[str, Any]]:
-    """Time from the call of `train` to the first batch, wherever in the epoch that is."""
+    """Measure the time from the call of `train` to the first batch, anywhere in the epoch."""
     batch_size, rows = 100, []
     last = SAMPLES // batch_size
     for place, update in (("start", 1), ("middle", last // 2), ("end", last - 1)):
         path = folder / place
-        # The run is the same to its end, so the loop's time until there is left out by a jump.
+        # Set the position instead of training up to it: the state differs in nothing else that
+        # resuming depends on.
         trainer = new_trainer(1, SaveAt(path, 1))
         trainer.train(Slices(), 1, per_device_batch_size=batch_size)
         trainer.position.batch, trainer.position.updates = update, update
@@ -198,8 +199,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--megabytes", type=int, nargs="+", default=[100, 1000])
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--folder", type=Path, help="On the disk to measure; the temporary one.")
-    parser.add_argument("--json", type=Path, help="Write the figures there, too.")
+    parser.add_argument("--folder", type=Path, help="A folder on the disk to measure.")
+    parser.add_argument("--json", type=Path, help="Also write the figures to this file.")
     options = parser.parse_args()
     torch.set_num_threads(1)
     results: dict[str, Any] = {"saving": [], "resuming": []}

@@ -1,8 +1,8 @@
-"""What does each switch of the built-in plugin `speedups` bring, on this machine?
+"""Effect of each option of the built-in plugin `speedups` on this machine.
 
-A small convolutional network and a wide perceptron, each trained with a switch on and off in the
-same process, in turns. What is quoted is the median of the ratios of the turns; under 1.00 the
-switch is faster. What a machine doesn't have (a C compiler, TF32) is skipped, and a line says so.
+Trains a small convolutional network and a wide perceptron with an option on and off, interleaved in
+one process. The result is the median of the ratios of the rounds; below 1.00 the option is faster.
+Options that the machine doesn't support (no C compiler, no TF32) are reported as not measured.
 
     python -m benchmarks.speedups --rounds 9
 """
@@ -30,7 +30,7 @@ MODELS = ("convolutions", "perceptron")
 
 
 def make_model(name: str) -> Any:
-    """The model, the same weights each time."""
+    """The model, with the same weights each time."""
     import torch
     from torch import nn
 
@@ -47,7 +47,7 @@ def make_model(name: str) -> Any:
 
 
 def make_run(model_name: str, options: dict[str, Any], device: str) -> Any:
-    """A trained-warm run to be timed again and again: returns milliseconds per step."""
+    """A function that makes one run and returns milliseconds per step, called once to warm up."""
     import torch
     from torch.utils.data import TensorDataset
 
@@ -71,17 +71,17 @@ def make_run(model_name: str, options: dict[str, Any], device: str) -> Any:
 
     def run() -> float:
         start = time.perf_counter()
-        with contextlib.redirect_stdout(None):  # the table alone is printed
+        with contextlib.redirect_stdout(None):  # print only the table
             trainer.train(data, 1, per_device_batch_size=BATCH_SIZE)
         synchronize()
         return (time.perf_counter() - start) * 1e3 / STEPS
 
-    run()  # compilation, and whatever else is done once
+    run()  # compilation and other one-time work
     return run
 
 
 def why_not(switch: str, device: str) -> str | None:
-    """Why a switch can't be measured here; None where it can."""
+    """The reason why an option can't be measured here, or None if it can."""
     if switch == "compile" and not (shutil.which("cc") or shutil.which("gcc")):
         return "there is no C compiler"
     if switch == "tf32" and not device.startswith("cuda"):
@@ -90,9 +90,9 @@ def why_not(switch: str, device: str) -> str | None:
 
 
 def main() -> int:
-    """Measure each switch on and off, and print the table."""
+    """Measure each option on and off, and print the table."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--rounds", type=int, default=9, help="turns of on and off (9)")
+    parser.add_argument("--rounds", type=int, default=9, help="rounds of on and off (9)")
     parser.add_argument("--only", nargs="+", choices=SWITCHES, default=list(SWITCHES))
     args = parser.parse_args()
     sys.path.insert(0, str(ROOT))
@@ -100,7 +100,7 @@ def main() -> int:
 
     torch.set_num_threads(1)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    print("| switch | model | off, ms a step | on | on / off |\n| --- | --- | ---: | ---: | ---: |")
+    print("| option | model | off, ms a step | on | on / off |\n| --- | --- | ---: | ---: | ---: |")
     for switch in args.only:
         reason = why_not(switch, device)
         for name in MODELS:

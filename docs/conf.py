@@ -20,12 +20,12 @@ exclude_patterns = ["_build"]
 html_theme = "furo"
 html_title = f"pa-core {release}"
 
-default_role = "py:obj"  # `Trainer.train` in a docstring becomes a link where there is one
+default_role = "py:obj"  # `Trainer.train` in a docstring becomes a link if it is documented
 autodoc_member_order = "bysource"
-autodoc_default_options = {"exclude-members": "model_config"}  # pydantic's, of any settings
+autodoc_default_options = {"exclude-members": "model_config"}  # every pydantic model has it
 autodoc_typehints = "signature"
 autodoc_typehints_format = "short"
-napoleon_use_ivar = True  # an attribute is listed with its class, and described once
+napoleon_use_ivar = True  # list attributes with their class, and document each only once
 myst_enable_extensions = ["colon_fence"]
 myst_heading_anchors = 3
 
@@ -35,7 +35,7 @@ TAIL = re.compile(r"\s*(When|Runs on|May synchronise): ")
 
 
 def setup(app: Any) -> None:
-    """Connect what is below; the first after napoleon, which sees docstrings at 500."""
+    """Connect the handlers below; the first runs after napoleon, whose priority is 500."""
     app.connect("autodoc-process-docstring", add_to_hook, priority=900)
     app.connect("missing-reference", find_by_short_name)
 
@@ -43,22 +43,27 @@ def setup(app: Any) -> None:
 def add_to_hook(
     app: Any, what: str, name: str, obj: object, options: object, lines: list[str]
 ) -> None:
-    """Set a hook's contract as a list, with what its marker says, and who implements it."""
+    """Format a hook's contract as a field list, with its kind of result and its implementers."""
     hook = HOOKS.get(name.removeprefix("pa_core.hookspecs."))
     if hook is None or hook.function is not obj:
         return
     text, *tail = TAIL.split("\n".join(lines).rstrip())
     contract = dict(zip(tail[::2], (" ".join(part.split()) for part in tail[1::2]), strict=True))
     if hook.firstresult:
-        contract["Result"] = "the first that isn't None; nobody is called after it (firstresult)."
+        contract["Result"] = (
+            "the first that isn't None; later implementations aren't called (firstresult)."
+        )
     else:
         contract["Result"] = "all implementations are called."
-    contract["Implemented by"] = ", ".join(implementers().get(hook.name, [])) or "no plugin here"
-    lines[:] = [*text.splitlines(), "", *(f":{key}: {said}" for key, said in contract.items()), ""]
+    contract["Implemented by"] = (
+        ", ".join(implementers().get(hook.name, [])) or "no plugin in this repository"
+    )
+    fields = [f":{key}: {value}" for key, value in contract.items()]
+    lines[:] = [*text.splitlines(), "", *fields, ""]
 
 
 def implementers() -> dict[str, list[str]]:
-    """Links to the plugins that are installed, by the hooks that they implement."""
+    """Links to the installed plugins that implement each hook."""
     found: dict[str, list[str]] = {}
     for name, source in find_plugins().items():
         plugin = load_plugin(source)
@@ -69,9 +74,9 @@ def implementers() -> dict[str, list[str]]:
 
 
 def find_by_short_name(app: Any, env: Any, node: Any, content: Any) -> Any:
-    """Let `Trainer` or `Trainer.train` be a link where just one thing of that name is documented.
+    """Resolve `Trainer` or `Trainer.train` if exactly one documented object has that name.
 
-    A method needs its class before it: alone, it may as well be the name of an argument.
+    A method must be written with its class: a bare name may also be that of an argument.
     """
     target, domain = node["reftarget"], env.domains["py"]
     kinds = {"class", "exception", "function", "data"}
