@@ -10,16 +10,16 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from pa_core import hookimpl
 from pa_core.errors import SettingsError, nearest
-from pa_metrics.names import build_metric, history_name, import_path
+from pa_metrics.factory import build_metric, history_name, import_path
 
 if TYPE_CHECKING:
     from torch import nn
     from torchmetrics import Metric, MetricCollection
 
     from pa_core import Trainer
-    from pa_metrics.epoch import EpochMetrics
-    from pa_metrics.inputs import ToPredsAndTarget
+    from pa_metrics.epoch_metrics import EpochMetrics
     from pa_metrics.plots import Show
+    from pa_metrics.preds_and_target import ToPredsAndTarget
 
 When = Literal["eval", "train"]
 
@@ -202,7 +202,7 @@ class MetricsPlugin:
         """
         if "train" not in self._metrics:
             return {}
-        from pa_metrics.sync import process_number
+        from pa_metrics.distributed import process_number
 
         return {"process": process_number(), "train": self._metrics["train"].state_dict()}
 
@@ -210,7 +210,7 @@ class MetricsPlugin:
         """Take up the epoch's training metrics."""
         if "train" not in state or "train" not in self._metrics:
             return
-        from pa_metrics.sync import process_number
+        from pa_metrics.distributed import process_number
 
         if state["process"] == process_number():
             self._metrics["train"].load_state_dict(state["train"])
@@ -235,8 +235,8 @@ class MetricsPlugin:
     def _create(self, registered: Mapping[str, Any], model: nn.Module) -> EpochMetrics:
         from torchmetrics import MetricCollection
 
-        from pa_metrics.epoch import EpochMetrics
-        from pa_metrics.inputs import inputs_for
+        from pa_metrics.epoch_metrics import EpochMetrics
+        from pa_metrics.preds_and_target import inputs_for
 
         check_once: set[str] = set()
         if self._given is not None:
@@ -275,7 +275,7 @@ class MetricsPlugin:
         return wanted
 
     def _named_inputs(self) -> ToPredsAndTarget | None:
-        from pa_metrics.inputs import NAMED
+        from pa_metrics.preds_and_target import NAMED
 
         path = self.settings.to_preds_and_target
         if path is None or path in NAMED:
@@ -300,7 +300,7 @@ class MetricsPlugin:
     def _record(self, when: When, trainer: Trainer, prefix: str = "") -> None:
         if when not in self._metrics:
             return
-        from pa_metrics.epoch import to_plain
+        from pa_metrics.epoch_metrics import to_plain
 
         metrics, values = self._metrics[when], self._metrics[when].compute()
         for name, value in values.items():

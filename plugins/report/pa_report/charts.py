@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from pa_report.names import take_apart
+from pa_report.metric_names import take_apart
 
 if TYPE_CHECKING:
     from pa_report.run import Point, Run

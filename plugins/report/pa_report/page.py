@@ -11,15 +11,15 @@ from typing import TYPE_CHECKING, Any
 
 from pa_core.checkpoint.atomic_io import save_file
 from pa_report.charts import NUM_COLOURS, Chart, charts_of, compared_charts
-from pa_report.names import higher_is_better, take_apart
-from pa_report.numbers import duration, grouped, short
+from pa_report.formatting import duration, grouped, short
+from pa_report.metric_names import higher_is_better, take_apart
 from pa_report.run import DATA_ID
 from pa_report.style import CSS
+from pa_report.summary import Summary, differences, flatten, summaries
 from pa_report.svg import draw_chart, draw_matrix
-from pa_report.values import Summary, differences, flatten, summaries
 
 if TYPE_CHECKING:
-    from pa_report.pictures import Picture
+    from pa_report.images import Picture
     from pa_report.run import Point, Run
 
 _MOST_LETTERS = 240

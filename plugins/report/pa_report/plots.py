@@ -59,7 +59,7 @@ def plot_history(
 
 
 def _choose(found: Any, metrics: str | Sequence[str]) -> dict[str, Any]:
-    from pa_report.names import take_apart
+    from pa_report.metric_names import take_apart
 
     chosen: dict[str, Any] = {}
     for wanted in [metrics] if isinstance(metrics, str) else metrics:

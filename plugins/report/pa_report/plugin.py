@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 from pa_core import hookimpl
 from pa_core.durations import Every
-from pa_report.measures import Measures
+from pa_report.images import Picture, picture_of_figure, pictures_of_images
+from pa_report.measurements import Measures
 from pa_report.page import run_page, save_page
-from pa_report.pictures import Picture, picture_of_figure, pictures_of_images
 from pa_report.run import Run, Status, plain, records_of, split_records, without_secrets
 from pa_report.settings import ReportSettings
 

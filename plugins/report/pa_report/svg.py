@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from html import escape
 
 from pa_report.charts import NUM_COLOURS, Chart, Curve
-from pa_report.numbers import log_ticks, short, tick_labels, ticks
+from pa_report.formatting import log_ticks, short, tick_labels, ticks
 
 WIDTH, HEIGHT = 460, 270
 _BOTTOM = 40

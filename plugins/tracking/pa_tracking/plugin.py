@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from pa_core import hookimpl
 from pa_core.durations import Every, Progress
 from pa_core.settings.validation import is_secret
-from pa_tracking.outbox import Outbox, Receipts, place_now
+from pa_tracking.send_queue import Outbox, Receipts, place_now
 from pa_tracking.service import Run
 from pa_tracking.settings import TrackingSettings, check_package
 
@@ -47,7 +47,7 @@ class TrackingPlugin:
     Settings = TrackingSettings
 
     def __init__(self, settings: TrackingSettings | None = None, **options: Any) -> None:
-        from pa_tracking.measures import Throughput
+        from pa_tracking.measurements import Throughput
 
         self.settings = TrackingSettings(**options) if settings is None else settings
         self._run: Run | None = None
@@ -157,7 +157,7 @@ class TrackingPlugin:
             self._is_due = self._every.due(_after_update(trainer, self._every.duration.unit))
         if self._is_due or trainer.position.updates + 1 == self._last_update:
             if "gradient_norm" in self.settings.log and trainer.is_main_process:
-                from pa_tracking.measures import gradient_norm
+                from pa_tracking.measurements import gradient_norm
 
                 self._norm = gradient_norm(trainer)
 
@@ -201,7 +201,7 @@ class TrackingPlugin:
             name: what it is called; a later one of the same name is its next state.
             figure: the figure, which may be closed or changed afterwards.
         """
-        from pa_tracking.values import image_of_figure
+        from pa_tracking.conversion import image_of_figure
 
         self._send_pictures(trainer, name, lambda: [image_of_figure(figure)])
 
@@ -214,7 +214,7 @@ class TrackingPlugin:
             images: shape ``(samples, channels, height, width)`` or ``(channels, height, width)``
                 with 1 or 3 channels; 8-bit, or floats from 0 to 1.
         """
-        from pa_tracking.values import images_of
+        from pa_tracking.conversion import images_of
 
         self._send_pictures(trainer, name, lambda: images_of(images))
 
@@ -227,20 +227,20 @@ class TrackingPlugin:
 
     def _measure(self, trainer: Trainer) -> None:
         """Measure where the run stands, which waits for the device."""
-        from pa_tracking import measures
+        from pa_tracking import measurements
 
         if not trainer.is_main_process:
             return
         log = self.settings.log
         values: dict[str, float] = {}
         if "learning_rates" in log:
-            values |= measures.learning_rates(trainer.optimizer)
+            values |= measurements.learning_rates(trainer.optimizer)
         if self._norm is not None:
             values["gradient_norm"], self._norm = float(self._norm), None
         if "throughput" in log:
             values |= self._throughput.take(trainer)
         if "memory" in log:
-            values |= measures.memory(trainer)
+            values |= measurements.memory(trainer)
         self._measured_at = trainer.updates
         if values:
             self._outbox.put("measures", place_now(trainer), values)
@@ -263,7 +263,7 @@ class TrackingPlugin:
     @property
     def _service_class(self) -> type[Service]:
         # Imported when a run starts, since accelerate's trackers bring torch along.
-        from pa_tracking.files import CsvFile, JsonLinesFile
+        from pa_tracking.file_services import CsvFile, JsonLinesFile
         from pa_tracking.trackers import TRACKERS
 
         files: dict[str, type[Service]] = {"csv": CsvFile, "jsonl": JsonLinesFile}

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS
 
+from pa_tracking.conversion import flatten, numbers_in
 from pa_tracking.service import Place, Service, Status
-from pa_tracking.values import flatten, numbers_in
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

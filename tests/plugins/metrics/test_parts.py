@@ -9,9 +9,9 @@ from torch import nn
 
 from pa_core.checkpoint.codec import decode, encode
 from pa_metrics import MetricsPlugin, to_preds_and_target
-from pa_metrics.epoch import EpochMetrics, to_plain
-from pa_metrics.names import find_metric, history_name
-from pa_metrics.sharing import groups_that_share
+from pa_metrics.compute_groups import groups_that_share
+from pa_metrics.epoch_metrics import EpochMetrics, to_plain
+from pa_metrics.factory import find_metric, history_name
 
 
 def collection():

@@ -183,8 +183,8 @@ def test_wrappers_take_the_metric_in_them():
 
 
 def fields(metric: dict[str, Any], *pairs: tuple[Any, dict[str, Any]], model=None) -> Any:
-    from pa_metrics.inputs import inputs_for
-    from pa_metrics.names import build_metric
+    from pa_metrics.factory import build_metric
+    from pa_metrics.preds_and_target import inputs_for
 
     built = build_metric(metric.pop("class"), metric, {}, {})
     function = inputs_for(built, model or Same())

@@ -229,7 +229,7 @@ def test_only_the_main_process_writes(tmp_path):
 
 def test_throughput_and_times_leave_evaluations_out(tmp_path, monkeypatch):
     now = [0.0]
-    monkeypatch.setattr("pa_report.measures.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("pa_report.measurements.time.monotonic", lambda: now[0])
 
     class Clock:
         @hookimpl
@@ -247,7 +247,7 @@ def test_throughput_and_times_leave_evaluations_out(tmp_path, monkeypatch):
 
 
 def test_the_learning_rate_is_the_one_of_each_update_and_bounded_in_number(tmp_path, monkeypatch):
-    monkeypatch.setattr("pa_report.measures.MOST_RATES", 8)
+    monkeypatch.setattr("pa_report.measurements.MOST_RATES", 8)
 
     def halve(optimizer):
         return torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.5)

@@ -5,7 +5,7 @@ import math
 
 import pytest
 
-from pa_tracking.files import CsvFile, JsonLinesFile
+from pa_tracking.file_services import CsvFile, JsonLinesFile
 from pa_tracking.service import Place, Run
 from pa_tracking.settings import TrackingSettings
 from tests.plugins.tracking.runs import description, rows, table

@@ -11,7 +11,7 @@ from pa_core import Trainer, hookimpl
 from pa_core.builtins.step_evaluation import StepBasedEvaluationCallback
 from pa_core.tracking import RunHistory
 from pa_tracking import TrackingPlugin
-from pa_tracking.measures import gradient_norm
+from pa_tracking.measurements import gradient_norm
 from tests.helpers import tiny_data
 from tests.plugins.tracking.runs import (
     UPDATES,
@@ -223,7 +223,7 @@ def test_the_norm_of_an_epoch_is_its_last_updates(tmp_path):
 
 def test_throughput_leaves_evaluations_out(tmp_path, monkeypatch):
     now = [0.0]
-    monkeypatch.setattr("pa_tracking.measures.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("pa_tracking.measurements.time.monotonic", lambda: now[0])
 
     class Clock:
         @hookimpl
@@ -313,7 +313,7 @@ def test_several_services_have_a_run_each(tmp_path):
 
 def break_writes(monkeypatch, times):
     """Let writing fail so many times, as on a full disk."""
-    from pa_tracking.files import JsonLinesFile
+    from pa_tracking.file_services import JsonLinesFile
 
     write, left = JsonLinesFile._write, [times]
 

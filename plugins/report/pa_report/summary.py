@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from pa_report.names import higher_is_better
+from pa_report.metric_names import higher_is_better
 
 if TYPE_CHECKING:
     from pa_report.run import Point, Run

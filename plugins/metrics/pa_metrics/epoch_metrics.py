@@ -9,11 +9,11 @@ from torch import Tensor
 from torchmetrics import Metric, MetricCollection
 from torchmetrics.wrappers import Running
 
-from pa_metrics.sharing import groups_that_share
-from pa_metrics.sync import join_processes
+from pa_metrics.compute_groups import groups_that_share
+from pa_metrics.distributed import join_processes
 
 if TYPE_CHECKING:
-    from pa_metrics.inputs import ToPredsAndTarget
+    from pa_metrics.preds_and_target import ToPredsAndTarget
 
 
 class EpochMetrics:
