@@ -1,4 +1,4 @@
-"""Pictures that other plugins hand over, as texts that a page can hold."""
+"""Encode figures and images from other plugins as ``data:`` URLs."""
 
 from __future__ import annotations
 
@@ -9,22 +9,24 @@ import zlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from pa_core.plugin import to_uint8_images
+
 if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor
 
-MOST_IMAGES = 16
-"""Of a larger batch of images, so many are kept."""
+MAX_IMAGES = 16
+"""Images kept of a batch."""
 
 
 @dataclass(frozen=True)
 class Picture:
-    """One or several pictures of one name.
+    """One or more images with the same name.
 
     Attributes:
-        name: what they are called.
-        update: at which update they were handed over.
-        sources: a ``data:`` address of each. As such, pictures have no scripts, and load nothing.
+        name: the name.
+        update: the update at which they were logged.
+        sources: a ``data:`` URL per image; such images run no scripts and load nothing.
     """
 
     name: str
@@ -32,45 +34,29 @@ class Picture:
     sources: list[str]
 
 
-def picture_of_figure(figure: Any) -> str:
-    """A matplotlib figure as an SVG in a ``data:`` address."""
+def figure_to_url(figure: Any) -> str:
+    """Encode a matplotlib figure as an SVG in a ``data:`` URL."""
     out = io.BytesIO()
     figure.savefig(out, format="svg", metadata={"Date": None})
-    return _address("image/svg+xml", out.getvalue())
+    return _data_url("image/svg+xml", out.getvalue())
 
 
-def pictures_of_images(images: Tensor) -> list[str]:
-    """Images as PNGs in ``data:`` addresses.
+def images_to_urls(images: Tensor) -> list[str]:
+    """Encode the first `MAX_IMAGES` images as PNGs in ``data:`` URLs.
 
     Args:
         images: shape ``(samples, channels, height, width)`` or ``(channels, height, width)`` with 1
             or 3 channels; 8-bit, or floats from 0 to 1.
 
     Raises:
-        ValueError: for another shape.
+        ValueError: if the tensor has another shape.
     """
-    import torch
-
-    images = images.detach()
-    images = images[None] if images.ndim == 3 else images
-    if images.ndim != 4 or images.shape[1] not in (1, 3):
-        raise ValueError(
-            "Images must have the shape (samples, channels, height, width) with 1 or 3 channels, "
-            f"not {tuple(images.shape)}"
-        )
-    images = images[:MOST_IMAGES]
-    if images.is_floating_point():
-        images = (images.float().clamp(0, 1) * 255).round()
-    pixels = images.to("cpu", torch.uint8).expand(-1, 3, -1, -1).permute(0, 2, 3, 1)
-    return [_address("image/png", png(image)) for image in pixels.contiguous().numpy()]
+    arrays = to_uint8_images(images, limit=MAX_IMAGES)
+    return [_data_url("image/png", _png(array)) for array in arrays]
 
 
-def png(pixels: NDArray[Any]) -> bytes:
-    """A PNG file.
-
-    Args:
-        pixels: 8-bit, of shape ``(height, width, 3)``.
-    """
+def _png(pixels: NDArray[Any]) -> bytes:
+    """Encode 8-bit pixels of shape ``(height, width, 3)`` as a PNG file."""
     height, width, _ = pixels.shape
     rows = b"".join(b"\0" + row.tobytes() for row in pixels)  # 0: no filter
     header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)  # 2: red, green, blue
@@ -83,5 +69,5 @@ def _chunk(kind: bytes, content: bytes) -> bytes:
     return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", checksum)
 
 
-def _address(kind: str, content: bytes) -> str:
+def _data_url(kind: str, content: bytes) -> str:
     return f"data:{kind};base64,{base64.b64encode(content).decode()}"
