@@ -332,7 +332,7 @@ def _reject_windows(created: Iterable[EpochMetrics]) -> None:
 
 
 def _log_figure(trainer: Trainer) -> Show:
-    """A function that sends figures to other plugins, such as trackers, by the event `log_figure`."""
+    """A function that sends figures to other plugins through the event `log_figure`."""
 
     def show(name: str, figure: Any) -> None:
         trainer.callback_handler.call_event("log_figure", trainer, name=name, figure=figure)
