@@ -89,7 +89,7 @@ def test_the_average_of_the_weights_is_evaluated_beside_them(tmp_path):
 @pytest.mark.slow
 def test_perplexity_falls_far_below_that_of_guessing(tmp_path):
     output = run("causal_lm/train.py", tmp_path)
-    values = numbers(r"^Perplexity among \d+ tokens: (.+)$", output)
+    values = numbers(r"^Perplexity with \d+ tokens: (.+)$", output)
     assert values == sorted(values, reverse=True)
     assert len(values) == 3
     assert 1 < values[-1] < 14  # 23 for whoever knows only how frequent letters are
@@ -114,4 +114,4 @@ def test_the_page_names_the_command_of_each_example():
     page = (EXAMPLES / "README.md").read_text()
     commands = re.findall(r"`python (examples/\S+?\.py)", page)
     scripts = {str(path.relative_to(EXAMPLES.parent)) for path in EXAMPLES.glob("*/*.py")}
-    assert sorted(commands) == sorted(scripts - {"examples/detection/pictures.py"})
+    assert sorted(commands) == sorted(scripts - {"examples/detection/detection_data.py"})
