@@ -1,6 +1,6 @@
-"""The example packages: made as the template says, of public names alone, and tested as installed.
+"""The example packages: they follow the template, use only public names, and pass their tests.
 
-They are built and installed into a folder of their own, and tested from there in one process.
+They are built, installed into a separate folder, and tested from there in one process.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def on_path(site: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """The packages can be imported, here and by the processes that are started."""
+    """Makes the packages importable, here and in started processes."""
     monkeypatch.syspath_prepend(str(site))
     before = set(sys.modules)
     yield
@@ -59,7 +59,7 @@ def on_path(site: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
             del sys.modules[name]
 
 
-# -- What they are made of ------------------------------------------------------------------------
+# -- Packages -------------------------------------------------------------------------------------
 
 
 def test_these_are_the_examples() -> None:
@@ -82,14 +82,14 @@ def test_an_example_has_the_shape_that_new_plugin_makes(example: Path, tmp_path:
 
 
 def public_modules() -> set[str]:
-    """The modules that the page of the API names."""
+    """The modules that the API reference lists."""
     headings = re.findall(r"^## (pa_core[\w.]*)$", (ROOT / "docs/api.md").read_text(), re.MULTILINE)
     assert "pa_core.durations" in headings
     return set(headings)
 
 
 def not_public(code: str) -> list[str]:
-    """What a module takes of pa_core that isn't public, and the private attributes it uses."""
+    """The imports of pa_core that aren't public, and the private attributes that a module uses."""
     listed = {"pa_core": set(pa_core.__all__), "pa_core.testing": set(testing.__all__)}
     modules, found = public_modules(), []
     for node in ast.walk(ast.parse(code)):
@@ -103,13 +103,13 @@ def not_public(code: str) -> list[str]:
                     found.append(f"{home}.{alias.name}")
         elif isinstance(node, ast.Attribute) and re.match(r"_(?!_)", node.attr):
             owner = ast.unparse(node.value)
-            # The parameter's are PyTorch's own, which a test looks at.
+            # A parameter's private attributes are PyTorch's; a test reads them.
             if owner not in ("self", "super()", "parameter"):
                 found.append(f"{owner}.{node.attr}")
     return found
 
 
-def test_the_check_of_names_sees_what_is_not_public() -> None:
+def test_the_check_of_names_finds_names_that_are_not_public() -> None:
     code = (
         "import pa_core.engine.base\n"
         "from pa_core import Trainer, Engine\n"
@@ -125,7 +125,7 @@ def test_the_check_of_names_sees_what_is_not_public() -> None:
 
 
 @each_example
-def test_an_example_takes_public_names_alone(example: Path) -> None:
+def test_an_example_uses_only_public_names(example: Path) -> None:
     files = sorted(example.rglob("*.py"))
     assert package_of(example) / "plugin.py" in files
     for file in files:
@@ -145,7 +145,7 @@ def test_the_readme_has_each_setting(example: Path, on_path: None) -> None:
     ]
 
 
-# -- What they do ---------------------------------------------------------------------------------
+# -- Behaviour ------------------------------------------------------------------------------------
 
 
 @pytest.mark.slow
@@ -156,7 +156,7 @@ def test_their_own_tests_pass_on_the_installed_packages(site: Path, tmp_path: Pa
         "[pytest]\nfilterwarnings = error\naddopts = --strict-markers --import-mode=importlib "
         "--doctest-modules -p pa_core.testing.pytest_plugin -p no:cacheprovider\n"
     )
-    # -P: neither the sources nor the folder that the process runs in are on its path.
+    # -P keeps the sources and the working directory off the path.
     command = [sys.executable, "-P", "-m", "pytest", "-q", "-m", "not distributed", "."]
     paths = os.pathsep.join((str(site), str(ROOT)))
     done = subprocess.run(
@@ -174,7 +174,7 @@ def test_their_own_tests_pass_on_the_installed_packages(site: Path, tmp_path: Pa
 
 
 class Channel(HTTPServer):
-    """Where messages are posted; how many were."""
+    """A server that counts posted messages."""
 
     posts = 0
 
@@ -192,7 +192,7 @@ class Counts(BaseHTTPRequestHandler):
 
 
 def outcomes() -> list[tuple]:
-    """What a run with each of the three comes to, as their own tests on two processes train it."""
+    """The outcome of a run with each of the three, trained as in their tests on two processes."""
     found = []
     for example in EXAMPLES:
         name = "".join(map(str.capitalize, example.name.split("-")[1:]))
@@ -204,7 +204,7 @@ def outcomes() -> list[tuple]:
 
 @pytest.mark.slow
 @pytest.mark.distributed
-def test_on_two_processes_they_record_what_they_record_on_one(on_path, tmp_path, monkeypatch):
+def test_two_processes_record_the_same_as_one(on_path, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with Channel(("127.0.0.1", 0), Counts) as server:
         thread = threading.Thread(target=server.serve_forever)
@@ -221,11 +221,11 @@ def test_on_two_processes_they_record_what_they_record_on_one(on_path, tmp_path,
     for number, one in enumerate(on_one):
         check_processes(Outcome(*one), [Outcome(*process[number]) for process in on_two])
     assert "gradient_noise_scale" in on_one[0][1]
-    assert posts == 4  # of the main process: the start, two epochs, the end
+    assert posts == 4  # by the main process: the start, two epochs, the end
     assert server.posts == 2 * posts
 
 
-def test_tracking_takes_the_grids_of_the_images(on_path, tmp_path, monkeypatch):
+def test_tracking_receives_the_image_grids(on_path, tmp_path, monkeypatch):
     from pa_sample_images import SampleImagesPlugin
 
     from pa_tracking import TrackingPlugin

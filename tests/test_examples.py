@@ -1,4 +1,4 @@
-"""The examples do what they say. The first is started as a user starts it, the others are warm."""
+"""The examples work. The first is started as a user would, the others in warm processes."""
 
 import os
 import re
@@ -15,7 +15,7 @@ EXAMPLES = Path(__file__).parent.parent / "examples"
 
 
 def run(script: str, folder: Path, *arguments: str) -> str:
-    """Start a script from another folder; what it finds, it finds beside itself."""
+    """Run a script from another folder; it must find its files next to itself."""
     return run_warm(EXAMPLES / script, *arguments, folder=folder)
 
 
@@ -27,7 +27,7 @@ def numbers(pattern: str, output: str) -> list[float]:
 
 
 @pytest.mark.slow
-def test_the_first_command_of_the_readme_shows_all_that_it_promises(tmp_path):
+def test_the_first_command_of_the_readme_prints_what_it_promises(tmp_path):
     result = subprocess.run(
         [sys.executable, str(EXAMPLES / "digits/train.py")],
         capture_output=True,
@@ -46,12 +46,12 @@ def test_the_first_command_of_the_readme_shows_all_that_it_promises(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("script", ["metrics_by_subclass.py", "metrics_by_callback.py"])
-def test_the_tutorial_styles_measure_the_same_things(script, tmp_path):
+def test_the_tutorial_scripts_record_the_same_metrics(script, tmp_path):
     output = run(f"digits/{script}", tmp_path)
     assert numbers(r"^Accuracy on 360 held-out digits: (.+)$", output)[0] > 0.93
     for metric in ("accuracy", "precision", "recall"):
         values = re.findall(rf"^{metric}: (.+)$", output, re.MULTILINE)
-        assert len(values) == 11, metric  # of ten epochs, and of the evaluation
+        assert len(values) == 11, metric  # of ten epochs and the evaluation
         assert float(values[0]) < float(values[-1])
 
 
@@ -64,11 +64,16 @@ def test_the_tutorial_styles_measure_the_same_things(script, tmp_path):
         ("fine_tuning", [], r"^Accuracy: (.+)$", 0.9),
         ("fine_tuning", ["--by-hand"], r"^Accuracy: (.+)$", 0.9),
         ("progressive_resizing", [], r"^Epochs: 6, accuracy: (.+)$", 0.93),
-        ("bert_classification", [], r"F1: (.+)$", 0.75),  # of 0.44 for the larger class always
+        (
+            "bert_classification",
+            [],
+            r"F1: (.+)$",
+            0.75,
+        ),  # 0.44 for always predicting the larger class
         ("detection", [], r"50 % overlap: (.+)$", 0.7),
     ],
 )
-def test_an_example_learns_what_it_is_to_learn(example, arguments, pattern, least, tmp_path):
+def test_an_example_learns(example, arguments, pattern, least, tmp_path):
     output = run(f"{example}/train.py", tmp_path, *arguments)
     assert least < numbers(pattern, output)[-1] <= 1
     losses = re.findall(r"^train_loss_epoch: (.+)$", output, re.MULTILINE)
@@ -77,7 +82,7 @@ def test_an_example_learns_what_it_is_to_learn(example, arguments, pattern, leas
 
 
 @pytest.mark.slow
-def test_the_average_of_the_weights_is_evaluated_beside_them(tmp_path):
+def test_the_average_of_the_weights_is_evaluated_too(tmp_path):
     output = run("mixup_ema/train.py", tmp_path)
     plain = numbers(r"^accuracy: ([\d.]+ .+)$", output)
     average = numbers(r"^ema_accuracy: ([\d.]+ .+)$", output)
@@ -87,16 +92,16 @@ def test_the_average_of_the_weights_is_evaluated_beside_them(tmp_path):
 
 
 @pytest.mark.slow
-def test_perplexity_falls_far_below_that_of_guessing(tmp_path):
+def test_perplexity_falls_far_below_that_of_letter_frequencies(tmp_path):
     output = run("causal_lm/train.py", tmp_path)
     values = numbers(r"^Perplexity with \d+ tokens: (.+)$", output)
     assert values == sorted(values, reverse=True)
     assert len(values) == 3
-    assert 1 < values[-1] < 14  # 23 for whoever knows only how frequent letters are
+    assert 1 < values[-1] < 14  # 23 from the frequencies of letters alone
 
 
 @pytest.mark.slow
-def test_an_event_of_ones_own_reaches_its_callback(tmp_path):
+def test_a_custom_event_reaches_its_callback(tmp_path):
     output = run("custom_event/train.py", tmp_path)
     (line,) = [line for line in output.splitlines() if line.startswith("Digits seen")]
     counts = [int(count) for count in re.findall(r"\d: (\d+)", line)]
@@ -104,13 +109,13 @@ def test_an_event_of_ones_own_reaches_its_callback(tmp_path):
 
 
 @pytest.mark.parametrize("file", sorted(EXAMPLES.glob("*/*.toml")), ids=lambda f: f.parent.name)
-def test_settings_are_valid_where_no_run_shows_it(file):
+def test_settings_are_valid(file):
     settings = read_settings(file)
     names = [name for name, _, _ in build_plugins(settings, callbacks=None, plugins=None)]
     assert {"metrics", "schedulers"} & set(names)
 
 
-def test_the_page_names_the_command_of_each_example():
+def test_the_readme_has_the_command_of_each_example():
     page = (EXAMPLES / "README.md").read_text()
     commands = re.findall(r"`python (examples/\S+?\.py)", page)
     scripts = {str(path.relative_to(EXAMPLES.parent)) for path in EXAMPLES.glob("*/*.py")}
