@@ -21,7 +21,7 @@ class Window:
         weights: the sum of their weights.
         sizes: the sum of their sizes in samples or tokens.
         inverse_sizes: the sum of their inverse sizes.
-        squares: the sum of the squared 2-norms of their own gradients.
+        squares: the sum of the squared 2-norms of their gradients, without the weight.
     """
 
     count: Tensor
