@@ -16,6 +16,10 @@ from pa_core.callbacks import TrainerCallback
 from pa_core.durations import Duration
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+    from torch import Tensor
+
     from pa_core.checkpoint.atomic_io import save_file
     from pa_core.checkpoint.codec import decode
     from pa_core.checkpoint.storage import (
@@ -54,6 +58,7 @@ __all__ = [
     "read_settings",
     "save_file",
     "state_folders",
+    "to_uint8_images",
     "watch_device_syncs",
 ]
 
@@ -114,3 +119,36 @@ class ConfigurableCallback(TrainerCallback):
         as long as no setting needs an argument that it doesn't take.
         """
         return cls(**{name: getattr(settings, name) for name in sorted(settings.model_fields_set)})
+
+
+def to_uint8_images(images: Tensor, *, limit: int | None = None) -> list[NDArray[np.uint8]]:
+    """Convert a tensor of images to the 8-bit RGB arrays that image libraries expect.
+
+    Floats are clamped to 0 to 1, multiplied by 255 and rounded. A single channel is repeated for
+    red, green and blue. A tensor on an accelerator is copied to the CPU, which synchronises.
+
+    Args:
+        images: shape ``(samples, channels, height, width)`` or ``(channels, height, width)`` with 1
+            or 3 channels; floats from 0 to 1, or integers from 0 to 255.
+        limit: convert only this many images from the start; all by default.
+
+    Returns:
+        One array of shape ``(height, width, 3)`` per image.
+
+    Raises:
+        ValueError: if the tensor has another shape.
+    """
+    import torch
+
+    batch = images.detach()
+    batch = batch[None] if batch.ndim == 3 else batch
+    if batch.ndim != 4 or batch.shape[1] not in (1, 3):
+        raise ValueError(
+            "Expected images of shape (samples, channels, height, width) or (channels, height, "
+            f"width) with 1 or 3 channels, got {tuple(images.shape)}"
+        )
+    batch = batch[:limit]
+    if batch.is_floating_point():
+        batch = (batch.float().clamp(0, 1) * 255).round()
+    batch = batch.to("cpu", torch.uint8).expand(-1, 3, -1, -1).permute(0, 2, 3, 1)
+    return list(batch.contiguous().numpy())

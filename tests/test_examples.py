@@ -94,7 +94,7 @@ def test_the_averaged_weights_are_evaluated_too(tmp_path):
 @pytest.mark.slow
 def test_the_perplexity_is_far_below_that_of_letter_frequencies(tmp_path):
     output = run("causal_lm/train.py", tmp_path)
-    values = numbers(r"^Perplexity among \d+ tokens: (.+)$", output)
+    values = numbers(r"^Perplexity with \d+ tokens: (.+)$", output)
     assert values == sorted(values, reverse=True)
     assert len(values) == 3
     assert 1 < values[-1] < 14  # 23 from the frequencies of letters alone
@@ -119,4 +119,4 @@ def test_the_readme_has_the_command_of_each_example():
     page = (EXAMPLES / "README.md").read_text()
     commands = re.findall(r"`python (examples/\S+?\.py)", page)
     scripts = {str(path.relative_to(EXAMPLES.parent)) for path in EXAMPLES.glob("*/*.py")}
-    assert sorted(commands) == sorted(scripts - {"examples/detection/pictures.py"})
+    assert sorted(commands) == sorted(scripts - {"examples/detection/detection_data.py"})

@@ -1,10 +1,10 @@
-"""Text classification with a BERT: which of two modules of Python does a line come from?
+"""Text classification with BERT: which of two Python modules does a line come from?
 
-    python train.py           # a small BERT, lines of the standard library, in seconds
+    python train.py           # a small BERT on lines of the standard library, in seconds
     python train.py --full    # bert-base-cased on GLUE's MRPC (downloads; pip install datasets)
 
-The batches are dicts. The `transformers` plugin passes them to the model, and the model's own loss
-is trained, without a subclass of anything.
+The batches are dicts. The plugin `transformers` passes them to the model and trains with the
+model's own loss, without any subclass.
 """
 
 import argparse
@@ -26,7 +26,7 @@ MAX_LENGTH = 32
 
 
 def small_model_and_lines() -> tuple[nn.Module, Any, Samples, Samples]:
-    """The model, its tokenizer, and lines to train with and held out."""
+    """The model, its tokenizer, and lines for training and held out."""
     from tokenizers import Tokenizer, models, pre_tokenizers, trainers
     from transformers import BertConfig, BertForSequenceClassification, PreTrainedTokenizerFast
 
@@ -59,9 +59,9 @@ def small_model_and_lines() -> tuple[nn.Module, Any, Samples, Samples]:
     return model, tokenizer, samples[held_out:], samples[:held_out]
 
 
-@local_process_zero_first  # the others find what it has downloaded
+@local_process_zero_first  # the other processes use its download
 def bert_and_mrpc() -> tuple[nn.Module, Any, Samples, Samples]:
-    """The same with pairs of sentences: does one say what the other says?"""
+    """The same with pairs of sentences: do both have the same meaning?"""
     from datasets import load_dataset
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 

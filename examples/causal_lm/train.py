@@ -1,10 +1,10 @@
-"""A causal language model of the Python standard library's own text.
+"""Train a causal language model on the source code of the Python standard library.
 
-    python train.py           # a small GPT-2 on the letters of a few modules, in seconds
+    python train.py           # a small GPT-2 on the characters of a few modules, in seconds
     python train.py --full    # GPT-2 from the hub on WikiText-2 (downloads; pip install datasets)
 
-The loss is the mean over all tokens of an update, however they are spread over its micro-batches
-and processes: the plugin `transformers` counts them.
+The loss is the mean over all tokens of an update, across its micro-batches and processes: the
+plugin `transformers` counts them.
 """
 
 import argparse
@@ -26,7 +26,7 @@ from pa_core.utils import local_process_zero_first
 
 
 class Blocks(Dataset[dict[str, Tensor]]):
-    """A long text in blocks of the same length, to be continued token by token."""
+    """A long text in blocks of equal length; the target of each token is the next one."""
 
     def __init__(self, tokens: Tensor, length: int) -> None:
         self.blocks = tokens[: len(tokens) // length * length].view(-1, length)
@@ -39,7 +39,7 @@ class Blocks(Dataset[dict[str, Tensor]]):
 
 
 def small_model_and_text() -> tuple[Any, Tensor, Callable[[list[int]], str]]:
-    """The model, the text's tokens, and what makes text of tokens."""
+    """The model, the tokens of the text, and a function that decodes tokens."""
     from transformers import GPT2Config, GPT2LMHeadModel
 
     modules = (json.decoder, textwrap, heapq, random)
@@ -62,7 +62,7 @@ def small_model_and_text() -> tuple[Any, Tensor, Callable[[list[int]], str]]:
     return GPT2LMHeadModel(config), tokens, lambda ids: "".join(letters[i] for i in ids)
 
 
-@local_process_zero_first  # the others find what it has downloaded
+@local_process_zero_first  # the other processes use its download
 def gpt2_and_wikitext() -> tuple[Any, Tensor, Callable[[list[int]], str]]:
     from datasets import load_dataset
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -70,7 +70,7 @@ def gpt2_and_wikitext() -> tuple[Any, Tensor, Callable[[list[int]], str]]:
     name = "openai-community/gpt2"
     tokenizer = AutoTokenizer.from_pretrained(name)
     text = "".join(load_dataset("Salesforce/wikitext", "wikitext-2-raw-v1", split="train")["text"])
-    tokens = torch.tensor(tokenizer(text, verbose=False)["input_ids"])  # cut into blocks later
+    tokens = torch.tensor(tokenizer(text, verbose=False)["input_ids"])  # split into blocks later
     model = AutoModelForCausalLM.from_pretrained(name)
     return model, tokens, lambda ids: str(tokenizer.decode(ids))
 
@@ -104,10 +104,10 @@ def main() -> None:
             start, attention_mask=torch.ones_like(start), max_new_tokens=40, do_sample=True, top_k=3
         )
     )
-    trainer.print(f"It writes: {decode(written[0].tolist())!r}")
+    trainer.print(f"Generated text: {decode(written[0].tolist())!r}")
     perplexities = trainer.run_history.get_metric_values("perplexity")
     shown = ", ".join(f"{perplexity:.2f}" for perplexity in perplexities)
-    trainer.print(f"Perplexity among {model.config.vocab_size} tokens: {shown}")
+    trainer.print(f"Perplexity with {model.config.vocab_size} tokens: {shown}")
 
 
 if __name__ == "__main__":

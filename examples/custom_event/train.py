@@ -1,10 +1,10 @@
-"""An event of one's own: a trainer that tells its callbacks of something no hook knows of.
+"""A custom event: a trainer that calls a method of callbacks that isn't a hook.
 
     python train.py           # scikit-learn's 1,797 digits, in seconds
     python train.py --full    # MNIST's 70,000, downloaded by torchvision
 
-`callback_handler.call_event` reaches every callback that has a method of that name. Here each
-batch's digits are told to a callback that counts those that training has seen.
+`callback_handler.call_event` calls every callback that has a method of that name. Here a callback
+receives the labels of each batch and counts the digits seen in training.
 """
 
 import argparse
@@ -21,7 +21,7 @@ from pa_core.utils import local_process_zero_first
 
 
 class DigitCounter(TrainerCallback):
-    """Counts the digits that it is told of."""
+    """Counts the digits of the event `digits_seen`."""
 
     def on_training_run_start(self, trainer: Trainer) -> None:
         self.counts = torch.zeros(10, dtype=torch.int64, device=trainer.device)
@@ -30,20 +30,20 @@ class DigitCounter(TrainerCallback):
         self.counts += digits.bincount(minlength=10)
 
     def on_training_run_end(self, trainer: Trainer) -> None:
-        counts = trainer.gather(self.counts[None]).sum(dim=0)  # those of all processes
+        counts = trainer.gather(self.counts[None]).sum(dim=0)  # over all processes
         shown = ", ".join(f"{digit}: {count}" for digit, count in enumerate(counts.tolist()))
         trainer.print(f"Digits seen: {shown}")
 
 
-class TellingTrainer(Trainer):
-    """Tells of the digits of each training batch."""
+class DigitsTrainer(Trainer):
+    """Calls the event `digits_seen` for each training batch."""
 
     def calculate_train_batch_loss(self, batch: Any) -> dict[str, Any]:
         self.callback_handler.call_event("digits_seen", trainer=self, digits=batch[1])
         return super().calculate_train_batch_loss(batch)
 
 
-@local_process_zero_first  # the others find what it has downloaded
+@local_process_zero_first  # the other processes use its download
 def load_mnist() -> TensorDataset:
     from torchvision.datasets import MNIST
 
@@ -69,7 +69,7 @@ def main() -> None:
     torch.manual_seed(0)
 
     model = nn.Sequential(nn.Flatten(), nn.Linear(num_pixels, 64), nn.ReLU(), nn.Linear(64, 10))
-    trainer = TellingTrainer(
+    trainer = DigitsTrainer(
         model,
         loss_func=nn.CrossEntropyLoss(),
         optimizer=optim.AdamW(model.parameters(), lr=1e-2),

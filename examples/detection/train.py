@@ -1,11 +1,11 @@
 """Object detection with torchvision's Faster R-CNN.
 
-    python train.py           # squares and discs in generated pictures, a small backbone
+    python train.py           # squares and discs in generated images, a small backbone
     python train.py --full    # pretrained on COCO, fine-tuned on Penn-Fudan (downloads)
 
-In training the model returns a dict of losses, in evaluation boxes: three methods of the Trainer
-say so. The pyproject.toml beside this file switches mean average precision on. `predict` returns
-each picture's boxes, as many as there are, in the dataset's order.
+In training the model returns a dict of losses, in evaluation boxes: three overridden methods of the
+Trainer handle this. The pyproject.toml next to this file enables mean average precision. `predict`
+returns the boxes of each image, any number of them, in dataset order.
 """
 
 import argparse
@@ -13,7 +13,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from pictures import Pedestrians, Sample, Shapes, collate
+from detection_data import Pedestrians, Sample, Shapes, collate
 from torch import Tensor, nn, optim
 from torch.utils.data import Dataset
 
@@ -22,9 +22,9 @@ from pa_core.utils import local_process_zero_first
 
 
 class Backbone(nn.Sequential):
-    """Features of every fourth pixel."""
+    """Features with a stride of 4 pixels."""
 
-    out_channels = 32  # asked for by FasterRCNN
+    out_channels = 32  # FasterRCNN needs it
 
     def __init__(self) -> None:
         super().__init__(
@@ -58,7 +58,7 @@ def small_model() -> nn.Module:
     )
 
 
-@local_process_zero_first  # the others find what it has downloaded
+@local_process_zero_first  # the other processes use its download
 def pretrained_model_and_pedestrians() -> tuple[nn.Module, Dataset[Sample], Dataset[Sample]]:
     from torchvision.models.detection import (
         FasterRCNN_ResNet50_FPN_V2_Weights,
@@ -73,21 +73,21 @@ def pretrained_model_and_pedestrians() -> tuple[nn.Module, Dataset[Sample], Data
 
 
 class DetectionTrainer(Trainer):
-    """Knows what a detection model returns."""
+    """Handles the outputs of detection models."""
 
     def calculate_train_batch_loss(self, batch: Any) -> dict[str, Any]:
-        pictures, targets = batch
-        losses = self.model(pictures, targets)
+        images, targets = batch
+        losses = self.model(images, targets)
         loss = sum(losses.values())
-        return {"loss": loss, "model_outputs": losses, "batch_size": len(pictures)}
+        return {"loss": loss, "model_outputs": losses, "batch_size": len(images)}
 
     def calculate_eval_batch_loss(self, batch: Any) -> dict[str, Any]:
-        pictures, _ = batch
+        images, _ = batch
         with torch.no_grad():
-            predictions = self.model(pictures)
-        # In evaluation these models calculate no loss; the metrics say how good the boxes are.
+            predictions = self.model(images)
+        # These models compute no loss in evaluation mode; the metrics measure the boxes.
         loss = torch.zeros((), device=self.device)
-        return {"loss": loss, "model_outputs": predictions, "batch_size": len(pictures)}
+        return {"loss": loss, "model_outputs": predictions, "batch_size": len(images)}
 
     def calculate_predictions(self, batch: Any) -> list[dict[str, Tensor]]:
         return self.model(batch[0])
@@ -115,8 +115,8 @@ def main() -> None:
         per_device_batch_size=4,
         collate_fn=collate,
     )
-    found = trainer.predict(held_out, per_device_batch_size=4)[0]  # the likeliest box first
-    trainer.print(f"First picture: {found['boxes'][:1].tolist()}, {found['scores'][:1].tolist()}")
+    found = trainer.predict(held_out, per_device_batch_size=4)[0]  # the highest score first
+    trainer.print(f"First image: {found['boxes'][:1].tolist()}, {found['scores'][:1].tolist()}")
     precision = trainer.run_history.get_latest_metric("map_50")
     trainer.print(f"Mean average precision at 50 % overlap: {precision:.4f}")
 

@@ -1,9 +1,9 @@
-"""Metrics by callback: the same, and the Trainer stays as it is.
+"""Metrics in a callback, with an unchanged Trainer.
 
     python metrics_by_callback.py           # scikit-learn's 1,797 digits, in seconds
     python metrics_by_callback.py --full    # MNIST's 70,000, downloaded by torchvision
 
-With `plugins=()`, no plugin of the pyproject.toml is on: everything is in this file.
+`plugins=()` disables the plugins of pyproject.toml: everything is in this file.
 """
 
 from typing import Any
@@ -20,7 +20,7 @@ from pa_core.trainer import DEFAULT_CALLBACKS
 class ClassificationMetrics(TrainerCallback):
     def __init__(self, num_classes: int) -> None:
         options: dict[str, Any] = {"task": "multiclass", "num_classes": num_classes}
-        # A default callback moves it to the trainer's device.
+        # A default callback moves modules such as this one to the trainer's device.
         self.metrics = MetricCollection(
             {
                 "accuracy": Accuracy(**options),

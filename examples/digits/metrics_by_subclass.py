@@ -1,9 +1,9 @@
-"""Metrics by subclass: override the steps of the loop in which something is to be measured.
+"""Metrics in a subclass that overrides steps of the loop.
 
     python metrics_by_subclass.py           # scikit-learn's 1,797 digits, in seconds
     python metrics_by_subclass.py --full    # MNIST's 70,000, downloaded by torchvision
 
-With `plugins=()`, no plugin of the pyproject.toml is on: everything is in this file.
+`plugins=()` disables the plugins of pyproject.toml: everything is in this file.
 """
 
 from typing import Any
@@ -20,7 +20,7 @@ class TrainerWithMetrics(Trainer):
     def __init__(self, *args: Any, num_classes: int, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         options: dict[str, Any] = {"task": "multiclass", "num_classes": num_classes}
-        # A default callback moves it to the trainer's device.
+        # A default callback moves modules such as this one to the trainer's device.
         self.metrics = MetricCollection(
             {
                 "accuracy": Accuracy(**options),

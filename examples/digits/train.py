@@ -3,7 +3,7 @@
     python train.py            # scikit-learn's 1,797 digits, in seconds
     python train.py --full     # MNIST's 70,000, downloaded by torchvision
 
-The metrics and the learning rate schedule are switched on in the pyproject.toml beside this file.
+The pyproject.toml next to this file enables the metrics and the learning-rate scheduler.
 """
 
 import argparse
@@ -29,7 +29,7 @@ def build_model(num_pixels: int) -> nn.Module:
 
 
 def load_digits() -> tuple[TensorDataset, TensorDataset]:
-    """Images (8 x 8, from 0 to 1) with their digits: 1,437 to train with, 360 held out."""
+    """Images (8 x 8, from 0 to 1) with their digits: 1,437 for training, 360 held out."""
     from sklearn import datasets
 
     digits = datasets.load_digits()
@@ -42,9 +42,9 @@ def load_digits() -> tuple[TensorDataset, TensorDataset]:
     )
 
 
-@local_process_zero_first  # the others find what it has downloaded
+@local_process_zero_first  # the other processes use its download
 def load_mnist() -> tuple[TensorDataset, TensorDataset]:
-    """Images (28 x 28, from 0 to 1) with their digits: 60,000 to train with, 10,000 held out."""
+    """Images (28 x 28, from 0 to 1) with their digits: 60,000 for training, 10,000 held out."""
     from torchvision.datasets import MNIST
 
     def load(train: bool) -> TensorDataset:

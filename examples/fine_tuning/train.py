@@ -1,11 +1,11 @@
-"""Fine-tuning with freezing: a network that knows some digits learns the others.
+"""Fine-tuning with freezing: a network trained on some digits learns the others.
 
     python train.py              # scikit-learn's digits: trained on 0 to 4, fine-tuned on 5 to 9
     python train.py --by-hand    # the same, step by step
     python train.py --full       # ResNet-34 with pretrained weights on Oxford pets (downloads)
 
-First the new head alone is trained, with all else frozen; then everything, with smaller learning
-rates for the earlier layers. `fine_tune` is the one-line way; `by_hand` shows what it is made of.
+First only the new head is trained, with everything else frozen; then all layers, with smaller
+learning rates for the earlier ones. `fine_tune` does this in one line; `by_hand` shows the steps.
 """
 
 import argparse
@@ -26,7 +26,7 @@ Data = Dataset[Any]
 
 
 def digits_between(first: int, last: int) -> tuple[Data, Data]:
-    """The pictures of some of the digits, to train with and held out."""
+    """The images of some of the digits, for training and held out."""
     from sklearn.datasets import load_digits
 
     digits = load_digits()
@@ -47,7 +47,7 @@ def build_head() -> nn.Module:
 
 
 def trained_on_five_digits() -> tuple[nn.Module, Data, Data, int]:
-    """A model with a new head, the data to fine-tune it with, and how many classes there are."""
+    """A model with a new head, the training and held-out data, and the number of classes."""
     model = nn.Sequential(
         nn.Sequential(nn.Conv2d(1, 16, 3, padding=1), nn.BatchNorm2d(16), nn.ReLU()),
         nn.Sequential(nn.Conv2d(16, 32, 3, padding=1), nn.BatchNorm2d(32), nn.ReLU()),
@@ -61,7 +61,7 @@ def trained_on_five_digits() -> tuple[nn.Module, Data, Data, int]:
     return model, *digits_between(5, 9), 5
 
 
-@local_process_zero_first  # the others find what it has downloaded
+@local_process_zero_first  # the other processes use its download
 def trained_on_imagenet() -> tuple[nn.Module, Data, Data, int]:
     from torchvision.datasets import OxfordIIITPet
     from torchvision.models import ResNet34_Weights, resnet34
@@ -76,7 +76,7 @@ def trained_on_imagenet() -> tuple[nn.Module, Data, Data, int]:
 
 
 def by_hand(trainer: Trainer, train_set: Data, held_out: Data, epochs: int) -> None:
-    """Two runs: frozen but for the head, then everything with learning rates of its own."""
+    """Two runs: only the head, then all layers with different learning rates."""
     options: Any = {"eval_dataset": held_out, "per_device_batch_size": 32}
     freezer = ModelFreezer(trainer.get_model())
     freezer.freeze(to_index=-2)
@@ -91,7 +91,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--full", action="store_true", help="ResNet-34 on pets (downloads)")
     parser.add_argument("--by-hand", action="store_true", help="without fine_tune")
-    parser.add_argument("--epochs", type=int, default=3, help="after one of the head alone")
+    parser.add_argument("--epochs", type=int, default=3, help="after one epoch of the head only")
     arguments = parser.parse_args()
     torch.manual_seed(0)
     load = trained_on_imagenet if arguments.full else trained_on_five_digits

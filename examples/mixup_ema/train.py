@@ -1,10 +1,10 @@
-"""Mixup and CutMix, and a moving average of the weights that is evaluated beside them.
+"""Mixup and CutMix, and an exponential moving average (EMA) of the weights that is also evaluated.
 
-    python train.py           # convolutions on scikit-learn's digits, in seconds
+    python train.py           # a small CNN on scikit-learn's digits, in seconds
     python train.py --full    # ResNet-50 from scratch on Imagenette (a download)
 
-The pyproject.toml beside this file switches both on, and full.toml for `--full`. `accuracy` is the
-trained model's, `ema_accuracy` the average's.
+The pyproject.toml next to this file enables both; `--full` uses full.toml. `accuracy` is that of
+the trained model, `ema_accuracy` that of the average.
 """
 
 import argparse
@@ -22,7 +22,7 @@ HERE = Path(__file__).parent
 
 
 class Network(nn.Module):
-    num_classes = 10  # as timm's models have it; the soft targets are made with it
+    num_classes = 10  # timm's models have it too; the plugin needs it for soft targets
 
     def __init__(self) -> None:
         super().__init__()
@@ -44,7 +44,7 @@ class Network(nn.Module):
 
 
 def load_digits(model: nn.Module) -> tuple[Dataset[Any], Dataset[Any]]:
-    """1,437 pictures to train with, and 360 that are held out."""
+    """1,437 images for training, 360 held out."""
     from sklearn import datasets
 
     digits = datasets.load_digits()
@@ -58,7 +58,7 @@ def load_digits(model: nn.Module) -> tuple[Dataset[Any], Dataset[Any]]:
     )
 
 
-@local_process_zero_first  # the others find what it has downloaded
+@local_process_zero_first  # the other processes use its download
 def load_imagenette(model: nn.Module) -> tuple[Dataset[Any], Dataset[Any]]:
     from torchvision.datasets import Imagenette
 
@@ -76,7 +76,7 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.manual_seed(0)
 
-    loss = nn.CrossEntropyLoss()  # of the evaluations; training has the one on soft targets
+    loss = nn.CrossEntropyLoss()  # for evaluation; training uses the loss on soft targets
     if arguments.full:
         trainer = Trainer("timm/resnet50", loss, None, settings=HERE / "full.toml")
         train_set, held_out = load_imagenette(trainer.get_model())

@@ -1,9 +1,9 @@
-"""The MNIST network in three lines: a model, a trainer, a run.
+"""Train a network on MNIST in three lines: a model, a trainer, a run.
 
     python train.py           # scikit-learn's 1,797 digits, in seconds
     python train.py --full    # MNIST's 70,000, downloaded by torchvision
 
-The accuracy is switched on in the pyproject.toml beside this file.
+The pyproject.toml next to this file enables the accuracy.
 """
 
 import argparse
@@ -18,9 +18,9 @@ from pa_core import Trainer
 from pa_core.utils import local_process_zero_first
 
 
-@local_process_zero_first  # the others find what it has downloaded
+@local_process_zero_first  # the other processes use its download
 def load_mnist() -> tuple[Dataset[Any], Dataset[Any]]:
-    """Pictures (1 x 28 x 28, from 0 to 1) with their digits, to train with and held out."""
+    """Images (1 x 28 x 28, from 0 to 1) with their digits, for training and held out."""
     from torchvision import transforms
     from torchvision.datasets import MNIST
 
@@ -30,7 +30,7 @@ def load_mnist() -> tuple[Dataset[Any], Dataset[Any]]:
 
 
 def load_digits() -> tuple[Dataset[Any], Dataset[Any]]:
-    """The same with pictures of 1 x 8 x 8."""
+    """The same with images of 1 x 8 x 8."""
     from sklearn import datasets
 
     digits = datasets.load_digits()

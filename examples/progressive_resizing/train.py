@@ -1,10 +1,10 @@
-"""Progressive resizing: small pictures first, larger ones later, one history.
+"""Progressive resizing: small images first, larger ones later, one history.
 
     python train.py           # scikit-learn's digits at 8, 12, then 16 pixels, in seconds
     python train.py --full    # a ResNet-18 on Imagenette at 64, 128, then 192 pixels (a download)
 
-Each size is a call of `train`, with a warm-up and a cosine schedule of its own. With
-`reset_run_history=False` epochs are counted on, so that the losses are one curve.
+Each size is a separate call of `train`, with its own warm-up and cosine schedule. With
+`reset_run_history=False` the epochs are numbered across calls, and the losses form one curve.
 """
 
 import argparse
@@ -21,7 +21,7 @@ from pa_core.utils import local_process_zero_first
 
 
 def digits_of(size: int) -> tuple[Dataset[Any], Dataset[Any]]:
-    """1,437 pictures to train with, and 360 that are held out: the same at each size."""
+    """1,437 images for training, 360 held out; the same images at each size."""
     from sklearn.datasets import load_digits
 
     digits = load_digits()
@@ -36,7 +36,7 @@ def digits_of(size: int) -> tuple[Dataset[Any], Dataset[Any]]:
     )
 
 
-@local_process_zero_first  # the others find what it has downloaded
+@local_process_zero_first  # the other processes use its download
 def imagenette_of(size: int) -> tuple[Dataset[Any], Dataset[Any]]:
     from torchvision import transforms as t
     from torchvision.datasets import Imagenette
@@ -50,7 +50,7 @@ def imagenette_of(size: int) -> tuple[Dataset[Any], Dataset[Any]]:
 
 
 def small_model() -> nn.Module:
-    """Convolutions, and a mean over each quarter, so that pictures may have any size."""
+    """Convolutions and adaptive pooling, so that images may have any size."""
 
     def block(inputs: int, outputs: int) -> nn.Sequential:
         return nn.Sequential(
@@ -87,7 +87,7 @@ def main() -> None:
     trainer = Trainer(model, nn.CrossEntropyLoss(), optim.AdamW(model.parameters(), lr=lr))
     for size in sizes:
         train_set, held_out = load(size)
-        trainer.print(f"Pictures of {size} x {size} pixels")
+        trainer.print(f"Images of {size} x {size} pixels")
         trainer.train(
             train_set,
             arguments.epochs,

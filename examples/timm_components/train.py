@@ -1,10 +1,10 @@
-"""All that timm has, from the settings: model, optimizer, layer-wise rates, schedule, loss.
+"""timm from the settings: model, optimizer, layer-wise learning rates, scheduler, loss.
 
     python train.py           # a small ResNet on scikit-learn's digits, in seconds
     python train.py --full    # ResNet-50 with pretrained weights on Imagenette (downloads)
 
-What is trained stands in the pyproject.toml beside this file, and for `--full` in full.toml. Left
-for the script are the data, with the transforms that the model wants.
+The pyproject.toml next to this file configures the training; `--full` uses full.toml. The script
+only loads the data, with the transforms that the model requires.
 """
 
 import argparse
@@ -22,13 +22,13 @@ HERE = Path(__file__).parent
 
 
 class Digits(Dataset[Any]):
-    """scikit-learn's digits as pictures of PIL, transformed as the model wants them."""
+    """scikit-learn's digits as PIL images with the model's transforms."""
 
-    def __init__(self, places: list[int], transform: Any) -> None:
+    def __init__(self, indices: list[int], transform: Any) -> None:
         from sklearn.datasets import load_digits
 
         digits = load_digits()
-        self.images, self.labels = digits.images[places], digits.target[places]
+        self.images, self.labels = digits.images[indices], digits.target[indices]
         self.transform = transform
 
     def __len__(self) -> int:
@@ -37,18 +37,18 @@ class Digits(Dataset[Any]):
     def __getitem__(self, index: int) -> Any:
         from PIL import Image
 
-        picture = Image.fromarray((self.images[index] * 15.9).astype("uint8")).convert("RGB")
-        return self.transform(picture), int(self.labels[index])
+        image = Image.fromarray((self.images[index] * 15.9).astype("uint8")).convert("RGB")
+        return self.transform(image), int(self.labels[index])
 
 
 def digits_for(model: Any) -> tuple[Dataset[Any], Dataset[Any]]:
-    """640 pictures to train with, and 200 that are held out."""
+    """640 images for training, 200 held out."""
     augmented, plain = create_transforms(model, scale=(0.8, 1.0), hflip=0.0)
     order = torch.randperm(1797, generator=torch.Generator().manual_seed(0)).tolist()
     return Digits(order[:640], augmented), Digits(order[-200:], plain)
 
 
-@local_process_zero_first  # the others find what it has downloaded
+@local_process_zero_first  # the other processes use its download
 def imagenette_for(model: Any) -> tuple[Dataset[Any], Dataset[Any]]:
     from torchvision.datasets import Imagenette
 

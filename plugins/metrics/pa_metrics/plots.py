@@ -1,4 +1,4 @@
-"""Pictures of metrics, drawn by torchmetrics' own ``plot``."""
+"""Plots of metrics, drawn by torchmetrics' own ``plot``."""
 
 from __future__ import annotations
 
@@ -13,34 +13,34 @@ if TYPE_CHECKING:
     from torchmetrics import Metric
 
 Show = Callable[[str, Any], None]
-"""Takes a picture's name and its matplotlib figure."""
+"""Called with a plot's name and its matplotlib figure."""
 
 
 def check_matplotlib() -> None:
-    """See that pictures can be drawn.
+    """Check that matplotlib is installed.
 
     Raises:
-        ImportError: with what to install.
+        ImportError: if it isn't, with the command that installs it.
     """
     try:
         import matplotlib  # noqa: F401
     except ImportError:
         raise ImportError(
-            "Plots of metrics need matplotlib: pip install 'pa-metrics[plot]', or leave out plots"
+            "Plots of metrics need matplotlib: pip install 'pa-metrics[plot]', or remove `plots`"
         ) from None
 
 
 def plot_values(
     folder: Path, metrics: Mapping[str, Metric], values: Mapping[str, Any], prefix: str, show: Show
 ) -> list[Path]:
-    """Draw those metrics of an epoch that are more than a number: matrices, curves, classes.
+    """Plot the metrics of an epoch that aren't single numbers: matrices, curves, per-class values.
 
     Args:
-        folder: for the PNG files, which are named after the metrics.
-        metrics: by name.
-        values: what they have computed.
-        prefix: before each file's name.
-        show: is given each picture, too.
+        folder: the folder for the PNG files, which are named after the metrics.
+        metrics: the metrics by name.
+        values: their computed values.
+        prefix: a prefix for the files' names.
+        show: also called with each plot.
 
     Returns:
         The files.
@@ -67,13 +67,16 @@ def plot_history(
     history: Mapping[str, Iterable[float]],
     show: Show,
 ) -> list[Path]:
-    """Draw each metric that is a number over the epochs.
+    """Plot each metric that is a single number over the epochs.
 
     Args:
-        folder: for the PNG files.
-        metrics: by the name of their values.
+        folder: the folder for the PNG files.
+        metrics: the metrics by name.
         history: the values of each, oldest first.
-        show: is given each picture, too.
+        show: also called with each plot.
+
+    Returns:
+        The files.
     """
     files = []
     for name, values in history.items():
@@ -91,13 +94,13 @@ def plot_history(
 
 
 def _save(file: Path, draw: Any, show: Show) -> Path:
-    from matplotlib.figure import Figure  # no pyplot: nothing global, no display
+    from matplotlib.figure import Figure  # not pyplot: it has global state and wants a display
 
     file.parent.mkdir(parents=True, exist_ok=True)
     figure = Figure(figsize=(6, 5), layout="constrained")
     axes = figure.subplots()
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # NumPy's, of torch's tensors
+        warnings.simplefilter("ignore", DeprecationWarning)  # NumPy's, about torch tensors
         draw(axes)
     axes.set_title(file.stem)
     figure.savefig(file, dpi=120)

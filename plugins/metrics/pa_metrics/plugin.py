@@ -1,4 +1,4 @@
-"""The plugin: metrics of evaluation and training in the run history."""
+"""The plugin `metrics`: records metrics of training and evaluation in the run history."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from pa_core import hookimpl
 from pa_core.errors import SettingsError, nearest
-from pa_metrics.names import build_metric, history_name, import_path
+from pa_metrics.factory import build_metric, history_name, import_path
 
 if TYPE_CHECKING:
     from torch import nn
     from torchmetrics import Metric, MetricCollection
 
     from pa_core import Trainer
-    from pa_metrics.epoch import EpochMetrics
-    from pa_metrics.inputs import ToPredsAndTarget
+    from pa_metrics.epoch_metrics import EpochMetrics
     from pa_metrics.plots import Show
+    from pa_metrics.preds_and_target import ToPredsAndTarget
 
 When = Literal["eval", "train"]
 
@@ -31,28 +31,28 @@ class MetricsSettings(BaseModel):
 
     metrics: list[str] | dict[str, str | dict[str, Any]] = Field(
         default=["accuracy"],
-        description="Names of metrics; or a table from the name in the history to a metric's name, "
-        "or to its arguments, with its name as `class` where it is another.",
+        description="Names of metrics, or a table from the name in the history to a metric's name "
+        "or a table of its arguments, with the metric's name as `class` if it is different.",
     )
     on: list[When] = Field(default=["eval"], description='"eval", "train", or a list of both.')
     task: Literal["binary", "multiclass", "multilabel"] | None = Field(
-        None, description="What is classified; for all metrics that have a `task`."
+        None, description="The classification task, for all metrics with a `task`."
     )
-    num_classes: int | None = Field(None, ge=1, description="For all metrics that have it.")
-    num_labels: int | None = Field(None, ge=1, description="For all metrics that have it.")
+    num_classes: int | None = Field(None, ge=1, description="For all metrics that accept it.")
+    num_labels: int | None = Field(None, ge=1, description="For all metrics that accept it.")
     average: Literal["micro", "macro", "weighted", "none"] | None = Field(
-        None, description="For all metrics that have it."
+        None, description="For all metrics that accept it."
     )
-    top_k: int | None = Field(None, ge=1, description="For all metrics that have it.")
-    ignore_index: int | None = Field(None, description="For all metrics that have it.")
+    top_k: int | None = Field(None, ge=1, description="For all metrics that accept it.")
+    ignore_index: int | None = Field(None, description="For all metrics that accept it.")
     to_preds_and_target: str | None = Field(
         None,
-        description="What is compared: a name such as causal_language_model, or the dotted path "
-        "of a function of batch and batch output that returns what the metrics' `update` takes. "
-        "By default what suits each metric.",
+        description="How to extract the metrics' inputs: a name such as causal_language_model, or "
+        "the dotted path of a function of batch and batch output that returns the arguments of "
+        "`update`. By default chosen for each metric.",
     )
     plots: Path | None = Field(
-        None, description="A folder for pictures of matrices, curves and values over epochs."
+        None, description="A folder for plots of matrices, curves and values over epochs."
     )
 
     @field_validator("metrics")
@@ -60,7 +60,7 @@ class MetricsSettings(BaseModel):
     def _classes_are_names(cls, value: Any) -> Any:
         for name, metric in value.items() if isinstance(value, dict) else ():
             if isinstance(metric, dict) and not isinstance(metric.get("class", ""), str):
-                raise ValueError(f"{name}: expected a name as class, and got {metric['class']!r}")
+                raise ValueError(f"{name}: expected a name as class, got {metric['class']!r}")
         return value
 
     @field_validator("on", mode="before")
@@ -70,7 +70,7 @@ class MetricsSettings(BaseModel):
 
     @property
     def shared(self) -> dict[str, Any]:
-        """The arguments that are given once, for all metrics that know them."""
+        """The arguments for all metrics that accept them."""
         names = ("task", "num_classes", "num_labels", "average", "top_k", "ignore_index")
         return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
 
@@ -78,14 +78,14 @@ class MetricsSettings(BaseModel):
 class MetricsPlugin:
     """Records torchmetrics metrics in the run history: ``accuracy``, ``train_accuracy``.
 
-    torchmetrics is imported when a run starts, not before. Whatever order plugins are in, savers
-    and loggers see an epoch's values: those come last.
+    torchmetrics is imported when a run starts, not before. Plugins that save or log see an epoch's
+    values whatever the order of plugins, since their hooks run last.
 
     Args:
         settings: the plugin's table.
-        to_preds_and_target: a function of the batch and the batch output that returns what the
-            metrics' ``update`` takes, or the name of one; by default what suits each metric.
-        options: keys of the table, in place of `settings`.
+        to_preds_and_target: a function of the batch and the batch output that returns the arguments
+            of the metrics' ``update``, or the name of one; by default chosen for each metric.
+        options: keys of the table, instead of `settings`.
 
     >>> plugin = MetricsPlugin(metrics=["accuracy", "F1Score"], task="multiclass", num_classes=10)
     >>> plugin.settings.on
@@ -117,14 +117,14 @@ class MetricsPlugin:
         to_preds_and_target: ToPredsAndTarget | str | None = None,
         plots: str | Path | None = None,
     ) -> Self:
-        """A plugin with ready metrics.
+        """Create a plugin with metric objects.
 
         Args:
-            metrics: a metric, which is recorded under its class' name in snake case; a collection
-                or a mapping, whose names are those in the history.
+            metrics: a metric, recorded under its class name in snake case, or a collection or
+                mapping with the names in the history.
             on: ``"eval"``, ``"train"``, or a list of both.
             to_preds_and_target: as for the class.
-            plots: a folder for pictures.
+            plots: a folder for plots.
         """
         from torchmetrics import Metric, MetricCollection
 
@@ -138,12 +138,12 @@ class MetricsPlugin:
 
     @hookimpl
     def on_training_run_start(self, trainer: Trainer) -> None:
-        """Build the metrics, or complain of them all before the first batch."""
+        """Build the metrics; all errors are raised together, before the first batch."""
         self._prepare(trainer)
 
     @hookimpl
     def on_training_run_end(self, trainer: Trainer) -> None:
-        """Draw the values over the epochs."""
+        """Plot the values over the epochs."""
         if self.settings.plots is None or not trainer.is_main_process:
             return
         from pa_metrics.plots import plot_history
@@ -155,7 +155,7 @@ class MetricsPlugin:
             for name, metric in epoch.metrics.items()
         }
         values = {name: history.get_metric_values(name) for name in metrics}
-        plot_history(self.settings.plots, metrics, values, _offer_to_others(trainer))
+        plot_history(self.settings.plots, metrics, values, _log_figure(trainer))
 
     @hookimpl
     def on_evaluation_run_start(self, trainer: Trainer) -> None:
@@ -164,14 +164,14 @@ class MetricsPlugin:
 
     @hookimpl
     def on_train_epoch_start(self) -> None:
-        """Forget the last epoch."""
+        """Reset the training metrics."""
         self._reset("train")
 
     @hookimpl
     def on_train_step_end(
         self, trainer: Trainer, batch: Any, batch_output: Mapping[str, Any]
     ) -> None:
-        """Take the training batch in, unless it counts for nothing here."""
+        """Update the training metrics, except with a padding batch."""
         if not trainer.is_padding_batch:
             self._update("train", batch, batch_output)
 
@@ -182,39 +182,39 @@ class MetricsPlugin:
 
     @hookimpl
     def on_eval_epoch_start(self) -> None:
-        """Forget the last evaluation."""
+        """Reset the evaluation metrics."""
         self._reset("eval")
 
     @hookimpl
     def on_eval_step_end(self, batch: Any, batch_output: Mapping[str, Any]) -> None:
-        """Take the evaluation batch in."""
+        """Update the evaluation metrics."""
         self._update("eval", batch, batch_output)
 
     @hookimpl
     def on_eval_epoch_end(self, trainer: Trainer) -> None:
-        """Record the evaluation's metrics."""
+        """Record the evaluation metrics."""
         self._record("eval", trainer)
 
     def state_dict(self) -> dict[str, Any]:
-        """What the training metrics have accumulated in the epoch so far, on this process.
+        """The training metrics accumulated in the epoch so far, on this process.
 
-        Training states are never taken in the middle of an evaluation.
+        Evaluation metrics aren't needed: training states are never saved during an evaluation.
         """
         if "train" not in self._metrics:
             return {}
-        from pa_metrics.sync import process_number
+        from pa_metrics.distributed import rank
 
-        return {"process": process_number(), "train": self._metrics["train"].state_dict()}
+        return {"process": rank(), "train": self._metrics["train"].state_dict()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take up the epoch's training metrics."""
+        """Restore the epoch's training metrics."""
         if "train" not in state or "train" not in self._metrics:
             return
-        from pa_metrics.sync import process_number
+        from pa_metrics.distributed import rank
 
-        if state["process"] == process_number():
+        if state["process"] == rank():
             self._metrics["train"].load_state_dict(state["train"])
-        else:  # there are more processes now, and the one whose it is has it
+        else:  # there are more processes now: the state counts on the rank that saved it
             self._metrics["train"].reset()
 
     def _prepare(self, trainer: Trainer) -> None:
@@ -227,7 +227,7 @@ class MetricsPlugin:
             model = trainer.get_model(keep_torch_compile=False)
             created = {when: self._create(registered, model) for when in self.settings.on}
             if trainer.num_processes > 1:
-                _refuse_windows(created.values())
+                _reject_windows(created.values())
             self._metrics = created
         for metrics in self._metrics.values():
             metrics.to(trainer.device)
@@ -235,15 +235,15 @@ class MetricsPlugin:
     def _create(self, registered: Mapping[str, Any], model: nn.Module) -> EpochMetrics:
         from torchmetrics import MetricCollection
 
-        from pa_metrics.epoch import EpochMetrics
-        from pa_metrics.inputs import inputs_for
+        from pa_metrics.epoch_metrics import EpochMetrics
+        from pa_metrics.preds_and_target import inputs_for
 
         check_once: set[str] = set()
         if self._given is not None:
             collection = self._given.clone()
         else:
             created, problems = {}, []
-            for name, (class_name, arguments) in self._wanted().items():
+            for name, (class_name, arguments) in self._configured().items():
                 try:
                     created[name] = build_metric(
                         class_name, arguments, registered, self.settings.shared
@@ -262,26 +262,26 @@ class MetricsPlugin:
         }
         return EpochMetrics(collection, to_inputs, check_once)
 
-    def _wanted(self) -> dict[str, tuple[str, dict[str, Any]]]:
-        """Class and arguments of each metric, by its name in the history."""
+    def _configured(self) -> dict[str, tuple[str, dict[str, Any]]]:
+        """The class and arguments of each metric in the settings, by its name in the history."""
         metrics = self.settings.metrics
         if isinstance(metrics, list):
             return {history_name(name): (name, {}) for name in metrics}
-        wanted = {}
+        configured = {}
         for name, metric in metrics.items():
             arguments = {"class": metric} if isinstance(metric, str) else dict(metric)
-            # (a keyword of Python, so no argument is called like it)
-            wanted[name] = (arguments.pop("class", name), arguments)
-        return wanted
+            # `class` is a Python keyword, so that it can't be the name of an argument.
+            configured[name] = (arguments.pop("class", name), arguments)
+        return configured
 
     def _named_inputs(self) -> ToPredsAndTarget | None:
-        from pa_metrics.inputs import NAMED
+        from pa_metrics.preds_and_target import NAMED
 
         path = self.settings.to_preds_and_target
         if path is None or path in NAMED:
             return None if path is None else NAMED[path]
         if "." not in path:
-            hint = f"{nearest(path, NAMED)} Right are {', '.join(NAMED)}, and dotted paths"
+            hint = f"{nearest(path, NAMED)} Expected a dotted path or one of {', '.join(NAMED)}"
             raise SettingsError([f"to_preds_and_target: there is no {path!r}.{hint}"])
         try:
             function: ToPredsAndTarget = import_path(path)
@@ -300,7 +300,7 @@ class MetricsPlugin:
     def _record(self, when: When, trainer: Trainer, prefix: str = "") -> None:
         if when not in self._metrics:
             return
-        from pa_metrics.epoch import to_plain
+        from pa_metrics.epoch_metrics import to_plain
 
         metrics, values = self._metrics[when], self._metrics[when].compute()
         for name, value in values.items():
@@ -309,14 +309,12 @@ class MetricsPlugin:
             from pa_metrics.plots import plot_values
 
             shown = trainer.run_history.metric_name_prefix + prefix
-            plot_values(
-                self.settings.plots, metrics.metrics, values, shown, _offer_to_others(trainer)
-            )
-        metrics.reset()  # what some metrics keep is large
+            plot_values(self.settings.plots, metrics.metrics, values, shown, _log_figure(trainer))
+        metrics.reset()  # frees memory: some metrics keep all predictions
 
 
-def _refuse_windows(created: Iterable[EpochMetrics]) -> None:
-    """Complain of metrics over the last few updates, which are others on each process."""
+def _reject_windows(created: Iterable[EpochMetrics]) -> None:
+    """Raise an error for metrics over a window of updates, which differs between processes."""
     from torchmetrics.wrappers import Running
 
     names = {
@@ -327,14 +325,14 @@ def _refuse_windows(created: Iterable[EpochMetrics]) -> None:
     }
     if names:
         raise SettingsError(
-            f"The metric {name!r} is of the last updates alone, which no process has all of: "
-            "use one process, or the metric without Running"
+            f"The metric {name!r} is a window over the last updates (Running), which is not "
+            "supported on several processes: use one process, or the metric without Running"
             for name in sorted(names)
         )
 
 
-def _offer_to_others(trainer: Trainer) -> Show:
-    """Hands pictures to the plugins that take figures, such as those that track runs."""
+def _log_figure(trainer: Trainer) -> Show:
+    """A function that sends figures to other plugins through the event `log_figure`."""
 
     def show(name: str, figure: Any) -> None:
         trainer.callback_handler.call_event("log_figure", trainer, name=name, figure=figure)

@@ -1,4 +1,4 @@
-"""pa-report: a run as one HTML file, several runs compared, and their curves for notebooks."""
+"""pa-report: HTML reports of runs, comparisons of runs, and plots for notebooks."""
 
 from pa_report.plots import plot_history
 from pa_report.plugin import ReportPlugin

@@ -1,4 +1,4 @@
-"""Which curves a page has: those that belong together are one chart, with title and unit."""
+"""Group a run's metrics into charts, each with a title and a unit."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from pa_report.names import take_apart
+from pa_report.metric_names import parse_metric_name
 
 if TYPE_CHECKING:
     from pa_report.run import Point, Run
 
 NUM_COLOURS = 8
-MOST_CURVES = 8
-"""A chart with more would be a tangle; the table has them all."""
+MAX_CURVES = 8
+"""Curves per chart. A chart with more is hard to read; the table of values lists all metrics."""
 
-_COLOUR_OF = {"train": 0, "eval": 1, "test": 2}
-_MEASURES = {
+_COLOUR_OF_SPLIT = {"train": 0, "eval": 1, "test": 2}
+_MEASUREMENTS = {
     "learning_rate": ("learning rate", ""),
     "samples_per_second": ("throughput", "samples / s"),
 }
@@ -28,10 +28,10 @@ class Curve:
     """A line of a chart.
 
     Attributes:
-        label: what stands at its end.
-        points: ``(update, value)``, in order; a value that is no number is a gap.
-        colour: number of its colour in the palette.
-        is_faint: whether it stands behind others.
+        label: the text at its end.
+        points: ``(update, value)`` pairs in order; NaN and infinite values are gaps.
+        colour: index into the palette.
+        is_faint: whether it is drawn thin, behind the others.
     """
 
     label: str
@@ -41,7 +41,7 @@ class Curve:
 
     @property
     def finite(self) -> list[tuple[float, float]]:
-        """The points that are numbers."""
+        """The points with finite values."""
         return [(x, y) for x, y in self.points if math.isfinite(y)]
 
 
@@ -50,11 +50,11 @@ class Chart:
     """Curves over updates.
 
     Attributes:
-        title: what is measured.
-        curves: the lines, those in front last.
-        unit: of the values.
-        starts_at_zero: whether nothing is to be cut off below.
-        is_log: whether values are drawn by their magnitude.
+        title: the quantity.
+        curves: the lines, back to front.
+        unit: the unit of the values.
+        starts_at_zero: whether the y-axis includes zero.
+        is_log: whether the y-axis is logarithmic.
     """
 
     title: str
@@ -64,27 +64,27 @@ class Chart:
     is_log: bool = False
 
 
-def charts_of(run: Run, *, least_points: int = 2) -> list[Chart]:
-    """The charts of one run: training and evaluation in one, losses first, measures last.
+def charts_of(run: Run, *, min_points: int = 2) -> list[Chart]:
+    """The charts of one run: training and evaluation together, losses first, measurements last.
 
     Args:
         run: the run.
-        least_points: metrics that have fewer are left to tables.
+        min_points: metrics with fewer points get no chart.
     """
     groups: dict[str, list[tuple[str, list[Point]]]] = {}
     for name, points in run.metrics.items():
-        groups.setdefault(take_apart(name).base, []).append((name, points))
+        groups.setdefault(parse_metric_name(name).base, []).append((name, points))
     charts = []
     for base, members in groups.items():
-        if max(len(points) for _, points in members) >= least_points:
-            curves = _curves(members[:MOST_CURVES])
+        if max(len(points) for _, points in members) >= min_points:
+            curves = _curves(members[:MAX_CURVES])
             charts.append(Chart(_title(base), curves, is_log=_spans_magnitudes(base, curves)))
     charts.sort(key=lambda chart: "loss" not in chart.title)
-    return charts + _measured(run.measures)
+    return charts + _measurement_charts(run.measures)
 
 
 def compared_charts(runs: Sequence[Run]) -> list[Chart]:
-    """A chart for each metric and measure, with a curve of each run that has it."""
+    """A chart for each metric and measurement, with one curve per run that has it."""
     found: dict[str, list[Curve]] = {}
     for number, run in enumerate(runs):
         for name, points in {**run.metrics, **run.measures}.items():
@@ -92,34 +92,38 @@ def compared_charts(runs: Sequence[Run]) -> list[Chart]:
     charts = []
     for name, curves in found.items():
         if max(len(curve.points) for curve in curves) > 1:
-            title, unit = _MEASURES.get(name, (_full_title(name), ""))
+            title, unit = _MEASUREMENTS.get(name, (_full_title(name), ""))
             is_log = _spans_magnitudes(name, curves)
-            charts.append(Chart(title, curves, unit, name in _MEASURES, is_log))
+            charts.append(Chart(title, curves, unit, name in _MEASUREMENTS, is_log))
     return sorted(charts, key=lambda chart: "loss" not in chart.title)
 
 
 def _curves(members: Sequence[tuple[str, list[Point]]]) -> list[Curve]:
-    """One metric's curves; equal parts of equal colour where that leaves no two alike."""
-    names = [take_apart(name) for name, _ in members]
-    heads = [name for name in names if not name.is_within_epoch]
-    by_part = len({name.part for name in heads}) == len(heads)
+    """The curves of one chart.
+
+    If each split has at most one curve over epochs, its colour is fixed by the split, so that
+    training has the same colour in every chart.
+    """
+    names = [parse_metric_name(name) for name, _ in members]
+    over_epochs = [name for name in names if not name.is_within_epoch]
+    by_split = len({name.split for name in over_epochs}) == len(over_epochs)
     colours: dict[str, int] = {}
     curves = []
     for (_, points), name in zip(members, names, strict=True):
-        key = name.part if by_part else name.label.removesuffix(" in epoch")
-        colour = _COLOUR_OF.get(key, len(colours)) if by_part else len(colours)
+        key = name.split if by_split else name.label.removesuffix(" in epoch")
+        colour = _COLOUR_OF_SPLIT.get(key, len(colours)) if by_split else len(colours)
         colour = colours.setdefault(key, colour)
         curves.append(Curve(name.label, _xy(points), colour % NUM_COLOURS, name.is_within_epoch))
-    if len(curves) == 1 and not names[0].part:
-        return [replace(curves[0], label="")]  # the title says it
+    if len(curves) == 1 and not names[0].split:
+        return [replace(curves[0], label="")]  # the chart's title is its name already
     return sorted(curves, key=lambda curve: not curve.is_faint)
 
 
-def _measured(measures: Mapping[str, list[Point]]) -> list[Chart]:
+def _measurement_charts(measurements: Mapping[str, list[Point]]) -> list[Chart]:
     return [
-        Chart(title, [Curve("", _xy(measures[name]), 3)], unit, starts_at_zero=True)
-        for name, (title, unit) in _MEASURES.items()
-        if len(measures.get(name, ())) > 1
+        Chart(title, [Curve("", _xy(measurements[name]), 3)], unit, starts_at_zero=True)
+        for name, (title, unit) in _MEASUREMENTS.items()
+        if len(measurements.get(name, ())) > 1
     ]
 
 
@@ -132,8 +136,8 @@ def _title(base: str) -> str:
 
 
 def _full_title(name: str) -> str:
-    parts = take_apart(name)
-    return f"{_title(parts.base)}, {parts.label}" if parts.part else _title(name)
+    parsed = parse_metric_name(name)
+    return f"{_title(parsed.base)}, {parsed.label}" if parsed.split else _title(name)
 
 
 def _spans_magnitudes(name: str, curves: Sequence[Curve]) -> bool:

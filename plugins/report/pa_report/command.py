@@ -11,28 +11,30 @@ import typer
 def report(
     runs: Annotated[
         list[Path],
-        typer.Argument(help="Reports, training states, or folders of states (the newest counts)."),
+        typer.Argument(
+            help="Reports, training states, or folders of training states (the newest is used)."
+        ),
     ],
     output: Annotated[Path, typer.Option("--output", "-o", help="The file to write.")] = Path(
         "comparison.html"
     ),
     title: Annotated[str, typer.Option(help="The page's title.")] = "Comparison of runs",
 ) -> None:
-    """Compare runs in one HTML file; of a single training state, write its report."""
+    """Compare runs in one HTML file. For a single run, write its report."""
     from pa_report.page import comparison_page, run_page, save_page
-    from pa_report.run import read_run, told_apart
+    from pa_report.run import read_run, with_unique_names
 
-    found = told_apart([read_run(path) for path in runs])
+    found = with_unique_names([read_run(path) for path in runs])
     page = comparison_page(found, title) if len(found) > 1 else run_page(found[0])
     if output.resolve() in [path.resolve() for path in runs]:
-        _refuse(f"{output} is one of the runs: name another file with --output")
+        _fail(f"{output} is one of the runs: choose another file with --output")
     try:
         save_page(output, page)
     except OSError as error:
-        _refuse(f"{output} can't be written: {error}")
+        _fail(f"Can't write {output}: {error}")
     typer.echo(f"Written to {output}")
 
 
-def _refuse(message: str) -> None:
+def _fail(message: str) -> None:
     typer.secho(message, fg="red", err=True)
     raise typer.Exit(1)

@@ -1,4 +1,4 @@
-"""The page of a run, and the page that compares runs: HTML in one file that loads nothing."""
+"""Build the HTML page of a run and the page that compares runs; both load nothing."""
 
 from __future__ import annotations
 
@@ -11,18 +11,19 @@ from typing import TYPE_CHECKING, Any
 
 from pa_core.checkpoint.atomic_io import save_file
 from pa_report.charts import NUM_COLOURS, Chart, charts_of, compared_charts
-from pa_report.names import higher_is_better, take_apart
-from pa_report.numbers import duration, grouped, short
+from pa_report.differences import differences, flatten
+from pa_report.formatting import duration, grouped, short
+from pa_report.metric_names import higher_is_better, parse_metric_name
 from pa_report.run import DATA_ID
 from pa_report.style import CSS
+from pa_report.summary import Summary, summaries
 from pa_report.svg import draw_chart, draw_matrix
-from pa_report.values import Summary, differences, flatten, summaries
 
 if TYPE_CHECKING:
-    from pa_report.pictures import Picture
+    from pa_report.images import Picture
     from pa_report.run import Point, Run
 
-_MOST_LETTERS = 240
+_MAX_TEXT_LENGTH = 240
 _STATUS = {
     "finished": ("good", "✓ Finished"),
     "stopped": ("good", "■ Stopped early"),
@@ -34,24 +35,24 @@ _STATUS = {
 
 
 def run_page(run: Run, pictures: Sequence[Picture] = ()) -> str:
-    """The report of one run, with the run itself as JSON in it.
+    """The report of one run, with the run embedded as JSON.
 
     Args:
         run: the run.
-        pictures: what other plugins have handed over.
+        pictures: figures and images from other plugins.
     """
-    drawn = {*run.matrices, *run.metrics}  # by the page itself
+    drawn = {*run.matrices, *run.metrics}  # the page draws these itself
     shown = [picture for picture in pictures if picture.name not in drawn]
     parts = [
         _head(run),
         _section("Curves", _charts(charts_of(run))),
         _section("Values", _values(run)),
-        _section("Tables and pictures", _pictures(run, shown)),
+        _section("Tables and images", _pictures(run, shown)),
         _section("Time", _time(run)),
-        _section("Run", _cards(_of_run(run))),
+        _section("Run", _cards(_settings_tables(run))),
         _section("Plugins", _plugins(run)),
     ]
-    # Within a script element, "<" could end it or begin a comment.
+    # A "<" could end the script element or begin a comment.
     data = run.to_json().replace("<", "\\u003c")
     embedded = f'<script type="application/json" id="{DATA_ID}">{data}</script>'
     return _page(run.title or run.name, "".join(parts) + embedded)
@@ -61,12 +62,12 @@ def comparison_page(runs: Sequence[Run], title: str) -> str:
     """The page that shows several runs side by side.
 
     Args:
-        runs: at least two, of different names.
+        runs: at least two, with different names.
         title: the page's title.
     """
-    told = f"<p>{len(runs)} runs: {', '.join(escape(run.name) for run in runs)}</p>"
+    names = f"<p>{len(runs)} runs: {', '.join(escape(run.name) for run in runs)}</p>"
     parts = [
-        f"<header><h1>{escape(title)}</h1>{told}</header>",
+        f"<header><h1>{escape(title)}</h1>{names}</header>",
         _section("Runs", _runs(runs)),
         _section("Curves", _charts(compared_charts(runs))),
         _section("Values", _ranked(runs)),
@@ -76,14 +77,14 @@ def comparison_page(runs: Sequence[Run], title: str) -> str:
 
 
 def save_page(path: Path, page: str) -> None:
-    """Write a page in its place at once, or not at all.
+    """Write a page atomically: the file is complete or unchanged.
 
     Raises:
-        OSError: where it can't be written.
+        OSError: if it can't be written.
     """
 
     def write(file: Path) -> None:
-        # Half a character in somebody's name for a metric isn't worth a report.
+        # A lone surrogate in a metric's name must not prevent the report.
         file.write_text(page, encoding="utf-8", errors="replace")
 
     save_file(path, write)
@@ -105,7 +106,7 @@ def _section(title: str, content: str) -> str:
 
 
 def _table(head: Sequence[str], rows: Iterable[str], kind: str = "") -> str:
-    """A table; a column whose title begins with ``#`` holds numbers."""
+    """A table; a title that begins with ``#`` marks a column of numbers."""
     cells = "".join(
         f'<th scope="col" class="number">{escape(title[1:])}</th>'
         if title.startswith("#")
@@ -127,12 +128,12 @@ def _number(text: str, kind: str = "") -> str:
 
 def _head(run: Run) -> str:
     kind, status = _STATUS.get(run.status, ("", str(run.status)))
-    told = [f'<span class="status {kind}">{escape(status)}</span>']
+    items = [f'<span class="status {kind}">{escape(status)}</span>']
     if run.started:
-        told.append(f"started {escape(run.started)}")
+        items.append(f"started {escape(run.started)}")
     reason = f'<p class="reason">{escape(run.reason)}</p>' if run.reason else ""
     return (
-        f"<header><h1>{escape(run.title or run.name)}</h1><p>{' · '.join(told)}</p>{reason}"
+        f"<header><h1>{escape(run.title or run.name)}</h1><p>{' · '.join(items)}</p>{reason}"
         f"{_tiles(run)}</header>"
     )
 
@@ -146,8 +147,8 @@ def _tiles(run: Run) -> str:
     if "seconds" in run.progress:
         tiles.append(("time", duration(float(run.progress["seconds"]))))
     for summary in summaries(run.metrics):
-        parts = take_apart(summary.name)
-        if parts.part != "train" and not parts.is_within_epoch and summary.best is not None:
+        parsed = parse_metric_name(summary.name)
+        if parsed.split != "train" and not parsed.is_within_epoch and summary.best is not None:
             tiles.append((f"best {summary.name}", short(summary.best.value)))
     shown = "".join(f"<div><dt>{_name(k)}</dt><dd>{v}</dd></div>" for k, v in tiles[:8])
     return f'<dl class="tiles">{shown}</dl>' if tiles else ""
@@ -161,7 +162,7 @@ def _charts(charts: Sequence[Chart]) -> str:
             notes.append("log scale")
         missing = sum(not math.isfinite(y) for curve in chart.curves for _, y in curve.points)
         if missing:
-            notes.append(f"{grouped(missing)} values are no number")
+            notes.append(f"{grouped(missing)} NaN or infinite")
         unit = f' <span class="unit">{escape(", ".join(notes))}</span>' if notes else ""
         figures.append(f"<figure><h3>{escape(chart.title)}{unit}</h3>{draw_chart(chart)}</figure>")
     return f'<div class="charts">{"".join(figures)}</div>' if figures else ""
@@ -206,17 +207,17 @@ def _time(run: Run) -> str:
     rows = []
     if total > 0:
         spent = dict(run.times)
-        spent["the rest"] = max(0.0, total - sum(spent.values()))
+        spent["other"] = max(0.0, total - sum(spent.values()))
         for name, seconds in spent.items() if run.times else ():
             rows.append(
                 f'<tr><th scope="row">{escape(name)}</th>{_number(duration(seconds))}'
                 f"{_number(f'{100 * seconds / total:.0f} %')}</tr>"
             )
         rows.append(
-            f'<tr class="first"><th scope="row">in all</th>{_number(duration(total))}'
+            f'<tr class="first"><th scope="row">total</th>{_number(duration(total))}'
             f"{_number('100 %')}</tr>"
         )
-    parts = [_table(("spent on", "#time", "#share"), rows)] if rows else []
+    parts = [_table(("activity", "#time", "#share"), rows)] if rows else []
     for key, title in (("phases", "Phases"), ("hooks", "Cost of each plugin")):
         found = run.cost.get(key)
         if isinstance(found, list) and found and all(isinstance(row, Mapping) for row in found):
@@ -227,7 +228,7 @@ def _time(run: Run) -> str:
 
 
 def _rows_of(rows: Sequence[Mapping[str, Any]]) -> str:
-    """A table of whatever rows a profiler gives; columns that it says in seconds are times."""
+    """A table of a profiler's rows, whatever columns they have; seconds are shown as durations."""
     columns = list(dict.fromkeys(key for row in rows for key in row))
     numeric = {c for c in columns if all(_is_number(row.get(c, 0)) for row in rows)}
 
@@ -252,8 +253,8 @@ def _rows_of(rows: Sequence[Mapping[str, Any]]) -> str:
     )
 
 
-def _of_run(run: Run) -> dict[str, dict[str, Any]]:
-    """The tables of settings by their titles."""
+def _settings_tables(run: Run) -> dict[str, dict[str, Any]]:
+    """The run's settings by the title of their table."""
     manifest = run.manifest
     training: dict[str, Any] = {"seed": manifest["seed"]} if "seed" in manifest else {}
     git = manifest.get("git")
@@ -264,14 +265,14 @@ def _of_run(run: Run) -> dict[str, dict[str, Any]]:
     sizes = {key: value for key, value in flatten(run.run_config).items() if key not in training}
     return {
         "Training": training,
-        "Sizes and lengths": sizes,
+        "Batch sizes and lengths": sizes,
         "Hardware": flatten(_mapping(manifest.get("hardware"))),
         "Versions": _mapping(manifest.get("packages")),
     }
 
 
 def _cards(tables: Mapping[str, Mapping[str, Any]]) -> str:
-    """The longest table beside the others."""
+    """The first table, which is the longest, beside the others."""
     first, *others = [
         f"<h3>{title}</h3>{_settings(values)}" for title, values in tables.items() if values
     ] or [""]
@@ -303,7 +304,7 @@ def _plugins(run: Run) -> str:
 
 
 def _name(text: str) -> str:
-    """A long name that may be broken where a person would."""
+    """An escaped name that browsers may break after underscores and dots."""
     return escape(text).replace("_", "_<wbr>").replace(".", ".<wbr>")
 
 
@@ -314,7 +315,7 @@ def _text(value: Any) -> str:
     if value is None:
         return "none"
     text = value if isinstance(value, str) else _json(value)
-    return escape(text if len(text) <= _MOST_LETTERS else f"{text[:_MOST_LETTERS]}…")
+    return escape(text if len(text) <= _MAX_TEXT_LENGTH else f"{text[:_MAX_TEXT_LENGTH]}…")
 
 
 def _json(value: Any) -> str:
@@ -322,7 +323,7 @@ def _json(value: Any) -> str:
 
 
 def _mapping(value: Any) -> dict[str, Any]:
-    """The same, or nothing: what is read from a file need not be what it should."""
+    """The value if it is a mapping, else an empty one: a manifest read from a file may be wrong."""
     return dict(value) if isinstance(value, Mapping) else {}
 
 
@@ -353,7 +354,7 @@ def _runs(runs: Sequence[Run]) -> str:
 
 
 def _ranked(runs: Sequence[Run]) -> str:
-    """Each metric's runs, the best first where the metric's name says what is better."""
+    """The runs of each metric, the best first if the metric's name says which way is better."""
     found: dict[str, list[tuple[int, Summary]]] = {}
     for number, run in enumerate(runs):
         for summary in summaries(run.metrics):

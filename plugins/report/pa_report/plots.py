@@ -1,4 +1,4 @@
-"""A run's curves as a matplotlib figure, for notebooks and papers."""
+"""Plot a run's metrics with matplotlib, for notebooks and papers."""
 
 from __future__ import annotations
 
@@ -25,33 +25,34 @@ def plot_history(
     *,
     save_to: str | Path | None = None,
 ) -> Figure:
-    """Draw a run's metrics over its updates, training and evaluation in one plot.
+    """Plot a run's metrics over its updates, training and evaluation in the same axes.
 
     Args:
-        history: a trainer's ``run_history``; or a report, a training state or a folder of states.
-        metrics: names of metrics, such as ``"eval_loss_epoch"``, or what they have in common, such
-            as ``"loss"``; by default all that are numbers.
-        save_to: a file to write the figure to, in the format that its ending says.
+        history: a trainer's ``run_history``, or the path of a report, a training state or a folder
+            of training states.
+        metrics: names of metrics, such as ``"eval_loss_epoch"``, or what several have in common,
+            such as ``"loss"``; by default all metrics with numbers.
+        save_to: a file to save the figure to; its suffix determines the format.
 
     Returns:
-        A matplotlib figure with one plot for each kind of metric. A notebook shows it.
+        A matplotlib figure with one subplot per group of metrics; notebooks display it.
 
     Raises:
-        ImportError: where matplotlib isn't installed.
-        ValueError: where there is no metric of such a name, or none at all.
-        pa_report.run.ReportError: where there is no run at a path.
+        ImportError: if matplotlib isn't installed.
+        ValueError: if there is no such metric, or no metric with numbers.
+        pa_report.run.ReportError: if there is no run at the path.
     """
     from pa_report.charts import charts_of
-    from pa_report.run import Run, read_run, records_of, split_records
+    from pa_report.run import Run, curves_and_matrices, read_run, records_of
 
     if isinstance(history, str | Path):
         found = read_run(history).metrics
     else:
-        found = split_records(records_of(history))[0]
+        found = curves_and_matrices(records_of(history))[0]
     chosen = found if metrics is None else _choose(found, metrics)
-    charts = charts_of(Run("", metrics=chosen), least_points=1)
+    charts = charts_of(Run("", metrics=chosen), min_points=1)
     if not charts:
-        raise ValueError("There is nothing to plot: no metric that is a number was recorded")
+        raise ValueError("There is nothing to plot: no metric with numbers was recorded")
     figure = _draw(charts)
     if save_to is not None:
         figure.savefig(save_to, dpi=150)
@@ -59,15 +60,15 @@ def plot_history(
 
 
 def _choose(found: Any, metrics: str | Sequence[str]) -> dict[str, Any]:
-    from pa_report.names import take_apart
+    from pa_report.metric_names import parse_metric_name
 
     chosen: dict[str, Any] = {}
     for wanted in [metrics] if isinstance(metrics, str) else metrics:
-        names = [name for name in found if wanted in (name, take_apart(name).base)]
+        names = [name for name in found if wanted in (name, parse_metric_name(name).base)]
         if not names:
             raise ValueError(
-                f"No value of the metric {wanted!r} was recorded.{nearest(wanted, found)} "
-                f"Recorded were: {', '.join(found) or 'none'}"
+                f"The metric {wanted!r} was not recorded.{nearest(wanted, found)} "
+                f"Recorded metrics: {', '.join(found) or 'none'}"
             )
         chosen |= {name: found[name] for name in names}
     return chosen
@@ -75,12 +76,12 @@ def _choose(found: Any, metrics: str | Sequence[str]) -> dict[str, Any]:
 
 def _draw(charts: Sequence[Chart]) -> Figure:
     try:
-        from matplotlib.figure import Figure  # no pyplot: nothing global, no display
+        from matplotlib.figure import Figure  # not pyplot: it has global state and wants a display
     except ImportError:
         raise ImportError("plot_history needs matplotlib: pip install 'pa-report[plot]'") from None
 
     class HistoryFigure(Figure):
-        """A figure that a notebook shows without pyplot."""
+        """A figure that notebooks display without pyplot."""
 
         def _repr_png_(self) -> bytes:
             import io

@@ -1,4 +1,4 @@
-"""The plugin: writes a run as one HTML file, on every way out."""
+"""The plugin `report`: writes a run as one HTML file, however the run ends."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 from pa_core import hookimpl
 from pa_core.durations import Every
-from pa_report.measures import Measures
+from pa_report.images import Picture, figure_to_url, images_to_urls
+from pa_report.measurements import Measurements
 from pa_report.page import run_page, save_page
-from pa_report.pictures import Picture, picture_of_figure, pictures_of_images
-from pa_report.run import Run, Status, plain, records_of, split_records, without_secrets
+from pa_report.run import Run, Status, curves_and_matrices, plain, records_of, without_secrets
 from pa_report.settings import ReportSettings
 
 if TYPE_CHECKING:
@@ -22,21 +22,21 @@ if TYPE_CHECKING:
     from pa_core import Trainer
 
 WRITE_SECONDS = 60.0
-"""While a run goes on, its report is written after an epoch, but no more often than this."""
+"""The least time between two reports written during a run."""
 
 
 class ReportPlugin:
-    """Writes a run's curves, values, settings, versions and pictures as one HTML file.
+    """Writes a run's curves, values, settings, versions and images as one HTML file.
 
-    The main process writes it when the run ends, however it ends, after the trainer's later
-    ``evaluate()``, and once in a while on the way. A resumed run goes on with its own report.
+    The main process writes it when the run ends, however it ends, after each later ``evaluate()``,
+    and at intervals during the run. A resumed run continues its report.
 
-    Other plugins hand over pictures with ``trainer.callback_handler.call_event("log_figure",
-    trainer, name=…, figure=…)``, or ``"log_images"``; the newest of each name is shown.
+    Other plugins add images with ``trainer.callback_handler.call_event("log_figure", trainer,
+    name=…, figure=…)`` or ``"log_images"``; the report shows the newest of each name.
 
     Args:
         settings: the plugin's table.
-        options: keys of the table, in place of `settings`.
+        options: keys of the table, instead of `settings`.
 
     >>> ReportPlugin(name="first").settings.folder.as_posix()
     'reports'
@@ -50,7 +50,7 @@ class ReportPlugin:
         self.settings = ReportSettings(**options) if settings is None else settings
         self.path: Path | None = None
         self._started: str | None = None
-        self._measures = Measures()
+        self._measurements = Measurements()
         self._pictures: dict[str, Picture] = {}
         self._every: Every | None = None
         self._written_at = 0.0
@@ -63,15 +63,15 @@ class ReportPlugin:
     def run_training(self, trainer: Trainer) -> Generator[None, Any, Any]:
         every = self.settings.every
         self._every = None if every is None else Every(every)
-        self._measures, self._pictures, self.path = Measures(), {}, None
+        self._measurements, self._pictures, self.path = Measurements(), {}, None
         self._started = time.strftime("%Y-%m-%d %H:%M:%S")
         self._written_at, self._is_training = time.monotonic(), True
         try:
             result = yield
         except BaseException as error:
             is_interrupt = isinstance(error, KeyboardInterrupt)
-            told = f"{type(error).__name__}: {error}".removesuffix(": ")
-            self._ended = ("interrupted" if is_interrupt else "failed", told)
+            reason = f"{type(error).__name__}: {error}".removesuffix(": ")
+            self._ended = ("interrupted" if is_interrupt else "failed", reason)
             raise
         else:
             reason = trainer.stop_reason
@@ -83,94 +83,98 @@ class ReportPlugin:
 
     @hookimpl(wrapper=True, tryfirst=True)
     def run_evaluation(self, trainer: Trainer) -> Generator[None, Any, Any]:
-        with self._measures.evaluating():
+        with self._measurements.ignoring_evaluation():
             result = yield
         if self.path is not None and not self._is_training:
             self._write(trainer, *self._ended)
         return result
 
     def state_dict(self) -> dict[str, Any]:
-        """Which report it is, and what was measured."""
+        """The report's name and the measurements."""
         return {
             "name": self.path and self.path.stem,
             "started": self._started,
             "every": self._every and self._every.state_dict(),
-            "measures": self._measures.state_dict(),
+            "measures": self._measurements.state_dict(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on with the report of `state_dict`."""
+        """Continue the report that `state_dict` names."""
         if self.settings.name is None and state["name"] is not None:
             self.path = self.settings.folder / f"{state['name']}.html"
         self._started = state["started"]
         if self._every is not None and state["every"] is not None:
             self._every.load_state_dict(state["every"])
-        self._measures.load_state_dict(state["measures"])
+        self._measurements.load_state_dict(state["measures"])
 
-    # -- What is measured -----------------------------------------------------------------------
+    # -- Measurements ---------------------------------------------------------------------------
 
     @hookimpl
     def on_train_epoch_start(self, trainer: Trainer) -> None:
         self._name_file()
-        self._measures.start_epoch(trainer)
+        self._measurements.start_epoch(trainer)
 
     @hookimpl
     def on_optimizer_step_start(self, trainer: Trainer) -> None:
-        self._measures.note_update(trainer)
+        self._measurements.record_learning_rate(trainer)
 
     @hookimpl(trylast=True)
     def on_train_step_end(self, trainer: Trainer) -> None:
         if self._every is not None and trainer.updates and self._every.due(trainer.progress):
-            if self._every.is_counted or trainer.is_main_process:  # clocks differ
+            # The processes' clocks differ, so that only the main one decides by time.
+            if self._every.is_counted or trainer.is_main_process:
                 trainer.control.log(everywhere=self._every.is_counted)
 
     @hookimpl(trylast=True)
     def on_train_epoch_end(self, trainer: Trainer) -> None:
-        self._measures.end_epoch(trainer)
+        self._measurements.end_epoch(trainer)
 
     @hookimpl(tryfirst=True)
     def on_eval_epoch_start(self) -> None:
-        self._measures.pause()
+        self._measurements.start_evaluation()
 
     @hookimpl(trylast=True)
     def on_eval_epoch_end(self) -> None:
-        self._measures.go_on()
+        self._measurements.end_evaluation()
 
     @hookimpl(trylast=True)
     def on_training_run_epoch_end(self, trainer: Trainer) -> None:
         if time.monotonic() - self._written_at >= WRITE_SECONDS:
             self._write(trainer, "running", None)
 
-    # -- Pictures -------------------------------------------------------------------------------
+    # -- Images ---------------------------------------------------------------------------------
 
     def log_figure(self, trainer: Trainer, name: str, figure: Any) -> None:
-        """Show a matplotlib figure; for ``call_event``, on the main process.
+        """Show a matplotlib figure in the report; called through ``call_event``.
 
         Args:
             trainer: the trainer.
-            name: what it is called; a later one of the same name takes its place.
-            figure: the figure, which may be closed or changed afterwards.
+            name: its name; a later figure with the same name replaces it.
+            figure: the figure; it may be closed or changed afterwards.
         """
         if trainer.is_main_process:
-            sources = [picture_of_figure(figure)]
+            sources = [figure_to_url(figure)]
             self._pictures[name] = Picture(name, trainer.updates, sources)
 
     def log_images(self, trainer: Trainer, name: str, images: Tensor) -> None:
-        """Show pictures; for ``call_event``, on the main process.
+        """Show images in the report; called through ``call_event``.
 
         Args:
             trainer: the trainer.
-            name: what they are called; later ones of the same name take their place.
+            name: their name; later images with the same name replace them.
             images: shape ``(samples, channels, height, width)`` or ``(channels, height, width)``
                 with 1 or 3 channels; 8-bit, or floats from 0 to 1.
+
+        Raises:
+            ValueError: if the tensor has another shape.
         """
         if trainer.is_main_process:
-            self._pictures[name] = Picture(name, trainer.updates, pictures_of_images(images))
+            self._pictures[name] = Picture(name, trainer.updates, images_to_urls(images))
 
     # -- The file -------------------------------------------------------------------------------
 
     def _name_file(self) -> Path:
-        """The report's file: of the settings' name, or of a new one."""
+        """The report's file, named by the settings or by the time the run started."""
         if self.path is None:
             folder, name = self.settings.folder, self.settings.name
             stem = name or (self._started or "run").replace(" ", "_").replace(":", "-")
@@ -188,12 +192,12 @@ class ReportPlugin:
         page = run_page(self._describe(trainer, path, status, reason), [*self._pictures.values()])
         try:
             save_page(path, page)
-        except OSError as error:  # a report is no reason to lose a run, or the error that ended it
-            warnings.warn(f"The report {path} can't be written: {error}", stacklevel=2)
+        except OSError as error:  # raising would end the run, or hide the error that ended it
+            warnings.warn(f"Can't write the report {path}: {error}", stacklevel=2)
 
     def _describe(self, trainer: Trainer, path: Path, status: Status, reason: str | None) -> Run:
-        metrics, matrices = split_records(records_of(trainer.run_history))
-        measures = self._measures.curves
+        metrics, matrices = curves_and_matrices(records_of(trainer.run_history))
+        measures = self._measurements.curves
         metrics = {name: points for name, points in metrics.items() if name not in measures}
         config, progress = trainer.run_config, trainer.progress
         return Run(
@@ -208,7 +212,7 @@ class ReportPlugin:
             metrics=metrics,
             matrices=matrices,
             measures=measures,
-            times=self._measures.times,
+            times=self._measurements.times,
             manifest=plain(without_secrets(trainer.manifest)),
             run_config=plain(without_secrets(config.to_dict())) if config is not None else {},
             cost=plain(trainer.plugins.hook.calculate_costs(trainer=trainer) or {}),

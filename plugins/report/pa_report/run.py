@@ -1,4 +1,4 @@
-"""A run as plain data: what a report shows, and what it carries as JSON for comparisons."""
+"""A run as plain data: the content of a report, embedded in it as JSON for comparisons."""
 
 from __future__ import annotations
 
@@ -21,23 +21,23 @@ if TYPE_CHECKING:
 
 FORMAT = 1
 DATA_ID = "pa-report-run"
-"""The id of the element of a report that holds the run as JSON."""
+"""The id of the HTML element that holds the run as JSON."""
 
-MOST_POINTS = 1000
-"""A curve of more points is thinned: nobody sees more in a picture of its size."""
+MAX_POINTS = 1000
+"""Longer curves are downsampled: a chart doesn't show more points."""
 
 _PLACE = ("epoch", "update", "samples", "seconds")
-_MOST_PARTS = 10
+_MAX_LIST_LENGTH = 10
 
 Status = Literal["running", "finished", "stopped", "interrupted", "failed", "saved"]
 
 
 class ReportError(PaCoreError):
-    """What was given is no run that a report can be made of."""
+    """A path that is not a readable report or training state."""
 
 
 class Point(NamedTuple):
-    """A value, and where in the run it was recorded; counts are over all processes."""
+    """A value and when it was recorded; the counts are over all processes."""
 
     epoch: float
     update: float
@@ -51,23 +51,23 @@ class Run:
     """A run as plain data.
 
     Attributes:
-        name: what it is called; a file's name, say.
-        title: a line for people.
-        status: how far it has come; ``"saved"`` where it is read from a training state.
-        reason: why it was stopped, or the error that has ended it.
-        started: when, as text.
-        progress: ``epochs``, ``updates``, ``samples`` and ``seconds`` that it has done.
-        metrics: the points of each metric that is a number, oldest first. Of a short list of
-            numbers there is one for each, such as ``recall/0``.
+        name: its name, such as that of its file.
+        title: the title of its page.
+        status: its status; ``"saved"`` if it was read from a training state.
+        reason: why it was stopped, or the error that ended it.
+        started: its start time as text.
+        progress: the ``epochs``, ``updates``, ``samples`` and ``seconds`` it has done.
+        metrics: the points of each metric with numbers, oldest first. A short list of numbers is
+            one metric per entry, such as ``recall/0``.
         matrices: the newest value of each metric that is a table of numbers.
-        measures: what the plugin has measured itself, in the same form as `metrics`.
-        times: seconds by what they were spent on.
-        manifest: plugins, packages, seed, commit, hardware and the run's own numbers.
-        run_config: sizes and lengths.
+        measures: the plugin's own measurements, in the same form as `metrics`.
+        times: seconds by activity.
+        manifest: plugins, packages, seed, commit, hardware and the arguments of the run.
+        run_config: batch sizes and lengths.
         cost: what the hook ``calculate_costs`` gives.
     """
 
-    __pydantic_config__ = ConfigDict(extra="forbid")  # what is read may be of anybody
+    __pydantic_config__ = ConfigDict(extra="forbid")  # files to read may come from anyone
 
     name: str
     title: str = ""
@@ -84,25 +84,25 @@ class Run:
     cost: Mapping[str, Any] = field(default_factory=dict)
 
     def to_json(self) -> str:
-        """The run as strict JSON; numbers that it hasn't are the texts ``nan`` and ``inf``."""
+        """The run as strict JSON; NaN and infinity are written as ``"nan"`` and ``"inf"``."""
         return json.dumps(plain({"format": FORMAT, **asdict(self)}), allow_nan=False)
 
     @classmethod
     def from_json(cls, text: str) -> Run:
-        """Read what `to_json` has written.
+        """Read the output of `to_json`.
 
         Raises:
-            ValueError: where it is something else.
+            ValueError: if the text is something else.
         """
         content = json.loads(text)
         if not isinstance(content, dict) or content.pop("format", None) != FORMAT:
-            raise ValueError(f"it isn't in format {FORMAT}")
+            raise ValueError(f"expected format {FORMAT}")
         try:
             run: Run = TypeAdapter(cls).validate_python(content)
         except ValidationError as error:
             first = error.errors(include_url=False)[0]
             place = ".".join(map(str, first["loc"]))
-            raise ValueError(f"it describes no run: {place}: {first['msg']}") from error
+            raise ValueError(f"not a valid run: {place}: {first['msg']}") from error
         return run
 
 
@@ -110,7 +110,7 @@ class Run:
 
 
 def records_of(history: RunHistory) -> list[dict[str, Any]]:
-    """All that a history holds, as records; without places, values are counted as updates."""
+    """All records of a history; if it keeps none, the n-th value of a metric counts as update n."""
     records = getattr(history, "records", None)
     if records is not None:
         return list(records)
@@ -121,13 +121,13 @@ def records_of(history: RunHistory) -> list[dict[str, Any]]:
     ]
 
 
-def split_records(
+def curves_and_matrices(
     records: Iterable[Mapping[str, Any]],
 ) -> tuple[dict[str, list[Point]], dict[str, list[list[float]]]]:
-    """Numbers and tables of numbers among the records, by name; what is neither is left out.
+    """Curves and matrices of the recorded metrics, by name; other values are skipped.
 
     >>> record = {"metric": "loss", "value": 0.5, "epoch": 1, "update": 6}
-    >>> split_records([record])[0]["loss"][0].update
+    >>> curves_and_matrices([record])[0]["loss"][0].update
     6.0
     """
     curves: dict[str, list[Point]] = {}
@@ -137,13 +137,13 @@ def split_records(
         place = {key: float(record.get(key) or 0) for key in _PLACE}
         if is_matrix(value):
             matrices[name] = value
-        for part, number in _numbers(name, value):
-            curves.setdefault(part, []).append(Point(**place, value=number))
-    return {name: thin(points) for name, points in curves.items()}, matrices
+        for curve, number in _numbers(name, value):
+            curves.setdefault(curve, []).append(Point(**place, value=number))
+    return {name: downsample(points) for name, points in curves.items()}, matrices
 
 
 def is_matrix(value: Any) -> bool:
-    """Whether this is a table of numbers with at least two rows of one length."""
+    """Whether the value is a table of numbers with at least two rows of equal length."""
     return (
         isinstance(value, list)
         and len(value) > 1
@@ -158,34 +158,34 @@ def _numbers(name: str, value: Any) -> Iterable[tuple[str, float]]:
     elif isinstance(value, Mapping):
         for key, item in value.items():
             yield from _numbers(f"{name}/{key}", item)
-    elif isinstance(value, list) and len(value) <= _MOST_PARTS:
+    elif isinstance(value, list) and len(value) <= _MAX_LIST_LENGTH:
         for number, item in enumerate(value):
             if isinstance(item, int | float):
                 yield f"{name}/{number}", float(item)
 
 
-def thin(points: list[Point], most: int = MOST_POINTS) -> list[Point]:
-    """Leave out points that a picture wouldn't show.
+def downsample(points: list[Point], max_points: int = MAX_POINTS) -> list[Point]:
+    """Drop points that a chart wouldn't show.
 
-    The first and the last one stay, and of each stretch between the lowest, the highest and one
-    that is no number, so that final and best values are still those of all points.
+    Keeps the first and the last point and, of each interval between them, the lowest value, the
+    highest value and a NaN or infinite one. Final and best values are therefore unchanged.
     """
-    if len(points) <= most:
+    if len(points) <= max_points:
         return points
-    length = math.ceil((len(points) - 2) / ((most - 2) / 3))
+    length = math.ceil((len(points) - 2) / ((max_points - 2) / 3))
     kept = {0, len(points) - 1}
     for start in range(1, len(points) - 1, length):
-        part = range(start, min(start + length, len(points) - 1))
-        finite = [number for number in part if math.isfinite(points[number].value)]
-        kept.update(number for number in part if number not in finite and not kept & {number - 1})
+        interval = range(start, min(start + length, len(points) - 1))
+        finite = [n for n in interval if math.isfinite(points[n].value)]
+        kept.update(n for n in interval if n not in finite and not kept & {n - 1})
         if finite:
-            kept.add(min(finite, key=lambda number: points[number].value))
-            kept.add(max(finite, key=lambda number: points[number].value))
-    return [points[number] for number in sorted(kept)]
+            kept.add(min(finite, key=lambda n: points[n].value))
+            kept.add(max(finite, key=lambda n: points[n].value))
+    return [points[n] for n in sorted(kept)]
 
 
 def without_secrets(config: Any) -> Any:
-    """Settings without those whose names look like a key or a password.
+    """Drop settings whose names look like a key or a password.
 
     >>> without_secrets({"lr": 0.1, "wandb": {"api_key": "x", "project": "p"}})
     {'lr': 0.1, 'wandb': {'project': 'p'}}
@@ -200,7 +200,7 @@ def without_secrets(config: Any) -> Any:
 
 
 def plain(value: Any) -> Any:
-    """The same as JSON has it."""
+    """Convert a value to what strict JSON can hold; NaN and infinity become text."""
     if isinstance(value, float) and not math.isfinite(value):
         return str(value)
     if isinstance(value, Mapping):
@@ -210,8 +210,8 @@ def plain(value: Any) -> Any:
     return value if value is None or isinstance(value, str | int | float) else str(value)
 
 
-def told_apart(runs: Sequence[Run]) -> list[Run]:
-    """The runs, with a number in the names of those that are called alike."""
+def with_unique_names(runs: Sequence[Run]) -> list[Run]:
+    """Append a number to the names of runs that share a name."""
     names: list[str] = []
     for run in runs:
         name, number = run.name, 1
@@ -226,10 +226,10 @@ def told_apart(runs: Sequence[Run]) -> list[Run]:
 
 
 def read_run(path: str | Path) -> Run:
-    """Read a run from a report, a training state, or the newest state in a folder.
+    """Read a run from a report, a training state, or the newest training state in a folder.
 
     Raises:
-        ReportError: where it is none of these, saying what is there.
+        ReportError: if the path is none of these.
     """
     path = Path(path)
     if path.is_dir():
@@ -239,22 +239,22 @@ def read_run(path: str | Path) -> Run:
     except FileNotFoundError:
         raise ReportError(f"There is no report or training state at {path}") from None
     except (OSError, UnicodeDecodeError) as error:
-        raise ReportError(f"{path} can't be read as a report: {error}") from error
+        raise ReportError(f"Can't read {path} as a report: {error}") from error
     finder = _DataFinder()
     finder.feed(text)
     if not finder.data:
         raise ReportError(
-            f"{path} is no report of one run. Give files that the plugin 'report' has written, "
-            "training states or folders of them"
+            f"{path} is not the report of a run. Pass files written by the plugin 'report', "
+            "training states, or folders of training states"
         )
     try:
         return replace(Run.from_json("".join(finder.data)), name=path.stem)
     except ValueError as error:
-        raise ReportError(f"The data in {path} can't be read: {error}") from error
+        raise ReportError(f"Can't read the data in {path}: {error}") from error
 
 
 class _DataFinder(HTMLParser):
-    """Finds the run's data in a report."""
+    """Collects the embedded data of a report."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -280,11 +280,11 @@ def _read_state(folder: Path) -> Run:
         if not (folder / MANIFEST).exists() and folder not in state_folders(folder.parent):
             state = newest_intact_state(folder)
         if state is None:
-            raise ReportError(f"{folder} holds no training state")
+            raise ReportError(f"{folder} contains no training state")
         reader = StateReader(state)
         content = reader.read_json("state.json")
         history = decode(content["run_history"], {})
-        metrics, matrices = split_records(history["records"])
+        metrics, matrices = curves_and_matrices(history["records"])
         position = content["position"]
         progress = {
             "epochs": position["epoch"] - position["first_epoch"],
@@ -294,7 +294,7 @@ def _read_state(folder: Path) -> Run:
         raise ReportError(str(error)) from error
     except (LookupError, TypeError, ValueError) as error:
         raise ReportError(
-            f"{state} has no run history with records, as the trainer's own history keeps them"
+            f"{state} has no run history with records, as the trainer's default history keeps them"
         ) from error
     keys = ("plugins", "packages", "seed", "git", "hardware", "run")
     manifest = {key: reader.manifest[key] for key in keys if key in reader.manifest}

@@ -14,25 +14,25 @@ class ReportSettings(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    folder: Path = Field(Path("reports"), description="The folder for reports.")
+    folder: Path = Field(Path("reports"), description="The folder that reports are written to.")
     name: str | None = Field(
         None,
         min_length=1,
-        description="The file's name without `.html`, which a new run of that name replaces; "
-        "by default the time at which the run starts.",
+        description="The file's name without `.html`; a later run with the same name overwrites "
+        "it. By default the time at which the run starts.",
     )
     title: str | None = Field(
-        None, min_length=1, description="The page's title; by default the file's name."
+        None, min_length=1, description="The report's title; by default the file's name."
     )
     every: UpdateDuration | None = Field(
         None,
-        description="Record the training loss within epochs too: a number of updates, or "
-        '"1%", say.',
+        description="Also record the training loss within epochs: a number of updates, or a "
+        'duration such as "1%".',
     )
 
     @field_validator("name")
     @classmethod
     def _is_no_path(cls, value: str | None) -> str | None:
         if value is not None and (set(value) & set('/\\:*?"<>|') or value in (".", "..")):
-            raise ValueError(f"expected a name that can name a file, and got {value!r}")
+            raise ValueError(f"expected a valid file name, got {value!r}")
         return value

@@ -1,7 +1,7 @@
-"""The look of a page: system fonts, and two sets of colours that the reader's system chooses from.
+"""The style sheet of a page: system fonts, and a light and a dark theme that follow the system.
 
-The curves' colours differ in lightness as well as in hue, so that they can be told apart by people
-who see fewer colours; each has a contrast of at least 3 to 1 against the page.
+The curves' colours differ in lightness as well as in hue, so that people with a colour vision
+deficiency can distinguish them. Each has a contrast of at least 3 to 1 against the page.
 """
 
 CSS = """

@@ -1,4 +1,4 @@
-"""Charts as inline SVG: small, without scripts, in the colours of the page."""
+"""Draw charts and matrices as inline SVG, without scripts and in the colours of the page."""
 
 from __future__ import annotations
 
@@ -7,28 +7,29 @@ from collections.abc import Sequence
 from html import escape
 
 from pa_report.charts import NUM_COLOURS, Chart, Curve
-from pa_report.numbers import log_ticks, short, tick_labels, ticks
+from pa_report.formatting import log_ticks, short, tick_labels, ticks
 
 WIDTH, HEIGHT = 460, 270
 _BOTTOM = 40
-_LETTER = 8.6  # the width of a letter at the largest size that the style has
-_LINE = 15.0  # the least distance of two labels
-_LONGEST_LABEL = 22
+_LETTER_WIDTH = 8.6  # at the largest font size in the style sheet
+_LINE_HEIGHT = 15.0  # the least distance between two labels
+_MAX_LABEL_LENGTH = 22
 
 
 def draw_chart(chart: Chart) -> str:
-    """A chart as an SVG element; its description says in words what it shows.
+    """Draw a chart as an SVG element with a description for screen readers.
 
-    Nothing of it relies on colour alone: each curve has its name at its end.
+    Each curve has its name at its end, so that it can be identified without its colour.
     """
     curves = [curve for curve in chart.curves if curve.finite]
     if not curves:
-        return '<p class="note">No value was a number.</p>'
+        return '<p class="note">All values are NaN or infinite.</p>'
     xs = [x for curve in curves for x, _ in curve.points]
     ys = [y for curve in curves for _, y in curve.finite]
     scale = _Scale(chart, min(xs), max(xs), min(ys), max(ys), _label_width(curves))
+    description = escape(_describe(chart))
     parts = [
-        f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(_in_words(chart))}">',
+        f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{description}">',
         *_grid(scale),
         *(part for curve in curves for part in _line(curve, scale)),
         *_labels(curves, scale),
@@ -38,7 +39,7 @@ def draw_chart(chart: Chart) -> str:
 
 
 class _Scale:
-    """Where values are in the picture."""
+    """Maps values to coordinates of the drawing."""
 
     def __init__(
         self, chart: Chart, left: float, right: float, low: float, high: float, labels: float
@@ -51,7 +52,7 @@ class _Scale:
         else:
             self.y_texts, self.factor = tick_labels(self.y_ticks)
         self.top = 26 if self.factor else 14
-        self.left = 12 + _LETTER * max(len(text) for text in self.y_texts)
+        self.left = 12 + _LETTER_WIDTH * max(len(text) for text in self.y_texts)
         self.right = WIDTH - 12 - labels
         span = right - left or 1.0
         self._x, self._per_x = left, (self.right - self.left) / span
@@ -101,7 +102,7 @@ def _grid(scale: _Scale) -> list[str]:
 
 
 def _line(curve: Curve, scale: _Scale) -> list[str]:
-    """The curve, in a piece for each stretch without a gap; single points are dots."""
+    """The curve as one polyline per stretch without a gap; single points are dots."""
     pieces: list[list[str]] = [[]]
     for x, y in curve.points:
         if math.isfinite(y):
@@ -121,27 +122,26 @@ def _line(curve: Curve, scale: _Scale) -> list[str]:
             parts.append(f'<circle class="dot {kind}" cx="{left}" cy="{top}" r="3.5"/>')
     if len(curve.finite) <= 30 and not curve.is_faint:
         for x_value, y_value in curve.finite:
-            told = escape(f"{curve.label} {short(y_value)} at update {short(x_value)}".strip())
+            tooltip = escape(f"{curve.label} {short(y_value)} at update {short(x_value)}".strip())
             parts.append(
                 f'<circle class="mark {kind}" cx="{scale.x(x_value)}" cy="{scale.y(y_value)}" '
-                f'r="2.5"><title>{told}</title></circle>'
+                f'r="2.5"><title>{tooltip}</title></circle>'
             )
     return parts
 
 
 def _labels(curves: Sequence[Curve], scale: _Scale) -> list[str]:
-    """Names at the curves' ends, moved apart where they would overlap."""
+    """Labels at the curves' ends, moved apart if they would overlap."""
     named = sorted(
         (scale.y(curve.finite[-1][1]), n) for n, curve in enumerate(curves) if curve.label
     )
     places = [y for y, _ in named]
     for number in range(1, len(places)):
-        places[number] = max(places[number], places[number - 1] + _LINE)
+        places[number] = max(places[number], places[number - 1] + _LINE_HEIGHT)
     overflow = max(0.0, places[-1] - (scale.bottom + 2)) if places else 0.0
     for number in reversed(range(len(places))):
-        limit = (
-            places[number + 1] - _LINE if number + 1 < len(places) else places[number] - overflow
-        )
+        is_last = number + 1 == len(places)
+        limit = places[number] - overflow if is_last else places[number + 1] - _LINE_HEIGHT
         places[number] = min(places[number], limit)
     parts = []
     for (y, number), place in zip(named, places, strict=True):
@@ -158,15 +158,15 @@ def _labels(curves: Sequence[Curve], scale: _Scale) -> list[str]:
 
 
 def _shortened(label: str) -> str:
-    return label if len(label) <= _LONGEST_LABEL else f"{label[: _LONGEST_LABEL - 1]}…"
+    return label if len(label) <= _MAX_LABEL_LENGTH else f"{label[: _MAX_LABEL_LENGTH - 1]}…"
 
 
 def _label_width(curves: Sequence[Curve]) -> float:
     longest = max(len(_shortened(curve.label)) for curve in curves)
-    return 14 + _LETTER * longest if longest else 0.0
+    return 14 + _LETTER_WIDTH * longest if longest else 0.0
 
 
-def _in_words(chart: Chart) -> str:
+def _describe(chart: Chart) -> str:
     sentences = []
     for curve in chart.curves:
         if curve.finite:
@@ -176,16 +176,16 @@ def _in_words(chart: Chart) -> str:
 
 
 def draw_matrix(name: str, rows: Sequence[Sequence[float]]) -> str:
-    """A table of numbers as shaded squares, with the numbers where they have room."""
+    """Draw a table of numbers as shaded squares; small tables show the numbers as well."""
     count = max(len(rows), len(rows[0]))
     cell = max(4.0, min(40.0, 400 / count))
     margin = 34.0
     width, height = margin + cell * len(rows[0]) + 4, margin + cell * len(rows) + 4
     top = max((abs(value) for row in rows for value in row if math.isfinite(value)), default=1) or 1
     size = min(12.5, cell * 0.42)
-    told = escape(f"{name}: {len(rows)} rows of {len(rows[0])} columns")
+    description = escape(f"{name}: {len(rows)} rows of {len(rows[0])} columns")
     start = f'<svg class="matrix" viewBox="0 0 {width:.0f} {height:.0f}" role="img" '
-    parts = [f'{start}style="max-width:{width * 1.1:.0f}px" aria-label="{told}">']
+    parts = [f'{start}style="max-width:{width * 1.1:.0f}px" aria-label="{description}">']
     for r, row in enumerate(rows):
         for c, value in enumerate(row):
             share = abs(value) / top if math.isfinite(value) else 0.0

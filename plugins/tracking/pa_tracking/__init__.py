@@ -1,4 +1,4 @@
-"""pa-tracking: a run's metrics, measures, settings and pictures, sent to a tracking service."""
+"""pa-tracking: log a run's metrics, settings and images to files and tracking services."""
 
 from pa_tracking.plugin import TrackingPlugin
 from pa_tracking.settings import TrackingSettings

@@ -1,4 +1,4 @@
-"""What the plugin asks of a service: a small interface, whatever stands behind it."""
+"""The interface of a tracking service."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ Status = Literal["finished", "failed", "killed"]
 
 @dataclass
 class Run:
-    """Which run it is, for the service and for the training states that name it.
+    """The identity of a run, for the service and for training states.
 
     Attributes:
-        service: where it is.
+        service: the service's name.
         project: the project it belongs to.
-        name: what people call it.
-        id: what the service calls it.
-        rows: how many rows a file of it has; None where the service has no rows.
+        name: its name, for people.
+        id: its identifier at the service.
+        rows: the number of rows in its file; None if the service has no rows.
     """
 
     service: str
@@ -36,13 +36,13 @@ class Run:
 
 @dataclass(frozen=True)
 class Place:
-    """Where in a run something was recorded; counts are over all processes.
+    """Where in a run a value was recorded; the counts are over all processes.
 
     Attributes:
-        epoch: number of the epoch, from 1 on.
+        epoch: number of the epoch, from 1.
         update: optimizer updates done.
         samples: samples consumed.
-        seconds: time the run had taken.
+        seconds: time since the run started.
     """
 
     epoch: int
@@ -52,15 +52,15 @@ class Place:
 
 
 class Service(ABC):
-    """A place that runs are sent to. Only the main process has one.
+    """A destination for the records of runs. Only the main process has one.
 
-    Methods may raise anything: the plugin turns that into a warning.
+    Methods may raise any exception; the plugin handles it as `on_error` says.
 
     Attributes:
-        run: the run; `start` may change its name and identity.
+        run: the run; `start` may change its name and identifier.
     """
 
-    takes_back = False
+    can_rewind = False
     """Whether `start` drops what was sent after the training state that a run resumes from."""
 
     def __init__(self, settings: TrackingSettings, run: Run) -> None:
@@ -71,8 +71,8 @@ class Service(ABC):
         """Open the run.
 
         Args:
-            config: what describes the run, as nested plain data, for a new one; None to go on with
-                one that the service has.
+            config: the description of a new run, as nested plain data; None to continue a run that
+                the service already has.
         """
 
     @abstractmethod
@@ -86,14 +86,14 @@ class Service(ABC):
 
     @abstractmethod
     def log_images(self, name: str, images: Sequence[NDArray[Any]], update: int) -> None:
-        """Send pictures.
+        """Send images.
 
         Args:
-            name: what they are called.
+            name: their name.
             images: 8-bit arrays of shape ``(height, width, 3)``.
             update: optimizer updates done.
         """
 
     @abstractmethod
     def finish(self, status: Status) -> None:
-        """Close the run, and tell how it has ended where the service can show that."""
+        """Close the run, and pass on its status if the service can show it."""

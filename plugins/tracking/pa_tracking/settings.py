@@ -1,4 +1,4 @@
-"""The plugin's table in the settings, and what each service needs installed."""
+"""The plugin's table in the settings, and the package that each service needs."""
 
 from __future__ import annotations
 
@@ -23,41 +23,43 @@ class TrackingSettings(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    service: ServiceName = Field("csv", description="Where the run is sent, or the kind of file.")
+    service: ServiceName = Field("csv", description="The tracking service or file format.")
     project: str = Field(
-        "pa-core", min_length=1, description="The project, or experiment, that runs are kept in."
+        "pa-core", min_length=1, description="The project (or experiment) that groups runs."
     )
     run_name: str | None = Field(
         None, min_length=1, description="The run's name; by default the time at which it starts."
     )
     logging_dir: Path = Field(
-        Path("runs"), description="The folder for all that is written on this machine."
+        Path("runs"), description="The folder for everything written on this machine."
     )
     every: UpdateDuration | None = Field(
-        None, description='Send within epochs too: a number of updates, or "1 minute", say.'
+        None,
+        description="Also send within epochs: a number of updates, or a duration such as "
+        '"1 minute".',
     )
     log: list[Topic] = Field(
         ["learning_rates", "gradient_norm", "throughput", "memory", "config"],
-        description="What is sent beside the run history's metrics.",
+        description="What to send in addition to the run history's metrics.",
     )
-    tags: list[str] = Field([], description="Words to find the run by.")
+    tags: list[str] = Field([], description="Tags of the run.")
     offline: bool | None = Field(
         None,
-        description="Whether nothing leaves this machine; by default so, unless the service's own "
-        "environment variable says otherwise.",
+        description="Whether to keep the run on this machine. By default true, unless the "
+        "service's own environment variable is set.",
     )
     options: dict[str, Any] = Field(
-        {}, description="More arguments of the service's own start, such as `entity` of W&B."
+        {}, description="More arguments for starting the service, such as `entity` of W&B."
     )
     on_error: Literal["warn", "stop"] = Field(
-        "warn", description="What follows an error of the service: one warning, or the run's end."
+        "warn", description="What an error of the service does: warn once, or stop the run."
     )
 
     @field_validator("project", "run_name")
     @classmethod
     def _names_are_no_paths(cls, value: str | None) -> str | None:
         if value is not None and (set(value) & set('/\\:*?"<>|') or value in (".", "..")):
-            raise ValueError(f"expected a name that can name a folder, and got {value!r}")
+            raise ValueError(f"expected a valid folder name, got {value!r}")
         return value
 
     @field_validator("options")
@@ -66,8 +68,8 @@ class TrackingSettings(BaseModel):
         secrets = [name for name in value if is_secret(name)]
         if secrets:
             raise ValueError(
-                f"{', '.join(secrets)}: keys don't belong into settings. Put them into the "
-                "environment variable that the service reads, such as WANDB_API_KEY"
+                f"{', '.join(secrets)}: secrets don't belong in settings. Set the environment "
+                "variable that the service reads, such as WANDB_API_KEY"
             )
         return value
 
@@ -81,14 +83,14 @@ PACKAGES: Mapping[str, tuple[str, str]] = {
     "swanlab": ("swanlab", "swanlab"),
     "trackio": ("trackio", "trackio"),
 }
-"""By service: the module to import, and the package that has it."""
+"""By service: the module to import and the package that provides it."""
 
 
 def check_package(service: str) -> None:
-    """See that the service's package is installed.
+    """Check that the service's package is installed.
 
     Raises:
-        ImportError: with the command that installs it.
+        ImportError: if it isn't, with the command that installs it.
     """
     if service not in PACKAGES:
         return

@@ -1,7 +1,7 @@
-"""The services that accelerate has a tracker for, each with what it needs beyond that.
+"""Tracking services through accelerate's trackers.
 
-accelerate's classes open, log and close; here are the run's identity, so that a resumed run goes
-on in its place, the offline modes, and the ends that a service can show.
+accelerate's classes start a run, log to it and close it. This module adds the run's identity, so
+that a resumed run continues at the service, the offline modes, and the final status.
 """
 
 from __future__ import annotations
@@ -13,18 +13,18 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS
 
+from pa_tracking.conversion import flatten, numbers_in
 from pa_tracking.service import Place, Service, Status
-from pa_tracking.values import flatten, numbers_in
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 
 class TrackerService(Service):
-    """A service behind one of accelerate's trackers, which is made in `start`."""
+    """A service that logs through one of accelerate's trackers, created in `start`."""
 
     mode_variable: ClassVar[str | None] = None
-    """The environment variable by which the service itself is told to be offline."""
+    """The service's own environment variable for its online or offline mode."""
 
     def start(self, config: Mapping[str, Any] | None) -> None:
         tracker_class = LOGGER_TYPE_TO_CLASS[self.run.service]
@@ -36,7 +36,7 @@ class TrackerService(Service):
 
     def log(self, values: Mapping[str, Any], place: Place) -> None:
         numbers = numbers_in(values)
-        if place.update != self._last_update:  # once for all that is sent of one update
+        if place.update != self._last_update:  # once per update
             numbers |= {"epoch": place.epoch, "samples": place.samples, "seconds": place.seconds}
             self._last_update = place.update
         self._log_numbers(numbers, place.update)
@@ -48,7 +48,7 @@ class TrackerService(Service):
         self.tracker.finish()
 
     def _arguments(self, config: Mapping[str, Any] | None) -> dict[str, Any]:
-        """The arguments of accelerate's tracker."""
+        """The arguments for accelerate's tracker."""
         return {"run_name": self.run.project}
 
     def _describe(self, config: dict[str, Any]) -> None:
@@ -58,9 +58,10 @@ class TrackerService(Service):
         self.tracker.log(numbers, step=update)
 
     def _mode(self, **arguments: tuple[Any, Any]) -> dict[str, Any]:
-        """The first of two values where the run is offline, else the second.
+        """Choose each argument's offline value (first) or online value (second).
 
-        Neither, where the settings leave it to the service's own variable and that is set.
+        Returns nothing if the settings leave the choice to the service's own variable and it is
+        set.
         """
         offline = self.settings.offline
         if offline is None and os.environ.get(self.mode_variable or ""):
@@ -80,7 +81,7 @@ class TensorBoard(TrackerService):
         if config is not None:
             name, number = self.run.name, 1
             parent = self.settings.logging_dir / self.run.project
-            while (parent / self.run.name).exists():  # two runs in one folder would be one curve
+            while (parent / self.run.name).exists():  # TensorBoard would merge two runs' curves
                 number += 1
                 self.run.name = f"{name}-{number}"
             self.run.id = self.run.name
@@ -98,7 +99,7 @@ class TensorBoard(TrackerService):
             name: value if isinstance(value, str | int | float) else str(value)
             for name, value in config.items()
         }
-        # accelerate would make a second run of this, named after the time.
+        # accelerate would write this to a second run, named after the time.
         for summary in hparams(shown, {}):
             writer.file_writer.add_summary(summary)
         rows = "".join(f"| {name} | {value} |\n" for name, value in shown.items())
@@ -113,7 +114,7 @@ class TensorBoard(TrackerService):
 
 
 class WandB(TrackerService):
-    """Weights & Biases; the x-axis is the metric ``update``, which no row has to be sorted by."""
+    """Weights & Biases; the metric ``update`` is the x-axis, so that rows may come in any order."""
 
     mode_variable = "WANDB_MODE"
 
@@ -135,7 +136,7 @@ class WandB(TrackerService):
         }
 
     def _describe(self, config: dict[str, Any]) -> None:
-        """Given at the start, which some versions of accelerate would repeat for this."""
+        """Nothing: the config is passed at the start; some accelerate versions would resend it."""
 
     def _log_numbers(self, numbers: dict[str, float], update: int) -> None:
         self.tracker.log({"update": update, **numbers})
@@ -150,7 +151,7 @@ class WandB(TrackerService):
 
 
 class MLflow(TrackerService):
-    """MLflow: a folder of its own files, or the server that is set for MLflow itself."""
+    """MLflow, with a local folder or the server that MLflow itself is set to."""
 
     def start(self, config: Mapping[str, Any] | None) -> None:
         import mlflow
@@ -160,7 +161,7 @@ class MLflow(TrackerService):
             self.settings.offline is None and not mlflow.is_tracking_uri_set()
         )
         if self._is_local:
-            # Newer versions want to be told that files will do.
+            # Newer versions refuse a file store unless this variable allows it.
             self._set("MLFLOW_ALLOW_FILE_STORE", os.environ.get("MLFLOW_ALLOW_FILE_STORE", "true"))
             self._set("MLFLOW_TRACKING_URI", os.environ.get("MLFLOW_TRACKING_URI"))
             self._uri = mlflow.get_tracking_uri() if mlflow.is_tracking_uri_set() else None
@@ -210,12 +211,12 @@ class MLflow(TrackerService):
             os.environ[variable] = value
 
     def _restore(self) -> None:
-        """Leave MLflow's own settings as they were."""
+        """Restore MLflow's own settings."""
         if not self._is_local:
             return
         import mlflow
 
-        mlflow.set_tracking_uri(self._uri)  # type: ignore[arg-type] # None is how it begins
+        mlflow.set_tracking_uri(self._uri)  # type: ignore[arg-type] # None is its initial value
         for variable, value in self._variables.items():
             if value is None:
                 os.environ.pop(variable, None)
@@ -251,7 +252,7 @@ class Comet(TrackerService):
 
 
 class Aim(TrackerService):
-    """Aim: a repository in the logging folder."""
+    """Aim, with a repository in the logging folder."""
 
     def start(self, config: Mapping[str, Any] | None) -> None:
         super().start(config)
@@ -279,7 +280,7 @@ class SwanLab(TrackerService):
         return {
             "run_name": self.run.project,
             "experiment_name": self.run.name,
-            "id": self.run.id[:21],  # the length that it wants
+            "id": self.run.id[:21],  # the length that SwanLab requires
             "resume": "allow",
             "logdir": self._folder,
             "tags": self.settings.tags,
@@ -292,10 +293,10 @@ class SwanLab(TrackerService):
 
 
 class Trackio(TrackerService):
-    """Trackio, which keeps its projects on this machine, and knows runs by their names."""
+    """Trackio, which stores projects on this machine and identifies runs by name."""
 
     def _arguments(self, config: Mapping[str, Any] | None) -> dict[str, Any]:
-        # (A name of the user's own may be taken, and Trackio would go on with that run.)
+        # The name alone might be taken, and Trackio would append to that run.
         return {
             "run_name": self.run.project,
             "name": f"{self.run.name}-{self.run.id[:6]}",
@@ -304,10 +305,10 @@ class Trackio(TrackerService):
         }
 
     def _describe(self, config: dict[str, Any]) -> None:
-        """Given at the start."""
+        """Nothing: the config is passed at the start."""
 
     def _log_numbers(self, numbers: dict[str, float], update: int) -> None:
-        # Its oldest tracker in accelerate passes no step on.
+        # The tracker in the oldest supported accelerate drops the step.
         self.tracker.run.log(numbers, step=update)
 
     def log_images(self, name: str, images: Sequence[NDArray[Any]], update: int) -> None:
@@ -328,5 +329,5 @@ TRACKERS: Mapping[str, type[TrackerService]] = {
 
 
 def _mlflow_name(name: str) -> str:
-    """A name with nothing but what MLflow allows."""
+    """Replace the characters that MLflow doesn't allow in names."""
     return re.sub(r"[^\w\-./ ]", "_", name)

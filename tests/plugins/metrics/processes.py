@@ -1,6 +1,6 @@
-"""Evaluate and train with metrics on whatever processes there are, and write what came out.
+"""Train and evaluate with metrics on one or more processes, and write the values to a file.
 
-``python processes.py FILE [STATES]``: training states to resume from as well.
+``python processes.py FILE [STATES]``; also resumes from the training states in STATES.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ METRICS = {
         "class": "ClasswiseWrapper",
         "metric": {"class": "f1_score", "average": "none"},
     },
-    "precision": {"average": "macro"},  # shares what recall keeps
+    "precision": {"average": "macro"},  # in a compute group with recall
     "recall": {"average": "macro"},
 }
 
 
 class Saves(TrainerCallback):
-    """Saves within the second epoch, and after its last batch."""
+    """Saves within the second epoch and after its last batch."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -78,7 +78,7 @@ def history_of(trainer: Trainer) -> dict[str, list[object]]:
 
 
 def trained(callbacks=(), **options) -> Trainer:
-    """A trainer that has trained, with one sample in each epoch's last batch of eight."""
+    """A trainer after training; the last batch of an epoch has one sample instead of eight."""
     trainer = trainer_with(new_plugin(), callbacks)
     batch_size = 8 // PROCESSES
     trainer.train(data(25), 2, eval_dataset=data(11), per_device_batch_size=batch_size, **options)
@@ -86,10 +86,10 @@ def trained(callbacks=(), **options) -> Trainer:
 
 
 def evaluated() -> dict[str, object]:
-    """Of evaluations with fewer samples than there are processes, and with more."""
+    """Results of evaluations with fewer samples than processes, and with more."""
     found: dict[str, object] = {}
     for samples in (1, 2, 3, 13):
-        trainer = trainer_with(new_plugin())  # metrics that no process has updated before
+        trainer = trainer_with(new_plugin())  # new metrics, never updated
         found[f"of {samples}"] = trainer.evaluate(data(samples), per_device_batch_size=2)
         found[f"{samples} once more"] = trainer.evaluate(data(1), per_device_batch_size=2)
     trainer = trainer_with(new_plugin())
@@ -98,7 +98,7 @@ def evaluated() -> dict[str, object]:
 
 
 def in_unlike_groups() -> dict[str, float]:
-    """Of metrics that are the same in the first batch of one process, and not in another's."""
+    """Metrics that agree on the first batch of one process and differ on another's."""
     target = torch.tensor([0, 1, 2, 0, 1, 2, 0, 1])
     is_first = torch.tensor([True, False, True, True, False, True, False, True])
     best = torch.where(is_first, target, (target + 1) % 3)
@@ -133,7 +133,7 @@ if __name__ == "__main__":
         "refused": refusal_of_windows(),
     }
     if len(sys.argv) > 2:
-        warnings.simplefilter("ignore")  # of another number of processes
+        warnings.simplefilter("ignore")  # about another number of processes
         for step in (1, 3):
             state = Path(sys.argv[2], f"after_{step}")
             found[f"resumed after {step}"] = history_of(trained(resume_from=state))

@@ -1,4 +1,4 @@
-"""Metrics in real runs: their values against scikit-learn, and what the run history holds."""
+"""Metrics in whole runs: their values against scikit-learn, and the records in the run history."""
 
 from pathlib import Path
 
@@ -43,7 +43,7 @@ def write(folder: Path, text: str) -> Path:
 
 
 class Outputs(TrainerCallback):
-    """Keeps what the model returned in training and what was expected."""
+    """Keeps the predictions and targets of training."""
 
     def __init__(self):
         self.preds, self.target = [], []
@@ -53,7 +53,7 @@ class Outputs(TrainerCallback):
         self.target += batch[1].tolist()
 
 
-def test_settings_alone_record_the_values_that_scikit_learn_gives(tmp_path):
+def test_metrics_of_the_settings_equal_those_of_scikit_learn(tmp_path):
     settings = write(
         tmp_path,
         """
@@ -119,7 +119,7 @@ def test_each_evaluation_set_has_its_own_values():
         assert trainer.run_history.get_latest_metric(f"{name}_accuracy") == pytest.approx(right)
 
 
-def test_whoever_comes_last_sees_the_values_whatever_the_order():
+def test_plugins_with_trylast_see_the_values_whatever_the_order():
     seen = []
 
     class Saver:
@@ -133,7 +133,7 @@ def test_whoever_comes_last_sees_the_values_whatever_the_order():
     assert seen == list(trainer.run_history.get_metric_values("accuracy"))
 
 
-def test_every_wrong_name_is_told_at_once_and_before_the_first_batch():
+def test_all_wrong_names_are_reported_together_before_the_first_batch():
     class Data(TensorDataset):
         def __getitem__(self, index):
             raise AssertionError("a batch was drawn")
@@ -152,12 +152,12 @@ def test_every_wrong_name_is_told_at_once_and_before_the_first_batch():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({}, "needs task"),
+        ({}, "missing arguments: task"),
         ({"task": "multiclass"}, "num_classes"),
         ({"task": "multiclass", "num_classes": 3, "metrics": {"accuracy": {"clas": 1}}}, "clas"),
     ],
 )
-def test_a_missing_or_wrong_argument_is_told_with_the_metrics_name(options, message):
+def test_a_missing_or_wrong_argument_is_an_error_that_names_the_metric(options, message):
     with pytest.raises(SettingsError, match=f"The metric 'accuracy': .*{message}"):
         trainer_with(MetricsPlugin(**options)).train(data(), num_epochs=1)
 
@@ -167,7 +167,7 @@ def test_a_missing_or_wrong_argument_is_told_with_the_metrics_name(options, mess
     [None, lambda batch, output: (output["model_outputs"].argmax(1), batch[1])],
     ids=["scores", "classes"],
 )
-def test_too_few_classes_are_noticed_on_the_first_batch(to_preds_and_target):
+def test_too_few_classes_are_an_error_on_the_first_batch(to_preds_and_target):
     plugin = MetricsPlugin(
         task="multiclass", num_classes=CLASSES - 1, to_preds_and_target=to_preds_and_target
     )
@@ -175,7 +175,7 @@ def test_too_few_classes_are_noticed_on_the_first_batch(to_preds_and_target):
         trainer_with(plugin).evaluate(data())
 
 
-def test_ready_metrics_are_taken_under_their_names():
+def test_metric_objects_are_recorded_under_their_names():
     from torchmetrics import MeanMetric, MetricCollection
     from torchmetrics.classification import MulticlassAUROC, MulticlassF1Score
 
@@ -201,7 +201,7 @@ def test_ready_metrics_are_taken_under_their_names():
     assert results["last"] == pytest.approx(target.double().mean().item())
 
 
-def test_a_metric_that_another_plugin_registers_is_found_by_name():
+def test_a_metric_registered_by_another_plugin_is_found_by_name():
     from torchmetrics import MeanMetric
 
     class Registers:
@@ -217,7 +217,7 @@ def test_a_metric_that_another_plugin_registers_is_found_by_name():
     assert results["mean_target"] == pytest.approx(held_out.tensors[1].double().mean().item())
 
 
-def test_the_settings_name_a_function_by_its_dotted_path(tmp_path, monkeypatch):
+def test_the_settings_accept_the_dotted_path_of_a_function(tmp_path, monkeypatch):
     (tmp_path / "regression_inputs.py").write_text(
         "def first_output(batch, batch_output):\n"
         "    return batch_output['model_outputs'][:, 0], batch[1].float()\n"
@@ -240,7 +240,7 @@ def test_the_settings_name_a_function_by_its_dotted_path(tmp_path, monkeypatch):
     assert results["r2_score"] == pytest.approx(sklearn_metrics.r2_score(target, preds), abs=1e-5)
 
 
-def test_a_run_resumed_within_an_epoch_has_the_training_metrics_of_the_whole_epoch(tmp_path):
+def test_a_run_resumed_within_an_epoch_has_the_metrics_of_the_whole_epoch(tmp_path):
     class SaveAt(TrainerCallback):
         def on_train_step_end(self, trainer, *, step, **kwargs):
             if step == 2 and trainer.run_history.current_epoch == 2:
@@ -283,7 +283,7 @@ def test_metrics_of_training_and_of_evaluation_do_not_mix():
         assert with_evaluation.get_latest_metric(name) == without.get_latest_metric(name)
 
 
-def test_an_evaluation_that_broke_off_leaves_nothing_to_the_next():
+def test_a_failed_evaluation_does_not_affect_the_next():
     class Breaks(TensorDataset):
         def __getitem__(self, index):
             if index == 20:
@@ -300,7 +300,7 @@ def test_an_evaluation_that_broke_off_leaves_nothing_to_the_next():
     assert after == fresh.evaluate(data())["accuracy"]
 
 
-def test_nothing_is_kept_once_the_values_are_recorded():
+def test_predictions_are_freed_once_the_values_are_recorded():
     plugin = MetricsPlugin(metrics=["auroc"], on=["train"], task="multiclass", num_classes=CLASSES)
     trainer_with(plugin).train(data(), num_epochs=1)
     assert plugin.state_dict() == {

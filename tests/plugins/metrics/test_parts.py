@@ -1,4 +1,4 @@
-"""What the metrics plugin is made of: names, inputs, and the metrics of an epoch."""
+"""The parts of the metrics plugin: names, inputs, compute groups and the metrics of an epoch."""
 
 import copy
 
@@ -9,9 +9,9 @@ from torch import nn
 
 from pa_core.checkpoint.codec import decode, encode
 from pa_metrics import MetricsPlugin, to_preds_and_target
-from pa_metrics.epoch import EpochMetrics, to_plain
-from pa_metrics.names import find_metric, history_name
-from pa_metrics.sharing import groups_that_share
+from pa_metrics.compute_groups import find_compute_groups
+from pa_metrics.epoch_metrics import EpochMetrics, to_plain
+from pa_metrics.factory import find_metric, history_name
 
 
 def collection():
@@ -43,7 +43,7 @@ def batches(count: int):
 
 
 @pytest.mark.parametrize("name", ["F1Score", "f1_score", "f1score", "torchmetrics.F1Score"])
-def test_a_metric_is_found_however_its_name_is_written(name):
+def test_a_metric_is_found_by_any_form_of_its_name(name):
     import torchmetrics
 
     assert find_metric(name, {}) is torchmetrics.F1Score
@@ -61,17 +61,17 @@ def test_a_metric_is_found_however_its_name_is_written(name):
         ("mean_average_precision", "torchmetrics.detection.MeanAveragePrecision"),
     ],
 )
-def test_metrics_of_every_field_are_found_where_they_are_not_deprecated(name, path):
+def test_metrics_are_found_in_their_subpackage_not_as_deprecated_aliases(name, path):
     assert find_metric(name, {}) is find_metric(path, {})
 
 
-def test_an_unknown_name_is_told_with_the_nearest():
+def test_an_unknown_name_is_an_error_with_the_nearest_name():
     with pytest.raises(ValueError, match=r"no metric 'presicion'.*'precision'"):
         find_metric("presicion", {})
 
 
 def epoch_metrics(metrics, **options):
-    """Metrics whose batches are what they compare."""
+    """Metrics whose batches are their inputs."""
     names = metrics.keys(keep_base=True)
     return EpochMetrics(metrics, dict.fromkeys(names, lambda batch, output: batch), **options)
 
@@ -80,7 +80,7 @@ def members(metrics):
     return [module for metric in metrics.metrics.values() for module in metric.modules()]
 
 
-def test_metrics_share_what_their_settings_say_is_the_same():
+def test_metrics_with_equal_settings_form_a_compute_group():
     from torchmetrics.classification import (
         MulticlassAccuracy,
         MulticlassAUROC,
@@ -90,7 +90,7 @@ def test_metrics_share_what_their_settings_say_is_the_same():
     )
     from torchmetrics.detection import GeneralizedIntersectionOverUnion, IntersectionOverUnion
 
-    found = groups_that_share(
+    found = find_compute_groups(
         {
             "accuracy": MulticlassAccuracy(3),
             "precision": MulticlassPrecision(3),
@@ -115,7 +115,7 @@ def test_metrics_share_what_their_settings_say_is_the_same():
 
 @pytest.mark.parametrize("at", [0, 1, 3, 6])
 @pytest.mark.parametrize("reused", [False, True])
-def test_metrics_go_on_where_their_state_was_taken(at, reused):
+def test_metrics_continue_from_their_state(at, reused):
     whole = epoch_metrics(collection())
     whole.reset()
     for batch in batches(6):
@@ -131,7 +131,7 @@ def test_metrics_go_on_where_their_state_was_taken(at, reused):
 
     rest = epoch_metrics(collection())
     rest.reset()
-    if reused:  # metrics with the same statistics share them from the first update on
+    if reused:  # metrics in a compute group share their state from the first update
         for batch in batches(2):
             rest.update(batch, {})
     rest.load_state_dict(decode(saved, tensors))
@@ -142,7 +142,7 @@ def test_metrics_go_on_where_their_state_was_taken(at, reused):
     assert not any(torch.is_tensor(value) for value in values[0].values())
 
 
-def test_a_window_goes_on_where_its_state_was_taken():
+def test_a_window_continues_from_its_state():
     from torchmetrics import MetricCollection, SumMetric
     from torchmetrics.wrappers import Running
 
@@ -174,15 +174,15 @@ def test_a_state_is_not_changed_by_later_batches():
     assert str(metrics.state_dict()) != str(before)
 
 
-def test_a_state_of_other_metrics_is_refused():
+def test_a_state_of_other_metrics_is_an_error():
     from torchmetrics import MeanMetric, MetricCollection
 
     other = epoch_metrics(MetricCollection({"loss": MeanMetric()}))
-    with pytest.raises(ValueError, match="not of loss"):
+    with pytest.raises(ValueError, match="not from loss"):
         other.load_state_dict(epoch_metrics(collection()).state_dict())
 
 
-def test_values_are_checked_on_the_first_batch_of_an_epoch_alone():
+def test_values_are_validated_on_the_first_batch_of_an_epoch_only():
     metrics = epoch_metrics(collection(), check_once={"accuracy", "overlap"})
     checks = [m for m in members(metrics) if hasattr(m, "validate_args")]
     metrics.reset()
@@ -190,7 +190,7 @@ def test_values_are_checked_on_the_first_batch_of_an_epoch_alone():
     for batch in batches(2):
         metrics.update(batch, {})
     still = {type(metric).__name__ for metric in checks if metric.validate_args}
-    assert still == {"MulticlassAUROC", "MulticlassPrecision"}  # as they were given
+    assert still == {"MulticlassAUROC", "MulticlassPrecision"}  # not in check_once
     metrics.reset()
     assert all(metric.validate_args for metric in checks)
 
@@ -206,7 +206,7 @@ def test_training_metrics_keep_no_graph():
 
 
 class Output:
-    """As transformers' models return them: an object with `logits`."""
+    """An object with `logits`, as transformers' models return."""
 
     def __init__(self, logits):
         self.logits = logits
@@ -226,7 +226,7 @@ def test_predictions_and_targets_are_found_in_usual_batches():
         assert target is labels
 
 
-def test_shapes_are_brought_to_what_torchmetrics_expects():
+def test_shapes_are_converted_to_those_of_torchmetrics():
     def shape(preds, target, *, by_name: bool):
         batch = {"labels": target} if by_name else (None, target)
         found, _ = to_preds_and_target(batch, {"model_outputs": preds})
@@ -249,12 +249,12 @@ def test_shapes_are_brought_to_what_torchmetrics_expects():
         ((None, [{"boxes": 1}]), torch.zeros(3)),
     ],
 )
-def test_where_nothing_is_found_the_error_names_the_way_out(batch, outputs):
+def test_the_error_for_unknown_data_names_the_setting(batch, outputs):
     with pytest.raises(TypeError, match="to_preds_and_target"):
         to_preds_and_target(batch, {"model_outputs": outputs})
 
 
-def test_settings_take_one_place_or_both():
+def test_on_accepts_one_phase_or_both():
     assert MetricsPlugin(on="train").settings.on == ["train"]
     assert MetricsPlugin(on=["eval", "train"]).settings.on == ["eval", "train"]
 
@@ -269,6 +269,6 @@ def test_settings_take_one_place_or_both():
         {"metric": ["accuracy"]},
     ],
 )
-def test_wrong_settings_are_refused(wrong):
+def test_wrong_settings_are_an_error(wrong):
     with pytest.raises(ValidationError):
         MetricsPlugin(**wrong)

@@ -1,4 +1,4 @@
-"""Values are those of scikit-learn, for each metric that the README names and more."""
+"""Values equal those of scikit-learn, for each metric in the README and more."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ CHOSEN, SHARES = LOGITS.argmax(1), LOGITS.softmax(1)
 
 
 class Same(nn.Module):
-    """Gives back what it gets, as a model must that has predicted it already."""
+    """Returns its input: the test provides the predictions."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -101,7 +101,7 @@ def test_metrics_of_classes(name, arguments, expected):
     ],
 )
 @pytest.mark.parametrize("kind", [torch.int64, torch.float32])
-def test_metrics_of_two_classes_whatever_numbers_the_loss_wants(name, expected, kind):
+def test_metrics_of_two_classes_with_integer_or_float_targets(name, expected, kind):
     value = evaluated(SCORES, BINARY.to(kind), name, {}, task="binary")
     assert value == pytest.approx(expected(), abs=1e-6)
 
@@ -155,13 +155,13 @@ def test_pixels_of_a_segmentation():
     np.testing.assert_allclose(value, np.mean(expected, axis=0), atol=1e-6)
 
 
-def test_a_curve_within_bounded_memory_comes_close():
+def test_a_curve_with_thresholds_is_close_to_the_exact_one():
     exact = evaluated(SCORES, BINARY, "auroc", {}, task="binary")
     binned = evaluated(SCORES, BINARY, "auroc", {"thresholds": 500}, task="binary")
     assert binned == pytest.approx(exact, abs=5e-3)
 
 
-def test_wrappers_take_the_metric_in_them():
+def test_wrappers_build_the_metric_they_wrap():
     plugin = MetricsPlugin(
         metrics={
             "each": {"class": "ClasswiseWrapper", "metric": {"class": "recall", "average": "none"}},
@@ -179,12 +179,12 @@ def test_wrappers_take_the_metric_in_them():
     assert any(name.endswith("max") for name in values)
 
 
-# -- What is compared -----------------------------------------------------------------------------
+# -- Inputs of metrics ----------------------------------------------------------------------------
 
 
 def fields(metric: dict[str, Any], *pairs: tuple[Any, dict[str, Any]], model=None) -> Any:
-    from pa_metrics.inputs import inputs_for
-    from pa_metrics.names import build_metric
+    from pa_metrics.factory import build_metric
+    from pa_metrics.preds_and_target import inputs_for
 
     built = build_metric(metric.pop("class"), metric, {}, {})
     function = inputs_for(built, model or Same())
@@ -214,7 +214,7 @@ def test_boxes_of_a_detection():
 
 
 @pytest.mark.parametrize("shifts", [False, True])
-def test_perplexity_of_tokens_is_that_of_the_loss(shifts):
+def test_perplexity_equals_that_of_the_loss(shifts):
     logits = torch.randn(3, 7, 11, generator=generator)
     labels = torch.randint(0, 11, (3, 7), generator=generator)
     model = Same()
@@ -241,16 +241,16 @@ def test_texts():
     ("name", "expected"),
     [("retrieval_map", "indexes"), ("bleu_score", "'texts'"), ("perplexity", "of tokens")],
 )
-def test_what_is_missing_is_told(name, expected):
+def test_missing_inputs_are_an_error_that_names_them(name, expected):
     batch, output = (None, BINARY), {"model_outputs": [] if name == "perplexity" else SCORES}
     with pytest.raises(TypeError, match=expected):
         fields({"class": name}, (batch, output))
 
 
-# -- Pictures -------------------------------------------------------------------------------------
+# -- Plots ----------------------------------------------------------------------------------------
 
 
-def test_matrices_curves_and_histories_are_drawn(tmp_path):
+def test_matrices_curves_and_histories_are_plotted(tmp_path):
     pytest.importorskip("matplotlib")
     plugin = MetricsPlugin(
         metrics=["accuracy", "confusion_matrix", "roc", "precision_recall_curve"],
@@ -273,7 +273,7 @@ def test_matrices_curves_and_histories_are_drawn(tmp_path):
         assert path.read_bytes().startswith(b"\x89PNG")
 
 
-def test_an_input_that_does_not_exist_is_told_with_the_nearest():
+def test_an_unknown_input_function_is_an_error_with_the_nearest_name():
     plugin = MetricsPlugin(to_preds_and_target="retreival", **MULTICLASS)
     trainer = Trainer(Same(), None, None, callbacks=(), plugins=[plugin])
     with pytest.raises(ValueError, match="no 'retreival'.*'retrieval'"):

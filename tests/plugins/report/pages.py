@@ -1,4 +1,4 @@
-"""What a page holds, read with Python's own parser, and runs to read pages of."""
+"""Read a report with Python's HTML parser."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ EMPTY = {"meta", "img", "wbr", "path", "circle", "polyline", "rect"}
 
 
 class Page(HTMLParser):
-    """The elements of a page; raises where they aren't nested properly."""
+    """The elements of a page; raises if they aren't nested correctly."""
 
     def __init__(self, file: Path) -> None:
         super().__init__()
@@ -59,7 +59,7 @@ class Page(HTMLParser):
         return next(row for row in self.rows if row and row[0] == name)
 
     def curves(self) -> list[int]:
-        """How many points each curve has."""
+        """The number of points of each curve."""
         return [len((line["points"] or "").split()) for line in self.all("polyline")]
 
 

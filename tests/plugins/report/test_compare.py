@@ -1,4 +1,4 @@
-"""``pa report`` compares reports and training states; ``plot_history`` draws them."""
+"""``pa report`` compares reports and training states; ``plot_history`` plots them."""
 
 import pytest
 from typer.testing import CliRunner
@@ -24,7 +24,7 @@ def pa_report(*arguments):
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
-    """Two reports that differ in seed and batch size, and the states of the second."""
+    """Two reports that differ in seed and batch size, and training states of the second."""
     folder = tmp_path_factory.mktemp("runs")
     train(new_trainer(reported(folder, name="small")), 3)
     save = SaveAt(12, folder / "states" / "update-12")
@@ -33,7 +33,7 @@ def runs(tmp_path_factory):
     return folder
 
 
-def test_two_runs_are_compared_in_one_page(runs, tmp_path):
+def test_two_runs_are_compared_on_one_page(runs, tmp_path):
     result = pa_report(runs / "small.html", runs / "large.html", "-o", tmp_path / "both.html")
     assert result.exit_code == 0, result.output
     assert "Written to" in result.output
@@ -54,7 +54,7 @@ def test_two_runs_are_compared_in_one_page(runs, tmp_path):
     assert [row[1] for row in ranked] == sorted(best, key=best.get)
 
 
-def test_a_state_and_a_folder_of_states_are_runs_too(runs, tmp_path):
+def test_a_training_state_and_a_folder_of_states_can_be_compared(runs, tmp_path):
     state = runs / "states" / "update-12"
     run, newest = read_run(state), read_run(runs / "states")
     assert run.metrics == newest.metrics
@@ -68,12 +68,12 @@ def test_a_state_and_a_folder_of_states_are_runs_too(runs, tmp_path):
     assert Page(tmp_path / "both.html").row("seed") == ["seed", "42", "7"]
 
 
-def test_of_a_single_state_its_report_is_written(runs, tmp_path):
+def test_a_single_training_state_gives_a_report(runs, tmp_path):
     assert pa_report(runs / "states", "-o", tmp_path / "one.html").exit_code == 0
     assert read_run(tmp_path / "one.html").metrics == read_run(runs / "states").metrics
 
 
-def test_runs_of_one_name_are_told_apart(runs, tmp_path):
+def test_runs_with_the_same_name_are_numbered(runs, tmp_path):
     file = runs / "small.html"
     assert pa_report(file, file, "-o", tmp_path / "both.html").exit_code == 0
     assert {"small", "small (2)"} <= set(Page(tmp_path / "both.html").labels)
@@ -87,7 +87,7 @@ def test_a_report_is_never_overwritten_by_its_comparison(runs):
     assert (runs / "small.html").read_text() == before
 
 
-def test_what_is_no_run_is_told(runs, tmp_path):
+def test_a_path_that_is_not_a_run_is_an_error(runs, tmp_path):
     (tmp_path / "page.html").write_text("<p>hello</p>")
     (tmp_path / "broken.html").write_text('<script id="pa-report-run">{"format": 1}</script>')
     hostile = '{"format": 1, "name": 7, "progress": {"epochs": "<b>"}}'
@@ -97,18 +97,18 @@ def test_what_is_no_run_is_told(runs, tmp_path):
     (tmp_path / "damaged" / "manifest.json").write_text("{}")
     for name, message in {
         "absent": "There is no report or training state at",
-        "page.html": "is no report of one run",
-        "broken.html": "can't be read: it describes no run",
-        "hostile.html": "can't be read: it describes no run: name: Input should be a valid string",
-        "empty": "holds no training state",
+        "page.html": "is not the report of a run",
+        "broken.html": "Can't read the data in .*: not a valid run",
+        "hostile.html": "not a valid run: name: Input should be a valid string",
+        "empty": "contains no training state",
         "damaged": "damaged",
     }.items():
         with pytest.raises(ReportError, match=message):
             read_run(tmp_path / name)
-    assert issubclass(ReportError, PaCoreError)  # which `pa` tells in words
+    assert issubclass(ReportError, PaCoreError)  # `pa` prints these without a traceback
 
 
-def test_the_command_is_one_of_pa():
+def test_pa_has_the_command_report():
     import typer
 
     pa = typer.Typer()
@@ -118,7 +118,7 @@ def test_the_command_is_one_of_pa():
     assert "Compare runs in one HTML file" in result.output
 
 
-def test_a_history_is_drawn_for_notebooks(runs, tmp_path):
+def test_a_history_is_plotted_for_notebooks(runs, tmp_path):
     pytest.importorskip("matplotlib")
     trainer = train(new_trainer(), 3)
     figure = plot_history(trainer.run_history, save_to=tmp_path / "history.png")
@@ -132,7 +132,7 @@ def test_a_history_is_drawn_for_notebooks(runs, tmp_path):
     assert figure._repr_png_().startswith(b"\x89PNG")
 
 
-def test_metrics_of_a_path_are_chosen_by_name(runs):
+def test_metrics_of_a_report_are_chosen_by_name(runs):
     pytest.importorskip("matplotlib")
     figure = plot_history(runs / "small.html", ["eval_loss_epoch"])
     assert [len(axes.lines) for axes in figure.axes] == [1]

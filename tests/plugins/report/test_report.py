@@ -1,4 +1,4 @@
-"""A run's page: what is on it, that it loads nothing, and that it is there on every way out."""
+"""A run's report: its content, that it loads nothing, and that it is written however a run ends."""
 
 import json
 import math
@@ -13,7 +13,7 @@ import pa_report.plugin
 from pa_core import Trainer, hookimpl
 from pa_core.callbacks import ProfileCallback
 from pa_report import ReportPlugin, read_run
-from pa_report.run import Point, Run, thin
+from pa_report.run import Point, Run, downsample
 from tests.helpers import tiny_data
 from tests.plugins.report.pages import Page, reported
 from tests.plugins.tracking.runs import Fail, SaveAt, new_trainer, train
@@ -41,7 +41,7 @@ def test_a_page_has_the_runs_curves_values_and_settings(tmp_path):
     assert page.row("optimizer_settings.0.lr")[1] == "0.1"
     assert page.row("torch")[1] == metadata.version("torch")
     assert page.row("ReportPlugin")[1]
-    assert page.row("in all")[2] == "100 %"
+    assert page.row("total")[2] == "100 %"
 
 
 def test_a_page_loads_nothing_and_is_in_one_file(tmp_path):
@@ -58,7 +58,7 @@ def test_a_page_loads_nothing_and_is_in_one_file(tmp_path):
     assert policy.startswith("default-src 'none'")
 
 
-def test_the_drawings_are_well_formed_and_told_in_words(tmp_path):
+def test_charts_are_well_formed_and_have_a_description(tmp_path):
     train(new_trainer(reported(tmp_path)), 2)
     text = Page(tmp_path / "run.html").text
     drawings = [f"<svg{part.partition('</svg>')[0]}</svg>" for part in text.split("<svg")[1:]]
@@ -110,7 +110,7 @@ def test_the_file_holds_the_run_as_strict_json(tmp_path):
             trainer.run_history.update_metric(
                 "odd", math.nan if trainer.updates < 12 else -math.inf
             )
-            trainer.run_history.update_metric("text", "no number")
+            trainer.run_history.update_metric("text", "not a number")
 
     trainer = train(new_trainer(Odd(), reported(tmp_path)), 3)
     page = Page(tmp_path / "run.html")
@@ -125,7 +125,7 @@ def test_the_file_holds_the_run_as_strict_json(tmp_path):
     assert curve(run, "eval_loss_epoch") == recorded
     assert math.isnan(run.metrics["odd"][0].value)
     assert run.metrics["odd"][2].value == -math.inf
-    assert "odd 3 values are no number" in page.headings
+    assert "odd 3 NaN or infinite" in page.headings
     assert run.progress["updates"] == 18
 
 
@@ -142,7 +142,7 @@ def test_a_run_that_ends_by_an_exception_has_its_report(error, status, tmp_path)
     assert Page(tmp_path / "run.html").headings[0] == "run"
 
 
-def test_a_run_that_is_stopped_says_why(tmp_path):
+def test_a_stopped_run_has_its_reason(tmp_path):
     class Stop:
         @hookimpl
         def on_optimizer_step_end(self, trainer):
@@ -153,7 +153,7 @@ def test_a_run_that_is_stopped_says_why(tmp_path):
     assert (run.status, run.reason) == ("stopped", "enough")
 
 
-def test_a_resumed_run_goes_on_with_its_curves_in_the_same_file(tmp_path):
+def test_a_resumed_run_continues_its_curves_in_the_same_file(tmp_path):
     state, folder = tmp_path / "state", tmp_path / "reports"
     settings = {"name": None, "every": "2 updates"}
     train(new_trainer(reported(tmp_path / "whole", every="2 updates")))
@@ -172,7 +172,7 @@ def test_a_resumed_run_goes_on_with_its_curves_in_the_same_file(tmp_path):
     assert [point.update for point in resumed.measures["samples_per_second"]] == [6, 12, 18]
 
 
-def test_runs_without_a_name_of_their_own_never_share_a_file(tmp_path, monkeypatch):
+def test_runs_without_a_name_never_share_a_file(tmp_path, monkeypatch):
     monkeypatch.setattr("pa_report.plugin.time.strftime", lambda text: "2030-01-01 10:00:00")
     trainer = new_trainer(reported(tmp_path, name=None))
     train(trainer, 1)
@@ -182,10 +182,10 @@ def test_runs_without_a_name_of_their_own_never_share_a_file(tmp_path, monkeypat
     assert read_run(tmp_path / names[0]).progress["updates"] == 12
 
 
-def test_evaluate_after_the_run_is_on_its_page(tmp_path):
+def test_evaluate_after_the_run_is_in_its_report(tmp_path):
     trainer = new_trainer(reported(tmp_path))
     trainer.evaluate(tiny_data())
-    assert not list(tmp_path.iterdir())  # there was no run yet
+    assert not list(tmp_path.iterdir())  # no run yet
     train(trainer, 2)
     times = read_run(tmp_path / "run.html").times
     loss = trainer.evaluate(tiny_data(9))["evaluation_loss"]
@@ -194,7 +194,7 @@ def test_evaluate_after_the_run_is_on_its_page(tmp_path):
     assert run.times == times
 
 
-def test_a_run_that_goes_on_has_a_page_already(tmp_path, monkeypatch):
+def test_a_report_is_written_during_the_run(tmp_path, monkeypatch):
     monkeypatch.setattr(pa_report.plugin, "WRITE_SECONDS", 0.0)
     seen = []
 
@@ -210,7 +210,7 @@ def test_a_run_that_goes_on_has_a_page_already(tmp_path, monkeypatch):
 
 def test_a_page_that_cannot_be_written_is_a_warning(tmp_path):
     (tmp_path / "taken").write_text("")
-    with pytest.warns(UserWarning, match="can't be written"):
+    with pytest.warns(UserWarning, match="Can't write the report"):
         trainer = train(new_trainer(reported(tmp_path / "taken")), 1)
     assert trainer.updates == 6
 
@@ -229,7 +229,7 @@ def test_only_the_main_process_writes(tmp_path):
 
 def test_throughput_and_times_leave_evaluations_out(tmp_path, monkeypatch):
     now = [0.0]
-    monkeypatch.setattr("pa_report.measures.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("pa_report.measurements.time.monotonic", lambda: now[0])
 
     class Clock:
         @hookimpl
@@ -246,8 +246,8 @@ def test_throughput_and_times_leave_evaluations_out(tmp_path, monkeypatch):
     assert run.times == {"training": 6.0, "evaluation": 1200.0}
 
 
-def test_the_learning_rate_is_the_one_of_each_update_and_bounded_in_number(tmp_path, monkeypatch):
-    monkeypatch.setattr("pa_report.measures.MOST_RATES", 8)
+def test_learning_rates_are_those_of_updates_and_limited_in_number(tmp_path, monkeypatch):
+    monkeypatch.setattr("pa_report.measurements.MAX_RATES", 8)
 
     def halve(optimizer):
         return torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.5)
@@ -259,7 +259,7 @@ def test_the_learning_rate_is_the_one_of_each_update_and_bounded_in_number(tmp_p
     ]
 
 
-def test_learning_rates_that_are_tensors_are_read_when_they_are_written(tmp_path):
+def test_learning_rates_that_are_tensors_are_read_when_written(tmp_path):
     def halve(optimizer):
         return torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.5)
 
@@ -289,7 +289,7 @@ def test_figures_and_matrices_are_on_the_page(tmp_path):
 
     train(new_trainer(Show(), reported(tmp_path)), 2)
     page = Page(tmp_path / "run.html")
-    assert [image["alt"] for image in page.all("img")] == ["roc"]  # the matrix is drawn once
+    assert [image["alt"] for image in page.all("img")] == ["roc"]  # the page draws the matrix
     assert page.all("img")[0]["src"].startswith("data:image/svg+xml;base64,")
     assert len(page.all("rect")) == 9
     assert "row 1, column 0: 2" in page.text
@@ -347,24 +347,24 @@ def test_settings_that_look_like_secrets_are_left_out(tmp_path):
     assert "hidden" not in page.text
 
 
-def test_a_long_curve_is_thinned_and_keeps_what_counts():
+def test_a_long_curve_is_downsampled_and_keeps_its_extremes():
     points = [Point(1, n, n, n, math.sin(n / 500)) for n in range(20_000)]
     points[7777] = points[7777]._replace(value=9.0)
     points[12_345] = points[12_345]._replace(value=math.nan)
-    kept = thin(points)
+    kept = downsample(points)
     assert len(kept) <= 1000
     assert (kept[0], kept[-1]) == (points[0], points[-1])
     assert points[7777] in kept
     assert any(math.isnan(point.value) for point in kept)
     assert [point.update for point in kept] == sorted(point.update for point in kept)
-    assert thin(points[:1000]) == points[:1000]
+    assert downsample(points[:1000]) == points[:1000]
 
 
 @pytest.mark.parametrize(
     ("settings", "message"),
-    [({"name": "a/b"}, "can name a file"), ({"every": "2 weeks"}, "no duration")],
+    [({"name": "a/b"}, "valid file name"), ({"every": "2 weeks"}, "no duration")],
 )
-def test_wrong_settings_are_told_with_what_is_right(settings, message):
+def test_errors_of_settings_say_what_is_expected(settings, message):
     with pytest.raises(ValueError, match=message):
         ReportPlugin(**settings)
 
@@ -372,7 +372,7 @@ def test_wrong_settings_are_told_with_what_is_right(settings, message):
 def test_a_run_of_another_format_is_refused():
     with pytest.raises(ValueError, match="format 1"):
         Run.from_json('{"format": 2, "name": "x"}')
-    with pytest.raises(ValueError, match="describes no run"):
+    with pytest.raises(ValueError, match="not a valid run"):
         Run.from_json('{"format": 1, "name": "x", "colour": "red"}')
 
 
@@ -380,7 +380,7 @@ ROOT = Path(__file__).parents[3]
 
 
 @pytest.mark.parametrize("page", ["docs/report.md", "plugins/report/README.md"])
-def test_the_table_of_settings_is_that_of_the_code(page):
+def test_the_documented_settings_match_the_code(page):
     from pa_report import ReportSettings
 
     text = (ROOT / page).read_text().partition("| key | default | meaning |\n")[2]

@@ -1,4 +1,4 @@
-"""Runs that are tracked on whatever processes there are, one of them resumed."""
+"""Tracked runs on one or more processes, one of them resumed."""
 
 import os
 import sys

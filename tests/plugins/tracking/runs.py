@@ -1,4 +1,4 @@
-"""Runs that are tracked, and what reads back what was written."""
+"""Tracked runs, and readers for their files."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from pa_tracking import TrackingPlugin
 from tests.helpers import tiny_data, tiny_model
 
 VARYING = {"seconds", "samples_per_second", "updates_per_second", "memory_gib"}
-"""What two runs that are otherwise equal differ in."""
+"""Values that differ between two equal runs."""
 
 BATCH = 8
-UPDATES = 6  # an epoch's
+UPDATES = 6  # per epoch
 
 
 class SaveAt:
@@ -92,7 +92,7 @@ def description(folder: Path, name: str = "run") -> dict[str, Any]:
 
 
 def points(found: list[dict[str, Any]]) -> list[tuple[str, int, Any]]:
-    """Each value with its name and update, but for what differs from run to run."""
+    """Each value with its name and update, without those that vary between runs."""
     return sorted(
         (name, int(row["update"]), value)
         for row in found
@@ -102,7 +102,7 @@ def points(found: list[dict[str, Any]]) -> list[tuple[str, int, Any]]:
 
 
 def recorded(trainer: Trainer) -> list[tuple[str, int, Any]]:
-    """All that a run's history holds, in the same form."""
+    """The records of a run's history, in the same form."""
     return sorted((r["metric"], r["update"], r["value"]) for r in trainer.run_history.records)
 
 

@@ -1,4 +1,4 @@
-"""The pages show the settings that there are."""
+"""The documentation matches the settings."""
 
 import re
 from pathlib import Path
@@ -25,12 +25,12 @@ def row(key):
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_the_table_of_settings_is_that_of_the_code(page):
+def test_the_documented_settings_match_the_code(page):
     text = page.read_text().partition("| key | default | meaning |\n")[2].partition("\n\n")[0]
     assert text.splitlines()[1:] == [row(key) for key in TrackingSettings.model_fields]
 
 
-def test_the_page_has_each_service_and_what_can_be_logged():
+def test_the_page_lists_each_service_and_each_topic():
     text = PAGES[0].read_text()
     services = text.partition("## Services")[2].partition("\n\n`offline")[0]
     shown = [

@@ -1,4 +1,4 @@
-"""Several processes are one run, with the records of one process."""
+"""Several processes log one run, with the same records as one process."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def run(folder: Path, processes: int | None = None) -> Path:
     return folder
 
 
-def test_two_processes_are_one_run_with_the_records_of_one(tmp_path):
+def test_two_processes_log_one_run_with_the_records_of_one(tmp_path):
     one = run(tmp_path / "one")
     two = run(tmp_path / "two", 2)
     assert len(list(two.glob("done-*"))) == 2

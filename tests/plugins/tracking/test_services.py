@@ -1,4 +1,4 @@
-"""Runs in TensorBoard, MLflow and W&B, read back from what these have written."""
+"""Runs in TensorBoard, MLflow and W&B, read back from their files."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ PLACE = {"epoch", "samples", "seconds", "samples_per_second", "updates_per_secon
 
 
 class ShowSamples:
-    """Hands over a picture after each epoch."""
+    """Logs images after each epoch."""
 
     @hookimpl
     def on_train_epoch_end(self, trainer):
@@ -44,7 +44,7 @@ class ShowSamples:
 
 
 def as_sent(trainer):
-    """The history's numbers, in the precision that event files have."""
+    """The history's numbers in the precision of event files."""
     return sorted((name, update, np.float32(value)) for name, update, value in recorded(trainer))
 
 
@@ -66,7 +66,7 @@ def board():
 
 
 @pytest.mark.usefixtures("board")
-def test_tensorboard_has_the_history_the_settings_and_the_pictures(tmp_path):
+def test_tensorboard_has_the_history_the_settings_and_the_images(tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
     from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
@@ -118,7 +118,7 @@ def test_a_resumed_run_is_one_curve_in_tensorboard(saved_at, tmp_path):
 
 
 @pytest.mark.usefixtures("board")
-def test_what_a_deleted_run_has_sent_is_not_taken_for_another_ones(tmp_path, monkeypatch):
+def test_receipts_of_a_deleted_run_do_not_count_for_a_new_one(tmp_path, monkeypatch):
     plugin = {"service": "tensorboard", "every": 2}
     train(new_trainer(tracked(tmp_path, **plugin)), 2)
     shutil.rmtree(tmp_path / "pa-core")
@@ -133,7 +133,7 @@ def test_what_a_deleted_run_has_sent_is_not_taken_for_another_ones(tmp_path, mon
 
 
 @pytest.mark.usefixtures("board")
-def test_two_runs_of_one_name_are_two_in_tensorboard(tmp_path):
+def test_two_runs_with_the_same_name_have_two_folders_in_tensorboard(tmp_path):
     for _ in range(2):
         train(new_trainer(tracked(tmp_path, service="tensorboard")), 1)
     assert sorted(path.name for path in (tmp_path / "pa-core").iterdir()) == ["run", "run-2"]
@@ -143,7 +143,7 @@ def test_two_runs_of_one_name_are_two_in_tensorboard(tmp_path):
 
 
 class Mlflow:
-    """What MLflow's client finds in a folder of its files."""
+    """A folder of MLflow's files, read by its client."""
 
     def __init__(self, folder: Path) -> None:
         from mlflow import MlflowClient
@@ -166,7 +166,7 @@ class Mlflow:
 
 @pytest.fixture
 def mlflow(monkeypatch, tmp_path):
-    """MLflow, which this machine has set nothing of."""
+    """MLflow without settings of this machine."""
     module = pytest.importorskip("mlflow")
     for name in ("MLFLOW_TRACKING_URI", "MLFLOW_EXPERIMENT_NAME", "MLFLOW_RUN_ID", "MLFLOW_TAGS"):
         monkeypatch.delenv(name, raising=False)
@@ -181,7 +181,7 @@ def read(folder, monkeypatch):
 
 
 @pytest.mark.usefixtures("mlflow")
-def test_mlflow_has_the_history_the_settings_and_the_pictures(tmp_path, monkeypatch):
+def test_mlflow_has_the_history_the_settings_and_the_images(tmp_path, monkeypatch):
     plugin = tracked(tmp_path, service="mlflow", every=2, tags=["first"])
     trainer = train(new_trainer(ShowSamples(), plugin), 2)
     trainer.evaluate(tiny_data(9))
@@ -202,7 +202,7 @@ def test_mlflow_has_the_history_the_settings_and_the_pictures(tmp_path, monkeypa
 @pytest.mark.parametrize(
     ("error", "status"), [(RuntimeError("no"), "FAILED"), (KeyboardInterrupt(), "KILLED")]
 )
-def test_mlflow_is_told_of_a_run_that_fails_and_goes_on_with_it(
+def test_mlflow_has_the_status_of_a_failed_run_and_continues_it(
     error, status, tmp_path, monkeypatch
 ):
     def plugin():
@@ -221,7 +221,7 @@ def test_mlflow_is_told_of_a_run_that_fails_and_goes_on_with_it(
     assert found.points(run) == recorded(trainer)
 
 
-def test_mlflows_own_settings_are_those_of_before(mlflow, tmp_path, monkeypatch):
+def test_mlflows_own_settings_are_restored(mlflow, tmp_path, monkeypatch):
     theirs = (tmp_path / "theirs").as_uri()
     monkeypatch.setenv("MLFLOW_TRACKING_URI", theirs)
     monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
@@ -234,12 +234,12 @@ def test_mlflows_own_settings_are_those_of_before(mlflow, tmp_path, monkeypatch)
     mlflow.set_tracking_uri(None)
 
 
-def test_a_run_of_the_users_own_is_in_the_way_and_told(mlflow, tmp_path, monkeypatch):
+def test_an_active_run_of_the_user_is_a_warning(mlflow, tmp_path, monkeypatch):
     monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
     mlflow.set_tracking_uri(tmp_path / "theirs")
     mlflow.start_run()
     try:
-        with pytest.warns(UserWarning, match="'mlflow' has failed.*already active"):
+        with pytest.warns(UserWarning, match="'mlflow' failed.*already active"):
             trainer = train(new_trainer(tracked(tmp_path, service="mlflow")), 1)
         assert mlflow.active_run() is not None
     finally:
@@ -252,7 +252,7 @@ def test_a_run_of_the_users_own_is_in_the_way_and_told(mlflow, tmp_path, monkeyp
 
 
 def wandb_records(file: Path):
-    """The records of an offline run: W&B's file is LevelDB's log, behind seven bytes of its own."""
+    """The records of an offline run: a LevelDB log after a header of seven bytes."""
     from wandb.proto import wandb_internal_pb2
 
     data, position, block, parts = file.read_bytes(), 7, 32768, b""
@@ -279,7 +279,7 @@ def wandb_rows(file: Path):
 
 
 @pytest.mark.slow
-def test_wandb_has_the_history_offline_and_what_a_resumed_run_adds(tmp_path):
+def test_wandb_has_the_history_offline_and_that_of_a_resumed_run(tmp_path):
     pytest.importorskip("wandb")
     script = Path(__file__).with_name("wandb_run.py")
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}

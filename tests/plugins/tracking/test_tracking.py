@@ -1,4 +1,4 @@
-"""What is sent, when, and once only: through interruptions, failures and evaluations."""
+"""Records are sent once, at the right time, across interruptions, failures and evaluations."""
 
 from types import SimpleNamespace
 
@@ -11,7 +11,7 @@ from pa_core import Trainer, hookimpl
 from pa_core.builtins.step_evaluation import StepBasedEvaluationCallback
 from pa_core.tracking import RunHistory
 from pa_tracking import TrackingPlugin
-from pa_tracking.measures import gradient_norm
+from pa_tracking.measurements import gradient_norm
 from tests.helpers import tiny_data
 from tests.plugins.tracking.runs import (
     UPDATES,
@@ -32,7 +32,7 @@ MEASURED = {"learning_rate", "gradient_norm"}
 
 
 def sent(folder, name="run"):
-    """What was sent of the history."""
+    """The history's records that were sent."""
     return [point for point in points(rows(folder, name)) if point[0] not in MEASURED]
 
 
@@ -64,7 +64,7 @@ def test_an_update_is_one_row(tmp_path):
     assert [row["samples"] for row in rows(tmp_path)][:2] == [24, 44]
 
 
-def test_by_default_there_is_a_row_for_each_epoch(tmp_path):
+def test_by_default_there_is_one_row_per_epoch(tmp_path):
     train(new_trainer(tracked(tmp_path)))
     assert [row["update"] for row in rows(tmp_path)] == [6, 12, 18]
     expected = {"train_loss_epoch", "eval_loss_epoch", *VARYING, *MEASURED}
@@ -73,7 +73,7 @@ def test_by_default_there_is_a_row_for_each_epoch(tmp_path):
 
 @pytest.mark.parametrize("service", ["csv", "jsonl"])
 @pytest.mark.parametrize("saved_at", [4, 6, 9])
-def test_a_resumed_run_is_the_uninterrupted_one(service, saved_at, tmp_path):
+def test_a_resumed_run_equals_the_uninterrupted_one(service, saved_at, tmp_path):
     read = {"csv": table, "jsonl": rows}[service]
     settings = {"service": service, "every": 2}
     train(new_trainer(tracked(tmp_path / "whole", **settings)))
@@ -82,7 +82,7 @@ def test_a_resumed_run_is_the_uninterrupted_one(service, saved_at, tmp_path):
     with pytest.raises(RuntimeError, match="the power is off"):
         train(new_trainer(SaveAt(saved_at, state), Fail(13), tracked(folder, **settings)))
     assert description(folder)["status"] == "failed"
-    assert read(folder)[-1]["update"] == 12  # more than the state knows
+    assert read(folder)[-1]["update"] == 12  # later than the training state
     train(new_trainer(SaveAt(0, state), Fail(-1), tracked(folder, **settings)), resume_from=state)
     assert points(read(folder)) == points(read(tmp_path / "whole"))
     assert [row["update"] for row in read(folder)] == [2, 4, 6, 8, 10, 12, 14, 16, 18]
@@ -90,7 +90,7 @@ def test_a_resumed_run_is_the_uninterrupted_one(service, saved_at, tmp_path):
     assert description(folder)["status"] == "finished"
 
 
-def test_a_run_that_is_resumed_under_another_name_has_all_from_the_beginning(tmp_path):
+def test_a_run_resumed_under_another_name_has_all_records(tmp_path):
     state = tmp_path / "state"
     with pytest.raises(RuntimeError, match="the power is off"):
         train(new_trainer(SaveAt(8, state), Fail(10), tracked(tmp_path, run_name="first")))
@@ -100,7 +100,7 @@ def test_a_run_that_is_resumed_under_another_name_has_all_from_the_beginning(tmp
     assert sent(tmp_path, "second") == history_of(trainer)
 
 
-def test_each_run_of_a_trainer_has_a_file_of_its_own(tmp_path):
+def test_each_run_of_a_trainer_has_its_own_file(tmp_path):
     trainer = new_trainer(tracked(tmp_path))
     train(trainer, 1)
     train(trainer, 1, reset_run_history=False)
@@ -108,7 +108,7 @@ def test_each_run_of_a_trainer_has_a_file_of_its_own(tmp_path):
     assert [row["epoch"] for row in rows(tmp_path, "run-2")] == [2]
 
 
-def test_evaluate_goes_on_with_the_run_that_was_trained(tmp_path):
+def test_evaluate_continues_the_training_run(tmp_path):
     trainer = train(new_trainer(tracked(tmp_path)), 1)
     trainer.evaluate(tiny_data(9))
     loss = trainer.evaluate(tiny_data(7))["evaluation_loss"]
@@ -126,13 +126,13 @@ def test_evaluate_alone_is_a_run(tmp_path):
     assert description(tmp_path)["status"] == "finished"
 
 
-def test_evaluating_a_state_goes_on_with_its_run(tmp_path):
+def test_evaluating_a_training_state_continues_its_run(tmp_path):
     state = tmp_path / "state"
     train(new_trainer(SaveAt(4, state), tracked(tmp_path)), 1)
     trainer = new_trainer(SaveAt(0, state), tracked(tmp_path))
     trainer.load_training_state(state)
     trainer.evaluate(tiny_data())
-    assert [row["update"] for row in rows(tmp_path)] == [4]  # what came after it was dropped
+    assert [row["update"] for row in rows(tmp_path)] == [4]  # later rows were dropped
 
 
 def test_evaluate_within_a_run_is_sent_with_it(tmp_path):
@@ -149,14 +149,14 @@ def test_evaluate_within_a_run_is_sent_with_it(tmp_path):
 @pytest.mark.parametrize(
     ("error", "status"), [(RuntimeError("no"), "failed"), (KeyboardInterrupt(), "killed")]
 )
-def test_the_run_is_closed_on_every_way_out(error, status, tmp_path):
+def test_the_run_is_closed_after_an_exception(error, status, tmp_path):
     with pytest.raises(type(error)):
         train(new_trainer(Fail(4, error), tracked(tmp_path, every=2)))
     assert description(tmp_path)["status"] == status
     assert [row["update"] for row in rows(tmp_path)] == [2, 4]
 
 
-def test_a_run_that_is_stopped_is_finished(tmp_path):
+def test_a_stopped_run_is_finished(tmp_path):
     class Stop:
         @hookimpl
         def on_optimizer_step_end(self, trainer):
@@ -167,7 +167,7 @@ def test_a_run_that_is_stopped_is_finished(tmp_path):
     assert [row["update"] for row in rows(tmp_path)] == [1]
 
 
-# -- What is measured -----------------------------------------------------------------------------
+# -- Measurements ---------------------------------------------------------------------------------
 
 
 def test_learning_rates_are_named_after_their_groups(tmp_path):
@@ -182,7 +182,7 @@ def test_learning_rates_are_named_after_their_groups(tmp_path):
 
 
 @pytest.mark.parametrize("accumulation", [1, 2])
-def test_the_gradient_norm_is_the_one_that_clipping_finds(accumulation, tmp_path):
+def test_the_gradient_norm_equals_that_of_clipping(accumulation, tmp_path):
     norms = {}
     for name, clip in {"clipped": 1e9, "computed": None}.items():
         plugin = tracked(tmp_path / name, every=1)
@@ -194,7 +194,7 @@ def test_the_gradient_norm_is_the_one_that_clipping_finds(accumulation, tmp_path
 
 
 @pytest.mark.parametrize("clip_value", [None, 1e9])
-def test_the_gradient_norm_is_free_of_the_scale_that_half_precision_needs(clip_value):
+def test_the_gradient_norm_is_unscaled_under_a_gradient_scaler(clip_value):
     scaler = torch.amp.GradScaler("cpu", init_scale=8.0)
     model = torch.nn.Linear(2, 1)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
@@ -213,7 +213,7 @@ def _half(model, optimizer, scaler, clip_value):
     return SimpleNamespace(optimizer=optimizer, run_config=config, _accelerator=accelerator)
 
 
-def test_the_norm_of_an_epoch_is_its_last_updates(tmp_path):
+def test_the_gradient_norm_of_an_epoch_is_that_of_its_last_update(tmp_path):
     train(new_trainer(tracked(tmp_path / "every", every=1)), 2)
     train(new_trainer(tracked(tmp_path / "epoch")), 2)
     every = {row["update"]: row["gradient_norm"] for row in rows(tmp_path / "every")}
@@ -221,9 +221,9 @@ def test_the_norm_of_an_epoch_is_its_last_updates(tmp_path):
     assert found == {6: every[6], 12: every[12]}
 
 
-def test_throughput_leaves_evaluations_out(tmp_path, monkeypatch):
+def test_throughput_excludes_evaluations(tmp_path, monkeypatch):
     now = [0.0]
-    monkeypatch.setattr("pa_tracking.measures.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("pa_tracking.measurements.time.monotonic", lambda: now[0])
 
     class Clock:
         @hookimpl
@@ -241,7 +241,7 @@ def test_throughput_leaves_evaluations_out(tmp_path, monkeypatch):
             assert row["samples_per_second"] == 44 / 3
 
 
-def test_only_what_is_asked_for_is_measured(tmp_path):
+def test_only_the_requested_values_are_measured(tmp_path):
     train(new_trainer(tracked(tmp_path, log=["memory"])), 1)
     (row,) = rows(tmp_path)
     assert not row.keys() & (MEASURED | {"samples_per_second"})
@@ -250,7 +250,7 @@ def test_only_what_is_asked_for_is_measured(tmp_path):
 
 
 class Count(TorchDispatchMode):
-    """Counts the values that are read, for which a device is waited, and the norms."""
+    """Counts reads of values, which synchronise with a device, and norms."""
 
     reads = norms = 0
 
@@ -260,7 +260,7 @@ class Count(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def test_no_step_reads_a_value_or_takes_a_norm_but_those_that_are_sent(tmp_path):
+def test_values_and_norms_are_read_only_in_steps_that_are_sent(tmp_path):
     counts = []
     for plugins in ([], [tracked(tmp_path / "a")], [tracked(tmp_path / "b", every=2)]):
         with Count() as mode:
@@ -271,7 +271,7 @@ def test_no_step_reads_a_value_or_takes_a_norm_but_those_that_are_sent(tmp_path)
     assert often[1] == 9
 
 
-def test_the_configuration_says_which_run_it_was_and_no_secrets(tmp_path):
+def test_the_configuration_describes_the_run_without_secrets(tmp_path):
     file = tmp_path / "pyproject.toml"
     file.write_text(
         f'[tool.pa-core]\nplugins = ["tracking:own", "{tmp_path}/hook.py"]\n'
@@ -301,7 +301,7 @@ def test_the_configuration_says_which_run_it_was_and_no_secrets(tmp_path):
     assert "hidden" not in str(found)
 
 
-def test_several_services_have_a_run_each(tmp_path):
+def test_several_services_have_one_run_each(tmp_path):
     plugins = [tracked(tmp_path, service=service, every=3) for service in ("csv", "jsonl")]
     trainer = train(new_trainer(*plugins), 2)
     assert [row["update"] for row in table(tmp_path, "run")] == [3, 6, 9, 12]
@@ -312,8 +312,8 @@ def test_several_services_have_a_run_each(tmp_path):
 
 
 def break_writes(monkeypatch, times):
-    """Let writing fail so many times, as on a full disk."""
-    from pa_tracking.files import JsonLinesFile
+    """Let the first writes fail, as on a full disk."""
+    from pa_tracking.file_services import JsonLinesFile
 
     write, left = JsonLinesFile._write, [times]
 
@@ -326,7 +326,7 @@ def break_writes(monkeypatch, times):
     monkeypatch.setattr(JsonLinesFile, "_write", failing)
 
 
-def test_a_failing_service_warns_once_and_gets_all_when_it_is_back(tmp_path, monkeypatch):
+def test_a_failing_service_warns_once_and_gets_all_records_later(tmp_path, monkeypatch):
     break_writes(monkeypatch, 2)
     with pytest.warns(UserWarning, match="OSError: no space left on device") as caught:
         trainer = train(new_trainer(tracked(tmp_path, every=2)))
@@ -334,18 +334,18 @@ def test_a_failing_service_warns_once_and_gets_all_when_it_is_back(tmp_path, mon
     assert sent(tmp_path) == history_of(trainer)
 
 
-def test_what_was_never_sent_is_told(tmp_path, monkeypatch):
+def test_unsent_records_are_reported(tmp_path, monkeypatch):
     break_writes(monkeypatch, 1000)
     trainer = new_trainer(tracked(tmp_path))
     with (
-        pytest.warns(UserWarning, match="'jsonl' has failed"),
-        pytest.warns(UserWarning, match="3 records were never sent to jsonl"),
+        pytest.warns(UserWarning, match="'jsonl' failed"),
+        pytest.warns(UserWarning, match="3 records were not sent to jsonl"),
     ):
         train(trainer, 1)
     assert len(list(trainer.run_history.get_metric_names())) == 2
 
 
-def test_a_failing_service_stops_the_run_where_that_is_wanted(tmp_path, monkeypatch):
+def test_a_failing_service_stops_the_run_with_on_error_stop(tmp_path, monkeypatch):
     break_writes(monkeypatch, 1)
     trainer = train(new_trainer(tracked(tmp_path, every=2, on_error="stop")))
     assert "no space left on device" in trainer.stop_reason
@@ -355,13 +355,13 @@ def test_a_failing_service_stops_the_run_where_that_is_wanted(tmp_path, monkeypa
 
 def test_a_service_that_cannot_be_opened_does_not_end_the_run(tmp_path):
     (tmp_path / "taken").write_text("")
-    with pytest.warns(UserWarning, match="'jsonl' has failed") as caught:
+    with pytest.warns(UserWarning, match="'jsonl' failed") as caught:
         trainer = train(new_trainer(tracked(tmp_path / "taken")))
     assert trainer.updates == 18
     assert len(caught) == 1
 
 
-def test_a_missing_package_is_told_before_anything_happens(tmp_path, monkeypatch):
+def test_a_missing_package_is_an_error_before_training(tmp_path, monkeypatch):
     monkeypatch.setattr("pa_tracking.settings.find_spec", lambda name: None)
     trainer = new_trainer(tracked(tmp_path, service="comet_ml"))
     for run in (lambda: train(trainer), lambda: trainer.evaluate(tiny_data())):
@@ -375,18 +375,18 @@ def test_a_missing_package_is_told_before_anything_happens(tmp_path, monkeypatch
     [
         ({"service": "tensorbord"}, "tensorboard"),
         ({"options": {"api_key": "x"}}, "WANDB_API_KEY"),
-        ({"run_name": "a/b"}, "can name a folder"),
+        ({"run_name": "a/b"}, "valid folder name"),
         ({"every": "2 weeks"}, "no duration"),
         ({"log": ["lr"]}, "learning_rates"),
     ],
 )
-def test_wrong_settings_are_told_with_what_is_right(settings, message):
+def test_errors_of_settings_say_what_is_expected(settings, message):
     with pytest.raises(ValueError, match=message):
         TrackingPlugin(**settings)
 
 
 class LastValues(RunHistory):
-    """A history of somebody's own, which has values and no records."""
+    """A custom history that keeps values but no records."""
 
     def __init__(self):
         self.values, self.epoch = {}, 1
@@ -422,14 +422,14 @@ class LastValues(RunHistory):
         self.__init__()
 
 
-def test_a_history_that_keeps_no_places_is_sent_with_the_update_of_now(tmp_path):
+def test_a_history_without_records_is_sent_with_the_current_update(tmp_path):
     trainer = train(new_trainer(tracked(tmp_path), run_history=LastValues()), 2)
     losses = trainer.run_history.get_metric_values("train_loss_epoch")
     found = [(u, value) for name, u, value in sent(tmp_path) if name == "train_loss_epoch"]
     assert found == list(zip([6, 12], losses, strict=True))
 
 
-def test_a_metric_that_is_deleted_and_recorded_again_is_sent_again(tmp_path):
+def test_a_metric_deleted_and_recorded_again_is_sent_again(tmp_path):
     class Forget:
         @hookimpl
         def on_train_epoch_start(self, trainer):
@@ -444,10 +444,10 @@ def test_a_metric_that_is_deleted_and_recorded_again_is_sent_again(tmp_path):
     ]
 
 
-# -- Pictures -------------------------------------------------------------------------------------
+# -- Images ---------------------------------------------------------------------------------------
 
 
-def test_pictures_of_other_plugins_lie_with_the_run(tmp_path):
+def test_images_of_other_plugins_are_saved_with_the_run(tmp_path):
     from PIL import Image
 
     class Show:
@@ -467,7 +467,7 @@ def test_pictures_of_other_plugins_lie_with_the_run(tmp_path):
         assert image.getpixel((0, 0)) == (255, 255, 255)
 
 
-def test_the_pictures_of_metrics_reach_the_run(tmp_path):
+def test_plots_of_metrics_are_saved_with_the_run(tmp_path):
     pytest.importorskip("matplotlib")
     from pa_metrics import MetricsPlugin
 
@@ -484,13 +484,13 @@ def test_the_pictures_of_metrics_reach_the_run(tmp_path):
     ]
 
 
-def test_images_of_a_wrong_shape_are_told_and_the_run_goes_on(tmp_path):
+def test_images_of_a_wrong_shape_are_a_warning(tmp_path):
     class Show:
         @hookimpl
         def on_train_epoch_end(self, trainer):
             images = torch.zeros(4, 6)
             trainer.callback_handler.call_event("log_images", trainer, name="x", images=images)
 
-    with pytest.warns(UserWarning, match=r"must have the shape .* not \(4, 6\)"):
+    with pytest.warns(UserWarning, match=r"Expected images of shape .* got \(4, 6\)"):
         trainer = train(new_trainer(Show(), tracked(tmp_path)), 1)
     assert trainer.updates == UPDATES

@@ -1,4 +1,4 @@
-"""A run that fails and is resumed, sent to W&B and, for comparison, into a file."""
+"""A run that fails and is resumed, logged to W&B and, for comparison, to a file."""
 
 import sys
 from contextlib import suppress

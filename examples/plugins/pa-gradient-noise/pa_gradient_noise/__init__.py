@@ -1,4 +1,4 @@
-"""Measures the gradient noise scale: up to about which batch size larger batches pay."""
+"""Measures the gradient noise scale: the batch size up to which larger batches pay off."""
 
 from pa_gradient_noise.plugin import GradientNoisePlugin
 

@@ -18,18 +18,18 @@ if TYPE_CHECKING:
 
 
 class GradientNoisePlugin:
-    """Measures the gradient noise scale: up to about which batch size larger batches pay.
+    """Measures the gradient noise scale: the batch size up to which larger batches pay off.
 
-    It compares the gradient of a whole update with those of its parts: the micro-batches of
-    gradient accumulation, on all processes. Both are there anyway, so a measured update costs
-    their norms, and memory for one number per parameter. Nothing waits for the device but a record.
+    It compares the gradient of an update with those of its micro-batches, on all processes. Both
+    are computed anyway: a measured update only adds their norms, and memory for one number per
+    parameter. Only records synchronise the host with the device.
 
     Args:
         settings: the plugin's table.
 
     Raises:
-        ValueError: as a run starts whose updates have one part only, or whose engine (DeepSpeed,
-            FSDP) shows no gradients.
+        ValueError: at the start of a run whose updates have only one micro-batch, or whose engine
+            (DeepSpeed, FSDP) shards gradients.
     """
 
     changes_training = False
@@ -39,25 +39,30 @@ class GradientNoisePlugin:
 
         model_config = ConfigDict(extra="forbid")
 
-        every: int = Field(10, ge=1, description="Updates from one measurement to the next.")
+        every: int = Field(10, ge=1, description="The number of updates between measurements.")
         decay: float = Field(
-            0.95, ge=0, lt=1, description="Weight of the earlier measurements in the averages."
+            0.95,
+            ge=0,
+            lt=1,
+            description="The weight of earlier measurements in the moving averages.",
         )
         record_every: int | None = Field(
-            None, ge=1, description="Updates between two records; by default one for each epoch."
+            None,
+            ge=1,
+            description="The number of updates between records; by default once per epoch.",
         )
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self._averages: Averages | None = None
-        self._next_update = 0  # the first that may be measured
-        self._window: Window | None = None  # while an update is measured
-        self._update = -1  # the update that the micro-batches are of
-        self._parts = 0  # of it, on this process
+        self._next_update = 0  # the first update that may be measured
+        self._window: Window | None = None  # set while an update is measured
+        self._update = -1  # the current update
+        self._count = 0  # its micro-batches so far, on this process
         self._squares: list[Tensor] = []
         self._weight: Tensor | None = None
         self._whole: Tensor | None = None
-        self._watching = ExitStack()
+        self._tensor_hooks = ExitStack()
 
     # -- Runs -----------------------------------------------------------------------------------
 
@@ -66,27 +71,27 @@ class GradientNoisePlugin:
         try:
             return (yield)
         finally:
-            self._watching.close()
+            self._tensor_hooks.close()
 
     @hookimpl
     def on_training_run_start(self, trainer: Trainer) -> None:
         from pa_gradient_noise.estimate import Averages
 
-        _check_parts(trainer)
-        # A resumed run gets its state after this.
+        _check_support(trainer)
+        # A resumed run restores the state after this event.
         self._averages, self._next_update = Averages(self.settings.decay, trainer.device), 0
         self._window, self._update = None, -1
 
-    # -- The parts of an update -----------------------------------------------------------------
+    # -- Micro-batches --------------------------------------------------------------------------
 
-    @hookimpl(trylast=True)  # after whoever replaces the loss
+    @hookimpl(trylast=True)  # after plugins that replace the loss
     def on_backward_start(self, trainer: Trainer, batch_output: dict[str, Any]) -> None:
         if trainer.updates != self._update:
-            self._update, self._parts = trainer.updates, 0
+            self._update, self._count = trainer.updates, 0
             self._window = self._new_window(trainer)
-        self._parts += 1
+        self._count += 1
         if self._window is not None:
-            self._watch(trainer, batch_output["loss"])
+            self._add_tensor_hooks(trainer, batch_output["loss"])
 
     def _new_window(self, trainer: Trainer) -> Window | None:
         from pa_gradient_noise.estimate import Window
@@ -94,38 +99,38 @@ class GradientNoisePlugin:
         is_due = trainer.updates >= self._next_update
         return Window.empty(trainer.device) if is_due else None
 
-    def _watch(self, trainer: Trainer, loss: Any) -> None:
-        """Let the backward pass show the gradients of this micro-batch alone.
+    def _add_tensor_hooks(self, trainer: Trainer, loss: Any) -> None:
+        """Capture the gradients of this micro-batch in its backward pass.
 
-        A tensor's hook gets the gradient before it is added to others, or to those of other
-        processes. The gradient of the loss is the weight that the loss has in the update.
+        A tensor hook receives the gradient before it is accumulated or reduced over processes. The
+        gradient of the loss is the weight of the micro-batch in the update.
         """
 
-        def see_weight(gradient: Tensor) -> None:
+        def save_weight(gradient: Tensor) -> None:
             self._weight = gradient.float()
 
-        def see_gradient(gradient: Tensor) -> None:
+        def add_square(gradient: Tensor) -> None:
             self._squares.append(_square(gradient))
 
         self._squares = []
-        self._watching.callback(loss.register_hook(see_weight).remove)
+        self._tensor_hooks.callback(loss.register_hook(save_weight).remove)
         for parameter in trainer.model.parameters():
             if parameter.requires_grad:
-                self._watching.callback(parameter.register_hook(see_gradient).remove)
+                self._tensor_hooks.callback(parameter.register_hook(add_square).remove)
 
-    @hookimpl(tryfirst=True)  # before whoever changes the gradients
+    @hookimpl(tryfirst=True)  # before plugins that change the gradients
     def on_backward_end(self, trainer: Trainer, batch_output: dict[str, Any]) -> None:
         if self._window is None:
             return
-        self._watching.close()
+        self._tensor_hooks.close()
         if self._weight is None or not self._squares:
             raise RuntimeError(
-                "The backward pass has shown gradient_noise no gradients. A backward_step that "
-                "doesn't differentiate batch_output['loss'] can't be measured: disable the plugin"
+                "gradient_noise saw no gradients in the backward pass. It doesn't support a "
+                "backward_step that doesn't differentiate batch_output['loss']: disable the plugin"
             )
         size = batch_output.get("num_items_in_batch", batch_output["batch_size"])
         self._window.add(self._weight, size, _sum(self._squares))
-        # After the last micro-batch these are the update's: reduced, and not yet clipped.
+        # After the last micro-batch these are the update's gradients: reduced, not yet clipped.
         gradients = [p.grad for p in trainer.model.parameters() if p.grad is not None]
         self._whole = _sum([_square(gradient) for gradient in gradients])
         self._squares, self._weight = [], None
@@ -135,11 +140,11 @@ class GradientNoisePlugin:
         window, processes = self._window, trainer.num_processes
         if window is None or self._whole is None or self._averages is None:
             return
-        if self._parts * processes == 1:
-            return  # an epoch's last update may have one part; the next one is measured
+        if self._count * processes == 1:
+            return  # an epoch's last update may have one micro-batch; measure the next one
         if processes > 1:
-            # Numbers of no dimension: for those of one, `gather` waits for the device.
-            window = type(window)(*(part.sum() for part in trainer.gather(window.numbers)))
+            # Tensors of shape (): with one dimension, `gather` would synchronise with the device.
+            window = type(window)(*(sums.sum() for sums in trainer.gather(window.numbers)))
         self._averages.add(*window.estimates(self._whole, processes))
         self._next_update = trainer.updates + self.settings.every
 
@@ -155,8 +160,8 @@ class GradientNoisePlugin:
     def on_train_epoch_end(self, trainer: Trainer) -> None:
         if self._next_update == 0 and trainer.updates:
             warnings.warn(
-                "gradient_noise has measured nothing in this epoch: each of its updates was made "
-                "of one micro-batch. Take smaller micro-batches, or disable the plugin",
+                "gradient_noise measured nothing in this epoch: each update had only one "
+                "micro-batch. Use smaller micro-batches, or disable the plugin",
                 stacklevel=2,
             )
         if self.settings.record_every is None:
@@ -170,40 +175,39 @@ class GradientNoisePlugin:
     # -- State ----------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
-        """What a training state keeps, so that a resumed run goes on where it was."""
+        """The plugin's part of a training state."""
         averages = self._averages and self._averages.state_dict()
         return {"averages": averages, "next_update": self._next_update}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take over what `state_dict` has given."""
+        """Restore the value of `state_dict`."""
         self._next_update = state["next_update"]
         if self._averages is not None and state["averages"] is not None:
             self._averages.load_state_dict(state["averages"])
 
 
-def _check_parts(trainer: Trainer) -> None:
-    """See that updates have several parts, whose gradients this process can see."""
+def _check_support(trainer: Trainer) -> None:
+    """Check that updates have several micro-batches and that gradients aren't sharded."""
     from accelerate import DistributedType
     from accelerate.state import AcceleratorState
 
     engine = AcceleratorState().distributed_type
     if engine in (DistributedType.DEEPSPEED, DistributedType.FSDP, DistributedType.MEGATRON_LM):
         raise ValueError(
-            f"gradient_noise can't see whole gradients under {engine.value}, which divides them "
-            "among processes: disable the plugin"
+            f"gradient_noise doesn't support {engine.value}, which shards gradients between "
+            "processes: disable the plugin"
         )
     steps, processes = trainer.run_config.gradient_accumulation_steps, trainer.num_processes
     if steps * processes == 1:
         raise ValueError(
-            "gradient_noise compares an update's gradient with those of its parts, and these have "
-            "one part each. Accumulate, for the same update, with half the per_device_batch_size "
-            "and gradient_accumulation_steps=2; or train on several processes; or disable the "
-            "plugin"
+            "gradient_noise needs at least two micro-batches per update. For the same updates, use "
+            "half the per_device_batch_size and gradient_accumulation_steps=2; or train on several "
+            "processes; or disable the plugin"
         )
 
 
 def _square(gradient: Tensor) -> Tensor:
-    """The squared 2-norm, in single precision; shape ``()``."""
+    """The squared 2-norm in single precision; shape ``()``."""
     import torch
 
     values = gradient.coalesce().values() if gradient.is_sparse else gradient

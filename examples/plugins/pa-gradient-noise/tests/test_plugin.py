@@ -1,4 +1,4 @@
-"""What every plugin should do, and what ``gradient_noise`` does."""
+"""The conformance suite, and tests of ``gradient_noise``."""
 
 from collections.abc import Callable
 from typing import Any
@@ -21,7 +21,7 @@ class TestGradientNoisePlugin(PluginConformance):
     settings = {"every": 2}  # noqa: RUF012
 
     def train(self, trainer: Trainer, **arguments: Any) -> None:
-        # Two parts of four samples to an update, on one process or two.
+        # Two micro-batches of four samples per update, on one process or two.
         sizes = {
             "train_dataset": self.make_data(48),
             "per_device_batch_size": 4,
@@ -30,11 +30,11 @@ class TestGradientNoisePlugin(PluginConformance):
         super().train(trainer, **(sizes | arguments))
 
 
-# -- That the estimates are exact -----------------------------------------------------------------
+# -- Estimates ------------------------------------------------------------------------------------
 
 
 class MeanOf(nn.Module):
-    """A model whose gradient is the mean of the samples, whatever its weights."""
+    """A model whose gradient is the mean of the samples, independent of its weights."""
 
     def __init__(self, features: int) -> None:
         super().__init__()
@@ -49,7 +49,7 @@ def mean_loss(outputs: Tensor, targets: Tensor) -> Tensor:
 
 
 class Batches:
-    """Keeps the micro-batches of each update."""
+    """Records the micro-batches of each update."""
 
     def __init__(self) -> None:
         self.updates: list[list[Tensor]] = [[]]
@@ -64,7 +64,7 @@ class Batches:
 
 
 def by_hand(parts: list[Tensor]) -> tuple[float, float]:
-    """The formulas of the paper: the estimates of the squared norm and the variance."""
+    """The paper's estimates of the squared norm and the variance."""
     small = sum(float(part.mean(0).square().sum()) for part in parts) / len(parts)
     big = float(torch.cat(parts).mean(0).square().sum())
     one_by_small = sum(1 / len(part) for part in parts) / len(parts)
@@ -102,8 +102,8 @@ def values(trainer: Trainer) -> list[tuple[float, ...]]:
 @pytest.mark.parametrize(
     "train", [{}, {"gradient_clip_norm": 0.01}, {"gradient_clip_value": 0.001}], ids=str
 )
-def test_each_estimate_is_what_the_paper_says_of_these_gradients(train: dict[str, Any]) -> None:
-    # The last window has three parts of 4, 4 and 1 samples. Clipping changes nothing.
+def test_each_estimate_equals_the_formulas_of_the_paper(train: dict[str, Any]) -> None:
+    # The last update has three micro-batches of 4, 4 and 1 samples. Clipping changes nothing.
     batches = Batches()
     trainer = measure(batches, train=train, decay=0.0, record_every=1)
     expected = [by_hand(parts) for parts in batches.updates[:-1]]
@@ -113,8 +113,8 @@ def test_each_estimate_is_what_the_paper_says_of_these_gradients(train: dict[str
     assert found == [pytest.approx(pair, rel=1e-4) for pair in expected]
 
 
-def test_batches_whose_size_is_known_late_are_measured_as_exactly() -> None:
-    # The items of a batch are counted by its output, so the core corrects the gradients afterwards.
+def test_batches_whose_size_is_known_late_are_measured_exactly() -> None:
+    # The output counts the items of a batch, so that the core rescales the gradients afterwards.
     class Tokens:
         @hookimpl
         def calculate_train_batch_loss(self, trainer: Trainer, batch: Any) -> dict[str, Any]:
@@ -155,19 +155,19 @@ def test_a_scaled_loss_scales_the_gradient_and_not_the_noise_scale() -> None:
 
 
 def test_the_estimates_are_unbiased() -> None:
-    """Over many batches their means are the true values: |G|² = 8 · 0.5², tr(Σ) = 8 · 2²."""
+    """Over many batches, their means are the true values |G|² = 8 · 0.5² and tr(Σ) = 8 · 2²."""
     batches = Batches()
     trainer = measure(batches, data=normal_data(4800), decay=0.999, record_every=400)
     scale, signal, noise = values(trainer)[-1]
     assert noise == pytest.approx(32.0, rel=0.02)
     assert signal == pytest.approx(2.0, rel=0.15)
     assert scale == pytest.approx(16.0, rel=0.15)
-    # The norm of a whole batch is no estimate of the true one: it is too large by noise / 12.
+    # The norm of a whole batch overestimates the true one by noise / 12.
     whole = [torch.cat(parts).mean(0).square().sum() for parts in batches.updates[:-1]]
     assert float(sum(whole)) / len(whole) > 4.0
 
 
-# -- When it measures and what it says ------------------------------------------------------------
+# -- Measurements and errors ----------------------------------------------------------------------
 
 
 def test_it_averages_and_records_once_per_epoch() -> None:
@@ -185,17 +185,17 @@ def test_it_measures_only_the_updates_that_are_due() -> None:
     assert every_second == [singles[0], singles[0], singles[2], singles[2]]
 
 
-def test_updates_of_one_part_are_left_out_and_the_next_is_taken(run_tiny: RunTiny) -> None:
-    # Six updates an epoch, of which the last has one micro-batch.
+def test_updates_with_one_micro_batch_are_skipped(run_tiny: RunTiny) -> None:
+    # Six updates per epoch; the last one has one micro-batch.
     plugin = GradientNoisePlugin(GradientNoisePlugin.Settings(every=5, record_every=1))
     recorded = run_tiny(plugin).run_history.records
     scales = [r["value"] for r in recorded if r["metric"] == "gradient_variance"]
     assert len(scales) == 12
     changes = [n + 1 for n in range(1, 12) if scales[n] != scales[n - 1]]
-    assert changes == [7]  # and not 6, which has one part, as has 12
+    assert changes == [7]  # not 6, which has one micro-batch, like 12
 
 
-def test_a_signal_below_its_noise_is_no_number() -> None:
+def test_the_scale_is_nan_if_the_signal_is_below_its_noise() -> None:
     vectors = torch.tensor([[1.0] * 8, [-1.0] * 8]).repeat_interleave(2, 0).repeat(6, 1)
     data = TensorDataset(vectors, torch.zeros(len(vectors)))
     train = {"train_dataloader_kwargs": {"shuffle": False}, "per_device_batch_size": 2}
@@ -205,17 +205,17 @@ def test_a_signal_below_its_noise_is_no_number() -> None:
     assert signal < 0 < noise
 
 
-def test_without_parts_the_run_is_refused_with_what_to_do(run_tiny: RunTiny) -> None:
+def test_a_single_micro_batch_per_update_is_an_error_with_a_remedy(run_tiny: RunTiny) -> None:
     with pytest.raises(ValueError, match="gradient_accumulation_steps=2; or train on several"):
         run_tiny(GradientNoisePlugin, gradient_accumulation_steps=1)
 
 
-def test_an_epoch_of_single_micro_batches_is_told(run_tiny: RunTiny) -> None:
-    with pytest.warns(UserWarning, match="measured nothing in this epoch: each of its updates"):
+def test_an_epoch_of_single_micro_batches_is_a_warning(run_tiny: RunTiny) -> None:
+    with pytest.warns(UserWarning, match="measured nothing in this epoch: each update had only"):
         run_tiny(GradientNoisePlugin, epochs=1, data=tiny_data(4), evaluate=False)
 
 
-def test_no_hook_is_left_on_the_model_where_a_step_fails() -> None:
+def test_no_tensor_hook_is_left_on_the_model_if_a_step_fails() -> None:
     class Breaks(nn.Module):
         def __init__(self) -> None:
             super().__init__()

@@ -1,4 +1,4 @@
-"""Draws samples of each evaluation in a grid, with their predicted and true labels."""
+"""Draws a grid of samples after each evaluation, with predicted and true labels."""
 
 from pa_sample_images.plugin import SampleImagesPlugin
 

@@ -1,4 +1,4 @@
-"""A grid of pictures with captions."""
+"""Draw a grid of images with captions."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Sample:
         image: shape ``(channels, height, width)`` with 1 or 3 channels; floats from 0 to 1, or
             8-bit.
         predicted: the predicted label.
-        true: the true one.
+        true: the true label.
     """
 
     image: Tensor
@@ -33,14 +33,14 @@ class Sample:
 
 
 def draw_grid(samples: Sequence[Sample], size: int) -> Image.Image:
-    """Draw samples row by row, in about as many columns as rows.
+    """Draw samples row by row, with about as many columns as rows.
 
-    Below each picture stand the predicted label, green where it is right and else red, and the true
-    one. What is too long is cut.
+    Below each image are the predicted label, green if it is right and red otherwise, and the true
+    label. Long labels are cut off.
 
     Args:
-        samples: what to draw, at least one.
-        size: pixels of a picture's longer side; a smaller picture is enlarged.
+        samples: the samples, at least one.
+        size: the longer side of each image, in pixels; smaller images are enlarged.
     """
     columns = math.ceil(math.sqrt(len(samples)))
     rows = math.ceil(len(samples) / columns)
@@ -54,12 +54,12 @@ def draw_grid(samples: Sequence[Sample], size: int) -> Image.Image:
 
 def _draw_cell(sample: Sample, size: int) -> Image.Image:
     cell = Image.new("RGB", (size, size + 2 * _LINE), "white")
-    picture = to_picture(sample.image)
+    picture = to_pillow(sample.image)
     scale = size / max(picture.size)
     fitted = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
-    # Enlarged, pixels stay pixels: smoothed, a digit of 28 by 28 would be hard to judge.
-    how = Image.Resampling.NEAREST if scale > 1 else Image.Resampling.LANCZOS
-    picture = picture.resize(fitted, how)
+    # Enlarge without smoothing, which would blur small images such as digits of 28 by 28 pixels.
+    filter_ = Image.Resampling.NEAREST if scale > 1 else Image.Resampling.LANCZOS
+    picture = picture.resize(fitted, filter_)
     cell.paste(picture, ((size - picture.width) // 2, (size - picture.height) // 2))
     draw, font = ImageDraw.Draw(cell), ImageFont.load_default()
     colour = RIGHT if sample.predicted == sample.true else WRONG
@@ -68,8 +68,8 @@ def _draw_cell(sample: Sample, size: int) -> Image.Image:
     return cell
 
 
-def to_picture(image: Tensor) -> Image.Image:
-    """An image of shape ``(channels, height, width)`` as one of Pillow's."""
+def to_pillow(image: Tensor) -> Image.Image:
+    """Convert a tensor of shape ``(channels, height, width)`` to a Pillow image."""
     if image.is_floating_point():
         image = (image.float().nan_to_num(0.0).clamp(0, 1) * 255).round()
     pixels = image.byte().expand(3, -1, -1).permute(1, 2, 0).contiguous()
@@ -77,7 +77,7 @@ def to_picture(image: Tensor) -> Image.Image:
 
 
 def to_tensor(picture: Image.Image) -> Tensor:
-    """A picture as 8-bit numbers of shape ``(3, height, width)``."""
+    """Convert a Pillow image to an 8-bit tensor of shape ``(3, height, width)``."""
     import numpy as np
     import torch
 

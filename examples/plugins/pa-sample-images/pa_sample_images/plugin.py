@@ -19,12 +19,12 @@ if TYPE_CHECKING:
 
 
 class SampleImagesPlugin:
-    """Draws samples of each evaluation in a grid, with their predicted and true labels.
+    """Draws a grid of samples after each evaluation, with predicted and true labels.
 
-    The grid is a PNG file, and goes to whoever tracks the run. It is always of the first samples
-    that the main process evaluates, so that grids of one run can be compared.
+    The grid is saved as a PNG file and sent to trackers. It always shows the first samples that the
+    main process evaluates, so that the grids of a run can be compared.
 
-    For other batches or outputs than a classifier's, override `read_samples`.
+    For batches or outputs that aren't those of a classifier, override `read_samples`.
 
     Args:
         settings: the plugin's table.
@@ -39,19 +39,30 @@ class SampleImagesPlugin:
         model_config = ConfigDict(extra="forbid")
 
         folder: Path = Field(Path("samples"), description="The folder for the grids.")
-        samples: int = Field(16, ge=1, le=400, description="Pictures in a grid, at most.")
-        labels: list[str] = Field([], description="The classes' names; by default their numbers.")
-        size: int = Field(96, ge=16, description="Pixels of a picture's longer side.")
-        mean: list[float] = Field(
-            [], description="What was subtracted from each channel, to be added again."
+        samples: int = Field(
+            16, ge=1, le=400, description="The maximum number of images in a grid."
         )
-        std: list[float] = Field([], description="What each channel was divided by.")
+        labels: list[str] = Field(
+            [], description="The names of the classes; by default their numbers."
+        )
+        size: int = Field(
+            96, ge=16, description="The longer side of an image in the grid, in pixels."
+        )
+        mean: list[float] = Field(
+            [],
+            description="The mean of each channel that the transforms subtracted, to be added "
+            "again.",
+        )
+        std: list[float] = Field(
+            [],
+            description="The standard deviation that the transforms divided each channel by.",
+        )
 
         @model_validator(mode="after")
         def _mean_and_std_fit(self) -> SampleImagesPlugin.Settings:
             if len(self.mean) != len(self.std) or len(self.mean) not in (0, 1, 3):
                 raise ValueError(
-                    "mean and std: expected both or none, with a number for each channel (1 or 3)"
+                    "mean and std: expected both or neither, with one number per channel (1 or 3)"
                 )
             return self
 
@@ -64,18 +75,19 @@ class SampleImagesPlugin:
     def read_samples(
         self, batch: Any, batch_output: dict[str, Any]
     ) -> tuple[Tensor, Tensor, Tensor] | None:
-        """Find the images, the predicted and the true classes of an evaluation batch.
+        """Return the images, predicted classes and true classes of an evaluation batch.
 
-        It is called in each step until there are enough, and must not wait for the device.
+        This is called in each step until there are enough samples, and must not synchronise the
+        host with the device.
 
         Args:
             batch: by default ``(images, targets)``.
-            batch_output: by default with one score per class in ``model_outputs``, or with one
-                score per sample, which is positive for class 1.
+            batch_output: by default with one score per class in ``model_outputs``, or one score per
+                sample that is positive for class 1.
 
         Returns:
             Shapes ``(samples, channels, height, width)``, ``(samples,)`` and ``(samples,)``; None
-            where these aren't images and classes.
+            if the batch isn't one of images and classes.
         """
         import torch
 
@@ -94,7 +106,7 @@ class SampleImagesPlugin:
             predicted = (outputs.flatten() > 0).long()
         else:
             return None
-        # Targets of two dimensions are a probability for each class.
+        # Targets with two dimensions are class probabilities.
         return images, predicted, true if true.ndim == 1 else true.argmax(1)
 
     # -- Collecting -----------------------------------------------------------------------------
@@ -111,7 +123,7 @@ class SampleImagesPlugin:
     def on_eval_epoch_start(self) -> None:
         self._parts, self._missing = [], self.settings.samples
 
-    @hookimpl(trylast=True)  # after whoever changes the outputs
+    @hookimpl(trylast=True)  # after plugins that change the outputs
     def on_eval_step_end(self, batch: Any, batch_output: dict[str, Any]) -> None:
         if self._missing <= 0:
             return
@@ -119,7 +131,7 @@ class SampleImagesPlugin:
         if found is not None:
             images, predicted, true = (
                 part[: self._missing].detach().clone()
-                for part in found  # not a view of the whole
+                for part in found  # a copy: a view would keep the whole batch in memory
             )
             self._parts.append((images, predicted, true))
             self._missing -= len(images)
@@ -131,9 +143,9 @@ class SampleImagesPlugin:
         parts, self._parts = self._parts, []
         if not parts:
             self._warn(
-                "found no images: it draws batches (images, targets) of a classifier, with images "
-                "of shape (samples, 1 or 3, height, width). For others, override read_samples in a "
-                "subclass"
+                "found no images: it expects batches (images, targets) of a classifier, with "
+                "images of shape (samples, 1 or 3, height, width). For other data, override "
+                "read_samples in a subclass"
             )
             return
         from pa_sample_images.grid import draw_grid, to_tensor
@@ -141,7 +153,7 @@ class SampleImagesPlugin:
         grid = draw_grid(
             [sample for part in parts for sample in self._samples(*part)], self.settings.size
         )
-        prefix = trainer.run_history.metric_name_prefix  # names the dataset, and the model
+        prefix = trainer.run_history.metric_name_prefix  # with the names of dataset and model
         if self._is_evaluation:
             prefix = f"evaluation_{prefix}"
         file = self.settings.folder / f"{_as_name(prefix)}update_{trainer.updates:08d}.png"
@@ -170,12 +182,12 @@ class SampleImagesPlugin:
         return labels[number] if 0 <= number < len(labels) else str(number)
 
     def _warn(self, what: str) -> None:
-        """Warn once: pictures are no reason to end a run."""
+        """Warn once; a missing grid must not end the run."""
         if not self._has_warned:
             self._has_warned = True
-            warnings.warn(f"sample_images {what}. The run goes on", stacklevel=2)
+            warnings.warn(f"sample_images {what}. Training continues", stacklevel=2)
 
 
 def _as_name(text: str) -> str:
-    """A text that can begin a file's name."""
+    """Replace characters that file names can't contain."""
     return re.sub(r"[^\w.-]", "-", text)

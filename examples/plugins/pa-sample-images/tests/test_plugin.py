@@ -1,4 +1,4 @@
-"""What every plugin should do, and what ``sample_images`` does."""
+"""The conformance suite, and tests of ``sample_images``."""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -32,11 +32,11 @@ class TestSampleImagesPlugin(PluginConformance):
         return image_data(samples)
 
 
-# -- What is drawn --------------------------------------------------------------------------------
+# -- Grids ----------------------------------------------------------------------------------------
 
 
 class Guesses(nn.Module):
-    """Takes an image's class from its first pixel: 0.1 is class 1, 0.2 class 2."""
+    """Predicts an image's class from its first pixel: 0.1 is class 1, 0.2 is class 2."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -47,17 +47,17 @@ class Guesses(nn.Module):
         return self.weight * nn.functional.one_hot(classes, 3).float()
 
 
-class Listens:
-    """Takes pictures, as whoever tracks a run does."""
+class Tracker:
+    """Receives images, as tracking plugins do."""
 
     def __init__(self) -> None:
-        self.taken: list[tuple[int, str, Tensor]] = []
+        self.received: list[tuple[int, str, Tensor]] = []
 
     @hookimpl
     def on_init_end(self) -> None: ...
 
     def log_images(self, trainer: Trainer, name: str, images: Tensor) -> None:
-        self.taken.append((trainer.updates, name, images))
+        self.received.append((trainer.updates, name, images))
 
 
 def squares(*shades: float, channels: int = 1) -> Tensor:
@@ -97,7 +97,7 @@ def test_each_evaluation_writes_a_grid_of_the_first_samples(isolated_settings: P
             assert min(map(max, true)) < 100  # black
 
 
-def test_labels_are_named_and_channels_put_back(isolated_settings: Path) -> None:
+def test_labels_are_named_and_channels_are_denormalised(isolated_settings: Path) -> None:
     class Reads(SampleImagesPlugin):
         drawn: list[Any] = []  # noqa: RUF012
 
@@ -114,7 +114,7 @@ def test_labels_are_named_and_channels_put_back(isolated_settings: Path) -> None
 
 
 @pytest.mark.parametrize("scores", [lambda x: x, lambda x: x[:, None]], ids=["flat", "column"])
-def test_one_score_per_sample_is_a_yes_or_no(
+def test_one_score_per_sample_is_a_binary_prediction(
     isolated_settings: Path, scores: Callable[[Tensor], Tensor]
 ) -> None:
     plugin = SampleImagesPlugin(SampleImagesPlugin.Settings())
@@ -124,18 +124,19 @@ def test_one_score_per_sample_is_a_yes_or_no(
     assert found[1].tolist() == [0, 1]
 
 
-def test_whoever_tracks_the_run_is_handed_the_grid(isolated_settings: Path) -> None:
-    listens = Listens()
-    guess(squares(0.1, 0.2), [1, 1], listens)
-    assert [(update, name) for update, name, _ in listens.taken] == [(1, "samples"), (2, "samples")]
-    images = listens.taken[0][2]
+def test_trackers_receive_the_grid(isolated_settings: Path) -> None:
+    tracker = Tracker()
+    guess(squares(0.1, 0.2), [1, 1], tracker)
+    received = [(update, name) for update, name, _ in tracker.received]
+    assert received == [(1, "samples"), (2, "samples")]
+    images = tracker.received[0][2]
     with Image.open("samples/update_00000001.png") as picture:
         assert images.shape == (3, picture.height, picture.width)
         pixel: Any = picture.getpixel((20, 10))
     assert images[:, 10, 20].tolist() == list(pixel)
 
 
-def test_each_dataset_and_model_has_files_of_its_own(isolated_settings: Path) -> None:
+def test_each_dataset_and_model_has_its_own_files(isolated_settings: Path) -> None:
     class Twin:
         @hookimpl
         def register_eval_models(self) -> Mapping[str, nn.Module]:
@@ -152,16 +153,16 @@ def test_each_dataset_and_model_has_files_of_its_own(isolated_settings: Path) ->
     }
 
 
-# -- What can't be drawn --------------------------------------------------------------------------
+# -- Errors ---------------------------------------------------------------------------------------
 
 
-def test_what_is_no_image_is_told_once(run_tiny: RunTiny) -> None:
+def test_data_without_images_is_one_warning(run_tiny: RunTiny) -> None:
     with pytest.warns(UserWarning, match="found no images.*override read_samples") as caught:
         run_tiny(SampleImagesPlugin)
     assert len(caught) == 1
 
 
-def test_a_folder_that_can_not_be_written_is_told_once(isolated_settings: Path) -> None:
+def test_a_folder_that_can_not_be_written_is_one_warning(isolated_settings: Path) -> None:
     Path("taken").write_text("")
     with pytest.warns(UserWarning, match="can't write taken") as caught:
         guess(squares(0.1, 0.2), [1, 1], folder=Path("taken"))
@@ -170,5 +171,5 @@ def test_a_folder_that_can_not_be_written_is_told_once(isolated_settings: Path) 
 
 @pytest.mark.parametrize("wrong", [{"mean": [0.5]}, {"mean": [0.5] * 2, "std": [0.5] * 2}])
 def test_mean_and_std_must_fit(wrong: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match="expected both or none, with a number for each channel"):
+    with pytest.raises(ValueError, match="expected both or neither, with one number per channel"):
         SampleImagesPlugin.Settings(**wrong)

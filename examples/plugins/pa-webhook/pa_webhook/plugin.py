@@ -17,14 +17,14 @@ from pa_webhook.sender import Sender
 if TYPE_CHECKING:
     from pa_core import Trainer
 
-MOST_CHARACTERS = 2000  # Discord takes no more
+MAX_CHARACTERS = 2000  # Discord's limit
 
 
 class WebhookPlugin:
     """Posts to a webhook when a run starts, ends or fails, and every few epochs.
 
-    The main process posts, from a thread. A server that is slow or away never slows or ends the
-    run: that is told in one warning, when the run next has something to post, or at its end.
+    The main process posts from a background thread. A slow or unavailable server never slows down
+    or ends the run: there is one warning, with the next message or at the end of the run.
 
     Args:
         settings: the plugin's table.
@@ -39,25 +39,30 @@ class WebhookPlugin:
         model_config = ConfigDict(extra="forbid")
 
         url: SecretStr | None = Field(
-            None, description="Where to post; by default what `url_variable` holds."
+            None, description="The URL to post to; by default the value of `url_variable`."
         )
         url_variable: str = Field(
             "PA_WEBHOOK_URL", min_length=1, description="The environment variable with the URL."
         )
-        every: int = Field(1, ge=1, description="Epochs from one message to the next.")
-        run_name: str = Field("Training", min_length=1, description="What messages call the run.")
+        every: int = Field(1, ge=1, description="The number of epochs between messages.")
+        run_name: str = Field("Training", min_length=1, description="The run's name in messages.")
         text_key: str = Field(
-            "text", min_length=1, description='The text\'s key in the JSON; "content" for Discord.'
+            "text",
+            min_length=1,
+            description='The key of the text in the JSON; "content" for Discord.',
         )
         timeout: float = Field(
-            5.0, gt=0, description="Seconds for an answer, and for what is left at a run's end."
+            5.0,
+            gt=0,
+            description="Seconds to wait for a response, and for remaining messages at the end of "
+            "a run.",
         )
 
         @field_validator("url")
         @classmethod
         def _url_is_one(cls, value: SecretStr | None) -> SecretStr | None:
             if value is not None and not is_url(value.get_secret_value()):
-                raise ValueError("expected an address that begins with https:// or http://")
+                raise ValueError("expected a URL that begins with https:// or http://")
             return value
 
     def __init__(self, settings: Settings) -> None:
@@ -79,8 +84,8 @@ class WebhookPlugin:
         self._has_warned = False
         if self._url() is None:
             self._warn(
-                f"posts nothing: put the URL into the environment variable "
-                f"{self.settings.url_variable}"
+                f"posts nothing: set the environment variable {self.settings.url_variable} to its "
+                "URL"
             )
         model, config = type(trainer.get_model()).__name__, trainer.run_config
         what = f"resumed at update {trainer.updates}" if trainer.updates else "started"
@@ -88,7 +93,7 @@ class WebhookPlugin:
         where = f"{config.num_processes} x {trainer.device.type}"
         self._post(f"{what}: {model}, {length}, {where}")
 
-    @hookimpl(trylast=True)  # after the metrics of others
+    @hookimpl(trylast=True)  # after other plugins have recorded their metrics
     def on_training_run_epoch_end(self, trainer: Trainer) -> None:
         epoch = trainer.run_history.current_epoch
         if epoch % self.settings.every == 0:
@@ -100,33 +105,35 @@ class WebhookPlugin:
         what = "finished" if reason is None else f"stopped ({reason})"
         self._post(f"{what} after {trainer.updates} updates: {_metrics(trainer)}")
 
-    # -- What goes wrong ------------------------------------------------------------------------
+    # -- Errors ---------------------------------------------------------------------------------
 
     @hookimpl
     def on_exception(self, trainer: Trainer, exception: BaseException) -> None:
         if isinstance(exception, KeyboardInterrupt):
             self._post(f"interrupted at update {trainer.updates}")
         else:
-            self._post(f"failed at update {trainer.updates}: {_say(exception)}")
-        self._close()  # the run is over by now
+            self._post(f"failed at update {trainer.updates}: {_describe(exception)}")
+        self._close()  # the run is over: `run_training` may be left already
 
     @hookimpl
     def on_save_training_state_error(
         self, trainer: Trainer, state_dir: Path, error: Exception
     ) -> None:
-        self._post(f"{state_dir.name} was not saved at update {trainer.updates}: {_say(error)}")
+        self._post(
+            f"{state_dir.name} was not saved at update {trainer.updates}: {_describe(error)}"
+        )
 
     # -- Posting --------------------------------------------------------------------------------
 
     def _url(self) -> str | None:
-        """The URL, where there is one; read when it is needed, and kept nowhere."""
+        """The URL, if there is one; read when it is needed and not stored."""
         if self.settings.url is not None:
             return self.settings.url.get_secret_value()
         url = os.environ.get(self.settings.url_variable)
         if url and not is_url(url):
             self._warn(
-                f"posts nothing: the environment variable {self.settings.url_variable} must hold "
-                "an address that begins with https:// or http://"
+                f"posts nothing: the environment variable {self.settings.url_variable} must be a "
+                "URL that begins with https:// or http://"
             )
             return None
         return url or None
@@ -138,30 +145,30 @@ class WebhookPlugin:
                 return
             self._sender = Sender(url, self.settings.timeout)
         text = f"{self.settings.run_name}: {text}"
-        if len(text) > MOST_CHARACTERS:
-            text = f"{text[: MOST_CHARACTERS - 1]}…"
+        if len(text) > MAX_CHARACTERS:
+            text = f"{text[: MAX_CHARACTERS - 1]}…"
         self._sender.post({self.settings.text_key: text})
-        self._tell_of_losses(self._sender)
+        self._report_losses(self._sender)
 
     def _close(self) -> None:
         sender, self._sender = self._sender, None
         if sender is not None:
             sender.close()
-            self._tell_of_losses(sender)
+            self._report_losses(sender)
 
-    def _tell_of_losses(self, sender: Sender) -> None:
+    def _report_losses(self, sender: Sender) -> None:
         if sender.error is not None:
-            self._warn(f"has lost {sender.lost} messages, the last one since {sender.error}")
+            self._warn(f"lost {sender.lost} messages; the last error was: {sender.error}")
 
     def _warn(self, what: str) -> None:
         """Warn once per run."""
         if not self._has_warned:
             self._has_warned = True
-            warnings.warn(f"The webhook {what}. The run goes on", stacklevel=2)
+            warnings.warn(f"The webhook {what}. Training continues", stacklevel=2)
 
 
 def is_url(text: str) -> bool:
-    """Whether a text is the address of a server.
+    """Whether a text is an HTTP or HTTPS URL.
 
     >>> is_url("https://hooks.example.com/T0/B0/x"), is_url("hooks.example.com"), is_url("file:///x")
     (True, False, False)
@@ -174,12 +181,12 @@ def is_url(text: str) -> bool:
 
 
 def _metrics(trainer: Trainer) -> str:
-    """The newest value of each metric that is a number."""
+    """The newest value of each metric that is a single number."""
     history = trainer.run_history
     values = {name: history.get_latest_metric(name) for name in history.get_metric_names()}
     numbers = {name: value for name, value in values.items() if isinstance(value, int | float)}
     return ", ".join(f"{name} {value:.4g}" for name, value in numbers.items()) or "no metrics"
 
 
-def _say(error: BaseException) -> str:
+def _describe(error: BaseException) -> str:
     return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__

@@ -1,4 +1,4 @@
-"""Posts messages from a thread, so that training never waits for a server."""
+"""Post messages from a background thread, so that training never waits for a server."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ import urllib.request
 from collections.abc import Mapping
 from typing import Any
 
-MOST_WAITING = 100
-"""Of more messages that wait for a slow server, the oldest are dropped."""
+MAX_WAITING = 100
+"""If more messages wait for a slow server, the oldest are dropped."""
 
 
 class Sender:
-    """Posts messages one after the other, as long as a run takes.
+    """Posts messages one after the other during a run.
 
     Args:
-        url: where to. It stands in no error text, since whoever has it can post.
-        timeout: seconds that the server may take to answer.
+        url: the URL to post to. No error text contains it, since anyone who has it can post.
+        timeout: seconds to wait for a response.
 
     Attributes:
-        error: what went wrong with the last message that was lost; None while none was.
-        lost: how many messages were lost.
+        error: the error of the last lost message; None if none was lost.
+        lost: the number of lost messages.
     """
 
     def __init__(self, url: str, timeout: float) -> None:
@@ -31,23 +31,23 @@ class Sender:
         self.lost = 0
         self._url, self._timeout = url, timeout
         self._opener = urllib.request.build_opener(_NoRedirects)
-        self._waiting: queue.Queue[bytes | None] = queue.Queue(MOST_WAITING)
+        self._waiting: queue.Queue[bytes | None] = queue.Queue(MAX_WAITING)
         self._has_given_up = threading.Event()
-        # A daemon: where looking up a name hangs, which has no timeout, Python can end.
+        # A daemon, so that Python can exit while a DNS lookup hangs, which has no timeout.
         self._thread = threading.Thread(target=self._work, name="pa-webhook", daemon=True)
         self._thread.start()
 
     def post(self, content: Mapping[str, Any]) -> None:
-        """Hand over a message; this never waits."""
+        """Queue a message without waiting."""
         self._put(json.dumps(content).encode())
 
     def close(self) -> None:
-        """Wait until all is posted, `timeout` seconds at most; what is left then is lost."""
+        """Wait at most `timeout` seconds until all messages are posted; the rest is lost."""
         self._put(None)
         self._thread.join(self._timeout)
         if self._thread.is_alive():
-            self._has_given_up.set()  # the thread ends with the message that it is at
-            self._lose(f"no answer within {self._timeout:g} s", 1 + self._waiting.qsize())
+            self._has_given_up.set()  # the thread ends after its current message
+            self._lose(f"no response within {self._timeout:g} s", 1 + self._waiting.qsize())
 
     def _put(self, body: bytes | None) -> None:
         while True:
@@ -66,11 +66,11 @@ class Sender:
             try:
                 self._opener.open(request, timeout=self._timeout).close()
             except urllib.error.HTTPError as error:
-                self._lose(f"it answers {error.code} {error.reason}")
+                self._lose(f"the server responded {error.code} {error.reason}")
                 error.close()
             except OSError as error:
                 self._lose(str(getattr(error, "reason", error)))
-            except Exception as error:  # of http.client and urllib, whose texts may hold the URL
+            except Exception as error:  # http.client's and urllib's texts may contain the URL
                 self._lose(type(error).__name__)
 
     def _lose(self, error: str, count: int = 1) -> None:
@@ -79,7 +79,7 @@ class Sender:
 
 
 class _NoRedirects(urllib.request.HTTPRedirectHandler):
-    """Takes a redirection for an error: following it would turn the message into a GET."""
+    """Treats a redirect as an error: following it would turn the POST into a GET."""
 
     def redirect_request(self, *args: Any, **kwargs: Any) -> None:
         return None

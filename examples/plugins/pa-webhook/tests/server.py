@@ -1,4 +1,4 @@
-"""A server in a process of its own: notes what is posted, and answers as the path says."""
+"""A server in a separate process: records what is posted, and responds as the path says."""
 
 import sys
 import time
@@ -9,7 +9,7 @@ STATUS = {"ok": 200, "fail": 500, "moved": 302}
 
 
 class Handler(BaseHTTPRequestHandler):
-    """Answers ``/ok/…``, ``/fail/…`` and ``/moved/…`` at once, and ``/slow/…`` never in time."""
+    """Responds to ``/ok/…``, ``/fail/…`` and ``/moved/…`` at once, to ``/slow/…`` too late."""
 
     def do_POST(self) -> None:
         body = self.rfile.read(int(self.headers["Content-Length"]))

@@ -1,4 +1,4 @@
-"""What every plugin should do, and what ``webhook`` does."""
+"""The conformance suite, and tests of ``webhook``."""
 
 import json
 import socket
@@ -22,7 +22,7 @@ RunTiny = Callable[..., Any]
 
 @dataclass
 class Channel:
-    """Where one test posts, and what has arrived there."""
+    """The URL that a test posts to, and the messages that arrived."""
 
     address: str
     folder: Path
@@ -75,7 +75,7 @@ class TestWebhookPlugin(PluginConformance):
         super().test_works_on_two_processes()
         starts = [text for text in self.channel.texts if "started" in text]
         assert starts == [
-            "Training: started: Sequential, 2 epochs, 2 x cpu",  # by one of the two
+            "Training: started: Sequential, 2 epochs, 2 x cpu",  # by one of the two processes
             "Training: started: Sequential, 2 epochs, 1 x cpu",
         ]
 
@@ -98,14 +98,14 @@ def test_a_resumed_run_says_so(channel: Channel, run_tiny: RunTiny) -> None:
     assert channel.texts[0].startswith("Training: resumed at update 6: Sequential")
 
 
-def test_what_it_is_called_and_how_long_it_is(channel: Channel, run_tiny: RunTiny) -> None:
+def test_the_key_and_the_maximum_length(channel: Channel, run_tiny: RunTiny) -> None:
     run_tiny(webhook(channel, text_key="content", run_name="x" * 3000), epochs=1)
     assert [set(post) for post in channel.posts] == [{"content"}] * 3
     assert [len(post["content"]) for post in channel.posts] == [2000] * 3
 
 
 class Ends:
-    """Ends a run in its second epoch, by asking or by an exception."""
+    """Ends a run in its second epoch, by a request or an exception."""
 
     def __init__(self, error: BaseException | None = None) -> None:
         self.error = error
@@ -118,7 +118,7 @@ class Ends:
             trainer.control.stop("enough")
 
 
-def test_the_reason_of_an_early_stop_is_told(channel: Channel, run_tiny: RunTiny) -> None:
+def test_the_reason_of_an_early_stop_is_posted(channel: Channel, run_tiny: RunTiny) -> None:
     run_tiny(webhook(channel), Ends())
     assert channel.texts[-1].startswith("Training: stopped (enough) after 8 updates: train_loss")
 
@@ -130,7 +130,7 @@ def test_the_reason_of_an_early_stop_is_told(channel: Channel, run_tiny: RunTiny
         (KeyboardInterrupt(), "Training: interrupted at update 8"),
     ],
 )
-def test_a_failure_is_told_and_passes_on(
+def test_a_failure_is_posted_and_propagates(
     channel: Channel, run_tiny: RunTiny, error: BaseException, text: str
 ) -> None:
     with pytest.raises(type(error)):
@@ -140,7 +140,7 @@ def test_a_failure_is_told_and_passes_on(
 
 
 class FullDisk:
-    """Asks for a training state that can't be written."""
+    """Requests a training state that can't be written."""
 
     @hookimpl
     def on_train_epoch_end(self, trainer: Trainer) -> None:
@@ -151,27 +151,27 @@ class FullDisk:
         raise OSError("no space left")
 
 
-def test_a_state_that_is_not_saved_is_told(channel: Channel, run_tiny: RunTiny) -> None:
+def test_a_training_state_that_is_not_saved_is_posted(channel: Channel, run_tiny: RunTiny) -> None:
     with pytest.warns(UserWarning, match="No training state was saved"):
         run_tiny(webhook(channel), FullDisk(), epochs=1)
     assert channel.texts[1] == "Training: epoch was not saved at update 6: OSError: no space left"
 
 
-# -- Servers that are slow, away or wrong ---------------------------------------------------------
+# -- Servers that are slow, unavailable or wrong --------------------------------------------------
 
 
 @pytest.mark.parametrize(
     ("kind", "why", "arrived"),
     [
-        ("fail", "it answers 500 Internal Server Error", 4),
-        ("moved", "it answers 302 Found", 4),
-        ("slow", "no answer within 0.2 s|timed out", 1),
+        ("fail", "the server responded 500 Internal Server Error", 4),
+        ("moved", "the server responded 302 Found", 4),
+        ("slow", "no response within 0.2 s|timed out", 1),
     ],
 )
-def test_a_server_that_refuses_is_told_once_and_the_run_is_what_it_was(
+def test_a_failing_server_is_one_warning_and_the_run_is_unchanged(
     channel: Channel, run_tiny: RunTiny, kind: str, why: str, arrived: int
 ) -> None:
-    with pytest.warns(UserWarning, match="has lost . messages?, the last one since ") as caught:
+    with pytest.warns(UserWarning, match="lost . messages; the last error was: ") as caught:
         trainer = run_tiny(webhook(channel, kind, timeout=0.2 if kind == "slow" else 5.0))
     assert trainer.updates == 12
     (warning,) = caught
@@ -180,9 +180,9 @@ def test_a_server_that_refuses_is_told_once_and_the_run_is_what_it_was(
     assert channel.name not in str(warning.message)
 
 
-def test_a_server_that_is_away_is_told_once_per_run(run_tiny: RunTiny) -> None:
+def test_an_unavailable_server_is_one_warning_per_run(run_tiny: RunTiny) -> None:
     with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))  # and nobody listens
+        taken.bind(("127.0.0.1", 0))  # without listening
         port = taken.getsockname()[1]
         plugin = WebhookPlugin(WebhookPlugin.Settings(url=f"http://127.0.0.1:{port}/hush"))
         with pytest.warns(UserWarning, match="refused") as caught:
@@ -195,14 +195,14 @@ def test_a_server_that_is_away_is_told_once_per_run(run_tiny: RunTiny) -> None:
 # -- The URL, which is a secret -------------------------------------------------------------------
 
 
-def test_settings_go_before_the_variable_and_none_is_told(
+def test_settings_override_the_variable_and_a_missing_url_is_a_warning(
     channel: Channel, run_tiny: RunTiny, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plugin = WebhookPlugin(WebhookPlugin.Settings(url_variable="HOOK"))
     with pytest.warns(UserWarning, match="environment variable HOOK"):
         run_tiny(plugin)
     monkeypatch.setenv("HOOK", "hooks.example.com/hush")
-    with pytest.warns(UserWarning, match="HOOK must hold an address that begins") as caught:
+    with pytest.warns(UserWarning, match="HOOK must be a URL that begins") as caught:
         run_tiny(plugin)
     assert "hush" not in str(caught[0].message)
     monkeypatch.setenv("HOOK", channel.url())
@@ -213,7 +213,7 @@ def test_settings_go_before_the_variable_and_none_is_told(
     assert len(channel.posts) == 8
 
 
-def test_the_url_is_in_no_state_and_nothing_that_is_printed(
+def test_the_url_is_in_no_training_state_and_no_output(
     channel: Channel, isolated_settings: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     isolated_settings.write_text(
@@ -230,11 +230,11 @@ def test_the_url_is_in_no_state_and_nothing_that_is_printed(
     assert not any(channel.name in text for text in (printed, *state))
 
 
-def test_a_wrong_url_is_refused_without_being_shown(isolated_settings: Path) -> None:
+def test_the_error_of_a_wrong_url_does_not_show_it(isolated_settings: Path) -> None:
     isolated_settings.write_text(
         '[tool.pa-core]\nplugins = ["webhook"]\n[tool.pa-core.webhook]\nurl = "ftp://hush"\n'
     )
-    with pytest.raises(ValueError, match="url: expected an address that begins") as caught:
+    with pytest.raises(ValueError, match="url: expected a URL that begins") as caught:
         Trainer(tiny_model(), None, None, callbacks=())
     assert "hush" not in str(caught.value)
 

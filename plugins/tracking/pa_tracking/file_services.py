@@ -1,8 +1,8 @@
-"""Runs as files: CSV and JSON lines, with a row for each update that was sent.
+"""Log runs to CSV and JSON lines files, one row per logged update.
 
-A row is appended as a whole and handed to the system at once, so a process that dies leaves all
-rows before. Going on with a run drops a half row, and the rows that were written after the training
-state that it resumes from.
+Each row is appended with a single unbuffered write, so that a process that dies loses at most the
+row in progress. Resuming a run drops an incomplete row, and the rows that were written after the
+training state it resumes from.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ PLACE = ("epoch", "update", "samples", "seconds")
 
 
 class FileService(Service):
-    """A folder per run: ``LOGGING_DIR/PROJECT/RUN_NAME``, with `file_name`, and ``run.json``."""
+    """A folder per run, ``LOGGING_DIR/PROJECT/RUN_NAME``, with `file_name` and ``run.json``."""
 
-    takes_back = True
+    can_rewind = True
     file_name: ClassVar[str]
     num_header_lines: ClassVar[int] = 0
 
@@ -51,13 +51,13 @@ class FileService(Service):
             self._description.pop("rows")
             self.run.rows = 0
         else:
-            self._go_on()
-        self._describe("running")
+            self._resume()
+        self._write_description("running")
         self._out = self.file.open("ab", buffering=0)
-        self._begin_file()
+        self._read_header()
 
     def log(self, values: Mapping[str, Any], place: Place) -> None:
-        # A metric that is called like a part of the place stands behind it.
+        # A metric with the name of a column of the place gets an underscore.
         metrics = {f"{name}_" if name in PLACE else name: v for name, v in values.items()}
         self._write({**asdict(place), **metrics})
         self.run.rows = (self.run.rows or 0) + 1
@@ -74,17 +74,17 @@ class FileService(Service):
 
     def finish(self, status: Status) -> None:
         self._out.close()
-        self._describe(status)
+        self._write_description(status)
 
     @abstractmethod
     def _write(self, row: Mapping[str, Any]) -> None:
-        """Append a row with one call of the system."""
+        """Append a row with one system call."""
 
-    def _begin_file(self) -> None:
-        """Look at the file that rows are appended to."""
+    def _read_header(self) -> None:
+        """Read what the file begins with, if the format has a header."""
 
     def _make_folder(self) -> None:
-        """Take the name, or the first free one like it: two runs never share a file."""
+        """Create the run's folder; a number is appended to a name that is taken."""
         name, number = self.run.name, 1
         self.folder.parent.mkdir(parents=True, exist_ok=True)
         while True:
@@ -97,23 +97,23 @@ class FileService(Service):
                 self.run.id = self.run.name
                 return
 
-    def _go_on(self) -> None:
+    def _resume(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
         description = self.folder / "run.json"
         if description.exists():
             self._description = json.loads(description.read_text())
-        else:  # the state has moved to another machine
+        else:  # the training state was moved to another machine
             self._description = asdict(self.run)
-        self.run.rows = _keep(self.file, self.num_header_lines, self.run.rows)
+        self.run.rows = _truncate(self.file, self.num_header_lines, self.run.rows)
 
-    def _describe(self, status: str) -> None:
+    def _write_description(self, status: str) -> None:
         self._description["status"] = status
         text = json.dumps(self._description, indent=1, default=str)
         _replace(self.folder / "run.json", text.encode())
 
 
 class JsonLinesFile(FileService):
-    """A line of JSON per row; numbers that JSON hasn't are the texts ``nan`` and ``inf``."""
+    """A line of JSON per row; NaN and infinity are written as ``"nan"`` and ``"inf"``."""
 
     file_name = "metrics.jsonl"
 
@@ -122,12 +122,12 @@ class JsonLinesFile(FileService):
 
 
 class CsvFile(FileService):
-    """A table with a column per metric; metrics that come later add theirs to all rows."""
+    """A table with a column per metric; a new metric adds a column to all rows."""
 
     file_name = "metrics.csv"
     num_header_lines = 1
 
-    def _begin_file(self) -> None:
+    def _read_header(self) -> None:
         self._columns: list[str] = next(_rows(self.file), [])
 
     def _write(self, row: Mapping[str, Any]) -> None:
@@ -137,7 +137,7 @@ class CsvFile(FileService):
         self._out.write(_line([_cell(row.get(name)) for name in self._columns]))
 
     def _add_columns(self, new: list[str]) -> None:
-        """Write the file anew under a longer header; it is replaced at once, or not at all."""
+        """Rewrite the file with a longer header, atomically."""
         rows = [row for number, row in enumerate(_rows(self.file)) if number]
         self._columns += new
         padded = (row + [""] * (len(self._columns) - len(row)) for row in rows)
@@ -146,11 +146,11 @@ class CsvFile(FileService):
         self._out = self.file.open("ab", buffering=0)
 
 
-def _keep(file: Path, num_header_lines: int, num_rows: int | None) -> int:
-    """Cut a file behind its whole lines, and behind so many rows; returns how many it has then."""
+def _truncate(file: Path, num_header_lines: int, num_rows: int | None) -> int:
+    """Truncate a file to its complete lines and at most `num_rows` rows; return their number."""
     if not file.exists():
         return 0
-    *lines, _half = file.read_bytes().split(b"\n")
+    *lines, _incomplete = file.read_bytes().split(b"\n")
     if num_rows is not None:
         lines = lines[: num_header_lines + num_rows] if num_rows else []
     os.truncate(file, sum(len(line) + 1 for line in lines))
@@ -158,9 +158,9 @@ def _keep(file: Path, num_header_lines: int, num_rows: int | None) -> int:
 
 
 def _replace(file: Path, content: bytes) -> None:
-    beside = file.with_name(f".{file.name}.tmp")
-    beside.write_bytes(content)
-    os.replace(beside, file)
+    temporary = file.with_name(f".{file.name}.tmp")
+    temporary.write_bytes(content)
+    os.replace(temporary, file)
 
 
 def _rows(file: Path) -> Iterator[list[str]]:
@@ -178,7 +178,7 @@ def _cell(value: Any) -> str:
     if value is None:
         return ""
     if isinstance(value, str):
-        return value.replace("\n", " ")  # a row is a line
+        return value.replace("\n", " ")  # each row is one line
     return str(value) if isinstance(value, int | float) else json.dumps(_strict(value))
 
 

@@ -1,4 +1,4 @@
-"""What is to be sent, each record once: through interruptions, and while a service is away."""
+"""A queue of records to send, each once, across interruptions and failures of the service."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Entry:
-    """Something recorded that wasn't sent yet.
+    """A record that has not been sent.
 
     Attributes:
-        key: what is counted: a metric of the history, or all that this plugin measures.
-        number: its how many-th it is, from 1 on.
+        key: what it is: a metric of the history, or the plugin's measurements.
+        number: its position among the records of this key, from 1.
         place: where in the run it was recorded.
         values: plain data by name.
     """
@@ -34,18 +34,18 @@ class Entry:
     values: Mapping[str, Any]
 
 
-class Outbox:
-    """Counts what was recorded and what was sent, and keeps what lies between.
+class SendQueue:
+    """Counts the records seen and sent, and keeps those in between.
 
-    A resumed run records again, bit for bit, what the interrupted one had recorded after the
-    state was saved. What the service has of it already is known by its number, and passed over.
+    A resumed run repeats, bit for bit, the records that the interrupted run made after the training
+    state was saved. Those that the service already has are recognised by their number and skipped.
 
-    >>> outbox = Outbox()
+    >>> queue = SendQueue()
     >>> for update in (1, 2):
-    ...     outbox.put("loss", Place(1, update, 8 * update, 0.1), {"loss": 0.5})
-    >>> for place, values, entries in outbox.groups():
+    ...     queue.put("loss", Place(1, update, 8 * update, 0.1), {"loss": 0.5})
+    >>> for place, values, entries in queue.groups():
     ...     print(place.update, dict(values))
-    ...     outbox.note_sent(entries)
+    ...     queue.mark_sent(entries)
     1 {'loss': 0.5}
     2 {'loss': 0.5}
     """
@@ -60,26 +60,26 @@ class Outbox:
 
     @property
     def sent(self) -> dict[str, int]:
-        """How many of each the service has."""
+        """The number of records of each key that the service has."""
         return dict(self._sent)
 
     def skip_history(self, trainer: Trainer) -> None:
-        """Pass over all that the history holds, which is of another run."""
+        """Skip all records in the history, which belong to another run."""
         self._seen = {
             _key(name): count for name, count in count_values(trainer.run_history).items()
         }
         self._sent = dict(self._seen)
 
     def collect(self, trainer: Trainer) -> None:
-        """Take what was recorded in the history since the last time."""
+        """Add the history's records since the last call."""
         history = trainer.run_history
         counts = {_key(name): count for name, count in count_values(history).items()}
         for key in [key for key, seen in self._seen.items() if key.startswith("metric ")]:
-            if counts.get(key, 0) < self._seen[key]:  # it was deleted, and perhaps begun anew
+            if counts.get(key, 0) < self._seen[key]:  # deleted, and perhaps recorded again
                 self._seen[key] = self._sent[key] = 0
         new = {key: count - self._seen.get(key, 0) for key, count in counts.items()}
         if hasattr(history, "latest_records"):
-            # What is new stands together at the end: a metric is only ever deleted as a whole.
+            # The new records are the last ones, as metrics are only ever deleted as a whole.
             for record in history.latest_records(sum(new.values())):
                 name, place = record["metric"], _place_of(record)
                 self.put(_key(name), place, {name: record["value"]})
@@ -90,19 +90,19 @@ class Outbox:
                 self.put(_key(name), place_now(trainer), {name: value})
 
     def put(self, key: str, place: Place, values: Mapping[str, Any]) -> None:
-        """Take one thing, unless it was sent before an interruption."""
+        """Add a record, unless it was sent before an interruption."""
         if self.is_new(key):
             self._waiting.append(Entry(key, self._seen[key], place, values))
 
     def is_new(self, key: str) -> bool:
-        """Count one more of a kind; whether the service doesn't have it yet."""
+        """Count a record of this key, and return whether the service doesn't have it yet."""
         self._seen[key] = number = self._seen.get(key, 0) + 1
         return number > self._sent.get(key, 0)
 
     def groups(self) -> Iterator[tuple[Place, dict[str, Any], list[Entry]]]:
-        """What waits, all of one update together, in the order in which it was recorded.
+        """The waiting records, grouped by update, in the order in which they were recorded.
 
-        A metric that was recorded twice at one update makes a second group.
+        A metric that was recorded twice at the same update starts a second group.
         """
         groups: dict[tuple[int, int, int], list[Entry]] = {}
         repeats: Counter[tuple[str, int, int]] = Counter()
@@ -114,30 +114,30 @@ class Outbox:
         for entries in groups.values():
             values: dict[str, Any] = {}
             for entry in sorted(entries, key=lambda entry: entry.key.startswith("metric ")):
-                values |= entry.values  # where both have a name, the history's value counts
+                values |= entry.values  # the history's value wins over a measurement's
             yield entries[-1].place, values, entries
 
-    def note_sent(self, entries: list[Entry]) -> None:
-        """Strike what the service has taken."""
+    def mark_sent(self, entries: list[Entry]) -> None:
+        """Remove records that the service has accepted."""
         for entry in entries:
             self._sent[entry.key] = max(entry.number, self._sent.get(entry.key, 0))
             self._waiting.remove(entry)
 
-    def note_picture_sent(self, key: str) -> None:
-        """Strike a picture, which isn't kept until then."""
+    def mark_images_sent(self, key: str) -> None:
+        """Count images that the service has accepted; they are never queued."""
         self._sent[key] = max(self._seen[key], self._sent.get(key, 0))
 
     def state_dict(self) -> dict[str, Any]:
-        """All of it as plain data."""
+        """The queue and its counts as plain data."""
         waiting = [asdict(entry) for entry in self._waiting]
         return {"seen": dict(self._seen), "sent": self.sent, "waiting": waiting}
 
     def load_state_dict(self, state: Mapping[str, Any], sent: Mapping[str, int]) -> None:
-        """Go on from a state.
+        """Restore the queue.
 
         Args:
-            state: of `state_dict`.
-            sent: what the service has taken by now, where that is known to be more.
+            state: the value of `state_dict`.
+            sent: the number of records of each key that the service has accepted since, if known.
         """
         self._seen = dict(state["seen"])
         keys = {**state["sent"], **sent}
@@ -149,17 +149,17 @@ class Outbox:
 
 
 class Receipts:
-    """How much of a run a service has taken, in a file, for services that can't be asked.
+    """A file that counts the records a service has accepted.
 
-    Without it, a run that is killed and resumed from an older state would send twice what it has
-    sent in between.
+    Without it, a run that is killed and resumed from an older training state would send again what
+    it sent after that state.
     """
 
     def __init__(self, logging_dir: Path, run: Run) -> None:
         self._file = logging_dir / ".receipts" / run.project / f"{run.service}-{run.id}.json"
 
     def read(self) -> dict[str, int]:
-        """The counts, or none where there is no file."""
+        """The counts by key; empty if there is no file."""
         try:
             counts = json.loads(self._file.read_text())
         except FileNotFoundError:
@@ -167,15 +167,15 @@ class Receipts:
         return {str(key): int(count) for key, count in counts.items()}
 
     def write(self, sent: Mapping[str, int]) -> None:
-        """Replace the counts."""
+        """Replace the counts atomically."""
         self._file.parent.mkdir(parents=True, exist_ok=True)
-        beside = self._file.with_suffix(".tmp")
-        beside.write_text(json.dumps(dict(sent)))
-        os.replace(beside, self._file)
+        temporary = self._file.with_suffix(".tmp")
+        temporary.write_text(json.dumps(dict(sent)))
+        os.replace(temporary, self._file)
 
 
 def place_now(trainer: Trainer) -> Place:
-    """Where the run stands."""
+    """The current place in the run."""
     progress = trainer.progress
     epoch = trainer.run_history.current_epoch
     return Place(epoch, progress.updates, progress.samples, progress.seconds)

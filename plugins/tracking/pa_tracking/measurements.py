@@ -1,4 +1,4 @@
-"""What the plugin measures itself: learning rates, gradient norm, throughput, memory."""
+"""The plugin's own measurements: learning rates, gradient norm, throughput, memory."""
 
 from __future__ import annotations
 
@@ -15,9 +15,10 @@ GIB = 2**30
 
 
 def learning_rates(optimizer: Any) -> dict[str, float]:
-    """The learning rate of each parameter group, by the group's name or its number.
+    """The learning rate of each parameter group.
 
-    A single group's is ``learning_rate``, others are ``learning_rate/NAME``.
+    With a single group, the name is ``learning_rate``; with several, ``learning_rate/NAME`` with
+    the group's ``name`` or its index.
     """
     groups = optimizer.param_groups
     if len(groups) == 1:
@@ -32,12 +33,13 @@ def learning_rates(optimizer: Any) -> dict[str, float]:
 
 
 def gradient_norm(trainer: Trainer) -> Tensor | None:
-    """The 2-norm of all gradients of the coming update, before clipping; shape ``()``.
+    """The 2-norm of all gradients of the next update, before clipping; shape ``()``.
 
-    Called between the backward pass and the update. It stays on the device: nothing waits for it.
+    Called between the backward pass and the update. The norm stays on the device, so that there is
+    no host-device synchronisation.
 
     Returns:
-        None where a process doesn't hold all gradients, as under FSDP or DeepSpeed, and the run
+        None if a process doesn't hold all gradients, as under FSDP or DeepSpeed, and the run
         doesn't clip them by their norm.
     """
     import torch
@@ -50,16 +52,16 @@ def gradient_norm(trainer: Trainer) -> Tensor | None:
         for parameter in group["params"]
         if parameter.grad is not None
     ]
-    if not gradients or not _are_whole(trainer):
+    if not gradients or not _holds_all_gradients(trainer):
         return None
     norm = torch.nn.utils.get_total_norm(gradients)
     scaler = trainer._accelerator.scaler
     if scaler is not None and trainer.run_config.gradient_clip_value is None:
-        norm = norm / scaler.get_scale()  # clipping would have unscaled them
+        norm = norm / scaler.get_scale()  # not unscaled yet, since nothing clips
     return norm
 
 
-def _are_whole(trainer: Trainer) -> bool:
+def _holds_all_gradients(trainer: Trainer) -> bool:
     from accelerate import DistributedType
 
     kinds = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)
@@ -67,7 +69,7 @@ def _are_whole(trainer: Trainer) -> bool:
 
 
 def memory(trainer: Trainer) -> dict[str, float]:
-    """The most memory that the device has given out so far, or on a CPU what the process has."""
+    """The peak memory allocated on the device or, on a CPU, the process' resident memory."""
     import torch
 
     if trainer.device.type in ("cuda", "xpu"):
@@ -79,27 +81,27 @@ def memory(trainer: Trainer) -> dict[str, float]:
 
 
 class Throughput:
-    """Samples and updates per second since it was last asked, evaluations left out."""
+    """Samples and updates per second since the last reading, without the time of evaluations."""
 
     def __init__(self) -> None:
         self._samples = self._updates = 0
         self._start = self._pause = math.nan
 
     def start(self, trainer: Trainer) -> None:
-        """Begin to count, where a training epoch starts."""
+        """Start counting, at the start of a training epoch."""
         self._samples, self._updates = trainer.position.samples, trainer.position.updates
         self._start = time.monotonic()
 
     def pause(self) -> None:
-        """Leave out what comes."""
+        """Stop the clock for an evaluation."""
         self._pause = time.monotonic()
 
-    def go_on(self) -> None:
-        """Count what comes."""
+    def resume(self) -> None:
+        """Restart the clock after an evaluation."""
         self._start += time.monotonic() - self._pause
 
-    def take(self, trainer: Trainer) -> dict[str, float]:
-        """The speed, and begin anew."""
+    def read(self, trainer: Trainer) -> dict[str, float]:
+        """Return the throughput since the last reading, and start counting again."""
         samples, updates, start = self._samples, self._updates, self._start
         self.start(trainer)
         seconds = self._start - start

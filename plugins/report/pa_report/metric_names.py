@@ -1,4 +1,4 @@
-"""What a metric's name says: which curves belong into one plot, and which way is better."""
+"""Parse metric names: the quantity, the data split, and whether higher is better."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 _NAME = re.compile(
     r"^(?:(?P<data>.+?)[_/.-])?"
-    r"(?P<part>intermediate[_/.-]eval|evaluation|eval|training|train|validation|valid|val|test)"
+    r"(?P<split>intermediate[_/.-]eval|evaluation|eval|training|train|validation|valid|val|test)"
     r"[_/.-](?P<base>.+)$"
 )
 _LOWER = re.compile(
@@ -19,7 +19,7 @@ _HIGHER = re.compile(
 )
 
 
-_PARTS = {
+_SPLITS = {
     **dict.fromkeys(("training", "train"), "train"),
     **dict.fromkeys(("evaluation", "test"), "test"),
     **dict.fromkeys(("validation", "valid", "val", "eval"), "eval"),
@@ -28,27 +28,28 @@ _PARTS = {
 
 @dataclass(frozen=True)
 class MetricName:
-    """A metric's name, taken apart.
+    """The parts of a metric's name.
 
     Attributes:
-        base: what is measured; metrics of one base belong into one plot.
-        label: which of them it is: ``"train"``, ``"eval"``, a dataset's.
-        part: ``"train"``, ``"eval"``, ``"test"`` or ``""``.
-        is_within_epoch: whether it stands for a part of an epoch, beside one for the whole.
+        base: the quantity; metrics with the same base share a chart.
+        label: what distinguishes metrics with the same base: the split and the dataset's name.
+        split: ``"train"``, ``"eval"``, ``"test"`` or ``""``.
+        is_within_epoch: whether its values are recorded within epochs, in addition to a metric
+            recorded once per epoch.
     """
 
     base: str
     label: str
-    part: str
+    split: str
     is_within_epoch: bool
 
 
-def take_apart(name: str) -> MetricName:
-    """Read a metric's name.
+def parse_metric_name(name: str) -> MetricName:
+    """Parse a metric's name.
 
-    >>> take_apart("train_loss_epoch")
-    MetricName(base='loss', label='train', part='train', is_within_epoch=False)
-    >>> take_apart("night_eval_f1").label, take_apart("evaluation_loss").label
+    >>> parse_metric_name("train_loss_epoch")
+    MetricName(base='loss', label='train', split='train', is_within_epoch=False)
+    >>> parse_metric_name("night_eval_f1").label, parse_metric_name("evaluation_loss").label
     ('eval night', 'evaluate()')
     """
     match = _NAME.match(name)
@@ -57,16 +58,16 @@ def take_apart(name: str) -> MetricName:
     base, _, detail = match["base"].partition("/")
     is_whole = base.endswith("_epoch")
     base = base.removesuffix("_epoch") or base
-    part = _PARTS.get(match["part"], "eval")
-    is_running = part == "train" and base == "loss" and not is_whole  # the mean so far
-    is_within = is_running or match["part"].startswith("intermediate")
-    shown = "evaluate()" if match["part"] == "evaluation" else part
+    split = _SPLITS.get(match["split"], "eval")
+    is_running = split == "train" and base == "loss" and not is_whole  # the mean so far
+    is_within = is_running or match["split"].startswith("intermediate")
+    shown = "evaluate()" if match["split"] == "evaluation" else split
     label = " ".join(filter(None, (shown, match["data"], detail)))
-    return MetricName(base, f"{label} in epoch" if is_within else label, part, is_within)
+    return MetricName(base, f"{label} in epoch" if is_within else label, split, is_within)
 
 
 def higher_is_better(name: str) -> bool | None:
-    """Which way a metric of this name is better; None where the name doesn't say.
+    """Whether a higher value of this metric is better; None if the name doesn't say.
 
     >>> higher_is_better("eval_loss_epoch"), higher_is_better("eval_accuracy")
     (False, True)

@@ -1,4 +1,4 @@
-"""Pictures with boxes: generated ones, and the photographs of Penn-Fudan."""
+"""Images with boxes: generated ones, and the photographs of Penn-Fudan."""
 
 from pathlib import Path
 
@@ -10,7 +10,7 @@ Sample = tuple[Tensor, dict[str, Tensor]]
 
 
 class Shapes(Dataset[Sample]):
-    """Pictures (3 x 64 x 64) with one or two bright squares (1) or discs (2) on a dark ground."""
+    """Images (3 x 64 x 64) of one or two bright squares (1) or discs (2) on a dark background."""
 
     def __init__(self, length: int, seed: int) -> None:
         self.length, self.seed = length, seed
@@ -20,24 +20,24 @@ class Shapes(Dataset[Sample]):
 
     def __getitem__(self, index: int) -> Sample:
         generator = torch.Generator().manual_seed(self.seed + index)
-        picture = torch.rand(3, 64, 64, generator=generator) * 0.2
+        image = torch.rand(3, 64, 64, generator=generator) * 0.2
         y, x = torch.meshgrid(torch.arange(64), torch.arange(64), indexing="ij")
         boxes, labels = [], []
-        for half in range(1 + index % 2):  # in the left half, and perhaps in the right one
+        for half in range(1 + index % 2):  # one in the left half, perhaps another in the right
             radius = int(torch.randint(7, 12, (), generator=generator))
             row = int(torch.randint(radius, 64 - radius, (), generator=generator))
             column = 16 + 32 * half
             label = 1 + int(torch.randint(0, 2, (), generator=generator))
             square = ((y - row).abs() <= radius) & ((x - column).abs() <= radius)
             disc = (y - row) ** 2 + (x - column) ** 2 <= radius**2
-            picture[:, square if label == 1 else disc] += 0.8
+            image[:, square if label == 1 else disc] += 0.8
             boxes.append([column - radius, row - radius, column + radius, row + radius])
             labels.append(label)
-        return picture, {"boxes": torch.tensor(boxes).float(), "labels": torch.tensor(labels)}
+        return image, {"boxes": torch.tensor(boxes).float(), "labels": torch.tensor(labels)}
 
 
 class Pedestrians(Dataset[Sample]):
-    """170 photographs with people (1), of which 34 are held out.
+    """170 photographs of people (1), 34 of them held out.
 
     See https://www.cis.upenn.edu/~jshi/ped_html.
     """
@@ -49,28 +49,26 @@ class Pedestrians(Dataset[Sample]):
         if not (folder / "PennFudanPed").exists():
             address = "https://www.cis.upenn.edu/~jshi/ped_html/PennFudanPed.zip"
             download_and_extract_archive(address, folder)
-        pictures = sorted((folder / "PennFudanPed" / "PNGImages").glob("*.png"))
-        self.pictures = (
-            pictures[::5] if held_out else [p for p in pictures if p not in pictures[::5]]
-        )
+        files = sorted((folder / "PennFudanPed" / "PNGImages").glob("*.png"))
+        self.files = files[::5] if held_out else [f for f in files if f not in files[::5]]
 
     def __len__(self) -> int:
-        return len(self.pictures)
+        return len(self.files)
 
     def __getitem__(self, index: int) -> Sample:
         from PIL import Image
         from torchvision.ops import masks_to_boxes
         from torchvision.transforms.functional import pil_to_tensor
 
-        path = self.pictures[index]
-        picture = pil_to_tensor(Image.open(path).convert("RGB")) / 255
-        mask = pil_to_tensor(Image.open(path.parents[1] / "PedMasks" / f"{path.stem}_mask.png"))
-        people = mask.unique()[1:]  # each has a number of its own, and the ground has 0
+        file = self.files[index]
+        image = pil_to_tensor(Image.open(file).convert("RGB")) / 255
+        mask = pil_to_tensor(Image.open(file.parents[1] / "PedMasks" / f"{file.stem}_mask.png"))
+        people = mask.unique()[1:]  # one number per person; 0 is the background
         boxes = masks_to_boxes(mask == people[:, None, None])
-        return picture, {"boxes": boxes, "labels": torch.ones(len(people), dtype=torch.int64)}
+        return image, {"boxes": boxes, "labels": torch.ones(len(people), dtype=torch.int64)}
 
 
 def collate(samples: list[Sample]) -> tuple[list[Tensor], list[dict[str, Tensor]]]:
-    """Pictures of different sizes and numbers of boxes stay lists."""
-    pictures, targets = zip(*samples, strict=True)
-    return list(pictures), list(targets)
+    """Keep lists, since images differ in size and in the number of boxes."""
+    images, targets = zip(*samples, strict=True)
+    return list(images), list(targets)

@@ -1,4 +1,4 @@
-"""What the plugin measures itself: learning rate, throughput, and where the time went."""
+"""The plugin's own measurements: learning rate, throughput, and training and evaluation time."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from pa_report.run import Point
 if TYPE_CHECKING:
     from pa_core import Trainer
 
-MOST_RATES = 512
-"""When there are so many learning rates, every second one is dropped, and the next ones as well."""
+MAX_RATES = 512
+"""At this number of learning rates, every second one is dropped and the interval is doubled."""
 
 
-class Measures:
-    """Learning rate, throughput and times of a run; no device is waited for.
+class Measurements:
+    """Learning rate, throughput and times of a run, without host-device synchronisation.
 
-    Learning rates are those with which updates are made, of the first parameter group, taken at
-    equal distances. Throughput is an epoch's, evaluations left out.
+    The learning rate is that of the first parameter group before an update, sampled at equal
+    intervals. The throughput is one value per epoch, without the time of evaluations.
     """
 
     def __init__(self) -> None:
@@ -34,34 +34,34 @@ class Measures:
 
     @property
     def curves(self) -> dict[str, list[Point]]:
-        """What was measured, by name."""
+        """The recorded points by name."""
         self._read_rates()
         curves = {"learning_rate": self._rates, "samples_per_second": self._throughput}
         return {name: list(points) for name, points in curves.items() if points}
 
     @property
     def times(self) -> dict[str, float]:
-        """Seconds of training epochs and of evaluations."""
+        """Seconds spent in training epochs and in evaluations."""
         return {"training": self._training, "evaluation": self._evaluation}
 
     def start_epoch(self, trainer: Trainer) -> None:
-        """Begin to count, where a training epoch starts."""
+        """Start the clock of a training epoch."""
         self._start, self._samples = time.monotonic(), trainer.position.samples
 
-    def note_update(self, trainer: Trainer) -> None:
-        """Take the learning rate of the coming update, if it is its turn."""
+    def record_learning_rate(self, trainer: Trainer) -> None:
+        """Record the learning rate of the next update, if one is due."""
         if trainer.updates % self._stride:
             return
         rate = trainer.optimizer.param_groups[0]["lr"]
-        if hasattr(rate, "clone"):  # a tensor, perhaps on a device that nobody should wait for now
+        if hasattr(rate, "clone"):  # a tensor: reading its value now might synchronise
             rate = rate.detach().clone()
         self._rates.append(_point(trainer, rate, updates=trainer.updates + 1))
-        if len(self._rates) >= MOST_RATES:
+        if len(self._rates) >= MAX_RATES:
             del self._rates[1::2]
             self._stride *= 2
 
     def end_epoch(self, trainer: Trainer) -> None:
-        """Count a training epoch."""
+        """Record the time and throughput of a training epoch."""
         seconds = time.monotonic() - self._start
         self._start = math.nan
         self._training += seconds
@@ -69,19 +69,19 @@ class Measures:
         if samples and seconds > 0:
             self._throughput.append(_point(trainer, samples / seconds))
 
-    def pause(self) -> None:
-        """Count what comes as an evaluation."""
+    def start_evaluation(self) -> None:
+        """Count the time from here as evaluation."""
         self._pause = time.monotonic()
 
-    def go_on(self) -> None:
-        """Count what comes as before."""
+    def end_evaluation(self) -> None:
+        """Count the time from here as training again, if an epoch is under way."""
         seconds = time.monotonic() - self._pause
         self._evaluation += seconds
-        self._start += seconds  # of an epoch that goes on; otherwise it stays no number
+        self._start += seconds  # NaN outside a training epoch, and stays so
 
     @contextmanager
-    def evaluating(self) -> Iterator[None]:
-        """Leave out an evaluation that isn't of the run's own time."""
+    def ignoring_evaluation(self) -> Iterator[None]:
+        """Restore the times after an evaluation outside the training run."""
         kept = self._evaluation, self._training
         try:
             yield
@@ -90,7 +90,7 @@ class Measures:
                 self._evaluation, self._training = kept
 
     def state_dict(self) -> dict[str, Any]:
-        """All of it as plain data."""
+        """The measurements as plain data."""
         self._read_rates()
         return {
             "rates": [list(point) for point in self._rates],
@@ -104,7 +104,7 @@ class Measures:
         self._rates = [point._replace(value=float(point.value)) for point in self._rates]
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from a state."""
+        """Restore the measurements from `state_dict`."""
         self._rates = [Point(*point) for point in state["rates"]]
         self._stride = state["stride"]
         self._throughput = [Point(*point) for point in state["throughput"]]

@@ -1,4 +1,4 @@
-"""Metrics of an epoch: updated with each batch, read once, saved in between."""
+"""Metrics of an epoch: updated with each batch, computed at its end, saved in training states."""
 
 from __future__ import annotations
 
@@ -9,26 +9,25 @@ from torch import Tensor
 from torchmetrics import Metric, MetricCollection
 from torchmetrics.wrappers import Running
 
-from pa_metrics.sharing import groups_that_share
-from pa_metrics.sync import join_processes
+from pa_metrics.compute_groups import find_compute_groups
+from pa_metrics.distributed import merge_processes
 
 if TYPE_CHECKING:
-    from pa_metrics.inputs import ToPredsAndTarget
+    from pa_metrics.preds_and_target import ToPredsAndTarget
 
 
 class EpochMetrics:
-    """Metrics that live from one epoch's start to its end, again and again.
+    """Metrics that are reset at the start of each epoch and computed at its end.
 
-    torchmetrics can check the values of targets and predictions, for which the host has to wait
-    for the device. It does so on the first batch of each epoch, not on every one: a wrong
-    ``num_classes`` is found at once, and nothing waits after that.
+    torchmetrics can validate the values of predictions and targets, which synchronises the host
+    with the device. Metrics in `check_once` do so on the first batch of each epoch only: that finds
+    a wrong ``num_classes`` without synchronising in later steps.
 
     Args:
         collection: the metrics, by their names in the history.
-        to_inputs: for each name, the function that finds what the metric compares. Those with the
-            same function are one collection of torchmetrics', which shares what they have in
-            common.
-        check_once: the names of those whose checks are to be left to the first batch.
+        to_inputs: for each name, the function that extracts the metric's inputs. Metrics with the
+            same function form one torchmetrics collection and share equal statistics.
+        check_once: the names of metrics that validate values on the first batch only.
     """
 
     def __init__(
@@ -46,11 +45,11 @@ class EpochMetrics:
                 name: metric for name, metric in members.items() if to_inputs[name] is function
             }
             shared = MetricCollection(
-                group, prefix=prefix, postfix=postfix, compute_groups=groups_that_share(group)
+                group, prefix=prefix, postfix=postfix, compute_groups=find_compute_groups(group)
             )
             self._groups.append((function, shared))
         for _, metric in self._metrics():
-            metric.distributed_available_fn = _never  # `join_processes` does it
+            metric.distributed_available_fn = _never  # `merge_processes` replaces it
         self._checked = [
             metric
             for name, module in members.items()
@@ -74,16 +73,16 @@ class EpochMetrics:
             collection.to(device)
 
     def reset(self) -> None:
-        """Begin an epoch."""
+        """Start an epoch."""
         for _, collection in self._groups:
             collection.reset()
         self._check_values(True)
 
     def update(self, batch: Any, batch_output: Mapping[str, Any]) -> None:
-        """Take a batch in.
+        """Update the metrics with a batch.
 
         Raises:
-            What torchmetrics raises for values that it doesn't expect, with the metrics' names.
+            What torchmetrics raises for invalid values, with a note that names the metrics.
         """
         for function, collection in self._groups:
             inputs = function(batch, batch_output)
@@ -99,15 +98,15 @@ class EpochMetrics:
         self._check_values(False)
 
     def compute(self) -> dict[str, Any]:
-        """The epoch's values over all processes, as torchmetrics gives them. Called on all."""
-        join_processes(dict(self._metrics()))
+        """Compute the epoch's values over all processes; a collective."""
+        merge_processes(dict(self._metrics()))
         values: dict[str, Any] = {}
         for _, collection in self._groups:
             values |= collection.compute()
         return values
 
     def state_dict(self) -> dict[str, Any]:
-        """What the metrics have accumulated: for each, its tensors and how often it was updated."""
+        """The accumulated state of each metric and its number of updates."""
         return {
             name: {
                 "updates": getattr(metric, _counter(metric)),
@@ -117,15 +116,15 @@ class EpochMetrics:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take up where `state_dict` was taken, on the device where the metrics are.
+        """Restore the metrics, on their current device.
 
         Raises:
-            ValueError: if the state is of other metrics.
+            ValueError: if the state is that of other metrics.
         """
         metrics = dict(self._metrics())
         if metrics.keys() != state.keys():
             raise ValueError(
-                f"The state is of the metrics {', '.join(sorted(state))}, and not of "
+                f"The state was saved from the metrics {', '.join(sorted(state))}, not from "
                 f"{', '.join(sorted(metrics))}"
             )
         self.reset()
@@ -146,7 +145,7 @@ class EpochMetrics:
 
 
 def _counter(metric: Metric) -> str:
-    """Where a metric counts its updates; a window's next place follows from them."""
+    """The attribute that counts a metric's updates; a window's next position depends on it."""
     return "_num_vals_seen" if isinstance(metric, Running) else "_update_count"
 
 
@@ -155,19 +154,19 @@ def _never() -> bool:
 
 
 def _detach(value: Any) -> Any:
-    # Metrics that keep all predictions would keep the graph of every batch with them.
+    # Metrics that keep all predictions would also keep the autograd graph of every batch.
     return value.detach() if isinstance(value, Tensor) else value
 
 
 def _copy(value: Any, device: Any = None) -> Any:
-    """A copy that later updates, which change tensors in place, leave alone."""
+    """A copy that is independent of later in-place updates."""
     if isinstance(value, Tensor):
         return value.detach().to(device=device, copy=True)
     return [_copy(item, device) for item in value] if isinstance(value, list) else value
 
 
 def to_plain(value: Any) -> Any:
-    """A value as numbers and lists."""
+    """Convert a value to numbers and lists."""
     if isinstance(value, Tensor):
-        return value.tolist()  # a number where there is one value
+        return value.tolist()  # a number if the tensor has no dimensions
     return [to_plain(item) for item in value] if isinstance(value, list | tuple) else value

@@ -1,8 +1,8 @@
-"""Which metrics share their statistics, told by their settings.
+"""Compute groups: metrics that share their statistics, determined from their settings.
 
-torchmetrics compares what metrics have after the first batch. That goes wrong where they differ and
-the batch doesn't show it, as accuracy and top-5 accuracy do where all of it was right; and another
-process's first batch may tell otherwise.
+torchmetrics forms compute groups by comparing the states after the first batch. That merges metrics
+that happen to agree on it, such as accuracy and top-5 accuracy if all predictions are right, and
+the result may differ between processes.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from torchmetrics import Metric
 
 
-def groups_that_share(metrics: Mapping[str, Metric]) -> list[list[str]]:
-    """The names of metrics whose statistics are the same, whatever the batches are.
+def find_compute_groups(metrics: Mapping[str, Metric]) -> list[list[str]]:
+    """Group the names of metrics whose statistics are equal for any batch.
 
     Args:
         metrics: by their names, not updated yet.
@@ -26,7 +26,7 @@ def groups_that_share(metrics: Mapping[str, Metric]) -> list[list[str]]:
     groups: list[list[str]] = []
     for name, metric in metrics.items():
         for group in groups:
-            if _keep_the_same(metrics[group[0]], metric):
+            if _have_equal_statistics(metrics[group[0]], metric):
                 group.append(name)
                 break
         else:
@@ -34,23 +34,26 @@ def groups_that_share(metrics: Mapping[str, Metric]) -> list[list[str]]:
     return groups
 
 
-def _keep_the_same(one: Metric, other: Metric) -> bool:
-    """Whether both run the same code on the same settings: what one lacks, the code doesn't use."""
+def _have_equal_statistics(one: Metric, other: Metric) -> bool:
+    """Whether both run the same `update` with the same settings.
+
+    Attributes that only one of them has can't matter, since both run the same code.
+    """
     update = type(one).update
     if not one._defaults or update is not type(other).update:
         return False
-    called = getattr(update, "__code__", None)
-    mine, others = vars(one), vars(other)
+    code = getattr(update, "__code__", None)
+    left, right = vars(one), vars(other)
     return (
-        called is not None
+        code is not None
         and all(
             getattr(type(one), name, None) is getattr(type(other), name, None)
-            for name in called.co_names
+            for name in code.co_names
         )
         and all(
-            _is_equal(mine[name], others[name])
-            for name in mine.keys() & others.keys()
-            if name not in ("update", "compute")  # each is bound to its own metric
+            _is_equal(left[name], right[name])
+            for name in left.keys() & right.keys()
+            if name not in ("update", "compute")  # bound methods of each metric
         )
     )
 
@@ -64,5 +67,5 @@ def _is_equal(one: Any, other: Any) -> bool:
         return one is other
     try:
         return bool(one == other)
-    except (RuntimeError, ValueError):  # of arrays within lists there is no one answer
+    except (RuntimeError, ValueError):  # lists of arrays have no single truth value
         return False

@@ -1,4 +1,4 @@
-"""From a batch and the model's outputs to what a metric compares."""
+"""Extract the inputs of a metric from a batch and the model's outputs."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from torch import nn
 
 Inputs = tuple[Any, ...] | Mapping[str, Any]
-"""What a metric's ``update`` is called with: positional arguments, or keyword arguments."""
+"""The arguments of a metric's ``update``: positional as a tuple, or keywords as a mapping."""
 
 ToPredsAndTarget = Callable[[Any, Mapping[str, Any]], Inputs]
 
@@ -21,20 +21,20 @@ _TEXT_KEYS = ("references", "reference", "texts", "text", *_TARGET_KEYS)
 
 
 def to_preds_and_target(batch: Any, batch_output: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
-    """Find predictions and targets where training with PyTorch usually has them.
+    """Extract predictions and targets from the usual forms of batches and outputs.
 
-    Batches are ``(inputs, targets)``, or mappings with ``labels``. Outputs are a tensor, or
-    something with ``logits``, as transformers' models return. Classes of a mapping batch's tokens
-    come last, ``(batch, tokens, classes)``, and are moved to where torchmetrics expects them,
-    ``(batch, classes, tokens)``. One output per sample, ``(batch, 1)``, becomes ``(batch,)`` where
-    the targets have that shape.
+    Batches are ``(inputs, targets)`` or mappings with ``labels``. Outputs are a tensor or have
+    ``logits``, as those of transformers' models. If the batch is a mapping, the class dimension of
+    token logits ``(batch, tokens, classes)`` is moved to where torchmetrics expects it,
+    ``(batch, classes, tokens)``. Outputs of shape ``(batch, 1)`` become ``(batch,)`` if the targets
+    have that shape.
 
     Args:
-        batch: what the loader yields.
-        batch_output: what the trainer's ``calculate_…_batch_loss`` returns.
+        batch: a batch of the loader.
+        batch_output: the return value of the trainer's ``calculate_…_batch_loss``.
 
     Raises:
-        TypeError: where it finds no tensors.
+        TypeError: if it finds no tensors.
 
     >>> import torch
     >>> logits, labels = torch.zeros(4, 1), torch.ones(4)
@@ -47,8 +47,8 @@ def to_preds_and_target(batch: Any, batch_output: Mapping[str, Any]) -> tuple[Te
         raise _nothing_found(
             batch,
             batch_output,
-            "batches are expected to be (inputs, targets) or to have 'labels', outputs to be a "
-            "tensor or to have 'logits'",
+            "expected a batch (inputs, targets) or with 'labels', and an output that is a tensor "
+            "or has 'logits'",
         )
     if preds.shape == (*target.shape, 1):
         preds = preds.squeeze(-1)
@@ -58,34 +58,34 @@ def to_preds_and_target(batch: Any, batch_output: Mapping[str, Any]) -> tuple[Te
 
 
 def classification(batch: Any, batch_output: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
-    """As `to_preds_and_target`; targets that are floats, as some losses want them, become ints."""
+    """As `to_preds_and_target`; float targets, which some losses need, become integers."""
     preds, target = to_preds_and_target(batch, batch_output)
     return preds, target.long() if target.is_floating_point() else target
 
 
 def segmentation(batch: Any, batch_output: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
-    """Classes of pixels: logits ``(batch, classes, …)`` become indices ``(batch, …)``."""
+    """As `classification`; logits ``(batch, classes, …)`` become class indices ``(batch, …)``."""
     preds, target = classification(batch, batch_output)
     return preds.argmax(1) if preds.ndim == target.ndim + 1 else preds, target
 
 
 def detection(batch: Any, batch_output: Mapping[str, Any]) -> tuple[Any, Any]:
-    """Lists with a dict for each picture, as torchvision's detection models have them.
+    """Lists with a dict for each image, as torchvision's detection models use them.
 
     Predictions have ``boxes``, ``scores`` and ``labels``, targets ``boxes`` and ``labels``.
     """
     preds, target = batch_output["model_outputs"], _target(batch)
     if not _are_dicts(preds) or not _are_dicts(target):
         raise _nothing_found(
-            batch, batch_output, "both are expected to be lists with a dict for each picture"
+            batch, batch_output, "expected predictions and targets as lists of dicts, one per image"
         )
     return preds, target
 
 
 def retrieval(batch: Any, batch_output: Mapping[str, Any]) -> dict[str, Tensor]:
-    """Scores and relevances, and the query to which each belongs.
+    """Scores, relevances, and the index of each sample's query.
 
-    The query's number is the batch's third entry, or has a name such as ``indexes``.
+    The index is the batch's third entry or, in a mapping, has a name such as ``indexes``.
     """
     preds, target = to_preds_and_target(batch, batch_output)
     if isinstance(batch, Mapping):
@@ -96,8 +96,7 @@ def retrieval(batch: Any, batch_output: Mapping[str, Any]) -> dict[str, Tensor]:
         raise _nothing_found(
             batch,
             batch_output,
-            f"batches are expected to be (inputs, targets, indexes) or to have one of "
-            f"{', '.join(_INDEX_KEYS)}",
+            f"expected a batch (inputs, targets, indexes) or with one of {', '.join(_INDEX_KEYS)}",
         )
     return {"preds": preds, "target": target, "indexes": indexes.long()}
 
@@ -106,20 +105,20 @@ def language_model(batch: Any, batch_output: Mapping[str, Any]) -> tuple[Tensor,
     """Logits ``(batch, tokens, words)`` and labels ``(batch, tokens)``, as for perplexity."""
     preds, target = _logits(batch_output), _target(batch)
     if not isinstance(preds, Tensor) or not isinstance(target, Tensor):
-        raise _nothing_found(batch, batch_output, "logits and 'labels' of tokens are expected")
+        raise _nothing_found(batch, batch_output, "expected logits and 'labels' of tokens")
     return preds, target
 
 
 def causal_language_model(batch: Any, batch_output: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
-    """As `language_model`, where each token is predicted from those before it."""
+    """As `language_model`, shifted: each token is predicted from those before it."""
     preds, target = language_model(batch, batch_output)
     return preds[:, :-1], target[:, 1:]
 
 
 def text(batch: Any, batch_output: Mapping[str, Any]) -> tuple[list[str], list[Any]]:
-    """Texts that were written, ``batch_output["texts"]``, and those that were wanted.
+    """Generated texts, ``batch_output["texts"]``, and reference texts.
 
-    The wanted ones are the batch's second entry, or have a name such as ``references``.
+    The references are the batch's second entry or have a name such as ``references``.
     """
     preds = batch_output.get("texts")
     if "references" in batch_output:
@@ -132,8 +131,8 @@ def text(batch: Any, batch_output: Mapping[str, Any]) -> tuple[list[str], list[A
         raise _nothing_found(
             batch,
             batch_output,
-            "the batch output is expected to have 'texts', a list of strings, and the batch lists "
-            "of strings",
+            "expected a batch output with 'texts', a list of strings, and a batch with lists of "
+            "strings",
         )
     texts: list[str] = list(preds or ())
     return texts, list(target)
@@ -149,15 +148,15 @@ NAMED: dict[str, Callable[..., Inputs]] = {
     "causal_language_model": causal_language_model,
     "text": text,
 }
-"""What ``to_preds_and_target`` may name in the settings."""
+"""The names that ``to_preds_and_target`` accepts in the settings."""
 
 
 def inputs_for(metric: Any, model: nn.Module) -> ToPredsAndTarget:
-    """The function that suits a metric, by torchmetrics' own division of them.
+    """Choose the function for a metric by its torchmetrics subpackage.
 
     Args:
-        metric: the metric, perhaps in a wrapper.
-        model: tells whether it is a causal language model, which predicts the next token.
+        metric: the metric, or a wrapper around it.
+        model: the model; a causal language model, which predicts the next token, needs a shift.
     """
     module = type(_unwrapped(metric)).__module__
     field, _, name = module.removeprefix("torchmetrics.").partition(".")
@@ -171,7 +170,7 @@ def inputs_for(metric: Any, model: nn.Module) -> ToPredsAndTarget:
 
 
 def _unwrapped(metric: Any) -> Any:
-    """The metric within wrappers, which are called as it is."""
+    """The metric inside wrappers, which take the same inputs."""
     seen: Any = None
     while metric is not seen and type(metric).__module__.startswith("torchmetrics.wrappers"):
         seen = metric
@@ -184,7 +183,7 @@ def _unwrapped(metric: Any) -> Any:
 
 
 def _is_causal(model: nn.Module) -> bool:
-    """Whether a transformers model shifts its labels, as it says by its loss."""
+    """Whether a transformers model shifts its labels, as its `loss_type` says."""
     config = getattr(model, "config", None)
     if not hasattr(model, "loss_type") or getattr(config, "is_encoder_decoder", False):
         return False
@@ -214,7 +213,7 @@ def _are_texts(value: Any) -> bool:
 
 def _nothing_found(batch: Any, batch_output: Mapping[str, Any], expected: str) -> TypeError:
     return TypeError(
-        f"Metrics find no predictions and targets in a {type(batch).__name__} batch and a "
-        f"{type(batch_output['model_outputs']).__name__} output: {expected}. Say where they are "
-        "with `to_preds_and_target`, a function of the batch and the batch output"
+        f"Metrics can't find predictions and targets in a {type(batch).__name__} batch and a "
+        f"{type(batch_output['model_outputs']).__name__} output: {expected}. For other data, set "
+        "`to_preds_and_target` to a function of the batch and the batch output"
     )

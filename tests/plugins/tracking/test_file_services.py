@@ -1,11 +1,11 @@
-"""CSV and JSON lines: what is in them, and what is left of them after a crash."""
+"""CSV and JSON lines files: their content, also after a crash."""
 
 import json
 import math
 
 import pytest
 
-from pa_tracking.files import CsvFile, JsonLinesFile
+from pa_tracking.file_services import CsvFile, JsonLinesFile
 from pa_tracking.service import Place, Run
 from pa_tracking.settings import TrackingSettings
 from tests.plugins.tracking.runs import description, rows, table
@@ -26,7 +26,7 @@ def opened(folder, kind, num_rows=None, config=None):
 
 
 def die(service):
-    """What the system does to the files of a process that dies."""
+    """Close the file as the system does when a process dies."""
     service._out.close()
 
 
@@ -35,7 +35,7 @@ def read(folder, kind):
 
 
 @both
-def test_each_row_is_in_the_file_at_once(kind, tmp_path):
+def test_each_row_is_written_immediately(kind, tmp_path):
     service = opened(tmp_path, kind, config={})
     for update in (1, 2):
         service.log({"loss": 0.5}, place(update))
@@ -51,13 +51,13 @@ def test_each_row_is_in_the_file_at_once(kind, tmp_path):
 
 
 @both
-def test_a_half_row_is_dropped_as_the_run_goes_on(kind, tmp_path):
+def test_an_incomplete_row_is_dropped_on_resume(kind, tmp_path):
     service = opened(tmp_path, kind, config={})
     for update in (1, 2, 3):
         service.log({"loss": float(update)}, place(update))
     die(service)
     text = service.file.read_bytes()
-    service.file.write_bytes(text[:-4])  # the process has died in the middle of the third
+    service.file.write_bytes(text[:-4])  # the process died in the middle of the third row
     service = opened(tmp_path, kind, num_rows=3)
     assert service.run.rows == 2
     service.log({"loss": 4.0}, place(4))
@@ -67,7 +67,7 @@ def test_a_half_row_is_dropped_as_the_run_goes_on(kind, tmp_path):
 
 @both
 @pytest.mark.parametrize("num_rows", [0, 1, 3])
-def test_rows_after_the_state_are_dropped(kind, num_rows, tmp_path):
+def test_rows_after_the_training_state_are_dropped(kind, num_rows, tmp_path):
     service = opened(tmp_path, kind, config={})
     for update in (1, 2, 3):
         service.log({"loss": float(update)}, place(update))
@@ -78,7 +78,7 @@ def test_rows_after_the_state_are_dropped(kind, num_rows, tmp_path):
     assert [row["loss"] for row in read(tmp_path, kind)] == [*range(1, num_rows + 1), 9.0]
 
 
-def test_a_column_that_comes_later_is_empty_before(tmp_path):
+def test_a_new_column_is_empty_in_earlier_rows(tmp_path):
     service = opened(tmp_path, "csv", config={})
     service.log({"train": 1.0}, place(1))
     service.log({"eval": 2.0, "note, with comma": "two\nlines"}, place(2))
@@ -96,7 +96,7 @@ def test_a_column_that_comes_later_is_empty_before(tmp_path):
 
 
 @both
-def test_numbers_that_json_has_not_stay_readable(kind, tmp_path):
+def test_nan_and_infinity_stay_readable(kind, tmp_path):
     service = opened(tmp_path, kind, config={})
     service.log({"loss": math.nan, "peak": math.inf}, place(1))
     service.finish("finished")
@@ -106,7 +106,7 @@ def test_numbers_that_json_has_not_stay_readable(kind, tmp_path):
 
 
 @both
-def test_a_metric_that_is_called_like_a_part_of_the_place_keeps_its_value(kind, tmp_path):
+def test_a_metric_with_the_name_of_a_column_keeps_its_value(kind, tmp_path):
     service = opened(tmp_path, kind, config={})
     service.log({"epoch": 7.0}, place(1))
     service.finish("finished")
@@ -115,7 +115,7 @@ def test_a_metric_that_is_called_like_a_part_of_the_place_keeps_its_value(kind, 
 
 
 @both
-def test_two_runs_of_one_name_have_a_folder_each(kind, tmp_path):
+def test_runs_with_the_same_name_have_their_own_folders(kind, tmp_path):
     names = []
     for _ in range(3):
         service = opened(tmp_path, kind, config={})
@@ -125,7 +125,7 @@ def test_two_runs_of_one_name_have_a_folder_each(kind, tmp_path):
 
 
 @both
-def test_a_run_whose_folder_is_gone_begins_a_file_anew(kind, tmp_path):
+def test_a_resumed_run_whose_folder_is_gone_starts_a_new_file(kind, tmp_path):
     service = opened(tmp_path, kind, num_rows=5)
     service.log({"loss": 1.0}, place(6))
     service.finish("failed")
@@ -133,7 +133,7 @@ def test_a_run_whose_folder_is_gone_begins_a_file_anew(kind, tmp_path):
     assert description(tmp_path)["status"] == "failed"
 
 
-def test_the_description_tells_how_the_run_goes(tmp_path):
+def test_the_description_has_the_status_of_the_run(tmp_path):
     service = opened(tmp_path, "jsonl", config={"seed": 1, "odd": {"path": tmp_path}})
     assert description(tmp_path)["status"] == "running"
     service.finish("killed")

@@ -1,8 +1,8 @@
-"""Metrics of all processes made one, whatever share of the samples each of them has had.
+"""Merge the metric states of all processes, including processes without samples.
 
-torchmetrics reduces by itself, with one gather per state. Where a process has had no sample, that
-ends in an abort for metrics which keep predictions, and in NaN for some which keep moments. Here
-each process sends its states once, and those that were never updated count for nothing.
+torchmetrics' own reduction gathers each state separately. If a process has had no samples, this
+aborts for metrics that keep predictions, and gives NaN for some that keep moments. Here each
+process sends its states once, and states that were never updated are ignored.
 """
 
 from __future__ import annotations
@@ -17,46 +17,47 @@ if TYPE_CHECKING:
     from torchmetrics import Metric
 
 State = dict[str, Any]
-Share = tuple[int, State]
-"""How often a process has updated a metric, and what came of it."""
+CountedState = tuple[int, State]
+"""The number of a metric's updates on one process, and its state."""
 
 
-def process_number() -> int:
-    """Which of the processes this is."""
-    return torch.distributed.get_rank() if _is_one_of_several() else 0
+def rank() -> int:
+    """The rank of this process; 0 without a process group."""
+    return torch.distributed.get_rank() if _has_process_group() else 0
 
 
-def join_processes(metrics: Mapping[str, Metric]) -> None:
-    """Put the state of all processes into the metrics of each. Called on all of them.
+def merge_processes(metrics: Mapping[str, Metric]) -> None:
+    """Give each metric the merged state of all processes; a collective.
 
     Args:
         metrics: by their names, which are the same on all processes.
     """
-    if not _is_one_of_several():
+    if not _has_process_group():
         return
-    shares: dict[tuple[int, ...], Share] = {}  # metrics of one compute group have one
+    packed: dict[tuple[int, ...], CountedState] = {}  # one entry per compute group
     for metric in metrics.values():
-        if _identity(metric) not in shares:
+        if _identity(metric) not in packed:
             states = {name: _pack(value) for name, value in _states(metric).items()}
-            shares[_identity(metric)] = (metric.update_count, states)
-    # By name, since groups may differ between processes. What is in it twice is sent once.
-    sent = {name: shares[_identity(metric)] for name, metric in metrics.items()}
+            packed[_identity(metric)] = (metric.update_count, states)
+    # By name, since compute groups may differ between processes. Pickle sends an entry that
+    # several names refer to only once.
+    sent = {name: packed[_identity(metric)] for name, metric in metrics.items()}
     received: list[Any] = [None] * torch.distributed.get_world_size()
     torch.distributed.all_gather_object(received, sent)
     for name, metric in metrics.items():
-        parts = [process[name] for process in received if process[name][0]]
-        if parts:
-            _put(metric, parts)
+        updated = [process[name] for process in received if process[name][0]]
+        if updated:
+            _merge_into(metric, updated)
 
 
-def _is_one_of_several() -> bool:
+def _has_process_group() -> bool:
     return torch.distributed.is_available() and torch.distributed.is_initialized()
 
 
-def _put(metric: Metric, parts: list[Share]) -> None:
+def _merge_into(metric: Metric, counted_states: list[CountedState]) -> None:
     reductions: dict[str, Any] = metric._reductions
     for name, reduction in reductions.items():
-        values = [state[name] for _, state in parts]
+        values = [state[name] for _, state in counted_states]
         if isinstance(values[0], list):
             items = [item for value in values for item in value]
             joined: Any = [
@@ -68,7 +69,7 @@ def _put(metric: Metric, parts: list[Share]) -> None:
             if reduction is None and len(values) == 1:
                 joined = stacked[0]
         setattr(metric, name, joined)
-    metric._update_count = sum(count for count, _ in parts)
+    metric._update_count = sum(count for count, _ in counted_states)
     metric._computed = None
 
 

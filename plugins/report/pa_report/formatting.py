@@ -1,4 +1,4 @@
-"""Numbers for people: rounded, aligned, with ticks where one would put them."""
+"""Format numbers and durations for people, and choose axis ticks."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from itertools import pairwise
 
 
 def short(value: float) -> str:
-    """Four significant digits, without an exponent where that can be read.
+    """Format a number with four significant digits, without an exponent if that is readable.
 
     >>> short(0.123456), short(3e-7), short(float("nan")), short(2.0)
     ('0.1235', '3.0e-7', 'nan', '2')
@@ -27,7 +27,7 @@ def short(value: float) -> str:
 
 
 def grouped(number: int) -> str:
-    """A whole number with thin spaces between thousands.
+    """Format an integer with thin spaces between thousands.
 
     >>> grouped(12345) == "12\N{THIN SPACE}345"
     True
@@ -36,7 +36,7 @@ def grouped(number: int) -> str:
 
 
 def duration(seconds: float) -> str:
-    """A time in the units that one would say it in.
+    """Format a time in readable units.
 
     >>> duration(0.00002), duration(0.0421), duration(75), duration(7384)
     ('20 µs', '42 ms', '1 min 15 s', '2 h 3 min')
@@ -53,8 +53,8 @@ def duration(seconds: float) -> str:
     return f"{minutes // 60} h {minutes % 60} min"
 
 
-def ticks(low: float, high: float, most: int = 5) -> list[float]:
-    """Round numbers that reach from below `low` to above `high`.
+def ticks(low: float, high: float, max_steps: int = 5) -> list[float]:
+    """Round numbers at equal distances that enclose `low` and `high`.
 
     >>> ticks(0.13, 0.92)
     [0.0, 0.2, 0.4, 0.6, 0.8, 1.0]
@@ -62,7 +62,7 @@ def ticks(low: float, high: float, most: int = 5) -> list[float]:
     if high <= low:
         margin = abs(high) * 0.1 or 1.0
         low, high = low - margin, high + margin
-    raw = (high - low) / most
+    raw = (high - low) / max_steps
     unit = 10.0 ** math.floor(math.log10(raw))
     step = next(unit * factor for factor in (1, 2, 2.5, 5, 10) if unit * factor >= raw * 0.999)
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
@@ -72,7 +72,7 @@ def ticks(low: float, high: float, most: int = 5) -> list[float]:
 
 
 def log_ticks(low: float, high: float) -> list[float]:
-    """Powers of ten, with 2 and 5 between them where they are few, around two positive numbers.
+    """Powers of ten that enclose two positive numbers, with 2 and 5 between them if they are few.
 
     >>> log_ticks(0.03, 8)
     [0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0]
@@ -86,7 +86,7 @@ def log_ticks(low: float, high: float) -> list[float]:
 
 
 def tick_labels(marks: list[float]) -> tuple[list[str], str]:
-    """Ticks as texts with equal decimals, and a power of ten that all are multiples of.
+    """Format ticks with equal decimals, and a common power of ten as a factor.
 
     >>> tick_labels([0.0, 0.0005, 0.001])
     (['0', '5', '10'], '×10⁻⁴')

@@ -1,4 +1,4 @@
-"""Metrics by name: any class of torchmetrics, of another plugin, or behind a dotted path."""
+"""Find and build metrics by name: torchmetrics classes, other plugins' metrics, dotted paths."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from typing import Any
 
 from pa_core.errors import nearest
 
-# The top level comes last: what it has of the others' is deprecated there, in part.
-_HOMES = (
+# The top level comes last, since some of its aliases are deprecated.
+_SUBPACKAGES = (
     "classification",
     "regression",
     "retrieval",
@@ -40,10 +40,10 @@ def history_name(name: str) -> str:
 
 
 def import_path(path: str) -> Any:
-    """Import what a dotted path such as ``"package.module.name"`` means.
+    """Import the object at a dotted path such as ``"package.module.name"``.
 
     Raises:
-        ValueError: where there is no such thing.
+        ValueError: if it can't be imported.
     """
     module, _, name = path.rpartition(".")
     try:
@@ -53,15 +53,15 @@ def import_path(path: str) -> Any:
 
 
 def find_metric(name: str, registered: Mapping[str, Any]) -> Callable[..., Any]:
-    """Find what builds the metric `name`.
+    """Find the class or function that builds the metric `name`.
 
     Args:
-        name: a class of torchmetrics, as it is written there (``"F1Score"``) or in snake case
-            (``"f1_score"``), a metric that a plugin registers, or a dotted path.
-        registered: what plugins register.
+        name: a torchmetrics class, by its own name (``"F1Score"``) or in snake case
+            (``"f1_score"``), a metric registered by a plugin, or a dotted path.
+        registered: the metrics that plugins register.
 
     Raises:
-        ValueError: where there is none, with the nearest name.
+        ValueError: if there is no such metric, with the nearest name.
     """
     if name in registered:
         return registered[name]
@@ -75,10 +75,10 @@ def find_metric(name: str, registered: Mapping[str, Any]) -> Callable[..., Any]:
 
 
 def create_metric(create: Callable[..., Any], arguments: Mapping[str, Any], **shared: Any) -> Any:
-    """Build a metric with its own arguments, and those of `shared` that it knows.
+    """Build a metric with its own arguments and those of `shared` that it accepts.
 
     Raises:
-        ValueError: where an argument is missing, unknown or wrong.
+        ValueError: if an argument is missing, unknown or invalid.
     """
     parameters = inspect.signature(create).parameters
     given = {key: value for key, value in shared.items() if key in parameters} | dict(arguments)
@@ -90,12 +90,12 @@ def create_metric(create: Callable[..., Any], arguments: Mapping[str, Any], **sh
         and parameter.name not in given
     ]
     if missing:
-        raise ValueError(f"it needs {', '.join(missing)}, which the settings don't give")
+        raise ValueError(f"missing arguments: {', '.join(missing)}")
     try:
         return create(**given)
     except ModuleNotFoundError as error:
         extra = "detection" if "coco" in str(error).lower() else "text"
-        raise ValueError(f"{error}. Try pip install 'pa-metrics[{extra}]'") from error
+        raise ValueError(f"{error}. Try: pip install 'pa-metrics[{extra}]'") from error
     except (TypeError, ValueError) as error:
         raise ValueError(str(error)) from error
 
@@ -106,26 +106,26 @@ def build_metric(
     registered: Mapping[str, Any],
     shared: Mapping[str, Any],
 ) -> Any:
-    """Find and build a metric, and the metric in it where it is a wrapper.
+    """Find and build a metric and, if it is a wrapper, the metric that it wraps.
 
     Args:
-        name: as `find_metric` takes it.
-        arguments: its own. A wrapper's ``metric`` is a name or a table like any other metric's.
-        registered: what plugins register.
-        shared: arguments for all metrics that know them.
+        name: a name that `find_metric` accepts.
+        arguments: its arguments. A wrapper's ``metric`` is a name or a table, as for any metric.
+        registered: the metrics that plugins register.
+        shared: arguments for all metrics that accept them.
 
     Raises:
-        ValueError: where there is no such metric, or its arguments are wrong.
+        ValueError: if there is no such metric, or its arguments are invalid.
     """
     create, arguments = find_metric(name, registered), dict(arguments)
     parameters = inspect.signature(create).parameters
-    place = next((key for key in ("metric", "base_metric") if key in parameters), None)
-    given = arguments.pop("metric", arguments.pop("base_metric", None)) if place else None
-    if place and given is not None:
+    wrapped = next((key for key in ("metric", "base_metric") if key in parameters), None)
+    given = arguments.pop("metric", arguments.pop("base_metric", None)) if wrapped else None
+    if wrapped and given is not None:
         inner = {"class": given} if isinstance(given, str) else dict(given)
         if "class" not in inner:
-            raise ValueError("the metric in it needs a name, as `class`")
-        arguments[place] = build_metric(inner.pop("class"), inner, registered, shared)
+            raise ValueError("the wrapped metric needs a name, given as `class`")
+        arguments[wrapped] = build_metric(inner.pop("class"), inner, registered, shared)
     if getattr(create, "__module__", "").startswith("torchmetrics.segmentation"):
         shared = {"input_format": "index", **shared}
     return create_metric(create, arguments, **shared)
@@ -139,8 +139,8 @@ def _torchmetrics_classes() -> dict[str, type]:
     from torchmetrics import Metric
 
     classes: dict[str, type] = {}
-    for home in _HOMES:
-        for name, value in vars(import_module(f"torchmetrics.{home}".rstrip("."))).items():
+    for subpackage in _SUBPACKAGES:
+        for name, value in vars(import_module(f"torchmetrics.{subpackage}".rstrip("."))).items():
             if isinstance(value, type) and issubclass(value, Metric) and value is not Metric:
                 classes.setdefault(_key(name), value)
     return classes
