@@ -12,14 +12,14 @@ from pa_models.ema_plugin import EmaPlugin, ModelEmaCallback
 from pa_models.fine_tuning import fine_tune
 from pa_models.freezing import Layer, LayerGroup, ModelFreezer, discriminative_param_groups
 from pa_models.layer_decay import layer_depths, param_groups_layer_decay
-from pa_models.timm_data import create_transforms
+from pa_models.timm_transforms import create_transforms
 from pa_models.timm_plugin import TimmPlugin
 from pa_models.timm_trainer import TrainerWithTimmScheduler
-from pa_models.transformers_data import create_collator
+from pa_models.transformers_collators import create_collator
 from pa_models.transformers_export import export
 from pa_models.transformers_models import add_lora
 from pa_models.transformers_plugin import TransformersPlugin
-from pa_models.unfreezing import GradualUnfreezingCallback
+from pa_models.gradual_unfreezing import GradualUnfreezingCallback
 
 __all__ = [
     "BatchSizeResult",

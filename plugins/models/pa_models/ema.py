@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pa_models.selection import bare_model
+from pa_models.selection import unwrap_model
 
 _LOW_PRECISION = (torch.bfloat16, torch.float16)
 
@@ -50,7 +50,7 @@ class ModelEma(nn.Module):
         super().__init__()
         if not 0 <= decay < 1:
             raise ValueError(f"decay must be between 0 and 1, such as 0.999, and not {decay!r}")
-        self.module = deepcopy(bare_model(model)).eval().requires_grad_(False)
+        self.module = deepcopy(unwrap_model(model)).eval().requires_grad_(False)
         for parameter in self.module.parameters():
             parameter.grad = None
         self.decay = decay
@@ -96,7 +96,7 @@ class ModelEma(nn.Module):
     def _take(self, model: nn.Module, weight: float) -> None:
         """Move the average by the share `weight` towards the model."""
         averaged, copied = self._split(self.module)
-        new_averaged, new_copied = self._split(bare_model(model))
+        new_averaged, new_copied = self._split(unwrap_model(model))
         targets = [
             value if (wide := self._buffers.get(f"wide_{place}")) is None else wide
             for place, value in enumerate(averaged)

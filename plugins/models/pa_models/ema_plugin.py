@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from pa_core import TrainerCallback, hookimpl
 from pa_core.callbacks import CallbackHandler, SaveBestModelCallback
 from pa_models.ema import ModelEma
-from pa_models.selection import bare_model
+from pa_models.selection import unwrap_model
 
 if TYPE_CHECKING:
     from torch import nn
@@ -112,7 +112,7 @@ class EmaPlugin(TrainerCallback):
         """Take the updated weights into the average."""
         if trainer.updates % self.update_every:
             return
-        model = bare_model(trainer.model)  # a fraction of get_model's time
+        model = unwrap_model(trainer.model)  # a fraction of get_model's time
         if isinstance(self.ema_model, ModelEma):
             self.ema_model.update(model, self.update_every)
         else:

@@ -10,8 +10,8 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from pa_core import TrainerPlaceholderValues
 from pa_models.freezing import layer_group_parameters, spread_lr
-from pa_models.selection import bare_model
-from pa_models.unfreezing import GradualUnfreezingCallback, Parts
+from pa_models.selection import unwrap_model
+from pa_models.gradual_unfreezing import GradualUnfreezingCallback, Parts
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -82,7 +82,7 @@ def fine_tune(
                 f"fine_tune unfreezes by itself, but the plugin {name!r} does so, too: disable it, "
                 "or call trainer.train()"
             )
-    model = bare_model(trainer.model)
+    model = unwrap_model(trainer.model)
     groups = list(layer_group_parameters(model).values())
     optimizer = trainer.optimizer
     places = split_param_groups(optimizer, model)

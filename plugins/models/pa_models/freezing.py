@@ -11,7 +11,7 @@ from pa_models.batch_norm import (
     is_frozen_batch_norm,
     release_from_eval,
 )
-from pa_models.selection import bare_model, select
+from pa_models.selection import unwrap_model, select
 
 if TYPE_CHECKING:
     from torch import nn
@@ -80,7 +80,7 @@ class ModelFreezer:
     """
 
     def __init__(self, model: nn.Module, freeze_batch_norms: bool = False) -> None:
-        self.model = bare_model(model)
+        self.model = unwrap_model(model)
         self.freeze_bn = freeze_batch_norms
         children = dict(self.model.named_children())
         if not children:

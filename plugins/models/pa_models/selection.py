@@ -24,7 +24,7 @@ class Selection:
     parameters: dict[str, nn.Parameter]
 
 
-def bare_model(model: nn.Module) -> nn.Module:
+def unwrap_model(model: nn.Module) -> nn.Module:
     """The model without the wrappers of distributed training and of `torch.compile`."""
     while True:
         if isinstance(model, DistributedDataParallel | DataParallel):

@@ -172,7 +172,7 @@ class TransformersPlugin:
     def _choose_collator(self, trainer: Trainer) -> None:
         settings = self.settings
         if settings.collator is not None and trainer.collate_fn is None:
-            from pa_models.transformers_data import create_collator
+            from pa_models.transformers_collators import create_collator
 
             model = trainer.get_model(keep_torch_compile=False)
             trainer.collate_fn = create_collator(
