@@ -1,4 +1,4 @@
-"""The plugin ``gradual_unfreezing``: more and more of a model is trained as a run goes on."""
+"""The plugin ``gradual_unfreezing``: unfreezes a model part by part during a run."""
 
 from __future__ import annotations
 
@@ -21,21 +21,23 @@ if TYPE_CHECKING:
 
 Parts = str | int | Sequence[str | int]
 
-_NOTHING = re.compile(r"\s*0+(?:\.0+)?\s*([A-Za-z%]+)\s*")
+_ZERO = re.compile(r"\s*0+(?:\.0+)?\s*([A-Za-z%]+)\s*")
 
 
-class Step:
-    """A step of the plan: from when on, and which parts."""
+class Stage:
+    """A stage of the plan: when it starts, and which parts it unfreezes."""
 
     def __init__(self, text: str, parts: Parts) -> None:
         self.text = text
         self.start = _parse_start(text)
         self.parts = (parts,) if isinstance(parts, str | int) else tuple(parts)
         if not self.parts:
-            raise ValueError(f"The plan unfreezes nothing at {text!r}: name a part, or '*' for all")
+            raise ValueError(
+                f"The plan unfreezes nothing at {text!r}: name a part, or use '*' for all"
+            )
 
     def parameters(self, freezer: ModelFreezer) -> dict[int, str]:
-        """What the step unfreezes: parameters' names by their ids."""
+        """The names of the parameters that the stage unfreezes, by their ids."""
         found: dict[int, str] = {}
         names = {id(p): name for name, p in freezer.model.named_parameters()}
         for part in self.parts:
@@ -47,7 +49,7 @@ class Step:
         return found
 
     def unfreeze(self, freezer: ModelFreezer) -> None:
-        """Unfreeze the step's parts."""
+        """Unfreeze the parts of the stage."""
         for part in self.parts:
             if isinstance(part, str):
                 freezer.unfreeze_named(part)
@@ -56,37 +58,37 @@ class Step:
 
 
 def _parse_start(text: str) -> Duration:
-    """A duration, or the start of the run: ``"0 epochs"``, which no duration is."""
-    nothing = _NOTHING.fullmatch(text)
-    if nothing:
-        return Duration(0, Duration.parse(f"1 {nothing[1]}").unit)
+    """Parse a duration, or a zero such as ``"0 epochs"``, which `Duration.parse` rejects."""
+    zero = _ZERO.fullmatch(text)
+    if zero:
+        return Duration(0, Duration.parse(f"1 {zero[1]}").unit)
     return Duration.parse(text)
 
 
-def parse_plan(plan: Mapping[str, Parts]) -> list[Step]:
-    """The steps of a plan, in the order of their times.
+def parse_plan(plan: Mapping[str, Parts]) -> list[Stage]:
+    """The stages of a plan, in order.
 
     Raises:
-        ValueError: for a plan without a step at the start, with two at one time, or whose times
-            have units that can't be compared.
+        ValueError: for a plan without a stage at the start, with two stages at the same time, or
+            with times whose units can't be compared.
     """
-    steps = sorted((Step(text, parts) for text, parts in plan.items()), key=lambda s: s.start.value)
-    if not steps or steps[0].start.value:
-        raise ValueError("The plan trains nothing at first: say what is trained from '0 epochs' on")
-    later = [step for step in steps if step.start.value]
-    units = {step.start.unit: step for step in later}
+    stages = [Stage(text, parts) for text, parts in plan.items()]
+    stages.sort(key=lambda stage: stage.start.value)
+    if not stages or stages[0].start.value:
+        raise ValueError("The plan trains nothing at first: add what is trained from '0 epochs' on")
+    units = {stage.start.unit: stage for stage in stages if stage.start.value}
     if len(units) > 1:
+        times = " and ".join(repr(stage.text) for stage in units.values())
         raise ValueError(
-            f"The plan's times {' and '.join(repr(s.text) for s in units.values())} have different "
-            "units, so which comes first isn't known: give all in one unit"
+            f"The plan's times {times} have different units and can't be ordered: use one unit"
         )
-    for one, two in pairwise(steps):
+    for one, two in pairwise(stages):
         if one.start.value == two.start.value:
             raise ValueError(
-                f"The plan has two steps at one time, {one.text!r} and {two.text!r}: "
-                "make one list of them"
+                f"The plan has two stages at the same time, {one.text!r} and {two.text!r}: "
+                "merge them into one list"
             )
-    return steps
+    return stages
 
 
 def _check_plan(plan: dict[str, Any]) -> dict[str, Any]:
@@ -100,11 +102,11 @@ class GradualUnfreezingSettings(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     plan: Annotated[dict[str, str | int | list[str | int]], AfterValidator(_check_plan)] = Field(
-        description="From when on which parts are trained: names, in which * stands for anything, "
-        "or indices of layer groups."
+        description="Times, and the parts that are trained from then on: names, in which * matches "
+        "anything, or indices of layer groups."
     )
     freeze_batch_norms: bool = Field(
-        False, description="Whether batch norms are frozen too, with their statistics."
+        False, description="Whether to freeze batch norms as well, with their running statistics."
     )
     set_modules_as_eval: bool = Field(
         False, description="Whether frozen modules are in evaluation mode, without dropout."
@@ -114,21 +116,22 @@ class GradualUnfreezingSettings(BaseModel):
 class GradualUnfreezingCallback(TrainerCallback):
     """Freezes a model at the start of a run, and unfreezes it part by part.
 
-    What the plan doesn't name stays frozen. The optimizer holds all parameters from the start: it
-    leaves frozen ones alone, since they have no gradients, and needs no new groups, so a resumed
-    run finds the optimizer's state as it was. An unfrozen parameter is trained at the learning
-    rate that the schedule has reached.
+    Parts that the plan doesn't name stay frozen. The optimizer has all parameters from the start:
+    it doesn't change frozen ones, since they have no gradients. It needs no new groups, so its
+    state fits in a resumed run. An unfrozen parameter is trained with the current learning rate of
+    the schedule.
 
     Args:
-        plan: from when on what is trained: durations such as ``"0 epochs"``, ``"500 updates"`` or
-            ``"10%"``, all in one unit, to names (``"head"``, ``"encoder.layer.[89]"``, ``"*"``) or
-            indices of layer groups (``-1``), or lists of these. See `ModelFreezer`.
-        freeze_batch_norms: whether batch norms are frozen too, with their running statistics.
+        plan: maps durations such as ``"0 epochs"``, ``"500 updates"`` or ``"10%"``, all in one
+            unit, to the parts that are trained from then on: names (``"head"``,
+            ``"encoder.layer.[89]"``, ``"*"``), indices of layer groups (``-1``), or lists of these.
+            See `ModelFreezer`.
+        freeze_batch_norms: whether to freeze batch norms as well, with their running statistics.
             Otherwise they are trained from the start.
         set_modules_as_eval: whether frozen modules are in evaluation mode as well.
 
     Raises:
-        ValueError: for a plan that makes no sense.
+        ValueError: for an invalid plan.
 
     >>> callback = GradualUnfreezingCallback({"0 epochs": "head", "1 epochs": ["body.2", "*.bias"]})
     """
@@ -141,11 +144,11 @@ class GradualUnfreezingCallback(TrainerCallback):
         freeze_batch_norms: bool = False,
         set_modules_as_eval: bool = False,
     ) -> None:
-        self.steps = parse_plan(plan)
+        self.stages = parse_plan(plan)
         self.freeze_batch_norms = freeze_batch_norms
         self.set_modules_as_eval = set_modules_as_eval
         self._freezer: Any = None
-        self._done = 0  # steps that were taken
+        self._done = 0  # number of stages that have started
         self._loaded: int | None = None
 
     @classmethod
@@ -154,87 +157,88 @@ class GradualUnfreezingCallback(TrainerCallback):
         return cls(**{name: getattr(settings, name) for name in sorted(settings.model_fields_set)})
 
     def on_training_run_start(self, trainer: Trainer, **kwargs: Any) -> None:
-        """Freeze all but what is trained first."""
-        self._begin(trainer, steps=1)
-        self._tell(trainer)
+        """Freeze everything except the parts of the first stage."""
+        self._freeze(trainer, num_stages=1)
+        self._print_stage(trainer)
 
     def on_train_epoch_start(self, trainer: Trainer, **kwargs: Any) -> None:
-        """Take the steps that an epoch's start brings."""
-        self._go_on(trainer)
+        """Start the stages whose time has come."""
+        self._start_due_stages(trainer)
 
     @hookimpl(tryfirst=True)
     def on_train_step_end(self, trainer: Trainer, step: int, **kwargs: Any) -> None:
-        """Take the steps that an update brings; never in the middle of accumulated gradients."""
-        if self._done < len(self.steps) and trainer.position.batch == step + 1:
-            self._go_on(trainer)
+        """Start the stages whose time has come, but not between accumulated micro-batches."""
+        if self._done < len(self.stages) and trainer.position.batch == step + 1:
+            self._start_due_stages(trainer)
 
-    def _begin(self, trainer: Trainer, steps: int) -> None:
+    def _freeze(self, trainer: Trainer, num_stages: int) -> None:
+        """Freeze the model except the parts of the first `num_stages` stages."""
         model: nn.Module = trainer.get_model(keep_torch_compile=False)
         self._freezer = ModelFreezer(model, self.freeze_batch_norms)
         self._check(trainer)
         self._freezer.freeze(0, -1, self.set_modules_as_eval)
         self._done = 0
-        self._take(trainer, steps)
+        self._start_stages(trainer, num_stages)
 
-    def _go_on(self, trainer: Trainer) -> None:
+    def _start_due_stages(self, trainer: Trainer) -> None:
         progress = trainer.progress
         reached = self._done
-        while reached < len(self.steps) and self.steps[reached].start.reached(progress):
+        while reached < len(self.stages) and self.stages[reached].start.reached(progress):
             reached += 1
-        if self._done < len(self.steps) and self.steps[self._done].start.unit == "seconds":
-            # Clocks differ, but all processes must unfreeze at once.
+        if self._done < len(self.stages) and self.stages[self._done].start.unit == "seconds":
+            # Clocks differ, but all processes must unfreeze at the same update.
             reached = max(trainer._engine.gather_objects(reached))
         if reached > self._done:
-            self._take(trainer, reached)
-            self._tell(trainer)
+            self._start_stages(trainer, reached)
+            self._print_stage(trainer)
 
-    def _take(self, trainer: Trainer, until: int) -> None:
-        """Take the steps up to `until`, and let distributed training know."""
-        for step in self.steps[self._done : until]:
-            step.unfreeze(self._freezer)
+    def _start_stages(self, trainer: Trainer, until: int) -> None:
+        """Unfreeze the parts of the stages up to `until`, and wrap the model anew for DDP."""
+        for stage in self.stages[self._done : until]:
+            stage.unfreeze(self._freezer)
         self._done = until
         trainer.rewrap_model()
 
-    def _tell(self, trainer: Trainer) -> None:
-        step, parameters = self.steps[self._done - 1], list(self._freezer.model.parameters())
+    def _print_stage(self, trainer: Trainer) -> None:
+        stage, parameters = self.stages[self._done - 1], list(self._freezer.model.parameters())
         trained = sum(p.numel() for p in parameters if p.requires_grad)
         trainer.print(
-            f"From {step.text} on, {', '.join(map(str, step.parts))} is trained: {trained:,} of "
+            f"From {stage.text} on, {', '.join(map(str, stage.parts))} is trained: {trained:,} of "
             f"{sum(p.numel() for p in parameters):,} parameters"
         )
 
     def _check(self, trainer: Trainer) -> None:
-        """See that the model has the plan's parts, and the optimizer their parameters."""
+        """Check that the model has the plan's parts, and the optimizer their parameters."""
         held = {id(p) for group in trainer.optimizer.param_groups for p in group["params"]}
         planned: dict[int, str] = {}
-        for step in self.steps:
-            parameters = step.parameters(self._freezer)
+        for stage in self.stages:
+            parameters = stage.parameters(self._freezer)
             if not parameters.keys() - planned.keys():
                 raise ValueError(
-                    f"The plan unfreezes {', '.join(map(repr, step.parts))} at {step.text!r}, all "
-                    "of which has no parameters or is unfrozen before: the steps overlap"
+                    f"The plan unfreezes {', '.join(map(repr, stage.parts))} at {stage.text!r}, "
+                    "which has no parameters or is unfrozen earlier: the stages overlap"
                 )
             planned |= parameters
         missing = [name for key, name in planned.items() if key not in held]
         if missing:
             raise ValueError(
-                f"The plan unfreezes {len(missing)} parameters that the optimizer doesn't hold, "
-                f"such as {missing[0]}: create it from all of the model's, model.parameters(), or "
-                "from discriminative_param_groups(model, lr)"
+                f"The plan unfreezes {len(missing)} parameters that the optimizer lacks, such as "
+                f"{missing[0]}: create it from model.parameters(), or from "
+                "discriminative_param_groups(model, lr)"
             )
 
     # -- State ------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, int]:
-        """How many steps were taken."""
+        """The number of stages that have started."""
         return {"steps": self._done}
 
     def load_state_dict(self, state: Mapping[str, int]) -> None:
-        """Take note of a state; it is put in once the whole state is back."""
+        """Keep the state until `on_load_training_state`, when the model is restored, too."""
         self._loaded = state["steps"]
 
     def on_load_training_state(self, trainer: Trainer, **kwargs: Any) -> None:
-        """Freeze and unfreeze as it was when the state was saved."""
-        steps, self._loaded = self._loaded, None
-        if steps:
-            self._begin(trainer, min(steps, len(self.steps)))
+        """Freeze and unfreeze the parts as they were when the state was saved."""
+        num_stages, self._loaded = self._loaded, None
+        if num_stages:
+            self._freeze(trainer, min(num_stages, len(self.stages)))
