@@ -189,9 +189,7 @@ def test_labelled_tokens_are_counted_as_the_model_counts_them():
     assert count_labelled_tokens(batch, bert("ForTokenClassification")) == 4
     assert count_labelled_tokens(batch, bert("ForMaskedLM")) == 4
     assert count_labelled_tokens(batch, t5()) == 4
-    assert (
-        count_labelled_tokens(batch, gpt2()) == 2
-    )  # no prediction for the first token
+    assert count_labelled_tokens(batch, gpt2()) == 2  # no prediction for the first token
     assert count_labelled_tokens(batch, llama()) == 2
     assert count_labelled_tokens(batch | {"shift_labels": labels[:1]}, llama()) == 3
 
