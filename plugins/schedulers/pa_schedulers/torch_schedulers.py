@@ -19,7 +19,7 @@ from pa_schedulers.builtin_schedulers import BUILTIN_SCHEDULERS
 from pa_schedulers.spec import SchedulerSpec, arguments_of, check_options, required
 
 if TYPE_CHECKING:
-    from pa_schedulers.group_schedulers import ParamGroupsProxy
+    from pa_schedulers.param_groups import ParamGroupsProxy
 
 _NOT_OPTIONS = {"optimizer", "last_epoch", "verbose"}
 LENGTHS = {
