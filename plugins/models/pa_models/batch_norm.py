@@ -1,4 +1,4 @@
-"""Batch norms in fine-tuning: frozen for good, or synchronised over processes."""
+"""Batch norms in fine-tuning: permanently frozen, or synchronised over processes."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ _PLAIN = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
 
 def is_batch_norm(module: nn.Module) -> bool:
-    """Whether a module is a batch norm, of torch's or derived from one."""
+    """Whether a module is one of torch's batch norms, or a subclass of one."""
     return isinstance(module, _BatchNorm)
 
 
-# -- Modes that stay ------------------------------------------------------------------------------
+# -- Persistent modes -----------------------------------------------------------------------------
 #
-# `model.train()` calls each module's `train`. A module with one of its own in its `__dict__` can
-# stay in evaluation mode. It is a `partial`, which is copied with the module (a moving average's
-# copy, say) and pickled with it, where a closure would go on meaning the first module.
+# `model.train()` calls `train` of each module. A module that overrides it in its `__dict__` can
+# stay in evaluation mode. The override is a `partial`, which is copied and pickled with the module
+# (as in the copy of a moving average), whereas a closure would keep referring to the first module.
 
 
 def _stay_in_eval(module: nn.Module, mode: bool = True) -> nn.Module:
@@ -43,13 +43,13 @@ def _stay_frozen(module: nn.Module, mode: bool = True) -> nn.Module:
 
 
 def hold_in_eval(module: nn.Module) -> None:
-    """Put this module, not its children, in evaluation mode, where `train()` leaves it."""
+    """Put this module, not its children, in evaluation mode, and keep it there in `train()`."""
     module.__dict__["train"] = partial(_stay_in_eval, module)
     module.training = False
 
 
 def release_from_eval(module: nn.Module) -> None:
-    """Let `train()` reach a module again that `hold_in_eval` has held."""
+    """Undo `hold_in_eval`, so that `train()` changes the mode again."""
     if _train_of(module) is _stay_in_eval:
         del module.__dict__["train"]
 
@@ -67,21 +67,20 @@ def _train_of(module: nn.Module) -> Any:
 
 
 def freeze_batch_norm(model: nn.Module, *patterns: str) -> list[str]:
-    """Freeze batch norms: weight, bias and running statistics stay as they are.
+    """Freeze batch norms: weight, bias and running statistics keep their values.
 
-    They stay so through ``model.train()``, and through a `ModelFreezer` and gradual unfreezing,
-    until `unfreeze_batch_norm`. The modules remain the same, so an optimizer and checkpoints fit as
-    before.
+    They stay frozen in ``model.train()``, and despite a `ModelFreezer` or gradual unfreezing, until
+    `unfreeze_batch_norm`. The modules aren't replaced, so optimizers and checkpoints still fit.
 
     Args:
         model: the model; changed in place.
-        *patterns: names of modules, such as ``"backbone"`` or ``"layer[12].*"``; all by default.
+        *patterns: names of modules, such as ``"backbone"`` or ``"layer[12].*"``; default all.
 
     Returns:
         The names of the batch norms.
 
     Raises:
-        ValueError: for a pattern that matches nothing, with the nearest name.
+        ValueError: for a pattern that matches nothing, with the closest name.
 
     >>> model = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))
     >>> freeze_batch_norm(model)
@@ -99,11 +98,11 @@ def freeze_batch_norm(model: nn.Module, *patterns: str) -> list[str]:
 
 
 def unfreeze_batch_norm(model: nn.Module, *patterns: str) -> list[str]:
-    """Undo `freeze_batch_norm`; the batch norms take the mode of the whole model.
+    """Undo `freeze_batch_norm`; the batch norms get the mode of the model.
 
     Args:
         model: the model; changed in place.
-        *patterns: names of modules; all by default.
+        *patterns: names of modules; default all.
 
     Returns:
         The names of the batch norms that were frozen.
@@ -129,14 +128,14 @@ def _batch_norms(model: nn.Module, patterns: tuple[str, ...]) -> dict[str, nn.Mo
 
 
 def convert_sync_batch_norm(model: nn.Module) -> nn.Module:
-    """Replace batch norms by ones that take their statistics over all processes' batches.
+    """Replace batch norms by `torch.nn.SyncBatchNorm`, with statistics over all processes.
 
-    Parameters stay the same objects, so an optimizer fits as before. Frozen batch norms are left
-    alone, as they take no statistics. timm's, which end in an activation, are converted by timm:
-    torch's own function would drop the activation.
+    Parameters remain the same objects, so an optimizer still fits. Frozen batch norms aren't
+    converted, since they compute no statistics. timm's batch norms with an activation are converted
+    by timm, because torch's function would drop the activation.
 
     Args:
-        model: the model; changed in place, but for a model that is itself a batch norm.
+        model: the model; changed in place, unless it is itself a batch norm.
 
     Returns:
         The model.
@@ -161,21 +160,21 @@ def _synchronised(norm: nn.Module) -> nn.Module:
         converted = convert_sync_batchnorm(norm)
     else:
         warnings.warn(
-            f"{type(norm).__name__} isn't converted to a SyncBatchNorm: what else it does would "
-            "be lost. Its statistics remain those of each process",
+            f"{type(norm).__name__} isn't converted to a SyncBatchNorm, since that would drop its "
+            "other behaviour: its statistics stay separate on each process",
             stacklevel=2,
         )
         return norm
-    if "train" in norm.__dict__:  # held in evaluation mode by a freezer
+    if "train" in norm.__dict__:  # a freezer keeps it in evaluation mode
         hold_in_eval(converted)
     return converted
 
 
 class ConvertSyncBatchNormCallback(TrainerCallback):
-    """Converts the model's batch norms to `torch.nn.SyncBatchNorm` where there are many processes.
+    """Converts the model's batch norms to `torch.nn.SyncBatchNorm` if there are several processes.
 
-    This happens as the trainer is built, before the model is wrapped. torch has them for
-    accelerators only: on CPUs the model stays as it is, with a warning.
+    It does so when the trainer is built, before the model is wrapped. torch supports these on
+    accelerators only: on CPUs the model stays unchanged, with a warning.
     """
 
     def on_init_end(self, trainer: Trainer, **kwargs: Any) -> None:
@@ -184,21 +183,21 @@ class ConvertSyncBatchNormCallback(TrainerCallback):
             return
         if trainer.device.type == "cpu":
             warnings.warn(
-                "torch synchronises batch norms on accelerators only: on CPUs each process goes on "
-                "with the statistics of its own batches",
+                "torch synchronises batch norms on accelerators only: on CPUs each process uses "
+                "the statistics of its own batches",
                 stacklevel=2,
             )
             return
         trainer.model = convert_sync_batch_norm(trainer.model)
 
     def on_training_run_start(self, trainer: Trainer, **kwargs: Any) -> None:
-        """See that it was converted."""
+        """Check that the model was converted."""
         if trainer._engine.num_processes == 1 or trainer.device.type == "cpu":
             return
         model = trainer.get_model(keep_torch_compile=False)
         if any(type(m) in _PLAIN and not is_frozen_batch_norm(m) for m in model.modules()):
             raise RuntimeError(
-                "ConvertSyncBatchNormCallback converts the model as the trainer is built: pass it "
-                "to Trainer(callbacks=…) or enable the plugin sync_batch_norm, rather than adding "
-                "it or replacing the model later"
+                "The batch norms aren't synchronised: ConvertSyncBatchNormCallback converts the "
+                "model when the trainer is built. Pass it to Trainer(callbacks=…) or enable the "
+                "plugin sync_batch_norm; don't add it, or replace the model, later"
             )

@@ -1,4 +1,4 @@
-"""The largest batch that memory holds, and how fast each size trains."""
+"""Batch-size finder: the largest batch that fits in memory, and the speed of each size."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from pa_core.tracking import InMemoryRunHistory
 if TYPE_CHECKING:
     from pa_core import Trainer
 
-_WHOLE = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)
+_UNSHARDED = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)
 _OUT_OF_MEMORY = (
     "out of memory",
     "DefaultCPUAllocator: can't allocate memory",
@@ -36,13 +36,13 @@ _OUT_OF_MEMORY = (
 
 @dataclass(frozen=True)
 class BatchSizeTrial:
-    """What was measured with one batch size.
+    """The measurement of one batch size.
 
     Attributes:
-        batch_size: samples of a batch on each process.
-        fits: whether memory held it.
-        samples_per_second: how many samples are trained, on all processes; None if it doesn't fit.
-        peak_memory: the most that was allocated on the device, in bytes; None on a CPU.
+        batch_size: samples per batch on each process.
+        fits: whether it fits in memory.
+        samples_per_second: throughput over all processes; None if it doesn't fit.
+        peak_memory: peak of the memory allocated on the device, in bytes; None on a CPU.
     """
 
     batch_size: int
@@ -53,10 +53,10 @@ class BatchSizeTrial:
 
 @dataclass(frozen=True)
 class BatchSizeResult:
-    """What `find_batch_size` has found.
+    """The result of `find_batch_size`.
 
     Attributes:
-        trials: each size that was tried, the smallest first.
+        trials: one for each size tried, the smallest first.
     """
 
     trials: tuple[BatchSizeTrial, ...]
@@ -82,16 +82,16 @@ class BatchSizeResult:
         return "\n".join(lines)
 
     def plot(self, ax: Any = None) -> Any:
-        """Draw the samples per second over the batch size.
+        """Plot the samples per second against the batch size.
 
         Args:
-            ax: matplotlib axes to draw into; new ones by default.
+            ax: matplotlib axes to plot into; new ones by default.
 
         Returns:
             The axes.
 
         Raises:
-            ImportError: without matplotlib, with the line that installs it.
+            ImportError: if matplotlib isn't installed, with the pip command.
         """
         if ax is None:
             try:
@@ -126,29 +126,29 @@ def find_batch_size(
     collate_fn: Callable[[Any], Any] | None = None,
     train_dataloader_kwargs: dict[str, Any] | None = None,
 ) -> BatchSizeResult:
-    """Find the largest batch that can be trained with: double it until memory is full, go back.
+    """Find the largest batch size that fits in memory: double it until memory is full, then bisect.
 
-    Each size is tried by updates of the trainer's own kind, on batches of the dataset. Model,
-    optimizer, random generators and run history are afterwards exactly what they were, and no
-    events are called. With many processes, a size fits if it does on all; gradients aren't
-    reduced meanwhile, and the memory that this takes is set aside.
+    Each size is tried with updates of the trainer on batches of the dataset. Afterwards the model,
+    optimizer, random generators and run history are restored exactly. No event hooks are called.
+    With several processes, a size must fit on each of them. Gradients aren't reduced during the
+    search; the memory that this would need is reserved.
 
     Args:
-        trainer: the trainer; neither its model nor its optimizer is changed.
-        train_dataset: a map dataset, or a stream.
+        trainer: the trainer; its model and optimizer are restored afterwards.
+        train_dataset: a map dataset or a stream.
         initial_batch_size: the first size to try, per process.
-        max_batch_size: the last size to try; the dataset's share of a process, if that is less.
-            Needed on a CPU, where memory isn't the bound, and for a stream.
-        num_steps: updates with each size. The first one isn't timed.
-        collate_fn: makes a batch of a list of samples.
+        max_batch_size: the largest size to try, limited to the dataset's samples per process.
+            Required on a CPU, where memory isn't the limit, and for a stream.
+        num_steps: updates per size. The first one isn't timed.
+        collate_fn: collates a list of samples into a batch.
         train_dataloader_kwargs: arguments of the `DataLoader`, as for ``trainer.train``.
 
     Returns:
-        What was tried; its ``batch_size`` is the largest that fits.
+        The trials; its ``batch_size`` is the largest that fits.
 
     Raises:
-        ValueError: for numbers that make no sense, for a ready loader, whose batches have the size
-            that they have, and without `max_batch_size` where it is needed.
+        ValueError: for an argument out of range, for a ready loader, whose batch size is fixed, or
+            if `max_batch_size` is required but missing.
         RuntimeError: if not even one sample fits.
     """
     limit = _check(
@@ -160,23 +160,23 @@ def find_batch_size(
         num_steps,
     )
     trials: list[BatchSizeTrial] = []
-    good = 0
-    bad: int | None = None
-    with _put_back(trainer):
+    largest_fit = 0
+    smallest_misfit: int | None = None
+    with _trainer_restored(trainer):
         trainer.train_dataset, trainer.collate_fn = train_dataset, collate_fn
         trainer._hooks.refresh()
         size = min(initial_batch_size, limit)
-        while size > good:
+        while size > largest_fit:
             trial = _try(trainer, size, num_steps, train_dataloader_kwargs)
             if trial is not None:
                 trials.append(trial)
             if trial is not None and trial.fits:
-                good = size
-            else:  # memory is full, or a stream holds no batch so large
-                bad = size
-            size = _next_size(good, bad, limit)
+                largest_fit = size
+            else:  # memory is full, or a stream has no batch of this size
+                smallest_misfit = size
+            size = _next_size(largest_fit, smallest_misfit, limit)
     if not any(trial.fits for trial in trials):
-        raise RuntimeError("Not even a batch of one sample can be trained: memory is full with it")
+        raise RuntimeError("Not even a batch of one sample fits in memory")
     return BatchSizeResult(tuple(sorted(trials, key=lambda trial: trial.batch_size)))
 
 
@@ -188,47 +188,51 @@ def _check(
     max_batch_size: int | None,
     num_steps: int,
 ) -> int:
-    """See that the arguments make sense; returns the largest size to try."""
+    """Check the arguments; returns the largest size to try."""
     for name, number, least in (
         ("initial_batch_size", initial, 1),
         ("max_batch_size", max_batch_size, 1),
         ("num_steps", num_steps, 2),
     ):
         if number is not None and (not isinstance(number, int) or number < least):
-            raise ValueError(f"{name} must be a whole number from {least} on, not {number!r}")
+            raise ValueError(f"{name} must be an integer of at least {least}, got {number!r}")
     if is_loader(dataset):
         raise ValueError(
-            "find_batch_size needs a dataset: the batches of a ready loader have one size already"
+            "find_batch_size needs a dataset: the batch size of a ready loader is fixed"
         )
     if dataloader_kwargs and dataloader_kwargs.get("batch_sampler") is not None:
-        raise ValueError("find_batch_size needs to set batch_size, which a batch_sampler has fixed")
+        raise ValueError("find_batch_size sets batch_size, which a batch_sampler has fixed already")
     kind = trainer._accelerator.distributed_type
-    if kind not in _WHOLE:
-        raise ValueError(f"find_batch_size can't train under {kind.value}, which shards the model")
-    share = len(dataset) // trainer._engine.num_processes if hasattr(dataset, "__len__") else None
-    if max_batch_size is None and (trainer.device.type == "cpu" or share is None):
+    if kind not in _UNSHARDED:
+        raise ValueError(f"find_batch_size doesn't support {kind.value}, which shards the model")
+    per_process = None
+    if hasattr(dataset, "__len__"):
+        per_process = len(dataset) // trainer._engine.num_processes
+    if max_batch_size is None and (trainer.device.type == "cpu" or per_process is None):
         raise ValueError(
             "find_batch_size needs max_batch_size "
-            + ("for a stream" if share is None else "on a CPU, whose memory isn't what bounds it")
+            + ("for a stream" if per_process is None else "on a CPU, where memory isn't the limit")
         )
-    limit = min(bound for bound in (share, max_batch_size) if bound is not None)
+    limit = min(bound for bound in (per_process, max_batch_size) if bound is not None)
     if limit < 1:
-        raise ValueError(f"A dataset of {len(dataset)} samples gives not every process one")
+        raise ValueError(f"A dataset of {len(dataset)} samples has fewer samples than processes")
     return limit
 
 
-def _next_size(good: int, bad: int | None, limit: int) -> int:
-    """Double while all fits, then go halfway; `good` when that is it."""
-    if bad is None:
-        return min(2 * good, limit)
-    # An eighth is close enough.
-    return (good + bad) // 2 if bad - good > max(1, good // 8) else good
+def _next_size(largest_fit: int, smallest_misfit: int | None, limit: int) -> int:
+    """The next size to try: double while all fit, then bisect; `largest_fit` ends the search."""
+    if smallest_misfit is None:
+        return min(2 * largest_fit, limit)
+    tolerance = max(1, largest_fit // 8)
+    if smallest_misfit - largest_fit <= tolerance:
+        return largest_fit
+    return (largest_fit + smallest_misfit) // 2
 
 
 def _try(
     trainer: Trainer, size: int, num_steps: int, dataloader_kwargs: dict[str, Any] | None
 ) -> BatchSizeTrial | None:
-    """Train with batches of `size`; None if there is no batch so large."""
+    """Train with batches of `size`; None if the dataset has no batch of that size."""
     engine, device = trainer._engine, trainer.device
     on_gpu = device.type == "cuda"
     if on_gpu:
@@ -242,19 +246,19 @@ def _try(
             raise
         is_full = True
     peak = torch.cuda.max_memory_allocated(device) if on_gpu else None
-    # Out of the except block: the traceback would keep the step's tensors alive.
+    # Outside of the except block, where the traceback would keep the step's tensors alive.
     trainer.optimizer.zero_grad(set_to_none=True)
     trainer.optimizer.state = defaultdict(dict)
     if is_full:
         gc.collect()
     if on_gpu:
         torch.cuda.empty_cache()
-    # What one process has found is so for all.
+    # All processes must reach the same result.
     outcomes = engine.gather_objects((is_full, not has_batch, seconds, peak or 0))
-    full, short, times, peaks = zip(*outcomes, strict=True)
+    full, without_batch, times, peaks = zip(*outcomes, strict=True)
     if any(full):
         return BatchSizeTrial(size, fits=False)
-    if any(short):
+    if any(without_batch):
         return None
     speed = size * engine.num_processes * (num_steps - 1) / max(*times, 1e-9)
     return BatchSizeTrial(size, True, speed, max(peaks) or None)
@@ -263,16 +267,20 @@ def _try(
 def _train(
     trainer: Trainer, size: int, num_steps: int, dataloader_kwargs: dict[str, Any] | None
 ) -> tuple[float, bool]:
-    """Make `num_steps` updates; the seconds of all but the first, and whether there was a batch."""
+    """Make `num_steps` updates.
+
+    Returns:
+        The seconds of all updates but the first, and whether there were enough batches.
+    """
     sizes = {"batch_size": size, "drop_last": True}
     loader = trainer.create_train_dataloader(size, {**(dataloader_kwargs or {}), **sizes})
     trainer._train_dataloader = loader
     trainer.run_config = trainer._create_run_config(size, 1, 1, None, None)
     trainer.model.train()
-    # Where processes share gradients, as many bytes again hold them on the way.
-    shared = trainer._engine.num_processes > 1
+    # With several processes, reducing gradients needs buffers as large as these.
+    reduces = trainer._engine.num_processes > 1
     parameters = [p for p in trainer.model.parameters() if p.requires_grad]
-    buffers = [torch.empty_like(p) for p in parameters] if shared else []
+    buffers = [torch.empty_like(p) for p in parameters] if reduces else []
     begin, step = 0.0, 0
     for step, batch in enumerate(_batches(loader, num_steps), 1):
         output = trainer.calculate_train_batch_loss(trainer._engine.move(batch))
@@ -287,14 +295,14 @@ def _train(
 
 
 def _batches(loader: Any, count: int) -> Iterator[Any]:
-    """The first batches of the loader, from its start again where it has fewer."""
-    given = 0
-    while given < count:
-        before = given
-        for batch in islice(loader, count - given):
+    """The first `count` batches of the loader, restarting it if it has fewer."""
+    yielded = 0
+    while yielded < count:
+        before = yielded
+        for batch in islice(loader, count - yielded):
             yield batch
-            given += 1
-        if given == before:  # none is so large
+            yielded += 1
+        if yielded == before:  # the loader has no batch of this size
             return
 
 
@@ -305,7 +313,7 @@ def _now(device: torch.device) -> float:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an exception says that memory is full, on a device or on the CPU.
+    """Whether an exception means that memory is full, on a device or on the CPU.
 
     >>> is_out_of_memory(RuntimeError("CUDA error: out of memory"))
     True
@@ -315,17 +323,14 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and any(text in str(error) for text in _OUT_OF_MEMORY)
 
 
-# -- Leaving no trace -----------------------------------------------------------------------------
-
-
 @contextmanager
-def _put_back(trainer: Trainer) -> Iterator[None]:
-    """Let anything be trained within, and put everything back, whatever is raised."""
+def _trainer_restored(trainer: Trainer) -> Iterator[None]:
+    """Prepare the trainer for the search, and restore all of it at the end or on an exception."""
     attributes = dict(vars(trainer))
     given = trainer.model
     try:
         trainer.model, trainer.optimizer = trainer._engine.prepare(given, trainer.optimizer)
-        # Without its container: a process that runs out of memory would leave the others waiting.
+        # Without DDP: a rank that runs out of memory would leave the others in a collective.
         trainer.model = trainer._engine.unwrap(trainer.model)
         trainer.run_history = InMemoryRunHistory()
         trainer.position, trainer.control = Position(), TrainerControl()

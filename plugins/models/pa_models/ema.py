@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pa_models.selection import bare_model
+from pa_models.wrappers import unwrap_model
 
 _LOW_PRECISION = (torch.bfloat16, torch.float16)
 
@@ -16,24 +16,24 @@ _LOW_PRECISION = (torch.bfloat16, torch.float16)
 class ModelEma(nn.Module):
     """Keeps a moving average of a model: ``average = d * average + (1 - d) * weights``.
 
-    Parameters and floating-point buffers that are saved with the model, such as running statistics,
-    are averaged. All other buffers are copied. Weights of 16 bits are averaged in 32 bits, and
-    `module` holds the rounded result: in 16 bits, steps smaller than a 256th of the weight would
-    be rounded away.
+    It averages parameters and the persistent floating-point buffers, such as running statistics,
+    and copies all other buffers. 16-bit weights are averaged in 32 bits, and `module` has the
+    rounded result: in 16 bits, changes smaller than a 256th of the weight would be lost to
+    rounding.
 
     Args:
-        model: the model; wrappers of distributed training and `torch.compile` are seen through.
-        decay: ``d``, the share that an update leaves of the average.
-        warmup: whether the decay of the ``t``-th update is at most ``(1 + t) / (10 + t)``, so that
-            the first weights are soon forgotten (TensorFlow's ``ExponentialMovingAverage`` with
-            ``num_updates``).
+        model: the model; wrappers of distributed training and `torch.compile` are removed.
+        decay: ``d``, the factor of the old average in each update.
+        warmup: whether to limit the decay of the ``t``-th update to ``(1 + t) / (10 + t)``, so
+            that the initial weights soon lose their influence (as in TensorFlow's
+            ``ExponentialMovingAverage`` with ``num_updates``).
 
     Attributes:
-        module: a copy of the model, in evaluation mode, with the average as its weights.
-        updates: how many updates were averaged.
+        module: a copy of the model, in evaluation mode, with the averaged weights.
+        updates: the number of updates averaged.
 
     Raises:
-        ValueError: for a decay that isn't between 0 and 1.
+        ValueError: for a decay outside of [0, 1).
 
     >>> model = nn.Linear(1, 1, bias=False)
     >>> _ = nn.init.zeros_(model.weight)
@@ -49,37 +49,37 @@ class ModelEma(nn.Module):
     def __init__(self, model: nn.Module, decay: float = 0.9999, *, warmup: bool = False) -> None:
         super().__init__()
         if not 0 <= decay < 1:
-            raise ValueError(f"decay must be between 0 and 1, such as 0.999, and not {decay!r}")
-        self.module = deepcopy(bare_model(model)).eval().requires_grad_(False)
+            raise ValueError(f"decay must be between 0 and 1, such as 0.999, got {decay!r}")
+        self.module = deepcopy(unwrap_model(model)).eval().requires_grad_(False)
         for parameter in self.module.parameters():
             parameter.grad = None
         self.decay = decay
         self.warmup = warmup
         self.updates = 0
-        # Caches aren't averaged, and there is no average of -inf, which a saved mask may hold.
+        # Not averaged: caches, and buffers with infinite values, such as attention masks.
         self._copied = {
             (place, name)
             for place, module in enumerate(self.module.modules())
             for name, buffer in module.named_buffers(recurse=False)
             if name in module._non_persistent_buffers_set or not buffer.isfinite().all()
         }
-        # The average where it needs more bits than the module has, by the place in `_split`.
+        # The average of 16-bit tensors in 32 bits, by their index in the first list of `_split`.
         for place, value in enumerate(self._split(self.module)[0]):
             if value.dtype in _LOW_PRECISION:
                 self.register_buffer(f"wide_{place}", value.float())
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """What the model with the averaged weights returns."""
+        """The output of the model with the averaged weights."""
         return self.module(*args, **kwargs)
 
     @torch.no_grad()
     def update(self, model: nn.Module, num_updates: int = 1) -> None:
-        """Take the model's present weights into the average.
+        """Update the average with the model's current weights.
 
         Args:
             model: the model.
-            num_updates: how many updates of the model this one stands for: the decay is taken so
-                many times.
+            num_updates: the number of optimizer updates since the last call; the decay is applied
+                that many times.
         """
         self.updates += num_updates
         decay = self.decay
@@ -89,14 +89,14 @@ class ModelEma(nn.Module):
 
     @torch.no_grad()
     def set(self, model: nn.Module) -> None:
-        """Begin anew, with the model's present weights as the average."""
+        """Restart the average from the model's current weights."""
         self.updates = 0
         self._take(model, 1.0)
 
     def _take(self, model: nn.Module, weight: float) -> None:
-        """Move the average by the share `weight` towards the model."""
+        """Interpolate from the average towards the model by the fraction `weight`."""
         averaged, copied = self._split(self.module)
-        new_averaged, new_copied = self._split(bare_model(model))
+        new_averaged, new_copied = self._split(unwrap_model(model))
         targets = [
             value if (wide := self._buffers.get(f"wide_{place}")) is None else wide
             for place, value in enumerate(averaged)
@@ -114,7 +114,7 @@ class ModelEma(nn.Module):
             old.copy_(new)
 
     def _split(self, model: nn.Module) -> tuple[list[Tensor], list[Tensor]]:
-        """What is averaged and what is copied, in an order that all copies of a model share."""
+        """The averaged and the copied tensors, in the same order for every copy of the model."""
         averaged: list[Tensor] = []
         copied: list[Tensor] = []
         for parameter in model.parameters():
@@ -129,11 +129,11 @@ class ModelEma(nn.Module):
         return averaged, copied
 
     def get_extra_state(self) -> dict[str, int]:
-        """What `state_dict` holds beside the weights."""
+        """The number of updates, which `state_dict` contains besides the weights."""
         return {"updates": self.updates}
 
     def set_extra_state(self, state: dict[str, int]) -> None:
-        """Go on from `get_extra_state`."""
+        """Restore what `get_extra_state` returned."""
         self.updates = state["updates"]
 
 

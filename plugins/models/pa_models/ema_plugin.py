@@ -1,4 +1,4 @@
-"""The plugin ``ema``: a moving average of the weights, evaluated beside them."""
+"""The plugin ``ema``: a moving average of the weights, evaluated as well as the model."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from pydantic import BaseModel, ConfigDict, Field
 from pa_core import TrainerCallback, hookimpl
 from pa_core.callbacks import CallbackHandler, SaveBestModelCallback
 from pa_models.ema import ModelEma
-from pa_models.selection import bare_model
+from pa_models.wrappers import unwrap_model
 
 if TYPE_CHECKING:
     from torch import nn
 
     from pa_core import Trainer
 
-_WHOLE = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)
+_UNSHARDED = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)
 
 
 class EmaSettings(BaseModel):
@@ -29,40 +29,42 @@ class EmaSettings(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     decay: float = Field(
-        0.9999, ge=0, lt=1, description="The share that an optimizer update leaves of the average."
+        0.9999, ge=0, lt=1, description="The factor of the old average per optimizer update."
     )
     warmup: bool = Field(
-        True, description="Whether the decay of update t is at most (1 + t) / (10 + t)."
+        True, description="Whether to limit the decay of update t to (1 + t) / (10 + t)."
     )
     update_every: int = Field(
-        1, ge=1, description="Optimizer updates between two of the average; the decay stays theirs."
+        1,
+        ge=1,
+        description="Optimizer updates per update of the average; the decay stays per optimizer "
+        "update.",
     )
-    evaluate: bool = Field(
-        True, description="Whether every evaluation is also done with the average."
-    )
+    evaluate: bool = Field(True, description="Whether every evaluation also evaluates the average.")
     name: str = Field(
-        "ema", min_length=1, description="What is recorded of it begins so: ema_eval_loss_epoch."
+        "ema", min_length=1, description="Prefix of its metrics, as in ema_eval_loss_epoch."
     )
 
 
 class EmaPlugin(TrainerCallback):
-    """Keeps a moving average of the weights, and has it evaluated beside them.
+    """Keeps a moving average of the weights, and evaluates it as well as the model.
 
-    The average is taken after each update, on the device, and goes on where it was in a resumed
-    run. Each run of ``train`` begins a new one. It outlives the run: ``trainer.evaluate(…)`` is
-    done with it as well.
+    The average is updated after each optimizer update, on the device. Each call of ``train`` starts
+    a new one; a resumed run continues the saved one. It is kept after the run, so that
+    ``trainer.evaluate(…)`` evaluates it, too.
 
     Args:
-        decay: the share that an optimizer update leaves of the average.
-        warmup: whether the decay of the ``t``-th update is at most ``(1 + t) / (10 + t)``.
-        update_every: optimizer updates between two updates of the average. The decay is taken so
-            many times then, so that the average reaches as far back as with 1.
-        evaluate: whether every evaluation is also done with the average.
-        name: the name that the average is evaluated by: metrics begin with it, and
-            `SaveBestModelCallback` takes it as its ``model``.
+        decay: the factor of the old average per optimizer update.
+        warmup: whether to limit the decay of the ``t``-th update to ``(1 + t) / (10 + t)``.
+        update_every: optimizer updates per update of the average. The decay is applied once per
+            optimizer update, so that the average spans as many updates as with 1.
+        evaluate: whether every evaluation also evaluates the average.
+        name: the name of the average: the prefix of its metrics, and the value for ``model`` in
+            `SaveBestModelCallback`.
 
     Attributes:
-        ema_model: the `ModelEma`, from the first run on; ``ema_model.module`` has its weights.
+        ema_model: the `ModelEma`, None before the first run; ``ema_model.module`` is the model with
+            the averaged weights.
     """
 
     Settings: ClassVar[type[BaseModel]] = EmaSettings
@@ -77,7 +79,7 @@ class EmaPlugin(TrainerCallback):
         name: str = "ema",
     ) -> None:
         if update_every < 1:
-            raise ValueError(f"update_every must be 1 or more, and not {update_every!r}")
+            raise ValueError(f"update_every must be 1 or more, got {update_every!r}")
         self.decay, self.warmup, self.update_every = decay, warmup, update_every
         self.evaluate, self.name = evaluate, name
         self.ema_model: Any = None
@@ -90,29 +92,29 @@ class EmaPlugin(TrainerCallback):
         return cls(**{name: getattr(settings, name) for name in sorted(settings.model_fields_set)})
 
     def create_ema(self, model: nn.Module) -> Any:
-        """Make the average of a model."""
+        """Create the average of a model."""
         return ModelEma(model, decay=self.decay, warmup=self.warmup)
 
     def on_training_run_start(self, trainer: Trainer, **kwargs: Any) -> None:
-        """Begin with the present weights; a resumed run's are put in after this."""
-        self._begin(trainer)
+        """Start from the current weights; a resumed run restores its average after this."""
+        self._start(trainer)
 
-    def _begin(self, trainer: Trainer) -> None:
+    def _start(self, trainer: Trainer) -> None:
         kind = trainer._accelerator.distributed_type
-        if kind not in _WHOLE:
+        if kind not in _UNSHARDED:
             raise ValueError(
-                f"A moving average needs the whole model on each process, and {kind.value} shards "
-                "it: leave the average out"
+                f"A moving average needs the whole model on each process, but {kind.value} shards "
+                "it: disable the average"
             )
         self._is_main = trainer.is_main_process
         self.ema_model = self.create_ema(trainer.get_model(keep_torch_compile=False))
 
     @hookimpl(tryfirst=True)
     def on_optimizer_step_end(self, trainer: Trainer, **kwargs: Any) -> None:
-        """Take the updated weights into the average."""
+        """Update the average with the new weights."""
         if trainer.updates % self.update_every:
             return
-        model = bare_model(trainer.model)  # a fraction of get_model's time
+        model = unwrap_model(trainer.model)  # much faster than get_model
         if isinstance(self.ema_model, ModelEma):
             self.ema_model.update(model, self.update_every)
         else:
@@ -123,40 +125,40 @@ class EmaPlugin(TrainerCallback):
         """The model with the averaged weights, under the plugin's name."""
         if not self.evaluate or self.ema_model is None:
             return {}
-        # Running statistics are each process' own.
+        # Running statistics differ between processes.
         module = self.ema_model.module
         weights = module.state_dict()
-        _take_main_process(
+        _broadcast_from_main(
             trainer, [weights[name] for name, _ in module.named_buffers() if name in weights]
         )
         return {self.name: module}
 
-    # -- State: once, not once per process, since a model may be large ----------------------------
+    # -- State: saved once, not once per process, since a model may be large ----------------------
 
     def state_dict(self) -> dict[str, Any]:
-        """The average, on the main process."""
+        """The average; empty on other processes than the main one."""
         if self.ema_model is None or not self._is_main:
             return {}
         return {"ema": dict(self.ema_model.state_dict())}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take note of an average; it is put in once the whole state is back."""
+        """Keep the state until `on_load_training_state`, when the model is restored, too."""
         self._loaded = state
 
     def on_load_training_state(self, trainer: Trainer, **kwargs: Any) -> None:
-        """Go on with the state's average, or with the state's weights where it had none."""
+        """Restore the average, or start from the restored weights if the state has none."""
         state, self._loaded = self._loaded, None
-        self._begin(trainer)
+        self._start(trainer)
         if state and "ema" in state and self._is_main:
             self.ema_model.load_state_dict(state["ema"])
         whole = self.ema_model.state_dict()
-        _take_main_process(trainer, whole.values())
+        _broadcast_from_main(trainer, whole.values())
         rest = {name: part for name, part in whole.items() if not isinstance(part, torch.Tensor)}
         self.ema_model.load_state_dict(whole | trainer._engine.gather_objects(rest)[0])
 
 
-def _take_main_process(trainer: Trainer, values: Iterable[Any]) -> None:
-    """Let the tensors among `values` be those of the main process on all processes."""
+def _broadcast_from_main(trainer: Trainer, values: Iterable[Any]) -> None:
+    """Broadcast the tensors among `values` from the main process to all others, in place."""
     if trainer._engine.num_processes == 1:
         return
     for tensor in values:
@@ -169,23 +171,23 @@ def _take_main_process(trainer: Trainer, values: Iterable[Any]) -> None:
 class ModelEmaCallback(EmaPlugin):
     """Keeps a moving average of the weights, evaluates it, and saves the best one.
 
-    What it records begins with ``ema_model_``. With `EmaPlugin` and `SaveBestModelCallback`, each
-    does its own.
+    The prefix of its metrics is ``ema_model_``. `EmaPlugin` and `SaveBestModelCallback` together do
+    the same as two separate plugins.
 
     Args:
-        decay: the share that an optimizer update (not: an epoch) leaves of the average.
-        evaluate_during_training: whether every evaluation is also done with the average, and the
-            best one is saved; otherwise it is saved after each epoch.
-        save_path: the file, one of ``trainer.save_checkpoint`` without the optimizer.
-        watch_metric: the metric of the best average.
-        greater_is_better: whether more of it is better.
-        model_ema: makes the average: called with the model and ``decay``. It has ``update(model)``,
-            ``module`` and a module's ``state_dict`` and ``load_state_dict``.
-        callbacks: called in the evaluations of the average only. Those of the trainer are called
-            there anyway; one of a class that the trainer has already is left out.
-        warmup: whether the decay of the ``t``-th update is at most ``(1 + t) / (10 + t)``; for
+        decay: the factor of the old average per optimizer update (not per epoch).
+        evaluate_during_training: whether every evaluation also evaluates the average, and the best
+            one is saved; otherwise the average is saved after each epoch.
+        save_path: the file, written by ``trainer.save_checkpoint`` without the optimizer.
+        watch_metric: the metric that determines the best average.
+        greater_is_better: whether a greater value of it is better.
+        model_ema: creates the average; called with the model and ``decay``. The result needs
+            ``update(model)``, ``module``, ``state_dict`` and ``load_state_dict``.
+        callbacks: called only in evaluations of the average. The trainer's callbacks are called
+            there anyway, so one whose class the trainer already has is ignored.
+        warmup: whether to limit the decay of the ``t``-th update to ``(1 + t) / (10 + t)``; for
             `ModelEma`.
-        update_every: optimizer updates between two updates of the average; for `ModelEma`.
+        update_every: optimizer updates per update of the average; for `ModelEma`.
     """
 
     def __init__(
@@ -217,38 +219,38 @@ class ModelEmaCallback(EmaPlugin):
         )
 
     def create_ema(self, model: nn.Module) -> Any:
-        """Make the average of a model."""
+        """Create the average of a model."""
         if self.model_ema_cls is ModelEma:
             return super().create_ema(model)
         return self.model_ema_cls(model, decay=self.decay)
 
     def on_training_run_start(self, trainer: Trainer, **kwargs: Any) -> None:
-        """Begin with the present weights."""
+        """Start from the current weights."""
         if self.evaluate and trainer.eval_dataset is None:
             raise ValueError(
                 "ModelEmaCallback saves the average that evaluates best, which needs an "
-                "eval_dataset: give train() one, or use evaluate_during_training=False"
+                "eval_dataset: pass one to train(), or use evaluate_during_training=False"
             )
         super().on_training_run_start(trainer)
-        present = {type(plugin) for plugin in trainer.plugins.plugins.values()}
+        trainer_classes = {type(plugin) for plugin in trainer.plugins.plugins.values()}
         for name, callback in self.callback_handler.plugins.plugins.items():
-            if type(callback) in present:
+            if type(callback) in trainer_classes:
                 self.callback_handler.plugins.unregister(name)
 
     def on_eval_epoch_start(self, trainer: Trainer, **kwargs: Any) -> None:
-        """Tell the callbacks of the average's evaluation."""
+        """Call the callbacks if the average is evaluated."""
         self._call("on_eval_epoch_start", trainer, kwargs)
 
     def on_eval_step_start(self, trainer: Trainer, **kwargs: Any) -> None:
-        """Tell the callbacks of the average's evaluation."""
+        """Call the callbacks if the average is evaluated."""
         self._call("on_eval_step_start", trainer, kwargs)
 
     def on_eval_step_end(self, trainer: Trainer, **kwargs: Any) -> None:
-        """Tell the callbacks of the average's evaluation."""
+        """Call the callbacks if the average is evaluated."""
         self._call("on_eval_step_end", trainer, kwargs)
 
     def on_eval_epoch_end(self, trainer: Trainer, **kwargs: Any) -> None:
-        """Tell the callbacks of the average's evaluation."""
+        """Call the callbacks if the average is evaluated."""
         self._call("on_eval_epoch_end", trainer, kwargs)
 
     def _call(self, event: str, trainer: Trainer, arguments: Mapping[str, Any]) -> None:
@@ -257,7 +259,7 @@ class ModelEmaCallback(EmaPlugin):
 
     @hookimpl(trylast=True)
     def on_training_run_epoch_end(self, trainer: Trainer, **kwargs: Any) -> None:
-        """Save the average if it is the best one, or if none is evaluated."""
+        """Save the average if it is the best so far, or after each epoch without evaluation."""
         if self.evaluate:
             self.saver.on_training_run_epoch_end(trainer)
         else:
@@ -269,10 +271,10 @@ class ModelEmaCallback(EmaPlugin):
             )
 
     def state_dict(self) -> dict[str, Any]:
-        """The average, on the main process, and what was best."""
+        """The average, on the main process, and the state of the best metric."""
         return {**super().state_dict(), "best": self.saver.state_dict()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take note of a state."""
+        """Keep the average until `on_load_training_state`, and restore the best metric."""
         super().load_state_dict(state)
         self.saver.load_state_dict(state["best"])

@@ -1,9 +1,9 @@
-"""Freezing parts of a model, and learning rates that differ between its parts."""
+"""Freezing and unfreezing parts of a model."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from pa_models.batch_norm import (
     hold_in_eval,
@@ -11,19 +11,20 @@ from pa_models.batch_norm import (
     is_frozen_batch_norm,
     release_from_eval,
 )
-from pa_models.selection import bare_model, select
+from pa_models.selection import select
+from pa_models.wrappers import unwrap_model
 
 if TYPE_CHECKING:
     from torch import nn
 
 
 class Layer(NamedTuple):
-    """A module with parameters of its own, or without children.
+    """A module that owns parameters or has no children.
 
     Attributes:
-        layer_group_idx: the index of its layer group, counted from the start and from the end.
+        layer_group_idx: the index of its layer group, from the start and from the end (negative).
         module: the module.
-        is_frozen: whether none of its own parameters is trained; without any, whether it is in
+        is_frozen: whether all parameters that it owns are frozen; if it owns none, whether it is in
             evaluation mode.
     """
 
@@ -33,10 +34,10 @@ class Layer(NamedTuple):
 
 
 class LayerGroup(NamedTuple):
-    """A child of the model, with all that is in it.
+    """A child of the model with all its submodules.
 
     Attributes:
-        layer_group_idx: its index, counted from the start and from the end.
+        layer_group_idx: its index, from the start and from the end (negative).
         module: the child.
         is_frozen: whether any of its parameters is frozen.
     """
@@ -49,17 +50,18 @@ class LayerGroup(NamedTuple):
 class ModelFreezer:
     """Freezes and unfreezes parts of a model: layer groups by index, or anything by name.
 
-    A layer group is a child of the model: for a ResNet the groups are ``conv1``, ``bn1``, …,
-    ``layer4``, ``avgpool``, ``fc``. Parameters that belong to the model itself, such as the class
-    token of a vision transformer, go with the first group, since they come into play there.
+    A layer group is a child of the model: for a ResNet, the groups are ``conv1``, ``bn1``, …,
+    ``layer4``, ``avgpool``, ``fc``. Parameters that the model itself owns, such as the class token
+    of a vision transformer, belong to the first group, where they are used.
 
-    Frozen parameters have ``requires_grad=False``. What is frozen already when the freezer is made
-    stays so. In distributed training call ``trainer.rewrap_model()`` after freezing within a run.
+    Frozen parameters have ``requires_grad=False``. Parameters that are frozen when the freezer is
+    created stay frozen. In distributed training, call ``trainer.rewrap_model()`` after freezing
+    during a run.
 
     Args:
-        model: the model; wrappers of distributed training and `torch.compile` are seen through.
-        freeze_batch_norms: whether freezing reaches batch norms. Then their running statistics are
-            frozen, too; otherwise they train on in frozen groups, as is usual for fine-tuning.
+        model: the model; wrappers of distributed training and `torch.compile` are removed.
+        freeze_batch_norms: whether to freeze batch norms as well, with their running statistics.
+            Otherwise they are trained in frozen groups, too, as is usual in fine-tuning.
 
     Attributes:
         model: the model without wrappers.
@@ -80,12 +82,12 @@ class ModelFreezer:
     """
 
     def __init__(self, model: nn.Module, freeze_batch_norms: bool = False) -> None:
-        self.model = bare_model(model)
+        self.model = unwrap_model(model)
         self.freeze_bn = freeze_batch_norms
         children = dict(self.model.named_children())
         if not children:
             raise ValueError(
-                f"{type(self.model).__name__} has no modules in it, so there are no layer groups"
+                f"{type(self.model).__name__} has no child modules, which would be the layer groups"
             )
         self.group_names = list(children)
         self.num_groups = len(children)
@@ -132,9 +134,9 @@ class ModelFreezer:
 
         Args:
             from_index: the first group.
-            to_index: the last group, included. Negative indices count from the end.
-            set_modules_as_eval: whether the groups' modules are put in evaluation mode as well
-                (no dropout), where they stay through ``model.train()`` until unfrozen.
+            to_index: the last group, inclusive. Negative indices count from the end.
+            set_modules_as_eval: whether to put the groups' modules in evaluation mode as well (no
+                dropout). ``model.train()`` doesn't change it until they are unfrozen.
 
         Raises:
             IndexError: for an index that no group has.
@@ -149,13 +151,13 @@ class ModelFreezer:
 
         Args:
             from_index: the first group.
-            to_index: the last group, included; the two may be in either order.
-            set_modules_as_training: whether the groups' modules are put in training mode at once.
-                Otherwise the next ``model.train()`` does it.
+            to_index: the last group, inclusive; the two may be in either order.
+            set_modules_as_training: whether to put the groups' modules in training mode now.
+                Otherwise the next ``model.train()`` does.
 
         Returns:
-            For the index of each group that has changed, a dict with the parameters that were
-            frozen as ``"params"``, as an optimizer's ``add_param_group`` takes it.
+            For the index of each group that has changed, a dict with the unfrozen parameters as
+            ``"params"``, as an optimizer's ``add_param_group`` expects.
 
         Raises:
             IndexError: for an index that no group has.
@@ -168,25 +170,26 @@ class ModelFreezer:
         return unfrozen
 
     def freeze_named(self, *patterns: str, set_modules_as_eval: bool = False) -> None:
-        """Freeze modules, with all that is in them, or parameters, by name.
+        """Freeze modules, with all their submodules, or parameters, by name.
 
         Args:
-            *patterns: dotted names, in which ``*`` stands for anything, as in
+            *patterns: dotted names, in which ``*`` matches anything, such as
                 ``"encoder.layer.[0-3]"`` or ``"*.bias"``.
-            set_modules_as_eval: whether modules are put in evaluation mode as well.
+            set_modules_as_eval: whether to put modules in evaluation mode as well.
 
         Raises:
-            ValueError: for a pattern that matches nothing, with the nearest name.
+            ValueError: for a pattern that matches nothing, with the closest name, or only batch
+                norms that this freezer doesn't freeze.
         """
         selection = select(self.model, patterns)
         modules = list(selection.modules.values())
-        norms = [module for module in self.model.modules() if self._is_left_alone(module)]
-        left_alone = {id(p) for norm in norms for p in norm.parameters()}
-        single = [p for p in selection.parameters.values() if id(p) not in left_alone]
-        if not single and not any(not self._is_left_alone(module) for module in modules):
+        norms = [module for module in self.model.modules() if self._is_excluded(module)]
+        excluded = {id(p) for norm in norms for p in norm.parameters()}
+        single = [p for p in selection.parameters.values() if id(p) not in excluded]
+        if not single and all(self._is_excluded(module) for module in modules):
             raise ValueError(
                 f"{', '.join(map(repr, patterns))} selects batch norms only, which this freezer "
-                "leaves alone: make it with freeze_batch_norms=True"
+                "doesn't freeze: create it with freeze_batch_norms=True"
             )
         self._freeze(modules, set_modules_as_eval)
         for parameter in single:
@@ -195,17 +198,17 @@ class ModelFreezer:
     def unfreeze_named(
         self, *patterns: str, set_modules_as_training: bool = True
     ) -> list[nn.Parameter]:
-        """Unfreeze modules, with all that is in them, or parameters, by name.
+        """Unfreeze modules, with all their submodules, or parameters, by name.
 
         Args:
             *patterns: dotted names, as for `freeze_named`.
-            set_modules_as_training: whether modules are put in training mode at once.
+            set_modules_as_training: whether to put modules in training mode now.
 
         Returns:
             The parameters that were frozen.
 
         Raises:
-            ValueError: for a pattern that matches nothing, with the nearest name.
+            ValueError: for a pattern that matches nothing, with the closest name.
         """
         selection = select(self.model, patterns)
         changed = self._unfreeze(selection.modules.values(), set_modules_as_training)
@@ -213,19 +216,17 @@ class ModelFreezer:
         single = [p for p in selection.parameters.values() if id(p) not in reached]
         return changed + _unfreeze(single)
 
-    # -- Parts of the above ---------------------------------------------------------------------
-
     def _freeze(self, modules: Iterable[nn.Module], set_as_eval: bool) -> None:
         for module in modules:
-            if self._is_left_alone(module):
+            if self._is_excluded(module):
                 continue
             for parameter in module.parameters(recurse=False):
                 parameter.requires_grad_(False)
-            # Statistics are as much a part of a batch norm as its weights.
+            # Evaluation mode freezes the running statistics of a batch norm.
             if module is not self.model and (set_as_eval or is_batch_norm(module)):
                 hold_in_eval(module)
 
-    def _is_left_alone(self, module: nn.Module) -> bool:
+    def _is_excluded(self, module: nn.Module) -> bool:
         return is_frozen_batch_norm(module) or (is_batch_norm(module) and not self.freeze_bn)
 
     def _unfreeze(self, modules: Iterable[nn.Module], set_as_training: bool) -> list[nn.Parameter]:
@@ -240,7 +241,7 @@ class ModelFreezer:
         return changed
 
     def _modules_of(self, index: int) -> list[nn.Module]:
-        """The modules of a group, the model itself with the first, for its own parameters."""
+        """The modules of a group; the first includes the model if it owns parameters."""
         own = [self.model] if index == 0 and list(self.model.parameters(recurse=False)) else []
         return [*own, *self._groups[index].modules()]
 
@@ -267,71 +268,3 @@ def _unfreeze(parameters: Iterable[nn.Parameter]) -> list[nn.Parameter]:
     for parameter in frozen:
         parameter.requires_grad_(True)
     return frozen
-
-
-def discriminative_param_groups(
-    model: nn.Module, lr: float | slice | tuple[float, float]
-) -> list[dict[str, Any]]:
-    """A parameter group for each layer group, for an optimizer whose learning rates differ.
-
-    Frozen parameters are included: the optimizer leaves them alone until they are unfrozen.
-
-    Args:
-        model: the model.
-        lr: ``(low, high)`` or ``slice(low, high)``, spread geometrically from the first group to
-            the last; ``slice(high)`` for ``high`` in the last group and a tenth of it elsewhere;
-            or one rate for all.
-
-    Returns:
-        Dicts with ``params``, ``lr`` and ``name``, for groups with parameters.
-
-    Raises:
-        ValueError: for rates that aren't positive.
-
-    >>> from torch import nn
-    >>> model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 2))
-    >>> [round(g["lr"], 6) for g in discriminative_param_groups(model, lr=slice(1e-5, 1e-3))]
-    [1e-05, 0.0001, 0.001]
-    """
-    groups = layer_group_parameters(model)
-    rates = spread_lr(lr, len(groups))
-    return [
-        {"params": parameters, "lr": rate, "name": name}
-        for (name, parameters), rate in zip(groups.items(), rates, strict=True)
-    ]
-
-
-def layer_group_parameters(model: nn.Module) -> dict[str, list[nn.Parameter]]:
-    """The parameters of each layer group that has any, by the group's name; a tied one once."""
-    freezer = ModelFreezer(model)
-    seen: set[int] = set()
-    groups = {}
-    for index, name in enumerate(freezer.group_names):
-        own = {id(p): p for p in freezer.group_parameters(index) if id(p) not in seen}
-        seen |= own.keys()
-        if own:
-            groups[name] = list(own.values())
-    return groups
-
-
-def spread_lr(lr: float | slice | tuple[float, float], count: int) -> list[float]:
-    """Learning rates of `count` groups, as fastai reads a ``slice``.
-
-    >>> spread_lr(slice(1.0), 3)
-    [0.1, 0.1, 1.0]
-    """
-    if isinstance(lr, slice):
-        low, high = lr.start, lr.stop
-    else:
-        low, high = lr if isinstance(lr, tuple) else (lr, lr)
-    if not all(
-        isinstance(rate, int | float) and rate > 0 for rate in (high if low is None else low, high)
-    ):
-        raise ValueError(
-            f"A learning rate must be a positive number, (low, high) or slice(low, high), not {lr}"
-        )
-    if low is None:
-        return [high / 10] * (count - 1) + [high]
-    if count == 1:
-        return [high]
-    return [low * (high / low) ** (index / (count - 1)) for index in range(count)]

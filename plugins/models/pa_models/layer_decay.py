@@ -1,4 +1,4 @@
-"""Smaller learning rates for earlier layers, for any model, by the names of its parameters."""
+"""Layer-wise learning-rate decay for any model, based on the names of its parameters."""
 
 from __future__ import annotations
 
@@ -10,14 +10,15 @@ if TYPE_CHECKING:
 
 
 def layer_depths(model: nn.Module) -> dict[str, int]:
-    """How deep each parameter lies, from 0 for what comes before the first block.
+    """The depth of each parameter; 0 for those before the first block.
 
-    A block is what a name counts: ``encoder.layer.3`` of ``encoder.layer.3.output.dense.weight``,
-    ``layer2.0`` of a ResNet, ``4`` of an `nn.Sequential`. Parameters before the first block
-    (embeddings, a stem) have depth 0, those after the last one (a norm, a head) the greatest.
+    A block is a numbered part of a name: ``encoder.layer.3`` of
+    ``encoder.layer.3.output.dense.weight``, ``layer2.0`` of a ResNet, ``4`` of an `nn.Sequential`.
+    Parameters before the first block (embeddings, a stem) have depth 0, those after the last block
+    (a norm, a head) the greatest depth.
 
     Args:
-        model: its parameters are taken in the order of their definition.
+        model: the model; the order of its parameters is that of their definition.
 
     >>> from torch import nn
     >>> model = nn.Sequential(nn.Linear(2, 2), nn.ReLU(), nn.Linear(2, 2))
@@ -49,33 +50,32 @@ def param_groups_layer_decay(
     layer_decay: float = 0.75,
     no_weight_decay: Collection[str] | None = None,
 ) -> list[dict[str, Any]]:
-    r"""Parameter groups whose learning rates fall from the last layer to the first.
+    r"""Parameter groups with learning rates that decrease from the last layer to the first.
 
     Of :math:`n` layers, layer :math:`i` has the learning rate :math:`lr \cdot d^{\,n - 1 - i}` with
-    the decay :math:`d`, as in `BEiT <https://arxiv.org/abs/2106.08254>`_. Biases, norms and all
-    else with one dimension have no weight decay.
+    the decay :math:`d`, as in `BEiT <https://arxiv.org/abs/2106.08254>`_. Biases, norms and other
+    one-dimensional parameters have no weight decay.
 
     Args:
-        model: any model; see `layer_depths` for what its layers are. Frozen parameters are left
-            out.
+        model: any model; see `layer_depths` for its layers. Frozen parameters are excluded.
         lr: the learning rate of the last layer.
-        weight_decay: of all weights with two dimensions or more.
-        layer_decay: from 0 (not included) to 1, which is no decay.
-        no_weight_decay: names of parameters without weight decay; by default what the model's own
-            ``no_weight_decay`` says, as timm's models have it.
+        weight_decay: for weights with two or more dimensions.
+        layer_decay: above 0 and at most 1, which means no decay.
+        no_weight_decay: names of parameters without weight decay; by default those that the model's
+            method ``no_weight_decay`` returns, which timm's models have.
 
     Returns:
-        Groups for an optimizer, the first layer first. Each has a ``name``, such as
+        Groups for an optimizer, from the first layer to the last. Each has a ``name``, such as
         ``"layer_0_no_decay"``.
 
     Raises:
-        ValueError: for a decay out of range, and where nothing is to be trained.
+        ValueError: for a decay out of range, or if the model has no trainable parameter.
     """
     if not 0 < layer_decay <= 1:
-        raise ValueError(f"layer_decay must be above 0 and at most 1, not {layer_decay!r}")
+        raise ValueError(f"layer_decay must be above 0 and at most 1, got {layer_decay!r}")
     if no_weight_decay is None:
-        say = getattr(model, "no_weight_decay", None)
-        no_weight_decay = say() if callable(say) else ()
+        names_of_model = getattr(model, "no_weight_decay", None)
+        no_weight_decay = names_of_model() if callable(names_of_model) else ()
     depths = layer_depths(model)
     groups: dict[tuple[int, bool], dict[str, Any]] = {}
     for name, parameter in model.named_parameters():
@@ -94,12 +94,12 @@ def param_groups_layer_decay(
         )
         group["params"].append(parameter)
     if not groups:
-        raise ValueError(f"{type(model).__name__} has no parameter that is trained")
+        raise ValueError(f"{type(model).__name__} has no trainable parameters")
     return [groups[key] for key in sorted(groups)]
 
 
 def _block(name: str) -> str | None:
-    """The name up to its first number; None where it has none."""
+    """The name up to its first number; None if it has none."""
     parts = name.split(".")
-    place = next((i for i, part in enumerate(parts) if part.isdecimal()), None)
-    return None if place is None else ".".join(parts[: place + 1])
+    index = next((i for i, part in enumerate(parts) if part.isdecimal()), None)
+    return None if index is None else ".".join(parts[: index + 1])

@@ -1,49 +1,40 @@
-"""Parts of a model by the names of its modules and parameters."""
+"""Selection of a model's modules and parameters by name patterns."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-
-from torch import nn
-from torch.nn.parallel import DataParallel, DistributedDataParallel
+from typing import TYPE_CHECKING
 
 from pa_core.errors import nearest
+
+if TYPE_CHECKING:
+    from torch import nn
 
 
 @dataclass(frozen=True)
 class Selection:
-    """What patterns have matched, each by its name.
+    """The modules and parameters that patterns match, by name.
 
     Attributes:
-        modules: the modules that matched, and all in them.
-        parameters: the parameters that matched, and those of the modules.
+        modules: the matching modules and their submodules.
+        parameters: the matching parameters, and those of the modules.
     """
 
     modules: dict[str, nn.Module]
     parameters: dict[str, nn.Parameter]
 
 
-def bare_model(model: nn.Module) -> nn.Module:
-    """The model without the wrappers of distributed training and of `torch.compile`."""
-    while True:
-        if isinstance(model, DistributedDataParallel | DataParallel):
-            model = model.module
-        elif isinstance(inner := model.__dict__.get("_modules", {}).get("_orig_mod"), nn.Module):
-            model = inner  # (naming the class of torch.compile would import the compiler)
-        else:
-            return model
-
-
 def select(model: nn.Module, patterns: tuple[str, ...]) -> Selection:
-    """Find what patterns mean: a module with all that is in it, or single parameters.
+    """Select modules, with all their submodules, and parameters by name patterns.
 
-    A pattern is a dotted name in which ``*`` stands for anything, dots included, ``?`` for one
-    character and ``[12]`` for one of these.
+    A pattern is a dotted name in which ``*`` matches anything, dots included, ``?`` one character
+    and ``[12]`` one of these characters.
 
     Raises:
-        ValueError: for a pattern that matches nothing, with the nearest name.
+        ValueError: for a pattern that matches nothing, with the closest name.
 
+    >>> from torch import nn
     >>> model = nn.ModuleDict({"body": nn.Linear(2, 2), "head": nn.Linear(2, 2)})
     >>> list(select(model, ("head",)).parameters)
     ['head.weight', 'head.bias']
@@ -51,7 +42,7 @@ def select(model: nn.Module, patterns: tuple[str, ...]) -> Selection:
     ['body.bias', 'head.bias']
     """
     all_modules = {name: module for name, module in model.named_modules() if name}
-    # A tied parameter goes by each of its names.
+    # A tied parameter can be selected by each of its names.
     all_parameters = dict(model.named_parameters(remove_duplicate=False))
     chosen: set[str] = set()
     for pattern in patterns:

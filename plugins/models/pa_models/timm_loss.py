@@ -1,4 +1,4 @@
-"""Training on mixed pictures and soft targets; evaluation on what there is."""
+"""The loss on mixed images and soft targets in training, and on plain targets in evaluation."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ if TYPE_CHECKING:
 
 
 class MixedLoss:
-    """The loss of a classifier's batch ``(images, classes)`` under a plugin's settings.
+    """The loss of a classifier's batch ``(images, classes)`` according to the plugin's settings.
 
     Args:
-        settings: the plugin's.
-        num_classes: how many the model tells apart.
+        settings: the plugin's settings.
+        num_classes: the number of classes of the model.
     """
 
     def __init__(self, settings: TimmSettings, num_classes: int) -> None:
@@ -62,7 +62,7 @@ class MixedLoss:
         }
 
     def evaluation(self, trainer: Trainer, images: Tensor, classes: Tensor) -> dict[str, Any]:
-        """The trainer's own loss on the targets as they are; cross-entropy where it has none."""
+        """The trainer's ``loss_func`` on the plain targets; cross-entropy if it has none."""
         self._check(classes)
         with torch.no_grad():
             outputs = trainer.model(images)
@@ -76,9 +76,9 @@ class MixedLoss:
         even = len(images) // 2 * 2
         if self._mix is None or is_off or even == 0:
             return images, self._smoothed(classes)
-        # (Mixing is done in place, and the batch is for others to see, too.)
+        # A copy, because timm mixes in place and callbacks see the batch, too.
         mixed, soft = self._mix(images[:even].clone(), classes[:even])
-        if even < len(images):  # pictures are mixed in pairs: an odd one stays as it is
+        if even < len(images):  # images are mixed in pairs, so the last of an odd number isn't
             mixed = torch.cat([mixed, images[even:]])
             soft = torch.cat([soft, self._smoothed(classes[even:])])
         return mixed, soft
@@ -89,18 +89,18 @@ class MixedLoss:
         return hot * (1 - smoothing) + smoothing / self.num_classes
 
     def _check(self, classes: Tensor) -> None:
-        """See on the first batch that there are no more classes than the model tells apart."""
+        """Check the first batch: its type, shape and range of classes."""
         if self._has_checked:
             return
         self._has_checked = True
         if classes.is_floating_point() or classes.ndim != 1:
             raise ValueError(
-                f"The timm plugin's loss takes classes, whole numbers of shape (batch,), and got "
+                "The timm plugin's loss expects classes, integers of shape (batch,), got "
                 f"{classes.dtype} of shape {tuple(classes.shape)}"
             )
         largest = int(classes.max()) if len(classes) else 0
         if largest >= self.num_classes:
             raise ValueError(
-                f"The targets have class {largest}, and the model tells {self.num_classes} apart: "
+                f"The targets have class {largest}, but the model has {self.num_classes} classes: "
                 "set num_classes in model_options of [tool.pa-core.timm]"
             )

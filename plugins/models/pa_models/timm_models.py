@@ -1,4 +1,4 @@
-"""timm's models by name, without timm until one is looked up."""
+"""timm's models by name; timm is imported when one is looked up."""
 
 from __future__ import annotations
 
@@ -12,14 +12,15 @@ PREFIX = "timm/"
 
 
 class TimmModels(Mapping[str, Callable[..., nn.Module]]):
-    """``"timm/<model>"`` to a function that builds the model: ``timm.create_model`` with its name.
+    """Maps ``"timm/<model>"`` to a function that builds the model with ``timm.create_model``.
 
-    The function takes ``create_model``'s arguments, such as ``num_classes`` and ``pretrained``.
+    The function takes the arguments of ``create_model``, such as ``num_classes`` and
+    ``pretrained``.
 
     Args:
-        options: arguments that all of them get.
+        options: arguments for every model.
 
-    >>> "resnet18" in TimmModels()  # told without importing timm
+    >>> "resnet18" in TimmModels()  # doesn't import timm
     False
     """
 

@@ -1,4 +1,4 @@
-"""The plugin ``timm``: its models by name, its optimizers, and training on mixed pictures."""
+"""The plugin ``timm``: models and optimizers by name, and training on mixed images."""
 
 from __future__ import annotations
 
@@ -28,62 +28,63 @@ class TimmSettings(BaseModel):
         description="Arguments of timm.create_model for models by name: num_classes, pretrained, …",
     )
     optimizer: str | None = Field(
-        None, description="A name of timm.optim.list_optimizers(), where the Trainer has none."
+        None,
+        description="A name from timm.optim.list_optimizers(), for a Trainer without optimizer.",
     )
     lr: float | None = Field(None, gt=0, description="The optimizer's learning rate.")
     weight_decay: float = Field(
-        0.0, ge=0, description="The optimizer's; biases and norms have none."
+        0.0, ge=0, description="The optimizer's weight decay; none for biases and norms."
     )
     layer_decay: float | None = Field(
-        None, gt=0, le=1, description="Each layer's learning rate, as a share of the next one's."
+        None, gt=0, le=1, description="Ratio of each layer's learning rate to the next layer's."
     )
     optimizer_options: dict[str, Any] = Field(
         default_factory=dict, description="More arguments of the optimizer, such as momentum."
     )
-    mixup: float = Field(0.0, ge=0, description="Mixup's alpha; 0 for none.")
-    cutmix: float = Field(0.0, ge=0, description="CutMix's alpha; 0 for none.")
-    mix_prob: float = Field(1.0, ge=0, le=1, description="How often pictures are mixed.")
+    mixup: float = Field(0.0, ge=0, description="Alpha of Mixup; 0 for none.")
+    cutmix: float = Field(0.0, ge=0, description="Alpha of CutMix; 0 for none.")
+    mix_prob: float = Field(1.0, ge=0, le=1, description="Probability of mixing.")
     mix_switch_prob: float = Field(
-        0.5, ge=0, le=1, description="How often by CutMix, where both are on."
+        0.5, ge=0, le=1, description="Probability of CutMix instead of Mixup, if both are on."
     )
     mix_mode: Literal["batch", "pair", "elem"] = Field(
-        "batch", description="What is mixed alike: a batch, a pair, or each picture its own way."
+        "batch", description="Whether to draw the mixing per batch, per pair or per image (elem)."
     )
     mixup_off_epoch: int | None = Field(
-        None, ge=1, description="The first epoch without mixing, from 1 on."
+        None, ge=1, description="The first epoch without mixing; the first epoch is 1."
     )
     label_smoothing: float = Field(
-        0.0, ge=0, lt=1, description="The share of the target that is spread over all classes."
+        0.0, ge=0, lt=1, description="The fraction of the target that is spread over all classes."
     )
     bce: bool = Field(
-        False, description="Whether to train each class on its own, by binary cross-entropy."
+        False, description="Whether to use binary cross-entropy, with independent classes."
     )
 
     @property
     def mixes(self) -> bool:
-        """Whether pictures are mixed."""
+        """Whether images are mixed."""
         return self.mixup > 0 or self.cutmix > 0
 
     @model_validator(mode="after")
     def _check(self) -> Self:
         named = {"lr", "weight_decay", "layer_decay", "optimizer_options"} & self.model_fields_set
         if named and self.optimizer is None:
-            raise ValueError(f"{', '.join(sorted(named))}: give the optimizer's name, too")
+            raise ValueError(f"{', '.join(sorted(named))}: requires optimizer")
         if self.mixup_off_epoch is not None and not self.mixes:
-            raise ValueError("mixup_off_epoch: neither mixup nor cutmix is on")
+            raise ValueError("mixup_off_epoch: requires mixup or cutmix")
         return self
 
 
 class TimmPlugin:
     """Builds timm's models and optimizers by name, and trains classifiers on soft targets.
 
-    With ``mixup``, ``cutmix``, ``label_smoothing`` or ``bce``, the loss of training is the one on
-    soft targets; evaluation has the Trainer's own loss on the targets as they are. What is drawn
-    for mixing depends on seed and place alone, so a resumed run mixes the same.
+    With ``mixup``, ``cutmix``, ``label_smoothing`` or ``bce``, training uses the loss on soft
+    targets; evaluation uses the Trainer's ``loss_func`` on the plain targets. Mixing is a function
+    of the seed and the position in the run, so a resumed run mixes the same.
 
     Args:
         settings: the plugin's table.
-        options: its keys, in place of `settings`.
+        options: keys of the table, instead of `settings`.
 
     >>> TimmPlugin(optimizer="adamw", lr=1e-3, mixup=0.2).settings.mixes
     True
@@ -97,7 +98,7 @@ class TimmPlugin:
 
     @hookimpl
     def register_models(self) -> Mapping[str, Callable[..., nn.Module]]:
-        """timm's models, as ``"timm/resnet18"``, with the settings' arguments."""
+        """timm's models, as ``"timm/resnet18"``, with the arguments of the settings."""
         return TimmModels(self.settings.model_options)
 
     @hookimpl
@@ -105,7 +106,7 @@ class TimmPlugin:
         """The optimizer that the settings name.
 
         Raises:
-            ValueError: for a name that timm doesn't know, and for arguments that it doesn't take.
+            ValueError: for an optimizer that timm doesn't have, or ``layer_decay`` without ``lr``.
         """
         settings = self.settings
         if settings.optimizer is None:
@@ -123,7 +124,7 @@ class TimmPlugin:
             from pa_models.layer_decay import param_groups_layer_decay
 
             if settings.lr is None:
-                raise ValueError("[tool.pa-core.timm] layer_decay: give lr, too")
+                raise ValueError("[tool.pa-core.timm] layer_decay: requires lr")
             model = param_groups_layer_decay(model, settings.lr, weight_decay, settings.layer_decay)
             weight_decay = 0.0
         return optim.create_optimizer_v2(
@@ -136,13 +137,13 @@ class TimmPlugin:
 
     @hookimpl
     def calculate_train_batch_loss(self, trainer: Trainer, batch: Any) -> dict[str, Any] | None:
-        """The loss on soft targets, where the settings ask for one."""
+        """The loss on soft targets, if the settings need it."""
         loss = self._find_loss(trainer, batch)
         return None if loss is None else loss.training(trainer, batch[0], batch[1])
 
     @hookimpl
     def calculate_eval_batch_loss(self, trainer: Trainer, batch: Any) -> dict[str, Any] | None:
-        """The loss on the targets as they are."""
+        """The loss on the plain targets."""
         loss = self._find_loss(trainer, batch)
         return None if loss is None else loss.evaluation(trainer, batch[0], batch[1])
 
@@ -163,7 +164,7 @@ class TimmPlugin:
         known = given or getattr(trainer.get_model(), "num_classes", None)
         if not isinstance(known, int):
             raise ValueError(
-                "Soft targets need the number of classes, which the model doesn't tell "
-                "(num_classes): set it in model_options of [tool.pa-core.timm]"
+                "Soft targets need the number of classes, but the model has no num_classes: "
+                "set it in model_options of [tool.pa-core.timm]"
             )
         return known

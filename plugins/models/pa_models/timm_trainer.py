@@ -1,4 +1,4 @@
-"""A Trainer that steps timm's schedules."""
+"""A Trainer that steps timm's schedulers."""
 
 from __future__ import annotations
 
@@ -8,27 +8,27 @@ from pa_core.trainer import Trainer
 
 
 class TrainerWithTimmScheduler(Trainer):
-    """Steps a timm schedule as timm's own training script does.
+    """Steps a timm scheduler as timm's training script does.
 
     After each update it calls ``step_update`` with the number of updates so far, and after each
     epoch, with or without an evaluation, ``step`` with the number of epochs so far and the latest
-    evaluation loss. Other schedules are stepped as by the `Trainer`.
+    evaluation loss. Other schedulers are stepped as by `Trainer`.
 
-    It is here for scripts that were written for pytorch-accelerated. With the plugin ``schedulers``
-    of pa-schedulers any `Trainer` does this, and saves all of a plateau's state.
+    It exists for scripts written for pytorch-accelerated. With the plugin ``schedulers`` of
+    pa-schedulers, any `Trainer` does this, and saves the whole state of a plateau scheduler.
     """
 
     def scheduler_step(self) -> None:
-        """Step the schedule after an update."""
-        if _is_timms(self.scheduler):
-            self.scheduler.step_update(num_updates=self.updates + 1)  # with the one just made
+        """Step the scheduler after an update."""
+        if _is_timm_scheduler(self.scheduler):
+            self.scheduler.step_update(num_updates=self.updates + 1)  # including the current one
         else:
             super().scheduler_step()
 
     def training_run_epoch_end(self) -> None:
-        """Step the schedule after an epoch."""
+        """Step the scheduler after an epoch."""
         super().training_run_epoch_end()
-        if _is_timms(self.scheduler):
+        if _is_timm_scheduler(self.scheduler):
             epochs = self.position.epoch - self.position.first_epoch + 1
             self.scheduler.step(epochs, self._latest_eval_loss())
 
@@ -39,6 +39,6 @@ class TrainerWithTimmScheduler(Trainer):
         return float(self.run_history.get_latest_metric(name))
 
 
-def _is_timms(schedule: Any) -> bool:
-    """Whether it is stepped with numbers; timm needn't be imported to tell."""
-    return hasattr(schedule, "step_update") and hasattr(schedule, "t_in_epochs")
+def _is_timm_scheduler(scheduler: Any) -> bool:
+    """Whether it has the interface of timm's schedulers; doesn't import timm."""
+    return hasattr(scheduler, "step_update") and hasattr(scheduler, "t_in_epochs")

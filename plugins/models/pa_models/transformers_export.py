@@ -1,4 +1,4 @@
-"""A trained model as transformers' own folders, complete or absent."""
+"""Atomic export of a trained model in the format of ``save_pretrained``."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ if TYPE_CHECKING:
 
 
 def export(trainer: Trainer, folder: str | Path, tokenizer: Any = None) -> None:
-    """Write the model, and the tokenizer, so that ``from_pretrained`` reads them.
+    """Write the model and the tokenizer in a folder for ``from_pretrained``.
 
-    Called on every process; the main one writes. Of a model with adapters, the adapters are
-    written.
+    Call it on every process; the main process writes. For a model with adapters, it writes the
+    adapters.
 
     Args:
         trainer: its model is a model of transformers.
-        folder: is replaced as a whole, once all is written.
-        tokenizer: is written beside the model.
+        folder: the folder; an earlier export is replaced once everything is written.
+        tokenizer: is written to the same folder.
 
     Raises:
-        ValueError: where the model isn't one of transformers, and where the folder is something
-            else than an earlier export.
+        ValueError: if the model isn't one of transformers, or if the folder exists and isn't an
+            export.
     """
     model = trainer.get_model(keep_torch_compile=False)
     if not hasattr(model, "save_pretrained"):
@@ -34,16 +34,18 @@ def export(trainer: Trainer, folder: str | Path, tokenizer: Any = None) -> None:
     folder = Path(os.path.abspath(folder))
     if folder.exists() and not list(folder.glob("*config.json")):
         if not folder.is_dir() or any(folder.iterdir()):
-            raise ValueError(f"{folder} is there and is no exported model: it is left alone")
-    beside = folder.with_name(f".tmp-{folder.name}-{os.getpid()}")
+            raise ValueError(
+                f"{folder} already exists and isn't an exported model; not overwritten"
+            )
+    new = folder.with_name(f".tmp-{folder.name}-{os.getpid()}")
     old = folder.with_name(f".old-{folder.name}-{os.getpid()}")
     try:
-        model.save_pretrained(beside)
+        model.save_pretrained(new)
         if tokenizer is not None:
-            tokenizer.save_pretrained(beside)
+            tokenizer.save_pretrained(new)
         if folder.exists():
             os.rename(folder, old)
-        os.rename(beside, folder)
+        os.rename(new, folder)
     finally:
-        shutil.rmtree(beside, ignore_errors=True)
+        shutil.rmtree(new, ignore_errors=True)
         shutil.rmtree(old, ignore_errors=True)

@@ -1,4 +1,4 @@
-"""Losses and predictions of models that calculate their own loss, as transformers' models do."""
+"""Losses and predictions of models that compute their own loss, like those of transformers."""
 
 from __future__ import annotations
 
@@ -12,25 +12,25 @@ if TYPE_CHECKING:
     from pa_core import Trainer
 
 IGNORED = -100
-"""The label of tokens that count for nothing, in transformers as in ``cross_entropy``."""
+"""The label of tokens that the loss ignores, in transformers as in ``cross_entropy``."""
 
 
 def calculate_batch_loss(
     trainer: Trainer, batch: Mapping[str, Any], label_smoothing: float = 0.0
 ) -> dict[str, Any]:
-    """Call the model with the batch's entries as arguments, and take the loss that it returns.
+    """Call the model with the batch's entries as arguments, and use the loss that it returns.
 
     Args:
-        trainer: has the model.
+        trainer: the trainer with the model.
         batch: its entries are the model's arguments.
-        label_smoothing: the share of the target that is spread over all classes.
+        label_smoothing: the fraction of the target that is spread over all classes.
 
     Returns:
-        ``loss`` (shape ``()``), ``model_outputs`` (what the model returns), ``batch_size``, and
-        ``num_items_in_batch`` (shape ``()``, on the device) where the loss is a mean over tokens.
+        ``loss`` (shape ``()``), ``model_outputs`` (what the model returns), ``batch_size``, and, if
+        the loss is a mean over tokens, ``num_items_in_batch`` (shape ``()``, on the device).
 
     Raises:
-        ValueError: if the model returned no loss, or the batch is no batch of tensors.
+        ValueError: if the model returns no loss, or if the batch isn't made of tensors.
     """
     _check_batch(batch)
     outputs = trainer.model(**batch)
@@ -38,8 +38,8 @@ def calculate_batch_loss(
     if loss is None:
         raise ValueError(
             f"{type(trainer.get_model()).__name__} returned no loss for a batch with "
-            f"{', '.join(map(repr, batch))}. Models are expected to calculate it from 'labels': "
-            "add them in the dataset or the collate function, or override the trainer's "
+            f"{', '.join(map(repr, batch))}. Models compute it from 'labels': add them in the "
+            "dataset or the collate function, or override the trainer's "
             "calculate_train_batch_loss"
         )
     if label_smoothing:
@@ -52,10 +52,10 @@ def calculate_batch_loss(
 
 
 def calculate_predictions(trainer: Trainer, batch: Mapping[str, Any]) -> Any:
-    """The model's logits, or all that it returns where there are none.
+    """The model's logits, or its whole output if it has none.
 
-    Labels are left out, since those of data to be predicted may be anything. A model with encoder
-    and decoder gets them: it may build the decoder's inputs from them.
+    Labels aren't passed to the model, since they may be invalid in data for prediction. An
+    encoder-decoder model gets them, because it may build the decoder's inputs from them.
     """
     if not _has_decoder_inputs(trainer.get_model(keep_torch_compile=False)):
         batch = {key: value for key, value in batch.items() if key != "labels"}
@@ -69,7 +69,7 @@ def get_batch_size(batch: Mapping[str, Any]) -> int:
     """The length of the batch's tensors.
 
     Raises:
-        ValueError: if there is no tensor with a dimension in the batch.
+        ValueError: if the batch has no tensor with at least one dimension.
     """
     for value in batch.values():
         if isinstance(value, Tensor) and value.ndim:
@@ -78,16 +78,16 @@ def get_batch_size(batch: Mapping[str, Any]) -> int:
 
 
 def count_labelled_tokens(batch: Mapping[str, Any], model: nn.Module) -> Tensor | None:
-    """How many tokens a mean over tokens is the mean of; None for a mean over samples.
+    """The number of tokens that the loss is a mean over; None for a mean over samples.
 
-    Labels of whole numbers with shape ``(batch, tokens)`` are taken as tokens' labels. A causal
-    language model predicts each token from those before it, so the first has no prediction.
+    Integer labels of shape ``(batch, tokens)`` are labels of tokens. A causal language model
+    predicts each token from those before it, so there is no prediction for the first.
 
     Returns:
-        Shape ``()``, on the labels' device, so that counting doesn't wait for it.
+        Shape ``()``, on the labels' device, which avoids a host-device synchronisation.
     """
     shifted = batch.get("shift_labels")
-    if isinstance(shifted, Tensor):  # by the collate function already
+    if isinstance(shifted, Tensor):  # the collate function has shifted them
         return (shifted != IGNORED).sum()
     labels = batch.get("labels")
     if not isinstance(labels, Tensor) or labels.ndim != 2 or labels.is_floating_point():
@@ -106,10 +106,10 @@ def _has_decoder_inputs(model: nn.Module) -> bool:
 
 
 def _shifts_labels(model: nn.Module) -> bool:
-    """Whether the model's loss leaves out each sequence's first label.
+    """Whether the model's loss ignores the first label of each sequence.
 
-    A transformers model says by its ``loss_type`` which loss it has; without one, it has the causal
-    language model's. Encoder-decoder models shift the decoder's inputs, and not the labels.
+    The ``loss_type`` of a transformers model names its loss; None means that of causal language
+    models. Encoder-decoder models shift the decoder's inputs instead of the labels.
     """
     if not hasattr(model, "loss_type") or _has_decoder_inputs(model):
         return False
@@ -120,35 +120,35 @@ def _check_batch(batch: Mapping[str, Any]) -> None:
     wrong = [name for name, value in batch.items() if isinstance(value, list)]
     if "input_ids" in wrong:
         raise ValueError(
-            f"{', '.join(map(repr, wrong))} of the batch are lists, and the model takes tensors: "
-            "the samples need a collator, by collate_fn=DataCollatorWithPadding(tokenizer) or by "
-            "the setting collator of [tool.pa-core.transformers]"
+            f"{', '.join(map(repr, wrong))} of the batch are lists, but the model expects tensors: "
+            "the samples need a collator, as in collate_fn=DataCollatorWithPadding(tokenizer) or "
+            "with the setting collator of [tool.pa-core.transformers]"
         )
 
 
 def _uniform_excess(trainer: Trainer, outputs: Any, batch: Mapping[str, Any]) -> Tensor:
-    """What the loss against a uniform target has over the one against the labels.
+    """The loss for a uniform target minus the loss for the labels.
 
-    Added in proportion it gives the smoothed loss, as in `Rethinking the Inception Architecture
-    <https://arxiv.org/abs/1512.00567>`_, and keeps what else the model's loss is made of, such as
-    that of a mixture's router.
+    Adding the fraction `label_smoothing` of it to the model's loss gives the smoothed loss of
+    `Rethinking the Inception Architecture <https://arxiv.org/abs/1512.00567>`_, and keeps other
+    terms of the model's loss, such as the router loss of a mixture of experts.
 
     Returns:
-        Shape ``()``, a mean over the labels that count.
+        Shape ``()``, a mean over the labels that aren't ignored.
     """
     logits, labels = _get(outputs, "logits"), batch.get("shift_labels", batch.get("labels"))
     if not isinstance(logits, Tensor) or not isinstance(labels, Tensor):
-        raise ValueError("Labels are smoothed by logits and labels, which this model doesn't give")
+        raise ValueError("Label smoothing needs logits in the model's output, and labels")
     if labels.is_floating_point() or logits.shape[:-1] != labels.shape:
         raise ValueError(
             f"Labels of {labels.dtype} and shape {tuple(labels.shape)} for logits of shape "
-            f"{tuple(logits.shape)} can't be smoothed: they are no classes"
+            f"{tuple(logits.shape)} can't be smoothed: they aren't classes"
         )
     model = trainer.get_model(keep_torch_compile=False)
     if labels.ndim == 2 and "shift_labels" not in batch and _shifts_labels(model):
         logits, labels = logits[:, :-1], labels[:, 1:]
-    counts = labels != IGNORED
-    shares = logits.float().log_softmax(-1)
-    of_label = shares.gather(-1, labels.clamp(min=0).unsqueeze(-1)).squeeze(-1)
-    excess = of_label - shares.mean(-1)
-    return (excess * counts).sum() / counts.sum().clamp(min=1)
+    mask = labels != IGNORED
+    log_probs = logits.float().log_softmax(-1)
+    of_label = log_probs.gather(-1, labels.clamp(min=0).unsqueeze(-1)).squeeze(-1)
+    excess = of_label - log_probs.mean(-1)
+    return (excess * mask).sum() / mask.sum().clamp(min=1)

@@ -1,4 +1,4 @@
-"""transformers' models by name, without transformers until one is looked up."""
+"""transformers' models by name; transformers is imported when one is built."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ TASKS = {
     "image-classification": "AutoModelForImageClassification",
     "audio-classification": "AutoModelForAudioClassification",
 }
-"""What ``task`` may be, and the class that it means."""
+"""The values of ``task``, and the class for each."""
 
 
 class TransformersModels(Mapping[str, Callable[..., "nn.Module"]]):
-    """``"transformers/PATH"`` to a function that loads the model from a folder or the hub.
+    """Maps ``"transformers/PATH"`` to a function that loads the model from a folder or the hub.
 
     Args:
-        task: which head the model is to have, one of `TASKS`.
+        task: the task, which determines the model's head; one of `TASKS`.
         options: arguments of ``from_pretrained``, such as ``num_labels``.
-        finish: what is done with each model, such as adding adapters.
+        finish: is called with each model and returns it, for example with adapters.
     """
 
     def __init__(
@@ -73,11 +73,11 @@ def load_model(path: str, task: str | None, **options: Any) -> nn.Module:
         **options: arguments of ``from_pretrained``.
 
     Raises:
-        ValueError: for a task that doesn't exist, and for a folder that holds no model.
+        ValueError: for a missing or unknown task, or a folder without a model.
     """
     if task is None:
         raise ValueError(
-            f"What is {path!r} to do? Set task in [tool.pa-core.transformers] to one of "
+            f"The model {path!r} needs a task: set task in [tool.pa-core.transformers] to one of "
             f"{', '.join(TASKS)}"
         )
     if task not in TASKS:
@@ -93,31 +93,33 @@ def load_tokenizer(path: str) -> Any:
     """Load a tokenizer from a folder or the hub.
 
     Raises:
-        ValueError: for a folder that holds none.
+        ValueError: for a folder without a tokenizer.
     """
     if Path(path).is_dir() and not any(Path(path).glob("*token*")):
-        raise ValueError(f"{path} is a folder without a tokenizer: save_pretrained writes one")
+        raise ValueError(
+            f"{path} is a folder without a tokenizer: write one with tokenizer.save_pretrained"
+        )
     from transformers import AutoTokenizer
 
     return AutoTokenizer.from_pretrained(path)
 
 
 def check_folder(path: str) -> None:
-    """See that a folder holds a model; a name on the hub is left to the hub.
+    """Check that a folder contains a model; names on the hub aren't checked.
 
     Raises:
-        ValueError: where it doesn't.
+        ValueError: if it doesn't.
     """
     folder = Path(path)
     if folder.is_dir() and not (folder / "config.json").is_file():
         raise ValueError(
-            f"{path} is a folder without a config.json, so no model of transformers: "
-            "save_pretrained writes one"
+            f"{path} is a folder without a config.json, so it isn't a model of transformers: "
+            "write one with model.save_pretrained"
         )
 
 
 def add_lora(model: nn.Module, **options: Any) -> nn.Module:
-    """Freeze a model and give it low-rank adapters, which alone are trained.
+    """Freeze a model and add low-rank adapters, so that only these are trained.
 
     See `LoRA <https://arxiv.org/abs/2106.09685>`_.
 
@@ -126,7 +128,7 @@ def add_lora(model: nn.Module, **options: Any) -> nn.Module:
         **options: arguments of `peft.LoraConfig`: ``r``, ``lora_alpha``, ``target_modules``, ….
 
     Raises:
-        ImportError: where peft isn't installed, with what to install.
+        ImportError: if peft isn't installed, with the pip command.
     """
     try:
         from peft import LoraConfig, get_peft_model

@@ -1,4 +1,4 @@
-"""The plugin ``transformers``: batches that are dicts, and models that calculate their loss."""
+"""The plugin ``transformers``: batches that are dicts, and models that compute their loss."""
 
 from __future__ import annotations
 
@@ -25,26 +25,26 @@ class TransformersSettings(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     task: str | None = Field(
-        None, description="What a model by name is to do: sequence-classification, causal-lm, …"
+        None, description="The task of models by name: sequence-classification, causal-lm, …"
     )
     model_options: dict[str, Any] = Field(
         default_factory=dict,
         description="Arguments of from_pretrained for models by name, such as num_labels.",
     )
     tokenizer: str | None = Field(
-        None, description="A folder, or a name on the hub; for the collator and the export."
+        None, description="A folder or a name on the hub, for the collator and the export."
     )
     collator: (
         Literal["padding", "token_classification", "causal_lm", "masked_lm", "seq2seq"] | None
-    ) = Field(None, description="What makes a batch of samples, where no collate_fn is given.")
+    ) = Field(None, description="The data collator, if the Trainer has no collate_fn.")
     mlm_probability: float = Field(
-        0.15, gt=0, lt=1, description="The share of tokens that masked_lm masks."
+        0.15, gt=0, lt=1, description="The fraction of tokens that masked_lm masks."
     )
     label_smoothing: float = Field(
-        0.0, ge=0, lt=1, description="The share of the target that is spread over all classes."
+        0.0, ge=0, lt=1, description="The fraction of the target that is spread over all classes."
     )
     gradient_checkpointing: bool = Field(
-        False, description="Whether activations are calculated again rather than kept."
+        False, description="Whether to recompute activations in the backward pass to save memory."
     )
     gradient_checkpointing_options: dict[str, Any] | None = Field(
         None, description="Arguments of torch.utils.checkpoint, such as use_reentrant."
@@ -53,16 +53,16 @@ class TransformersSettings(BaseModel):
         None, description="Arguments of peft.LoraConfig, for low-rank adapters of models by name."
     )
     generate: dict[str, Any] | None = Field(
-        None, description="Arguments of model.generate, to write texts during evaluation."
+        None, description="Arguments of model.generate, to generate text during evaluation."
     )
     export_to: Path | None = Field(
-        None, description="The folder for the model at the end of a run, as save_pretrained's."
+        None, description="The folder to export the model to at the end of a run."
     )
 
     @model_validator(mode="after")
     def _check(self) -> Self:
         if self.collator is not None and self.tokenizer is None:
-            raise ValueError("collator: name the tokenizer, too")
+            raise ValueError("collator: requires tokenizer")
         return self
 
 
@@ -75,8 +75,8 @@ class TransformersPlugin:
 
     Args:
         settings: the plugin's table.
-        tokenizer: a ready tokenizer, in place of the settings' name of one.
-        options: keys of the table, in place of `settings`.
+        tokenizer: a tokenizer object, instead of a name in the settings.
+        options: keys of the table, instead of `settings`.
 
     >>> TransformersPlugin(label_smoothing=0.1).settings.label_smoothing
     0.1
@@ -100,7 +100,7 @@ class TransformersPlugin:
 
     @property
     def tokenizer(self) -> Any:
-        """The tokenizer, loaded when it is first needed; None where there is none."""
+        """The tokenizer, loaded when it is first needed, or None."""
         if self._tokenizer is None and self.settings.tokenizer is not None:
             self._tokenizer = load_tokenizer(self.settings.tokenizer)
         return self._tokenizer
@@ -117,12 +117,12 @@ class TransformersPlugin:
 
     @hookimpl(tryfirst=True)
     def create_train_dataloader(self, trainer: Trainer) -> None:
-        """Choose the collator; the loader is left to the trainer."""
+        """Set the collator; the trainer creates the loader."""
         self._choose_collator(trainer)
 
     @hookimpl(tryfirst=True)
     def create_eval_dataloader(self, trainer: Trainer) -> None:
-        """Choose the collator; the loader is left to the trainer."""
+        """Set the collator; the trainer creates the loader."""
         self._choose_collator(trainer)
 
     @hookimpl
@@ -132,15 +132,15 @@ class TransformersPlugin:
             return
         model = trainer.get_model(keep_torch_compile=False)
         if not getattr(model, "supports_gradient_checkpointing", False):
-            raise ValueError(f"{type(model).__name__} has no gradient checkpointing")
-        # (renamed in transformers 5.x)
+            raise ValueError(f"{type(model).__name__} doesn't support gradient checkpointing")
+        # The method was renamed in transformers 5.x.
         new = getattr(model, "activation_checkpointing_enable", None)
         enable = new or model.gradient_checkpointing_enable
         enable(self.settings.gradient_checkpointing_options)
 
     @hookimpl(trylast=True)
     def on_training_run_end(self, trainer: Trainer) -> None:
-        """Export the model, once whoever goes back to the best has done so."""
+        """Export the model, after plugins that restore the best weights."""
         if self.settings.export_to is not None:
             from pa_models.transformers_export import export
 
@@ -155,13 +155,13 @@ class TransformersPlugin:
 
     @hookimpl
     def calculate_eval_batch_loss(self, trainer: Trainer, batch: Any) -> dict[str, Any] | None:
-        """The same, without gradients and smoothing, and with texts where they are asked for."""
+        """The same without gradients and smoothing, and with generated text if the settings ask."""
         if not isinstance(batch, Mapping):
             return None
         with torch.no_grad():
             output = calculate_batch_loss(trainer, batch)
             if self.settings.generate is not None:
-                output |= self._write(trainer, batch)
+                output |= self._generate(trainer, batch)
         return output
 
     @hookimpl
@@ -172,28 +172,28 @@ class TransformersPlugin:
     def _choose_collator(self, trainer: Trainer) -> None:
         settings = self.settings
         if settings.collator is not None and trainer.collate_fn is None:
-            from pa_models.transformers_data import create_collator
+            from pa_models.transformers_collators import create_collator
 
             model = trainer.get_model(keep_torch_compile=False)
             trainer.collate_fn = create_collator(
                 settings.collator, self.tokenizer, model, settings.mlm_probability
             )
 
-    def _write(self, trainer: Trainer, batch: Mapping[str, Any]) -> dict[str, Any]:
-        """What the model generates for a batch: ``generated``, and ``texts`` with a tokenizer."""
+    def _generate(self, trainer: Trainer, batch: Mapping[str, Any]) -> dict[str, Any]:
+        """The tokens ``generated`` for a batch; with a tokenizer, ``texts`` and ``references``."""
         assert self.settings.generate is not None
         inputs = {key: batch[key] for key in ("input_ids", "attention_mask") if key in batch}
         model = trainer.get_model(keep_torch_compile=False)
         generated = model.generate(**inputs, **self.settings.generate)
         if self.tokenizer is None:
             return {"generated": generated}
-        written = {"generated": generated, "texts": self._decode(generated)}
+        output = {"generated": generated, "texts": self._decode(generated)}
         if isinstance(batch.get("labels"), torch.Tensor) and batch["labels"].ndim == 2:
-            written["references"] = self._decode(batch["labels"])
-        return written
+            output["references"] = self._decode(batch["labels"])
+        return output
 
     def _decode(self, tokens: torch.Tensor) -> list[str]:
-        filler = self.tokenizer.pad_token_id or 0
-        kept = tokens.masked_fill(tokens == IGNORED, filler)
-        texts: list[str] = self.tokenizer.batch_decode(kept, skip_special_tokens=True)
+        padding = self.tokenizer.pad_token_id or 0
+        tokens = tokens.masked_fill(tokens == IGNORED, padding)
+        texts: list[str] = self.tokenizer.batch_decode(tokens, skip_special_tokens=True)
         return texts

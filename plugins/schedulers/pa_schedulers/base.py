@@ -1,4 +1,4 @@
-"""Base classes for schedules of anything that an optimizer's parameter groups hold."""
+"""Base classes of schedulers for any field of an optimizer's parameter groups."""
 
 from __future__ import annotations
 
@@ -6,18 +6,18 @@ from abc import ABC, ABCMeta, abstractmethod
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from torch import Tensor
+from pa_schedulers.param_groups import as_number, set_value
 
 if TYPE_CHECKING:
     from torch.optim import Optimizer
 
 
-class _StartsAtOnce(ABCMeta):
-    """Applies a schedule's first value when the schedule is built.
+class _AppliesFirstValue(ABCMeta):
+    """Applies a scheduler's first value when the scheduler is built.
 
-    The first update happens before the first step of the schedule. Whoever sets the values in
-    `step` alone has every value one update late. It is done here, and not in a constructor, since
-    a subclass sets the attributes that its values are calculated from after ``super().__init__``.
+    The first update happens before the first call of `step`, so a scheduler that sets values in
+    `step` alone applies each of them one update late. A metaclass does this, not a constructor:
+    subclasses set the attributes that their values depend on after ``super().__init__``.
     """
 
     def __call__(cls, *args: Any, **kwargs: Any) -> Any:
@@ -26,17 +26,18 @@ class _StartsAtOnce(ABCMeta):
         return scheduler
 
 
-class SchedulerBase(ABC, metaclass=_StartsAtOnce):
-    """A schedule that is told how many updates there were.
+class SchedulerBase(ABC, metaclass=_AppliesFirstValue):
+    """A scheduler that keeps no count: the caller passes the number of updates.
 
-    It keeps no count, so a training loop calls ``scheduler.step_update(num_updates)`` after each
-    update. Building it sets the values of the first update.
+    A training loop calls ``scheduler.step_update(num_updates)`` after each update. Building the
+    scheduler sets the values of the first update.
 
     Args:
-        optimizer: with one or more parameter groups.
-        param_group_field: what to schedule, such as ``"lr"`` or ``"weight_decay"``. Its value in
-            each group when the first schedule is built is kept there as ``initial_<field>``. A
-            group's ``lr_scale``, as timm's layer-wise decay sets it, multiplies its learning rate.
+        optimizer: has one or more parameter groups.
+        param_group_field: the field to schedule, such as ``"lr"`` or ``"weight_decay"``. The first
+            scheduler built stores the field's value in each group as ``initial_<field>``. If a
+            group has an ``lr_scale``, as with timm's layer-wise decay, its learning rate is
+            multiplied by it.
 
     Raises:
         KeyError: if a parameter group has no such field.
@@ -47,15 +48,17 @@ class SchedulerBase(ABC, metaclass=_StartsAtOnce):
         self.param_group_field = param_group_field
         self._initial_param_group_field = f"initial_{param_group_field}"
         self.base_lr_values: list[Any] = []
-        self._note_new_groups()
+        self._record_new_groups()
 
-    def _note_new_groups(self) -> None:
-        """Note the groups' values; a group that is added within a run starts from its own."""
+    def _record_new_groups(self) -> None:
+        """Record the initial values of groups; one added during a run starts from its own value."""
         groups, field = self.optimizer.param_groups, self.param_group_field
         for i in range(len(self.base_lr_values), len(groups)):
             if field not in groups[i]:
                 raise KeyError(f"param_groups[{i}] has no {field!r}")
-            initial = groups[i].setdefault(self._initial_param_group_field, plain(groups[i][field]))
+            initial = groups[i].setdefault(
+                self._initial_param_group_field, as_number(groups[i][field])
+            )
             self.base_lr_values.append(initial)
 
     @abstractmethod
@@ -63,16 +66,16 @@ class SchedulerBase(ABC, metaclass=_StartsAtOnce):
         """Calculate the values for the next update.
 
         Args:
-            num_updates: how many updates there were, 0 before the first.
+            num_updates: the number of updates made, 0 before the first.
 
         Returns:
-            A value for all parameter groups, or one for each, or None to leave them as they are.
+            One value for all parameter groups, one for each, or None to keep the current values.
         """
 
     def step_update(self, num_updates: int) -> None:
         """Set the values for the update that follows `num_updates` updates."""
         if len(self.base_lr_values) < len(self.optimizer.param_groups):
-            self._note_new_groups()
+            self._record_new_groups()
         values = self.get_updated_values(num_updates)
         if values is not None:
             self._update_param_groups(values)
@@ -86,19 +89,19 @@ class SchedulerBase(ABC, metaclass=_StartsAtOnce):
             set_value(group, self.param_group_field, value)
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything but the optimizer, which is saved on its own."""
+        """All attributes except the optimizer, which is saved separately."""
         return {key: value for key, value in vars(self).items() if key != "optimizer"}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Restore what `state_dict` gave. The parameter groups come with the optimizer's state."""
+        """Restore what `state_dict` returned; the optimizer's state restores the groups."""
         vars(self).update(state_dict)
 
 
 class StatefulSchedulerBase(SchedulerBase):
-    """A schedule that counts the updates itself: ``step()`` after each ``optimizer.step()``.
+    """A scheduler that counts updates: call ``step()`` after each ``optimizer.step()``.
 
-    ``get_updated_values(0)`` holds for the first update, ``get_updated_values(1)`` for the second.
-    The count is part of the state.
+    ``get_updated_values(0)`` is used for the first update, ``get_updated_values(1)`` for the
+    second. The count is part of the state.
 
     >>> import torch
     >>> class Halving(StatefulSchedulerBase):
@@ -120,20 +123,6 @@ class StatefulSchedulerBase(SchedulerBase):
         self._num_updates = 0
 
     def step(self) -> None:
-        """Count an update, and set the values for the next."""
+        """Count an update and set the values for the next one."""
         self._num_updates += 1
         self.step_update(self._num_updates)
-
-
-def plain(value: Any) -> Any:
-    """The number in a 0-d tensor, as optimizers with ``capturable=True`` hold it."""
-    return value.item() if isinstance(value, Tensor) else value
-
-
-def set_value(group: dict[str, Any], field: str, value: Any) -> None:
-    """Set a parameter group's field; a tensor stays the same tensor."""
-    current = group[field]
-    if isinstance(current, Tensor):
-        current.fill_(value)  # compiled and capturable optimizers read this very tensor
-    else:
-        group[field] = value

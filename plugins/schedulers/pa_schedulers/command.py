@@ -1,4 +1,4 @@
-"""The command ``pa schedule``: draw a schedule before anyone trains."""
+"""The command ``pa schedule``: preview a learning-rate schedule."""
 
 from __future__ import annotations
 
@@ -16,30 +16,30 @@ from pa_core.settings.table import find_settings_file, read_settings
 from pa_core.settings.validation import check_table
 
 if TYPE_CHECKING:
-    from pa_schedulers.settings import ScheduleSettings
+    from pa_schedulers.settings import SchedulerSettings
 
 
 def schedule(
     name: Annotated[
         str | None,
-        typer.Argument(help="The schedule; by default what this folder's settings say."),
+        typer.Argument(help="The scheduler; by default those of this folder's settings."),
     ] = None,
     steps: Annotated[int, typer.Option(min=1, help="Length of the run in updates.")] = 1000,
     epochs: Annotated[float | None, typer.Option(min=0, help="The same length in epochs.")] = None,
-    lr: Annotated[float, typer.Option(help="The peak, which the optimizer is given.")] = 1.0,
+    lr: Annotated[float, typer.Option(help="The peak: the optimizer's learning rate.")] = 1.0,
     warmup: Annotated[
         str | None, typer.Option(help="Length of the warm-up: 50, 0.05, 5%, '1 epoch'.")
     ] = None,
     cooldown: Annotated[str | None, typer.Option(help="Length of the cool-down.")] = None,
     option: Annotated[
         list[str] | None,
-        typer.Option("--option", "-o", help="An option of the schedule, as NAME=VALUE."),
+        typer.Option("--option", "-o", help="An option of the scheduler, as NAME=VALUE."),
     ] = None,
-    png: Annotated[Path | None, typer.Option(help="Write a picture, too.")] = None,
-    names: Annotated[bool, typer.Option("--names", help="List the names of schedules.")] = False,
+    png: Annotated[Path | None, typer.Option(help="Also write the plot to this PNG file.")] = None,
+    names: Annotated[bool, typer.Option("--names", help="List all scheduler names.")] = False,
 ) -> None:
-    """Draw a schedule in the terminal, and as a picture, before anyone trains."""
-    from pa_schedulers.catalogue import schedule_names
+    """Draw a learning-rate schedule in the terminal, and optionally as a PNG file."""
+    from pa_schedulers.registry import schedule_names
 
     if names:
         typer.echo("\n".join(schedule_names()))
@@ -47,36 +47,39 @@ def schedule(
     try:
         if name is None:
             if warmup is not None or cooldown is not None or option:
-                raise ValueError("Options are those of a schedule: name one")
-            parts = list(_of_settings())
+                raise ValueError("Options need the name of a scheduler, as in 'pa schedule cosine'")
+            schedulers = list(_schedulers_in_settings())
         else:
-            options = _options(option or [])
+            options = _parse_options(option or [])
             lengths = {"warmup": warmup, "cooldown": cooldown}
-            options |= {key: _value(text) for key, text in lengths.items() if text is not None}
-            parts = [(name, name, options)]
-        _draw(parts, steps, epochs, lr, png)
+            options |= {
+                key: _parse_value(text) for key, text in lengths.items() if text is not None
+            }
+            schedulers = [(name, name, options)]
+        _draw(schedulers, steps, epochs, lr, png)
     except (ValueError, ImportError) as error:
         typer.secho(str(error), fg="red", err=True)
         raise typer.Exit(1) from None
 
 
 def _draw(
-    parts: list[tuple[str, str, dict[str, Any]]],
+    schedulers: list[tuple[str, str, dict[str, Any]]],
     steps: int,
     epochs: float | None,
     lr: float,
     png: Path | None,
 ) -> None:
-    from pa_schedulers.lengths import RunLength
-    from pa_schedulers.options import Request, import_library
-    from pa_schedulers.preview import draw, plot_values, values_of
+    from pa_schedulers.extras import import_library
+    from pa_schedulers.preview import draw, plot_values, preview_values
+    from pa_schedulers.run_length import RunLength
+    from pa_schedulers.spec import SchedulerSpec
 
     axes = None
     if png is not None:
-        axes = import_library("matplotlib.figure", "A picture").Figure(layout="tight").subplots()
+        axes = import_library("matplotlib.figure", "--png").Figure(layout="tight").subplots()
     columns = min(shutil.get_terminal_size().columns, 100) - 12
-    for title, name, options in parts:
-        values = values_of(Request(name, RunLength(steps, epochs), options), lr)
+    for title, name, options in schedulers:
+        values = preview_values(SchedulerSpec(name, RunLength(steps, epochs), options), lr)
         low, high, last = min(values), max(values), values[-1]
         typer.echo(f"{title}: {steps} updates, from {values[0]:.4g} to {last:.4g}, ", nl=False)
         typer.echo(f"at least {low:.4g}, at most {high:.4g}")
@@ -88,8 +91,8 @@ def _draw(
         typer.echo(f"Written to {png}")
 
 
-def _of_settings() -> Iterator[tuple[str, str, dict[str, Any]]]:
-    """Title, name and options of each schedule of this folder's settings."""
+def _schedulers_in_settings() -> Iterator[tuple[str, str, dict[str, Any]]]:
+    """Title, name and options of each scheduler in this folder's settings."""
     from pa_schedulers.settings import SchedulersSettings
 
     settings = read_settings(find_settings_file(script=Path.cwd()))
@@ -98,37 +101,37 @@ def _of_settings() -> Iterator[tuple[str, str, dict[str, Any]]]:
         raise SettingsError(
             [f"{settings.file}: [tool.pa-core.schedulers] {problem}" for problem in problems]
         )
-    tables: dict[str, ScheduleSettings | None] = {
+    tables: dict[str, SchedulerSettings | None] = {
         "learning rate": values,
-        "weight decay (as a share)": values.weight_decay,
-        "momentum (as a share)": values.momentum,
+        "weight decay (relative)": values.weight_decay,
+        "momentum (relative)": values.momentum,
     }
-    for group, own in values.groups.items():
-        tables[f"learning rate of {group}"] = own
-        tables[f"weight decay of {group} (as a share)"] = own.weight_decay
-        tables[f"momentum of {group} (as a share)"] = own.momentum
+    for name, group in values.groups.items():
+        tables[f"learning rate of {name}"] = group
+        tables[f"weight decay of {name} (relative)"] = group.weight_decay
+        tables[f"momentum of {name} (relative)"] = group.momentum
     named = [(title, table) for title, table in tables.items() if table and table.name]
     if not named:
         raise ValueError(
-            f"No schedule is named {f'in {settings.file}' if settings.file else 'in settings'} "
-            "here: name one, as in 'pa schedule cosine'"
+            f"There is no scheduler in {settings.file or 'the settings of this folder'}: "
+            "name one, as in 'pa schedule cosine'"
         )
     for title, table in named:
         yield f"{title}, {table.name}", table.name or "", table.options
 
 
-def _options(given: list[str]) -> dict[str, Any]:
+def _parse_options(given: list[str]) -> dict[str, Any]:
     options = {}
     for text in given:
         key, equals, value = text.partition("=")
         if not equals:
-            raise ValueError(f"An option is given as NAME=VALUE, such as gamma=0.5, not {text!r}")
-        options[key.strip()] = _value(value)
+            raise ValueError(f"Write an option as NAME=VALUE, such as gamma=0.5, not {text!r}")
+        options[key.strip()] = _parse_value(value)
     return options
 
 
-def _value(text: str) -> Any:
-    """A value as TOML has it; what is none is text."""
+def _parse_value(text: str) -> Any:
+    """Parse a TOML value; anything else is text."""
     try:
         return tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
@@ -136,10 +139,9 @@ def _value(text: str) -> Any:
 
 
 def _printable(drawing: str) -> str:
-    """The drawing in the characters that the terminal has."""
+    """Replace block characters by ASCII if the terminal's encoding lacks them."""
     try:
         drawing.encode(sys.stdout.encoding or "ascii")
     except UnicodeEncodeError:
-        plain = str.maketrans("▁▂▃▄▅▆▇█┤│└─…", "....:::#||+-~")
-        return drawing.translate(plain)
+        return drawing.translate(str.maketrans("▁▂▃▄▅▆▇█┤│└─…", "....:::#||+-~"))
     return drawing

@@ -1,4 +1,4 @@
-"""What a schedule will do, before anyone trains: its values, drawn as text or with matplotlib."""
+"""Preview of a learning-rate schedule: its values, as numbers, text or a matplotlib plot."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ from typing import Any
 import torch
 from torch.optim import SGD
 
-from pa_schedulers.catalogue import build_schedule
-from pa_schedulers.lengths import RunLength
-from pa_schedulers.options import EVAL_LOSS, Request, import_library
+from pa_schedulers.extras import import_library
+from pa_schedulers.registry import build_schedule
+from pa_schedulers.run_length import RunLength
+from pa_schedulers.spec import EVAL_LOSS, SchedulerSpec
 
 _EIGHTHS = " ▁▂▃▄▅▆▇█"
 
@@ -29,48 +30,48 @@ def schedule_values(
     Args:
         name: one of `pa_schedulers.schedule_names`.
         num_updates: the run's length in updates.
-        num_epochs: the same in epochs, for lengths in epochs.
-        lr: the peak, which the optimizer would be given.
-        options: the schedule's own arguments.
+        num_epochs: the same length in epochs, for options in epochs.
+        lr: the peak, which is the optimizer's learning rate.
+        options: the scheduler's own arguments.
 
     Raises:
-        ValueError: for options that it doesn't have, and for a schedule that goes by a metric,
-            which nobody knows beforehand.
+        ValueError: for an unknown option, and for a metric-driven scheduler, whose values aren't
+            known in advance.
 
     >>> schedule_values("linear", 4, warmup=2)
     [0.0, 0.5, 1.0, 0.5]
     """
-    return values_of(Request(name, RunLength(num_updates, num_epochs), options), lr)
+    return preview_values(SchedulerSpec(name, RunLength(num_updates, num_epochs), options), lr)
 
 
-def values_of(request: Request, lr: float) -> list[float]:
-    """The values of what is asked for; see `schedule_values`."""
+def preview_values(spec: SchedulerSpec, lr: float) -> list[float]:
+    """The learning rates of the scheduler of a spec; see `schedule_values`."""
     optimizer = SGD([torch.zeros(1)], lr=lr, momentum=0.9)
-    schedule: Any = build_schedule(optimizer, request)
-    if getattr(schedule, "watch_metric", None) is not None:
+    scheduler: Any = build_schedule(optimizer, spec)
+    if getattr(scheduler, "watch_metric", None) is not None:
         raise ValueError(
-            f"The schedule {request.name!r} goes by a metric, such as {EVAL_LOSS}, so that there "
-            "is nothing to draw before training"
+            f"The scheduler {spec.name!r} steps on a metric, such as {EVAL_LOSS}: its values "
+            "aren't known before training"
         )
-    schedule.is_driven = True
-    follows_epochs = getattr(schedule, "follows_epochs", False)
-    per_epoch = request.run.updates_per_epoch
+    scheduler.is_driven = True
+    follows_epochs = getattr(scheduler, "follows_epochs", False)
+    per_epoch = spec.run.updates_per_epoch
     values = []
-    for update in range(1, request.run.total() + 1):
+    for update in range(1, spec.run.total() + 1):
         values.append(float(optimizer.param_groups[0]["lr"]))
-        schedule.step()
+        scheduler.step()
         if follows_epochs and per_epoch and update % per_epoch == 0:
-            schedule.end_epoch({})
+            scheduler.end_epoch({})
     return values
 
 
 def draw(values: Sequence[float], width: int = 72, height: int = 10) -> str:
-    """Draw values as text, the first on the left; the axis begins at 0, or below.
+    """Draw values as a text chart whose vertical axis starts at 0, or below for negative values.
 
     Args:
         values: at least one.
-        width: columns of the drawing; each shows the mean of its part of the values.
-        height: lines of the drawing.
+        width: the number of columns; each shows the mean of a slice of the values.
+        height: the number of lines.
 
     >>> print(draw([0.0, 0.5, 1.0, 0.5], width=4, height=2))
       1 ┤  █
@@ -125,18 +126,18 @@ def plot_schedule(
     """Plot a schedule with matplotlib; see `schedule_values`.
 
     Args:
-        name: the schedule.
+        name: one of `pa_schedulers.schedule_names`.
         num_updates: the run's length in updates.
-        num_epochs: the same in epochs.
+        num_epochs: the same length in epochs.
         lr: the peak.
         ax: axes to plot into; new ones by default.
-        options: the schedule's own arguments.
+        options: the scheduler's own arguments.
 
     Returns:
         The axes.
 
     Raises:
-        ImportError: without matplotlib.
+        ImportError: if matplotlib isn't installed, with the pip command.
     """
     values = schedule_values(name, num_updates, num_epochs, lr=lr, **options)
     return plot_values(values, new_axes() if ax is None else ax, name)
@@ -152,5 +153,5 @@ def plot_values(values: Sequence[float], ax: Any, label: str) -> Any:
 
 
 def new_axes() -> Any:
-    """New axes of matplotlib's current backend, which a notebook shows."""
+    """New axes of matplotlib's current backend, so that a notebook shows them."""
     return import_library("matplotlib.pyplot", "A plot").subplots()[1]

@@ -1,4 +1,4 @@
-"""Warm-up, a long stable phase, and a decay before each checkpoint."""
+"""The WSD scheduler: warm-up, a long stable phase, and a decay before each checkpoint."""
 
 from __future__ import annotations
 
@@ -8,21 +8,24 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Self
 
 from pa_schedulers.base import StatefulSchedulerBase
-from pa_schedulers.phases import EPOCHS, UPDATES_PER_EPOCH
+from pa_schedulers.phased import EPOCHS, UPDATES_PER_EPOCH
 
 if TYPE_CHECKING:
     from torch.optim import Optimizer
 
 
 def estimate_checkpoint_steps(total_steps: int, num_checkpoints: int = 3) -> list[int]:
-    """Checkpoints at the end, at its half, at a quarter…: each twice as late as the one before.
+    """Checkpoints at the end of the run, at a half, at a quarter, and so on.
 
     Args:
-        total_steps: updates of the run.
-        num_checkpoints: how many checkpoints there are.
+        total_steps: the run's length in updates.
+        num_checkpoints: the number of checkpoints.
+
+    Returns:
+        The number of updates made at each checkpoint, ascending.
 
     Raises:
-        ValueError: where the run is too short for so many.
+        ValueError: if the run is too short for that many checkpoints.
 
     >>> estimate_checkpoint_steps(200_000, 4)
     [25000, 50000, 100000, 200000]
@@ -30,45 +33,47 @@ def estimate_checkpoint_steps(total_steps: int, num_checkpoints: int = 3) -> lis
     steps = [round(total_steps / 2**halvings) for halvings in reversed(range(num_checkpoints))]
     if not steps or steps[0] < 1 or len(set(steps)) < num_checkpoints:
         raise ValueError(
-            f"{total_steps} updates are too few for {num_checkpoints} checkpoints, each twice as "
-            "late as the one before"
+            f"{total_steps} updates are too few for {num_checkpoints} checkpoints, each after "
+            "twice as many updates as the one before"
         )
     return steps
 
 
 class WSDLrScheduler(StatefulSchedulerBase):
-    r"""Warm-up, stable, decay: the learning rate stays at its peak and falls before checkpoints.
+    r"""Warmup-stable-decay: the learning rate stays at its peak and falls before each checkpoint.
 
     See `Understanding Warmup-Stable-Decay Learning Rates
     <https://arxiv.org/abs/2410.05192>`_. The run is divided into periods, each of which ends with a
-    checkpoint. The last `decay_phase_ratio` of a period is its decay; with :math:`p` the peak,
-    :math:`m` the value of `lr_min` and :math:`t` going from 0 to 1 in the decay, the learning rate
-    is there
+    checkpoint. The last `decay_phase_ratio` of a period is its decay. With the peak :math:`p`,
+    `lr_min` :math:`m` and :math:`t` rising from 0 to 1, the learning rate in the decay is
 
     .. math::
         p\,(m + (1 - m)(1 - \sqrt t)) \qquad\text{or}\qquad \frac{p}{t / m + 1 - t}
 
-    The length of the stable phase need not be known beforehand: `WSDCheckpointCallback` saves the
-    state before each decay, and a run can go on from there (WSD), or from after it (WSD-S).
+    The length of the stable phase need not be known in advance: `WSDCheckpointCallback` saves the
+    state before each decay, and a run can continue from there (WSD), or from after the decay
+    (WSD-S).
 
     Args:
-        optimizer: its parameter groups' learning rates are the peaks.
-        num_epochs: length of the run; with `num_update_steps_per_epoch`, in place of `total_steps`.
-        num_update_steps_per_epoch: how many updates each epoch has.
-        total_steps: updates of the run.
+        optimizer: the learning rates of its parameter groups are the peaks.
+        num_epochs: length of the run, together with `num_update_steps_per_epoch`, instead of
+            `total_steps`.
+        num_update_steps_per_epoch: updates per epoch.
+        total_steps: length of the run in updates.
         num_warmup_steps: updates of the linear warm-up; None for 1% of the run.
-        decay_phase_ratio: the decay's share of each period, from 0 (none) to 1.
-        lr_min: where the decay ends, as a share of the peak.
+        decay_phase_ratio: the decay as a fraction of each period, from 0 (none) to 1.
+        lr_min: where the decay ends, as a fraction of the peak.
         warmup_starting_lr: where the warm-up starts, the same for all parameter groups.
-        use_inverse_sqrt_decay: the first formula above; otherwise the second, which is steeper.
-        num_checkpoints: how many periods there are; each checkpoint is twice as late as the one
-            before, and the last is at the end of the run.
-        is_continuation_from_checkpoint: the run goes on from a checkpoint of another: there is no
-            warm-up, and loading that run's state begins a stable phase of this run's own length,
-            with that run's peaks.
+        use_inverse_sqrt_decay: whether to use the first formula above; otherwise the second, which
+            is steeper.
+        num_checkpoints: the number of periods; each checkpoint comes after twice as many updates as
+            the one before, and the last is at the end of the run.
+        is_continuation_from_checkpoint: whether the run continues from another run's checkpoint.
+            Then there is no warm-up, and loading that run's state starts a stable phase of this
+            run's length with that run's peaks.
 
     Raises:
-        ValueError: for no length or two of them, and for numbers that make no schedule.
+        ValueError: if the length is missing or given twice, or if an argument is out of range.
 
     >>> import torch
     >>> optimizer = torch.optim.SGD([torch.zeros(1)], lr=1.0)
@@ -99,20 +104,22 @@ class WSDLrScheduler(StatefulSchedulerBase):
                 "Give either total_steps, or num_epochs and num_update_steps_per_epoch"
             )
         if total_steps < 1:
-            raise ValueError(f"total_steps must be positive, and is {total_steps}")
+            raise ValueError(f"total_steps must be positive, got {total_steps}")
         if not 0 <= decay_phase_ratio <= 1:
-            raise ValueError(f"decay_phase_ratio must be from 0 to 1, and is {decay_phase_ratio}")
+            raise ValueError(f"decay_phase_ratio must be from 0 to 1, got {decay_phase_ratio}")
         if not 0 <= lr_min <= 1:
-            raise ValueError(f"lr_min is a share of the peak, from 0 to 1, and is {lr_min}")
+            raise ValueError(
+                f"lr_min is a fraction of the peak and must be from 0 to 1, got {lr_min}"
+            )
         if lr_min == 0 and not use_inverse_sqrt_decay and decay_phase_ratio > 0:
             raise ValueError(
-                "The inverse decay towards lr_min=0 is 0 from its second update on: give a small "
+                "The inverse decay to lr_min=0 is 0 from its second update on: use a small "
                 "lr_min, or use_inverse_sqrt_decay=True, which reaches 0 at its end"
             )
         if warmup_starting_lr > max(self.base_lr_values):
             raise ValueError(
-                f"warmup_starting_lr is {warmup_starting_lr}, which is above the greatest learning "
-                f"rate of the parameter groups, {max(self.base_lr_values)}"
+                f"warmup_starting_lr is {warmup_starting_lr}, above the greatest learning rate of "
+                f"the parameter groups, {max(self.base_lr_values)}"
             )
         self.total_steps = total_steps
         self.num_warmup_steps = round(
@@ -133,7 +140,7 @@ class WSDLrScheduler(StatefulSchedulerBase):
         if not is_continuation_from_checkpoint and self.num_warmup_steps > first_decay:
             raise ValueError(
                 f"The warm-up of {self.num_warmup_steps} updates must end before the first decay, "
-                f"which begins after {first_decay} of {total_steps} updates"
+                f"which starts after {first_decay} of {total_steps} updates"
             )
 
     def _describe(self, start: int, end: int) -> dict[str, int]:
@@ -145,28 +152,28 @@ class WSDLrScheduler(StatefulSchedulerBase):
             "pre_decay_step": end - decay_steps,
         }
 
-    # -- What the callback asks -----------------------------------------------------------------
+    # -- Checkpoints and periods ----------------------------------------------------------------
 
     def get_checkpoint_steps(self) -> list[int]:
-        """The updates after which there is a checkpoint."""
+        """The numbers of updates after which there is a checkpoint."""
         return self.checkpoint_steps
 
     def get_decay_info(self) -> list[dict[str, int]]:
         """For each period: ``period_start``, ``period_end``, ``decay_steps``, ``pre_decay_step``.
 
-        All of them are numbers of updates made; the decay begins after ``pre_decay_step`` of them.
+        All are in updates; the decay starts after ``pre_decay_step`` updates.
         """
         return self.checkpoint_decay_info
 
     def get_phase_info(self, num_updates: int) -> dict[str, int]:
-        """The period that ends with `num_updates` or later; after the run, the last one."""
+        """The period that contains `num_updates`; after the run, the last one."""
         for info in self.checkpoint_decay_info:
             if num_updates <= info["period_end"]:
                 return info
         return self.checkpoint_decay_info[-1]
 
     def get_current_step(self) -> int:
-        """How many updates there were."""
+        """The number of updates made."""
         return self._num_updates
 
     def get_current_phase_info(self) -> dict[str, int]:
@@ -176,12 +183,12 @@ class WSDLrScheduler(StatefulSchedulerBase):
     # -- Values ---------------------------------------------------------------------------------
 
     def get_updated_values(self, num_updates: int) -> list[float]:
-        """Each parameter group's learning rate for the update that follows `num_updates`."""
+        """Each parameter group's learning rate after `num_updates` updates."""
         warmup = 0 if self.is_continuation_from_checkpoint else self.num_warmup_steps
         if num_updates < warmup:
-            start, share = self.warmup_starting_lr, num_updates / warmup
-            return [start + share * (peak - start) for peak in self.base_lr_values]
-        # (the update that follows a checkpoint is the first of the next period)
+            start, progress = self.warmup_starting_lr, num_updates / warmup
+            return [start + progress * (peak - start) for peak in self.base_lr_values]
+        # The update after a checkpoint is the first of the next period.
         info = self.get_phase_info(num_updates + 1)
         decay_steps = info["decay_steps"]
         elapsed = min(num_updates - info["pre_decay_step"], decay_steps)
@@ -196,11 +203,11 @@ class WSDLrScheduler(StatefulSchedulerBase):
     # -- State ----------------------------------------------------------------------------------
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Go on where `state_dict` was taken, or continue from another run's.
+        """Restore this run's state, or continue from another run's.
 
-        With `is_continuation_from_checkpoint`, the state of a run that was no continuation is
-        another run's: its peaks are taken over, and a stable phase of this run's length begins.
-        For a continuation of a continuation, see `continue_from`.
+        With `is_continuation_from_checkpoint`, a state that wasn't saved by a continuation belongs
+        to another run: its peaks are adopted, and a stable phase of this run's length starts. To
+        continue from a continuation, call `continue_from`.
         """
         other = not state_dict.get("is_continuation_from_checkpoint", False)
         if self.is_continuation_from_checkpoint and other:
@@ -209,7 +216,7 @@ class WSDLrScheduler(StatefulSchedulerBase):
             super().load_state_dict(state_dict)
 
     def continue_from(self, state_dict: Mapping[str, Any]) -> None:
-        """Begin this schedule with the peaks of another run's state."""
+        """Start this schedule with the peaks of another run's state."""
         self.base_lr_values = list(state_dict["base_lr_values"])
         self._num_updates = 0
         self.step_update(0)
@@ -227,10 +234,10 @@ class WSDLrScheduler(StatefulSchedulerBase):
         num_checkpoints: int = 1,
         is_continuation_from_checkpoint: bool = False,
     ) -> Callable[[Optimizer], Self]:
-        """A function of the optimizer that builds the schedule, for ``Trainer.train``.
+        """A function of the optimizer that builds the scheduler, for ``Trainer.train``.
 
-        The length of the run is filled in by the trainer. The other arguments are those of the
-        class; `num_warmup_epochs` is the warm-up's length in epochs, None for 1% of the run.
+        The trainer fills in the length of the run. The other arguments are those of the class;
+        `num_warmup_epochs` is the length of the warm-up in epochs, None for 1% of the run.
         """
         warmup: Any = num_warmup_epochs
         return partial(

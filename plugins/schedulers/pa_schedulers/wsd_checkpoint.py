@@ -1,4 +1,4 @@
-"""Save the states before and after the decays of a WSD schedule, and go on from one."""
+"""Checkpoints before and after the decays of a WSD scheduler, and continuation from one."""
 
 from __future__ import annotations
 
@@ -24,34 +24,34 @@ class WSDCheckpointSettings(BuiltinSettings):
 
     save_dir: Path = Field(Path("checkpoints"), description="The folder of the checkpoints.")
     save_optimizer: bool = Field(
-        True, description="Whether the files after a decay hold the optimizer's state."
+        True, description="Whether the files after a decay contain the optimizer's state."
     )
     save_scheduler: bool = Field(
-        True, description="Whether the files after a decay hold the schedule's state."
+        True, description="Whether the files after a decay contain the scheduler's state."
     )
     initial_checkpoint: Path | None = Field(
-        None, description="A checkpoint of another run to go on from."
+        None, description="A checkpoint of another run to continue from."
     )
 
 
 class WSDCheckpointCallback(BuiltinCallback):
-    """Saves before and after each decay of a `WSDLrScheduler`, and goes on from such a checkpoint.
+    """Saves before and after each decay of a `WSDLrScheduler`; continues from such a checkpoint.
 
-    Before a decay a whole training state is saved, the folder ``checkpoint_<step>_wsd_pre_decay``,
-    since training may go on from there as if there had been no decay (WSD). After it the model is
-    saved as one file, ``checkpoint_<step>_wsd_post_decay.pt``, to be used, or to go on from with
-    the decay's progress (WSD-S). ``<step>`` is a number of updates.
+    Before a decay it saves a training state, the folder ``checkpoint_<step>_wsd_pre_decay``, so
+    that training can continue from there as if there had been no decay (WSD). After the decay it
+    saves the model as one file, ``checkpoint_<step>_wsd_post_decay.pt``, to use, or to continue
+    from with the progress of the decay (WSD-S). ``<step>`` is a number of updates.
 
-    To go on, give `initial_checkpoint`, and a schedule with `is_continuation_from_checkpoint`.
-    Weights, optimizer, gradient scaler and peaks are taken from the checkpoint; the run's length,
-    position and history are its own. (An interrupted run goes on with
-    ``train(resume_from=…)`` instead, where `initial_checkpoint` is not read again.)
+    To continue, pass `initial_checkpoint`, and a scheduler with `is_continuation_from_checkpoint`.
+    Weights, optimizer, gradient scaler and peaks come from the checkpoint; length, position and
+    history are the new run's. To resume an interrupted run, use ``train(resume_from=…)`` instead;
+    then `initial_checkpoint` isn't read again.
 
     Args:
-        save_dir: folder of the checkpoints.
-        save_optimizer: whether the files after a decay hold the optimizer's state.
-        save_scheduler: whether they hold the schedule's state.
-        initial_checkpoint: a checkpoint to go on from: a folder or a ``.pt`` file.
+        save_dir: the folder of the checkpoints.
+        save_optimizer: whether the files after a decay contain the optimizer's state.
+        save_scheduler: whether they contain the scheduler's state.
+        initial_checkpoint: a checkpoint to continue from: a folder or a ``.pt`` file.
     """
 
     Settings = WSDCheckpointSettings
@@ -70,53 +70,53 @@ class WSDCheckpointCallback(BuiltinCallback):
         self.last_checkpoint_step: int | None = None
 
     def on_training_run_start(self, trainer: Trainer, **kwargs: Any) -> None:
-        """Go on from the initial checkpoint, if there is one."""
-        self._schedule(trainer)  # told now, and not in the middle of the run
-        self.last_checkpoint_step = None  # a resumed run gets its state after this event
+        """Continue from the initial checkpoint, if there is one."""
+        self._scheduler(trainer)  # raises here if it doesn't fit, not in the middle of the run
+        self.last_checkpoint_step = None  # a resumed run restores it after this event
         if self.initial_checkpoint is not None and trainer.updates == 0:
-            self._go_on_from(trainer, self.initial_checkpoint)
+            self._continue_from(trainer, self.initial_checkpoint)
 
-    def _schedule(self, trainer: Trainer) -> WSDLrScheduler:
-        for schedule in getattr(trainer.scheduler, "schedules", [trainer.scheduler]):
-            if hasattr(schedule, "get_checkpoint_steps"):
-                return schedule
+    def _scheduler(self, trainer: Trainer) -> WSDLrScheduler:
+        for scheduler in getattr(trainer.scheduler, "schedulers", [trainer.scheduler]):
+            if hasattr(scheduler, "get_checkpoint_steps"):
+                return scheduler
         raise ValueError(
-            "WSDCheckpointCallback needs a schedule with get_checkpoint_steps(), such as "
-            f"WSDLrScheduler, and the run's is {type(trainer.scheduler).__name__}"
+            "WSDCheckpointCallback needs a scheduler with get_checkpoint_steps(), such as "
+            f"WSDLrScheduler; the run has {type(trainer.scheduler).__name__}"
         )
 
-    def _go_on_from(self, trainer: Trainer, checkpoint: Path) -> None:
+    def _continue_from(self, trainer: Trainer, checkpoint: Path) -> None:
         if not checkpoint.exists():
-            raise FileNotFoundError(f"There is no checkpoint to go on from at {checkpoint}")
+            raise FileNotFoundError(f"There is no checkpoint to continue from at {checkpoint}")
         fresh, history = trainer.scheduler.state_dict(), trainer.run_history
         position = dict(vars(trainer.position))
         records = history.state_dict() if hasattr(history, "state_dict") else None
         if checkpoint.is_dir():
-            # Not the plugins' state, which tells of the other run's course. (The part that is
-            # read here is the same for all processes.)
+            # Not the plugins' state, which belongs to the other run. What is read here is the same
+            # for every rank.
             SavedState(checkpoint, rank=0).restore_training(trainer)
             vars(trainer.position).update(position)
             if records is not None and hasattr(history, "load_state_dict"):
                 history.load_state_dict(records)
         else:
             trainer.load_checkpoint(checkpoint)
-        schedule = self._schedule(trainer)
-        saved = schedule.state_dict()
+        scheduler = self._scheduler(trainer)
+        saved = scheduler.state_dict()
         trainer.scheduler.load_state_dict(fresh)
-        schedule.continue_from(saved)
-        trainer.print(f"Going on from {checkpoint}")
+        scheduler.continue_from(saved)
+        trainer.print(f"Continuing from {checkpoint}")
 
     @hookimpl(trylast=True)
     def on_train_step_end(self, trainer: Trainer, **kwargs: Any) -> None:
-        """Save where a decay begins or ends."""
-        schedule = self._schedule(trainer)
-        step = schedule.get_current_step()
+        """Save when a decay starts or ends."""
+        scheduler = self._scheduler(trainer)
+        step = scheduler.get_current_step()
         if step in (0, self.last_checkpoint_step):
             return  # before the first update, or gradients are still accumulating
-        info = schedule.get_phase_info(step)
+        info = scheduler.get_phase_info(step)
         if step == info["pre_decay_step"] and info["decay_steps"]:
             self.last_checkpoint_step = step
-            trainer.print(f"The decay begins after {step} updates: saving the state before it")
+            trainer.print(f"Saving the training state before the decay, after {step} updates")
             trainer.save_training_state(
                 self.save_dir / f"checkpoint_{step}_{PRE_DECAY}",
                 self._describe(trainer, step, PRE_DECAY),
@@ -126,10 +126,10 @@ class WSDCheckpointCallback(BuiltinCallback):
 
     @hookimpl(trylast=True)
     def on_training_run_end(self, trainer: Trainer, **kwargs: Any) -> None:
-        """Save after the last decay, where that wasn't done."""
-        # Updates that the gradient scaler has left out were none for the schedule: then the run
-        # ends a little before its last period does.
-        total = self._schedule(trainer).get_checkpoint_steps()[-1]
+        """Save after the last decay, unless that is done."""
+        # The scheduler doesn't count updates that the gradient scaler has skipped. Then the run
+        # ends before the scheduler's last period does.
+        total = self._scheduler(trainer).get_checkpoint_steps()[-1]
         is_complete = trainer.stop_reason is None and trainer.updates == trainer.num_updates
         if is_complete and trainer.updates == total != self.last_checkpoint_step:
             self._save_post_decay(trainer, total)
@@ -143,15 +143,15 @@ class WSDCheckpointCallback(BuiltinCallback):
             save_optimizer=self.save_optimizer,
             save_scheduler=self.save_scheduler,
         )
-        trainer.print(f"Saved the model after the decay, at {step} updates")
+        trainer.print(f"Saved the model after the decay, after {step} updates")
 
     def _describe(self, trainer: Trainer, step: int, kind: str) -> dict[str, Any]:
-        schedule = self._schedule(trainer)
+        scheduler = self._scheduler(trainer)
         return {
             "step": step,
             "checkpoint_type": kind,
-            "total_steps": schedule.total_steps,
-            "decay_fraction": schedule.decay_phase_ratio,
+            "total_steps": scheduler.total_steps,
+            "decay_fraction": scheduler.decay_phase_ratio,
             "timestamp": datetime.now(UTC).isoformat(),
         }
 
@@ -160,5 +160,5 @@ class WSDCheckpointCallback(BuiltinCallback):
         return {"last_checkpoint_step": self.last_checkpoint_step}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from `state_dict`."""
+        """Restore the state that `state_dict` returned."""
         self.last_checkpoint_step = state["last_checkpoint_step"]

@@ -1,4 +1,4 @@
-"""Unfreeze gradually with a moving average, save and resume, and write what came out as JSON."""
+"""Script of a test: gradual unfreezing with a moving average, save, resume; results as JSON."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Net(nn.Module):
 
 
 class Save(TrainerCallback):
-    """Saves a state in the middle of an epoch, with the second step of the plan taken."""
+    """Saves a state in the middle of an epoch, in the second stage of the plan."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -70,7 +70,7 @@ def run(folder: Path, *callbacks, resume_from: Path | None = None) -> tuple[Trai
 
 
 class Greedy(nn.Linear):
-    """Allocates absurdly from a batch size on."""
+    """Allocates too much memory from some batch size on."""
 
     bound = 64
 
@@ -92,7 +92,7 @@ def found_batch_size() -> int:
         accelerator={"cpu": True},
     )
     if trainer._engine.rank == trainer._engine.num_processes - 1:
-        model.bound = 4  # the memory of one process is less than that of the other
+        model.bound = 4  # this process has less memory than the other
     return find_batch_size(trainer, tiny_data(40), max_batch_size=16).batch_size
 
 

@@ -1,4 +1,4 @@
-"""Batch norms frozen for good, and batch norms synchronised over processes."""
+"""Permanently frozen batch norms, and batch norms synchronised over processes."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def test_a_frozen_batch_norm_changes_neither_statistics_nor_weights_in_a_run():
     assert same == {name for name in before if name.startswith("body.1.")}
 
 
-def test_frozen_batch_norms_stay_through_train_copies_and_freezers():
+def test_frozen_batch_norms_stay_frozen_in_train_copies_and_freezers():
     model = TwoNorms()
     assert freeze_batch_norm(model) == ["body.1", "head.0"]
     ModelFreezer(model, freeze_batch_norms=True).unfreeze()
@@ -53,7 +53,7 @@ def test_frozen_batch_norms_stay_through_train_copies_and_freezers():
         assert each.head[1].training
 
 
-def test_unfreezing_gives_back_only_what_was_frozen():
+def test_unfreezing_returns_only_frozen_batch_norms():
     model = TwoNorms()
     freeze_batch_norm(model, "body")
     model.train()
@@ -64,12 +64,12 @@ def test_unfreezing_gives_back_only_what_was_frozen():
     assert not model.body[1].training
 
 
-def test_an_unknown_name_is_told():
+def test_an_unknown_name_raises():
     with pytest.raises(ValueError, match=r"no module or parameter 'bdy'. Did you mean 'body'"):
         freeze_batch_norm(TwoNorms(), "bdy")
 
 
-# -- Conversion: the statistics themselves need accelerators --------------------------------------
+# -- Conversion: computing the statistics needs accelerators --------------------------------------
 
 
 def test_all_but_frozen_batch_norms_are_converted_and_keep_their_parameters():
@@ -81,7 +81,7 @@ def test_all_but_frozen_batch_norms_are_converted_and_keep_their_parameters():
     assert type(model.body[1]) is nn.BatchNorm1d
     assert type(model.head[0]) is nn.SyncBatchNorm
     assert model.head[0].weight is weight
-    assert not model.train().head[0].training  # held by the freezer, as before
+    assert not model.train().head[0].training  # kept in evaluation mode by the freezer
     converted = model.head[0]
     convert_sync_batch_norm(model)
     assert model.head[0] is converted
@@ -91,7 +91,7 @@ def test_a_model_that_is_a_batch_norm_is_converted():
     assert isinstance(convert_sync_batch_norm(nn.BatchNorm2d(3)), nn.SyncBatchNorm)
 
 
-def test_a_batch_norm_that_does_more_is_left_with_a_warning():
+def test_an_unknown_batch_norm_is_not_converted_and_warns():
     class NormAndActivation(nn.BatchNorm1d):
         def forward(self, x):
             return super().forward(x).relu()
@@ -127,8 +127,8 @@ def test_one_process_keeps_its_batch_norms():
     assert type(model.layers[1]) is nn.BatchNorm1d
 
 
-def test_a_callback_that_comes_too_late_is_told():
-    def fake(model):  # (what the callback asks of a trainer on two GPUs)
+def test_a_callback_that_is_added_too_late_raises():
+    def fake(model):  # what the callback reads from a trainer on two GPUs
         return SimpleNamespace(
             _engine=SimpleNamespace(num_processes=2),
             device=torch.device("cuda"),
@@ -138,7 +138,7 @@ def test_a_callback_that_comes_too_late_is_told():
 
     trainer = fake(TwoNorms())
     callback = ConvertSyncBatchNormCallback()
-    with pytest.raises(RuntimeError, match="as the trainer is built"):
+    with pytest.raises(RuntimeError, match="when the trainer is built"):
         callback.on_training_run_start(trainer)
     callback.on_init_end(trainer)
     callback.on_training_run_start(trainer)

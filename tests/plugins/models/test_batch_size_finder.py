@@ -1,4 +1,4 @@
-"""The largest batch that fits: found, timed, and without a trace in the trainer."""
+"""The batch-size finder: the largest size, timings, and that the trainer is restored."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from pa_models import BatchSizeResult, BatchSizeTrial, find_batch_size
 from pa_models.batch_size_finder import is_out_of_memory
 from tests.helpers import NoisyData, NoisyModel, assert_identical, tiny_data, tiny_model, weights_of
 
-ABSURD = 2**50  # bytes, which no machine has
+ABSURD = 2**50  # bytes, more than any machine has
 
 
 class Greedy(nn.Module):
-    """Allocates absurdly from a batch size on: a real error of the allocator."""
+    """Allocates too much memory from some batch size on: a real error of the allocator."""
 
     def __init__(self, bound: int) -> None:
         super().__init__()
@@ -34,7 +34,7 @@ class Greedy(nn.Module):
 
     def forward(self, x):
         self.sizes.append(len(x))
-        self.calls = self.calls + 1  # a new tensor, as some modules do it
+        self.calls = self.calls + 1  # replaces the tensor, as some modules do
         if len(x) > self.bound:
             torch.empty(ABSURD, dtype=torch.uint8)
         return self.model(x)
@@ -57,9 +57,9 @@ def trainer_of(model: nn.Module, *callbacks, **arguments) -> Trainer:
 
 
 @pytest.mark.parametrize(("bound", "found"), [(100, 96), (37, 36), (64, 64), (7, 7), (1, 1)])
-def test_it_doubles_until_memory_is_full_and_goes_back_to_within_an_eighth(bound, found):
+def test_it_doubles_until_memory_is_full_and_bisects_to_within_an_eighth(bound, found):
     model = Greedy(bound)
-    model.model = tiny_model()  # (a batch norm can't be trained with one sample)
+    model.model = tiny_model()  # a batch norm can't be trained with one sample
     result = find_batch_size(trainer_of(model), tiny_data(400), max_batch_size=300)
     assert result.batch_size == found
     assert found > bound - max(1, bound // 8) - 1
@@ -68,7 +68,7 @@ def test_it_doubles_until_memory_is_full_and_goes_back_to_within_an_eighth(bound
     assert all((trial.samples_per_second or 0) > 0 for trial in result.trials if trial.fits)
 
 
-def test_a_bound_or_the_dataset_ends_it_where_memory_does_not():
+def test_max_batch_size_or_the_dataset_limits_it_if_memory_does_not():
     sizes = [
         t.batch_size
         for t in find_batch_size(
@@ -82,17 +82,17 @@ def test_a_bound_or_the_dataset_ends_it_where_memory_does_not():
     assert [trial.batch_size for trial in result.trials] == [3, 6, 12, 20]
 
 
-def test_every_batch_is_full_and_each_size_has_its_steps():
+def test_every_batch_is_full_and_each_size_is_tried_num_steps_times():
     model = Greedy(10**9)
     find_batch_size(trainer_of(model), tiny_data(44), max_batch_size=44, num_steps=4)
     assert model.sizes == [8] * 4 + [16] * 4 + [32] * 4 + [44] * 4
 
 
 @pytest.mark.parametrize("is_fresh", [True, False])
-def test_nothing_is_left_of_it(is_fresh):
+def test_it_restores_everything(is_fresh):
     model = Greedy(20)
     trainer = trainer_of(model)
-    if not is_fresh:  # with an optimizer's state, a history, a schedule and a position
+    if not is_fresh:  # with optimizer state, history, scheduler and position
         trainer.train(tiny_data(), 2, per_device_batch_size=16, create_scheduler_fn=None)
     trainer.callback_handler.add_callback(NoEvents)
     model.get_submodule("model.layers.1").eval()
@@ -132,7 +132,7 @@ def test_nothing_is_left_of_it(is_fresh):
     assert torch.equal(model.get_parameter("model.layers.0.weight").grad, torch.ones(8, 6))
 
 
-def test_a_run_after_it_is_the_run_without_it():
+def test_a_run_after_it_gives_the_same_weights_as_without_it():
     runs = []
     for is_searched in (True, False):
         trainer = trainer_of(NoisyModel())
@@ -143,7 +143,7 @@ def test_a_run_after_it_is_the_run_without_it():
     assert_identical(*runs)
 
 
-def test_other_errors_are_raised_and_leave_nothing_either():
+def test_other_errors_propagate_and_everything_is_restored():
     class Broken(Greedy):
         def forward(self, x):
             if len(x) > 8:
@@ -165,7 +165,7 @@ def test_under_mixed_precision_it_trains_as_the_trainer_does():
     trainer.train(tiny_data(), 1)
 
 
-def test_a_stream_ends_where_it_has_no_batch_so_large():
+def test_a_stream_limits_the_size_to_its_length():
     class Stream(IterableDataset):
         def __iter__(self):
             return iter(tiny_data(40))
@@ -194,7 +194,7 @@ def test_a_collate_function_and_loader_arguments_are_used():
 # -- Errors ---------------------------------------------------------------------------------------
 
 
-def test_not_even_one_sample_is_told():
+def test_an_error_if_not_even_one_sample_fits():
     with pytest.raises(RuntimeError, match="Not even a batch of one sample"):
         find_batch_size(trainer_of(Greedy(0)), tiny_data(), max_batch_size=8)
 
@@ -203,10 +203,10 @@ def test_not_even_one_sample_is_told():
     ("data", "arguments", "message"),
     [
         (tiny_data(), {}, "needs max_batch_size on a CPU"),
-        (tiny_data(), {"max_batch_size": 0}, "max_batch_size must be a whole number from 1 on"),
-        (tiny_data(), {"initial_batch_size": 1.5}, "initial_batch_size must be a whole number"),
-        (tiny_data(), {"num_steps": 1}, "num_steps must be a whole number from 2 on, not 1"),
-        (tiny_data(0), {"max_batch_size": 8}, "gives not every process one"),
+        (tiny_data(), {"max_batch_size": 0}, "max_batch_size must be an integer of at least 1"),
+        (tiny_data(), {"initial_batch_size": 1.5}, "initial_batch_size must be an integer"),
+        (tiny_data(), {"num_steps": 1}, "num_steps must be an integer of at least 2, got 1"),
+        (tiny_data(0), {"max_batch_size": 8}, "has fewer samples than processes"),
         (DataLoader(tiny_data()), {"max_batch_size": 8}, "needs a dataset"),
         (
             tiny_data(),
@@ -215,7 +215,7 @@ def test_not_even_one_sample_is_told():
         ),
     ],
 )
-def test_wrong_arguments_are_told(data, arguments, message):
+def test_invalid_arguments_are_rejected(data, arguments, message):
     with pytest.raises(ValueError, match=message):
         find_batch_size(trainer_of(tiny_model()), data, **arguments)
 
@@ -232,7 +232,7 @@ def test_wrong_arguments_are_told(data, arguments, message):
         (ValueError("out of memory"), False),
     ],
 )
-def test_errors_about_memory_are_known(error, expected):
+def test_out_of_memory_errors_are_recognised(error, expected):
     assert is_out_of_memory(error) is expected
 
 
@@ -248,7 +248,7 @@ RESULT = BatchSizeResult(
 )
 
 
-def test_the_result_knows_the_largest_and_the_fastest_and_prints_as_a_table():
+def test_the_result_has_the_largest_and_the_fastest_size_and_prints_a_table():
     assert (RESULT.batch_size, RESULT.fastest) == (24, 16)
     assert str(RESULT).splitlines() == [
         "batch size  samples/s  peak memory",
@@ -269,7 +269,7 @@ def test_the_result_is_plotted(tmp_path: Path):
     assert RESULT.plot(axes) is axes
 
 
-def test_without_matplotlib_the_line_that_installs_it_is_told(monkeypatch):
+def test_without_matplotlib_the_error_has_the_pip_command(monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib.pyplot", None)
     with pytest.raises(ImportError, match=r'pip install "pa-models\[plot\]"'):
         RESULT.plot()

@@ -1,4 +1,4 @@
-"""Compiled models: files and states fit the plain model, and freezing and averages work."""
+"""Compiled models: checkpoints fit the uncompiled model; freezing and averages work."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ CALLS: list[int] = []
 
 
 def counting_backend(graph, inputs):
-    """torch's backend "eager", with a note that it was used."""
+    """torch's backend "eager", which records that it was used."""
     CALLS.append(1)
     return graph.forward
 
@@ -73,7 +73,7 @@ every_way = pytest.mark.parametrize("way", WAYS.values(), ids=WAYS)
 
 
 @every_way
-def test_files_and_states_of_a_compiled_model_load_plain_and_back(way, tmp_path: Path):
+def test_files_and_states_of_a_compiled_model_fit_the_uncompiled_one_and_back(way, tmp_path: Path):
     trainer = train(trainer_of(way(Net())))
     assert CALLS
     trainer.save_checkpoint(tmp_path / "model.pt")
@@ -94,7 +94,7 @@ def test_files_and_states_of_a_compiled_model_load_plain_and_back(way, tmp_path:
 
 
 @pytest.mark.filterwarnings("ignore:.*model was 'OptimizedModule'")
-def test_a_compiled_run_is_resumed_by_a_plain_one(tmp_path: Path):
+def test_an_uncompiled_run_resumes_a_compiled_one(tmp_path: Path):
     trainer = train(trainer_of(compiled(Net()), EmaPlugin()))
     trainer.save_training_state(tmp_path / "state")
     resumed = train(trainer_of(Net(), EmaPlugin()), 2, resume_from=tmp_path / "state")
@@ -104,7 +104,7 @@ def test_a_compiled_run_is_resumed_by_a_plain_one(tmp_path: Path):
 
 
 @every_way
-def test_an_average_of_a_compiled_model_is_that_of_the_plain_one(way, tmp_path: Path):
+def test_the_average_of_a_compiled_model_equals_that_of_the_uncompiled_one(way, tmp_path: Path):
     plain, ema = EmaPlugin(0.9), EmaPlugin(0.9)
     train(trainer_of(Net(), plain))
     trainer = train(trainer_of(way(Net()), ema))
@@ -117,7 +117,7 @@ def test_an_average_of_a_compiled_model_is_that_of_the_plain_one(way, tmp_path: 
 
 
 @every_way
-def test_freezing_and_unfreezing_reach_a_compiled_model_in_a_run(way):
+def test_freezing_and_unfreezing_work_for_a_compiled_model_in_a_run(way):
     results = []
     for make in (way, lambda model: model):
         model = make(Net())
@@ -142,13 +142,13 @@ def test_fine_tuning_and_finding_a_batch_size_work_with_a_compiled_model():
 
 
 @pytest.mark.slow
-def test_torchs_own_compiler_gives_the_plain_numbers(tmp_path: Path, monkeypatch):
+def test_the_default_backend_gives_the_uncompiled_numbers(tmp_path: Path, monkeypatch):
     """The default backend, which needs a C++ compiler."""
-    # (inductor sets this variable; monkeypatch takes it away again)
+    # inductor sets this variable; monkeypatch restores it
     monkeypatch.setenv("_TORCHINDUCTOR_PYOBJECT_TENSOR_DATA_PTR", "")
     try:
         torch.compile(nn.Linear(2, 2))(torch.ones(1, 2))
-    except Exception as error:  # noqa: BLE001 - whatever this machine lacks
+    except Exception as error:  # noqa: BLE001 - anything that this machine may lack
         pytest.skip(f"torch.compile doesn't work here: {error!r:.80}")
     first, second = EmaPlugin(0.9), EmaPlugin(0.9)
     model: Any = torch.compile(tiny_model())

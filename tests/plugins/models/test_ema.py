@@ -1,4 +1,4 @@
-"""The moving average of the weights: its numbers, and its place in runs, evaluations and states."""
+"""The moving average of the weights: values, runs, evaluations and training states."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def trainer_with(*plugins, model=None, settings=None, **arguments) -> Trainer:
 
 
 class Weights(TrainerCallback):
-    """Keeps the weights after each update, and at the start."""
+    """Records the weights at the start and after each update."""
 
     def __init__(self) -> None:
         self.all: list[dict[str, torch.Tensor]] = []
@@ -69,7 +69,7 @@ def test_the_average_is_taken_after_each_update_and_not_after_each_epoch():  # A
     assert_close(ema.ema_model.module, average(weights.all, [0.8] * 6))
 
 
-def test_warming_up_forgets_the_first_weights_soon():
+def test_warmup_soon_discounts_the_initial_weights():
     weights, ema = Weights(), EmaPlugin(decay=0.9)
     trainer_with(weights, ema).train(tiny_data(), 20, per_device_batch_size=8)
     decays = [min(0.9, (1 + t) / (10 + t)) for t in range(1, 121)]
@@ -78,14 +78,14 @@ def test_warming_up_forgets_the_first_weights_soon():
     assert_close(ema.ema_model.module, average(weights.all, decays), tolerance=1e-5)
 
 
-def test_an_average_of_every_third_update_reaches_as_far_back():
+def test_an_average_of_every_third_update_spans_as_many_updates():
     weights, ema = Weights(), EmaPlugin(decay=0.9, warmup=False, update_every=3)
     trainer_with(weights, ema).train(tiny_data(), 1, per_device_batch_size=4)
     assert len(weights.all) == 1 + 11
     assert_close(ema.ema_model.module, average(weights.all[::3], [0.9**3] * 3))
 
 
-def test_in_16_bits_small_steps_are_not_rounded_away():  # A21
+def test_small_changes_of_16_bit_weights_are_not_lost_to_rounding():  # A21
     model = nn.Linear(4, 4).bfloat16()
     for value in model.parameters():
         nn.init.ones_(value)
@@ -101,7 +101,7 @@ def test_in_16_bits_small_steps_are_not_rounded_away():  # A21
     assert state["wide_0"][0, 0].item() == pytest.approx(expected, rel=1e-4)
 
 
-def test_the_wide_bits_are_saved_and_loaded():
+def test_the_32_bit_average_is_saved_and_loaded():
     model = nn.Linear(2, 2).bfloat16()
     ema = ModelEma(model, decay=0.999)
     nn.init.constant_(model.weight, 2)
@@ -114,7 +114,7 @@ def test_the_wide_bits_are_saved_and_loaded():
     assert torch.equal(ema.module.weight, other.module.weight)
 
 
-def test_buffers_with_infinities_and_caches_are_copied_and_counts_too():
+def test_infinite_buffers_caches_and_counts_are_copied():
     class Model(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -125,7 +125,7 @@ def test_buffers_with_infinities_and_caches_are_copied_and_counts_too():
 
     model = Model()
     ema = ModelEma(model, decay=0.9)
-    model.norm.running_mean = torch.tensor([1.0, 2.0])  # (a new tensor, as some modules do)
+    model.norm.running_mean = torch.tensor([1.0, 2.0])  # replaces the tensor, as some modules do
     model.norm.num_batches_tracked = torch.tensor(5)
     model.cache = torch.tensor([2.0])
     ema.update(model)
@@ -148,7 +148,7 @@ def test_tied_weights_are_averaged_once():
     assert ema.state_dict()["module.0.weight"][0, 0].item() == 0.5
 
 
-def test_set_begins_anew_and_calling_it_calls_the_average():
+def test_set_restarts_it_and_calling_it_calls_the_average():
     model = tiny_model()
     ema = ModelEma(model, decay=0.5)
     for value in model.parameters():
@@ -161,7 +161,7 @@ def test_set_begins_anew_and_calling_it_calls_the_average():
     assert torch.equal(ema(x), model.eval()(x))
 
 
-def test_frozen_batch_norms_stay_frozen_in_the_copy_and_gradients_are_left_out():
+def test_frozen_batch_norms_stay_frozen_in_the_copy_and_gradients_are_not_copied():
     model = NoisyModel()
     freeze_batch_norm(model)
     model.layers[0].weight.grad = torch.ones_like(model.layers[0].weight)
@@ -173,7 +173,7 @@ def test_frozen_batch_norms_stay_frozen_in_the_copy_and_gradients_are_left_out()
 
 
 @pytest.mark.parametrize("decay", [1.0, -0.1, 2])
-def test_a_decay_out_of_range_is_told(decay):
+def test_a_decay_out_of_range_is_rejected(decay):
     with pytest.raises(ValueError, match="decay must be between 0 and 1"):
         ModelEma(tiny_model(), decay)
 
@@ -181,7 +181,7 @@ def test_a_decay_out_of_range_is_told(decay):
 # -- In runs --------------------------------------------------------------------------------------
 
 
-def test_the_average_is_evaluated_beside_the_model_with_all_plugins():
+def test_the_average_is_evaluated_as_well_as_the_model_with_all_plugins():
     class Accuracy(TrainerCallback):
         def on_eval_epoch_start(self, trainer) -> None:
             self.right = self.count = 0
@@ -207,7 +207,7 @@ def test_the_average_is_evaluated_beside_the_model_with_all_plugins():
     assert results["ema_evaluation_loss"] == pytest.approx(loss)
 
 
-def test_the_average_can_go_without_evaluation():
+def test_evaluation_of_the_average_can_be_disabled():
     ema = EmaPlugin(evaluate=False)
     trainer = trainer_with(ema)
     trainer.train(tiny_data(), 1, eval_dataset=tiny_data())
@@ -247,7 +247,7 @@ def test_a_resumed_run_has_the_same_average_bit_for_bit(tmp_path):  # A21
 
 
 class GoesAstray(TrainerCallback):
-    """Spoils the weights in one update, so that every later loss is infinite."""
+    """Breaks the weights in one update, so that every later loss is infinite."""
 
     def on_optimizer_step_end(self, trainer) -> None:
         if trainer.updates == 7:
@@ -257,14 +257,14 @@ class GoesAstray(TrainerCallback):
 
 
 class Leaves(TrainerCallback):
-    """Drops the updates that a rollback undoes, and the one that shows why."""
+    """Skips the updates that a rollback undoes, and the one with the infinite loss."""
 
     def on_backward_end(self, trainer) -> None:
         if trainer.updates + 1 in (5, 6, 7, 8):
             trainer.control.skip_update()
 
 
-def test_a_rollback_puts_the_average_back_bit_for_bit_and_forgets_nothing_of_the_run(tmp_path):
+def test_a_rollback_restores_the_average_bit_for_bit_and_keeps_the_rest_of_the_run(tmp_path):
     best = []
 
     class Watches(TrainerCallback):
@@ -281,7 +281,7 @@ def test_a_rollback_puts_the_average_back_bit_for_bit_and_forgets_nothing_of_the
     guard = TerminateOnNaNCallback(policy="rollback")
     trainer, rolled_back = run(GoesAstray(), guard, states, Watches())
     assert guard.triggered
-    # What the first epoch's evaluation has found, which that state didn't know, is in a file.
+    # The best model of the first epoch's evaluation, which came after that state, is in a file.
     first = trainer.run_history.get_metric_values("ema_model_eval_loss_epoch")[0]
     assert best == [None] * 6 + [first] * 6
 
@@ -292,7 +292,7 @@ def test_a_rollback_puts_the_average_back_bit_for_bit_and_forgets_nothing_of_the
     assert_identical(rolled_back.module.state_dict(), expected.module.state_dict())
 
 
-def test_a_state_of_tied_and_narrow_weights_is_whole(tmp_path):
+def test_a_state_has_tied_and_16_bit_weights(tmp_path):
     class Tied(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -314,7 +314,7 @@ def test_a_state_of_tied_and_narrow_weights_is_whole(tmp_path):
     assert two.module.out.weight is two.module.embed.weight
 
 
-def test_each_run_begins_a_new_average():
+def test_each_run_starts_a_new_average():
     ema = EmaPlugin(decay=0.9, warmup=False)
     trainer = trainer_with(ema)
     trainer.train(tiny_data(), 1)
@@ -332,7 +332,7 @@ def settings_file(folder: Path, text: str) -> Path:
     return file
 
 
-def test_settings_turn_it_on_and_save_best_model_saves_the_average(tmp_path):
+def test_settings_enable_it_and_save_best_model_saves_the_average(tmp_path):
     file = settings_file(
         tmp_path,
         f"""
@@ -356,7 +356,7 @@ def test_settings_turn_it_on_and_save_best_model_saves_the_average(tmp_path):
     assert_identical(saved, ema.ema_model.module.state_dict())
 
 
-def test_two_averages_have_names_of_their_own(tmp_path):
+def test_two_averages_have_different_names(tmp_path):
     file = settings_file(
         tmp_path,
         """
@@ -375,7 +375,7 @@ def test_two_averages_have_names_of_their_own(tmp_path):
     assert {"fast_eval_loss_epoch", "slow_eval_loss_epoch"} <= names
 
 
-def test_wrong_settings_are_told(tmp_path):
+def test_invalid_settings_are_rejected(tmp_path):
     file = settings_file(
         tmp_path,
         """
@@ -391,7 +391,7 @@ def test_wrong_settings_are_told(tmp_path):
     assert "'warmup'" in str(error.value)
 
 
-# -- The relative's callback ----------------------------------------------------------------------
+# -- ModelEmaCallback -----------------------------------------------------------------------------
 
 
 def test_the_callback_saves_the_best_average_under_its_metric(tmp_path):
@@ -437,7 +437,7 @@ def test_callbacks_of_the_average_are_called_in_its_evaluation_only(tmp_path):
     trainer_with(everywhere, ema).train(tiny_data(), 2, eval_dataset=tiny_data())
     assert len(everywhere.evaluated) == 4
     assert only.evaluated == [ema.ema_model.module] * 2
-    assert twice.evaluated == []  # the trainer has one of its class
+    assert twice.evaluated == []  # the trainer has another of its class
 
 
 def test_an_average_of_another_class_is_used_saved_and_resumed(tmp_path):

@@ -1,4 +1,4 @@
-"""Fine-tuning in one line: two phases, their learning rates, one history, one run to resume."""
+"""Fine-tuning in one call: two phases, learning rates, one history, resume."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Net(nn.Module):
 
 
 class Rates(TrainerCallback):
-    """Notes each update's learning rates by layer group, and which weights it has changed."""
+    """Records the learning rates of each update by layer group, and the weights it changed."""
 
     def __init__(self) -> None:
         self.rates: list[dict[str, float]] = []
@@ -51,7 +51,7 @@ def trainer_with(*callbacks, lr=0.2) -> Trainer:
     return Trainer(model, nn.CrossEntropyLoss(), optimizer, callbacks=callbacks, plugins=())
 
 
-def test_the_head_is_trained_first_and_all_of_it_after_that_with_one_history():
+def test_the_head_is_trained_first_then_the_whole_model_with_one_history():
     rates = Rates()
     trainer = trainer_with(rates)
     data = tiny_data()
@@ -89,11 +89,11 @@ def test_groups_of_the_optimizer_keep_their_options_and_state():
     fine_tune(trainer, tiny_data(), 1, 1)
     assert [group["weight_decay"] for group in optimizer.param_groups] == [0.5] * 3 + [0.0] * 3
     assert len(optimizer.state) == 6
-    fine_tune(trainer, tiny_data(), 1, 0)  # divided already
+    fine_tune(trainer, tiny_data(), 1, 0)  # already split
     assert len(optimizer.param_groups) == 6
 
 
-def test_a_second_call_has_the_rate_of_the_first():
+def test_a_second_call_uses_the_same_learning_rate():
     rates = Rates()
     trainer = trainer_with(rates)
     for _ in range(2):
@@ -103,7 +103,7 @@ def test_a_second_call_has_the_rate_of_the_first():
     assert {group["lr"] for group in trainer.optimizer.param_groups} == {0.2}
 
 
-def test_numbers_of_the_recipe_can_be_given():
+def test_the_numbers_of_the_recipe_can_be_changed():
     rates = Rates()
     fine_tune(
         trainer_with(rates), tiny_data(), 1, 0, base_lr=0.4, lr_mult=4, per_device_batch_size=1
@@ -119,7 +119,7 @@ def test_the_head_can_be_named():
     assert rates.changed[0] == "bh"
 
 
-def test_a_schedule_of_ones_own_takes_the_place_of_the_cycles():
+def test_a_custom_scheduler_replaces_the_cycles():
     rates = Rates()
     constant = torch.optim.lr_scheduler.ConstantLR
     fine_tune(
@@ -152,29 +152,29 @@ def test_it_resumes_in_either_phase_bit_for_bit(tmp_path: Path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"epochs": 0}, "epochs must be a whole number from 1 on, not 0"),
-        ({"epochs": 1, "freeze_epochs": 0.5}, "freeze_epochs must be a whole number from 0 on"),
+        ({"epochs": 0}, "epochs must be an integer of at least 1, got 0"),
+        ({"epochs": 1, "freeze_epochs": 0.5}, "freeze_epochs must be an integer of at least 0"),
         ({"epochs": 1, "base_lr": 0.0}, "must be positive numbers"),
         ({"epochs": 1, "lr_mult": -1}, "must be positive numbers"),
         ({"epochs": 1, "head": "haed"}, "Did you mean 'head'"),
     ],
 )
-def test_wrong_arguments_are_told(arguments, message):
+def test_invalid_arguments_are_rejected(arguments, message):
     trainer = trainer_with()
     with pytest.raises(ValueError, match=message):
         fine_tune(trainer, tiny_data(), **arguments)
     assert "fine_tune" not in trainer.plugins.plugins
 
 
-def test_an_optimizer_without_all_parameters_is_told():
+def test_an_optimizer_without_all_parameters_is_rejected():
     model = Net()
     optimizer = torch.optim.SGD(model.head.parameters(), lr=0.1)
     trainer = Trainer(model, nn.CrossEntropyLoss(), optimizer, callbacks=(), plugins=())
-    with pytest.raises(ValueError, match="doesn't hold 4 of the model's parameters, such as stem"):
+    with pytest.raises(ValueError, match="lacks 4 of the model's parameters, such as stem"):
         fine_tune(trainer, tiny_data(), 1)
 
 
-def test_gradual_unfreezing_beside_it_is_told():
+def test_gradual_unfreezing_at_the_same_time_is_rejected():
     trainer = trainer_with(GradualUnfreezingCallback({"0 epochs": "head"}))
-    with pytest.raises(ValueError, match="fine_tune unfreezes by itself"):
+    with pytest.raises(ValueError, match="fine_tune does its own unfreezing"):
         fine_tune(trainer, tiny_data(), 1)

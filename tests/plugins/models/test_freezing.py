@@ -1,4 +1,4 @@
-"""Freezing by layer group and by name, and learning rates that differ between layer groups."""
+"""Freezing by layer group and by name, and discriminative learning rates."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Net(nn.Module):
 
 
 class Transformer(nn.Module):
-    """Owns parameters itself, and has a module with parameters and children."""
+    """Owns parameters, and has a module with both parameters and children."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -48,7 +48,7 @@ def modes(model: nn.Module) -> dict[str, bool]:
     return {name: module.training for name, module in model.named_modules() if name}
 
 
-def test_by_default_all_layer_groups_but_the_last_are_frozen_and_batch_norms_are_not():
+def test_by_default_all_layer_groups_but_the_last_are_frozen_except_batch_norms():
     model = Net()
     freezer = ModelFreezer(model)
     freezer.freeze()
@@ -73,7 +73,7 @@ def test_layers_are_flat_and_in_order():
     assert not any(layer.is_frozen for layer in layers)
 
 
-def test_unfreezing_returns_what_has_changed_as_the_optimizer_takes_it():
+def test_unfreezing_returns_the_changed_parameters_for_add_param_group():
     model = Net()
     freezer = ModelFreezer(model)
     freezer.freeze()
@@ -96,7 +96,7 @@ def test_indices_are_inclusive_in_any_order_and_count_from_either_end(first, las
 
 
 @pytest.mark.parametrize("index", [4, -5])
-def test_an_index_out_of_range_is_told_with_the_groups(index):
+def test_an_index_out_of_range_raises_with_the_groups(index):
     with pytest.raises(IndexError, match=f"no layer group {index}: Net has 4, -4 to 3: stem, bl"):
         ModelFreezer(Net()).freeze(0, index)
 
@@ -124,20 +124,20 @@ def test_parameters_of_modules_with_children_and_of_the_model_itself_are_frozen(
     assert not frozen_names(model)
 
 
-def test_what_was_frozen_before_stays_so():  # A6
+def test_parameters_frozen_before_stay_frozen():  # A6
     model = Net()
     model.stem.requires_grad_(False)
     ModelFreezer(model)
     assert frozen_names(model) == {"stem.weight", "stem.bias"}
 
 
-def test_evaluation_mode_lasts_through_train_until_unfrozen():
+def test_evaluation_mode_is_kept_in_train_until_unfrozen():
     model = Net()
     freezer = ModelFreezer(model)
     freezer.freeze(set_modules_as_eval=True)
     model.train()
     trains = {name for name, mode in modes(model).items() if mode}
-    assert trains == {"block.1", "head"}  # (batch norms aren't frozen here)
+    assert trains == {"block.1", "head"}  # batch norms aren't frozen here
     freezer.unfreeze()
     assert all(modes(model).values())
     assert not any(modes(model.eval()).values())
@@ -160,7 +160,7 @@ def test_frozen_groups_stay_in_evaluation_mode_in_a_run():
     assert changed == {"head.weight", "head.bias"}
 
 
-def test_held_modes_go_with_copies_and_pickles():
+def test_persistent_modes_are_copied_and_pickled():
     model = Net()
     ModelFreezer(model).freeze(set_modules_as_eval=True)
     for other in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):  # noqa: S301
@@ -178,7 +178,7 @@ def test_batch_norms_are_frozen_with_their_statistics():
     model.train()(torch.randn(16, 6))
     assert torch.equal(model.block[1].running_mean, torch.zeros(8))
     assert {"block.1.weight", "block.1.bias"} <= frozen_names(model)
-    assert modes(model)["block.2.1"]  # dropout isn't asked for
+    assert modes(model)["block.2.1"]  # dropout stays in training mode
     freezer.unfreeze()
     model(torch.randn(16, 6))
     assert not torch.equal(model.block[1].running_mean, torch.zeros(8))
@@ -207,13 +207,13 @@ def test_batch_norms_by_name_need_a_freezer_that_freezes_them():
     assert frozen_names(model) == {"block.1.weight", "block.1.bias"}
 
 
-def test_a_name_that_nothing_has_is_told_with_the_nearest():
+def test_an_unknown_name_raises_with_the_closest_name():
     with pytest.raises(ValueError, match=r"no module or parameter 'blok'. Did you mean 'block'\?"):
         ModelFreezer(Net()).freeze_named("head", "blok")
 
 
 def test_a_model_without_modules_has_no_layer_groups():
-    with pytest.raises(ValueError, match="Linear has no modules in it"):
+    with pytest.raises(ValueError, match="Linear has no child modules"):
         ModelFreezer(nn.Linear(2, 2))
 
 
@@ -259,7 +259,7 @@ def test_a_rate_that_is_none_is_told(lr):
         discriminative_param_groups(Net(), lr)
 
 
-def test_tied_and_own_parameters_are_in_one_group_each():
+def test_tied_parameters_and_those_of_the_model_are_in_one_group_each():
     class Tied(Transformer):
         def __init__(self) -> None:
             super().__init__()
@@ -273,7 +273,7 @@ def test_tied_and_own_parameters_are_in_one_group_each():
     assert any(parameter is model.token for parameter in groups[0]["params"])
 
 
-def test_a_trainer_trains_each_group_at_its_rate():
+def test_a_trainer_trains_each_group_at_its_learning_rate():
     model = Net()
     optimizer = torch.optim.SGD(discriminative_param_groups(model, lr=(1e-9, 0.1)))
     before = copy.deepcopy(model.state_dict())

@@ -1,4 +1,4 @@
-"""Learning rates by depth: the same as timm's own where it has them, and for any other model."""
+"""Layer-wise learning-rate decay: equal to timm's for its models, and for any other model."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def test_the_depths_of_timms_models(name):
     if name == "test_vit":
         groups = of_timm(model, 0.05, model.no_weight_decay(), layer_decay=0.5)
         theirs = rates([group | {"lr": group["lr_scale"]} for group in groups], model)
-        for each in (ours, theirs):  # timm counts the last norm to the last block
+        for each in (ours, theirs):  # timm assigns the last norm to the last block
             del each["norm.weight"], each["norm.bias"]
         assert ours == theirs
     assert max(rate for rate, _ in ours.values()) == 1.0
@@ -50,7 +50,7 @@ def test_a_transformers_model_decays_from_its_head_to_its_embeddings():
     assert found["classifier.weight"] == (1.0, 0.1)
 
 
-def test_a_plain_sequence_has_a_layer_for_each_module_with_parameters():
+def test_an_nn_sequential_has_a_layer_for_each_module_with_parameters():
     model = nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 3), nn.Linear(3, 1))
     assert set(layer_depths(model).values()) == {0, 1, 2}
     groups = param_groups_layer_decay(model, 0.1, layer_decay=0.1)
@@ -60,11 +60,11 @@ def test_a_plain_sequence_has_a_layer_for_each_module_with_parameters():
     assert groups[-1]["lr"] == 0.1
 
 
-def test_frozen_parameters_are_left_out_and_mistakes_are_told():
+def test_frozen_parameters_are_excluded_and_invalid_arguments_rejected():
     model = nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 1))
     model[0].requires_grad_(False)
     assert len(rates(param_groups_layer_decay(model, 0.1), model)) == 2
-    with pytest.raises(ValueError, match="above 0 and at most 1, not 2"):
+    with pytest.raises(ValueError, match="above 0 and at most 1, got 2"):
         param_groups_layer_decay(model, 0.1, layer_decay=2)
-    with pytest.raises(ValueError, match="no parameter that is trained"):
+    with pytest.raises(ValueError, match="no trainable parameters"):
         param_groups_layer_decay(model.requires_grad_(False), 0.1)

@@ -29,7 +29,7 @@ def test_a_timm_model_is_built_and_trained_by_its_name():
     assert any(not torch.equal(a, b) for a, b in zip(after, before, strict=True))
 
 
-def test_the_registry_builds_with_the_arguments_of_timm():
+def test_the_registry_accepts_the_arguments_of_create_model():
     models = TimmModels()
     assert models["timm/resnet18"](num_classes=5)(torch.zeros(2, 3, 32, 32)).shape == (2, 5)
     assert "timm/test_vit" in list(models)
@@ -38,6 +38,6 @@ def test_the_registry_builds_with_the_arguments_of_timm():
         models["timm/resnet19"]
 
 
-def test_an_unknown_model_is_told_with_the_nearest():
+def test_an_unknown_model_raises_with_the_closest_name():
     with pytest.raises(PluginNotFoundError, match="timm/resnet1"):
         Trainer("timm/resnet19", None, SGD, callbacks=(), plugins=[TimmPlugin])

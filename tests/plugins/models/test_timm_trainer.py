@@ -1,4 +1,4 @@
-"""timm's schedules in the trainer that is kept for scripts of pytorch-accelerated."""
+"""timm's schedulers in TrainerWithTimmScheduler, for scripts of pytorch-accelerated."""
 
 from collections.abc import Callable
 from functools import partial
@@ -30,7 +30,7 @@ class Rates(TrainerCallback):
 
 
 def rates(create: Callable[[Any], Any], folder=None, callbacks=(), **train: Any) -> list[float]:
-    """The rates of a run of three epochs, with five updates each."""
+    """The learning rates of a run of three epochs, with five updates each."""
     model, notes = tiny_model(), Rates(folder)
     trainer = TrainerWithTimmScheduler(
         model,
@@ -51,7 +51,7 @@ def rates(create: Callable[[Any], Any], folder=None, callbacks=(), **train: Any)
 
 
 def timms_way(create: Callable[[Any], Any]) -> list[float]:
-    """As timm's training script does it."""
+    """As timm's training script steps it."""
     optimizer = SGD([torch.zeros(1)], lr=0.1)
     schedule, seen, updates = create(optimizer), [], 0
     for epoch in range(3):
@@ -79,7 +79,7 @@ class EvaluateWithin(TrainerCallback):
 
 
 @pytest.mark.parametrize("create", [BY_EPOCHS, BY_UPDATES])
-def test_fault_a22_the_schedule_is_stepped_as_by_timm_with_any_evaluations(create, tmp_path):
+def test_fault_a22_the_scheduler_is_stepped_as_by_timm_with_any_evaluations(create, tmp_path):
     expected = timms_way(create)
     assert rates(create, tmp_path) == pytest.approx(expected)
     data = tiny_data(6)
@@ -100,7 +100,7 @@ def test_a_plateau_gets_the_evaluation_loss():
     assert found == [0.1] * 10 + [0.05] * 5
 
 
-def test_another_schedule_is_stepped_once_per_update_and_none_is_none():
+def test_other_schedulers_are_stepped_once_per_update_and_none_is_allowed():
     found = rates(partial(ExponentialLR, gamma=0.9))
     assert found == pytest.approx([0.1 * 0.9**n for n in range(15)])
     assert rates(None) == [0.1] * 15

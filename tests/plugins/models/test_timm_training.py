@@ -18,7 +18,7 @@ CLASSES = 4
 
 
 class Net(nn.Module):
-    """A small classifier that says how many classes it has, as timm's models do."""
+    """A small classifier with num_classes, like timm's models."""
 
     num_classes = CLASSES
 
@@ -58,7 +58,7 @@ class Watch(TrainerCallback):
 
 @pytest.mark.parametrize("mode", ["batch", "pair", "elem"])
 @pytest.mark.parametrize("mix", [{"mixup": 0.4}, {"cutmix": 1.0}, {"mixup": 0.4, "cutmix": 1.0}])
-def test_training_is_on_mixed_pictures_and_evaluation_on_plain_ones(mode, mix):
+def test_training_uses_mixed_images_and_evaluation_plain_ones(mode, mix):
     watch = Watch()
     trainer = trainer_with(TimmPlugin(**mix, mix_mode=mode, label_smoothing=0.1), watch)
     data = images(21)  # batches of 8, and one of 5: an odd number
@@ -78,7 +78,7 @@ def test_training_is_on_mixed_pictures_and_evaluation_on_plain_ones(mode, mix):
     )
 
 
-def test_mixing_ends_where_the_settings_say_and_leaves_smoothed_targets():
+def test_mixing_ends_at_mixup_off_epoch_and_targets_stay_smoothed():
     watch = Watch()
     plugin = TimmPlugin(mixup=1.0, mixup_off_epoch=2, label_smoothing=0.2)
     trainer_with(plugin, watch).train(images(), 2, per_device_batch_size=8)
@@ -87,7 +87,7 @@ def test_mixing_ends_where_the_settings_say_and_leaves_smoothed_targets():
         assert torch.allclose(largest, torch.full_like(largest, 0.85)) == (epoch == 2)
 
 
-def test_label_smoothing_is_that_of_torch_and_bce_that_of_each_class():
+def test_label_smoothing_equals_that_of_torch_and_bce_treats_classes_independently():
     watch = Watch()
     trainer_with(TimmPlugin(label_smoothing=0.1), watch).train(images(), 1)
     for (_, classes), output in zip(watch.batches, watch.outputs, strict=True):
@@ -121,7 +121,7 @@ def test_a_run_resumed_within_an_epoch_mixes_the_same(tmp_path, accumulation):
         assert_identical(resumed, whole)
 
 
-def test_evaluation_has_the_loss_that_the_trainer_was_given():
+def test_evaluation_uses_the_loss_function_of_the_trainer():
     trainer = trainer_with(
         TimmPlugin(mixup=0.4), loss=lambda outputs, target: outputs.sum() * 0 + 7
     )
@@ -130,7 +130,7 @@ def test_evaluation_has_the_loss_that_the_trainer_was_given():
     assert trainer.run_history.get_latest_metric("train_loss_epoch") != 7
 
 
-def test_settings_alone_make_model_optimizer_and_loss(tmp_path):
+def test_settings_alone_define_model_optimizer_and_loss(tmp_path):
     file = tmp_path / "pyproject.toml"
     file.write_text(
         """
@@ -159,7 +159,7 @@ def test_settings_alone_make_model_optimizer_and_loss(tmp_path):
     assert trainer.run_history.get_latest_metric("eval_loss_epoch") > 0
 
 
-def test_without_layer_decay_the_optimizer_leaves_biases_and_norms_their_size():
+def test_without_layer_decay_biases_and_norms_have_no_weight_decay():
     plugin = TimmPlugin(
         optimizer="sgd", lr=0.1, weight_decay=0.5, optimizer_options={"nesterov": False}
     )
@@ -173,7 +173,7 @@ def test_without_layer_decay_the_optimizer_leaves_biases_and_norms_their_size():
         assert decays[id(parameter)] == (0.5 if parameter.ndim > 1 else 0), name
 
 
-def test_transforms_are_those_of_the_models_own_configuration():
+def test_transforms_follow_the_data_configuration_of_the_model():
     import timm
     from PIL import Image
 
@@ -191,18 +191,18 @@ def test_transforms_are_those_of_the_models_own_configuration():
     ("options", "message"),
     [
         ({"optimizer": "adamww"}, "no optimizer 'adamww'. Did you mean 'adamw'"),
-        ({"optimizer": "adamw", "layer_decay": 0.5}, "layer_decay: give lr"),
+        ({"optimizer": "adamw", "layer_decay": 0.5}, "layer_decay: requires lr"),
     ],
 )
-def test_wrong_optimizers_are_told(options, message):
+def test_invalid_optimizer_settings_are_rejected(options, message):
     with pytest.raises(ValueError, match=message):
         Trainer(Net(), None, None, callbacks=(), plugins=[TimmPlugin(**options)])
 
 
-def test_settings_that_contradict_each_other_are_told(tmp_path):
+def test_inconsistent_settings_are_rejected(tmp_path):
     for wrong, message in [
-        ({"lr": 0.1}, "lr: give the optimizer's name"),
-        ({"mixup_off_epoch": 3}, "neither mixup nor cutmix"),
+        ({"lr": 0.1}, "lr: requires optimizer"),
+        ({"mixup_off_epoch": 3}, "requires mixup or cutmix"),
     ]:
         with pytest.raises(ValueError, match=message):
             TimmPlugin(**wrong)
@@ -212,9 +212,9 @@ def test_settings_that_contradict_each_other_are_told(tmp_path):
         Trainer(Net(), None, None, settings=file)
 
 
-def test_classes_that_the_model_does_not_know_are_told_on_the_first_batch():
+def test_classes_out_of_range_raise_on_the_first_batch():
     data = TensorDataset(torch.rand(4, 3, 8, 8), torch.tensor([0, 1, 7, 2]))
-    with pytest.raises(ValueError, match="have class 7, and the model tells 4 apart: set num_cl"):
+    with pytest.raises(ValueError, match="have class 7, but the model has 4 classes: set num_cl"):
         trainer_with(TimmPlugin(mixup=0.2)).train(data, 1)
     unknown = nn.Sequential(nn.Flatten(), nn.Linear(192, 4))
     with pytest.raises(ValueError, match="need the number of classes"):

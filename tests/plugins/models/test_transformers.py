@@ -1,4 +1,4 @@
-"""Real transformers and timm models, small and built from their configurations, in real runs."""
+"""Small transformers and timm models, built from their configurations, in real runs."""
 
 from pathlib import Path
 from typing import Any
@@ -55,7 +55,7 @@ SMALL: dict[str, dict[str, Any]] = {
 
 
 def build(family: str, head: str) -> nn.Module:
-    """A small model with random weights, the same each time."""
+    """A small model with the same random weights each time."""
     import transformers
 
     torch.manual_seed(0)
@@ -93,7 +93,7 @@ def sentences(samples: int = 12, length: int = 6) -> list[dict[str, torch.Tensor
 
 
 def tagged(samples: int = 12, *, language: bool = False) -> list[dict[str, torch.Tensor]]:
-    """Token labels, between one and all of them: more in some micro-batches than in others."""
+    """Labels of one to all tokens; their number differs between micro-batches."""
     items = sentences(samples)
     for i, item in enumerate(items):
         tokens = item["input_ids"]
@@ -112,7 +112,7 @@ def trainer_for(model: nn.Module, **options) -> Trainer:
     )
 
 
-def test_settings_alone_teach_the_trainer_batches_that_are_dicts(tmp_path: Path):
+def test_settings_alone_enable_batches_that_are_dicts(tmp_path: Path):
     from transformers import BatchEncoding, default_data_collator
 
     settings = tmp_path / "pyproject.toml"
@@ -189,12 +189,12 @@ def test_labelled_tokens_are_counted_as_the_model_counts_them():
     assert count_labelled_tokens(batch, bert("ForTokenClassification")) == 4
     assert count_labelled_tokens(batch, bert("ForMaskedLM")) == 4
     assert count_labelled_tokens(batch, t5()) == 4
-    assert count_labelled_tokens(batch, gpt2()) == 2  # each sequence's first has no prediction
+    assert count_labelled_tokens(batch, gpt2()) == 2  # no prediction for the first token
     assert count_labelled_tokens(batch, llama()) == 2
     assert count_labelled_tokens(batch | {"shift_labels": labels[:1]}, llama()) == 3
 
 
-def test_a_mean_over_samples_counts_no_tokens():
+def test_no_tokens_are_counted_for_a_mean_over_samples():
     model = bert()
     for labels in (torch.zeros(4, dtype=torch.long), torch.zeros(4, LABELS), None):
         assert count_labelled_tokens({"labels": labels}, model) is None
@@ -216,7 +216,7 @@ def test_the_evaluation_loss_has_no_graph():
     assert evaluation["batch_size"] == 12
 
 
-def test_predictions_do_not_need_labels_and_never_read_them():
+def test_predictions_neither_need_nor_use_labels():
     model, data = bert(), sentences()
     trainer = trainer_for(model)
     expected = trainer.predict(data)
@@ -233,7 +233,7 @@ def test_an_encoder_decoder_predicts_from_labels():
     assert trainer_for(t5()).predict(data).shape == (4, 6, VOCABULARY)
 
 
-def test_a_model_that_returns_no_loss_is_named():
+def test_a_model_that_returns_no_loss_raises_with_its_name():
     trainer = trainer_for(bert())
     unlabelled = [{k: v for k, v in item.items() if k != "labels"} for item in sentences()]
     with pytest.raises(
@@ -242,7 +242,7 @@ def test_a_model_that_returns_no_loss_is_named():
         trainer.train(unlabelled, num_epochs=1)
 
 
-def test_any_model_that_returns_a_mapping_with_a_loss_will_do():
+def test_any_model_that_returns_a_mapping_with_a_loss_works():
     class Regression(nn.Module):
         def __init__(self):
             super().__init__()
@@ -269,12 +269,12 @@ def test_other_batches_are_left_to_the_trainer():
     trainer.train(TensorDataset(*batch), num_epochs=1)
 
 
-def test_a_batch_without_tensors_is_refused():
+def test_a_batch_without_tensors_is_rejected():
     with pytest.raises(ValueError, match="'text' has no tensors"):
         get_batch_size({"text": ["a", "b"]})
 
 
-def test_the_page_for_users_of_the_other_trainer_has_each_of_its_arguments():
+def test_the_hf_trainer_page_lists_each_of_its_arguments():
     import re
     from dataclasses import fields
 

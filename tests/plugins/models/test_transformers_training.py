@@ -1,4 +1,4 @@
-"""Collators, smoothing, names, adapters, texts and exports, with real models and tokenizers."""
+"""Collators, smoothing, names, adapters, generation and export, with real models."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ class Watch(TrainerCallback):
 # -- Collators ------------------------------------------------------------------------------------
 
 
-def test_the_settings_name_collator_and_tokenizer(tmp_path, saved_tokenizer, tokenizer):
+def test_settings_choose_collator_and_tokenizer(tmp_path, saved_tokenizer, tokenizer):
     file = tmp_path / "pyproject.toml"
     file.write_text(
         f"""
@@ -90,7 +90,7 @@ def test_the_settings_name_collator_and_tokenizer(tmp_path, saved_tokenizer, tok
     assert trainer.predict(samples).shape == (10, 3)
 
 
-def test_a_collate_function_of_the_users_own_comes_before_the_settings(tokenizer):
+def test_a_custom_collate_function_overrides_the_settings(tokenizer):
     seen = []
 
     def collate(items):
@@ -103,7 +103,7 @@ def test_a_collate_function_of_the_users_own_comes_before_the_settings(tokenizer
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_tokens_are_masked_the_same_after_an_interruption(tokenizer, tmp_path, workers):
+def test_the_same_tokens_are_masked_after_a_resume(tokenizer, tmp_path, workers):
     def run(folder, **options):
         watch = Watch()
         save = SaveTrainingStateCallback(folder, save_every_n_steps=2, save_at_end=False)
@@ -134,7 +134,7 @@ def test_tokens_are_masked_the_same_after_an_interruption(tokenizer, tmp_path, w
         ("seq2seq", t5, "decoder_input_ids"),
     ],
 )
-def test_each_collator_makes_batches_that_its_model_takes(tokenizer, name, model, key):
+def test_each_collator_makes_batches_for_its_model(tokenizer, name, model, key):
     model, samples = model(), texts(tokenizer)
     if name != "causal_lm":
         samples = [
@@ -149,7 +149,7 @@ def test_each_collator_makes_batches_that_its_model_takes(tokenizer, name, model
     assert all(key in batch for batch in watch.batches)
 
 
-def test_what_a_tokenizer_lacks_is_told(tokenizer):
+def test_a_tokenizer_without_a_needed_token_is_rejected(tokenizer):
     import copy
 
     bare = copy.deepcopy(tokenizer)
@@ -159,11 +159,11 @@ def test_what_a_tokenizer_lacks_is_told(tokenizer):
     bare.pad_token = None
     with pytest.raises(ValueError, match="no padding token.*tokenizer.pad_token"):
         create_collator("padding", bare)
-    with pytest.raises(ValueError, match="collator: name the tokenizer"):
+    with pytest.raises(ValueError, match="collator: requires tokenizer"):
         TransformersPlugin(collator="padding")
 
 
-def test_a_collator_that_is_missing_is_told():
+def test_a_missing_collator_raises():
     samples = [{"input_ids": [1, 2, 3], "labels": 0} for _ in range(4)]
     with pytest.raises(ValueError, match="'input_ids' of the batch are lists.*need a collator"):
         trainer_for(bert(), TransformersPlugin()).train(samples, 1)
@@ -172,7 +172,7 @@ def test_a_collator_that_is_missing_is_told():
 # -- Losses ---------------------------------------------------------------------------------------
 
 
-def test_smoothed_labels_are_those_of_torch():
+def test_label_smoothing_equals_that_of_torch():
     plugin = TransformersPlugin(label_smoothing=0.2)
     model, batch = bert().eval(), torch.utils.data.default_collate(sentences(4))
     trainer = trainer_for(model, plugin)
@@ -189,9 +189,7 @@ def test_smoothed_labels_are_those_of_torch():
 @pytest.mark.parametrize(
     ("model", "shift"), [(gpt2, 1), (lambda: bert("ForTokenClassification"), 0)]
 )
-def test_smoothed_labels_of_tokens_leave_out_padding_and_are_shifted_where_the_model_does(
-    model, shift
-):
+def test_label_smoothing_of_tokens_ignores_padding_and_shifts_like_the_model(model, shift):
     plugin = TransformersPlugin(label_smoothing=0.2)
     batch = torch.utils.data.default_collate(tagged(4, language=bool(shift)))
     trainer = trainer_for(model().eval(), plugin)
@@ -202,13 +200,13 @@ def test_smoothed_labels_of_tokens_leave_out_padding_and_are_shifted_where_the_m
     assert torch.allclose(output["loss"], expected, atol=1e-6)
 
 
-def test_what_is_no_class_is_not_smoothed():
+def test_labels_that_are_not_classes_cannot_be_smoothed():
     batch = torch.utils.data.default_collate(sentences(4))
     batch["labels"] = torch.rand(4, 3)
     model = bert()
     model.config.problem_type = "multi_label_classification"
     plugin = TransformersPlugin(label_smoothing=0.1)
-    with pytest.raises(ValueError, match="can't be smoothed: they are no classes"):
+    with pytest.raises(ValueError, match="can't be smoothed: they aren't classes"):
         plugin.calculate_train_batch_loss(trainer_for(model, plugin), batch)
 
 
@@ -228,7 +226,7 @@ def test_smoothed_token_losses_accumulate_exactly():
     assert largest_difference(run(2, 4), run(8, 1)) < 1e-6
 
 
-def test_gradient_checkpointing_changes_no_number_and_a_model_without_it_is_told():
+def test_gradient_checkpointing_changes_no_values_and_needs_a_model_that_supports_it():
     def run(**options):
         model = bert()
         trainer = trainer_for(model, TransformersPlugin(**options))
@@ -242,14 +240,14 @@ def test_gradient_checkpointing_changes_no_number_and_a_model_without_it_is_told
     assert all(layer.gradient_checkpointing for layer in layers)
     assert largest_difference(weights, run()[1]) < 1e-6
     plain = torch.nn.Linear(2, 2)
-    with pytest.raises(ValueError, match="Linear has no gradient checkpointing"):
+    with pytest.raises(ValueError, match="Linear doesn't support gradient checkpointing"):
         trainer_for(plain, TransformersPlugin(gradient_checkpointing=True)).train(sentences(), 1)
 
 
 # -- Names and folders ----------------------------------------------------------------------------
 
 
-def test_a_model_is_loaded_by_its_name_with_the_settings_head(tmp_path):
+def test_a_model_is_loaded_by_name_with_the_head_of_the_task(tmp_path):
     bert().save_pretrained(tmp_path / "bert")
     plugin = TransformersPlugin(task="sequence-classification", model_options={"num_labels": 3})
     name = f"transformers/{tmp_path / 'bert'}"
@@ -264,18 +262,18 @@ def test_a_model_is_loaded_by_its_name_with_the_settings_head(tmp_path):
     trainer.train(sentences(), 1)
 
 
-def test_what_is_wrong_with_a_name_is_told(tmp_path):
+def test_invalid_models_tasks_and_folders_are_rejected(tmp_path):
     (tmp_path / "empty").mkdir()
 
     def load(task, folder):
         plugin = TransformersPlugin(task=task)
         return Trainer(f"transformers/{folder}", None, None, plugins=[plugin])
 
-    with pytest.raises(ValueError, match="without a config.json, so no model"):
+    with pytest.raises(ValueError, match="without a config.json, so it isn't a model"):
         load("causal-lm", tmp_path / "empty")
     with pytest.raises(ValueError, match="no task 'casual-lm'. Did you mean 'causal-lm'"):
         load("casual-lm", tmp_path / "empty")
-    with pytest.raises(ValueError, match="to do. Set task"):
+    with pytest.raises(ValueError, match="needs a task: set task"):
         load(None, tmp_path / "empty")
     with pytest.raises(ValueError, match="a folder without a tokenizer"):
         _ = TransformersPlugin(tokenizer=str(tmp_path / "empty")).tokenizer
@@ -296,22 +294,22 @@ def test_the_model_is_exported_with_its_tokenizer_at_the_end_of_a_run(tmp_path, 
     assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
 
 
-def test_an_export_overwrites_nothing_else_and_no_other_model(tmp_path):
+def test_an_export_overwrites_only_an_earlier_export(tmp_path):
     (tmp_path / "precious").mkdir()
     (tmp_path / "precious" / "thesis.txt").write_text("years of work")
     trainer = trainer_for(bert(), TransformersPlugin())
-    with pytest.raises(ValueError, match="is no exported model: it is left alone"):
+    with pytest.raises(ValueError, match="exists and isn't an exported model"):
         export(trainer, tmp_path / "precious")
     other = torch.nn.Linear(2, 2)
     with pytest.raises(ValueError, match="Linear can't be exported"):
         export(trainer_for(other, TransformersPlugin()), tmp_path / "linear")
 
 
-# -- Adapters and texts ---------------------------------------------------------------------------
+# -- Adapters and generation ----------------------------------------------------------------------
 
 
 @pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")  # peft asks
-def test_adapters_alone_are_trained(tmp_path):
+def test_only_adapters_are_trained(tmp_path):
     pytest.importorskip("peft")
     bert().save_pretrained(tmp_path / "bert")
     plugin = TransformersPlugin(
@@ -334,7 +332,7 @@ def test_adapters_alone_are_trained(tmp_path):
     assert (tmp_path / "adapters" / "adapter_config.json").is_file()
 
 
-def test_without_peft_it_is_told_what_to_install(tmp_path, monkeypatch):
+def test_without_peft_the_error_has_the_pip_command(tmp_path, monkeypatch):
     import sys
 
     monkeypatch.setitem(sys.modules, "peft", None)
@@ -344,7 +342,7 @@ def test_without_peft_it_is_told_what_to_install(tmp_path, monkeypatch):
         add_lora(bert(), r=2)
 
 
-def test_texts_are_written_during_evaluation_for_the_metrics(tokenizer):
+def test_texts_are_generated_during_evaluation_for_the_metrics(tokenizer):
     seen = []
 
     class See(TrainerCallback):

@@ -1,4 +1,4 @@
-"""Real runs whose parameter groups are noted at each update."""
+"""Real runs that record the parameter groups at each update."""
 
 from pathlib import Path
 from typing import Any
@@ -11,8 +11,8 @@ from torch.utils.data import TensorDataset
 from pa_core import Trainer, TrainerCallback
 
 
-class Notes(TrainerCallback):
-    """Notes a field of each parameter group at each update."""
+class RecordGroups(TrainerCallback):
+    """Records a field of each parameter group at each update."""
 
     def __init__(self, field: str = "lr"):
         self.field = field
@@ -40,7 +40,7 @@ def new_trainer(
     plugins: Any = None,
     trainer_class: type[Trainer] = Trainer,
 ) -> Trainer:
-    """A trainer whose optimizer has two groups, of the rates 1 and 0.1."""
+    """A trainer whose optimizer has two groups, with learning rates of 0.01 and 0.001."""
     file = None
     if settings is not None:
         assert folder is not None
@@ -65,12 +65,12 @@ def new_trainer(
 
 
 def seen_in(trainer: Trainer, epochs: Any = 3, field: str = "lr", **train: Any) -> list[list[Any]]:
-    """The groups' values at each of a run's updates, of which an epoch has 10."""
-    notes = Notes(field)
-    trainer.callback_handler.add_callback(notes)
+    """The groups' values at each update of a run, which has 10 updates per epoch."""
+    recorder = RecordGroups(field)
+    trainer.callback_handler.add_callback(recorder)
     arguments = {"eval_dataset": data(8)} | train
     trainer.train(data(), num_epochs=epochs, per_device_batch_size=4, **arguments)
     trainer.plugins.unregister(
-        next(name for name, plugin in trainer.plugins.plugins.items() if plugin is notes)
+        next(name for name, plugin in trainer.plugins.plugins.items() if plugin is recorder)
     )
-    return notes.seen
+    return recorder.seen

@@ -1,4 +1,4 @@
-"""Schedules drawn before anyone trains: as values, as text, as a picture, and by the command."""
+"""Preview of schedules: as values, as text, as a plot, and by the command."""
 
 import sys
 
@@ -31,18 +31,18 @@ def pa(*arguments: str) -> tuple[int, str]:
         ("transformers/cosine_with_restarts", {"num_cycles": 3}),
     ],
 )
-def test_what_is_drawn_is_what_a_run_will_do(name, options):
+def test_the_preview_has_the_values_of_a_run(name, options):
     trainer = new_trainer(plugins=[SchedulersPlugin(name=name, **options)], optimizer=SGD)
     run = [first for first, _ in seen_in(trainer)]
     assert schedule_values(name, 30, 3.0, lr=0.01, **options) == pytest.approx(run)
 
 
-def test_a_schedule_that_goes_by_a_metric_cannot_be_drawn():
-    with pytest.raises(ValueError, match="goes by a metric"):
+def test_a_metric_driven_scheduler_cannot_be_drawn():
+    with pytest.raises(ValueError, match="steps on a metric"):
         schedule_values("reduce_lr_on_plateau", 10)
 
 
-def test_the_drawing_has_a_column_for_each_part_of_the_values():
+def test_the_drawing_has_a_column_for_each_slice_of_the_values():
     text = draw([0.0, 0.25, 0.5, 0.75, 1.0, 1.0], width=3, height=4)
     assert text.splitlines() == [
         "  1 ┤  █",
@@ -57,7 +57,7 @@ def test_the_drawing_has_a_column_for_each_part_of_the_values():
     assert len(draw_schedule("cosine", 500).splitlines()) == 12
 
 
-def test_the_command_draws_a_schedule_and_says_its_values():
+def test_the_command_draws_a_schedule_and_prints_its_values():
     code, output = pa("cosine", "--steps", "200", "--warmup", "10%", "--lr", "0.5")
     assert code == 0
     assert "cosine: 200 updates, from 0 to 3.808e-05, at least 0, at most 0.5" in output
@@ -76,7 +76,7 @@ def test_the_command_lists_the_names():
     assert {"cosine", "one_cycle", "OneCycleLR", "timm/tanh"} <= set(output.split())
 
 
-def test_the_command_draws_what_the_settings_say(tmp_path, monkeypatch):
+def test_the_command_draws_the_schedulers_of_the_settings(tmp_path, monkeypatch):
     monkeypatch.delenv("PA_CORE_CONFIG", raising=False)
     monkeypatch.chdir(tmp_path)
     (tmp_path / "pyproject.toml").write_text("""
@@ -93,7 +93,7 @@ def test_the_command_draws_what_the_settings_say(tmp_path, monkeypatch):
     code, output = pa("--steps", "100", "--lr", "0.1")
     assert code == 0
     assert "learning rate, linear: 100 updates, from 0.1 to 0.0505" in output
-    assert "weight decay (as a share), cosine" in output
+    assert "weight decay (relative), cosine" in output
     assert "learning rate of head, constant: 100 updates, from 0.1 to 0.1" in output
     (tmp_path / "pyproject.toml").write_text("[tool.pa-core.schedulers]\nname = 5")
     code, output = pa()
@@ -108,12 +108,12 @@ def test_the_command_draws_what_the_settings_say(tmp_path, monkeypatch):
         (("cosine", "-o", "k_decya=2"), "Did you mean 'k_decay'"),
         (("cosine", "-o", "k_decay"), "NAME=VALUE"),
         (("cosine", "--warmup", "soon"), "'soon' is no duration"),
-        (("reduce_lr_on_plateau",), "goes by a metric"),
-        (("--warmup", "5%"), "name one"),
-        ((), "No schedule is named"),
+        (("reduce_lr_on_plateau",), "steps on a metric"),
+        (("--warmup", "5%"), "need the name of a scheduler"),
+        ((), "There is no scheduler in the settings of this folder"),
     ],
 )
-def test_the_command_tells_mistakes_in_words(arguments, message, tmp_path, monkeypatch):
+def test_the_command_reports_errors_without_a_traceback(arguments, message, tmp_path, monkeypatch):
     monkeypatch.delenv("PA_CORE_CONFIG", raising=False)
     monkeypatch.chdir(tmp_path)
     code, output = pa(*arguments)
@@ -129,7 +129,7 @@ def test_the_command_is_registered():
     assert point.load() is schedule
 
 
-def test_a_terminal_of_few_characters_gets_a_drawing_too(monkeypatch):
+def test_a_terminal_without_block_characters_gets_an_ascii_drawing(monkeypatch):
     from pa_schedulers import command
 
     class Plain:
@@ -139,7 +139,7 @@ def test_a_terminal_of_few_characters_gets_a_drawing_too(monkeypatch):
     assert command._printable(draw([0.0, 0.5], height=1)).isascii()
 
 
-def test_a_picture_is_written_and_a_notebook_gets_axes(tmp_path, monkeypatch):
+def test_a_png_file_is_written_and_a_notebook_gets_axes(tmp_path, monkeypatch):
     matplotlib = pytest.importorskip("matplotlib")
     matplotlib.use("agg")
     file = tmp_path / "cosine.png"
@@ -153,7 +153,7 @@ def test_a_picture_is_written_and_a_notebook_gets_axes(tmp_path, monkeypatch):
     assert len(axes.get_lines()) == 2
 
 
-def test_without_matplotlib_the_pip_line_is_told_before_anything_is_drawn(monkeypatch, tmp_path):
+def test_missing_matplotlib_is_reported_before_anything_is_drawn(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     for name in [name for name in sys.modules if name.startswith("matplotlib.")]:
         monkeypatch.delitem(sys.modules, name)

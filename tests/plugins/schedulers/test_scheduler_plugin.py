@@ -1,4 +1,4 @@
-"""Schedules by name, from settings and from code, in real runs."""
+"""Schedulers by name, from settings and from code, in real runs."""
 
 import math
 from pathlib import Path
@@ -16,7 +16,7 @@ from pa_schedulers import CosineLrScheduler, LinearLrScheduler, SchedulersPlugin
 
 
 class Rates(TrainerCallback):
-    """Notes the learning rate of each update."""
+    """Records the learning rate of each update."""
 
     def __init__(self):
         self.seen = []
@@ -28,7 +28,7 @@ class Rates(TrainerCallback):
 def rates(
     *, settings: str | None = None, plugins=None, folder: Path | None = None, epochs=3, **train
 ):
-    """Learning rates of a run with 10 updates per epoch, and what would come after the last."""
+    """Learning rates of a run with 10 updates per epoch, and the one after the last update."""
     file = None
     if settings is not None:
         assert folder is not None
@@ -49,7 +49,7 @@ def rates(
 
 
 def cosine(warmup: int, total: int, *, start: float = 0.0, end: float = 0.0) -> list[float]:
-    """Written anew, for peak 1."""
+    """An independent implementation, for a peak of 1."""
     rise = [start + (1 - start) * n / warmup for n in range(warmup)]
     rest = total - warmup
     return rise + [end + (1 - end) * math.cos(math.pi * n / rest / 2) ** 2 for n in range(rest + 1)]
@@ -78,14 +78,14 @@ def test_a_warmup_can_be_given_in_any_unit(warmup):
     assert found == pytest.approx(cosine(6, 30), abs=1e-12)
 
 
-def test_the_options_hold_for_a_schedule_that_code_names():
+def test_the_options_apply_to_a_scheduler_named_in_code():
     found = rates(plugins=[SchedulersPlugin(warmup=5)], create_scheduler_fn="linear")
     assert found == pytest.approx(
         [n / 5 for n in range(5)] + [1 - n / 25 for n in range(26)], abs=1e-12
     )
 
 
-def test_the_options_of_the_settings_schedule_are_not_those_of_another():
+def test_the_options_apply_only_to_the_scheduler_that_the_settings_name():
     plugin = SchedulersPlugin(name="step", step_size=5)
     found = rates(plugins=[plugin], create_scheduler_fn="linear")
     assert found == pytest.approx([1 - n / 30 for n in range(31)], abs=1e-12)
@@ -93,7 +93,7 @@ def test_the_options_of_the_settings_schedule_are_not_those_of_another():
     assert found[:11] == pytest.approx([1] * 5 + [0.1] * 5 + [0.01])
 
 
-def test_what_code_passes_comes_before_the_settings():
+def test_a_scheduler_passed_in_code_overrides_the_settings():
     def halve(optimizer):
         return torch.optim.lr_scheduler.StepLR(optimizer, step_size=10, gamma=0.5)
 
@@ -110,7 +110,7 @@ def test_constant_is_the_peak_after_its_warmup():
     assert found == [0, 0.25, 0.5, 0.75] + [1.0] * 27
 
 
-def test_noise_lies_where_settings_put_it():
+def test_noise_is_added_in_its_range_only():
     calm = rates(plugins=[SchedulersPlugin(name="linear")])
     plugin = SchedulersPlugin(name="linear", noise_range=["1 epoch", 0.5], noise_pct=0.2)
     noisy = rates(plugins=[plugin])
@@ -120,7 +120,7 @@ def test_noise_lies_where_settings_put_it():
     assert noisy[15:] == calm[15:]
 
 
-def test_the_cooldown_holds_the_minimum():
+def test_the_cooldown_stays_at_the_minimum():
     found = rates(plugins=[SchedulersPlugin(name="linear", cooldown="1 epoch", min_lr_ratio=0.1)])
     assert found == pytest.approx([1 - 0.9 * n / 20 for n in range(20)] + [0.1] * 11)
 
@@ -145,17 +145,17 @@ def test_fault_a14_the_schedule_ends_exactly_with_a_run_that_ends_within_an_epoc
     )
 
 
-def test_a_warmup_in_epochs_has_their_length_in_a_run_that_ends_within_one():
+def test_a_warmup_in_epochs_counts_full_epochs_in_a_run_that_ends_within_one():
     found = rates(plugins=[SchedulersPlugin(name="cosine", warmup="1 epoch")], epochs="17 updates")
     assert found == pytest.approx(cosine(10, 17), abs=1e-12)
 
 
-def test_a_schedule_for_a_run_of_unknown_length_is_refused():
+def test_a_scheduler_for_a_run_of_unknown_length_raises():
     with pytest.raises(ValueError, match="the run's length is needed"):
         rates(plugins=[SchedulersPlugin(name="cosine")], epochs="1 second")
 
 
-def test_the_classes_functions_for_the_trainer_fill_in_the_runs_length():
+def test_create_scheduler_fn_of_a_class_fills_in_the_length_of_the_run():
     create = LinearLrScheduler.create_scheduler_fn(
         lr_min=0.0, num_warmup_epochs=1, warmup_starting_lr=0.0
     )
@@ -163,7 +163,7 @@ def test_the_classes_functions_for_the_trainer_fill_in_the_runs_length():
     assert found == pytest.approx([n / 10 for n in range(10)] + [1 - n / 20 for n in range(21)])
 
 
-def test_an_unknown_name_is_told_with_the_nearest():
+def test_an_unknown_name_raises_with_the_closest_name():
     with pytest.raises(PluginNotFoundError, match="cosine"):
         rates(plugins=[SchedulersPlugin(name="cosin")])
 
@@ -181,7 +181,7 @@ def test_an_unknown_name_is_told_with_the_nearest():
         {"weight_decay": {"warmup": 5}},
     ],
 )
-def test_wrong_settings_are_refused(wrong):
+def test_invalid_settings_are_rejected(wrong):
     with pytest.raises(ValidationError):
         SchedulersPlugin(**wrong)
 
@@ -194,9 +194,9 @@ def test_wrong_settings_are_refused(wrong):
         ({"name": "linear", "k_decay": 2}, "'linear' has no option 'k_decay'"),
         ({"name": "step", "step_siez": 2}, "Did you mean 'step_size'"),
         ({"name": "step", "warmup": 2}, "'step' has no option 'warmup'"),
-        ({"name": "step"}, "needs step_size"),
+        ({"name": "step"}, "requires step_size"),
         ({"name": "step", "step_size": "soon"}, "'soon' is no duration"),
-        ({"name": "timm/step", "cooldown": 2}, "'timm/step' has no end, and so no cooldown"),
+        ({"name": "timm/step", "cooldown": 2}, "'timm/step' has no end, so it can't have"),
         ({"name": "timm/cosine", "warmup": 2, "warmup_epochs": 1}, "has both warmup and warmup_ep"),
         ({"name": "timm/cosine", "cooldown": 30}, "longer than the run"),
         ({"name": "timm/cosine", "t_initial": 2}, "has no option 't_initial'"),
@@ -206,6 +206,6 @@ def test_wrong_settings_are_refused(wrong):
         ({"name": "cosine", "warmup": 31}, "more than the 30 updates of the run"),
     ],
 )
-def test_options_that_do_not_fit_the_schedule_are_told_before_training(options, message):
+def test_options_that_do_not_fit_the_scheduler_raise_before_training(options, message):
     with pytest.raises(ValueError, match=message):
         rates(plugins=[SchedulersPlugin(**options)])

@@ -1,4 +1,4 @@
-"""Two processes of half the batch have the schedules, and find the learning rate, of one."""
+"""Two processes with half the batch each give the same schedules and suggestion as one."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def outcomes(folder: Path, processes: int | None = None) -> list[dict]:
 
 @pytest.mark.distributed
 @pytest.mark.slow
-def test_fault_a11_schedules_are_as_long_as_the_run_on_any_number_of_processes(tmp_path):
+def test_fault_a11_schedulers_are_as_long_as_the_run_on_any_number_of_processes(tmp_path):
     (one,) = outcomes(tmp_path / "one")
     first, second = outcomes(tmp_path / "two", 2)
     assert first == second
@@ -30,4 +30,4 @@ def test_fault_a11_schedules_are_as_long_as_the_run_on_any_number_of_processes(t
         assert first[name] == pytest.approx(one[name], rel=1e-4), name
     assert len(one["cosine"]) == 12
     assert max(one["cosine"]) == one["cosine"][6] == 0.01
-    assert len(one["lrs"]) < 40  # all have stopped where the loss grows
+    assert len(one["lrs"]) < 40  # every process has stopped when the loss grew

@@ -1,4 +1,4 @@
-"""WSD: its values, its checkpoints, and going on from them."""
+"""WSD: values, checkpoints, and continuation from them."""
 
 import itertools
 import math
@@ -16,7 +16,7 @@ from pa_schedulers import (
     WSDLrScheduler,
     estimate_checkpoint_steps,
 )
-from tests.plugins.schedulers.runs import Notes, new_trainer, seen_in
+from tests.plugins.schedulers.runs import RecordGroups, new_trainer, seen_in
 
 
 def sgd(*lrs: float) -> SGD:
@@ -24,7 +24,7 @@ def sgd(*lrs: float) -> SGD:
 
 
 def values(scheduler: WSDLrScheduler, updates: int) -> list[float]:
-    """The first group's rates, as stepping sets them."""
+    """The first group's learning rates as the scheduler steps."""
     seen = [scheduler.optimizer.param_groups[0]["lr"]]
     for _ in range(updates):
         scheduler.step()
@@ -32,7 +32,7 @@ def values(scheduler: WSDLrScheduler, updates: int) -> list[float]:
     return seen
 
 
-def test_the_values_are_those_of_timm_where_both_mean_the_same():
+def test_the_values_equal_those_of_timm():
     from timm.scheduler import WSDLRScheduler
 
     theirs, ours = sgd(0.5, 0.02), sgd(0.5, 0.02)
@@ -54,7 +54,7 @@ def test_the_values_are_those_of_timm_where_both_mean_the_same():
             assert got["lr"] == pytest.approx(want["lr"], abs=1e-12), n
 
 
-def test_the_values_are_those_of_transformers_with_a_linear_warmup():
+def test_the_values_equal_those_of_transformers_with_a_linear_warmup():
     from transformers import get_wsd_schedule
 
     target = sgd(0.5)
@@ -107,7 +107,7 @@ def test_fault_a8_checkpoints_double_up_to_the_end_of_the_run(count, expected):
     assert estimate_checkpoint_steps(200, count) == expected
     scheduler = WSDLrScheduler(sgd(1.0), total_steps=200, num_checkpoints=count)
     assert scheduler.get_checkpoint_steps() == expected
-    # In no period but in its decay is the rate below the peak.
+    # The learning rate is below the peak only in a decay.
     found = values(scheduler, 200)
     low = [n for n in range(200) if found[n] < 1]
     decays = scheduler.get_decay_info()
@@ -116,7 +116,7 @@ def test_fault_a8_checkpoints_double_up_to_the_end_of_the_run(count, expected):
     ]
 
 
-def test_fault_a7_a_resumed_schedule_goes_on_where_its_state_was_taken():
+def test_fault_a7_a_resumed_scheduler_continues_from_its_state():
     def build():
         return WSDLrScheduler(sgd(1.0), total_steps=40, num_warmup_steps=8, num_checkpoints=2)
 
@@ -131,7 +131,7 @@ def test_fault_a7_a_resumed_schedule_goes_on_where_its_state_was_taken():
         assert values(resumed, 39 - at) == whole[at + 1 :]
 
 
-def test_fault_b14_no_decay_is_a_schedule_and_an_inverse_decay_to_0_is_told():
+def test_fault_b14_no_decay_is_valid_and_an_inverse_decay_to_0_raises():
     assert values(WSDLrScheduler(sgd(1.0), total_steps=5, decay_phase_ratio=0.0), 5) == [1.0] * 6
     with pytest.raises(ValueError, match="use_inverse_sqrt_decay=True, which reaches 0"):
         WSDLrScheduler(sgd(1.0), total_steps=5, lr_min=0.0, use_inverse_sqrt_decay=False)
@@ -139,7 +139,7 @@ def test_fault_b14_no_decay_is_a_schedule_and_an_inverse_decay_to_0_is_told():
     assert found == pytest.approx([1 - math.sqrt(n / 4) for n in range(5)])
 
 
-def test_phases_are_told_in_updates():
+def test_phases_are_given_in_updates():
     scheduler = WSDLrScheduler(sgd(1.0), total_steps=40, num_checkpoints=2, decay_phase_ratio=0.1)
     first = {"period_start": 0, "period_end": 20, "decay_steps": 2, "pre_decay_step": 18}
     second = {"period_start": 20, "period_end": 40, "decay_steps": 2, "pre_decay_step": 38}
@@ -163,7 +163,7 @@ def test_phases_are_told_in_updates():
         ({"total_steps": 5, "num_checkpoints": 0}, "too few for 0 checkpoints"),
     ],
 )
-def test_arguments_that_make_no_schedule_are_refused(arguments, message):
+def test_invalid_arguments_are_rejected(arguments, message):
     if "num_warmup_steps" in arguments:
         arguments["decay_phase_ratio"] = 0.5
     with pytest.raises(ValueError, match=message):
@@ -174,7 +174,7 @@ def test_arguments_that_make_no_schedule_are_refused(arguments, message):
 
 
 def wsd_run(folder: Path, *more: object, epochs=4, plugins=(), resume_from=None, **options):
-    """A run of 10 updates per epoch with checkpoints, and its first group's rates."""
+    """A run with checkpoints and 10 updates per epoch, and its first group's learning rates."""
     trainer = new_trainer(WSDCheckpointCallback(folder), *more, plugins=plugins)
     options = {"lr_min": 0.0, "decay_phase_ratio": 0.4, "num_checkpoints": 2} | options
     create = WSDLrScheduler.create_scheduler_fn(**options)
@@ -182,7 +182,7 @@ def wsd_run(folder: Path, *more: object, epochs=4, plugins=(), resume_from=None,
     return trainer, [rate for rate, _ in found]
 
 
-def test_the_function_for_the_trainer_fills_in_the_length_in_updates(tmp_path):
+def test_create_scheduler_fn_fills_in_the_length_in_updates(tmp_path):
     _, found = wsd_run(tmp_path, num_warmup_epochs=0.5, num_checkpoints=1)
     assert len(found) == 40
     assert found[:6] == pytest.approx([1e-6 + n / 5 * (0.01 - 1e-6) for n in range(6)])
@@ -224,7 +224,7 @@ def test_states_before_and_files_after_each_decay_are_saved(tmp_path):
     assert content["step"] == 20
     assert content["checkpoint_type"] == "wsd_post_decay"
     assert content["total_steps"] == 40
-    # A state before a decay is one of the run: resuming it does what the run has done.
+    # The state before a decay is a training state of the run: resuming it repeats the run.
     for step in (12, 32):
         state = tmp_path / f"checkpoint_{step}_wsd_pre_decay"
         _, rest = wsd_run(tmp_path / f"again_{step}", resume_from=state)
@@ -251,7 +251,7 @@ def test_accumulated_micro_batches_save_no_state_twice(tmp_path):
     }
 
 
-def test_the_last_decay_is_saved_where_updates_were_left_out(tmp_path):
+def test_the_last_decay_is_saved_if_updates_were_skipped(tmp_path):
     class Skip(TrainerCallback):
         def on_optimizer_step_start(self, trainer):
             if trainer.updates == 3:  # as a gradient scaler does
@@ -263,9 +263,9 @@ def test_the_last_decay_is_saved_where_updates_were_left_out(tmp_path):
 
 
 def continuation(folder: Path, checkpoint: Path, plugins=()):
-    notes = Notes()
+    recorder = RecordGroups()
     trainer = new_trainer(
-        WSDCheckpointCallback(folder, initial_checkpoint=checkpoint), notes, plugins=plugins
+        WSDCheckpointCallback(folder, initial_checkpoint=checkpoint), recorder, plugins=plugins
     )
     start: dict = {}
 
@@ -282,7 +282,7 @@ def continuation(folder: Path, checkpoint: Path, plugins=()):
         is_continuation_from_checkpoint=True,
     )
     seen_in(trainer, 2, create_scheduler_fn=create)
-    return trainer, [rate for rate, _ in notes.seen], start
+    return trainer, [rate for rate, _ in recorder.seen], start
 
 
 def _as_plugin(instance):
@@ -296,10 +296,10 @@ def _as_plugin(instance):
 @pytest.mark.parametrize(
     "checkpoint", ["checkpoint_32_wsd_pre_decay", "checkpoint_40_wsd_post_decay.pt"]
 )
-def test_a_run_goes_on_from_a_checkpoint_with_a_stable_phase_of_its_own(tmp_path, checkpoint):
+def test_a_run_continues_from_a_checkpoint_with_its_own_stable_phase(tmp_path, checkpoint):
     first, _ = wsd_run(tmp_path)
     trainer, found, start = continuation(tmp_path / "on", tmp_path / checkpoint)
-    assert found[:12] == [0.01] * 12  # no warm-up, and the peak of the run before
+    assert found[:12] == [0.01] * 12  # no warm-up, and the peak of the earlier run
     assert found[12:] == pytest.approx([0.01 * (1 - math.sqrt(n / 8)) for n in range(8)])
     assert trainer.updates == 20
     assert len(trainer.run_history.get_metric_values("train_loss_epoch")) == 2
@@ -311,13 +311,13 @@ def test_a_run_goes_on_from_a_checkpoint_with_a_stable_phase_of_its_own(tmp_path
         for name, value in first.get_model().state_dict().items():
             assert torch.equal(start["weights"][name], value)
     assert not torch.equal(start["weights"]["0.weight"], new_trainer().get_model()[0].weight)
-    # … and from there again, and an interrupted continuation is resumed where it was.
+    # A continuation of the continuation gives the same schedule.
     again, rates, _ = continuation(tmp_path / "2", tmp_path / "on" / "checkpoint_12_wsd_pre_decay")
     assert again.updates == 20
     assert rates == found
 
 
-def test_an_interrupted_continuation_is_resumed_and_not_begun_again(tmp_path):
+def test_an_interrupted_continuation_is_resumed_and_not_restarted(tmp_path):
     wsd_run(tmp_path)
     checkpoint = tmp_path / "checkpoint_32_wsd_pre_decay"
     _, whole, _ = continuation(tmp_path / "on", checkpoint)
@@ -340,7 +340,7 @@ def test_an_interrupted_continuation_is_resumed_and_not_begun_again(tmp_path):
     assert [rate for rate, _ in found] == whole[12:]
 
 
-def test_the_callback_is_there_for_settings_too(tmp_path):
+def test_settings_can_enable_the_callback(tmp_path):
     text = f"""
         [tool.pa-core]
         plugins = ["schedulers", "wsd_checkpoint"]
@@ -362,11 +362,11 @@ def test_the_callback_is_there_for_settings_too(tmp_path):
     assert "optimizer_state_dict" not in content
 
 
-def test_a_run_without_such_a_schedule_is_told_before_it_trains(tmp_path):
+def test_a_run_without_such_a_scheduler_raises_before_training(tmp_path):
     trainer = new_trainer(
         WSDCheckpointCallback(tmp_path), plugins=[SchedulersPlugin(name="cosine")]
     )
-    with pytest.raises(ValueError, match="needs a schedule with get_checkpoint_steps"):
+    with pytest.raises(ValueError, match="needs a scheduler with get_checkpoint_steps"):
         seen_in(trainer)
     callback = WSDCheckpointCallback(tmp_path, initial_checkpoint=tmp_path / "nowhere")
     trainer = new_trainer(callback, plugins=[SchedulersPlugin(name="wsd")])

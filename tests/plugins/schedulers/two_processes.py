@@ -1,4 +1,4 @@
-"""Runs with schedules and a search for a learning rate, and what was seen, as JSON, for a test."""
+"""Script of a test: runs with schedulers and the learning-rate finder, with results as JSON."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import nn
 
 from pa_core import Trainer
 from pa_schedulers import SchedulersPlugin, find_learning_rate
-from tests.plugins.schedulers.runs import Notes, data
+from tests.plugins.schedulers.runs import RecordGroups, data
 
 
 def new_trainer(*plugins: Any) -> Trainer:
@@ -30,8 +30,8 @@ def new_trainer(*plugins: Any) -> Trainer:
 
 
 def rates(**settings: Any) -> list[float]:
-    notes = Notes()
-    trainer = new_trainer(notes, SchedulersPlugin(**settings))
+    recorder = RecordGroups()
+    trainer = new_trainer(recorder, SchedulersPlugin(**settings))
     trainer.train(
         data(45),
         num_epochs=2,
@@ -39,7 +39,7 @@ def rates(**settings: Any) -> list[float]:
         per_device_batch_size=4 // trainer._engine.num_processes,
         gradient_accumulation_steps=2,
     )
-    return [rate for (rate,) in notes.seen]
+    return [rate for (rate,) in recorder.seen]
 
 
 def main(folder: Path) -> None:

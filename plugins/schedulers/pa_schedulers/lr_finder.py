@@ -1,4 +1,4 @@
-"""Find a learning rate: raise it update by update, and see where the loss falls and where it grows.
+"""Learning-rate finder: increase the learning rate every update and record the loss.
 
 See `Cyclical Learning Rates <https://arxiv.org/abs/1506.01186>`_.
 """
@@ -20,7 +20,7 @@ from pa_core.diagnostics.preserve import preserved
 from pa_core.errors import nearest
 from pa_core.plugins.manager import PluginManager
 from pa_core.tracking import InMemoryRunHistory
-from pa_schedulers.base import plain, set_value
+from pa_schedulers.param_groups import as_number, set_value
 from pa_schedulers.preview import new_axes
 
 if TYPE_CHECKING:
@@ -29,13 +29,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class LearningRateResult:
-    """What `find_learning_rate` has seen.
+    """The result of `find_learning_rate`.
 
     Attributes:
         lrs: the learning rate of each update.
-        losses: the mean training loss at it, over all processes.
-        smoothed: their exponential moving average, unbiased.
-        method: which suggestion is `suggestion`.
+        losses: the mean training loss at each of them, over all processes.
+        smoothed: the bias-corrected exponential moving average of the losses.
+        method: the method of `suggestion`.
     """
 
     lrs: tuple[float, ...]
@@ -45,39 +45,35 @@ class LearningRateResult:
 
     @property
     def suggestion(self) -> float:
-        """The suggestion that was asked for."""
+        """The learning rate that `method` suggests."""
         return self.suggest(self.method)
 
     def suggest(self, method: str) -> float:
-        """A learning rate to train with, as fastai has them.
+        """Suggest a learning rate by one of fastai's methods.
 
-        The first tenth of the values, where the average begins, and the last five, where the loss
-        grows, are left out where there are enough others.
+        If there are enough values, the first tenth, where the average starts up, and the last five,
+        where the loss grows, are ignored.
 
         Args:
-            method: ``"valley"``, the middle of the longest fall of the loss; ``"steep"``, where
-                it falls most; or ``"minimum"``, a tenth of the rate with the lowest loss.
+            method: ``"valley"``, in the longest decrease of the loss; ``"steep"``, where the loss
+                falls most steeply; or ``"minimum"``, a tenth of the rate with the lowest loss.
 
         Raises:
-            ValueError: for another method, and for too few values to tell.
+            ValueError: for an unknown method or too few values.
         """
-        if method not in _METHODS:
-            raise ValueError(
-                f"There is no suggestion {method!r}.{nearest(method, _METHODS)} "
-                f"There are {', '.join(_METHODS)}"
-            )
+        _check_method(method)
         count = len(self.lrs)
         kept = slice(count // 10, -5) if count - count // 10 - 5 >= 3 else slice(None)
         lrs, losses = np.array(self.lrs[kept]), np.array(self.smoothed[kept])
         if len(lrs) < 3:
             raise ValueError(
-                f"{count} updates are too few to suggest a learning rate: begin with a lower "
-                "start_lr, where the loss doesn't grow at once, or make more updates"
+                f"{count} updates are too few to suggest a learning rate: use a lower start_lr, "
+                "where the loss doesn't grow at once, or more updates"
             )
         return float(_METHODS[method](lrs, losses))
 
     def plot(self, ax: Any = None) -> Any:
-        """Plot the loss over the learning rate, with all suggestions.
+        """Plot the loss against the learning rate, with all suggestions.
 
         Args:
             ax: matplotlib axes to plot into; new ones by default.
@@ -86,7 +82,7 @@ class LearningRateResult:
             The axes.
 
         Raises:
-            ImportError: without matplotlib, with the line that installs it.
+            ImportError: if matplotlib isn't installed, with the pip command.
         """
         ax = new_axes() if ax is None else ax
         ax.plot(self.lrs, self.losses, alpha=0.3)
@@ -107,7 +103,7 @@ class LearningRateResult:
 
 
 def _valley(lrs: np.ndarray, losses: np.ndarray) -> float:
-    # The longest strictly falling subsequence: its length at each value that it may end with.
+    # lengths[i]: length of the longest strictly decreasing subsequence that ends at value i
     lengths = np.ones(len(losses), dtype=int)
     for i in range(1, len(losses)):
         lengths[i] += lengths[:i][losses[:i] > losses[i]].max(initial=0)
@@ -131,6 +127,14 @@ _METHODS: dict[str, Callable[[np.ndarray, np.ndarray], float]] = {
 }
 
 
+def _check_method(method: str) -> None:
+    if method not in _METHODS:
+        raise ValueError(
+            f"There is no method {method!r}.{nearest(method, _METHODS)} "
+            f"The methods are {', '.join(_METHODS)}"
+        )
+
+
 def find_learning_rate(
     trainer: Trainer,
     train_dataset: Any,
@@ -148,60 +152,56 @@ def find_learning_rate(
     train_dataloader_kwargs: dict[str, Any] | None = None,
     collate_fn: Callable[[Any], Any] | None = None,
 ) -> LearningRateResult:
-    """Train with a learning rate that grows exponentially, and suggest one to train with.
+    """Train with an exponentially growing learning rate, and suggest one to train with.
 
-    The trainer's own loop makes the updates, its overridden methods and the plugins' provider
-    hooks included; plugins' events aren't called, so nothing is logged or saved. Afterwards model,
-    optimizer, random generators, run history and whatever else the trainer has are exactly what
-    they were, also where something is raised. On several processes, all see the same losses, stop
-    at the same update and get the same result.
+    The updates run in the trainer's own loop, with its overridden methods and the plugins' provider
+    hooks. Event hooks aren't called, so nothing is logged or saved. Afterwards the model,
+    optimizer, random generators, run history and everything else in the trainer are restored
+    exactly, even if an exception is raised. With several processes, every process sees the same
+    losses, stops at the same update and returns the same result.
 
     Args:
         trainer: the trainer.
-        train_dataset: what ``trainer.train`` takes.
+        train_dataset: as for ``trainer.train``.
         start_lr: the first learning rate.
-        end_lr: the last one. Parameter groups keep their ratio to the greatest.
-        num_updates: how many updates to make, over as many epochs as that needs.
-        suggest: which suggestion to make: ``"valley"``, ``"steep"`` or ``"minimum"``.
-        stop_factor: stop when the smoothed loss is so many times the lowest; None to go on.
-        smoothing: how much of the moving average is kept at each update.
-        per_device_batch_size: samples of a micro-batch on each process.
+        end_lr: the last learning rate. It applies to the parameter group with the greatest learning
+            rate; the others keep their ratio to it.
+        num_updates: the number of updates; as many epochs are run as that needs.
+        suggest: the method of the suggestion: ``"valley"``, ``"steep"`` or ``"minimum"``.
+        stop_factor: stop when the smoothed loss exceeds its minimum by this factor; None to
+            continue.
+        smoothing: the decay of the moving average per update.
+        per_device_batch_size: samples per micro-batch on each process.
         gradient_accumulation_steps: micro-batches per update.
         gradient_clip_value: as for ``trainer.train``.
         gradient_clip_norm: as for ``trainer.train``.
         train_dataloader_kwargs: arguments of the `DataLoader`.
-        collate_fn: makes a batch of a list of samples.
+        collate_fn: collates a list of samples into a batch.
 
     Returns:
-        The values, the suggestions, and a plot of them.
+        The recorded values; it also suggests learning rates and plots.
 
     Raises:
-        ValueError: for numbers that make no sense.
+        ValueError: for an argument out of range or an unknown method.
     """
     if not 0 < start_lr < end_lr < math.inf:
-        raise ValueError(
-            f"start_lr must be positive and below end_lr: they are {start_lr} and {end_lr}"
-        )
+        raise ValueError(f"start_lr must be positive and below end_lr, got {start_lr} and {end_lr}")
     if num_updates < 3:
-        raise ValueError(f"num_updates must be 3 or more, and is {num_updates}")
+        raise ValueError(f"num_updates must be 3 or more, got {num_updates}")
     if not 0 <= smoothing < 1:
-        raise ValueError(f"smoothing must be 0 or more and below 1, and is {smoothing}")
+        raise ValueError(f"smoothing must be 0 or more and below 1, got {smoothing}")
     if stop_factor is not None and stop_factor <= 1:
-        raise ValueError(f"stop_factor must be above 1, or None, and is {stop_factor}")
-    if suggest not in _METHODS:
-        raise ValueError(
-            f"There is no suggestion {suggest!r}.{nearest(suggest, _METHODS)} "
-            f"There are {', '.join(_METHODS)}"
-        )
+        raise ValueError(f"stop_factor must be above 1 or None, got {stop_factor}")
+    _check_method(suggest)
     lrs = np.geomspace(start_lr, end_lr, num_updates).tolist()
-    probe = copy(trainer)  # shares model, optimizer and data, and has a run of its own
+    probe = copy(trainer)  # shares model, optimizer and data, but has its own run
     sweep = _Sweep(probe, lrs, stop_factor, smoothing)
-    hidden: Any = probe  # (a copy's own attributes take the place of methods)
+    hidden: Any = probe  # instance attributes that shadow the class's methods
     hidden.plugins = PluginManager()
     hidden.callback_handler = CallbackHandler(hidden.plugins)
     trainer._hooks.refresh()
     hidden._hooks = _QuietHooks(trainer._hooks, sweep)
-    hidden._run = lambda hook: probe._run_training()  # without what wraps runs
+    hidden._run = lambda hook: probe._run_training()  # without the wrappers of run_training
     hidden.print = lambda *args, **kwargs: None
     hidden.run_history, hidden.control = InMemoryRunHistory(), TrainerControl()
     hidden.eval_dataset = None
@@ -223,7 +223,7 @@ def find_learning_rate(
 
 
 class _QuietHooks:
-    """A trainer's hooks, without the events but the finder's own, and without a schedule."""
+    """A trainer's hooks without a scheduler, and with no events but the finder's own."""
 
     def __init__(self, hooks: Any, sweep: _Sweep) -> None:
         self._hooks = hooks
@@ -231,17 +231,17 @@ class _QuietHooks:
         self.on_optimizer_step_start = sweep.start_update
 
     def create_scheduler(self, trainer: Trainer) -> None:
-        """There is none: the finder sets the learning rate."""
+        """Create none: the finder sets the learning rate."""
 
     def refresh(self) -> None:
-        """Nothing comes or goes meanwhile."""
+        """Do nothing: no plugin is added or removed during the search."""
 
     def __getattr__(self, name: str) -> Any:
         return None if name.startswith("on_") else getattr(self._hooks, name)
 
 
 class _Sweep:
-    """Sets the learning rate of each update and notes its loss."""
+    """Sets the learning rate of each update and records its loss."""
 
     def __init__(
         self, trainer: Trainer, lrs: list[float], stop_factor: float | None, smoothing: float
@@ -255,31 +255,31 @@ class _Sweep:
         self._sums = [0.0, 0.0]
 
     def start_epoch(self, trainer: Trainer) -> None:
-        """An epoch's running loss begins at 0."""
+        """Reset the loss sums, which the trainer resets at the start of an epoch."""
         self._sums = [0.0, 0.0]
 
     def start_update(self, trainer: Trainer) -> None:
-        """Note the loss of the accumulated batch, then set the learning rate that it is for."""
+        """Record the loss of the accumulated batch and set the learning rate of its update."""
         groups = self.trainer.optimizer.param_groups
         if not self._ratios:
-            peaks = [float(plain(group["lr"])) for group in groups]
+            peaks = [float(as_number(group["lr"])) for group in groups]
             self._ratios = [peak / max(peaks) if max(peaks) > 0 else 1.0 for peak in peaks]
         loss = self._mean_loss()
         if not math.isfinite(loss):
-            raise StopTrainingError("The loss is no number any more")
+            raise StopTrainingError("The loss is NaN or infinite")
         count = len(self.losses) + 1
         self._average = self.smoothing * self._average + (1 - self.smoothing) * loss
         smoothed = self._average / (1 - self.smoothing**count)
         lowest = min([*self.smoothed, smoothed])
         if self.stop_factor is not None and smoothed > self.stop_factor * lowest > 0:
-            raise StopTrainingError("The loss grows")
+            raise StopTrainingError("The loss has grown beyond stop_factor times its minimum")
         self.losses.append(loss)
         self.smoothed.append(smoothed)
         for group, ratio in zip(groups, self._ratios, strict=True):
             set_value(group, "lr", self.lrs[count - 1] * ratio)
 
     def _mean_loss(self) -> float:
-        """The mean over the samples of this update, on all processes."""
+        """The mean over the samples of this update, over all processes."""
         trainer = self.trainer
         sums = trainer._engine.sum(trainer._loss_tracker.sums(trainer.device)).tolist()
         total, items = (now - before for now, before in zip(sums, self._sums, strict=True))

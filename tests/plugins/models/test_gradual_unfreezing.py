@@ -1,4 +1,4 @@
-"""Gradual unfreezing: what is trained when, in one run, in a resumed one, and on two processes."""
+"""Gradual unfreezing: what is trained when, in a run, a resumed run, and on two processes."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Net(nn.Module):
 
 
 class Watch(TrainerCallback):
-    """Notes which parts of the model each update has changed."""
+    """Records which parts of the model each update changes."""
 
     def __init__(self) -> None:
         self.changed: list[str] = []
@@ -54,7 +54,7 @@ def trainer_with(*callbacks, lr=0.1, optimizer=torch.optim.AdamW, settings=None)
     )
 
 
-ALL_FROZEN = {"freeze_batch_norms": True}  # (otherwise the stem's batch norm is always trained)
+ALL_FROZEN = {"freeze_batch_norms": True}  # otherwise the stem's batch norm is always trained
 
 
 def test_each_part_is_trained_from_its_epoch_on():
@@ -65,7 +65,7 @@ def test_each_part_is_trained_from_its_epoch_on():
     assert watch.changed == ["h", "h", "bh", "bh", "bhs", "bhs"]
 
 
-def test_layer_groups_go_by_index_and_times_by_updates():
+def test_a_plan_can_have_layer_group_indices_and_times_in_updates():
     watch = Watch()
     plan = {"0 updates": -1, "3 updates": [1], "4 updates": [0, "body"]}
     trainer = trainer_with(GradualUnfreezingCallback(plan, **ALL_FROZEN), watch)
@@ -74,7 +74,7 @@ def test_layer_groups_go_by_index_and_times_by_updates():
 
 
 @pytest.mark.parametrize("time", ["50%", "66 samples", "1.5 epochs"])
-def test_times_have_any_unit(time):
+def test_times_can_have_any_unit(time):
     watch = Watch()
     plan = {"0%": "head", time: "body"}
     trainer = trainer_with(GradualUnfreezingCallback(plan, **ALL_FROZEN), watch)
@@ -82,7 +82,7 @@ def test_times_have_any_unit(time):
     assert watch.changed == ["h"] * 3 + ["bh"] * 3
 
 
-def test_accumulated_gradients_are_never_cut_by_unfreezing():
+def test_unfreezing_never_happens_between_accumulated_micro_batches():
     watch = Watch()
     plan = {"0 samples": "head", "8 samples": "body"}  # reached before the first update
     trainer = trainer_with(GradualUnfreezingCallback(plan, **ALL_FROZEN), watch)
@@ -92,7 +92,7 @@ def test_accumulated_gradients_are_never_cut_by_unfreezing():
     assert watch.changed == ["h", "bh"]
 
 
-def test_what_the_plan_does_not_name_stays_frozen_but_batch_norms_train():
+def test_parts_not_in_the_plan_stay_frozen_except_batch_norms():
     watch = Watch()
     trainer = trainer_with(GradualUnfreezingCallback({"0 epochs": "head"}), watch)
     trainer.train(tiny_data(), 1, per_device_batch_size=22)
@@ -101,7 +101,7 @@ def test_what_the_plan_does_not_name_stays_frozen_but_batch_norms_train():
     assert trainer.model.stem[1].weight.requires_grad
 
 
-def test_frozen_modules_are_in_evaluation_mode_if_asked_and_frozen_batch_norms_stay():
+def test_frozen_modules_can_be_in_evaluation_mode_and_frozen_batch_norms_stay_in_it():
     plan = {"0 epochs": "head", "1 epochs": "*"}
     trainer = trainer_with(GradualUnfreezingCallback(plan, set_modules_as_eval=True))
     freeze_batch_norm(trainer.model)
@@ -117,7 +117,7 @@ def test_frozen_modules_are_in_evaluation_mode_if_asked_and_frozen_batch_norms_s
     assert not trainer.model.stem[1].weight.requires_grad
 
 
-def test_each_run_begins_the_plan_anew():
+def test_each_run_restarts_the_plan():
     watch = Watch()
     callback = GradualUnfreezingCallback({"0 epochs": "head", "1 epochs": "*"}, **ALL_FROZEN)
     trainer = trainer_with(callback, watch)
@@ -126,7 +126,7 @@ def test_each_run_begins_the_plan_anew():
     assert watch.changed == ["h", "bhs", "h", "bhs"]
 
 
-def test_the_run_says_what_it_trains(capsys):
+def test_the_run_prints_what_it_trains(capsys):
     trainer_with(GradualUnfreezingCallback({"0 epochs": "head", "1 epochs": "body"})).train(
         tiny_data(), 2
     )
@@ -136,7 +136,7 @@ def test_the_run_says_what_it_trains(capsys):
 
 
 @pytest.mark.parametrize("unit", ["epochs", "updates"])
-def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(tmp_path, unit):
+def test_a_resumed_run_equals_the_uninterrupted_one_bit_for_bit(tmp_path, unit):
     times = {"epochs": (1, 2), "updates": (2, 4)}[unit]
     plan = {f"0 {unit}": "head", f"{times[0]} {unit}": "body", f"{times[1]} {unit}": "*"}
 
@@ -157,7 +157,7 @@ def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(tmp_path, unit):
         assert_identical(weights_of(resumed), weights_of(whole))
 
 
-def test_a_state_loaded_outside_a_run_freezes_as_it_was(tmp_path):
+def test_a_state_loaded_outside_a_run_restores_the_frozen_parts(tmp_path):
     plan = {"0 epochs": "head", "1 epochs": "body", "9 epochs": "stem"}
     first, second = (trainer_with(GradualUnfreezingCallback(plan)) for _ in "12")
     first.train(tiny_data(), 2)
@@ -170,7 +170,7 @@ def test_a_state_loaded_outside_a_run_freezes_as_it_was(tmp_path):
     assert not second.model.stem[0].weight.requires_grad
 
 
-def test_unfrozen_groups_are_trained_at_their_own_rates():
+def test_unfrozen_groups_are_trained_at_their_own_learning_rates():
     model = Net()
     optimizer = torch.optim.SGD(discriminative_param_groups(model, lr=(1e-6, 0.1)))
     before = {name: value.clone() for name, value in model.state_dict().items()}
@@ -181,23 +181,26 @@ def test_unfrozen_groups_are_trained_at_their_own_rates():
     assert not torch.equal(model.state_dict()["stem.0.weight"], before["stem.0.weight"])
 
 
-# -- What is wrong with a plan --------------------------------------------------------------------
+# -- Errors ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     ("plan", "message"),
     [
         ({}, "trains nothing at first"),
-        ({"1 epochs": "head"}, "trains nothing at first: say what .* from '0 epochs' on"),
-        ({"0 epochs": "head", "1 epoch": "a", "1 epochs": "b"}, "two steps at one time, '1 epoch'"),
-        ({"0 epochs": "head", "0 updates": "body"}, "two steps at one time"),
+        ({"1 epochs": "head"}, "trains nothing at first: add what .* from '0 epochs' on"),
+        (
+            {"0 epochs": "head", "1 epoch": "a", "1 epochs": "b"},
+            "same time, '1 epoch'",
+        ),
+        ({"0 epochs": "head", "0 updates": "body"}, "two stages at the same time"),
         ({"0 epochs": "head", "1 epochs": "a", "9 updates": "b"}, "different units"),
         ({"0 epochs": "head", "1 epox": "a"}, "Did you mean 'epochs'"),
         ({"0 epox": "head"}, "Did you mean 'epochs'"),
         ({"0 epochs": []}, "unfreezes nothing at '0 epochs'"),
     ],
 )
-def test_a_plan_that_makes_no_sense_is_told(plan, message):
+def test_an_invalid_plan_is_rejected(plan, message):
     with pytest.raises(ValueError, match=message):
         GradualUnfreezingCallback(plan)
 
@@ -207,11 +210,11 @@ def test_a_plan_that_makes_no_sense_is_told(plan, message):
     [
         ({"0 epochs": "haed"}, ValueError, "no module or parameter 'haed'. Did you mean 'head'"),
         ({"0 epochs": 3}, IndexError, "no layer group 3: Net has 3"),
-        ({"0 epochs": "head", "1 epochs": "head.bias"}, ValueError, "the steps overlap"),
+        ({"0 epochs": "head", "1 epochs": "head.bias"}, ValueError, "the stages overlap"),
         ({"0 epochs": "head", "1 epochs": "body.1"}, ValueError, "has no parameters"),
     ],
 )
-def test_a_plan_that_does_not_fit_the_model_is_told_before_training(plan, error, message):
+def test_a_plan_that_does_not_fit_the_model_raises_before_training(plan, error, message):
     watch = Watch()
     trainer = trainer_with(GradualUnfreezingCallback(plan), watch)
     with pytest.raises(error, match=message):
@@ -219,18 +222,16 @@ def test_a_plan_that_does_not_fit_the_model_is_told_before_training(plan, error,
     assert not watch.changed
 
 
-def test_parameters_that_the_optimizer_does_not_hold_are_told():
+def test_parameters_that_the_optimizer_lacks_raise():
     trainer = trainer_with(
         GradualUnfreezingCallback({"0 epochs": "head", "1 epochs": "body"}),
         optimizer=lambda parameters, lr: torch.optim.SGD(list(parameters)[-2:], lr=lr),
     )
-    with pytest.raises(
-        ValueError, match=r"2 parameters that the optimizer doesn't hold, such as b"
-    ):
+    with pytest.raises(ValueError, match=r"2 parameters that the optimizer lacks, such as b"):
         trainer.train(tiny_data(), 1)
 
 
-def test_settings_hold_the_plan(tmp_path):
+def test_settings_can_define_the_plan(tmp_path):
     file = tmp_path / "pyproject.toml"
     file.write_text(
         """
@@ -246,7 +247,7 @@ def test_settings_hold_the_plan(tmp_path):
     assert watch.changed == ["h", "bhs"]
 
 
-def test_wrong_settings_are_told_before_training(tmp_path):
+def test_invalid_settings_raise_before_training(tmp_path):
     file = tmp_path / "pyproject.toml"
     file.write_text(
         """

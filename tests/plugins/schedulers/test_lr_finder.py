@@ -1,4 +1,4 @@
-"""The learning-rate finder: what it sees, what it suggests, and that it leaves no trace."""
+"""The learning-rate finder: recorded losses, suggestions, and that it restores everything."""
 
 import random
 from copy import deepcopy
@@ -19,7 +19,7 @@ from tests.plugins.schedulers.runs import data, new_trainer
 
 
 class Everything(TrainerCallback):
-    """Would record, save and stop; it is never called."""
+    """Records each event; the finder must never call it."""
 
     def __init__(self):
         self.called = []
@@ -37,14 +37,14 @@ class Everything(TrainerCallback):
         return (yield)
 
 
-def test_it_sees_the_losses_of_a_growing_learning_rate():
+def test_it_records_the_losses_of_a_growing_learning_rate():
     trainer = new_trainer(plugins=[])
     result = find_learning_rate(
         trainer, data(80), start_lr=1e-4, end_lr=1e-2, num_updates=21, stop_factor=None
     )
     assert result.lrs == pytest.approx([1e-4 * 10 ** (n / 10) for n in range(21)])
 
-    # By hand: the same batches, the same model, groups in the ratio 10 : 1.
+    # By hand: the same batches and model, groups in the ratio 10 : 1.
     by_hand = new_trainer(plugins=[])
     losses = []
 
@@ -80,7 +80,7 @@ def test_the_loss_of_an_update_is_the_mean_over_its_accumulated_batch():
     assert parts.losses == pytest.approx(whole.losses, rel=1e-4)
 
 
-def test_it_stops_where_the_loss_grows_or_is_no_number():
+def test_it_stops_when_the_loss_grows_or_is_nan():
     result = find_learning_rate(new_trainer(plugins=[]), data(80), end_lr=1e6)
     assert 10 < len(result.lrs) < 100
     assert max(result.smoothed) <= 4 * min(result.smoothed)
@@ -89,11 +89,11 @@ def test_it_stops_where_the_loss_grows_or_is_no_number():
     assert np.isfinite(further.losses).all()
 
 
-# -- No trace -------------------------------------------------------------------------------------
+# -- Everything is restored -----------------------------------------------------------------------
 
 
 class WithBuffers(nn.Module):
-    """Draws numbers, and has buffers that move: saved ones, unsaved ones, and replaced ones."""
+    """Draws random numbers and changes buffers: saved, unsaved and replaced ones."""
 
     unsaved: torch.Tensor
     replaced: torch.Tensor
@@ -113,7 +113,7 @@ class WithBuffers(nn.Module):
 
 
 def used_trainer(optimizer) -> Trainer:
-    """A trainer in the middle of its work: with a history, momentum, gradients and modes."""
+    """A trainer that has trained: with a history, momentum, gradients and modules in two modes."""
     torch.manual_seed(0)
     model = WithBuffers()
     trainer = Trainer(model, nn.MSELoss(), optimizer(model.parameters()), callbacks=[], plugins=[])
@@ -166,7 +166,7 @@ OPTIMIZERS = [
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
-def test_it_leaves_no_trace(optimizer):
+def test_it_restores_everything(optimizer):
     trainer = used_trainer(optimizer)
     rate = trainer.optimizer.param_groups[0]["lr"]
     before = state_of(trainer)
@@ -176,7 +176,7 @@ def test_it_leaves_no_trace(optimizer):
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
-def test_it_leaves_no_trace_where_something_is_raised(optimizer):
+def test_it_restores_everything_if_something_is_raised(optimizer):
     trainer = used_trainer(optimizer)
     before = state_of(trainer)
 
@@ -204,7 +204,7 @@ def test_it_leaves_no_trace_where_something_is_raised(optimizer):
     assert_the_same(before, state_of(trainer))
 
 
-def test_training_afterwards_is_as_if_it_had_never_been():
+def test_training_afterwards_gives_the_same_weights_as_without_it():
     plain, found = used_trainer(OPTIMIZERS[0]), used_trainer(OPTIMIZERS[0])
     find_learning_rate(found, data(), num_updates=12)
     for trainer in (plain, found):
@@ -213,7 +213,7 @@ def test_training_afterwards_is_as_if_it_had_never_been():
         assert torch.equal(one, other)
 
 
-def test_a_loaders_own_generator_is_put_back():
+def test_the_generator_of_a_loader_is_restored():
     generator = torch.Generator().manual_seed(1)
     loader = DataLoader(data(), batch_size=4, shuffle=True, generator=generator)
     before = generator.get_state()
@@ -221,7 +221,7 @@ def test_a_loaders_own_generator_is_put_back():
     assert torch.equal(generator.get_state(), before)
 
 
-def test_no_event_is_called_and_no_schedule_made_but_providers_are_asked():
+def test_no_event_is_called_and_no_scheduler_created_but_providers_are_called():
     class Halved:
         @hookimpl
         def calculate_train_batch_loss(self, trainer, batch):
@@ -254,8 +254,8 @@ def test_the_suggestions_are_fastais():
     losses += [3.0 - n / 10 for n in range(10)]
     losses += [2.0] * 10 + [3.0 + n for n in range(10)]
     found = result(losses)
-    # The first 6 and the last 5 are left out. The longest fall is 6..40, 35 long and so two thirds
-    # of its third after its begin, by whole numbers as fastai counts: 0 + 11 + 5.
+    # The first 6 and the last 5 are ignored. The longest decrease is 6..40, with 35 values. The
+    # suggestion is at a third plus half a third of it, in fastai's integers: 0 + 11 + 5.
     assert found.suggest("valley") == found.lrs[6 + 11 + 5]
     assert found.suggest("steep") == found.lrs[29]
     assert found.suggest("minimum") == pytest.approx(found.lrs[40] / 10)
@@ -263,8 +263,8 @@ def test_the_suggestions_are_fastais():
     assert str(found).startswith("60 updates up to 7.94e+00: valley 1.58e-03, steep")
 
 
-def longest_fall(losses: list[float]) -> int:
-    """By trying all of them."""
+def longest_decrease(losses: list[float]) -> int:
+    """By trying all subsequences."""
     best = 0
     for mask in range(1 << len(losses)):
         part = [loss for i, loss in enumerate(losses) if mask >> i & 1]
@@ -273,15 +273,15 @@ def longest_fall(losses: list[float]) -> int:
     return best
 
 
-def test_the_valley_is_the_longest_fall():
-    from pa_schedulers.finder import _valley
+def test_the_valley_is_in_the_longest_decrease():
+    from pa_schedulers.lr_finder import _valley
 
     generator = np.random.default_rng(0)
     for _ in range(20):
         losses = generator.random(9)
         lrs = np.arange(9.0)
-        length = longest_fall(losses.tolist())
-        ends = [i for i in range(9) if longest_fall(losses[: i + 1].tolist()) == length]
+        length = longest_decrease(losses.tolist())
+        ends = [i for i in range(9) if longest_decrease(losses[: i + 1].tolist()) == length]
         third = length / 3
         assert _valley(lrs, losses) == max(0, ends[0] - length) + int(third) + int(third / 2)
 
@@ -307,7 +307,7 @@ def test_a_plot_shows_the_losses_and_the_suggestions():
         ({"suggest": "valey"}, "Did you mean 'valley'"),
     ],
 )
-def test_numbers_that_make_no_sense_are_refused(arguments, message):
+def test_arguments_out_of_range_are_rejected(arguments, message):
     with pytest.raises(ValueError, match=message):
         find_learning_rate(new_trainer(plugins=[]), data(), **arguments)
     with pytest.raises(ValueError, match="2 updates are too few to suggest"):

@@ -1,4 +1,4 @@
-"""The functions that make a batch of samples, by name."""
+"""transformers' data collators, by name."""
 
 from __future__ import annotations
 
@@ -13,25 +13,26 @@ COLLATORS = ("padding", "token_classification", "causal_lm", "masked_lm", "seq2s
 def create_collator(
     name: str, tokenizer: Any, model: Any = None, mlm_probability: float = 0.15
 ) -> Callable[[Any], Any]:
-    """transformers' collator of a name.
+    """Create a data collator of transformers by name.
 
     Args:
         name: ``"padding"``, ``"token_classification"``, ``"causal_lm"``, ``"masked_lm"`` or
             ``"seq2seq"``.
-        tokenizer: pads, and knows the special tokens.
-        model: an encoder-decoder model prepares its decoder's inputs.
-        mlm_probability: the share of tokens that are masked for ``"masked_lm"``. Which ones is a
-            function of the seed and the place in the run.
+        tokenizer: the tokenizer that pads and defines the special tokens.
+        model: for ``"seq2seq"``, the model that prepares the decoder's inputs.
+        mlm_probability: the fraction of tokens that ``"masked_lm"`` masks. The choice of tokens is
+            a function of the seed and the position in the run.
 
     Raises:
-        ValueError: for a tokenizer that can't pad, or has no mask.
+        ValueError: for a tokenizer without a padding token, or without a mask token for
+            ``"masked_lm"``.
     """
     import transformers
 
     if tokenizer.pad_token is None:
         raise ValueError(
-            "The tokenizer has no padding token, and batches need one: set tokenizer.pad_token, "
-            "often to tokenizer.eos_token, and save it"
+            "The tokenizer has no padding token, which batches need: set tokenizer.pad_token, "
+            "often to tokenizer.eos_token, and save the tokenizer"
         )
     if name == "padding":
         return transformers.DataCollatorWithPadding(tokenizer)
@@ -41,7 +42,7 @@ def create_collator(
         return transformers.DataCollatorForSeq2Seq(tokenizer, model=model)
     masked = name == "masked_lm"
     if masked and tokenizer.mask_token is None:
-        raise ValueError("The tokenizer has no mask token, which a masked language model needs")
+        raise ValueError("The tokenizer has no mask token, which masked_lm needs")
     return transformers.DataCollatorForLanguageModeling(
         tokenizer, mlm=masked, mlm_probability=mlm_probability if masked else None
     )

@@ -1,4 +1,4 @@
-"""Lengths of schedules and of their phases: in updates, in epochs or as a share of the run."""
+"""The length of a run, and lengths of phases: in updates, in epochs or as a fraction of the run."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ LENGTH = "an int (updates), a fraction of the run (0.05), '5%', '500 updates' or
 
 
 def check_length(value: Any) -> Any:
-    """Return `value` if it is a length; it is counted later, when the run is known.
+    """Return `value` if it is a valid length; `RunLength.count` converts it once a run is known.
 
     Raises:
-        ValueError: for anything else.
+        ValueError: if it isn't.
     """
     if isinstance(value, bool) or not isinstance(value, int | float | str):
         raise ValueError(f"expected {LENGTH}")
     if isinstance(value, str):
         if Duration.parse(value).unit not in ("updates", "epochs", "percent"):
-            raise ValueError(f"a schedule can't tell how many updates {value!r} are: {LENGTH}")
+            raise ValueError(f"{value!r} can't be converted to updates; expected {LENGTH}")
     elif value < 0 or (isinstance(value, float) and value >= 1):
-        raise ValueError(f"expected {LENGTH}, and got {value!r}")
+        raise ValueError(f"expected {LENGTH}, got {value!r}")
     return value
 
 
@@ -33,11 +33,11 @@ Length = Annotated[int | float | str, BeforeValidator(check_length)]
 
 @dataclass(frozen=True, slots=True)
 class RunLength:
-    """How long a run is, in both units; None where that shows only on the way.
+    """The length of a run in updates and epochs; None if it isn't known in advance.
 
     Attributes:
-        num_updates: optimizer updates, on any number of processes.
-        num_epochs: the same in epochs; a fraction where the run ends within one.
+        num_updates: optimizer updates, independent of the number of processes.
+        num_epochs: the same length in epochs; a fraction if the run ends within an epoch.
 
     >>> run = RunLength(num_updates=300, num_epochs=3.0)
     >>> run.count(0.1), run.count("5%"), run.count("1 epoch"), run.count(7)
@@ -51,35 +51,35 @@ class RunLength:
 
     @property
     def updates_per_epoch(self) -> int | None:
-        """Updates of a whole epoch."""
+        """Updates per full epoch."""
         if self.num_updates is None or not self.num_epochs:
             return None
         return round(self.num_updates / self.num_epochs)
 
     def total(self, unit: str = "updates") -> Any:
-        """The whole run in ``"updates"`` (int) or ``"epochs"``.
+        """The run's length in ``"updates"`` (int) or ``"epochs"``.
 
         Raises:
-            ValueError: where it isn't known.
+            ValueError: if it isn't known.
         """
         total = self.num_updates if unit == "updates" else self.num_epochs
         if total is None:
             raise ValueError(
-                "the run's length is needed, which isn't known for a stream or a time limit: say "
-                'how many updates the run has, as in num_epochs="1000 updates"'
+                "the run's length is needed, but isn't known for a stream or a time limit: pass "
+                'a number of updates, as in num_epochs="1000 updates"'
             )
         return total
 
     def count(self, length: int | float | str, unit: str = "updates") -> Any:
-        """A length as a number of updates (int, the nearest) or of epochs.
+        """Convert a length to updates (rounded to an int) or epochs.
 
         Args:
-            length: as `check_length` takes it. An int is a number of `unit`, and a float below 1
-                a fraction of the run.
+            length: a length that `check_length` accepts. An int counts in `unit`; a float below 1
+                is a fraction of the run.
             unit: ``"updates"`` or ``"epochs"``.
 
         Raises:
-            ValueError: where it isn't a length, or this run's length is needed and not known.
+            ValueError: if it isn't a length, or if the run's length is needed but not known.
         """
         check_length(length)
         if isinstance(length, int):
@@ -94,7 +94,8 @@ class RunLength:
         per_epoch = self.updates_per_epoch
         if per_epoch is None:
             raise ValueError(
-                f"how many {unit} {length!r} are isn't known in this run: give the length in {unit}"
+                f"{length!r} can't be converted to {unit}, because the length of an epoch isn't "
+                f"known: give the length in {unit}"
             )
         return _rounded(
             duration.value * per_epoch if unit == "updates" else duration.value / per_epoch, unit

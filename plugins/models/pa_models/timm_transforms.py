@@ -1,4 +1,4 @@
-"""The transforms that suit a timm model."""
+"""Image transforms that match a timm model."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ if TYPE_CHECKING:
 def create_transforms(
     model: nn.Module, **augmentation: Any
 ) -> tuple[Callable[[Any], Any], Callable[[Any], Any]]:
-    """Transforms for training and for evaluation, of the size and the colors that a model expects.
+    """Transforms for training and evaluation, with the size and normalisation of a timm model.
 
     Args:
-        model: a timm model, which knows its data configuration.
+        model: a timm model, which has a data configuration.
         **augmentation: arguments of `timm.data.create_transform` for training, such as
             ``auto_augment="rand-m9-mstd0.5"``, ``re_prob=0.25`` or ``color_jitter=0.3``.
 
     Returns:
-        Two functions of a PIL image, to tensors ``(channels, height, width)``.
+        Two functions from a PIL image to a tensor of shape ``(channels, height, width)``.
 
     Raises:
         ValueError: for a model without a data configuration.
@@ -30,8 +30,8 @@ def create_transforms(
 
     if not getattr(model, "pretrained_cfg", None):
         raise ValueError(
-            f"{type(model).__name__} has no data configuration (pretrained_cfg), as timm's models "
-            "have one: call timm.data.create_transform with its input_size, mean and std"
+            f"{type(model).__name__} has no data configuration (pretrained_cfg), unlike timm's "
+            "models: call timm.data.create_transform with its input_size, mean and std"
         )
     config = resolve_model_data_config(model)
     train = create_transform(**config, is_training=True, **augmentation)

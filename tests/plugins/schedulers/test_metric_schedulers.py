@@ -1,4 +1,4 @@
-"""Schedules that go by a metric: which one, how often, and where it is missing."""
+"""Metric-driven schedulers: which metric, how often they step, and a missing metric."""
 
 from functools import partial
 
@@ -11,7 +11,7 @@ from tests.plugins.schedulers.runs import data, new_trainer, seen_in
 
 
 class Accuracy(TrainerCallback):
-    """Records an accuracy that stays the same, as metrics plugins do, in each evaluation."""
+    """Records a constant accuracy in each evaluation, as metrics plugins do."""
 
     def on_eval_epoch_end(self, trainer, is_intermediate):
         trainer.run_history.update_metric("accuracy", 0.5)
@@ -34,15 +34,15 @@ def plateau(**options):
     )
 
 
-def test_it_steps_once_per_epoch_however_often_is_evaluated():
-    # The first value is the best; the second and the third are no better.
+def test_it_steps_once_per_epoch_even_with_more_evaluations():
+    # The first value is the best; the second and third aren't better.
     for more in ((), (EvaluateWithin(),)):
         trainer = new_trainer(Accuracy(), *more, plugins=[plateau()])
         found = first_of_each_epoch(seen_in(trainer, 4))
         assert found == [0.01, 0.01, 0.005, 0.0025]
 
 
-def test_settings_say_what_is_watched_and_what_is_better(tmp_path):
+def test_settings_choose_the_metric_and_whether_greater_is_better(tmp_path):
     class Falling(TrainerCallback):
         def on_eval_epoch_end(self, trainer, is_intermediate):
             trainer.run_history.update_metric("accuracy", 1 / trainer.position.epoch)
@@ -64,14 +64,14 @@ def test_settings_say_what_is_watched_and_what_is_better(tmp_path):
     assert first_of_each_epoch(seen_in(trainer)) == [0.01, 0.01, 0.01]
 
 
-def test_it_works_for_a_schedule_that_code_builds():
+def test_it_works_for_a_scheduler_built_in_code():
     create = partial(ReduceLROnPlateau, patience=0, factor=0.5)
     trainer = new_trainer(Accuracy(), plugins=[SchedulersPlugin(watch_metric="accuracy")])
     found = seen_in(trainer, create_scheduler_fn=create)
     assert first_of_each_epoch(found) == [0.01, 0.01, 0.005]
     trainer = new_trainer(Accuracy(), plugins=[SchedulersPlugin(watch_metric="accuracy")])
     found = seen_in(trainer, create_scheduler_fn="reduce_lr_on_plateau")
-    assert first_of_each_epoch(found) == [0.01] * 3  # (torch's own patience is 10)
+    assert first_of_each_epoch(found) == [0.01] * 3  # torch's default patience is 10
 
 
 def test_a_metric_of_training_needs_no_evaluation():
@@ -82,7 +82,7 @@ def test_a_metric_of_training_needs_no_evaluation():
     assert len(set(first_of_each_epoch(found))) == 2
 
 
-def test_a_metric_that_is_missing_is_told():
+def test_a_missing_metric_raises():
     plugin = SchedulersPlugin(name="reduce_lr_on_plateau")
     with pytest.raises(ValueError, match="needs an eval_dataset"):
         seen_in(new_trainer(plugins=[plugin]), eval_dataset=None)
@@ -90,7 +90,7 @@ def test_a_metric_that_is_missing_is_told():
         seen_in(new_trainer(plugins=[plateau()]))
 
 
-def test_an_epoch_that_has_recorded_nothing_is_no_bad_one():
+def test_an_epoch_that_records_no_value_does_not_count_as_a_bad_one():
     class Sometimes(TrainerCallback):
         def on_eval_epoch_end(self, trainer, is_intermediate):
             if trainer.position.epoch != 2:
@@ -124,7 +124,7 @@ def test_the_patience_is_part_of_the_state(options, tmp_path):
     assert whole[35] != whole[25]
 
 
-def test_a_second_run_goes_by_its_own_values():
+def test_a_second_run_uses_only_its_own_values():
     trainer = new_trainer(Accuracy(), plugins=[plateau()])
     seen_in(trainer, 4)
     for group, rate in zip(trainer.optimizer.param_groups, (0.01, 0.001), strict=True):
@@ -133,15 +133,15 @@ def test_a_second_run_goes_by_its_own_values():
     trainer = new_trainer(Accuracy(), plugins=[plateau()])
     seen_in(trainer, 1)
     trainer.train(data(), 1, eval_dataset=data(8), reset_run_history=False)
-    assert trainer.optimizer.param_groups[0]["lr"] == 0.01  # one value each, and so no worse one
+    assert trainer.optimizer.param_groups[0]["lr"] == 0.01  # one value per run, so none is worse
 
 
-class Told(SchedulerBase):
+class WithoutCount(SchedulerBase):
     def get_updated_values(self, num_updates):
         return [lr / (1 + num_updates) for lr in self.base_lr_values]
 
 
-def test_a_schedule_that_keeps_no_count_is_told_the_number_of_updates():
+def test_a_scheduler_that_keeps_no_count_gets_the_number_of_updates():
     trainer = new_trainer(plugins=[SchedulersPlugin()])
-    found = seen_in(trainer, "5 updates", create_scheduler_fn=Told)
+    found = seen_in(trainer, "5 updates", create_scheduler_fn=WithoutCount)
     assert [first for first, _ in found] == [0.01 / (1 + n) for n in range(5)]

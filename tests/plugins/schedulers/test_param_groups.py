@@ -1,4 +1,4 @@
-"""Schedules of single parameter groups, of weight decay and of momentum."""
+"""Schedulers of selected parameter groups, of weight decay and of momentum."""
 
 import math
 
@@ -18,7 +18,7 @@ def linear(peak: float, total: int = 30, end: float = 0.0) -> list[float]:
     return [end + (peak - end) * (1 - n / total) for n in range(total)]
 
 
-def test_groups_have_schedules_of_their_own_by_name_and_by_place(tmp_path):
+def test_groups_can_have_their_own_scheduler_by_name_or_index(tmp_path):
     text = """
         [tool.pa-core]
         plugins = ["schedulers"]
@@ -36,7 +36,7 @@ def test_groups_have_schedules_of_their_own_by_name_and_by_place(tmp_path):
     assert again == found
 
 
-def test_a_group_can_have_a_schedule_where_the_others_have_none():
+def test_one_group_can_have_a_scheduler_and_the_others_none():
     plugin = SchedulersPlugin(groups={"head": {"name": "timm/cosine"}})
     found = seen_in(new_trainer(plugins=[plugin]))
     assert [first for first, _ in found] == [FIRST] * 30
@@ -50,7 +50,7 @@ def with_decay(groups):
 
 
 @pytest.mark.parametrize("name", ["cosine", "timm/cosine", "transformers/cosine"])
-def test_weight_decay_has_a_schedule_beside_the_learning_rates(name, tmp_path):
+def test_weight_decay_can_have_a_scheduler_besides_the_learning_rate(name, tmp_path):
     text = f"""
         [tool.pa-core]
         plugins = ["schedulers"]
@@ -70,7 +70,7 @@ def test_weight_decay_has_a_schedule_beside_the_learning_rates(name, tmp_path):
     assert rates == [pytest.approx(pair) for pair in zip(linear(FIRST), linear(HEAD), strict=True)]
 
 
-def test_weight_decay_may_rise():
+def test_weight_decay_can_rise():
     plugin = SchedulersPlugin(weight_decay={"name": "linear", "min_lr_ratio": 10})
     trainer = new_trainer(plugins=[plugin], optimizer=with_decay)
     found = [first for first, _ in seen_in(trainer, field="weight_decay")]
@@ -84,7 +84,7 @@ def test_weight_decay_may_rise():
         (AdamW, "betas", [(beta, 0.999) for beta in linear(0.9, end=0.45)]),
     ],
 )
-def test_momentum_has_a_schedule_and_so_has_adams_first_beta(optimizer, field, expected):
+def test_momentum_or_adams_first_beta_can_have_a_scheduler(optimizer, field, expected):
     plugin = SchedulersPlugin(momentum={"name": "linear", "min_lr_ratio": 0.5})
     found = seen_in(new_trainer(plugins=[plugin], optimizer=optimizer), field=field)
     assert [pytest.approx(value) for value in expected] == [first for first, _ in found]
@@ -99,7 +99,7 @@ class Save(TrainerCallback):
             trainer.save_training_state(self.folder / "state")
 
 
-def test_all_of_them_go_on_where_a_state_was_saved(tmp_path):
+def test_all_of_them_resume_from_a_training_state(tmp_path):
     def plugin():
         return SchedulersPlugin(
             name="reduce_lr_on_plateau",
@@ -125,12 +125,12 @@ def test_all_of_them_go_on_where_a_state_was_saved(tmp_path):
     trainer = new_trainer(plugins=[other], optimizer=with_decay)
     with (
         pytest.warns(UserWarning, match="is of a run that differs: optimizer_settings"),
-        pytest.raises(TrainingStateError, match="The state is of 4 schedules, and this run has 2"),
+        pytest.raises(TrainingStateError, match="state has 4 schedulers, but this run has 2"),
     ):
         seen_in(trainer, resume_from=tmp_path / "state")
 
 
-def test_what_code_passes_replaces_the_learning_rates_alone():
+def test_a_scheduler_passed_in_code_replaces_only_those_of_the_learning_rate():
     plugin = SchedulersPlugin(
         name="cosine",
         groups={"head": {"name": "constant"}},
@@ -145,7 +145,7 @@ def test_what_code_passes_replaces_the_learning_rates_alone():
     )
 
 
-def test_of_groups_that_hold_functions_the_numbers_alone_are_saved():
+def test_only_numbers_of_groups_that_contain_functions_are_saved():
     def with_function(groups):
         return SGD([{**group, "normalize": torch.sign} for group in groups])
 
@@ -167,31 +167,31 @@ class Registering:
         return {"doubling": lambda optimizer, num_updates, num_epochs: Doubling(optimizer)}
 
 
-def test_a_schedule_of_another_plugin_serves_groups_and_fields_too():
+def test_a_scheduler_of_another_plugin_works_for_groups_and_fields():
     plugins = [Registering(), SchedulersPlugin(groups={"head": {"name": "doubling"}})]
     found = seen_in(new_trainer(plugins=plugins), "3 updates")
     assert found == [[FIRST, HEAD], [FIRST, 2 * HEAD], [FIRST, 4 * HEAD]]
     plugins = [Registering(), SchedulersPlugin(name="doubling")]
     assert seen_in(new_trainer(plugins=plugins), "2 updates")[1] == [2 * FIRST, 2 * HEAD]
     plugins = [Registering(), SchedulersPlugin(name="doubling", warmup=2)]
-    with pytest.raises(ValueError, match="'doubling' has no option 'warmup'. It takes none"):
+    with pytest.raises(ValueError, match="'doubling' has no option 'warmup'. It has no options"):
         seen_in(new_trainer(plugins=plugins))
     with pytest.raises(PluginNotFoundError, match="Did you mean 'doubling'"):
         seen_in(new_trainer(plugins=[Registering(), SchedulersPlugin(name="doublign")]))
 
 
-def test_a_group_that_is_not_there_is_told_with_those_that_are():
+def test_an_unknown_group_raises_with_the_known_names():
     plugin = SchedulersPlugin(groups={"haed": {"name": "linear"}})
-    with pytest.raises(ValueError, match="group 'haed'. Did you mean 'head'. It has 0, head"):
+    with pytest.raises(ValueError, match="group 'haed'. Did you mean 'head'. Its groups: 0, head"):
         seen_in(new_trainer(plugins=[plugin]))
 
 
-def test_a_field_that_is_not_there_is_told():
+def test_an_unknown_field_raises():
     with pytest.raises(ValueError, match=r"param_groups\[0\] has no 'betas2' to schedule"):
         create_schedule(SGD([torch.zeros(1)], lr=1.0), "linear", 10, field="betas2")
 
 
-def test_mistakes_of_the_settings_are_told_with_their_place(tmp_path):
+def test_errors_in_the_settings_name_their_table(tmp_path):
     text = """
         [tool.pa-core]
         plugins = ["schedulers"]

@@ -1,8 +1,8 @@
-"""Lengths of phases, counted in the run's own updates."""
+"""Conversion of lengths to updates and epochs of a run."""
 
 import pytest
 
-from pa_schedulers.lengths import RunLength
+from pa_schedulers.run_length import RunLength
 
 RUN = RunLength(num_updates=170, num_epochs=1.7)
 
@@ -21,19 +21,19 @@ RUN = RunLength(num_updates=170, num_epochs=1.7)
         ("0.333%", 1, 0.005661),
     ],
 )
-def test_a_length_in_any_unit_is_counted_in_updates_and_in_epochs(length, updates, epochs):
+def test_a_length_in_any_unit_converts_to_updates_and_epochs(length, updates, epochs):
     assert RUN.count(length) == updates
     assert isinstance(RUN.count(length), int)
     assert RUN.count(length, "epochs") == pytest.approx(epochs)
 
 
 @pytest.mark.parametrize("length", [True, -1, 1.0, 5.5, None, "soon", "15 minutes", "9 samples"])
-def test_what_is_no_length_is_refused(length):
-    with pytest.raises(ValueError, match="duration|length|expected|can.t tell"):
+def test_an_invalid_length_is_rejected(length):
+    with pytest.raises(ValueError, match="duration|length|expected"):
         RUN.count(length)
 
 
-def test_a_run_of_unknown_length_knows_its_own_units_alone():
+def test_a_run_of_unknown_length_converts_no_units():
     run = RunLength(None)
     assert run.count("7 updates") == 7
     assert run.count(7) == 7
@@ -41,7 +41,7 @@ def test_a_run_of_unknown_length_knows_its_own_units_alone():
     for length in (0.1, "5%"):
         with pytest.raises(ValueError, match="the run's length is needed"):
             run.count(length)
-    with pytest.raises(ValueError, match="how many updates '2 epochs' are isn't known"):
+    with pytest.raises(ValueError, match="'2 epochs' can't be converted to updates"):
         run.count("2 epochs")
-    with pytest.raises(ValueError, match="how many epochs '2 updates' are isn't known"):
+    with pytest.raises(ValueError, match="'2 updates' can't be converted to epochs"):
         run.count("2 updates", "epochs")

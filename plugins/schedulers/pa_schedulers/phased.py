@@ -1,4 +1,4 @@
-"""Schedules of the learning rate in three phases: warm-up, the schedule proper, cool-down."""
+"""Learning-rate schedulers with three phases: warm-up, decay, cool-down."""
 
 from __future__ import annotations
 
@@ -17,53 +17,53 @@ if TYPE_CHECKING:
     from torch.optim import Optimizer
 
 UPDATES_PER_EPOCH: Any = TrainerPlaceholderValues.NUM_UPDATE_STEPS_PER_EPOCH
-# Not NUM_EPOCHS: a run of "500 updates" may end within an epoch, and the schedule with it.
+# Not NUM_EPOCHS: a run of "500 updates" may end within an epoch, and the schedule must end there.
 EPOCHS: Any = TrainerPlaceholderValues.NUM_UPDATES / UPDATES_PER_EPOCH
 
 
 class PhasedLrScheduler(StatefulSchedulerBase):
     r"""Linear warm-up, then a decay from the peak to the minimum, then the minimum.
 
-    With :math:`W` updates of warm-up, :math:`C` of cool-down and :math:`N` in all, a parameter
-    group whose optimizer was given the learning rate :math:`p` has, for the update that follows
-    :math:`n` updates, the learning rate
+    With :math:`W` updates of warm-up, :math:`C` of cool-down and :math:`N` in total, a parameter
+    group that the optimizer was given with the learning rate :math:`p` has, after :math:`n`
+    updates, the learning rate
 
     .. math::
         s + (p - s)\,n / W \quad (n < W), \qquad
         m + (p - m)\,d\!\left(\frac{n - W}{N - C - W}\right) \quad (W \le n < N - C), \qquad
         m \quad (n \ge N - C)
 
-    where :math:`s` is the warm-up's start, :math:`m` the minimum and :math:`d` falls from 1 to 0.
-    So the minimum is reached exactly where the run ends, or where the cool-down begins.
+    where :math:`s` is the start of the warm-up, :math:`m` the minimum, and :math:`d` falls from 1
+    to 0. The minimum is reached exactly at the end of the run, or at the start of the cool-down.
 
     With noise, a value :math:`v` becomes :math:`v (1 + \epsilon_n)`, where :math:`\epsilon_n` is
-    normally distributed, drawn anew until it is below `noise_pct`, and the same for all groups. It
-    depends on `noise_seed` and :math:`n` alone, as in `timm
+    normally distributed, resampled until it is below `noise_pct`, and the same for all groups. It
+    is a function of `noise_seed` and :math:`n`, as in `timm
     <https://github.com/huggingface/pytorch-image-models>`_.
 
-    A length in epochs may be a fraction; with ``num_update_steps_per_epoch=1`` all of them are
-    counted in updates.
+    A length in epochs may be a fraction. With ``num_update_steps_per_epoch=1``, all lengths are in
+    updates.
 
     Args:
-        optimizer: its parameter groups' learning rates are the peaks.
-        total_num_epochs: length of the run, warm-up and cool-down included.
-        num_update_steps_per_epoch: how many updates each epoch has.
+        optimizer: the learning rates of its parameter groups are the peaks.
+        total_num_epochs: length of the run, including warm-up and cool-down.
+        num_update_steps_per_epoch: updates per epoch.
         lr_min: the minimum, the same for all parameter groups.
-        min_lr_ratio: the minimum as a share of each group's peak; it comes before `lr_min`.
+        min_lr_ratio: the minimum as a fraction of each group's peak; overrides `lr_min`.
         num_warmup_epochs: length of the warm-up.
         warmup_starting_lr: where the warm-up starts, the same for all parameter groups.
-        warmup_starting_lr_ratio: where it starts as a share of each group's peak; it comes before
-            `warmup_starting_lr`.
-        num_cooldown_epochs: how long the minimum is held at the end.
-        noise_range: where noise is added: from this epoch on, or from the first epoch of a pair to
-            the second. None for no noise.
-        noise_pct: the greatest noise, as a share of the learning rate.
-        noise_std: the noise's standard deviation, as a share of the learning rate.
-        noise_seed: of the noise.
+        warmup_starting_lr_ratio: where the warm-up starts, as a fraction of each group's peak;
+            overrides `warmup_starting_lr`.
+        num_cooldown_epochs: length of the cool-down, which stays at the minimum.
+        noise_range: the epoch from which noise is added, or a pair of the first epoch with noise
+            and the first without it. None for no noise.
+        noise_pct: the maximum of the noise, as a fraction of the learning rate.
+        noise_std: the standard deviation of the noise, as a fraction of the learning rate.
+        noise_seed: the seed of the noise.
 
     Raises:
-        ValueError: for a length or a learning rate below 0, for a run without an update, and for
-            a warm-up and a cool-down that are longer than the run.
+        ValueError: for a negative length or learning rate, for a run without updates, or if warm-up
+            and cool-down are longer than the run.
     """
 
     def __init__(
@@ -93,14 +93,14 @@ class PhasedLrScheduler(StatefulSchedulerBase):
             "noise_std": noise_std,
         }.items():
             if value < 0:
-                raise ValueError(f"{name} must not be negative, and is {value}")
-        if noise_pct <= 0:  # no number would ever be small enough
-            raise ValueError(f"noise_pct must be positive, and is {noise_pct}")
+                raise ValueError(f"{name} must not be negative, got {value}")
+        if noise_pct <= 0:  # no sample would be small enough
+            raise ValueError(f"noise_pct must be positive, got {noise_pct}")
         self.total_iterations = round(total_num_epochs * num_update_steps_per_epoch)
         self.warmup_iterations = round(num_warmup_epochs * num_update_steps_per_epoch)
         self.num_cooldown_iterations = round(num_cooldown_epochs * num_update_steps_per_epoch)
         if self.total_iterations < 1:
-            raise ValueError("A schedule needs a run of at least one update")
+            raise ValueError("A scheduler needs a run of at least one update")
         if self.warmup_iterations + self.num_cooldown_iterations > self.total_iterations:
             raise ValueError(
                 f"{self.warmup_iterations} updates of warm-up and {self.num_cooldown_iterations} "
@@ -115,10 +115,10 @@ class PhasedLrScheduler(StatefulSchedulerBase):
 
     @abstractmethod
     def decay(self, progress: float) -> float:
-        """What is left between minimum and peak, from 1 to 0, at `progress` from 0 to 1."""
+        """The height between minimum (0) and peak (1) at `progress`, from 0 to 1."""
 
     def get_updated_values(self, num_updates: int) -> list[float]:
-        """Each parameter group's learning rate for the update that follows `num_updates`."""
+        """Each parameter group's learning rate after `num_updates` updates."""
         values = [self._get_value(num_updates, peak) for peak in self.base_lr_values]
         first, end = self.noise_updates
         if not first <= num_updates < end:
@@ -140,7 +140,7 @@ class PhasedLrScheduler(StatefulSchedulerBase):
             start = self.warmup_lr_init if ratio is None else ratio * peak
             return start + (peak - start) * num_updates / warmup
         minimum = self.lr_min if self.lr_min_ratio is None else self.lr_min_ratio * peak
-        # Past the end of the run, the learning rate stays where it ended.
+        # After the end of the run, the learning rate stays constant.
         progress = (num_updates - warmup) / (end - warmup) if num_updates < end else 1.0
         return minimum + (peak - minimum) * self.decay(progress)
 
@@ -151,10 +151,9 @@ class PhasedLrScheduler(StatefulSchedulerBase):
         num_update_steps_per_epoch: int = UPDATES_PER_EPOCH,
         **options: Any,
     ) -> Callable[[Optimizer], Self]:
-        """A function of the optimizer that builds the schedule, for ``Trainer.train``.
+        """A function of the optimizer that builds the scheduler, for ``Trainer.train``.
 
-        The length of the run is filled in by the trainer. `options` are the class' other
-        arguments.
+        The trainer fills in the length of the run. `options` are the other arguments of the class.
         """
         return partial(
             cls,
@@ -167,7 +166,7 @@ class PhasedLrScheduler(StatefulSchedulerBase):
 def _noise_updates(
     noise_range: float | Sequence[float] | None, updates_per_epoch: int
 ) -> tuple[float, float]:
-    """The first update with noise, and the first one without it again."""
+    """The first update with noise, and the first one after it without."""
     if noise_range is None:
         return math.inf, math.inf
     if not isinstance(noise_range, Sequence):
@@ -180,11 +179,12 @@ class CosineLrScheduler(PhasedLrScheduler):
     r"""Cosine annealing without restarts: :math:`d(x) = (1 + \cos \pi x^k) / 2`.
 
     See `SGDR <https://arxiv.org/abs/1608.03983>`_, and `k-decay
-    <https://arxiv.org/abs/2004.05909>`_ for the exponent. Arguments and phases are those of
-    `PhasedLrScheduler`, and:
+    <https://arxiv.org/abs/2004.05909>`_ for the exponent. Phases and other arguments as for
+    `PhasedLrScheduler`.
 
     Args:
-        k_decay: above 1, the learning rate stays high for longer, and falls faster then.
+        k_decay: the exponent; above 1, the learning rate stays high for longer and then falls
+            faster.
 
     >>> import torch
     >>> optimizer = torch.optim.SGD([torch.zeros(1)], lr=1.0)
@@ -229,7 +229,7 @@ class CosineLrScheduler(PhasedLrScheduler):
             noise_seed=noise_seed,
         )
         if k_decay <= 0:
-            raise ValueError(f"k_decay must be positive, and is {k_decay}")
+            raise ValueError(f"k_decay must be positive, got {k_decay}")
         self.k_decay = k_decay
 
     def decay(self, progress: float) -> float:
@@ -246,10 +246,7 @@ class LinearLrScheduler(PhasedLrScheduler):
 
 
 class ConstantLrScheduler(PhasedLrScheduler):
-    """The peak, after a warm-up; arguments as for `PhasedLrScheduler`.
-
-    The run's length makes no difference.
-    """
+    """The constant peak after a warm-up; arguments as for `PhasedLrScheduler`."""
 
     def decay(self, progress: float) -> float:
         """Always 1."""

@@ -1,31 +1,30 @@
-"""What is asked for when a schedule is asked for by name, and what is wrong with it."""
+"""A scheduler as it is requested by name, and the check of its options."""
 
 from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
-from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from pa_core.errors import nearest
 
 if TYPE_CHECKING:
-    from pa_schedulers.lengths import RunLength
+    from pa_schedulers.run_length import RunLength
 
 EVAL_LOSS = "eval_loss_epoch"
 
 
 @dataclass(frozen=True)
-class Request:
-    """A schedule by name, for a run.
+class SchedulerSpec:
+    """A scheduler requested by name for a run.
 
     Attributes:
-        name: with the prefix of its library, where it has one.
+        name: with the prefix of its library, if it has one.
         run: the run's length.
-        options: the schedule's own arguments, and ``warmup`` and ``cooldown``.
-        watch_metric: what a schedule that goes by a metric goes by.
-        greater_is_better: whether more of it is better.
+        options: the scheduler's own arguments, and ``warmup`` and ``cooldown``.
+        watch_metric: the metric that a metric-driven scheduler steps on.
+        greater_is_better: whether a greater value of it is better.
     """
 
     name: str
@@ -36,41 +35,38 @@ class Request:
 
     @property
     def mode(self) -> str:
-        """``"min"`` or ``"max"``, as schedules that go by a metric have it."""
+        """``"min"`` or ``"max"``, as metric-driven schedulers call it."""
         return "max" if self.greater_is_better else "min"
 
     def check_options(self, allowed: Iterable[str], required: Iterable[str] = ()) -> None:
-        """Tell which options the schedule doesn't know, or needs.
-
-        Raises:
-            ValueError: with the nearest name.
-        """
+        """Check the options; see the function `check_options`."""
         check_options(self.name, self.options, allowed, required)
 
 
 def check_options(
     name: str, options: Mapping[str, Any], allowed: Iterable[str], required: Iterable[str] = ()
 ) -> None:
-    """Tell which options the schedule `name` doesn't know, or needs.
+    """Check that the scheduler `name` accepts all options, and has all that it requires.
 
     Raises:
-        ValueError: with the nearest name.
+        ValueError: for an unknown option, with the closest name, or for a missing one.
     """
     known = sorted(set(allowed))
     for option in options:
         if option not in known:
-            takes = f"It takes {', '.join(known)}" if known else "It takes none"
+            accepted = f"Its options: {', '.join(known)}" if known else "It has no options"
             raise ValueError(
-                f"The schedule {name!r} has no option {option!r}.{nearest(option, known)} {takes}"
+                f"The scheduler {name!r} has no option {option!r}."
+                f"{nearest(option, known)} {accepted}"
             )
     missing = [option for option in required if option not in options]
     if missing:
-        raise ValueError(f"The schedule {name!r} needs {', '.join(missing)}")
+        raise ValueError(f"The scheduler {name!r} requires {', '.join(missing)}")
 
 
 def arguments_of(function: Callable[..., Any], without: Collection[str]) -> dict[str, Any]:
     """A function's named arguments with their defaults, `inspect.Parameter.empty` for none."""
-    if inspect.isclass(function):  # (a metaclass may hide its constructor's arguments)
+    if inspect.isclass(function):  # a metaclass may hide the arguments of __init__
         function = function.__init__
     kinds = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
     return {
@@ -81,24 +77,5 @@ def arguments_of(function: Callable[..., Any], without: Collection[str]) -> dict
 
 
 def required(arguments: Mapping[str, Any]) -> list[str]:
-    """The arguments that have no default."""
+    """The arguments without a default."""
     return [name for name, default in arguments.items() if default is inspect.Parameter.empty]
-
-
-def import_library(module: str, needed_by: str) -> Any:
-    """Import what an extra installs.
-
-    Raises:
-        ImportError: with the pip line, where it is missing.
-    """
-    library = module.partition(".")[0]
-    try:
-        return import_module(module)
-    except ModuleNotFoundError as error:
-        if error.name != library:
-            raise
-        extra = "plot" if library == "matplotlib" else library
-        raise ImportError(
-            f"{needed_by} needs {library}, which isn't installed: "
-            f"pip install 'pa-schedulers[{extra}]'"
-        ) from error

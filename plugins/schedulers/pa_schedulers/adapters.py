@@ -1,9 +1,9 @@
-"""Schedules of other libraries as the Trainer steps schedules: once per update, and by epochs.
+"""Adapters that give schedulers of other libraries the interface that the Trainer expects.
 
-The loop calls ``step()`` after each update. timm's schedules want the number of updates and, after
-each epoch, the number of epochs; `ReduceLROnPlateau` and its like want a metric; a `SchedulerBase`
-that keeps no count wants to be told. Each has a class here that does so. The plugin calls
-``end_epoch`` after each epoch of the run.
+The loop calls ``step()`` after each update, without arguments. timm's schedulers expect the number
+of updates and, after each epoch, the number of epochs; `ReduceLROnPlateau` and its relatives expect
+a metric; a `SchedulerBase` without a count expects the number of updates. Each has an adapter here.
+The plugin calls ``end_epoch`` after each epoch of the run.
 """
 
 from __future__ import annotations
@@ -13,18 +13,18 @@ from collections.abc import Mapping
 from copy import deepcopy
 from typing import TYPE_CHECKING, Any
 
-from pa_schedulers.base import plain
+from pa_schedulers.param_groups import as_number
 
 if TYPE_CHECKING:
     from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 
-class DrivenSchedule(ABC):
-    """A schedule with the same three methods, whatever is inside.
+class SchedulerAdapter(ABC):
+    """The common interface of adapted schedulers.
 
     Attributes:
-        scheduler: what is inside.
-        watch_metric: the metric of the run history that it goes by; None for none.
+        scheduler: the adapted scheduler.
+        watch_metric: the metric of the run history that it steps on, or None.
         follows_epochs: whether it needs `end_epoch`, which the plugin calls.
     """
 
@@ -36,34 +36,34 @@ class DrivenSchedule(ABC):
 
     @abstractmethod
     def step(self) -> None:
-        """An update was made."""
+        """Step after an update."""
 
     def end_epoch(self, metrics: Mapping[str, float]) -> None:
-        """An epoch of the run is over.
+        """Step after an epoch of the run.
 
         Args:
-            metrics: for each metric that is watched and was recorded since, its newest value.
+            metrics: the newest value of each watched metric that this epoch has recorded.
         """
 
     def get_last_lr(self) -> list[float]:
-        """The learning rates of the parameter groups, as torch's schedules tell them."""
-        return [plain(group["lr"]) for group in self.scheduler.optimizer.param_groups]
+        """The learning rates of the parameter groups, as torch's schedulers return them."""
+        return [as_number(group["lr"]) for group in self.scheduler.optimizer.param_groups]
 
     def state_dict(self) -> dict[str, Any]:
-        """Plain data."""
+        """The state, as plain data."""
         return {"scheduler": deepcopy(self.scheduler.state_dict())}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Go on from `state_dict`."""
+        """Restore the state that `state_dict` returned."""
         self.scheduler.load_state_dict(deepcopy(state_dict["scheduler"]))
 
 
-class StepsPerUpdate(DrivenSchedule):
+class StepsPerUpdate(SchedulerAdapter):
     """Steps after each update.
 
     Args:
-        scheduler: with ``step()``.
-        num_steps: after so many values, the last is held.
+        scheduler: has ``step()``.
+        num_steps: how many values it has; the last one is kept afterwards.
     """
 
     def __init__(self, scheduler: Any, num_steps: int | None = None) -> None:
@@ -76,7 +76,7 @@ class StepsPerUpdate(DrivenSchedule):
             self.scheduler.step()
 
 
-class StepsPerEpoch(DrivenSchedule):
+class StepsPerEpoch(SchedulerAdapter):
     """Steps after each epoch of the run; arguments as for `StepsPerUpdate`."""
 
     follows_epochs = True
@@ -86,7 +86,7 @@ class StepsPerEpoch(DrivenSchedule):
         self.num_steps = num_steps
 
     def step(self) -> None:
-        """Nothing happens within an epoch."""
+        """Do nothing: it steps in `end_epoch`."""
 
     def end_epoch(self, metrics: Mapping[str, float]) -> None:
         """Step, unless the last value is reached."""
@@ -94,8 +94,8 @@ class StepsPerEpoch(DrivenSchedule):
             self.scheduler.step()
 
 
-class FollowsMetric(DrivenSchedule):
-    """Steps with a metric's value, once after each epoch that has recorded one."""
+class FollowsMetric(SchedulerAdapter):
+    """Steps on a metric's value, once after each epoch that has recorded one."""
 
     follows_epochs = True
 
@@ -104,68 +104,68 @@ class FollowsMetric(DrivenSchedule):
         self.watch_metric = watch_metric
 
     def step(self) -> None:
-        """Nothing happens within an epoch."""
+        """Do nothing: it steps in `end_epoch`."""
 
     def end_epoch(self, metrics: Mapping[str, float]) -> None:
-        """Step with the metric's value."""
+        """Step on the metric's value, if there is a new one."""
         value = metrics.get(self.watch_metric or "")
         if value is not None:
             self.scheduler.step(value)
 
 
-class CountsUpdates(DrivenSchedule):
-    """Tells the number of updates to a `SchedulerBase`, which keeps no count."""
+class CountsUpdates(SchedulerAdapter):
+    """Counts updates for a `SchedulerBase` that keeps no count."""
 
     def __init__(self, scheduler: Any) -> None:
         super().__init__(scheduler)
         self.num_updates = 0
 
     def step(self) -> None:
-        """Count, and tell."""
+        """Count the update and pass the count on."""
         self.num_updates += 1
         self.scheduler.step_update(self.num_updates)
 
     def state_dict(self) -> dict[str, Any]:
-        """The count, and what is inside."""
+        """The count, and the scheduler's state."""
         return {**super().state_dict(), "num_updates": self.num_updates}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Go on from `state_dict`."""
+        """Restore the state that `state_dict` returned."""
         super().load_state_dict(state_dict)
         self.num_updates = state_dict["num_updates"]
 
 
 class TimmSchedule(CountsUpdates):
-    """Steps a timm schedule as timm's training script does.
+    """Steps a timm scheduler as timm's training script does.
 
-    ``step_update(num_updates)`` after each update and ``step(epochs, metric)`` after each epoch;
-    the schedule itself knows which of them it goes by.
+    It calls ``step_update(num_updates)`` after each update and ``step(epochs, metric)`` after each
+    epoch; the scheduler ignores one of the two.
 
     Args:
-        scheduler: one of timm's.
-        watch_metric: what a plateau goes by.
-        fits_run: whether its length was made from the run's.
+        scheduler: a timm scheduler.
+        watch_metric: the metric that a plateau scheduler steps on.
+        fits_run: whether its length was derived from the run's.
     """
 
     def __init__(self, scheduler: Any, watch_metric: str, *, fits_run: bool = False) -> None:
         super().__init__(scheduler)
         self.fits_run = fits_run
         self.num_epochs = 0
-        # timm's plateau is a torch schedule with a warm-up before it and noise upon it.
+        # timm's plateau scheduler wraps torch's, and adds a warm-up and noise.
         self.plateau: ReduceLROnPlateau | None = getattr(scheduler, "lr_scheduler", None)
         self.follows_epochs = scheduler.t_in_epochs
         if self.plateau is not None:
             self.watch_metric = watch_metric
 
     def end_epoch(self, metrics: Mapping[str, float]) -> None:
-        """Count, and tell."""
+        """Count the epoch and step."""
         self.num_epochs += 1
         self.scheduler.step(self.num_epochs, metrics.get(self.watch_metric or ""))
 
     def state_dict(self) -> dict[str, Any]:
-        """The counts and what is inside; of the plateau, all that timm leaves out as well."""
+        """The counts and the scheduler's state, with what timm omits for a plateau scheduler."""
         state = super().state_dict() | {"num_epochs": self.num_epochs}
-        # (a function, as the decay of timm's WSD may be, is the user's to give again)
+        # Functions, such as the decay of timm's WSD, can't be saved: the user passes them again.
         state["scheduler"] = {k: v for k, v in state["scheduler"].items() if not callable(v)}
         if self.plateau is not None:
             state["plateau"] = deepcopy(self.plateau.state_dict())
@@ -173,7 +173,7 @@ class TimmSchedule(CountsUpdates):
         return state
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Go on from `state_dict`."""
+        """Restore the state that `state_dict` returned."""
         super().load_state_dict(state_dict)
         self.num_epochs = state_dict["num_epochs"]
         if self.plateau is not None:

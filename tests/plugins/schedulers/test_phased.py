@@ -1,4 +1,4 @@
-"""The schedules' values: against formulas written anew, against transformers, and resumed."""
+"""Values of the phased schedulers and the base classes: formulas, timm, transformers, resumed."""
 
 import itertools
 import math
@@ -30,7 +30,7 @@ def sgd(*lrs: float) -> SGD:
 
 
 def run(optimizer: Optimizer, scheduler, updates: int) -> list[list[float]]:
-    """Each group's learning rate at each update, and what would come after the last."""
+    """Each group's learning rate at each update, and the one after the last update."""
     seen: list[list[float]] = [[] for _ in optimizer.param_groups]
     for update in range(updates + 1):
         for values, group in zip(seen, optimizer.param_groups, strict=True):
@@ -42,7 +42,7 @@ def run(optimizer: Optimizer, scheduler, updates: int) -> list[list[float]]:
 
 
 @pytest.mark.parametrize("warmup", [0, 1, 9])
-def test_the_values_are_those_of_transformers_where_both_mean_the_same(warmup):
+def test_the_values_equal_those_of_transformers(warmup):
     from transformers import (
         get_constant_schedule_with_warmup,
         get_cosine_schedule_with_warmup,
@@ -67,7 +67,7 @@ def test_the_values_are_those_of_transformers_where_both_mean_the_same(warmup):
 
 @pytest.mark.parametrize("noise", [None, 20, (15, 35)])
 @pytest.mark.parametrize("k", [1.0, 1.5])
-def test_the_cosine_is_that_of_timm_where_both_mean_the_same(k, noise):
+def test_the_cosine_equals_that_of_timm(k, noise):
     from timm.scheduler import CosineLRScheduler
 
     target, optimizer = sgd(0.3, 0.05), sgd(0.3, 0.05)
@@ -140,13 +140,13 @@ def test_absolute_values_are_the_same_for_all_groups():
     assert (first[10], second[10]) == (0.01, 0.01)
 
 
-def test_the_learning_rate_stays_where_it_ended_if_the_run_goes_on():
+def test_the_learning_rate_stays_constant_after_the_end():
     optimizer = sgd(1.0)
     (values,) = run(optimizer, CosineLrScheduler(optimizer, 5, 1, lr_min=0.2), 9)
     assert values[5:] == [0.2] * 5
 
 
-def test_fault_a9_the_cosine_ends_with_the_run_and_not_before_by_the_warmup():
+def test_fault_a9_the_cosine_ends_with_the_run_and_not_a_warmup_earlier():
     optimizer = sgd(1.0)
     scheduler = CosineLrScheduler(optimizer, 10, 10, lr_min=0.0, num_warmup_epochs=2)
     (values,) = run(optimizer, scheduler, 100)
@@ -158,7 +158,7 @@ def test_fault_a9_the_cosine_ends_with_the_run_and_not_before_by_the_warmup():
 
 
 @ALL
-def test_fault_a10_a_warmup_from_a_ratio_never_passes_the_peak(schedule):
+def test_fault_a10_a_warmup_from_a_ratio_never_exceeds_the_peak(schedule):
     optimizer = sgd(1.0)
     scheduler = schedule(optimizer, 10, 10, num_warmup_epochs=2, warmup_starting_lr_ratio=0.5)
     (values,) = run(optimizer, scheduler, 100)
@@ -175,7 +175,7 @@ def test_fault_a10_the_first_update_has_the_first_value_and_the_second_the_secon
 
 
 class Staircase(StatefulSchedulerBase):
-    """Written as for pytorch-accelerated: its attributes come after ``super().__init__``."""
+    """As written for pytorch-accelerated: sets attributes after ``super().__init__``."""
 
     def __init__(self, optimizer, every):
         super().__init__(optimizer)
@@ -185,7 +185,7 @@ class Staircase(StatefulSchedulerBase):
         return [lr * 0.5 ** (1 + num_updates // self.every) for lr in self.base_lr_values]
 
 
-def test_a_schedule_of_the_users_own_starts_with_its_first_value():
+def test_a_custom_scheduler_starts_with_its_first_value():
     optimizer = sgd(8.0)
     (values,) = run(optimizer, Staircase(optimizer, every=2), 4)
     assert values == [4, 4, 2, 2, 1]
@@ -193,7 +193,7 @@ def test_a_schedule_of_the_users_own_starts_with_its_first_value():
 
 @ALL
 @pytest.mark.parametrize("at", [0, 3, 17, 30])
-def test_a_schedule_goes_on_where_its_state_was_taken(schedule, at):
+def test_a_scheduler_continues_from_its_state(schedule, at):
     def build() -> tuple[SGD, PhasedLrScheduler]:
         optimizer = sgd(0.3, 0.1)
         return optimizer, schedule(optimizer, 30, 1, num_warmup_epochs=8, min_lr_ratio=0.1)
@@ -209,7 +209,7 @@ def test_a_schedule_goes_on_where_its_state_was_taken(schedule, at):
     assert rest == [values[at:] for values in whole]
 
 
-def test_fault_a7_the_count_of_a_users_schedule_is_in_its_state():
+def test_fault_a7_the_count_of_a_custom_scheduler_is_in_its_state():
     optimizer = sgd(8.0)
     scheduler = Staircase(optimizer, every=2)
     run(optimizer, scheduler, 3)
@@ -238,12 +238,12 @@ def test_any_field_of_the_parameter_groups_can_be_scheduled():
     assert scheduler.base_lr_values == [0.5]
 
 
-def test_a_field_that_the_groups_lack_is_named():
+def test_an_unknown_field_raises_with_its_name():
     with pytest.raises(KeyError, match=r"param_groups\[0\] has no 'betas'"):
         Rising(sgd(1.0), param_group_field="betas")
 
 
-def test_a_group_that_is_added_within_a_run_starts_from_its_own_value():
+def test_a_group_added_during_a_run_starts_from_its_own_value():
     optimizer = sgd(1.0)
     scheduler = LinearLrScheduler(optimizer, 10, 1, lr_min=0.0)
     run(optimizer, scheduler, 4)
@@ -255,7 +255,7 @@ def test_a_group_that_is_added_within_a_run_starts_from_its_own_value():
     assert len(scheduler.state_dict()["base_lr_values"]) == 2
 
 
-def test_a_learning_rate_in_a_tensor_stays_the_same_tensor():
+def test_a_learning_rate_in_a_tensor_is_filled_in_place():
     parameter = torch.zeros(1, requires_grad=True)
     lr = torch.tensor(1.0)
     optimizer = AdamW([parameter], lr=lr, capturable=False, foreach=False)
@@ -278,7 +278,7 @@ def test_a_learning_rate_in_a_tensor_stays_the_same_tensor():
         ({"noise_std": -1.0}, "noise_std must not be negative"),
     ],
 )
-def test_arguments_that_make_no_schedule_are_refused(arguments, message):
+def test_invalid_arguments_are_rejected(arguments, message):
     with pytest.raises(ValueError, match=message):
         CosineLrScheduler(
             sgd(1.0), **{"total_num_epochs": 10, "num_update_steps_per_epoch": 1} | arguments

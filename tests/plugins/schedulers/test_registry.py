@@ -1,4 +1,4 @@
-"""Every schedule by name has the values of the original, in a real run and resumed within it."""
+"""Every scheduler by name has the values of the original, in a real run and after a resume."""
 
 import re
 import warnings
@@ -15,8 +15,8 @@ from torch.optim.swa_utils import SWALR
 
 from pa_core import TrainerCallback
 from pa_schedulers import SchedulersPlugin, create_schedule, schedule_names
-from pa_schedulers.ours import OURS
-from pa_schedulers.torch_schedules import torch_schedules
+from pa_schedulers.builtin_schedulers import BUILTIN_SCHEDULERS
+from pa_schedulers.torch_schedulers import torch_scheduler_classes
 from tests.plugins.schedulers.runs import new_trainer, seen_in
 
 UPDATES, PER_EPOCH, SAVED_AT = 30, 10, 13
@@ -43,7 +43,7 @@ def lrs(optimizer: Any) -> list[float]:
 
 
 def stepped(build: Callable[[Any], Any], every: int = 1) -> list[list[float]]:
-    """torch's way: a step after each update, or after each epoch."""
+    """As in torch: a step after each update, or after each epoch."""
     target = optimizer()
     schedule, seen = build(target), []
     for update in range(UPDATES):
@@ -55,7 +55,7 @@ def stepped(build: Callable[[Any], Any], every: int = 1) -> list[list[float]]:
 
 
 def watched(build: Callable[[Any], Any], metrics: list[float]) -> list[list[float]]:
-    """The way of schedules that go by a metric: a step after each evaluation."""
+    """As for metric-driven schedulers: a step after each evaluation."""
     target = optimizer()
     schedule, seen = build(target), []
     for metric in metrics:
@@ -65,7 +65,7 @@ def watched(build: Callable[[Any], Any], metrics: list[float]) -> list[list[floa
 
 
 def timm_way(build: Callable[[Any], Any], metrics: list[float]) -> list[list[float]]:
-    """The way of timm's training script."""
+    """As in timm's training script."""
     target = optimizer()
     schedule, seen, updates = build(target), [], 0
     for epoch, metric in enumerate(metrics):
@@ -78,7 +78,7 @@ def timm_way(build: Callable[[Any], Any], metrics: list[float]) -> list[list[flo
 
 
 def run_and_resume(folder: Any, name: str, options: dict[str, Any]) -> tuple[list, list[float]]:
-    """The rates of a run; those after a state that was saved in it are compared on the way."""
+    """The rates and metrics of a run, after a check that a resumed run has the same rates."""
     trainer = new_trainer(Save(folder), plugins=[SchedulersPlugin(name=name, **options)])
     whole = seen_in(trainer)
     metrics = list(trainer.run_history.get_metric_values("eval_loss_epoch"))
@@ -179,14 +179,14 @@ TORCH: dict[str, tuple[dict[str, Any], Callable[[Any], Any]]] = {
 
 
 @pytest.mark.parametrize("name", TORCH)
-def test_a_schedule_of_torchs_by_name_is_the_original(name, tmp_path):
+def test_a_torch_scheduler_by_name_is_the_original(name, tmp_path):
     options, build = TORCH[name]
     found, _ = run_and_resume(tmp_path, name, options)
     check(found, stepped(build))
 
 
-def test_each_of_torchs_schedules_is_there_and_tested():
-    classes = {torch_schedules()[name] for name in TORCH}
+def test_every_torch_scheduler_is_registered_and_tested():
+    classes = {torch_scheduler_classes()[name] for name in TORCH}
     every = {
         value
         for name, value in vars(originals).items()
@@ -197,10 +197,10 @@ def test_each_of_torchs_schedules_is_there_and_tested():
     }
     assert classes == (every | {SWALR}) - {originals.ReduceLROnPlateau}
     for schedule in every:
-        assert torch_schedules()[schedule.__name__] is schedule
+        assert torch_scheduler_classes()[schedule.__name__] is schedule
 
 
-def test_a_schedule_of_torchs_can_step_once_per_epoch(tmp_path):
+def test_a_torch_scheduler_can_step_once_per_epoch(tmp_path):
     options = {"interval": "epoch", "gamma": 0.5}
     found, _ = run_and_resume(tmp_path, "exponential", options)
     check(found, stepped(partial(originals.ExponentialLR, gamma=0.5), every=PER_EPOCH))
@@ -212,7 +212,7 @@ def test_a_schedule_of_torchs_can_step_once_per_epoch(tmp_path):
     check(found, stepped(build, every=PER_EPOCH))
 
 
-def test_the_one_cycle_also_drives_the_momentum_and_holds_its_last_values():
+def test_one_cycle_also_cycles_the_momentum_and_keeps_its_last_values():
     trainer = new_trainer(plugins=[SchedulersPlugin(name="one_cycle")], optimizer=AdamW)
     found = seen_in(trainer, field="betas")
     target = optimizer(AdamW)
@@ -226,7 +226,7 @@ def test_the_one_cycle_also_drives_the_momentum_and_holds_its_last_values():
     assert [group["initial_lr"] for group in trainer.optimizer.param_groups] == [0.01, 0.001]
 
 
-def test_the_one_cycle_leaves_the_momentum_alone_where_there_is_none():
+def test_one_cycle_works_for_an_optimizer_without_momentum():
     trainer = new_trainer(
         plugins=[SchedulersPlugin(name="one_cycle")], optimizer=torch.optim.Adagrad
     )
@@ -248,7 +248,7 @@ TRANSFORMERS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 
 
 @pytest.mark.parametrize("name", TRANSFORMERS)
-def test_a_schedule_of_transformers_by_name_is_the_original(name, tmp_path):
+def test_a_transformers_scheduler_by_name_is_the_original(name, tmp_path):
     from transformers import get_scheduler
 
     options, theirs = TRANSFORMERS[name]
@@ -294,7 +294,7 @@ TIMM: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 
 
 @pytest.mark.parametrize("name", TIMM)
-def test_a_schedule_of_timms_by_name_is_the_original_for_each_update(name, tmp_path):
+def test_a_timm_scheduler_by_name_is_the_original_for_each_update(name, tmp_path):
     from timm.scheduler import create_scheduler_v2
 
     options, theirs = TIMM[name]
@@ -303,7 +303,7 @@ def test_a_schedule_of_timms_by_name_is_the_original_for_each_update(name, tmp_p
     check(found, timm_way(lambda o: create_scheduler_v2(o, name, **arguments)[0], metrics))
 
 
-def test_a_schedule_of_timms_steps_by_epochs_if_asked_for(tmp_path):
+def test_a_timm_scheduler_can_step_once_per_epoch(tmp_path):
     from timm.scheduler import create_scheduler_v2
 
     options = {"step_on_epochs": True, "warmup": 10, "cooldown": "1 epoch"}
@@ -313,7 +313,7 @@ def test_a_schedule_of_timms_steps_by_epochs_if_asked_for(tmp_path):
     assert found[-1] == [0, 0]
 
 
-def test_a_schedule_of_timms_that_code_builds_needs_no_special_trainer():
+def test_a_timm_scheduler_built_in_code_needs_no_special_trainer():
     from timm.scheduler import CosineLRScheduler, StepLRScheduler
 
     for build in (
@@ -334,7 +334,7 @@ WATCHING: dict[str, dict[str, Any]] = {
 
 @pytest.mark.filterwarnings("ignore:PlateauLRScheduler is deprecated")
 @pytest.mark.parametrize("name", WATCHING)
-def test_a_schedule_that_goes_by_a_metric_is_the_original(name, tmp_path):
+def test_a_metric_driven_scheduler_is_the_original(name, tmp_path):
     from timm.scheduler import create_scheduler_v2
     from transformers.optimization import GreedyLR
 
@@ -350,17 +350,17 @@ def test_a_schedule_that_goes_by_a_metric_is_the_original(name, tmp_path):
     }
     way = timm_way if name == "timm/plateau" else watched
     check(found, way(builds[name], metrics))
-    assert len({tuple(values) for values in found}) > 1  # something has happened
+    assert len({tuple(values) for values in found}) > 1  # the rate has changed
 
 
 def test_all_names_are_tested_here():
-    tested = {*OURS, *TORCH, *(f"timm/{name}" for name in TIMM), *WATCHING}
+    tested = {*BUILTIN_SCHEDULERS, *TORCH, *(f"timm/{name}" for name in TIMM), *WATCHING}
     tested |= {f"transformers/{name}" for name in TRANSFORMERS}
-    classes = {schedule.__name__ for schedule in torch_schedules().values()}
+    classes = {schedule.__name__ for schedule in torch_scheduler_classes().values()}
     assert set(schedule_names()) - classes == tested - classes
 
 
-def test_the_documentations_table_has_all_names():
+def test_the_table_in_the_docs_has_all_names():
     page = (Path(__file__).parents[3] / "docs" / "schedulers.md").read_text()
     section = page.partition("## Names")[2].partition("## ")[0]
     rows = [line.split("|")[1] for line in section.splitlines() if line.startswith("| `")]
@@ -377,13 +377,13 @@ def test_the_documentations_table_has_all_names():
         ("cosinus", "cosine"),
     ],
 )
-def test_an_unknown_name_is_told_with_the_nearest(name, hint):
-    with pytest.raises(ValueError, match=f"no schedule '{name}'. Did you mean '{hint}'"):
+def test_an_unknown_name_raises_with_the_closest_name(name, hint):
+    with pytest.raises(ValueError, match=f"no scheduler '{name}'. Did you mean '{hint}'"):
         create_schedule(optimizer(), name, 10)
 
 
 @pytest.mark.parametrize("name", ["step", "transformers/constant_with_warmup", "exponential"])
-def test_a_schedule_without_a_length_needs_none(name):
+def test_a_scheduler_without_a_length_needs_none(name):
     options = {"step": {"step_size": 4}, "exponential": {"gamma": 0.9}}.get(name, {"warmup": 4})
     target = optimizer()
     schedule = create_schedule(target, name, None, None, **options)
@@ -392,22 +392,22 @@ def test_a_schedule_without_a_length_needs_none(name):
         create_schedule(target, "one_cycle", None)
 
 
-def test_a_schedule_that_follows_epochs_says_so_where_nobody_tells_it_of_them():
+def test_a_scheduler_that_follows_epochs_raises_without_a_caller_of_end_epoch():
     schedule = create_schedule(optimizer(), "exponential", 10, gamma=0.5, interval="epoch")
     with pytest.raises(RuntimeError, match='enable the plugin "schedulers"'):
         schedule.step()
 
 
-def test_a_missing_library_is_told_with_the_pip_line(monkeypatch):
+def test_a_missing_library_raises_with_the_pip_command(monkeypatch):
     def absent(module):
         raise ModuleNotFoundError("No module named 'timm'", name="timm")
 
-    monkeypatch.setattr("pa_schedulers.options.import_module", absent)
+    monkeypatch.setattr("pa_schedulers.extras.import_module", absent)
     with pytest.raises(ImportError, match=r"pip install 'pa-schedulers\[timm\]'"):
         create_schedule(optimizer(), "timm/cosine", 10)
 
 
-def test_tensors_stay_the_same_tensors_and_take_the_values():
+def test_learning_rates_in_tensors_are_filled_in_place():
     for name in ("timm/tanh", "transformers/linear", "one_cycle", "cosine", "wsd"):
         rate = torch.tensor(0.5)
         target = AdamW([torch.zeros(1, requires_grad=True)], lr=rate, foreach=False)
@@ -421,7 +421,7 @@ def test_tensors_stay_the_same_tensors_and_take_the_values():
 
 
 @pytest.mark.parametrize("name", ["cosine", "timm/cosine", "one_cycle", "transformers/cosine"])
-def test_a_groups_lr_scale_multiplies_as_timms_layer_decay_wants(name):
+def test_the_lr_scale_of_a_group_multiplies_its_learning_rate(name):
     target = SGD([{"params": [torch.zeros(1)], "lr_scale": scale} for scale in (1.0, 0.25)], lr=0.1)
     schedule = create_schedule(target, name, 10)
     for _ in range(4):
@@ -431,7 +431,7 @@ def test_a_groups_lr_scale_multiplies_as_timms_layer_decay_wants(name):
         assert first > 0
 
 
-def test_the_originals_are_not_warned_about():
+def test_the_originals_issue_no_warnings():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         for name in ("exponential", "transformers/constant"):

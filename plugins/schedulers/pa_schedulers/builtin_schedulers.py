@@ -1,22 +1,22 @@
-"""This package's own schedules, by name."""
+"""The schedulers of this package, by name."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from pa_schedulers.options import Request, arguments_of
-from pa_schedulers.phases import (
+from pa_schedulers.phased import (
     ConstantLrScheduler,
     CosineLrScheduler,
     LinearLrScheduler,
     PhasedLrScheduler,
 )
+from pa_schedulers.spec import SchedulerSpec, arguments_of
 from pa_schedulers.wsd import WSDLrScheduler
 
 if TYPE_CHECKING:
     from pa_schedulers.base import StatefulSchedulerBase
 
-OURS: dict[str, type[StatefulSchedulerBase]] = {
+BUILTIN_SCHEDULERS: dict[str, type[StatefulSchedulerBase]] = {
     "cosine": CosineLrScheduler,
     "linear": LinearLrScheduler,
     "constant": ConstantLrScheduler,
@@ -29,8 +29,8 @@ _LENGTHS = {
 
 
 def options_of(name: str) -> set[str]:
-    """The options of one of this package's schedules."""
-    options = {*arguments_of(OURS[name], without=_LENGTHS), "warmup"}
+    """The options of a built-in scheduler."""
+    options = {*arguments_of(BUILTIN_SCHEDULERS[name], without=_LENGTHS), "warmup"}
     if name in ("cosine", "linear"):
         options.add("cooldown")
     if name == "constant":
@@ -38,26 +38,26 @@ def options_of(name: str) -> set[str]:
     return options
 
 
-def build(optimizer: Any, request: Request) -> StatefulSchedulerBase:
-    """Build one of this package's schedules, as long as the run.
+def build(optimizer: Any, spec: SchedulerSpec) -> StatefulSchedulerBase:
+    """Build a built-in scheduler that is as long as the run.
 
-    Where no minimum is given it is 0, and so is the warm-up's start; the inverse decay of ``wsd``,
-    which can't reach 0, has the class' own minimum.
+    The minimum and the start of the warm-up default to 0. The inverse decay of ``wsd`` can't reach
+    0 and uses the class's default minimum.
 
     Raises:
-        ValueError: if the run's length isn't known, or an option doesn't fit the schedule.
+        ValueError: if the run's length isn't known, or if an option doesn't fit the scheduler.
     """
-    name, run, options = request.name, request.run, dict(request.options)
-    request.check_options(options_of(name))
+    name, run, options = spec.name, spec.run, dict(spec.options)
+    spec.check_options(options_of(name))
     if not run.num_updates:
-        run.total()  # says that it is needed
+        run.total()  # raises an error that asks for the length
     warmup, cooldown = run.count(options.pop("warmup", 0)), run.count(options.pop("cooldown", 0))
-    schedule = OURS[name]
-    if not issubclass(schedule, PhasedLrScheduler):
+    scheduler_class = BUILTIN_SCHEDULERS[name]
+    if not issubclass(scheduler_class, PhasedLrScheduler):
         if options.get("use_inverse_sqrt_decay", True):
             options.setdefault("lr_min", 0.0)
         options.setdefault("warmup_starting_lr", 0.0)
-        return schedule(  # type: ignore[call-arg]
+        return scheduler_class(  # type: ignore[call-arg]
             optimizer, total_steps=run.num_updates, num_warmup_steps=warmup, **options
         )
     if "lr_min" not in options:
@@ -66,10 +66,10 @@ def build(optimizer: Any, request: Request) -> StatefulSchedulerBase:
         options.setdefault("warmup_starting_lr_ratio", 0.0)
     noise = options.get("noise_range")
     if noise is not None:
-        several = isinstance(noise, list | tuple)
-        options["noise_range"] = [run.count(n) for n in noise] if several else run.count(noise)
-    # (an epoch of one update: all lengths are in updates)
-    return schedule(
+        is_range = isinstance(noise, list | tuple)
+        options["noise_range"] = [run.count(n) for n in noise] if is_range else run.count(noise)
+    # With one update per epoch, all lengths are in updates.
+    return scheduler_class(
         optimizer,
         run.total(),
         1,
