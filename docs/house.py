@@ -90,7 +90,7 @@ ROOMS = [
     Room(
         "data",
         "keyed randomness, batches, their order",
-        "data.rng data.loader data.process_split engine.prefetch loop.predict",
+        "data.rng data.sampler data.loader data.process_split engine.prefetch loop.predict",
         "#4f6b52",
         0,
     ),

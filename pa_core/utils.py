@@ -13,7 +13,7 @@ import torch
 from accelerate.utils import wait_for_everyone
 from torch import Tensor
 
-from pa_core.data.rng import mix, seed_host
+from pa_core.data.rng import derive_key, seed_host
 from pa_core.engine.process_group import process_state
 from pa_core.plugins.process_scope import check_collectives_allowed
 
@@ -143,7 +143,7 @@ def worker_init_fn(worker_id: int) -> None:
 
     Each worker gets numbers of its own, the same ones in every run with the same seed.
     """
-    seed_host(mix(torch.initial_seed(), "worker", worker_id))
+    seed_host(derive_key(torch.initial_seed(), "worker", worker_id))
 
 
 def remove_padding(padded_tensor: Tensor, pad_value: float) -> Tensor:

@@ -31,7 +31,7 @@ def test_an_empty_dataset():
 
 
 def test_drop_last_that_leaves_no_batch():
-    with pytest.raises(ValueError, match="44 samples gives no batch.*needs at least 64"):
+    with pytest.raises(ValueError, match="44 samples, too few for one batch.*at least 64"):
         trainer_of().train(
             tiny_data(), 1, per_device_batch_size=64, train_dataloader_kwargs={"drop_last": True}
         )
