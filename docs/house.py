@@ -46,7 +46,7 @@ ROOMS = [
     Room(
         "built-ins",
         "the core's own plugins, under the rules of all others",
-        "callbacks builtins.* rehearsal diagnostics.stopwatch diagnostics.preserve",
+        "callbacks builtins.* rehearsal diagnostics.stopwatch",
         "#5c7030",
         3,
     ),
@@ -82,8 +82,8 @@ ROOMS = [
     Room(
         "basics",
         "small things that everybody needs",
-        "errors durations lengths control tracking run_config placeholders loop.arguments diagnostics.modes loop.error_hints "
-        "plugins.process_scope diagnostics.device_syncs",
+        "errors durations control tracking run_config placeholders loop.arguments loop.error_hints "
+        "plugins.process_scope diagnostics.device_syncs diagnostics.preserve",
         "#596273",
         0,
     ),

@@ -22,7 +22,7 @@ from pa_core.checkpoint.training_state import Position
 from pa_core.data.loader import KeyedDataLoader, batches, evaluation_batches, mark_last, num_batches
 from pa_core.data.process_split import SplitBatch
 from pa_core.data.rng import derive_key, key_at, seed_all, seed_model
-from pa_core.diagnostics.modes import modes_kept
+from pa_core.diagnostics.preserve import modes_kept
 from pa_core.errors import StopTrainingError
 from pa_core.loop.arguments import (
     check_batch_output,

@@ -19,12 +19,11 @@ from pa_core.checkpoint.training_state import Position, SavedState
 from pa_core.control import SaveRequest, TrainerControl
 from pa_core.data.loader import KeyedDataLoader, num_batches, num_samples
 from pa_core.data.process_split import Purpose, split_between_processes
-from pa_core.diagnostics.modes import modes_kept
-from pa_core.durations import Duration, Progress
+from pa_core.diagnostics.preserve import modes_kept
+from pa_core.durations import Duration, Progress, RunLength
 from pa_core.engine.base import Engine
 from pa_core.engine.process_group import check_connected
 from pa_core.errors import PreemptedExit, StopTrainingError, TrainingStateError
-from pa_core.lengths import RunLength
 from pa_core.loop import error_hints
 from pa_core.loop.accumulation import AccumulationWindow
 from pa_core.loop.arguments import check_model_and_optimizer

@@ -331,7 +331,7 @@ def test_every_mistake_is_told_at_once_with_file_table_key_expectation_and_neare
         "[tool.pa-core] has no key 'plugin'. Did you mean 'plugins'?",
         "[tool.pa-core] disable: 'progres_bar' is no built-in that is on by default. Did you",
         "[tool.pa-core] disable: 'checkpoint' is no built-in that is on by default.",
-        "[tool.pa-core.log_metrics] every: '15 minuets' is no duration. Did you mean 'minutes'?",
+        "[tool.pa-core.log_metrics] every: '15 minuets' is not a valid duration. Did you mean 'min",
         "[tool.pa-core] plugins: there is no plugin 'wether'. Did you mean 'weather'?",
         "[tool.pa-core.weather] has no key 'wnd'. Did you mean 'wind'? It takes degrees, sky,",
         "[tool.pa-core.weather] has no key 'wind.sped'. Did you mean 'speed'?",

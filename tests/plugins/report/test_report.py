@@ -362,7 +362,7 @@ def test_a_long_curve_is_thinned_and_keeps_what_counts():
 
 @pytest.mark.parametrize(
     ("settings", "message"),
-    [({"name": "a/b"}, "can name a file"), ({"every": "2 weeks"}, "no duration")],
+    [({"name": "a/b"}, "can name a file"), ({"every": "2 weeks"}, "not a valid duration")],
 )
 def test_wrong_settings_are_told_with_what_is_right(settings, message):
     with pytest.raises(ValueError, match=message):

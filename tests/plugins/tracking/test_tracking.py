@@ -376,7 +376,7 @@ def test_a_missing_package_is_told_before_anything_happens(tmp_path, monkeypatch
         ({"service": "tensorbord"}, "tensorboard"),
         ({"options": {"api_key": "x"}}, "WANDB_API_KEY"),
         ({"run_name": "a/b"}, "can name a folder"),
-        ({"every": "2 weeks"}, "no duration"),
+        ({"every": "2 weeks"}, "not a valid duration"),
         ({"log": ["lr"]}, "learning_rates"),
     ],
 )
