@@ -53,7 +53,7 @@ ROOMS = [
     Room(
         "settings.table",
         "[tool.pa-core], checked as a whole",
-        "settings.table settings.validation",
+        "settings.table settings.build settings.validation settings.schema",
         "#2f7468",
         2,
     ),

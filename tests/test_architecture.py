@@ -35,6 +35,8 @@ TORCH_FREE = [
     "pa_core.plugins.pluggy_bridge",
     "pa_core.checkpoint.retention",
     "pa_core.cli.new_plugin",
+    "pa_core.settings.build",
+    "pa_core.settings.schema",
     "pa_core.settings.table",
     "pa_core.checkpoint.listing",
     "pa_core.checkpoint.storage",

@@ -98,7 +98,8 @@ def run_shell(commands: str, folder: Path) -> None:
 
 def check_toml(block: Block, folder: Path) -> None:
     """Settings that a page shows are right, but for those in a folder named ``wrong``."""
-    from pa_core.settings.table import build_plugins, read_settings
+    from pa_core.settings.build import build_plugins
+    from pa_core.settings.table import read_settings
 
     content = tomllib.loads(block.code)
     if "pa-core" in content.get("tool", {}) and not block.argument.startswith("wrong/"):

@@ -34,7 +34,8 @@ from pa_core.plugins.callers import BoundHooks
 from pa_core.plugins.explain import as_text, explain
 from pa_core.plugins.manager import PluginManager
 from pa_core.run_config import TrainerRunConfig
-from pa_core.settings.table import Settings, build_plugins, find_settings_file, read_settings
+from pa_core.settings.build import build_plugins
+from pa_core.settings.table import Settings, find_settings_file, read_settings
 from pa_core.tracking import InMemoryRunHistory, LossTracker, RunHistory
 
 if TYPE_CHECKING:

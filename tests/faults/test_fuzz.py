@@ -28,8 +28,9 @@ from pa_core.checkpoint.codec import decode, encode
 from pa_core.checkpoint.storage import json_bytes, newest_intact_state
 from pa_core.errors import PaCoreError, SettingsError, TrainingStateError
 from pa_core.plugins.discovery import builtin_sources, load_plugin
-from pa_core.settings.table import build_plugins, read_settings, settings_model
-from pa_core.settings.validation import check_table
+from pa_core.settings.build import build_plugins
+from pa_core.settings.table import read_settings
+from pa_core.settings.validation import check_table, settings_model
 from pa_core.tracking import InMemoryRunHistory
 from pa_metrics.plugin import MetricsSettings
 from pa_models.ema_plugin import EmaSettings
