@@ -60,7 +60,7 @@ ROOMS = [
     Room(
         "engine",
         "the core's own way, on any hardware",
-        "loop.defaults engine.base engine.process_group engine.deepspeed engine.fsdp loop.accumulation loop.consensus utils",
+        "loop.defaults engine.base engine.create engine.process_group engine.deepspeed engine.fsdp loop.accumulation loop.consensus utils",
         "#2b6a8c",
         2,
     ),
