@@ -18,7 +18,6 @@ from rich.table import Table
 from rich.text import Text
 
 from pa_core import __version__
-from pa_core.builtins import DEFAULTS
 from pa_core.cli.entry_points import add_commands
 from pa_core.errors import (
     PaCoreError,
@@ -27,6 +26,7 @@ from pa_core.errors import (
     TrainingStateError,
     nearest,
 )
+from pa_core.plugins.builtin_names import DEFAULTS
 from pa_core.plugins.discovery import (
     PluginSource,
     file_source,

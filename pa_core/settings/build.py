@@ -8,8 +8,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pa_core.builtins import DEFAULTS
 from pa_core.errors import PluginError, PluginLoadError, SettingsError, nearest
+from pa_core.plugins.builtin_names import DEFAULTS
 from pa_core.plugins.discovery import (
     PluginSource,
     builtin_sources,

@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from pa_core.builtins import DEFAULTS
+from pa_core.plugins.builtin_names import DEFAULTS
 from pa_core.plugins.discovery import load_plugin
 from pa_core.settings.table import TABLE
 from pa_core.settings.validation import settings_model

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from pa_core import TrainerCallback
-from pa_core.builtins import DEFAULTS
 from pa_core.callbacks import EarlyStoppingCallback, LimitBatchesCallback, PrintProgressCallback
 from pa_core.errors import PluginLoadError, SettingsError
+from pa_core.plugins.builtin_names import DEFAULTS
 from pa_core.plugins.manager import PluginManager
 from pa_core.settings.build import build_plugins
 from pa_core.settings.table import Settings, read_settings
