@@ -19,6 +19,9 @@ DISTRIBUTIONS = [
     ".",
     *sorted(str(path.parent) for path in Path("plugins").glob("*/pyproject.toml")),
 ]
+EXAMPLE_PLUGINS = sorted(
+    str(path.parent) for path in Path("examples/plugins").glob("*/pyproject.toml")
+)
 
 
 def groups(*names: str) -> list[str]:
@@ -42,11 +45,13 @@ def develop(session: nox.Session) -> None:
 
 @nox.session(reuse_venv=True)
 def lint(session: nox.Session) -> None:
-    """Lint and check the format; ``nox -s lint -- --fix`` mends what can be mended."""
+    """Check style, format and the import contract; ``nox -s lint -- --fix`` fixes what it can."""
     session.install(*groups("lint"))
     fix = "--fix" in session.posargs
     session.run("ruff", "check", *(["--fix"] if fix else []), ".")
     session.run("ruff", "format", *([] if fix else ["--check"]), ".")
+    sources = os.pathsep.join([*DISTRIBUTIONS, *EXAMPLE_PLUGINS])  # read, not imported
+    session.run("lint-imports", "--no-logo", "--no-cache", env={"PYTHONPATH": sources})
 
 
 @nox.session(venv_backend="none", requires=["develop"])

@@ -1,8 +1,8 @@
-"""The Trainer: the whole loop, in the order in which it happens.
+"""The Trainer: the whole loop, from top to bottom.
 
 Read `Trainer.train`, `_run_training`, `_run_train_epoch` and `_run_eval_epoch`, in this order.
-Each step is a method to override in a subclass, followed by the hook of the same name (with
-``on_`` before it) for plugins; `pa_core.hookspecs` has the table.
+Each step is a method that a subclass may override, followed by the hook of the same name, with
+``on_`` before it, for plugins; `pa_core.hookspecs` has the table.
 """
 
 from __future__ import annotations
@@ -31,8 +31,7 @@ from pa_core.loop.arguments import (
     check_train_arguments,
 )
 from pa_core.loop.base import TrainerBase
-from pa_core.loop.consensus import Agreement
-from pa_core.loop.predict import collect_predictions
+from pa_core.loop.consensus import Consensus
 from pa_core.placeholders import TrainerPlaceholderValues, replace_trainer_placeholder_values
 from pa_core.tracking import LossTracker, count_values, values_since
 
@@ -51,29 +50,30 @@ DEFAULT_CALLBACKS = get_default_callbacks()
 
 
 class Trainer(TrainerBase):
-    """Train, evaluate and predict with a PyTorch model, on whatever hardware there is.
+    """Train, evaluate and predict with a PyTorch model, on any hardware that accelerate supports.
 
     Args:
         model: the model, or the name of one that a plugin registers.
         loss_func: called with the model's outputs and the targets; returns a mean over the batch.
-        optimizer: over the model's parameters, or a function of them that makes one. With None, a
-            plugin may create it; evaluating and predicting need none.
+        optimizer: an optimizer of the model's parameters, or a function that creates one from
+            them. With None, a plugin may create it; evaluating and predicting need none.
         callbacks: classes or instances of `TrainerCallback`; they replace the default built-ins.
         run_history: records losses and metrics; in memory by default.
         plugins: names, classes, instances or modules; they replace the settings' list.
         settings: a `Settings` or the file to read them from; by default the nearest
             ``pyproject.toml`` with a ``[tool.pa-core]`` table, from the script's folder upward.
-        seed: of every random choice that training depends on.
-        mixed_precision: ``"no"``, ``"fp16"``, ``"bf16"`` or ``"fp8"``; accelerate's own by default.
-        accelerator: an `Accelerator`, or arguments to make one.
+        seed: determines every random choice that training depends on.
+        mixed_precision: ``"no"``, ``"fp16"``, ``"bf16"`` or ``"fp8"``; accelerate's default if
+            None.
+        accelerator: an `Accelerator`, or the arguments to create one.
 
     Raises:
-        SettingsError: every mistake of the settings at once.
+        SettingsError: listing every mistake in the settings at once.
         PluginError: for a plugin that can't be loaded or whose hooks are wrong.
-        ValueError: where model and optimizer don't fit.
+        ValueError: if model and optimizer don't fit.
     """
 
-    # -- The steps of a run, each to be overridden ---------------------------------------------
+    # -- The steps of a run, which subclasses override -----------------------------------------
 
     def create_train_dataloader(
         self, batch_size: int, train_dl_kwargs: dict[str, Any] | None = None
@@ -81,8 +81,8 @@ class Trainer(TrainerBase):
         """Create the loader of ``self.train_dataset``.
 
         Args:
-            batch_size: samples per process; ``batch_size`` in `train_dl_kwargs` goes before it.
-            train_dl_kwargs: arguments of `torch.utils.data.DataLoader`, over the defaults.
+            batch_size: samples per process; ``batch_size`` in `train_dl_kwargs` overrides it.
+            train_dl_kwargs: arguments of `torch.utils.data.DataLoader` that override the defaults.
         """
         return self._hooks.create_train_dataloader(
             trainer=self, batch_size=batch_size, train_dl_kwargs=train_dl_kwargs
@@ -97,21 +97,21 @@ class Trainer(TrainerBase):
         )
 
     def get_default_train_dl_kwargs(self, batch_size: int) -> dict[str, Any]:
-        """The training loader's arguments where the user gives none."""
+        """The default arguments of the training loader."""
         return {
             "shuffle": True,
             "pin_memory": self.device.type == "cuda",
             "batch_size": batch_size,
-            # Workers cost more than they bring where data is in memory; ask for them.
+            # With data in memory, workers cost more than they gain.
             "num_workers": 0,
         }
 
     def get_default_eval_dl_kwargs(self, batch_size: int) -> dict[str, Any]:
-        """The evaluation loader's arguments where the user gives none."""
+        """The default arguments of the evaluation loader."""
         return self.get_default_train_dl_kwargs(batch_size) | {"shuffle": False}
 
     def create_scheduler(self) -> Any:
-        """Create the schedule that ``self.create_scheduler_fn`` means; None for none."""
+        """Create the scheduler of ``self.create_scheduler_fn``; None for none."""
         return self._hooks.create_scheduler(trainer=self)
 
     def training_run_start(self) -> None:
@@ -129,13 +129,13 @@ class Trainer(TrainerBase):
 
         Returns:
             A dict with ``loss`` (shape ``()``, mean over the batch), ``model_outputs``,
-            ``batch_size`` and whatever else plugins should see. With ``num_items_in_batch``
-            (labelled tokens, say) the loss is taken as the mean over these, and weighed so.
+            ``batch_size`` and anything else that plugins should see. With ``num_items_in_batch``,
+            such as the number of labelled tokens, the loss is the mean over these items.
         """
         return self._hooks.calculate_train_batch_loss(trainer=self, batch=batch)
 
     def backward_step(self, loss: Tensor) -> None:
-        """Differentiate the micro-batch's share in the loss of the accumulated batch."""
+        """Differentiate the micro-batch's scaled loss, its part of the accumulated batch's mean."""
         self._engine.backward(loss)
 
     def optimizer_step(self) -> None:
@@ -143,12 +143,12 @@ class Trainer(TrainerBase):
         self.optimizer.step()
 
     def scheduler_step(self) -> None:
-        """Step the schedule, if there is one; once per update, on any number of processes."""
+        """Step the scheduler, if there is one: once per update, on any number of processes."""
         if self.scheduler is not None:
             self.scheduler.step()
 
     def optimizer_zero_grad(self) -> None:
-        """Drop the gradients."""
+        """Zero the gradients."""
         self._engine.zero_grad(self.optimizer)
 
     def train_epoch_end(self) -> None:
@@ -173,7 +173,7 @@ class Trainer(TrainerBase):
         """Called when both the training and the evaluation part of an epoch are done."""
 
     def training_run_end(self) -> None:
-        """Called at the end of a training run; takes the model out of its containers."""
+        """Called at the end of a training run; unwraps the model."""
         self._engine.broadcast_buffers(self.model)
         self.model = self.get_model()
 
@@ -181,7 +181,7 @@ class Trainer(TrainerBase):
         """Called at the start of `evaluate`."""
 
     def evaluation_run_end(self) -> None:
-        """Called at the end of `evaluate`; takes the model out of its containers."""
+        """Called at the end of `evaluate`; unwraps the model."""
         self.model = self.get_model()
 
     # -- Runs -----------------------------------------------------------------------------------
@@ -209,31 +209,31 @@ class Trainer(TrainerBase):
 
         Args:
             train_dataset: a map or iterable dataset, or a ready loader of batches.
-            num_epochs: how many epochs, or a duration such as ``"500 updates"``,
+            num_epochs: a number of epochs, or a duration such as ``"500 updates"``,
                 ``"20000 samples"`` or ``"15 minutes"``.
             eval_dataset: evaluated after each epoch; a dict of datasets evaluates each under its
                 name.
             per_device_batch_size: samples of a micro-batch on each process.
-            max_num_train_steps: stop after so many optimizer updates, if that comes first.
+            max_num_train_steps: stop after this number of updates, if that comes first.
             gradient_accumulation_steps: micro-batches per update. The gradient is that of the
-                mean over all of them, a shorter last group included.
+                mean over all of them, also in a shorter last group.
             gradient_clip_value: clip each accumulated gradient to ``[-value, value]``.
-            create_scheduler_fn: a function of the optimizer, or the name of a schedule that a
+            create_scheduler_fn: a function of the optimizer, or the name of a scheduler that a
                 plugin registers.
             train_dataloader_kwargs: arguments of the training `DataLoader`.
             eval_dataloader_kwargs: arguments of the evaluation `DataLoader`.
-            reset_run_history: forget earlier runs; otherwise epochs are counted on.
-            collate_fn: makes a batch of a list of samples.
-            resume_from: a training state, a folder of them (its newest intact one is taken), or
-                ``"auto"``: the folder of the run's own checkpoints, a fresh start where it has
-                none yet. The run goes on as if it had never been interrupted.
+            reset_run_history: forget earlier runs; otherwise epochs are counted from theirs.
+            collate_fn: makes a batch from a list of samples.
+            resume_from: a training state, a folder of them (the newest intact one is used), or
+                ``"auto"``: the folder of the run's own training states, or a fresh start if it has
+                none yet. The run continues as if it had never been interrupted.
             gradient_clip_norm: clip the total 2-norm of the accumulated gradients.
-            strict: refuse to resume where anything differs that changes the numbers, such as
-                the versions of packages or a plugin's settings, rather than warn.
+            strict: refuse to resume, instead of warning, if anything differs that changes the
+                numbers, such as package versions or the settings of a plugin.
 
         Raises:
-            ValueError: for arguments that make no sense, before anything happens.
-            TrainingStateError: where `resume_from` is damaged or of another model.
+            ValueError: for invalid arguments, before anything happens.
+            TrainingStateError: if `resume_from` is damaged or was saved from a different model.
         """
         if self._in_run:
             raise RuntimeError("train() was called within a run of the same Trainer")
@@ -254,7 +254,7 @@ class Trainer(TrainerBase):
         if reset_run_history and snapshot is None:
             self.run_history.reset()
 
-        self._train_dataloader = self._shard(
+        self._train_dataloader = self._split_loader(
             self.create_train_dataloader(per_device_batch_size, train_dataloader_kwargs), "train"
         )
         self._create_eval_dataloaders(per_device_batch_size, eval_dataloader_kwargs)
@@ -294,21 +294,21 @@ class Trainer(TrainerBase):
         dataloader_kwargs: dict[str, Any] | None = None,
         collate_fn: Callable[[Any], Any] | None = None,
     ) -> dict[str, Any]:
-        """Evaluate the model, each sample counted once; a run that goes on stays as it is.
+        """Evaluate the model, counting each sample once; a run in progress isn't changed.
 
         Args:
-            dataset: the dataset, a dict of them, or a ready loader; the last one by default.
+            dataset: the dataset, a dict of them, or a ready loader; by default the last one.
             per_device_batch_size: samples of a batch on each process.
             dataloader_kwargs: arguments of the `DataLoader`.
-            collate_fn: makes a batch of a list of samples.
+            collate_fn: makes a batch from a list of samples.
 
         Returns:
-            What this evaluation has recorded, ``evaluation_loss`` and the metrics of plugins.
+            What this evaluation has recorded: ``evaluation_loss`` and the metrics of plugins.
         """
         dataset = self.eval_dataset if dataset is None else dataset
         if dataset is None:
-            raise ValueError("evaluate() needs a dataset: none was given, now or to train()")
-        with self._run_set_aside():
+            raise ValueError("evaluate() needs a dataset: neither it nor train() was given one")
+        with self._run_preserved():
             self.eval_dataset, self.collate_fn = dataset, collate_fn or self.collate_fn
             self._hooks.refresh()
             self._create_eval_dataloaders(per_device_batch_size, dataloader_kwargs)
@@ -328,15 +328,18 @@ class Trainer(TrainerBase):
         """The model's outputs for every sample of a dataset, in the dataset's order, on the CPU.
 
         Returns:
-            What `calculate_predictions` returns, its batches joined to a tensor ``(samples, …)``,
-            or a tuple or dict of them; a list with one entry per sample where shapes differ.
+            What `calculate_predictions` returns, its batches joined into a tensor
+            ``(samples, …)``, or a tuple or dict of tensors; if shapes differ, a list with one entry
+            per sample.
         """
+        from pa_core.loop.predict import collect_predictions
+
         check_predict_arguments(dataloader_kwargs)
         given = self.eval_dataset, self.collate_fn
         self.eval_dataset, self.collate_fn = dataset, collate_fn or self.collate_fn
         try:
             self._hooks.refresh()
-            loader = self._shard(
+            loader = self._split_loader(
                 self.create_eval_dataloader(per_device_batch_size, dataloader_kwargs), "predict"
             )
         finally:
@@ -352,7 +355,7 @@ class Trainer(TrainerBase):
             self.model = model
 
     def _run(self, hook: str) -> None:
-        """Call a run's hook, which wrappers may surround, and tell plugins of an exception."""
+        """Call the hook of a run, which plugins may wrap, and ``on_exception`` if it raises."""
         self._in_run, self._is_between_updates = hook == "run_training", True
         if hasattr(self.run_history, "follow"):
             self.run_history.follow(lambda: self.progress)
@@ -360,8 +363,8 @@ class Trainer(TrainerBase):
         try:
             getattr(self.plugins.hook, hook)(trainer=self)
         except BaseException as exception:
-            self._in_run = False  # whoever saves now does so at once, or is told why not
-            self._tell(exception)
+            self._in_run = False  # saving is immediate from now on, or an error
+            self._report_exception(exception)
             raise
         finally:
             self._in_run, self._snapshot = False, None
@@ -369,27 +372,27 @@ class Trainer(TrainerBase):
     # -- The training loop ------------------------------------------------------------------------
 
     def _run_training(self) -> None:
-        """Run epochs until the run's length is reached or somebody stops it."""
+        """Run epochs until the run's length is reached or a plugin stops it."""
         position = self.position
-        self._agreement = Agreement(self._engine, position.updates)
-        self._engine.zero_grad(self.optimizer)  # what an interrupted run may have left
-        self._announce()
+        self._consensus = Consensus(self._engine, position.updates)
+        self._engine.zero_grad(self.optimizer)  # of an interrupted run
+        self._print_plugins()
         try:
             self.training_run_start()
             self._event("on_training_run_start")
             if position.phase != "train" or position.stop_reason is not None:
-                self._restore_again()
+                self._restore_after_start()
             if position.stop_reason is not None:
-                self.print(f"This run had stopped before: {position.stop_reason}")
-            # An epoch that an interruption has left open is closed, whatever the run's length.
+                self.print(f"This run had already stopped: {position.stop_reason}")
+            # An interrupted epoch is completed, whatever the run's length.
             while position.stop_reason is None and (
                 position.phase != "start" or not (self._is_finished() or self._is_last_epoch_done())
             ):
                 self._run_epoch()
         except StopTrainingError as error:
             position.stop_reason = str(error)
-            self.optimizer_zero_grad()  # an interrupted accumulation is dropped
-            self._window.reset()
+            self.optimizer_zero_grad()  # an interrupted accumulation is discarded
+            self._accumulation.reset()
             self.print(error)
             self._event("on_stop_training_error", error=error)
         self._saver.settle()
@@ -412,7 +415,7 @@ class Trainer(TrainerBase):
         self._handle_requests(now=True)
 
     def _run_train_epoch(self, train_dl: Any) -> None:
-        """Train for one epoch, or for what an interruption has left of it."""
+        """Train for one epoch, or for the rest of an interrupted one."""
         position, hooks = self.position, self._hooks
         hooks.refresh()
         if position.phase == "start":
@@ -420,11 +423,12 @@ class Trainer(TrainerBase):
         self.train_epoch_start()
         self._event("on_train_epoch_start")
         if position.phase == "train":
-            self._restore_again()
+            self._restore_after_start()
         position.phase = "train"
 
         self._model_key = derive_key(self.seed, "model", position.epoch, self._engine.rank)
-        # Seeding Python's and NumPy's generators costs more, and they are torch's models' no use.
+        # Models made of torch's modules don't use Python's and NumPy's generators, and seeding them
+        # costs time.
         self._seed_step = seed_all if self._step_may_draw() else seed_model
         if isinstance(train_dl, KeyedDataLoader):
             train_dl.seeds_always |= self._seed_step is seed_all
@@ -436,17 +440,17 @@ class Trainer(TrainerBase):
             start=start,
             limit=self.train_batch_limit,
         )
-        # Our own loaders' length can be relied on; of any other, the next batch is looked at.
+        # Our own loaders know their length; for any other, the loop looks one batch ahead.
         length = num_batches(train_dl, self.train_batch_limit)
         ahead = length - start if length and isinstance(train_dl, KeyedDataLoader) else None
         if not self._is_finished():
             for step, (batch, is_last) in enumerate(
                 mark_last(self._engine.moved(epoch_batches), ahead), start
             ):
-                self.is_padding_batch = self._window.is_padding(batch, step, is_last)
+                self.is_padding_batch = self._accumulation.is_padding(batch, step, is_last)
                 batch = batch.batch if type(batch) is SplitBatch else batch
                 if hooks.on_train_step_start is not None:
-                    seed_all(key_at(self._model_key, ~step), self.device)  # whatever was prefetched
+                    seed_all(key_at(self._model_key, ~step), self.device)  # whatever fetching drew
                     hooks.on_train_step_start(trainer=self, batch=batch, step=step)
                 is_update = (step + 1) % accumulation == 0 or is_last
                 with self._engine.accumulating(self.model, is_update):
@@ -470,16 +474,16 @@ class Trainer(TrainerBase):
         self._handle_requests(now=True)
 
     def _perform_forward_and_backward_passes(self, batch: Any, step: int) -> dict[str, Any]:
-        """Calculate a micro-batch's loss and add its share to the gradients."""
+        """Calculate the loss of a micro-batch and add its gradient to those accumulated."""
         hooks = self._hooks
         self._is_between_updates = False
-        # Whatever else has drawn numbers, the model's own are those of this seed, step and rank.
+        # The model's draws depend on seed, step and rank, whatever else has drawn.
         self._seed_step(key_at(self._model_key, step), self.device)
         output = self.calculate_train_batch_loss(batch)
         check_batch_output(output, "calculate_train_batch_loss")
         if hooks.on_backward_start is not None:
             hooks.on_backward_start(trainer=self, batch=batch, batch_output=output, step=step)
-        share, items = self._window.weigh(output, step, self.is_padding_batch)
+        share, items = self._accumulation.scale(output, step, self.is_padding_batch)
         self._update_loss_tracker(output["loss"], items)
         self.backward_step(share)
         if hooks.on_backward_end is not None:
@@ -489,14 +493,14 @@ class Trainer(TrainerBase):
     def _update_parameters(self) -> None:
         """Make one update from the gradients of the accumulated batch."""
         position, control, hooks = self.position, self.control, self._hooks
-        samples = self._window.close(self.model.parameters())
+        samples = self._accumulation.finish(self.model.parameters())
         if not control.should_skip_update:
             self._clip_gradients()
             if hooks.on_optimizer_step_start is not None:
                 hooks.on_optimizer_step_start(trainer=self)
         skip, control.should_skip_update = control.should_skip_update, False
         if skip:
-            self._agreement.note_skipped()
+            self._consensus.count_skipped()
         else:
             self.optimizer_step()
             if self.scheduler is not None and not self._engine.step_was_skipped:
@@ -520,7 +524,7 @@ class Trainer(TrainerBase):
             self._engine.clip_value(self.model.parameters(), config.gradient_clip_value)
 
     def _handle_requests(self, now: bool = False) -> None:
-        """Do what plugins have asked for since the last boundary, on all processes alike."""
+        """Grant what plugins have requested since the last boundary, the same on every process."""
         control, position = self.control, self.position
         self._hooks.refresh()
         self._saver.request_wait(control)
@@ -531,8 +535,8 @@ class Trainer(TrainerBase):
             self._log_progress()
         if asked.evaluate and self._eval_dataloaders:
             self._evaluate_within_epoch()
-            asked.add(self._decide(now=True))  # what the evaluation has led to
-        # Said in the states that are saved now: resuming one goes on after a pause alone.
+            asked.add(self._decide(now=True))  # what plugins requested in the evaluation
+        # Recorded in the states saved now: only after a pause does resuming continue the run.
         position.stop_reason, position.is_paused = asked.stop_reason, asked.is_pause
         if asked.settle:
             self._saver.settle()
@@ -541,29 +545,29 @@ class Trainer(TrainerBase):
             raise StopTrainingError(asked.stop_reason)
 
     def _decide(self, now: bool = False) -> Requests:
-        """What is granted at this boundary, on all processes alike."""
+        """The requests to grant at this boundary, the same on every process."""
         timed = self._in_run and self._length.is_timed
         time_is_up = timed and self._length.is_over(self.progress)
-        return self._agreement.decide(
+        return self._consensus.decide(
             self.control, self.position.updates, time_is_up=time_is_up, now=now
         )
 
-    def _restore_again(self) -> None:
-        """Put back all that a state holds, whatever the run's first events have changed."""
+    def _restore_after_start(self) -> None:
+        """Restore the state again, in case the run's first events have changed what it restored."""
         snapshot, self._snapshot = self._snapshot, None
         if snapshot is not None:
             snapshot.restore_training(self)
             snapshot.restore_plugins(self)
 
     def _is_finished(self) -> bool:
-        """Whether the run has its length, as all processes see it."""
+        """Whether the run has reached its length, the same on every process."""
         length = self._length
         if length.is_counted_out(self.position.updates):
             return True
         if length.num_updates is not None:
             return False
         if length.is_timed and self._engine.num_processes > 1:
-            return self._agreement.time_is_up
+            return self._consensus.time_is_up
         return length.is_over(self.progress)
 
     def _is_last_epoch_done(self) -> bool:
@@ -589,14 +593,14 @@ class Trainer(TrainerBase):
         self._event("on_evaluation_run_end")
 
     def _evaluate_within_epoch(self) -> None:
-        """Evaluate between two updates; the model goes on just as it was."""
+        """Evaluate between two updates, leaving the model as it was."""
         with modes_kept(self.model):
             self._run_eval_epochs(is_intermediate=True)
 
     def _run_eval_epochs(self, **kind: bool) -> None:
-        """Evaluate on each evaluation dataset, the metrics of a named one under its name.
+        """Evaluate on each evaluation dataset; names of datasets prefix their metrics.
 
-        After the trained model comes each that a plugin registers, under its own name too.
+        The models that plugins register are evaluated after the trained one, prefixed likewise.
         """
         self._engine.broadcast_buffers(self.model)
         model, prefix = self.model, self.run_history.metric_name_prefix
@@ -665,15 +669,15 @@ class Trainer(TrainerBase):
     # -- Small parts of the above ---------------------------------------------------------------
 
     def _update_loss_tracker(self, batch_loss: Tensor, batch_size: Any) -> None:
-        """Add a batch's unscaled mean loss to the epoch's."""
+        """Add a batch's unscaled mean loss to the mean of the epoch."""
         self._loss_tracker.update(batch_loss, batch_size)
 
     def _add_epoch_loss_to_run_history(self, metric_name: str) -> None:
-        """Record the mean of the epoch's losses over all samples of all processes."""
+        """Record the mean loss of the epoch over all samples of all processes."""
         total, count = self._engine.sum(self._loss_tracker.sums(self.device)).tolist()
         if not count:
             raise ValueError(
-                f"There is no {metric_name}: the data gave no batch. An iterator that is used up "
-                "can't be gone over again; give a dataset, or a loader that can"
+                f"There is no {metric_name}, because the data yielded no batch. If the iterator is "
+                "exhausted, pass a dataset or a re-iterable loader"
             )
         self.run_history.update_metric(metric_name, total / count)

@@ -59,11 +59,11 @@ class Probe:
         self.trainer, self.plan, self.folder = trainer, plan, Path(plan.folder)
         self.losses: list[tuple[int, str]] = []
         self.attributes: dict[str, str] = {}
-        self._handle, self._restore = trainer._handle_requests, trainer._restore_again
+        self._handle, self._restore = trainer._handle_requests, trainer._restore_after_start
         self._track = trainer._update_loss_tracker
         # The loop's own boundary: whatever plugins have asked for was granted before.
         trainer._handle_requests = self.at_boundary  # type: ignore[method-assign]
-        trainer._restore_again = self.restore  # type: ignore[method-assign]
+        trainer._restore_after_start = self.restore  # type: ignore[method-assign]
         trainer._update_loss_tracker = self.note_loss  # type: ignore[method-assign]
 
     def note_loss(self, batch_loss: torch.Tensor, batch_size: Any) -> None:

@@ -1,154 +1,163 @@
-"""The import rules and the sizes that keep the house in order."""
+"""The import contract, and what it can't say: no torch at start, and few private accesses."""
 
-import ast
+import itertools
+import os
+import re
+import runpy
+import shutil
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parent.parent
-CORE = sorted((ROOT / "pa_core").rglob("*.py"))
-PLUGIN_PACKAGES = {
-    "pa_metrics": "metrics",
-    "pa_schedulers": "schedulers",
-    "pa_models": "models",
-    "pa_tracking": "tracking",
-    "pa_report": "report",
-}
-SERVICES = {"tensorboard", "wandb", "mlflow", "comet_ml", "aim", "swanlab", "trackio"}
+CONTRACTS = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]
+LAYERS = [
+    [part.strip() for part in layer.split("|")]
+    for contract in CONTRACTS["contracts"]
+    if contract["id"] == "layers"
+    for layer in contract["layers"]
+]
+PLUGIN_FOLDERS = [*sorted(ROOT.glob("plugins/*")), *sorted(ROOT.glob("examples/plugins/*"))]
+TORCH_FREE_FOLDERS = ["cli", "plugins", "settings"]
 TORCH_FREE = [
     "pa_core",
-    "pa_core.plugins.builtin_names",
-    "pa_core.cli.app",
-    "pa_core.cli.entry_points",
-    "pa_core.control",
-    "pa_core.plugins.discovery",
+    "pa_core.callbacks",
     "pa_core.checkpoint.atomic_io",
-    "pa_core.cli.doctor",
+    "pa_core.checkpoint.listing",
+    "pa_core.checkpoint.retention",
+    "pa_core.checkpoint.storage",
+    "pa_core.control",
     "pa_core.durations",
     "pa_core.errors",
     "pa_core.hookspecs",
-    "pa_core.plugins.implementations",
-    "pa_core.plugins.process_scope",
-    "pa_core.plugins.manager",
-    "pa_core.plugins.pluggy_bridge",
-    "pa_core.checkpoint.retention",
-    "pa_core.cli.new_plugin",
-    "pa_core.settings.build",
-    "pa_core.settings.schema",
-    "pa_core.settings.table",
-    "pa_core.checkpoint.listing",
-    "pa_core.checkpoint.storage",
-    "pa_core.settings.validation",
+    "pa_core.plugin",
+    "pa_core.plugins.builtin_names",
     "pa_core.testing",
     "pa_core.testing.recorder",
 ]
 
 
-def module_name(path: Path, root: Path = ROOT) -> str:
-    parts = path.relative_to(root).with_suffix("").parts
-    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+# -- The import contract --------------------------------------------------------------------------
 
 
-def runtime_imports(path: Path) -> set[str]:
-    """Every module that the file imports anywhere, except for type checkers only."""
-    return set(_imports(ast.parse(path.read_text()).body))
-
-
-def _imports(statements: list[ast.stmt]) -> list[str]:
-    found: list[str] = []
-    for statement in statements:
-        if isinstance(statement, ast.If) and "TYPE_CHECKING" in ast.unparse(statement.test):
-            found += _imports(statement.orelse)
-        elif isinstance(statement, ast.Import):
-            found += [alias.name for alias in statement.names]
-        elif isinstance(statement, ast.ImportFrom):
-            home = statement.module or ""
-            found += [home, *(f"{home}.{alias.name}" for alias in statement.names)]
-        else:
-            for field in ("body", "orelse", "finalbody", "handlers", "cases"):
-                for child in getattr(statement, field, []):
-                    found += _imports(child.body if hasattr(child, "pattern") else [child])
-    return found
-
-
-def packages(modules: set[str]) -> set[str]:
-    return {module.partition(".")[0] for module in modules}
-
-
-def test_the_import_finder_sees_nested_imports_and_skips_type_checking_ones(tmp_path: Path) -> None:
-    file = tmp_path / "example.py"
-    file.write_text(
-        "import a.b\n"
-        "from typing import TYPE_CHECKING\n"
-        "if TYPE_CHECKING:\n    import hidden\nelse:\n    import shown\n"
-        "try:\n    import c\nexcept ImportError:\n    import d\nfinally:\n    import e\n"
-        "class K:\n    def f(self):\n        with x:\n            from g import h\n"
-        "match x:\n    case 1:\n        import i\n"
+def lint_imports(root: Path) -> subprocess.CompletedProcess[str]:
+    """Check the contract on a copy of the repository, or on the repository itself."""
+    folders = [root, *(root / folder.relative_to(ROOT) for folder in PLUGIN_FOLDERS)]
+    return subprocess.run(
+        [Path(sys.executable).with_name("lint-imports"), "--no-cache", "--no-logo"],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=root,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(map(str, folders))},
     )
-    assert runtime_imports(file) == {
-        *("a.b", "typing", "typing.TYPE_CHECKING", "shown", "c", "d", "e", "g", "g.h", "i")
-    }
 
 
-@pytest.mark.parametrize("path", CORE, ids=module_name)
-def test_the_core_never_imports_a_plugin_or_a_plugins_library(path: Path) -> None:
-    banned = {*PLUGIN_PACKAGES, "torchmetrics", "timm", "transformers", *SERVICES}
-    assert not packages(runtime_imports(path)) & banned
+@pytest.fixture
+def copy(tmp_path: Path) -> Path:
+    """The sources that the contract is about."""
+    shutil.copy(ROOT / "pyproject.toml", tmp_path)
+    shutil.copytree(ROOT / "pa_core", tmp_path / "pa_core")
+    for folder in PLUGIN_FOLDERS:
+        for package in folder.glob("pa_*"):
+            shutil.copytree(package, tmp_path / package.relative_to(ROOT))
+    return tmp_path
 
 
-@pytest.mark.parametrize(
-    "path",
-    [path for path in CORE if module_name(path) not in ("pa_core", "pa_core.cli.app")],
-    ids=module_name,
-)
-def test_only_the_face_and_the_command_line_import_the_trainer(path: Path) -> None:
-    assert not any(name.startswith("pa_core.trainer") for name in runtime_imports(path))
+def a_file_of(part: str, root: Path) -> Path:
+    folder = root / "pa_core" / part
+    return folder / "__init__.py" if folder.is_dir() else folder.with_suffix(".py")
 
 
-@pytest.mark.parametrize("module", TORCH_FREE)
-def test_importing_this_module_imports_no_torch(module: str) -> None:
-    heavy = ("torch", "accelerate", "numpy", "transformers", "timm", "torchmetrics")
-    code = f"import sys, {module}; print(*[name for name in {heavy} if name in sys.modules])"
-    result = subprocess.run(
+def append_import(file: Path, module: str) -> None:
+    file.write_text(f"{file.read_text()}\n\ndef wrong():\n    import {module}\n")
+
+
+def test_the_import_contract_is_kept() -> None:
+    done = lint_imports(ROOT)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_a_wrong_import_in_any_layer_breaks_the_contract(copy: Path) -> None:
+    for above, layer in itertools.pairwise(LAYERS):
+        for part in layer:
+            append_import(a_file_of(part, copy), f"pa_core.{above[0]}")
+    done = lint_imports(copy)
+    assert done.returncode == 1
+    for above, layer in itertools.pairwise(LAYERS):
+        for part in layer:
+            wrong = f"pa_core.{part} is not allowed to import pa_core.{above[0]}:"
+            assert wrong in done.stdout
+
+
+def test_folders_of_one_layer_may_not_import_each_other(copy: Path) -> None:
+    for first, second, *_ in [layer for layer in LAYERS if len(layer) > 1]:
+        append_import(a_file_of(first, copy), f"pa_core.{second}")
+    done = lint_imports(copy)
+    for first, second, *_ in [layer for layer in LAYERS if len(layer) > 1]:
+        assert f"pa_core.{first} is not allowed to import pa_core.{second}:" in done.stdout
+
+
+def test_a_new_module_must_be_given_its_layer(copy: Path) -> None:
+    (copy / "pa_core" / "newcomer.py").write_text("")
+    done = lint_imports(copy)
+    assert done.returncode == 1
+    assert "- pa_core.newcomer" in done.stdout
+
+
+@pytest.mark.parametrize("folder", ["builtins", "checkpoint", "engine", "loop", "plugins"])
+def test_a_plugin_package_may_not_use_a_folder_of_the_core(folder: str, copy: Path) -> None:
+    packages = [package for one in PLUGIN_FOLDERS for package in one.glob("pa_*")]
+    for package in packages:
+        append_import(copy / package.relative_to(ROOT) / "__init__.py", f"pa_core.{folder}")
+    done = lint_imports(copy)
+    assert len(packages) == len(PLUGIN_FOLDERS)
+    for package in packages:
+        assert f"{package.name} is not allowed to import pa_core.{folder}:" in done.stdout
+
+
+def test_libraries_belong_to_their_plugins_and_plugins_are_independent(copy: Path) -> None:
+    append_import(copy / "pa_core/trainer.py", "torchmetrics")
+    append_import(copy / "plugins/report/pa_report/__init__.py", "timm")
+    append_import(copy / "plugins/models/pa_models/__init__.py", "wandb")
+    append_import(copy / "plugins/models/pa_models/__init__.py", "pa_metrics")
+    append_import(copy / "plugins/tracking/pa_tracking/__init__.py", "torchmetrics")
+    done = lint_imports(copy)
+    for source, target in [
+        ("pa_core", "torchmetrics"),
+        ("pa_report", "timm"),
+        ("pa_models", "wandb"),
+        ("pa_models", "pa_metrics"),
+        ("pa_tracking", "torchmetrics"),
+    ]:
+        assert f"{source} is not allowed to import {target}:" in done.stdout
+
+
+def test_every_distribution_is_under_the_contract() -> None:
+    packages = {package.name for one in PLUGIN_FOLDERS for package in one.glob("pa_*")}
+    assert set(CONTRACTS["root_packages"]) == {"pa_core", *packages}
+
+
+# -- What imports can't say -----------------------------------------------------------------------
+
+
+def test_the_command_line_and_what_it_loads_import_no_torch() -> None:
+    files = [file for part in TORCH_FREE_FOLDERS for file in (ROOT / "pa_core" / part).glob("*.py")]
+    modules = [*TORCH_FREE, *(f"pa_core.{file.parent.name}.{file.stem}" for file in files)]
+    code = (
+        "import importlib, sys\n"
+        f"for name in {sorted(modules)}:\n"
+        "    importlib.import_module(name.removesuffix('.__init__'))\n"
+        "    for heavy in ('torch', 'accelerate', 'numpy', 'transformers', 'timm'):\n"
+        "        assert heavy not in sys.modules, f'{name} imports {heavy}'\n"
+    )
+    done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=ROOT
     )
-    assert result.returncode == 0, result.stderr
-    assert result.stdout.split() == []
-
-
-@pytest.mark.parametrize("package", PLUGIN_PACKAGES)
-def test_a_plugin_package_imports_the_core_and_never_another_plugin(package: str) -> None:
-    home = ROOT / "plugins" / PLUGIN_PACKAGES[package]
-    files = sorted((home / package).rglob("*.py"))
-    assert files
-    libraries = {
-        "pa_metrics": {"torchmetrics"},
-        "pa_schedulers": {"timm", "transformers"},
-        "pa_models": {"timm", "transformers"},
-        "pa_tracking": SERVICES,
-        "pa_report": set(),
-    }
-    foreign = {*PLUGIN_PACKAGES, *set().union(*libraries.values())} - libraries[package] - {package}
-    for path in files:
-        assert not packages(runtime_imports(path)) & foreign, path
-
-
-@pytest.mark.parametrize("package", PLUGIN_PACKAGES)
-def test_a_plugin_package_takes_nothing_private_from_the_core(package: str) -> None:
-    for path in sorted((ROOT / "plugins" / PLUGIN_PACKAGES[package] / package).rglob("*.py")):
-        names = {name for name in runtime_imports(path) if packages({name}) == {"pa_core"}}
-        private = {n for n in names if any(p.startswith("_") and p[1] != "_" for p in n.split("."))}
-        assert not private, path
-
-
-@pytest.mark.parametrize(
-    "path", [*CORE, *sorted(ROOT.glob("plugins/*/pa_*/**/*.py"))], ids=module_name
-)
-def test_every_module_can_be_read_in_one_sitting(path: Path) -> None:
-    limit = 680 if module_name(path) == "pa_core.trainer" else 500
-    assert len(path.read_text().splitlines()) <= limit
+    assert done.returncode == 0, done.stderr
 
 
 def test_each_built_in_plugin_has_a_file_of_its_own() -> None:
@@ -157,3 +166,24 @@ def test_each_built_in_plugin_has_a_file_of_its_own() -> None:
     modules = [target.partition(":")[0] for target in BUILTINS.values()]
     assert len(set(modules)) == len(modules)
     assert all(module.startswith("pa_core.builtins.") for module in modules)
+
+
+def test_private_attributes_of_the_trainer_are_used_no_more_often_than_the_page_says() -> None:
+    figures = runpy.run_path(str(ROOT / "docs" / "figures.py"))
+    page = (ROOT / "docs" / "inside.md").read_text()
+    for place, count in figures["private_accesses"]().items():
+        recorded = re.search(rf"used in: {place} \| ([\d,]+) \|", page)
+        assert recorded is not None, f"run: python docs/figures.py ({place} is new)"
+        assert count <= int(recorded[1].replace(",", "")), place
+
+
+def test_the_figures_of_the_page_are_about_what_the_code_has() -> None:
+    figures = runpy.run_path(str(ROOT / "docs" / "figures.py"))
+    page = (ROOT / "docs" / "inside.md").read_text()
+    now, said = figures["table"](), page.partition(figures["BEGIN"])[2]
+    pattern = re.compile(r"^\| (.+) \| ([\d,]+) \|$", re.MULTILINE)
+    numbers = {name: int(value.replace(",", "")) for name, value in pattern.findall(now)}
+    recorded = {name: int(value.replace(",", "")) for name, value in pattern.findall(said)}
+    assert numbers.keys() == recorded.keys(), "run: python docs/figures.py"
+    for name, number in numbers.items():
+        assert number == pytest.approx(recorded[name], rel=0.05), f"{name}: python docs/figures.py"

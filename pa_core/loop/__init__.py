@@ -1,1 +1,1 @@
-"""What the loop in `pa_core.trainer` is made of: arguments, accumulation, consensus, defaults."""
+"""The parts of the loop: arguments, accumulation, consensus of processes, defaults, predictions."""

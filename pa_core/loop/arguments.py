@@ -1,4 +1,4 @@
-"""Bad input, told before training starts: what was wrong, where, and what would be right."""
+"""Checks of arguments and batch outputs: an error says what is wrong and what would be right."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ _KEYS = frozenset(_REQUIRED)
 def check_model_and_optimizer(
     model: nn.Module, optimizer: Any, *, needs_optimizer: bool = False
 ) -> None:
-    """See that the optimizer updates parameters that the model has.
+    """Check that the optimizer updates parameters of the model.
 
     Raises:
-        ValueError: where the model has none, the optimizer holds others, or one is needed and
-            there is none.
+        ValueError: if the model has no parameters, the optimizer holds others, or training needs
+            an optimizer and there is none.
     """
     if optimizer is None and needs_optimizer:
         raise ValueError(
@@ -29,17 +29,17 @@ def check_model_and_optimizer(
         )
     parameters = {id(parameter): name for name, parameter in model.named_parameters()}
     if not parameters:
-        raise ValueError(f"The model {type(model).__name__} has no parameters: nothing can learn")
+        raise ValueError(f"The model {type(model).__name__} has no parameters to train")
     groups = getattr(optimizer, "param_groups", None)
     if groups is None or getattr(optimizer, "is_flat", False):
         return
     foreign = sum(id(p) not in parameters for group in groups for p in group["params"])
     if foreign:
         raise ValueError(
-            f"The optimizer holds {foreign} parameters that aren't the model's. Create it from "
-            f"{type(model).__name__}'s own: {type(optimizer).__name__}(model.parameters(), …). A "
-            "loss with parameters belongs into a module together with the model, so that they are "
-            "moved, reduced and saved like all others"
+            f"The optimizer holds {foreign} parameters that aren't in the model. Create it from "
+            f"the parameters of {type(model).__name__}: {type(optimizer).__name__}"
+            "(model.parameters(), …). Put a loss that has parameters into one module with the "
+            "model, so that its parameters are moved, reduced and saved too"
         )
 
 
@@ -53,13 +53,13 @@ def check_train_arguments(
     gradient_clip_value: float | None,
     gradient_clip_norm: float | None,
 ) -> None:
-    """See that every number of `Trainer.train` makes sense.
+    """Check the numbers given to `Trainer.train`.
 
     Raises:
         ValueError: naming the argument, its value and what would be right.
     """
     if train_dataset is None:
-        raise ValueError("train() needs a dataset, and got None")
+        raise ValueError("train() needs a dataset, not None")
     Duration.parse(num_epochs)
     for name, number in (
         ("per_device_batch_size", per_device_batch_size),
@@ -79,24 +79,24 @@ def check_train_arguments(
 
 
 def check_predict_arguments(dataloader_kwargs: Mapping[str, Any] | None) -> None:
-    """See that every sample is predicted, in the dataset's order.
+    """Check that every sample is predicted, in the dataset's order.
 
     Raises:
-        ValueError: naming the argument that would change that.
+        ValueError: naming the argument that would prevent it.
     """
     for name in ("shuffle", "drop_last", "sampler", "batch_sampler"):
         if (dataloader_kwargs or {}).get(name):
             raise ValueError(
-                f"predict() gives every sample's outputs in the dataset's order: leave out {name}"
+                f"predict() returns outputs for every sample in the dataset's order: remove {name}"
             )
 
 
 def check_batch_output(output: Any, method: str) -> None:
-    """See that `method` returned what the loop needs.
+    """Check that `method` returned what the loop needs.
 
     Raises:
-        ValueError: naming the keys that are missing.
-        TypeError: where it isn't a mapping, or its loss isn't a tensor of one number.
+        ValueError: naming the missing keys.
+        TypeError: if it isn't a mapping, or its loss isn't a scalar tensor.
     """
     if (
         type(output) is dict
@@ -114,12 +114,12 @@ def check_batch_output(output: Any, method: str) -> None:
     if missing:
         raise ValueError(
             f"{method} returned a dict without {', '.join(missing)}; it has "
-            f"{', '.join(map(str, output)) or 'nothing'} and needs {', '.join(_REQUIRED)}"
+            f"{', '.join(map(str, output)) or 'no keys'} and needs {', '.join(_REQUIRED)}"
         )
     loss = output["loss"]
     if not isinstance(loss, Tensor) or loss.ndim != 0:
         what = f"of shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
         raise TypeError(
-            f"{method} returned a loss {what}; it must be a tensor of one number (shape ()), "
-            "such as the mean over the batch"
+            f"{method} returned a loss {what}; it must be a scalar tensor (shape ()), such as the "
+            "mean over the batch"
         )

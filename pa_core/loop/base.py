@@ -1,4 +1,4 @@
-"""What a Trainer is beside its loop: how it is put together, and what it offers to plugins."""
+"""The base of the Trainer: its construction, its parts, and what it offers to plugins."""
 
 from __future__ import annotations
 
@@ -25,14 +25,12 @@ from pa_core.durations import Duration, Progress, RunLength
 from pa_core.engine.create import create_engine
 from pa_core.engine.process_group import check_connected
 from pa_core.errors import PreemptedExit, StopTrainingError, TrainingStateError
-from pa_core.loop import error_hints
-from pa_core.loop.accumulation import AccumulationWindow
+from pa_core.loop.accumulation import Accumulation
 from pa_core.loop.arguments import check_model_and_optimizer
-from pa_core.loop.consensus import Agreement
+from pa_core.loop.consensus import Consensus
 from pa_core.loop.defaults import Defaults
 from pa_core.loop.environment import environment_plugins
 from pa_core.plugins.callers import BoundHooks
-from pa_core.plugins.explain import as_text, explain
 from pa_core.plugins.manager import PluginManager
 from pa_core.run_config import TrainerRunConfig
 from pa_core.settings.build import build_plugins
@@ -51,11 +49,11 @@ _OF_A_RUN = (
     *("_is_between_updates", "_loss_tracker", "_eval_dataloader", "_eval_dataloaders"),
     *("_eval_dl_kwargs", "_snapshot"),
 )
-"""What an evaluation outside a run would change of one that goes on."""
+"""The attributes that an evaluation changes, and that a run in progress needs unchanged."""
 
 
 class TrainerBase:
-    """A trainer's parts and services; `pa_core.trainer.Trainer` has the steps and the loop."""
+    """A trainer's parts and services; `pa_core.trainer.Trainer` adds the steps and the loop."""
 
     def __init__(
         self,
@@ -105,7 +103,7 @@ class TrainerBase:
         check_connected(self._accelerator)
         self._engine = create_engine(self._accelerator)
         if self._engine.num_processes > 1:
-            self._hooks = BoundHooks(self.plugins, self._stop_together)
+            self._hooks = BoundHooks(self.plugins, self._request_stop)
         self.plugins.set_process(is_main=self.is_main_process)
 
         # What a run sets.
@@ -138,14 +136,14 @@ class TrainerBase:
         self._in_run = False
         self._is_between_updates = True
         self.is_padding_batch = False
-        """Whether this process trains on another's batch for company, which counts for nothing."""
-        self._agreement = Agreement(self._engine, 0)
+        """Whether this process trains on a padding batch, which counts for nothing."""
+        self._consensus = Consensus(self._engine, 0)
         self._clock = 0.0
         self._event("on_init_end")
 
     @property
     def _trainer(self) -> Trainer:
-        """This object, as what it always is: nobody makes a base alone."""
+        """This object with its real type: a base is never built alone."""
         return cast("Trainer", self)
 
     # -- What plugins and subclasses use --------------------------------------------------------
@@ -161,32 +159,32 @@ class TrainerBase:
 
     @property
     def device(self) -> torch.device:
-        """Where the model is."""
+        """The device of the model."""
         return self._accelerator.device
 
     @property
     def is_main_process(self) -> bool:
-        """Whether this process is the one that writes and prints."""
+        """Whether this is the process that writes and prints."""
         return self._accelerator.is_main_process
 
     @property
     def num_processes(self) -> int:
-        """How many processes train together."""
+        """The number of processes that train together."""
         return self._engine.num_processes
 
     @property
     def updates(self) -> int:
-        """Optimizer updates that the run has made."""
+        """The number of updates that the run has made."""
         return self.position.updates
 
     @property
     def stop_reason(self) -> str | None:
-        """Why the run was stopped early; None where it wasn't."""
+        """Why the run was stopped early; None if it wasn't."""
         return self.position.stop_reason
 
     @property
     def progress(self) -> Progress:
-        """How far the run is, in each unit of a `Duration`."""
+        """The progress of the run, in each unit of a `Duration`."""
         position = self.position
         length = num_batches(self._train_dataloader, self.train_batch_limit)
         part = position.batch / length if length else 0.0
@@ -202,14 +200,14 @@ class TrainerBase:
         return self._manifest
 
     def gather(self, tensor: Any, padding_value: Any = None) -> Any:
-        """Concatenate a tensor of every process along the first dimension, on all of them.
+        """Concatenate a tensor of every process along the first dimension, on every process.
 
-        Sizes of the first dimension may differ, so the host waits for the device to compare them;
-        for numbers of no dimension it doesn't. Called on every process.
+        A collective. Sizes of the first dimension may differ, so the host synchronises with the
+        device to compare them, except for 0-d tensors.
 
         Args:
             tensor: a tensor, or a nested list, tuple or dict of them.
-            padding_value: rows of the result that hold nothing but this value are removed.
+            padding_value: rows that contain only this value are removed from the result.
         """
         gathered = self._engine.gather(tensor)
         if padding_value is None:
@@ -222,23 +220,25 @@ class TrainerBase:
             print(*args, **kwargs)
 
     def get_model(self, keep_torch_compile: bool = True) -> Any:
-        """The model without its distributed containers, and without `torch.compile`'s if asked."""
+        """The model without its distributed wrappers and, if asked, without `torch.compile`'s."""
         return self._engine.unwrap(self.model, keep_torch_compile)
 
     def explain(self) -> str:
-        """Who is called when, in the order of a run, and which methods a subclass overrides.
+        """Which plugins are called when in a run, and which methods a subclass overrides.
 
         `pa_core.plugins.explain.explain` gives the same as plain data.
         """
+        from pa_core.plugins.explain import as_text, explain
+
         return as_text(
             explain(self.plugins, trainer_class=type(self), settings_file=self.settings.file)
         )
 
     def rewrap_model(self) -> None:
-        """Wrap the model anew, once it has changed which of its parameters need gradients.
+        """Wrap the model again after the set of its trainable parameters has changed.
 
-        `DistributedDataParallel` looks at that only when it wraps. `train` does it by itself; who
-        freezes or unfreezes within a run calls this, between updates and on every process.
+        `DistributedDataParallel` reads that set only when it wraps. `train` wraps by itself; a
+        plugin that freezes or unfreezes within a run calls this between updates, on every process.
         """
         self.model = self._engine.rewrap(self.model, self.optimizer)
 
@@ -252,15 +252,15 @@ class TrainerBase:
         *,
         model: nn.Module | None = None,
     ) -> None:
-        """Save model, optimizer and schedule as one portable ``.pt`` file.
+        """Save model, optimizer and scheduler as a checkpoint: one portable ``.pt`` file.
 
         Args:
-            save_path: the file; it is replaced at once, or not at all.
-            checkpoint_kwargs: more to put in; NumPy scalars become numbers.
+            save_path: the file, which is replaced atomically.
+            checkpoint_kwargs: additional entries; NumPy scalars become Python numbers.
             save_optimizer: whether to include the optimizer, if there is one.
-            save_scheduler: whether to include the schedule, if there is one.
-            save_per_node: write on every machine; otherwise by the run's main process alone.
-            model: save its weights in place of the trained model's; a moving average's, say.
+            save_scheduler: whether to include the scheduler, if there is one.
+            save_per_node: whether to write on every machine, or on the main process only.
+            model: save the weights of this model, such as a moving average, instead.
         """
         model_file.save_checkpoint(
             self._trainer,
@@ -275,10 +275,10 @@ class TrainerBase:
     def load_checkpoint(
         self, checkpoint_path: str | Path, load_optimizer: bool = True, load_scheduler: bool = True
     ) -> dict[str, Any]:
-        """Load a file of `save_checkpoint`; returns all that is in it.
+        """Load a file of `save_checkpoint`; returns all its entries.
 
         Raises:
-            ValueError: where it holds an optimizer or a schedule and the trainer has none.
+            ValueError: if it holds an optimizer or a scheduler and the trainer has none.
         """
         return model_file.load_checkpoint(
             self._trainer, checkpoint_path, load_optimizer, load_scheduler
@@ -287,22 +287,22 @@ class TrainerBase:
     def save_training_state(
         self, output_dir: str | Path, checkpoint_kwargs: Mapping[str, Any] | None = None
     ) -> None:
-        """Save all that `train` needs to go on exactly, in a directory that is complete or absent.
+        """Save everything that `train` needs to resume exactly, in a directory.
 
-        Asked within a run, it is done at the next boundary: after the update, or after the
-        epoch's events. Call it on every process.
+        The directory is complete or absent. Within a run, the state is saved at the next
+        boundary: after the update, or after the events of the epoch. Call it on every process.
 
         Args:
-            output_dir: the directory; a state that is there is replaced.
+            output_dir: the directory; a training state that is already there is replaced.
             checkpoint_kwargs: plain data and tensors that `load_training_state` returns.
 
         Raises:
-            TrainingStateError: where there is no optimizer, or the state can't be written.
+            TrainingStateError: if there is no optimizer, or the state can't be written.
         """
         if self.optimizer is None:
             raise TrainingStateError(
-                "Without an optimizer there is no training to go on with: give the trainer one, "
-                "or save the model with save_checkpoint"
+                "There is no training to resume without an optimizer: give the Trainer one, or "
+                "save the model with save_checkpoint"
             )
         if self._in_run:
             self._save_metadata[Path(output_dir)] = dict(checkpoint_kwargs or {})
@@ -311,9 +311,9 @@ class TrainerBase:
             self._saver.save(Path(output_dir), SaveRequest(), checkpoint_kwargs or {})
 
     def load_training_state(self, input_dir: str | Path) -> dict[str, Any]:
-        """Load a state of `save_training_state` outside a run; `train` resumes by itself.
+        """Load a training state outside a run; to resume, use ``train(resume_from=…)``.
 
-        For evaluating and predicting, neither an optimizer nor the run's schedule is needed.
+        Evaluating and predicting need neither the run's optimizer nor its scheduler.
 
         Returns:
             Its ``checkpoint_kwargs``, and ``current_epoch``.
@@ -331,25 +331,25 @@ class TrainerBase:
         if caller is not None:
             caller(trainer=self, **arguments)
 
-    def _tell(self, exception: BaseException) -> None:
-        """Say what may lie behind an exception that ends a run, and tell the plugins of it."""
-        error_hints.explain(
-            exception, self._trainer
-        )  # first: it ends what would interrupt the others
+    def _report_exception(self, exception: BaseException) -> None:
+        """Add a hint to an exception that ends the run, and call ``on_exception``."""
+        from pa_core.loop.error_hints import add_hints
+
+        add_hints(exception, self._trainer)  # first: it shuts down what would interrupt the rest
         self._saver.give_up(exception)
         if isinstance(exception, PreemptedExit):
-            return  # nothing has failed: the run was closed in good order
+            return  # the run was closed cleanly, and nothing has failed
         self.plugins.call_each("on_exception", exception, trainer=self, exception=exception)
 
-    def _stop_together(self, error: StopTrainingError) -> None:
-        """Stop when the other processes have heard of it, which can't wait for this one here."""
+    def _request_stop(self, error: StopTrainingError) -> None:
+        """Stop at the next boundary, together with the other processes."""
         if not self._in_run:
             raise error
         self.control.stop(str(error))
 
     @contextmanager
-    def _run_set_aside(self) -> Iterator[None]:
-        """Let an evaluation that is called within a run leave the run as it was."""
+    def _run_preserved(self) -> Iterator[None]:
+        """Preserve a run in progress while something else is evaluated."""
         if not self._in_run:
             yield
             return
@@ -362,7 +362,7 @@ class TrainerBase:
             vars(self).update(kept)
 
     def _step_may_draw(self) -> bool:
-        """Whether code that isn't torch's runs in a step, and may draw from any generator."""
+        """Whether a step runs code from outside torch, which may draw from any generator."""
         calculate = type(self._trainer).calculate_train_batch_loss
         plugins = self.plugins.implementations("calculate_train_batch_loss")
         modules = list(self.model.modules())
@@ -375,14 +375,14 @@ class TrainerBase:
         )
 
     def _log_progress(self) -> None:
-        """Record the epoch's mean training loss so far and the learning rate."""
+        """Record the mean training loss of the epoch so far, and the learning rate."""
         total, count = self._engine.sum(self._loss_tracker.sums(self.device)).tolist()
         if count:
             self.run_history.update_metric("train_loss", total / count)
         self.run_history.update_metric("learning_rate", self.optimizer.param_groups[0]["lr"])
 
-    def _announce(self) -> None:
-        """Say which settings and plugins a run has: nothing is on that isn't said."""
+    def _print_plugins(self) -> None:
+        """Print the plugins of the run and where their settings come from."""
         if self.plugins.plugins:
             where = f" (settings: {self.settings.file})" if self.settings.file else ""
             self.print(f"Plugins: {', '.join(self.plugins.plugins)}{where}")
@@ -393,7 +393,7 @@ class TrainerBase:
         return CallbackHandler(self.plugins)
 
     def _create_accelerator(self) -> Accelerator:
-        """Create the accelerator; once per trainer, since gradient scalers belong to it."""
+        """Create the accelerator, once per trainer, since it owns the gradient scaler."""
         return self._hooks.create_accelerator(trainer=self)
 
     def _create_model(self, name: str) -> nn.Module:
@@ -409,7 +409,7 @@ class TrainerBase:
         try:
             for name, self.eval_dataset in named.items():
                 if self.eval_dataset is not None:
-                    self._eval_dataloaders[name] = self._shard(
+                    self._eval_dataloaders[name] = self._split_loader(
                         self._trainer.create_eval_dataloader(batch_size, dataloader_kwargs),
                         "evaluate",
                     )
@@ -418,17 +418,17 @@ class TrainerBase:
         self._eval_dataloader = next(iter(self._eval_dataloaders.values()), None)
 
     def _prepare_model_optimizer_and_dataloaders(self) -> None:
-        """Put model and optimizer where they belong; our own loaders are sharded already."""
+        """Place and wrap model and optimizer."""
         self.model, self.optimizer = self._engine.prepare(self.model, self.optimizer)
 
-    def _shard(self, loader: Any, purpose: Purpose) -> Any:
-        """Share out a loader that every process has alike; ours are shared out already."""
+    def _split_loader(self, loader: Any, purpose: Purpose) -> Any:
+        """Split the batches of a loader between processes; our own loaders do it themselves."""
         if self._engine.num_processes == 1 or isinstance(loader, KeyedDataLoader):
             return loader
         return split_between_processes(loader, self._engine, purpose)
 
     def _set_eval_batch_size(self, per_device_batch_size: int) -> None:
-        """Say in the run config how an evaluation outside a training run is done."""
+        """Record in the run config how an evaluation outside a training run is done."""
         if self._eval_dl_kwargs is not None:
             per_device_batch_size = self._eval_dl_kwargs.get("batch_size") or per_device_batch_size
         if self.run_config is None:
@@ -449,10 +449,10 @@ class TrainerBase:
         gradient_clip_value: float | None,
         gradient_clip_norm: float | None = None,
     ) -> TrainerRunConfig:
-        """Work out the sizes of a run: how many updates an epoch and the run will have."""
+        """Work out the sizes of a run: batches, and the updates of an epoch and of the run."""
         processes = self._engine.num_processes
         train_batch = int(
-            getattr(self._train_dataloader, "batch_size", None)  # of a ready loader, its own
+            getattr(self._train_dataloader, "batch_size", None)  # of a ready loader
             or (self._train_dl_kwargs or {}).get("batch_size")
             or per_device_batch_size
         )
@@ -470,7 +470,7 @@ class TrainerBase:
             max_updates=max_num_train_steps,
         )
         self.num_updates = self._length.num_updates
-        self._window = AccumulationWindow(
+        self._accumulation = Accumulation(
             gradient_accumulation_steps, loader, self.train_batch_limit, train_batch, self._engine
         )
         if self.num_updates is not None and per_epoch:
@@ -500,5 +500,5 @@ class TrainerBase:
 
 
 def _is_of_torch(module: Any) -> bool:
-    """Whether a module or function is PyTorch's, all of whose draws are from its own generators."""
+    """Whether a module or function is PyTorch's, which draws from its own generators only."""
     return str(getattr(module, "__module__", "")).startswith("torch.")

@@ -1,4 +1,4 @@
-"""How processes come to act alike on what only one of them may know."""
+"""Consensus: every process grants the same requests at the same update."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ if TYPE_CHECKING:
     from pa_core.engine.base import Engine
 
 _SHARE = 0.005
-"""Which part of the time the processes may spend on asking each other."""
+"""The fraction of the time that processes may spend on asking each other."""
 _LONGEST = 1.0
-"""After how many seconds they ask at the latest."""
+"""The maximum number of seconds between two such questions."""
 
 
-class Agreement:
-    """Grants requests at the same update on all processes.
+class Consensus:
+    """Grants requests at the same update on every process.
 
-    A single process grants at once. Several ask each other first, for which all of them have to
-    wait: after every update that would cost more than many a step does. So they do it now and
-    then, after a number of updates that is agreed on along with the requests. What every process
-    is known to ask for needs no asking.
+    A single process grants at once. Several must exchange their requests first, which is a
+    collective: after every update it would cost more than a short step. So they exchange after a
+    number of updates that they agree on together with the requests. Requests that every process
+    makes at the same update (``everywhere=True``) need no exchange.
 
     Args:
         engine: reduces over the processes.
-        updates: how many updates the run has made so far.
+        updates: the number of updates made so far.
     """
 
     def __init__(self, engine: Engine, updates: int) -> None:
@@ -36,21 +36,21 @@ class Agreement:
         self._asked_at, self._clock = updates, time.monotonic()
         self._cost, self._skipped = 0.0, 0
         self.time_is_up = False
-        """Whether some process' clock says that the run is over, as all of them know."""
+        """Whether the run's time is up by the clock of any process, as all of them know."""
 
     def decide(
         self, control: TrainerControl, updates: int, *, time_is_up: bool = False, now: bool = False
     ) -> Requests:
-        """Take what is to be granted at this boundary. Called on every process.
+        """Take the requests to grant at this boundary. Called on every process.
 
         Args:
-            control: this process' requests.
-            updates: how many updates the run has made.
-            time_is_up: whether this process' clock says that the run is over.
-            now: ask the others in any case.
+            control: the requests of this process.
+            updates: the number of updates made.
+            time_is_up: whether the run's time is up by the clock of this process.
+            now: exchange requests even if it isn't time for that yet.
 
         Raises:
-            RuntimeError: where processes have not skipped the same updates, so that their weights
+            RuntimeError: if processes have not skipped the same updates, so that their weights
                 differ.
         """
         granted = control.take_everywhere()
@@ -60,12 +60,12 @@ class Agreement:
             granted.add(self._ask(control.take_here(), updates, time_is_up))
         return granted
 
-    def note_skipped(self) -> None:
-        """Count an update that this process has dropped."""
+    def count_skipped(self) -> None:
+        """Count an update that this process has skipped."""
         self._skipped += 1
 
     def _ask(self, mine: Requests, updates: int, time_is_up: bool) -> Requests:
-        """What any process asks for."""
+        """Exchange requests, and the number of updates until the next exchange."""
         started = time.monotonic()
         since, passed = updates - self._asked_at, started - self._clock
         wish = self._wish(since, passed)
@@ -75,7 +75,7 @@ class Agreement:
         if most != -least:
             raise RuntimeError(
                 f"Some processes have skipped {most} updates and some {-least}, so their weights "
-                "differ: skip_update() must be called on all of them alike"
+                "differ: call skip_update() on every process"
             )
         self.time_is_up = bool(is_up)
         requests = Requests()
@@ -88,7 +88,7 @@ class Agreement:
         return requests
 
     def _wish(self, updates: int, seconds: float) -> int:
-        """After how many updates to ask again, for asking to take its share of the time."""
+        """The number of updates after which the next exchange costs its share of the time."""
         if not updates or not self._cost or not seconds:
             return 1
         step = seconds / updates

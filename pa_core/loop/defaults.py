@@ -1,7 +1,7 @@
-"""What the Trainer does where no plugin and no subclass says otherwise.
+"""The trainer's own implementations of the provider hooks.
 
-These are the provider hooks' last implementations: a plugin that returns something else than None
-comes before them, and a subclass that overrides the Trainer's method comes before both.
+They are called last: a plugin that returns anything but None takes precedence over them, and a
+subclass that overrides the Trainer's method takes precedence over both.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ class Defaults:
 
     @hookimpl(trylast=True)
     def create_accelerator(self, trainer: Trainer) -> Accelerator:
-        # accelerate keeps one state per process, which all accelerators look at: without one of its
-        # own, a trainer would silently train in the precision of the one made last.
+        # accelerate keeps one state per process, shared by all accelerators. Without a fresh one, a
+        # trainer would silently train in the precision of the accelerator created last.
         if isinstance(AcceleratorState._shared_state, dict):
             AcceleratorState._shared_state = {}
         else:  # on TPUs
@@ -73,7 +73,7 @@ class Defaults:
         if isinstance(create, str):
             factory: Any = trainer.plugins.find("register_schedulers", create)
             total, per_epoch = trainer.num_updates, trainer.run_config.num_update_steps_per_epoch
-            # Not the configuration's num_epochs: a run of "500 updates" may end within an epoch.
+            # Not the num_epochs of the configuration: "500 updates" may end inside an epoch.
             num_epochs = total / per_epoch if total and per_epoch else None
             return factory(trainer.optimizer, num_updates=total, num_epochs=num_epochs)
         return replace_trainer_placeholder_values(trainer, create)(trainer.optimizer)
@@ -99,7 +99,7 @@ class Defaults:
     @hookimpl(trylast=True)
     def run_training(self, trainer: Trainer) -> bool:
         trainer._run_training()
-        return True  # something, so that the hook has its first result
+        return True  # not None: the first result ends the call
 
     @hookimpl(trylast=True)
     def run_evaluation(self, trainer: Trainer) -> bool:

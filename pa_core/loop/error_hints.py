@@ -1,4 +1,4 @@
-"""What lies behind an error that tells too little, and what to try: notes on the error itself."""
+"""Hints: notes on an error about its likely cause and what to try."""
 
 from __future__ import annotations
 
@@ -32,35 +32,35 @@ _PROCESS_LOST = (
 _NO_GRADIENT = "Expected to have finished reduction in the prior iteration"
 _STEP_NEEDS = {
     "step() missing 1 required positional argument: 'closure'": (
-        "This optimizer calculates the loss several times in an update: do so in a subclass of "
-        "Trainer that overrides optimizer_step"
+        "This optimizer evaluates the loss several times per update: pass it a closure in a "
+        "subclass of Trainer that overrides optimizer_step"
     ),
     "step() missing 1 required positional argument: 'metrics'": (
-        "This schedule goes by a metric: the plugin schedulers of pa-schedulers steps it after "
-        "each evaluation, once it is enabled"
+        "This scheduler follows a metric: enable the plugin `schedulers` of pa-schedulers, which "
+        "steps it after each evaluation"
     ),
 }
-_DYING_SECONDS = 1.0  # from the loss of a worker's connections to its end
+_DYING_SECONDS = 1.0  # from the loss of a worker's connections to its death
 
 
-def explain(error: BaseException, trainer: Trainer) -> None:
-    """Note on an error of a run what may have caused it, where PyTorch's own words don't say so.
+def add_hints(error: BaseException, trainer: Trainer) -> None:
+    """Add a note to an error of a run if its likely cause is known and PyTorch doesn't name it.
 
     Args:
-        error: what was raised; it gets a note (PEP 678), or none.
-        trainer: whose run it was.
+        error: the exception; it gets a note (PEP 678), or none.
+        trainer: the trainer whose run raised it.
     """
     while True:
         try:
-            return _explain(error, trainer)
+            return _add_hints(error, trainer)
         except RuntimeError as another:
-            # As a worker ends, PyTorch raises in whatever code is running, perhaps here; once.
+            # When a worker dies, PyTorch raises once in whatever code is running, perhaps here.
             if not _is_of_lost_worker(another):
                 raise
 
 
-def _explain(error: BaseException, trainer: Trainer) -> None:
-    if isinstance(error, OSError | EOFError):  # what a killed worker had shared is gone with it
+def _add_hints(error: BaseException, trainer: Trainer) -> None:
+    if isinstance(error, OSError | EOFError):  # a killed worker's shared memory is gone
         if _end_workers(_DYING_SECONDS):
             error.add_note(_worker_lost(trainer))
         return
@@ -78,9 +78,9 @@ def _explain(error: BaseException, trainer: Trainer) -> None:
         error.add_note(_worker_lost(trainer))
     elif trainer.num_processes > 1 and _has(text, _PROCESS_LOST):
         error.add_note(
-            f"Process {trainer._engine.rank} waited for the others, but another process of this "
-            "run has ended. The cause is what that one has printed, or what the launcher says of "
-            "it; killed by signal 9, it was often for lack of memory"
+            f"Rank {trainer._engine.rank} waited for the other processes, but one of them has "
+            "ended. Look for the cause in its output, or in the launcher's. A process killed by "
+            "signal 9 often ran out of memory"
         )
     elif _NO_GRADIENT in text:
         error.add_note(_no_gradient(text, trainer))
@@ -97,13 +97,13 @@ def _has(text: str, phrases: tuple[str, ...]) -> bool:
 def _out_of_memory(trainer: Trainer) -> str:
     config = trainer.run_config
     return (
-        f"Out of memory on process {trainer._engine.rank} of {trainer.num_processes}, "
+        f"Out of memory on rank {trainer._engine.rank} of {trainer.num_processes}, "
         f"{trainer.device} ({_memory(trainer.device)}), with per_device_batch_size="
         f"{config.train_per_device_batch_size} (evaluation: {config.eval_per_device_batch_size}) "
         f"and gradient_accumulation_steps={config.gradient_accumulation_steps}. Try a smaller "
-        "per_device_batch_size, with more gradient_accumulation_steps so that an update has as "
-        'many samples as before; mixed_precision="bf16"; or let find_batch_size of pa-models '
-        "find the largest batch that fits"
+        "per_device_batch_size, with more gradient_accumulation_steps to keep the samples per "
+        'update; mixed_precision="bf16"; or find_batch_size of pa-models, which finds the largest '
+        "batch that fits"
     )
 
 
@@ -113,11 +113,12 @@ def _no_gradient(text: str, trainer: Trainer) -> str:
     unused = [names[int(number)] for number in numbers[1].split()] if numbers else []
     shown = ", ".join(unused[:5]) + (f" and {len(unused) - 5} more" if len(unused) > 5 else "")
     return (
-        f"On process {trainer._engine.rank}, {shown or 'some parameters'} got no gradient in the "
-        "update before, which several processes wait for. Freeze what is never used, by "
-        "requires_grad_(False), or take it out of the model. Where it depends on the batch, let "
-        "each step look for it, at some cost: accelerator={'kwargs_handlers': "
-        "[DistributedDataParallelKwargs(find_unused_parameters=True)]}, from accelerate.utils"
+        f"On rank {trainer._engine.rank}, {shown or 'some parameters'} got no gradient in the "
+        "previous update, and DDP waits for every gradient. Freeze parameters that are never used "
+        "with requires_grad_(False), or remove them from the model. If it depends on the batch, "
+        "let each step search for unused parameters, at some cost: accelerator="
+        "{'kwargs_handlers': [DistributedDataParallelKwargs(find_unused_parameters=True)]}, from "
+        "accelerate.utils"
     )
 
 
@@ -127,7 +128,7 @@ def _memory(device: torch.device) -> str:
         mine = torch.cuda.max_memory_allocated(device)
         return f"{_gib(free)} of {_gib(total)} GiB free; this run had {_gib(mine)} at most"
     if "SC_AVPHYS_PAGES" not in os.sysconf_names:
-        return "how much is free isn't known"
+        return "free memory unknown"
     page = os.sysconf("SC_PAGE_SIZE")
     free, total = os.sysconf("SC_AVPHYS_PAGES") * page, os.sysconf("SC_PHYS_PAGES") * page
     return f"{_gib(free)} of the machine's {_gib(total)} GiB free"
@@ -138,18 +139,18 @@ def _gib(size: int) -> str:
 
 
 def _end_workers(seconds: float = 0.0) -> bool:
-    """End the workers of a loader that has lost one, and say whether there was such a loader.
+    """Shut down the workers of each loader that has lost one; returns whether there was any.
 
-    As long as the traceback keeps them, PyTorch raises an error of its own in whatever code is
-    running when the signal of a worker's end comes. Nobody else knows the iterator.
+    While the traceback keeps them alive, PyTorch raises its own error in whatever code is running
+    when the signal of a worker's death arrives. No other code has the iterator.
 
     Args:
-        seconds: how long to wait for a worker that may be about to end.
+        seconds: how long to wait for a worker that may be about to die.
     """
     loaders = [
         thing
         for thing in gc.get_objects()
-        # One of an earlier run, which was ended then, may still be held by that run's error.
+        # One that an earlier run has shut down may still be held by that run's error.
         if type(thing) is _MultiProcessingDataLoaderIter and not thing._shutdown
     ]
     deadline = time.monotonic() + seconds
@@ -160,19 +161,19 @@ def _end_workers(seconds: float = 0.0) -> bool:
     for loader in lost:
         try:
             loader._shutdown_workers()
-        except RuntimeError as error:  # raised by PyTorch as a worker ends; all else is done
+        except RuntimeError as error:  # raised by PyTorch as a worker dies; the rest is done
             if not _is_of_lost_worker(error):
                 raise
     return True
 
 
 def _has_lost_a_worker(loader: _MultiProcessingDataLoaderIter) -> bool:
-    return any(worker.exitcode for worker in loader._workers)  # neither alive nor well
+    return any(worker.exitcode for worker in loader._workers)  # dead, and not of its own will
 
 
 def _worker_lost(trainer: Trainer) -> str:
     return (
-        f"A worker that loads data for process {trainer._engine.rank} was lost. Killed, it was "
-        "often for lack of memory, or of shared memory (/dev/shm): try fewer num_workers or a "
-        "smaller prefetch_factor. With num_workers=0 an error of the dataset itself shows in full"
+        f"A data-loading worker of rank {trainer._engine.rank} was lost. A killed worker often ran "
+        "out of memory, or of shared memory (/dev/shm): try fewer num_workers or a smaller "
+        "prefetch_factor. With num_workers=0, an error of the dataset itself shows in full"
     )

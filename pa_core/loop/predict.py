@@ -1,4 +1,4 @@
-"""Predictions of all processes, joined in the order of the dataset."""
+"""Predictions of every process, joined in the dataset's order."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def collect_predictions(trainer: Trainer, loader: Any) -> Any:
-    """Predict every batch of `loader` on this process' share, and join them all.
+    """Predict every batch of `loader` that this process has, and join those of every process.
 
     Returns:
         Tensors joined along the samples; lists joined as lists.
@@ -41,23 +41,23 @@ def collect_predictions(trainer: Trainer, loader: Any) -> Any:
 def join(parts: list[Any], sizes: list[int]) -> Any:
     """Join the outputs of batches: tensors along their first dimension, containers by entry.
 
-    A list as long as its batch has an entry for each sample; any other one has an entry for each
-    output, like a tuple. Where the tensors' other dimensions differ, the result is a list with one
-    tensor per sample.
+    A list as long as its batch has one entry per sample; any other list has one entry per output,
+    like a tuple. If the tensors' other dimensions differ, the result is a list with one tensor per
+    sample.
 
     Args:
         parts: the outputs of each batch.
-        sizes: how many samples each batch has.
+        sizes: the number of samples of each batch.
 
     Raises:
-        TypeError: for what has no entry for each sample.
-        ValueError: where there are none.
+        TypeError: for outputs without one entry per sample.
+        ValueError: if there are no outputs.
 
     >>> join([(torch.zeros(2, 3), ["a", "b"]), (torch.ones(1, 3), ["c"])], [2, 1])[1]
     ['a', 'b', 'c']
     """
     if not parts:
-        raise ValueError("The data gave no batch to predict")
+        raise ValueError("There is no batch to predict: the data are empty")
     first = parts[0]
     if first is None:
         return None
@@ -76,5 +76,5 @@ def join(parts: list[Any], sizes: list[int]) -> Any:
         return joined if isinstance(first, list) else tuple(joined)
     raise TypeError(
         f"A batch's predictions must have the samples as their first dimension; this is "
-        f"{'a tensor of one number' if isinstance(first, Tensor) else type(first).__name__}"
+        f"{'a scalar tensor' if isinstance(first, Tensor) else type(first).__name__}"
     )

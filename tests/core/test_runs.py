@@ -172,16 +172,16 @@ def test_predictions_may_be_lists_of_outputs_or_of_samples_and_hold_nothing():
 
 @pytest.mark.parametrize("option", [{"shuffle": True}, {"drop_last": True}])
 def test_predict_refuses_what_would_leave_out_or_reorder_samples(option):
-    with pytest.raises(ValueError, match="in the dataset's order: leave out"):
+    with pytest.raises(ValueError, match="in the dataset's order: remove"):
         make().predict(tiny_data(4), 4, option)
 
 
-def test_a_prediction_for_the_batch_as_a_whole_is_told():
+def test_a_prediction_for_the_batch_as_a_whole_is_an_error():
     class Mean(Trainer):
         def calculate_predictions(self, batch):
             return self.model(batch[0]).mean()
 
-    with pytest.raises(TypeError, match="samples as their first dimension.* one number"):
+    with pytest.raises(TypeError, match="samples as their first dimension.* a scalar tensor"):
         make(trainer_class=Mean).predict(tiny_data(4))
 
 

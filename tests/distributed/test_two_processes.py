@@ -16,7 +16,7 @@ def test_two_processes_train_evaluate_predict_save_and_resume_as_one_does(tmp_pa
         assert flat(two[name]) == pytest.approx(flat(one[name]), abs=1e-6), name
     without, (note,) = one["unused"], two["unused"]["notes"]
     assert flat(two["unused"]["weights"]) == pytest.approx(flat(without["weights"]), abs=1e-6)
-    assert "On process 0, more.weight, more.bias got no gradient" in note
+    assert "On rank 0, more.weight, more.bias got no gradient" in note
     assert without["notes"] == []
     first, second = two["running_means"]
     assert first == second != [0.0] * 6  # each has seen other samples

@@ -122,7 +122,7 @@ def flag_not_reduced(patch: Patch) -> None:
         granted.add(control.take_here())
         return granted
 
-    patch(consensus.Agreement, "decide", broken)
+    patch(consensus.Consensus, "decide", broken)
 
 
 BUILDS: dict[str, Callable[[Patch], None]] = {

@@ -208,7 +208,7 @@ def test_no_state_and_no_best_model_ever_holds_what_is_not_finite(tmp_path, poli
 
 
 @pytest.mark.parametrize("part", ["training", "evaluation"])
-def test_out_of_memory_is_told_with_the_sizes_and_what_to_try(part):
+def test_out_of_memory_gets_a_note_with_the_sizes_and_what_to_try(part):
     class Greedy(Trainer):
         def calculate_train_batch_loss(self, batch):
             if part == "training" or not self.model.training:
@@ -222,13 +222,13 @@ def test_out_of_memory_is_told_with_the_sizes_and_what_to_try(part):
         trainer.train(tiny_data(8), 1, eval_dataset=tiny_data(8), per_device_batch_size=4)
     (note,) = caught.value.__notes__
     for expected in (
-        *("process 0 of 1", "cpu (", "GiB free", "per_device_batch_size=4"),
+        *("rank 0 of 1", "cpu (", "GiB free", "per_device_batch_size=4"),
         *("gradient_accumulation_steps=1", "mixed_precision", "find_batch_size"),
     ):
         assert expected in note
 
 
-def test_an_accelerators_and_pythons_own_errors_of_memory_are_told_alike():
+def test_an_accelerators_and_pythons_own_memory_errors_get_the_same_note():
     for error in (torch.OutOfMemoryError("CUDA out of memory."), MemoryError()):
 
         class Raises(TrainerCallback):

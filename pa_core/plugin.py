@@ -1,0 +1,116 @@
+"""What authors of plugins take from the core, beside the `Trainer` that their hooks are given.
+
+Import from here, from the other files at the top of `pa_core`, and from `pa_core.testing`; the
+folders are internal. Names that need torch are loaded when they are first used, so that a plugin
+that adds a command starts as quickly as `pa` itself.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Self
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict
+
+from pa_core.callbacks import TrainerCallback
+from pa_core.durations import Duration
+
+if TYPE_CHECKING:
+    from pa_core.checkpoint.atomic_io import save_file
+    from pa_core.checkpoint.codec import decode
+    from pa_core.checkpoint.storage import (
+        MANIFEST,
+        StateReader,
+        newest_intact_state,
+        state_folders,
+    )
+    from pa_core.checkpoint.training_state import Position, SavedState
+    from pa_core.data.loader import is_loader
+    from pa_core.diagnostics.device_syncs import watch_device_syncs
+    from pa_core.diagnostics.preserve import preserved
+    from pa_core.diagnostics.stopwatch import Spent, Stopwatch
+    from pa_core.plugins.manager import PluginManager
+    from pa_core.settings.table import find_settings_file, read_settings
+    from pa_core.settings.validation import check_table, is_secret
+
+__all__ = [
+    "MANIFEST",
+    "CallbackSettings",
+    "ConfigurableCallback",
+    "PluginManager",
+    "Position",
+    "SavedState",
+    "Spent",
+    "StateReader",
+    "Stopwatch",
+    "UpdateDuration",
+    "check_table",
+    "decode",
+    "find_settings_file",
+    "is_loader",
+    "is_secret",
+    "newest_intact_state",
+    "preserved",
+    "read_settings",
+    "save_file",
+    "state_folders",
+    "watch_device_syncs",
+]
+
+_HOMES = {
+    "MANIFEST": "pa_core.checkpoint.storage",
+    "PluginManager": "pa_core.plugins.manager",
+    "Position": "pa_core.checkpoint.training_state",
+    "SavedState": "pa_core.checkpoint.training_state",
+    "Spent": "pa_core.diagnostics.stopwatch",
+    "StateReader": "pa_core.checkpoint.storage",
+    "Stopwatch": "pa_core.diagnostics.stopwatch",
+    "check_table": "pa_core.settings.validation",
+    "decode": "pa_core.checkpoint.codec",
+    "find_settings_file": "pa_core.settings.table",
+    "is_loader": "pa_core.data.loader",
+    "is_secret": "pa_core.settings.validation",
+    "newest_intact_state": "pa_core.checkpoint.storage",
+    "preserved": "pa_core.diagnostics.preserve",
+    "read_settings": "pa_core.settings.table",
+    "save_file": "pa_core.checkpoint.atomic_io",
+    "state_folders": "pa_core.checkpoint.storage",
+    "watch_device_syncs": "pa_core.diagnostics.device_syncs",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(_HOMES[name]), name)
+    globals()[name] = value
+    return value
+
+
+UpdateDuration = Annotated[
+    Duration, BeforeValidator(lambda given: Duration.parse(given, "updates"))
+]
+"""A field of settings: a duration, a plain number of which means updates."""
+
+
+class CallbackSettings(BaseModel):
+    """Settings of a `ConfigurableCallback`: one field for each argument of its constructor."""
+
+    model_config = ConfigDict(extra="forbid")
+
+
+class ConfigurableCallback(TrainerCallback):
+    """A callback that can be built from a table of the settings."""
+
+    Settings: ClassVar[type[CallbackSettings]] = CallbackSettings
+    changes_training: ClassVar[bool] = True
+    """Whether resuming a run without it, or with other settings, may change the run's numbers."""
+
+    @classmethod
+    def from_settings(cls, settings: BaseModel) -> Self:
+        """Build the callback from validated settings.
+
+        Only what was given is passed on, so that a subclass with its own constructor keeps working
+        as long as no setting needs an argument that it doesn't take.
+        """
+        return cls(**{name: getattr(settings, name) for name in sorted(settings.model_fields_set)})
