@@ -10,8 +10,8 @@ from collections.abc import Iterable, Iterator
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from pa_core.builtins import BUILTINS, DEFAULTS
 from pa_core.errors import StopTrainingError
+from pa_core.plugins.builtin_names import BUILTINS, DEFAULTS
 from pa_core.plugins.manager import PluginManager
 
 if TYPE_CHECKING:

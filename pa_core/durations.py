@@ -1,4 +1,4 @@
-"""One type for every length of time in a run: stop, evaluate, save, log and warm up by it."""
+"""Durations: how long a run is, and how often it evaluates, saves, logs and the like."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ _TEXT = re.compile(r"\s*([0-9][0-9_]*(?:\.[0-9]+)?(?:[eE][+-]?[0-9]+)?)\s*(%|[A-
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """How far a run is.
+    """How far a run has come.
 
     Attributes:
-        epochs: epochs of the run, the part of the present one included.
-        updates: optimizer updates.
-        samples: samples consumed, on all processes.
-        seconds: time taken, interruptions left out.
-        fraction: of the run's updates, from 0 to 1; None where their number is unknown.
+        epochs: epochs so far, with the current one as a fraction.
+        updates: optimizer updates so far.
+        samples: samples consumed so far, over all processes.
+        seconds: time spent so far, without interruptions.
+        fraction: of the run's updates, from 0 to 1; None if their number is unknown.
     """
 
     epochs: float
@@ -49,7 +49,7 @@ class Progress:
 
 @dataclass(frozen=True, slots=True)
 class Duration:
-    """A length of training, in epochs, updates, samples, seconds or percent of the run.
+    """A length of training in epochs, updates, samples, seconds or percent of the run.
 
     >>> Duration.parse("15 minutes")
     Duration(value=900.0, unit='seconds')
@@ -64,14 +64,14 @@ class Duration:
 
     @classmethod
     def parse(cls, value: int | str | Duration, default_unit: str = "epochs") -> Duration:
-        """Read a duration.
+        """Parse a duration.
 
         Args:
             value: a number of `default_unit`, or text such as ``"500 updates"`` or ``"5%"``.
             default_unit: the unit of a plain number.
 
         Raises:
-            ValueError: for anything else, and for what isn't positive.
+            ValueError: if the value is anything else, or not positive.
         """
         if isinstance(value, Duration):
             return value
@@ -90,7 +90,7 @@ class Duration:
         if match is None or unit not in _UNITS:
             hint = nearest(match[2].lower(), [f"{name}s" for name in _UNITS]) if match else ""
             raise ValueError(
-                f"{text!r} is no duration.{hint} Right are a whole number and text such as "
+                f"{text!r} is not a valid duration.{hint} Expected an integer or a string such as "
                 "'10 epochs', '500 updates', '20000 samples', '15 minutes' or '5%'"
             )
         name, factor = _UNITS[unit]
@@ -98,21 +98,21 @@ class Duration:
         return cls(int(number) if number.is_integer() and name != "seconds" else number, name)
 
     def measure(self, progress: Progress) -> float:
-        """How far the run is, in this duration's unit.
+        """How far the run has come, in this duration's unit.
 
         Raises:
-            ValueError: for a percentage of a run whose length is unknown.
+            ValueError: if the unit is percent and the run's number of updates is unknown.
         """
         if self.unit == "percent":
             if progress.fraction is None:
                 raise ValueError(
-                    f"{self} of the run can't be told: the run's number of updates is unknown"
+                    f"{self} of the run is unknown, because its number of updates is unknown"
                 )
             return progress.fraction * 100
         return float(getattr(progress, self.unit))
 
     def reached(self, progress: Progress) -> bool:
-        """Whether the run has gone so far."""
+        """Whether the run has come this far."""
         # 29 of 100 updates are 28.999999999999996% in floating point.
         return self.measure(progress) >= self.value * (1 - 1e-9)
 
@@ -133,7 +133,7 @@ class Duration:
 
 
 class Every:
-    """Tells when another multiple of a duration is reached.
+    """Detects each multiple of a duration that a run reaches.
 
     >>> every = Every("2 updates")
     >>> [every.due(Progress(0, updates, 0, 0, None)) for updates in (1, 2, 3, 4)]
@@ -145,21 +145,86 @@ class Every:
         self._count = 0
 
     def due(self, progress: Progress) -> bool:
-        """Whether a multiple was reached since the last time that one was."""
-        # A quotient such as 3 / 0.1 may be short of a whole number by a rounding.
+        """Whether another multiple was reached since the last call."""
+        # A quotient such as 0.3 / 0.1 is just below an integer in floating point.
         count = math.floor(self.duration.measure(progress) / self.duration.value + 1e-9)
         due, self._count = count > self._count, count
         return due
 
     @property
     def is_counted(self) -> bool:
-        """Whether every process counts the same, as all do but clocks."""
+        """Whether the unit is the same on every process, as all are except time."""
         return self.duration.unit != "seconds"
 
     def state_dict(self) -> dict[str, int]:
-        """How many multiples were reached."""
+        """The number of multiples reached so far."""
         return {"count": self._count}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        """Go on from `state_dict`."""
+        """Continue from a `state_dict`."""
         self._count = state["count"]
+
+
+@dataclass(frozen=True)
+class RunLength:
+    """The length of a run, as passed to `Trainer.train`.
+
+    Attributes:
+        duration: the length as given.
+        num_updates: the same in updates; None if unknown in advance, as for a stream or a time
+            limit.
+        max_updates: the maximum number of updates; None without a maximum.
+    """
+
+    duration: Duration
+    num_updates: int | None
+    max_updates: int | None
+
+    @classmethod
+    def plan(
+        cls,
+        duration: Duration,
+        *,
+        updates_per_epoch: int | None,
+        samples_per_epoch: int | None,
+        global_batch_size: int,
+        max_updates: int | None,
+    ) -> RunLength:
+        """Count the updates of a run.
+
+        Args:
+            duration: length of the run.
+            updates_per_epoch: None if the data has no length.
+            samples_per_epoch: over all processes; None if the data has no length.
+            global_batch_size: samples per update.
+            max_updates: upper limit of the number of updates; None for no limit.
+
+        Raises:
+            ValueError: if the duration is a percentage of the run itself.
+        """
+        total: int | None = None
+        if duration.unit == "updates":
+            total = math.ceil(duration.value)
+        elif updates_per_epoch and duration.unit == "epochs":
+            total = math.ceil(duration.value * updates_per_epoch)
+        elif updates_per_epoch and samples_per_epoch and duration.unit == "samples":
+            epochs, rest = divmod(duration.value, samples_per_epoch)
+            total = int(epochs) * updates_per_epoch + math.ceil(rest / global_batch_size)
+        elif duration.unit == "percent":
+            raise ValueError("num_epochs can't be a percentage: it sets the length of the run")
+        if total is not None and max_updates is not None:
+            total = min(total, max_updates)
+        return cls(duration, total, max_updates if total is None else total)
+
+    @property
+    def is_timed(self) -> bool:
+        """Whether a clock ends the run. Clocks differ between processes."""
+        return self.duration.unit == "seconds"
+
+    def is_counted_out(self, updates: int) -> bool:
+        """Whether the run has made its maximum number of updates."""
+        return self.max_updates is not None and updates >= self.max_updates
+
+    def is_over(self, progress: Progress) -> bool:
+        """Whether a run of unknown `num_updates` has reached its length."""
+        return self.num_updates is None and self.duration.reached(progress)

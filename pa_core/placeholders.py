@@ -1,4 +1,4 @@
-"""Numbers of a run that aren't known yet when a learning-rate schedule is written down."""
+"""Placeholders for numbers of a run that are unknown when a scheduler is configured."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 class _Arithmetic:
-    """Arithmetic that is noted down now and done when the run's numbers are known."""
+    """Arithmetic that is recorded, and evaluated once the run's numbers are known."""
 
     def evaluate(self, trainer: Trainer) -> Any:
         """The value in the trainer's current run."""
@@ -68,14 +68,14 @@ class PlaceholderExpression(_Arithmetic):
 
 
 class TrainerPlaceholderValues(_Arithmetic, Enum):
-    """Stands for a number of the run in the arguments of a schedule's function.
+    """Placeholders for numbers of the run in the arguments of a learning-rate scheduler.
 
-    Place them anywhere in the arguments of a `functools.partial`, inside lists, dictionaries and
-    nested partials too, and calculate with them (``+ - * / //``, in any order). The `Trainer`
-    puts in the numbers when the run has them.
+    Use them anywhere in the arguments of a `functools.partial`, also inside lists, dictionaries and
+    nested partials, and in arithmetic (``+ - * / //``, in any order). The `Trainer` replaces them
+    when the run starts.
 
-    An update is one step of the optimizer, and so one step of the schedule, however many
-    processes and micro-batches share in it.
+    An update is one optimizer step, and so one step of the scheduler, for any number of processes
+    and micro-batches.
 
     >>> from functools import partial
     >>> from torch.optim.lr_scheduler import OneCycleLR
@@ -98,14 +98,14 @@ class TrainerPlaceholderValues(_Arithmetic, Enum):
 
     @classmethod
     def placeholder_set(cls) -> set[str]:
-        """Names of all placeholders."""
+        """The names of all placeholders."""
         return set(cls.__members__)
 
     def evaluate(self, trainer: Trainer) -> int:
         """The number in the trainer's current run.
 
         Raises:
-            ValueError: where the run has no such number, as with data of unknown length.
+            ValueError: if the run has no such number, as for data of unknown length.
         """
         try:
             value: int | None = _NUMBERS[self](trainer)
@@ -113,8 +113,8 @@ class TrainerPlaceholderValues(_Arithmetic, Enum):
             value = None
         if not value:  # the run config has 0 where a length is unknown
             raise ValueError(
-                f"TrainerPlaceholderValues.{self.name} ({self.value}) isn't known in this run: "
-                "its data has no length, or its end is a time. Give the schedule a number"
+                f"TrainerPlaceholderValues.{self.name} ({self.value}) is unknown in this run, "
+                "because its data has no length or its length is a time. Pass a number instead"
             )
         return value
 
@@ -137,17 +137,17 @@ _NUMBERS: dict[TrainerPlaceholderValues, Callable[[Any], int | None]] = {
 
 
 def replace_trainer_placeholder_values(trainer: Trainer, instance: Any) -> Any:
-    """Put the run's numbers in place of the placeholders in the arguments of a partial.
+    """Replace the placeholders in the arguments of a partial with the run's numbers.
 
     Args:
-        trainer: whose run it is.
+        trainer: the trainer of the run.
         instance: a `functools.partial`; anything else is returned as it is.
 
     Returns:
         A new partial without placeholders.
 
     Raises:
-        ValueError: where the run has no such number.
+        ValueError: if the run has no such number.
     """
     return _replace(instance, trainer) if isinstance(instance, partial) else instance
 
@@ -159,7 +159,7 @@ def _replace(value: Any, trainer: Trainer) -> Any:
         arguments = [_replace(item, trainer) for item in value.args]
         keywords = {name: _replace(item, trainer) for name, item in value.keywords.items()}
         return partial(value.func, *arguments, **keywords)
-    # Exact types only: what else looks like a container may not be built from its items.
+    # Exact types only: a subclass may not be constructible from its items.
     if type(value) in (list, tuple, set):
         return type(value)(_replace(item, trainer) for item in value)
     if type(value) is dict:

@@ -15,7 +15,8 @@ from pa_core.errors import PluginError, SettingsError
 from pa_core.loop.environment import CHECK_VARIABLE, FAST_DEV_RUN_VARIABLE
 from pa_core.plugins.explain import as_text
 from pa_core.plugins.manager import PluginManager
-from pa_core.settings.table import build_plugins, find_settings_file, read_settings
+from pa_core.settings.build import build_plugins
+from pa_core.settings.table import find_settings_file, read_settings
 
 
 def check_settings(place: Path) -> list[str]:

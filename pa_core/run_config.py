@@ -1,4 +1,4 @@
-"""The numbers of a run, worked out before it starts."""
+"""The configuration of a run, computed before it starts."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from typing import Any
 
 @dataclass(frozen=True)
 class TrainerRunConfig:
-    """What the current run of a `Trainer` was set up with.
+    """The configuration of the current run of a `Trainer`.
 
-    Where data has no length, or a run is limited by time, the counts that depend on it are None.
+    Counts are None if they are unknown because data has no length or the run has a time limit.
 
     Attributes:
         num_epochs: epochs of the run.
@@ -20,18 +20,18 @@ class TrainerRunConfig:
         eval_per_device_batch_size: samples per evaluation batch and process.
         eval_dl_kwargs: arguments of the evaluation dataloader; None without one.
         gradient_accumulation_steps: micro-batches per optimizer update.
-        gradient_clip_value: bound of each element of the gradients; None for no such clipping.
+        gradient_clip_value: limit of each element of the gradients; None for no such clipping.
         train_total_batch_size: samples per update, over all processes and micro-batches.
         eval_total_batch_size: samples per evaluation step, over all processes.
         num_update_steps_per_epoch: optimizer updates per epoch.
         num_local_update_steps_per_epoch: optimizer updates per epoch on this process.
-        max_num_train_steps: upper limit of the run's updates; None for none.
-        is_local_process_zero: whether this is the first process of its machine.
+        max_num_train_steps: maximum number of updates of the run; None for no maximum.
+        is_local_process_zero: whether this is the first process on its machine.
         is_world_process_zero: whether this is the first process of all.
         is_distributed: whether more than one process, or an engine such as DeepSpeed, trains.
         mixed_precision: ``"no"``, ``"fp16"``, ``"bf16"`` or ``"fp8"``.
-        num_processes: processes that train together.
-        gradient_clip_norm: bound of the 2-norm of all gradients; None for no such clipping.
+        num_processes: number of processes that train together.
+        gradient_clip_norm: limit of the total 2-norm of the gradients; None for no such clipping.
     """
 
     num_epochs: int | None
@@ -56,8 +56,8 @@ class TrainerRunConfig:
     def to_dict(self) -> dict[str, Any]:
         """The fields by name, in a new dictionary.
 
-        The dataloaders' arguments are copied one level deep: what they hold (samplers, generators,
-        functions) is shared, since much of it can't be copied.
+        The dataloaders' arguments are a shallow copy, because samplers, generators and functions
+        among them can't always be copied.
         """
         values = {field.name: getattr(self, field.name) for field in fields(self)}
         return {

@@ -17,16 +17,16 @@ if TYPE_CHECKING:
 
 
 class RunHistory(ABC):
-    """What a `Trainer` asks of the place where metrics are recorded.
+    """The interface through which a `Trainer` records metrics.
 
-    Subclass it to record elsewhere. `follow`, `state_dict` and `load_state_dict` need not be
-    overridden: without them, records carry no position, and a resumed run begins a new history at
-    the right epoch.
+    Subclass it to record elsewhere. Overriding `follow`, `state_dict` and `load_state_dict` is
+    optional: without them, records have no position, and a resumed run starts a new history at the
+    right epoch.
     """
 
     @abstractmethod
     def get_metric_names(self) -> Iterable[str]:
-        """Names of all metrics that were recorded, each once."""
+        """The names of all recorded metrics, each once."""
 
     @abstractmethod
     def get_metric_values(self, metric_name: str) -> Iterable[Any]:
@@ -34,16 +34,16 @@ class RunHistory(ABC):
 
     @abstractmethod
     def get_latest_metric(self, metric_name: str) -> Any:
-        """The newest value of a metric."""
+        """The latest value of a metric."""
 
     @abstractmethod
     def set_metric_name_prefix(self, prefix: str = "") -> None:
-        """Put `prefix` before the name of every metric that is recorded from now on."""
+        """Prepend `prefix` to the name of every metric that is recorded from now on."""
 
     @property
     @abstractmethod
     def metric_name_prefix(self) -> str:
-        """What is put before the names of metrics."""
+        """The prefix of the names of metrics."""
 
     @abstractmethod
     def update_metric(self, metric_name: str, metric_value: Any) -> None:
@@ -51,42 +51,42 @@ class RunHistory(ABC):
 
     @abstractmethod
     def delete_metric(self, metric_name: str) -> None:
-        """Forget a metric with all its values."""
+        """Delete a metric with all its values."""
 
     @property
     @abstractmethod
     def current_epoch(self) -> int:
-        """Number of the current epoch, from 1 on."""
+        """The number of the current epoch, from 1 on."""
 
     @abstractmethod
     def _increment_epoch(self) -> None:
-        """Go on to the next epoch."""
+        """Advance to the next epoch."""
 
     @abstractmethod
     def _set_epoch(self, epoch: int) -> None:
-        """Go to an epoch, as resuming does."""
+        """Set the current epoch, as resuming does."""
 
     @abstractmethod
     def reset(self) -> None:
-        """Forget everything and go back to epoch 1."""
+        """Delete everything and return to epoch 1."""
 
     def follow(self, get_progress: Callable[[], Progress]) -> None:
-        """Record the values that follow at the place that `get_progress` tells."""
+        """Record all further values at the position that `get_progress` returns."""
 
     def state_dict(self) -> dict[str, Any]:
-        """What a training state keeps of this history, as plain data."""
+        """The content of this history for a training state, as plain data."""
         return {"current_epoch": self.current_epoch}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take over what `state_dict` has given."""
+        """Restore what `state_dict` returned."""
         self._set_epoch(state["current_epoch"])
 
 
 class InMemoryRunHistory(RunHistory):
-    """A history in memory, each value with the place in the run where it was recorded.
+    """A history in memory: each value with the position in the run where it was recorded.
 
-    Values are kept as plain Python numbers, so that they can be compared, printed and saved
-    wherever they come from: tensors and NumPy scalars become numbers, arrays become lists.
+    Values are converted to plain Python, so that they can be compared, printed and saved: tensors
+    and NumPy scalars become numbers, arrays become lists.
 
     >>> history = InMemoryRunHistory()
     >>> history.update_metric("accuracy", torch.tensor(0.5))
@@ -100,41 +100,41 @@ class InMemoryRunHistory(RunHistory):
         self.reset()
 
     def reset(self) -> None:
-        """Forget everything and go back to epoch 1."""
+        """Delete everything and return to epoch 1."""
         self._current_epoch = 1
         self._records: list[dict[str, Any]] = []
         self._values: dict[str, list[Any]] = {}
 
     @property
     def records(self) -> list[dict[str, Any]]:
-        """Every value in the order of recording, a dictionary each.
+        """All values in the order of recording, each as a dictionary.
 
-        The keys are ``metric``, ``value``, ``epoch`` (number, from 1 on), ``update`` and
-        ``samples`` (how many the run had done, on all processes) and ``seconds`` (that the run
-        had taken). The last three are None outside a run.
+        The keys are ``metric``, ``value``, ``epoch`` (number, from 1 on), ``update`` (updates of
+        the run so far), ``samples`` (so far, over all processes) and ``seconds`` (time of the run
+        so far). The last three are None outside a run.
         """
         return self.latest_records(len(self._records))
 
     def latest_records(self, count: int) -> list[dict[str, Any]]:
-        """The last `count` of the `records`, without copying those before them."""
+        """The last `count` of the `records`, without copying the others."""
         return [dict(record) for record in self._records[len(self._records) - count :]]
 
     def get_metric_names(self) -> Iterable[str]:
-        """Names of all metrics in the order of their first record, each once.
+        """The names of all metrics in the order of their first record, each once.
 
-        A view of keys: it compares and combines with sets, and keeps its order.
+        The result is a keys view: ordered, and comparable and combinable with sets.
         """
         return dict.fromkeys(self._values).keys()
 
     def get_metric_values(self, metric_name: str) -> list[Any]:
-        """All values of a metric, oldest first; an empty list where there is none."""
+        """All values of a metric, oldest first; an empty list for an unknown metric."""
         return list(self._values.get(metric_name, ()))
 
     def get_latest_metric(self, metric_name: str) -> Any:
-        """The newest value of a metric.
+        """The latest value of a metric.
 
         Raises:
-            ValueError: where none was recorded, with the nearest name that there is.
+            ValueError: if none was recorded; the message suggests the nearest name.
         """
         if metric_name not in self._values:
             raise ValueError(
@@ -145,47 +145,47 @@ class InMemoryRunHistory(RunHistory):
         return self._values[metric_name][-1]
 
     def update_metric(self, metric_name: str, metric_value: Any) -> None:
-        """Record a value, at the place where the run stands.
+        """Record a value at the current position of the run.
 
         Args:
             metric_name: the name without the prefix.
             metric_value: a number, a 0-d tensor or NumPy scalar, or nested lists of them.
         """
         name, value = f"{self._prefix}{metric_name}", _plain(metric_value)
-        place = self._get_progress() if self._get_progress is not None else None
+        progress = self._get_progress() if self._get_progress is not None else None
         self._records.append(
             {
                 "metric": name,
                 "value": value,
                 "epoch": self._current_epoch,
-                "update": place.updates if place is not None else None,
-                "samples": place.samples if place is not None else None,
-                "seconds": place.seconds if place is not None else None,
+                "update": progress.updates if progress is not None else None,
+                "samples": progress.samples if progress is not None else None,
+                "seconds": progress.seconds if progress is not None else None,
             }
         )
         self._values.setdefault(name, []).append(value)
 
     def delete_metric(self, metric_name: str) -> None:
-        """Forget a metric with all its values.
+        """Delete a metric with all its values.
 
         Raises:
-            KeyError: where there is none of this name.
+            KeyError: if the metric is unknown.
         """
         del self._values[metric_name]
         self._records = [record for record in self._records if record["metric"] != metric_name]
 
     def set_metric_name_prefix(self, prefix: str = "") -> None:
-        """Put `prefix` before the name of every metric that is recorded from now on."""
+        """Prepend `prefix` to the name of every metric that is recorded from now on."""
         self._prefix = prefix
 
     @property
     def metric_name_prefix(self) -> str:
-        """What is put before the names of metrics."""
+        """The prefix of the names of metrics."""
         return self._prefix
 
     @property
     def current_epoch(self) -> int:
-        """Number of the current epoch, from 1 on."""
+        """The number of the current epoch, from 1 on."""
         return self._current_epoch
 
     def _increment_epoch(self) -> None:
@@ -195,11 +195,11 @@ class InMemoryRunHistory(RunHistory):
         self._current_epoch = epoch
 
     def follow(self, get_progress: Callable[[], Progress]) -> None:
-        """Record the values that follow at the place that `get_progress` tells."""
+        """Record all further values at the position that `get_progress` returns."""
         self._get_progress = get_progress
 
     def __getstate__(self) -> dict[str, Any]:
-        # A copy has the values, and doesn't follow anybody.
+        # A copy keeps the values, but doesn't follow the run.
         return vars(self) | {"_get_progress": None}
 
     def state_dict(self) -> dict[str, Any]:
@@ -207,7 +207,7 @@ class InMemoryRunHistory(RunHistory):
         return {"current_epoch": self._current_epoch, "records": self.records}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take over what `state_dict` has given."""
+        """Restore what `state_dict` returned."""
         self.reset()
         self._current_epoch = state["current_epoch"]
         for record in state["records"]:
@@ -216,12 +216,12 @@ class InMemoryRunHistory(RunHistory):
 
 
 def count_values(history: RunHistory) -> dict[str, int]:
-    """How many values each metric has."""
+    """The number of values of each metric."""
     return {name: len(list(history.get_metric_values(name))) for name in history.get_metric_names()}
 
 
 def values_since(history: RunHistory, counts: Mapping[str, int]) -> dict[str, Any]:
-    """The newest value of each metric that has more than it had as `count_values` was called."""
+    """The latest value of each metric that has more values than `count_values` counted."""
     return {
         name: history.get_latest_metric(name)
         for name, count in sorted(count_values(history).items())
@@ -230,7 +230,7 @@ def values_since(history: RunHistory, counts: Mapping[str, int]) -> dict[str, An
 
 
 def _plain(value: Any) -> Any:
-    """Turn tensors and NumPy values into numbers and lists, wherever they are nested."""
+    """Convert tensors and NumPy values to numbers and lists, at any level of nesting."""
     if isinstance(value, Tensor):
         return value.detach().tolist()
     if isinstance(value, np.ndarray | np.generic):
@@ -245,8 +245,8 @@ def _plain(value: Any) -> Any:
 class LossTracker:
     """The mean of a loss over samples, without a host-device synchronisation per step.
 
-    Losses on the CPU are summed as Python floats at once. Losses on another device are summed
-    there, and only reading a property waits for the device.
+    Losses on the CPU are summed as Python floats. Losses on another device are summed there, and
+    only reading a property synchronises.
 
     >>> tracker = LossTracker()
     >>> tracker.update(2.0, 3)
@@ -259,7 +259,7 @@ class LossTracker:
         self.reset()
 
     def reset(self) -> None:
-        """Begin anew."""
+        """Remove all losses."""
         self._total: float | Tensor = 0.0
         self._count: float | Tensor = 0
         self._latest: float | Tensor = 0.0
@@ -269,8 +269,8 @@ class LossTracker:
 
         Args:
             loss_batch_value: a number, or a tensor of shape ``()`` on any device.
-            batch_size: how many samples or tokens it is the mean of. With the number 0 the loss
-                counts for nothing, even where it is NaN.
+            batch_size: number of samples or tokens in that mean. If it is 0, the loss is ignored,
+                even if it is NaN.
         """
         loss, items = _on_host(loss_batch_value), _on_host(batch_size)
         if isinstance(loss, Tensor) or isinstance(items, Tensor):
@@ -282,12 +282,12 @@ class LossTracker:
 
     def _add_on_device(self, loss: float | Tensor, items: float | Tensor) -> None:
         device = loss.device if isinstance(loss, Tensor) else items.device  # type: ignore[union-attr]
-        # The sum goes on from where it stands, so that a resumed run adds in the same order.
+        # Add to the restored sum, so that a resumed run adds in the same order.
         self._total = _on_device(self._total, device)
         if isinstance(items, Tensor):
             self._count = _on_device(self._count, device) + items
-            share = items * _on_device(loss, device)
-            self._total += torch.where(items > 0, share, 0.0)  # the mean of no items is NaN
+            added = items * _on_device(loss, device)
+            self._total += torch.where(items > 0, added, 0.0)  # the mean of no items is NaN
         elif items:
             self._count += items
             self._total.add_(loss, alpha=items)
@@ -295,7 +295,7 @@ class LossTracker:
 
     @property
     def running_count(self) -> float:
-        """Samples or tokens so far."""
+        """The number of samples or tokens so far."""
         return self._count.item() if isinstance(self._count, Tensor) else self._count
 
     @property
@@ -315,10 +315,10 @@ class LossTracker:
         return self.total_loss / count if count else 0.0
 
     def sums(self, device: torch.device | str) -> Tensor:
-        """Sum and count, to be reduced over processes without reading them back.
+        """Sum and count, to be reduced over processes without reading them.
 
         Returns:
-            A tensor of shape ``(2,)`` on `device`; float64 where the device has it, else float32.
+            A tensor of shape ``(2,)`` on `device`; float64 if the device supports it, else float32.
         """
         device = torch.device(device)
         return torch.stack((_on_device(self._total, device), _on_device(self._count, device)))
@@ -332,21 +332,21 @@ class LossTracker:
         }
 
     def load_state_dict(self, state: Mapping[str, float]) -> None:
-        """Take over what `state_dict` has given."""
+        """Restore what `state_dict` returned."""
         self._total = float(state["total_loss"])
         self._count = state["running_count"]
         self._latest = float(state["loss_value"])
 
 
 def _on_host(value: float | Tensor) -> float | Tensor:
-    """A number where reading it costs nothing; a tensor of another device as it is."""
+    """A number, or a detached tensor if reading it would synchronise."""
     if not isinstance(value, Tensor):
         return value
     return value.item() if value.is_cpu else value.detach()
 
 
 def _on_device(value: float | Tensor, device: torch.device) -> Tensor:
-    """As a tensor of shape ``()`` and of the widest float that `device` adds in."""
+    """A tensor of shape ``()`` on `device`, of the widest float type that it supports."""
     dtype = torch.float32 if device.type in ("mps", "xla") else torch.float64
     if isinstance(value, Tensor):
         return value.to(device, dtype)

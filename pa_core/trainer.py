@@ -20,9 +20,9 @@ from pa_core.checkpoint.fingerprint import describe_run
 from pa_core.checkpoint.resume import find_training_state
 from pa_core.checkpoint.training_state import Position
 from pa_core.data.loader import KeyedDataLoader, batches, evaluation_batches, mark_last, num_batches
-from pa_core.data.process_split import Share
-from pa_core.data.rng import mix, nth, seed_all, seed_model
-from pa_core.diagnostics.modes import modes_kept
+from pa_core.data.process_split import SplitBatch
+from pa_core.data.rng import derive_key, key_at, seed_all, seed_model
+from pa_core.diagnostics.preserve import modes_kept
 from pa_core.errors import StopTrainingError
 from pa_core.loop.arguments import (
     check_batch_output,
@@ -363,9 +363,7 @@ class Trainer(TrainerBase):
         try:
             getattr(self.plugins.hook, hook)(trainer=self)
         except BaseException as exception:
-            self._in_run = (
-                False  # saving is immediate from now on, or an error
-            )
+            self._in_run = False  # saving is immediate from now on, or an error
             self._report_exception(exception)
             raise
         finally:
@@ -428,7 +426,7 @@ class Trainer(TrainerBase):
             self._restore_after_start()
         position.phase = "train"
 
-        self._model_key = mix(self.seed, "model", position.epoch, self._engine.rank)
+        self._model_key = derive_key(self.seed, "model", position.epoch, self._engine.rank)
         # Models made of torch's modules don't use Python's and NumPy's generators, and seeding them
         # costs time.
         self._seed_step = seed_all if self._step_may_draw() else seed_model
@@ -450,11 +448,9 @@ class Trainer(TrainerBase):
                 mark_last(self._engine.moved(epoch_batches), ahead), start
             ):
                 self.is_padding_batch = self._accumulation.is_padding(batch, step, is_last)
-                batch = batch.batch if type(batch) is Share else batch
+                batch = batch.batch if type(batch) is SplitBatch else batch
                 if hooks.on_train_step_start is not None:
-                    seed_all(
-                        nth(self._model_key, ~step), self.device
-                    )  # whatever fetching drew
+                    seed_all(key_at(self._model_key, ~step), self.device)  # whatever fetching drew
                     hooks.on_train_step_start(trainer=self, batch=batch, step=step)
                 is_update = (step + 1) % accumulation == 0 or is_last
                 with self._engine.accumulating(self.model, is_update):
@@ -482,7 +478,7 @@ class Trainer(TrainerBase):
         hooks = self._hooks
         self._is_between_updates = False
         # The model's draws depend on seed, step and rank, whatever else has drawn.
-        self._seed_step(nth(self._model_key, step), self.device)
+        self._seed_step(key_at(self._model_key, step), self.device)
         output = self.calculate_train_batch_loss(batch)
         check_batch_output(output, "calculate_train_batch_loss")
         if hooks.on_backward_start is not None:
@@ -640,7 +636,7 @@ class Trainer(TrainerBase):
         try:
             self.eval_epoch_start()
             self._event("on_eval_epoch_start", is_intermediate=is_intermediate)
-            seed_all(mix(self.seed, "eval", self._engine.rank), self.device)
+            seed_all(derive_key(self.seed, "eval", self._engine.rank), self.device)
             with torch.no_grad():
                 epoch_batches = evaluation_batches(
                     valid_dl,

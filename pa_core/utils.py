@@ -1,4 +1,4 @@
-"""Small helpers with the names that users of pytorch-accelerated know."""
+"""Utilities, named as in pytorch-accelerated."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import torch
 from accelerate.utils import wait_for_everyone
 from torch import Tensor
 
-from pa_core.data.rng import mix, seed_host
+from pa_core.data.rng import derive_key, seed_host
 from pa_core.engine.process_group import process_state
 from pa_core.plugins.process_scope import check_collectives_allowed
 
@@ -27,16 +27,16 @@ LIMIT_BATCHES_ENV_VAR = "PT_ACC_LIMIT_BATCHES"
 
 
 class LimitBatches:
-    """Inside this context, every new `Trainer` takes only a few batches per epoch.
+    """A context in which every new `Trainer` runs only a few batches per epoch, to test a script.
 
-    For trying a script out: it sets the environment variable ``PT_ACC_LIMIT_BATCHES``, which does
-    the same when set by hand, and puts it back on the way out. A trainer keeps its limit.
+    It sets the environment variable ``PT_ACC_LIMIT_BATCHES`` and restores it on exit. A trainer
+    that was created inside keeps its limit.
 
     Args:
-        num_batches: batches per epoch and process, of training and of evaluation.
+        num_batches: batches per epoch and process, for training and for evaluation.
 
     Raises:
-        ValueError: where that isn't a positive integer.
+        ValueError: if `num_batches` is not a positive integer.
     """
 
     def __init__(self, num_batches: int) -> None:
@@ -66,7 +66,7 @@ class DataLoaderSlice:
 
     Args:
         dl: the dataloader.
-        slice_size: how many batches at most.
+        slice_size: maximum number of batches.
 
     >>> len(DataLoaderSlice([1, 2, 3], 5)), list(DataLoaderSlice([1, 2, 3], 2))
     (3, [1, 2])
@@ -80,26 +80,26 @@ class DataLoaderSlice:
         return itertools.islice(self.dl, self.slice_size)
 
     def __len__(self) -> int:
-        """How many batches there are, which a short dataloader makes fewer than the limit.
+        """The number of batches: at most `slice_size`, fewer if the dataloader is shorter.
 
         Raises:
-            TypeError: where the dataloader has no length.
+            TypeError: if the dataloader has no length.
         """
         return min(self.slice_size, len(self.dl))  # type: ignore[arg-type]
 
 
 def local_process_zero_only(func: Callable[P, T]) -> Callable[P, T | None]:
-    """Let only the first process of each machine call `func`; all wait until it is done.
+    """Call `func` only on the first process of each machine; all processes wait until it is done.
 
-    The other processes get None.
+    On the other processes the result is None.
     """
     return _on_one_process(func, lambda state: state.local_process_index == 0)
 
 
 def world_process_zero_only(func: Callable[P, T]) -> Callable[P, T | None]:
-    """Let only the first process of all call `func`; all wait until it is done.
+    """Call `func` only on the first process of all; all processes wait until it is done.
 
-    The other processes get None.
+    On the other processes the result is None.
     """
     return _on_one_process(func, lambda state: state.process_index == 0)
 
@@ -113,15 +113,15 @@ def _on_one_process(
         try:
             return func(*args, **kwargs) if is_chosen(process_state()) else None
         finally:
-            wait_for_everyone()  # an error must not leave the others waiting for ever
+            wait_for_everyone()  # also after an error, so that no process hangs
 
     return call
 
 
 def local_process_zero_first(func: Callable[P, T]) -> Callable[P, T]:
-    """Let the first process of each machine call `func` before the others do.
+    """Call `func` on the first process of each machine, and then on the others.
 
-    For a download, say: the others find its result in place.
+    If `func` downloads a file, for example, the others find it in the cache.
     """
 
     @wraps(func)
@@ -141,20 +141,20 @@ def local_process_zero_first(func: Callable[P, T]) -> Callable[P, T]:
 def worker_init_fn(worker_id: int) -> None:
     """Seed Python's, NumPy's and torch's generators in a dataloader's worker.
 
-    Each worker gets numbers of its own, the same ones in every run with the same seed.
+    Each worker draws different numbers, the same in every run with the same seed.
     """
-    seed_host(mix(torch.initial_seed(), "worker", worker_id))
+    seed_host(derive_key(torch.initial_seed(), "worker", worker_id))
 
 
 def remove_padding(padded_tensor: Tensor, pad_value: float) -> Tensor:
-    """Leave out the rows that are nothing but padding, as after gathering a padded tensor.
+    """Remove the rows of a tensor that consist of padding only.
 
     Args:
         padded_tensor: of shape ``(rows, …)``.
-        pad_value: what the padding consists of; NaN is understood.
+        pad_value: the value of the padding; may be NaN.
 
     Returns:
-        The other rows in their order, a tensor of shape ``(fewer rows, …)``.
+        The remaining rows in their order, of shape ``(remaining rows, …)``.
     """
     is_padding = padded_tensor.isnan() if pad_value != pad_value else padded_tensor == pad_value
     if is_padding.ndim > 1:

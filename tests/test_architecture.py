@@ -24,7 +24,6 @@ PLUGIN_FOLDERS = [*sorted(ROOT.glob("plugins/*")), *sorted(ROOT.glob("examples/p
 TORCH_FREE_FOLDERS = ["cli", "plugins", "settings"]
 TORCH_FREE = [
     "pa_core",
-    "pa_core.builtins",
     "pa_core.callbacks",
     "pa_core.checkpoint.atomic_io",
     "pa_core.checkpoint.listing",
@@ -35,6 +34,7 @@ TORCH_FREE = [
     "pa_core.errors",
     "pa_core.hookspecs",
     "pa_core.plugin",
+    "pa_core.plugins.builtin_names",
     "pa_core.testing",
     "pa_core.testing.recorder",
 ]
@@ -161,7 +161,7 @@ def test_the_command_line_and_what_it_loads_import_no_torch() -> None:
 
 
 def test_each_built_in_plugin_has_a_file_of_its_own() -> None:
-    from pa_core.builtins import BUILTINS
+    from pa_core.plugins.builtin_names import BUILTINS
 
     modules = [target.partition(":")[0] for target in BUILTINS.values()]
     assert len(set(modules)) == len(modules)

@@ -103,8 +103,9 @@ def run_shell(commands: str, folder: Path) -> None:
 
 
 def check_toml(block: Block, folder: Path) -> None:
-    """Settings on a page must be valid, except in files of a folder named ``wrong``."""
-    from pa_core.settings.table import build_plugins, read_settings
+    """Settings that a page shows are right, but for those in a folder named ``wrong``."""
+    from pa_core.settings.build import build_plugins
+    from pa_core.settings.table import read_settings
 
     content = tomllib.loads(block.code)
     if "pa-core" in content.get("tool", {}) and not block.argument.startswith("wrong/"):
@@ -164,7 +165,7 @@ def test_the_sketch_of_the_loop_has_the_events_in_order() -> None:
 def test_the_page_of_built_ins_has_each_with_its_settings() -> None:
     from importlib import import_module
 
-    from pa_core.builtins import BUILTINS, DEFAULTS
+    from pa_core.plugins.builtin_names import BUILTINS, DEFAULTS
 
     text = (ROOT / "docs" / "builtins.md").read_text()
     sections = dict(re.findall(r"^## `(\w+)`\n(.*?)(?=^## |\Z)", text, re.MULTILINE | re.DOTALL))

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from pa_core.settings.table import build_plugins, read_settings
+from pa_core.settings.build import build_plugins
+from pa_core.settings.table import read_settings
 from tests.warm import run_warm
 
 EXAMPLES = Path(__file__).parent.parent / "examples"

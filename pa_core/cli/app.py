@@ -18,7 +18,6 @@ from rich.table import Table
 from rich.text import Text
 
 from pa_core import __version__
-from pa_core.builtins import DEFAULTS
 from pa_core.cli.entry_points import add_commands
 from pa_core.errors import (
     PaCoreError,
@@ -27,6 +26,7 @@ from pa_core.errors import (
     TrainingStateError,
     nearest,
 )
+from pa_core.plugins.builtin_names import DEFAULTS
 from pa_core.plugins.discovery import (
     PluginSource,
     file_source,
@@ -37,14 +37,9 @@ from pa_core.plugins.discovery import (
 from pa_core.plugins.implementations import hook_names
 from pa_core.plugins.manager import PluginManager
 from pa_core.plugins.process_scope import runs_on
-from pa_core.settings.table import (
-    Settings,
-    build_plugins,
-    find_settings_file,
-    json_schema,
-    read_settings,
-    split_item,
-)
+from pa_core.settings.build import build_plugins
+from pa_core.settings.schema import json_schema
+from pa_core.settings.table import Settings, find_settings_file, read_settings, split_item
 
 if TYPE_CHECKING:
     from pa_core.plugins.implementations import Hook

@@ -9,12 +9,16 @@ from dataclasses import dataclass
 from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pa_core import __version__
 from pa_core.errors import PluginConflictError, PluginError, SettingsError
 from pa_core.plugins.discovery import find_claims, only_claim
 from pa_core.plugins.manager import PluginManager
-from pa_core.settings.table import Settings, build_plugins
+from pa_core.settings.build import build_plugins
+
+if TYPE_CHECKING:
+    from pa_core.settings.table import Settings
 
 
 @dataclass(frozen=True)

@@ -1,1 +1,1 @@
-"""Samples in keyed order, their batches, and how processes split them."""
+"""The order of samples, their batches, and how processes split them."""

@@ -1,8 +1,8 @@
-"""Data in an order that can be repeated from anywhere.
+"""Creating dataloaders, and iterating over an epoch from any batch.
 
-The order of an epoch is a function of ``(seed, epoch)``, and a batch's augmentation of
-``(seed, epoch, position)``. So the place where training stands is two numbers, resuming is a
-slice, and neither the number of workers nor that of processes changes which samples a step sees.
+A batch of a map dataset is fetched with the random generators seeded for its position, so an
+epoch can start at any batch and its augmentation is the same. Streams and ready loaders are
+replayed from the start of the epoch.
 """
 
 from __future__ import annotations
@@ -10,153 +10,42 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import islice
 from numbers import Integral
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler, Subset, TensorDataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, TensorDataset
 from torch.utils.data import default_collate as _default_collate
 
-from pa_core.data.process_split import Share, SplitLoader, keyed_batches, keyed_order
-from pa_core.data.rng import DrawWatch, mix, nth, seed_host, seed_torch
+from pa_core.data.process_split import SplitBatch, SplitLoader, keyed_batches, seed_order
+from pa_core.data.rng import DrawWatch, derive_key, seed_host, seed_torch
+from pa_core.data.sampler import EpochSampler, IndexBatch
 
 if TYPE_CHECKING:
     from pa_core.engine.base import Engine
 
 _END = object()
-_CUT = 256  # batches of indices that are cut at once
-
-
-class IndexBatch(NamedTuple):
-    """One process' part of a global batch: its indices, and the key of its augmentation."""
-
-    key: int
-    indices: Tensor  # (batch,) int64
-
-
-class EpochSampler(Sampler[Any]):
-    """Batches of indices, the same global batches on any number of processes.
-
-    Global batch ``j`` holds the samples ``[j * B, (j + 1) * B)`` of the epoch's order, where ``B``
-    is the batch size times the number of processes; each process takes its slice. A short last
-    batch is shared out as evenly as it goes. In evaluation, where it makes no difference which
-    samples are in a batch, the last one takes some of the one before it if it has less samples
-    than there are processes: as long as the dataset has that many, each process has a part in
-    every batch, so that hooks may gather at every step.
-
-    Args:
-        num_samples: length of the dataset.
-        batch_size: samples per process.
-        seed: of the order and of the augmentation.
-        shuffle: a fresh permutation each epoch, otherwise the dataset's order.
-        drop_last: leave out the short last global batch.
-        rank: this process.
-        num_processes: how many share the global batch.
-        purpose: part of every key, so that training and evaluation draw different numbers.
-    """
-
-    def __init__(
-        self,
-        num_samples: int,
-        batch_size: int,
-        *,
-        seed: int,
-        shuffle: bool,
-        drop_last: bool = False,
-        rank: int = 0,
-        num_processes: int = 1,
-        purpose: str = "train",
-    ) -> None:
-        self.batch_size = batch_size
-        self.global_batch_size = batch_size * num_processes
-        self.num_samples = num_samples
-        if drop_last:
-            self.num_samples -= num_samples % self.global_batch_size
-        self.dataset_length = num_samples
-        self.seed, self.shuffle, self.purpose = seed, shuffle, purpose
-        self.drop_last = drop_last
-        self.rank, self.num_processes = rank, num_processes
-        self.epoch, self.start = 1, 0
-        self._length = -(-self.num_samples // self.global_batch_size)
-        self._last = (self._length - 1) * self.global_batch_size  # where the last batch begins
-        if (
-            purpose != "train"
-            and self._length > 1
-            and self.num_samples - self._last < num_processes
-        ):
-            if batch_size > 1:
-                self._last = self.num_samples - num_processes
-            else:  # nothing to take: the one before it takes these
-                self._length -= 1
-                self._last -= num_processes
-
-    def set_position(self, epoch: int, start: int = 0) -> None:
-        """Let the next iteration begin at batch `start` of `epoch`."""
-        self.epoch, self.start = epoch, start
-
-    def __len__(self) -> int:
-        return self._length
-
-    def _start(self, batch: int) -> int:
-        """Where a global batch begins in the epoch's order."""
-        if batch >= self._length:
-            return self.num_samples
-        return self._last if batch == self._length - 1 else batch * self.global_batch_size
-
-    def global_size(self, first: int, last: int) -> int:
-        """How many samples the global batches `first` to `last` (not included) hold together."""
-        return self._start(last) - self._start(first)
-
-    def local_slice(self, batch: int) -> slice:
-        """This process' places in the epoch's order; empty where a short batch leaves it none."""
-        start = self._start(batch)
-        size, longer = divmod(self.global_size(batch, batch + 1), self.num_processes)
-        offset = self.rank * size + min(self.rank, longer)
-        return slice(start + offset, start + offset + size + (self.rank < longer))
-
-    def __iter__(self) -> Iterator[IndexBatch]:
-        if self.shuffle:
-            generator = torch.Generator().manual_seed(mix(self.seed, "order", self.epoch))
-            order = torch.randperm(self.dataset_length, generator=generator)
-        else:
-            order = torch.arange(self.dataset_length)
-        key = mix(self.seed, self.purpose, self.epoch)
-        # Whole batches are cut many at a time: one by one, cutting costs as much as half a fetch.
-        size = self.global_batch_size
-        whole = self._last // size
-        whole += self.global_size(whole, whole + 1) == size
-        rows = order[: whole * size].view(whole, self.num_processes, self.batch_size)[:, self.rank]
-        offset = self.rank * self.batch_size
-        for first in range(self.start, whole, _CUT):
-            for batch, indices in enumerate(rows[first : first + _CUT].unbind(), first):
-                yield IndexBatch(nth(key, batch * size + offset), indices)
-        for batch in range(max(whole, self.start), len(self)):  # the short last ones, if any
-            place = self.local_slice(batch)
-            indices = order[place]
-            if not len(indices):
-                if self.purpose != "train":
-                    continue
-                # Every process must take part in the update: it trains on a sample with weight 0.
-                indices = order[place.start - 1 : place.start]
-            yield IndexBatch(nth(key, place.start), indices)
 
 
 class KeyedDataset(Dataset[Any]):
-    """A map dataset whose batches are fetched under their own key of randomness.
+    """A map dataset that seeds the random generators for each batch it fetches.
 
-    What the dataset offers is used: tensors are indexed once per batch, ``__getitems__`` is called
-    once per batch, otherwise ``__getitem__`` once per sample.
+    It uses the fastest access that the dataset offers: the tensors of a `TensorDataset` are indexed
+    once per batch, ``__getitems__`` is called once per batch, ``__getitem__`` once per sample.
+
+    Args:
+        dataset: a map dataset.
+        collate_fn: makes a batch of a list of samples; torch's default if None.
     """
 
     def __init__(self, dataset: Any, collate_fn: Callable[[Any], Any] | None = None) -> None:
         self.dataset = dataset
-        take = None if collate_fn else _tensor_fetcher(dataset)
-        self._take = take
-        self._fetch_many = getattr(dataset, "__getitems__", None)
+        self._fetch_tensors = None if collate_fn else _tensor_fetcher(dataset)
+        self._getitems = getattr(dataset, "__getitems__", None)
         self._collate = collate_fn or _default_collate
-        self.collate_fn = _identity if take else self.collate
-        self._indices: list[int] = []  # of the samples that were fetched last
+        self.collate_fn = _identity if self._fetch_tensors else self.collate
+        self._indices: list[int] = []  # of the last batch, for the error note
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -166,8 +55,8 @@ class KeyedDataset(Dataset[Any]):
 
     @property
     def may_draw(self) -> bool:
-        """Whether code of the user's runs in a fetch, which may draw random numbers."""
-        return self._take is None
+        """Whether a fetch runs the user's code, which may draw random numbers."""
+        return self._fetch_tensors is None
 
     def __getitems__(self, batch: IndexBatch) -> Any:
         if self.may_draw:
@@ -175,47 +64,47 @@ class KeyedDataset(Dataset[Any]):
         return self.fetch(batch.indices)
 
     def fetch(self, batch: Tensor) -> Any:
-        """Fetch samples as the generators are; `batch` has shape ``(batch,)``."""
-        if self._take is not None:
-            return self._take(batch)
+        """Fetch samples without seeding; `batch` has shape ``(batch,)``."""
+        if self._fetch_tensors is not None:
+            return self._fetch_tensors(batch)
         indices = self._indices = batch.tolist()
         samples: list[Any] = []
         try:
-            if self._fetch_many is not None:
-                return self._fetch_many(indices)
+            if self._getitems is not None:
+                return self._getitems(indices)
             samples.extend(map(self.dataset.__getitem__, indices))
-            if len(samples) != len(indices):  # which `map` takes for the end
-                raise RuntimeError("__getitem__ has raised StopIteration")
+            if len(samples) != len(indices):  # `extend` took StopIteration for the end
+                raise RuntimeError("__getitem__ raised StopIteration")
         except Exception as error:
-            failed = indices if self._fetch_many is not None else indices[len(samples)]
+            failed = indices if self._getitems is not None else indices[len(samples)]
             error.add_note(f"in sample {failed} of {type(self.dataset).__name__}")
             raise
         return samples
 
     def collate(self, samples: Any) -> Any:
-        """Make a batch of the samples that were fetched last."""
+        """Make a batch of the samples of the last fetch."""
         try:
             return self._collate(samples)
         except Exception as error:
             error.add_note(
-                f"in collating the samples {self._indices} of {type(self.dataset).__name__}"
+                f"while collating the samples {self._indices} of {type(self.dataset).__name__}"
             )
             raise
 
 
-def _collate_here(samples: Any) -> Any:
-    """torch's default, without its search for the right function where samples hold tensors."""
+def _fast_collate(samples: Any) -> Any:
+    """torch's default collation, with a shortcut for tuples of tensors and integers."""
     if type(samples[0]) is not tuple:
         return _default_collate(samples)
-    return [_join(column) for column in zip(*samples, strict=True)]
+    return [_collate_column(column) for column in zip(*samples, strict=True)]
 
 
-def _join(column: tuple[Any, ...]) -> Any:
+def _collate_column(column: tuple[Any, ...]) -> Any:
     kind = type(column[0])
     if kind is Tensor:
         return torch.stack(column)
     if kind is int:
-        numbers = np.array(column)  # four times as fast as torch.tensor, which gives the same
+        numbers = np.array(column)  # four times as fast as torch.tensor, same result
         if numbers.dtype == np.int64:
             return torch.from_numpy(numbers)
     return _default_collate(list(column))
@@ -226,7 +115,7 @@ def _identity(batch: Any) -> Any:
 
 
 class _TensorFetcher:
-    """Index the tensors of a dataset once per batch (a class, so that workers can pickle it)."""
+    """Indexes the tensors of a dataset once per batch (a class, so that workers can pickle it)."""
 
     def __init__(self, tensors: tuple[Tensor, ...], indices: Tensor | None = None) -> None:
         self.tensors, self.indices = tensors, indices
@@ -238,7 +127,7 @@ class _TensorFetcher:
 
 
 def _tensor_fetcher(dataset: Any) -> _TensorFetcher | None:
-    """A fetcher for exactly a TensorDataset, or a subset of one; subclasses may do anything."""
+    """A fetcher for a TensorDataset or a subset of one; None for subclasses and all else."""
     if type(dataset) is TensorDataset:
         return _TensorFetcher(dataset.tensors)
     if type(dataset) is Subset and type(dataset.dataset) is TensorDataset:
@@ -249,8 +138,11 @@ def _tensor_fetcher(dataset: Any) -> _TensorFetcher | None:
 class KeyedDataLoader(DataLoader[Any]):
     """A `DataLoader` over an `EpochSampler`: an epoch can begin at any batch, without a replay.
 
-    Without workers, batches are fetched here in a plain loop, which saves the machinery that
-    only workers need.
+    Without workers a plain loop fetches the batches, which avoids the overhead of `DataLoader`.
+
+    Attributes:
+        seeds_always: whether Python's and NumPy's generators are seeded for every batch, as some
+            code is known to draw from them.
     """
 
     batch_sampler: EpochSampler
@@ -263,28 +155,28 @@ class KeyedDataLoader(DataLoader[Any]):
         **kwargs: Any,
     ) -> None:
         keyed = KeyedDataset(dataset, collate_fn)
-        # A generator of its own, so that starting workers consumes nothing of the global one.
-        kwargs.setdefault("generator", torch.Generator().manual_seed(mix(sampler.seed, "workers")))
+        # A separate generator, so that starting workers draws nothing from the global one.
+        generator = torch.Generator().manual_seed(derive_key(sampler.seed, "workers"))
+        kwargs.setdefault("generator", generator)
         self.seeds_always = False
-        """Whether somebody is known to draw from Python's or NumPy's generators."""
         super().__init__(keyed, batch_sampler=sampler, collate_fn=keyed.collate_fn, **kwargs)
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
         if self.num_workers == 0 and not self.pin_memory:
-            return self._iterate_here()
+            return self._iterate_without_workers()
         return super().__iter__()
 
-    def _iterate_here(self) -> Iterator[Any]:
-        """Fetch each batch under its key, without seeding generators that nobody draws from.
+    def _iterate_without_workers(self) -> Iterator[Any]:
+        """Fetch each batch under its key, without seeding generators that no code draws from.
 
-        Torch's is seeded for every batch. Python's and NumPy's cost three times as much, so they
-        are seeded for the first batch, and watched: the first one that has drawn is fetched once
-        more, under its key, as all that follow.
+        torch's generator is seeded for every batch. Seeding Python's and NumPy's costs three times
+        as much, so they are seeded for the first batch and watched from then on. If a batch draws
+        from them, it is fetched again under its key, and so are all batches after it.
         """
         dataset: Any = self.dataset
         fetch, collate = dataset.fetch, self.collate_fn
         if dataset._collate is _default_collate:
-            dataset._collate = _collate_here
+            dataset._collate = _fast_collate
         watch: DrawWatch | None = None
         for batch in self.batch_sampler:
             if watch is not None:
@@ -322,39 +214,39 @@ def create_dataloader(
     num_processes: int,
     purpose: str,
 ) -> Any:
-    """Make the loader of a dataset; a ready loader is returned as it is.
+    """Create the loader of a dataset; a ready loader is returned as it is.
 
     Args:
         data: a map dataset, an iterable dataset, or a ready loader of batches.
-        collate_fn: makes a batch of a list of samples; torch's default when None.
-        kwargs: arguments of `torch.utils.data.DataLoader`. With a ``sampler`` or
-            ``batch_sampler`` of the user's, order and position are the user's too.
-        seed: of order and augmentation.
-        rank: this process.
-        num_processes: how many share a global batch.
+        collate_fn: makes a batch of a list of samples; torch's default if None.
+        kwargs: arguments of `torch.utils.data.DataLoader`. A ``sampler`` or ``batch_sampler``
+            among them decides the order, and its epochs are replayed to resume.
+        seed: of the order and of the augmentation.
+        rank: of this process.
+        num_processes: number of processes that split a global batch.
         purpose: ``"train"`` or ``"eval"``.
 
     Raises:
-        ValueError: where the dataset is empty or the batch size isn't positive.
+        ValueError: if the dataset is empty, or the batch size is not a positive integer.
     """
     if is_loader(data):
         return data
     kwargs = dict(kwargs)
     batch_size = kwargs.get("batch_size", 1)
     if batch_size is None and not {"sampler", "batch_sampler"} & kwargs.keys():
-        raise ValueError(f"The {purpose} batch size must be given, and is None")
+        raise ValueError(f"The {purpose} batch size is None; expected a positive integer")
     if batch_size is not None and (not isinstance(batch_size, Integral) or batch_size < 1):
         raise ValueError(f"The {purpose} batch size must be a positive integer, not {batch_size!r}")
     if batch_size is not None:
         kwargs["batch_size"] = int(batch_size)  # NumPy's integers overflow
     if isinstance(data, IterableDataset) or kwargs.get("sampler") or kwargs.get("batch_sampler"):
-        # Workers that live on have generators that no key reaches.
+        # Persistent workers have generators that can't be seeded again for an epoch.
         kwargs["persistent_workers"] = False
     if isinstance(data, IterableDataset):
-        kwargs.pop("shuffle", None)  # a stream has the order that it has
+        kwargs.pop("shuffle", None)  # a stream has its own order
         return DataLoader(data, collate_fn=collate_fn, **kwargs)
     if len(data) == 0:
-        raise ValueError(f"The {purpose} dataset is empty: it holds no sample to learn from")
+        raise ValueError(f"The {purpose} dataset is empty")
     if kwargs.get("batch_sampler") is not None:
         for name in ("batch_size", "shuffle", "sampler", "drop_last"):
             kwargs.pop(name, None)
@@ -375,14 +267,14 @@ def create_dataloader(
     )
     if len(sampler) == 0:
         raise ValueError(
-            f"The {purpose} dataset of {len(data)} samples gives no batch: with drop_last, "
-            f"it needs at least {sampler.global_batch_size}"
+            f"The {purpose} dataset has {len(data)} samples, too few for one batch: with "
+            f"drop_last it needs at least {sampler.global_batch_size}"
         )
     return KeyedDataLoader(data, sampler, collate_fn, **kwargs)
 
 
 def num_samples(loader: Any, limit: int | None = None) -> int | None:
-    """How many samples an epoch has on all processes, None where only the loader knows."""
+    """Samples per epoch over all processes; None if the loader isn't a `KeyedDataLoader`."""
     if not isinstance(loader, KeyedDataLoader):
         return None
     sampler = loader.batch_sampler
@@ -390,7 +282,7 @@ def num_samples(loader: Any, limit: int | None = None) -> int | None:
 
 
 def num_batches(loader: Any, limit: int | None = None) -> int | None:
-    """How many batches an epoch has on this process, None where nobody knows."""
+    """Batches per epoch on this process; None if the loader has no length."""
     try:
         length = len(loader)
     except TypeError:  # a stream
@@ -401,11 +293,20 @@ def num_batches(loader: Any, limit: int | None = None) -> int | None:
 def batches(
     loader: Any, *, seed: int, epoch: int, start: int = 0, limit: int | None = None
 ) -> Iterator[Any]:
-    """Iterate over an epoch from batch `start` on, every random draw under its key.
+    """Iterate over an epoch from batch `start` on, with every random draw keyed.
 
-    A `KeyedDataLoader` begins there at once. Any other loader is replayed from its beginning, its
-    generators keyed by the epoch, since only it knows its order. Of a `SplitLoader`, batches of
-    a last round that isn't whole come as `Share`.
+    A `KeyedDataLoader` begins there at once. Any other loader decides its own order: it is replayed
+    from the start of the epoch, with its generators seeded for the epoch.
+
+    Args:
+        loader: yields batches.
+        seed: of the run.
+        epoch: number of the epoch.
+        start: number of the first batch.
+        limit: maximum number of batches of the epoch, those before `start` included.
+
+    Yields:
+        Batches; as `SplitBatch` if a `SplitLoader` has fewer left than there are processes.
     """
     stop = None if limit is None else max(limit - start, 0)
     if isinstance(loader, KeyedDataLoader):
@@ -414,7 +315,7 @@ def batches(
     if isinstance(loader, SplitLoader):
         replayed = loader.iterate(seed, epoch)
     else:
-        keyed_order(loader, seed, epoch)
+        seed_order(loader, seed, epoch)
         replayed = keyed_batches(loader, seed, epoch)
     return islice(replayed, start, None if stop is None else start + stop)
 
@@ -429,54 +330,53 @@ def evaluation_batches(
 ) -> Iterator[Any]:
     """Iterate over this process' batches of an evaluation, each on the device.
 
-    Where the engine has divided the model, a forward pass waits for those of the other processes.
-    There, a process with less batches than another takes part with spare ones.
+    If the engine has sharded the model, a forward pass is a collective. Then a process that runs
+    out of batches runs padding batches until the others are done.
 
     Args:
         loader: yields batches.
         engine: of the run.
-        forward: what is done with a spare batch; its result counts for nothing.
+        forward: runs the forward pass of a padding batch; its result is discarded.
         seed: of the run.
-        limit: how many batches there are at most.
+        limit: maximum number of batches.
 
     Raises:
-        ValueError: where a process has no batch at all to take part with.
+        ValueError: if this process has no batch at all to use as padding.
     """
     mine = batches(loader, seed=seed, epoch=1, limit=limit)
-    if engine.num_processes == 1 or not engine.forwards_together:
+    if engine.num_processes == 1 or not engine.forward_is_collective:
         yield from engine.moved(_without_padding(mine))
         return
-    spare: Any = _END
+    latest: Any = _END
     for batch in mine:
-        spare = batch.batch if type(batch) is Share else batch
-        if type(batch) is Share and batch.is_padding:
+        latest = batch.batch if type(batch) is SplitBatch else batch
+        if type(batch) is SplitBatch and batch.is_padding:
             break
         engine.largest(1)
-        yield engine.move(spare)
+        yield engine.move(latest)
     while engine.largest(0)[0]:
-        if spare is _END and isinstance(loader, KeyedDataLoader):
+        if latest is _END and isinstance(loader, KeyedDataLoader):
             dataset: Any = loader.dataset
-            spare = loader.collate_fn(dataset.fetch(torch.tensor([0])))
-        elif spare is _END:
-            raise ValueError("This process' part of the evaluation data gave no batch")
-        forward(engine.move(spare))
+            latest = loader.collate_fn(dataset.fetch(torch.tensor([0])))
+        elif latest is _END:
+            raise ValueError("This process' split of the evaluation data has no batch")
+        forward(engine.move(latest))
 
 
 def _without_padding(items: Iterator[Any]) -> Iterator[Any]:
-    """A process' own batches, up to the one that is another process'."""
     for batch in items:
-        if type(batch) is not Share:
+        if type(batch) is not SplitBatch:
             yield batch
         elif not batch.is_padding:
             yield batch.batch
 
 
 def mark_last(items: Iterable[Any], count: int | None = None) -> Iterator[tuple[Any, bool]]:
-    """Yield each item and whether it is the last one.
+    """Yield each item, and whether it is the last one.
 
     Args:
         items: what to yield.
-        count: how many there are, where that can be relied on; otherwise one is fetched ahead.
+        count: their exact number; if None, one item is fetched ahead to find the last.
 
     >>> list(mark_last("ab"))
     [('a', False), ('b', True)]

@@ -1,9 +1,9 @@
-"""Loaders of the user's own, shared out to several processes: each batch to exactly one of them.
+"""Splitting the batches of a user's loader between processes: each batch to exactly one of them.
 
-Batch ``j`` goes to process ``j mod P``, so a step's global batch is ``P`` batches of the loader,
-and nothing is repeated or left out to make the processes come out even. Where the last round has
-less than ``P`` batches, it is marked: processes without one of their own get another's, so that
-they can take part in an update, and it counts for nothing.
+Batch ``j`` goes to process ``j mod P``, so the global batch of a step is ``P`` batches of the
+loader. No batch is repeated or left out to even out the processes. If the last step has fewer than
+``P`` batches, these are marked. A process without a batch gets another process' batch as a padding
+batch with weight 0, so that it can take part in the update.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 import torch
 from torch.utils.data import DataLoader, DistributedSampler, IterableDataset
 
-from pa_core.data.rng import mix, seed_host
+from pa_core.data.rng import derive_key, seed_host
 
 if TYPE_CHECKING:
     from pa_core.engine.base import Engine
@@ -28,32 +28,32 @@ _OPTIONS = (
 )
 
 
-class Share(NamedTuple):
-    """A batch of a round that has less batches than there are processes."""
+class SplitBatch(NamedTuple):
+    """A batch of a step in which some process has only a padding batch."""
 
     batch: Any
     is_padding: bool
-    """Whether it is another process' batch, repeated here."""
+    """Whether this process' batch is the padding batch."""
 
 
 class SplitLoader:
-    """This process' share of the batches of a loader.
+    """This process' split of the batches of a loader.
 
-    A `DataLoader` over a map dataset fetches its own batches alone. Any other iterable is read as
-    a whole on every process, since only it knows what comes next; one that gives each process its
-    own part already must not be wrapped, see `is_sharded`.
+    A `DataLoader` over a map dataset fetches only the batches of this process. Any other iterable
+    is read whole on every process. A loader that yields different batches on each process already
+    must not be wrapped, see `is_sharded`.
 
     Args:
         loader: yields batches, the same ones on every process.
-        rank: this process.
-        num_processes: how many there are.
+        rank: of this process.
+        num_processes: number of processes.
     """
 
     def __init__(self, loader: Any, rank: int, num_processes: int) -> None:
         self.loader, self.rank, self.num_processes = loader, rank, num_processes
 
     def __getattr__(self, name: str) -> Any:
-        if name == "loader":  # asked for by copy and pickle, before there is anything
+        if name == "loader":  # copy and pickle ask before it is set
             raise AttributeError(name)
         return getattr(self.loader, name)
 
@@ -61,24 +61,24 @@ class SplitLoader:
         return -(-len(self.loader) // self.num_processes)
 
     def __iter__(self) -> Iterator[Any]:
-        return self._share(iter(self.loader))
+        return self._split(iter(self.loader))
 
     def iterate(self, seed: int, epoch: int) -> Iterator[Any]:
-        """An epoch of this process' share, its order and draws under the keys of `keyed_order`."""
-        keyed_order(self.loader, seed, epoch)
+        """Iterate over this process' split of an epoch, with order and draws keyed."""
+        seed_order(self.loader, seed, epoch)
         if not _has_batch_sampler(self.loader):
-            return self._share(keyed_batches(self.loader, seed, epoch))
-        plan = list(self._share(iter(self.loader.batch_sampler)))
-        mine = [share.batch if isinstance(share, Share) else share for share in plan]
+            return self._split(keyed_batches(self.loader, seed, epoch))
+        planned = list(self._split(iter(self.loader.batch_sampler)))
+        mine = [item.batch if isinstance(item, SplitBatch) else item for item in planned]
         options = {name: getattr(self.loader, name) for name in _OPTIONS}
         loader = DataLoader(self.loader.dataset, batch_sampler=mine, **options)
         fetched = keyed_batches(loader, seed, epoch, self.rank, self.num_processes)
         return (
-            Share(batch, share.is_padding) if isinstance(share, Share) else batch
-            for batch, share in zip(fetched, plan, strict=True)
+            SplitBatch(batch, item.is_padding) if isinstance(item, SplitBatch) else batch
+            for batch, item in zip(fetched, planned, strict=True)
         )
 
-    def _share(self, items: Iterator[Any]) -> Iterator[Any]:
+    def _split(self, items: Iterator[Any]) -> Iterator[Any]:
         mine, number, item = _END, 0, None
         for number, item in enumerate(items, 1):
             place = (number - 1) % self.num_processes
@@ -87,15 +87,15 @@ class SplitLoader:
             if place == self.num_processes - 1:
                 yield mine
                 mine = _END
-        if number % self.num_processes:  # a last round that isn't whole
-            yield Share(item, True) if mine is _END else Share(mine, False)
+        if number % self.num_processes:  # the last step has no batch for some processes
+            yield SplitBatch(item, True) if mine is _END else SplitBatch(mine, False)
 
 
 class UnevenSplitLoader(SplitLoader):
-    """A loader that gives each process a part of its own, maybe of another length than others'.
+    """A loader that yields different batches on each process, maybe not equally many.
 
-    Training goes on until all parts are used up: who has come to the end of its part goes along
-    with its last batch, which counts for nothing then. For that the processes ask each other at
+    An epoch ends when every process has run out. A process that runs out earlier repeats its last
+    batch as a padding batch with weight 0. To know the end, the processes run a collective at
     every batch.
 
     Args:
@@ -103,7 +103,7 @@ class UnevenSplitLoader(SplitLoader):
         engine: connects the processes.
 
     Raises:
-        ValueError: from the iterator, where a process has no batch to go along with.
+        ValueError: from the iterator, if a process has no batch to repeat.
     """
 
     def __init__(self, loader: Any, engine: Engine) -> None:
@@ -114,32 +114,32 @@ class UnevenSplitLoader(SplitLoader):
         return self._engine.largest(len(self.loader))[0]
 
     def iterate(self, seed: int, epoch: int) -> Iterator[Any]:
-        """An epoch of this process' part, and of its going along."""
-        keyed_order(self.loader, seed, epoch)
-        return self._share(keyed_batches(self.loader, seed, epoch))
+        """Iterate over this process' batches of an epoch, then over padding batches."""
+        seed_order(self.loader, seed, epoch)
+        return self._split(keyed_batches(self.loader, seed, epoch))
 
-    def _share(self, items: Iterator[Any]) -> Iterator[Any]:
+    def _split(self, items: Iterator[Any]) -> Iterator[Any]:
         item: Any = _END
         for item in items:
             self._engine.largest(1)
             yield item
         while self._engine.largest(0)[0]:
             if item is _END:
-                raise ValueError("This process' part of the training data gave no batch")
-            yield Share(item, True)
+                raise ValueError("This process' split of the training data has no batch")
+            yield SplitBatch(item, True)
 
 
 def split_between_processes(loader: Any, engine: Engine, purpose: Purpose) -> Any:
-    """What a process iterates over of a loader that the user has made, where there are several.
+    """Wrap a user's loader so that each of several processes iterates over its split.
 
     Raises:
-        ValueError: for predictions of parts whose place in the whole nobody knows.
+        ValueError: for predictions from data that the user has split, whose order is unknown.
     """
     sampler = getattr(loader, "sampler", None)
     if isinstance(sampler, DistributedSampler):
         if purpose == "train":
             return loader
-        # Its parts are made even with samples that come twice: take its order as one part.
+        # It evens out its splits by repeating samples: use its order for a single process instead.
         whole: DistributedSampler[Any] = DistributedSampler(
             sampler.dataset, 1, 0, sampler.shuffle, sampler.seed
         )
@@ -151,18 +151,19 @@ def split_between_processes(loader: Any, engine: Engine, purpose: Purpose) -> An
             return UnevenSplitLoader(loader, engine)
         if purpose == "predict":
             raise ValueError(
-                "predict() gives outputs in the order of the data, which only it knows where each "
-                "process has a part of its own (is_sharded): give the whole to every process"
+                "predict() returns outputs in the order of the data, which is unknown for data "
+                "that is already split between processes (is_sharded): pass the whole data on "
+                "every process"
             )
         return loader
     return SplitLoader(loader, engine.rank, engine.num_processes)
 
 
 def is_sharded(loader: Any) -> bool:
-    """Whether a loader gives each process a part of its own already.
+    """Whether a loader yields different batches on each process already.
 
-    So does one over a dataset of ``datasets`` that was split by node, and whatever says so with an
-    attribute ``is_sharded``, itself or its dataset.
+    True for a dataset of ``datasets`` that was split by node, and for a loader or dataset whose
+    attribute ``is_sharded`` is true.
     """
     dataset = getattr(loader, "dataset", None)
     return getattr(dataset, "_distributed", None) is not None or bool(
@@ -170,40 +171,40 @@ def is_sharded(loader: Any) -> bool:
     )
 
 
-def keyed_order(loader: Any, seed: int, epoch: int) -> None:
-    """Put what decides over a loader's order under the key of the epoch."""
+def seed_order(loader: Any, seed: int, epoch: int) -> None:
+    """Seed all generators that may decide the order of a loader's epoch."""
     batch_sampler = getattr(loader, "batch_sampler", None)
-    parts: list[Any] = [
+    holders: list[Any] = [
         loader,
         getattr(loader, "dataset", None),
         getattr(loader, "sampler", None),
         batch_sampler,
         getattr(batch_sampler, "sampler", None),
     ]
-    for holder in parts:
+    for holder in holders:
         generator = getattr(holder, "generator", None)
         if isinstance(generator, torch.Generator):
-            generator.manual_seed(mix(seed, "order", epoch))
+            generator.manual_seed(derive_key(seed, "order", epoch))
         if hasattr(holder, "set_epoch"):
             holder.set_epoch(epoch)
-    seed_host(mix(seed, "order", epoch))
+    seed_host(derive_key(seed, "order", epoch))
 
 
 def keyed_batches(
     loader: Iterable[Any], seed: int, epoch: int, first: int = 0, step: int = 1
 ) -> Iterator[Any]:
-    """Iterate over a loader, the draws of each batch under the key of its number.
+    """Iterate over a loader, with the generators seeded for the number of each batch.
 
     Args:
         loader: yields batches.
         seed: of the run.
         epoch: number of the epoch.
         first: number of the first batch.
-        step: how far the numbers of two batches are apart.
+        step: difference between the numbers of consecutive batches.
     """
     iterator, number = iter(loader), first
     while True:
-        seed_host(mix(seed, "batch", epoch, number))
+        seed_host(derive_key(seed, "batch", epoch, number))
         try:
             batch = next(iterator, _END)
         except Exception as error:

@@ -1,1 +1,1 @@
-"""Looking at a run without changing it: time, host-device synchronisation, preserved runs."""
+"""Measure time, find host-device synchronisations, and restore what a trial run changes."""

@@ -1,4 +1,4 @@
-"""Find out where code waits for the device: it reads a value, or asks for what needs one."""
+"""Find host-device synchronisations: code that reads a value or needs one for a shape."""
 
 from __future__ import annotations
 
@@ -22,29 +22,29 @@ _MODES = ("__torch_function__", "__torch_dispatch__")
 
 @contextmanager
 def watch_device_syncs(device: torch.device) -> Iterator[list[str]]:
-    """Look where the block waits for `device`.
+    """Find the host-device synchronisations of the block.
 
-    On a CUDA device PyTorch itself warns of whatever waits. Elsewhere each call counts that reads
-    a tensor: on a GPU it would make the host wait.
+    On a CUDA device PyTorch warns about each. On other devices, every call counts that reads a
+    tensor and so would synchronise on a GPU.
 
     Yields:
-        What was found so far, a phrase for each time: the operation, and the line that calls it.
+        A list that grows with each synchronisation: the operation and the line that calls it.
     """
     found: list[str] = []
 
     def note(operation: str) -> None:
-        found.append(f"{operation}{_place()}")
+        found.append(f"{operation}{_calling_line()}")
 
     if device.type == "cuda":
-        with _warnings_of_cuda(note):
+        with _cuda_sync_warnings(note):
             yield found
     else:
-        with _Functions(note), _Operations(note):
+        with _FunctionWatch(note), _OperationWatch(note):
             yield found
 
 
-def _place() -> str:
-    """Where the innermost code stands that is neither torch's nor part of a mode as those below."""
+def _calling_line() -> str:
+    """The line of the innermost frame that is neither in torch nor in one of the modes below."""
     frame: FrameType | None = sys._getframe()
     while frame is not None:
         file, line = frame.f_code.co_filename, frame.f_lineno
@@ -55,8 +55,8 @@ def _place() -> str:
 
 
 @contextmanager
-def _warnings_of_cuda(note: Callable[[str], None]) -> Iterator[None]:
-    """Note where PyTorch warns that the host waits; other warnings are shown as ever."""
+def _cuda_sync_warnings(note: Callable[[str], None]) -> Iterator[None]:
+    """Record PyTorch's warnings about synchronisation; other warnings are shown afterwards."""
     others: list[warnings.WarningMessage] = []
 
     def show(message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> None:
@@ -74,12 +74,12 @@ def _warnings_of_cuda(note: Callable[[str], None]) -> Iterator[None]:
             yield
         finally:
             torch.cuda.set_sync_debug_mode(before)
-    for one in others:
-        warnings.warn_explicit(one.message, one.category, one.filename, one.lineno)
+    for other in others:
+        warnings.warn_explicit(other.message, other.category, other.filename, other.lineno)
 
 
-class _Functions(TorchFunctionMode):
-    """Sees what Python code calls on tensors."""
+class _FunctionWatch(TorchFunctionMode):
+    """Intercepts what Python code calls on tensors."""
 
     _reads = frozenset(("tolist", "numpy", "cpu", "__array__", "nonzero"))
 
@@ -97,12 +97,12 @@ class _Functions(TorchFunctionMode):
 
 
 def _names_cpu(args: Any, kwargs: Any) -> bool:
-    # By name alone: the device of another tensor is the accelerator's, in a run on one.
+    # Only if given by name: `to(other)` takes the device of a tensor, which is the accelerator.
     return any(isinstance(given, str) and given == "cpu" for given in (*args[1:], *kwargs.values()))
 
 
-class _Operations(TorchDispatchMode):
-    """Sees what is calculated, and with it every value that Python gets."""
+class _OperationWatch(TorchDispatchMode):
+    """Intercepts the operators, and with them every value that Python reads."""
 
     _reads = frozenset(("_local_scalar_dense", "equal", "is_nonzero", "masked_select", "_unique2"))
 

@@ -1,4 +1,4 @@
-"""Train for a while and leave no trace of it, as plugins do that try something out."""
+"""Restore what a trial run changes, for plugins that train for a few steps to find a setting."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ if TYPE_CHECKING:
 
 @contextmanager
 def preserved(trainer: Trainer, data: Any = None) -> Iterator[None]:
-    """Put back what training within changes: model, optimizer, scaler, random generators.
+    """Restore on exit what training changes: model, optimizer, scaler and random generators.
 
     Args:
-        trainer: whose they are.
-        data: a dataset or loader, whose own generators are put back, too.
+        trainer: the trainer to restore.
+        data: a dataset or loader whose own generators are restored as well.
     """
     with ExitStack() as stack:
         stack.enter_context(_generators(trainer.device, data))
@@ -36,9 +36,23 @@ def preserved(trainer: Trainer, data: Any = None) -> Iterator[None]:
 
 
 @contextmanager
-def _model(model: nn.Module) -> Iterator[None]:
-    """Keep a copy on the CPU, where it takes no memory of the device."""
+def modes_kept(model: nn.Module) -> Iterator[None]:
+    """Restore the training or evaluation mode of each module on exit.
+
+    A user may keep some modules in evaluation mode, such as frozen batch norms, so
+    ``model.train()`` would be wrong.
+    """
     modes = [(module, module.training) for module in model.modules()]
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+@contextmanager
+def _model(model: nn.Module) -> Iterator[None]:
+    """Keep a copy in host memory, so that it takes none of the device."""
     parameters = [(p, p.detach().to("cpu", copy=True), p.grad) for p in model.parameters()]
     buffers = [
         (module, name, buffer, None if buffer is None else buffer.detach().to("cpu", copy=True))
@@ -48,24 +62,23 @@ def _model(model: nn.Module) -> Iterator[None]:
     for parameter in model.parameters():
         parameter.grad = None
     try:
-        yield
+        with modes_kept(model):
+            yield
     finally:
         with torch.no_grad():
             for parameter, value, gradient in parameters:
                 parameter.copy_(value)
                 parameter.grad = gradient
             for module, name, buffer, saved in buffers:
-                module._buffers[name] = buffer  # a module may have put a new tensor in its place
+                module._buffers[name] = buffer  # the module may have replaced the tensor
                 if buffer is not None and saved is not None:
                     buffer.copy_(saved)
-        for module, training in modes:
-            module.training = training
 
 
 @contextmanager
 def _optimizer(optimizer: Any) -> Iterator[None]:
-    """Let the optimizer work on copies of its state, and put the originals back."""
-    inner = getattr(optimizer, "optimizer", optimizer)  # (accelerate's has the real one inside)
+    """Let the optimizer work on copies of its state, and restore the originals."""
+    inner = getattr(optimizer, "optimizer", optimizer)  # accelerate wraps the user's
     attributes = dict(vars(inner))
     groups = list(inner.param_groups)
     values = [[(key, value, _copy(value)) for key, value in group.items()] for group in groups]
@@ -80,7 +93,7 @@ def _optimizer(optimizer: Any) -> Iterator[None]:
             group.clear()
             for key, value, before in saved:
                 if isinstance(value, Tensor):
-                    value.copy_(before)  # the very tensor that a compiled optimizer reads
+                    value.copy_(before)  # in place, as a compiled optimizer reads this tensor
                 group[key] = value
 
 

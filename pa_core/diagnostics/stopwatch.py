@@ -1,4 +1,4 @@
-"""Time spent in calls, each less the timed calls within it, so that all times add up."""
+"""Time spent in calls, without the timed calls inside them, so that all times add up."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ T = TypeVar("T")
 
 @dataclass
 class Spent:
-    """Time spent on one thing.
+    """Time spent in the calls of one name.
 
     Attributes:
-        count: how often it was done.
-        seconds: how long it took in all, less what was timed within it.
+        count: number of calls.
+        seconds: their total time, without the timed calls inside them.
     """
 
     count: int = 0
@@ -26,11 +26,11 @@ class Spent:
 
 
 class Stopwatch:
-    """Times laps, which may lie within each other.
+    """Times laps, which may be nested.
 
     Attributes:
         spent: time by name.
-        label: marks a lap in a trace while one is recorded; None otherwise.
+        label: marks a lap in a profiler trace; None while no trace is recorded.
 
     Example:
         >>> watch = Stopwatch()
@@ -43,14 +43,14 @@ class Stopwatch:
     def __init__(self) -> None:
         self.spent: dict[str, Spent] = {}
         self.label: Callable[[str], AbstractContextManager[Any]] | None = None
-        self._within = 0.0  # seconds of the laps within the one that goes on
+        self._within = 0.0  # seconds of the laps inside the current one
 
     def lap(self, name: str) -> _Lap:
-        """Time what is done in a ``with`` block."""
+        """Time the ``with`` block."""
         return _Lap(self, name)
 
     def timed(self, name: str, function: Callable[..., T]) -> Callable[..., T]:
-        """The same function, whose calls are timed."""
+        """Wrap a function so that its calls are timed."""
 
         def call(*args: Any, **kwargs: Any) -> T:
             with _Lap(self, name):
@@ -61,7 +61,7 @@ class Stopwatch:
     def timed_wrapper(
         self, name: str, call: Callable[[dict[str, Any]], Generator[None, Any, Any]]
     ) -> Callable[[dict[str, Any]], Generator[None, Any, Any]]:
-        """The same wrapper of a hook, timed before and after what it surrounds."""
+        """Wrap a hook wrapper so that its code before and after the yield is timed."""
 
         def wrap(arguments: dict[str, Any]) -> Generator[None, Any, Any]:
             wrapper = call(arguments)
@@ -71,7 +71,7 @@ class Stopwatch:
             value: Any
             try:
                 result = yield
-            except BaseException as error:  # noqa: BLE001 - the wrapper sees it, and decides
+            except BaseException as error:  # noqa: BLE001 - passed on to the wrapper
                 resume, value = wrapper.throw, error
             else:
                 resume, value = wrapper.send, result
@@ -80,13 +80,13 @@ class Stopwatch:
                     resume(value)
             except StopIteration as stop:
                 return stop.value
-            raise AssertionError("a wrapper ends after its one yield")
+            raise AssertionError("a hook wrapper must yield exactly once")
 
         return wrap
 
 
 class _Lap:
-    """One lap; a class, as it costs half of what a generator does."""
+    """One lap; a class, because a generator costs twice as much."""
 
     __slots__ = ("_count", "_label", "_name", "_outer", "_start", "_watch")
 

@@ -1,1 +1,1 @@
-"""What the loop needs of accelerate, DeepSpeed and FSDP: devices, processes and updates."""
+"""Engines: how the loop uses accelerate, DeepSpeed and FSDP for devices, processes and updates."""

@@ -1,8 +1,8 @@
-"""Copy the next batch to a GPU while it computes on the current one.
+"""Prefetching: copy the next batch to a GPU while it computes on the current one.
 
-A copy from pinned memory, on a stream of its own, waits for nothing that the GPU computes. So the
-following batch is fetched and its copy begun before the current one is handed out. Where a run
-stands is counted by the loop, so a batch that was only prefetched isn't consumed.
+A copy from pinned memory on a separate stream doesn't wait for what the GPU computes. So the next
+batch is fetched, and its copy started, before the current one is yielded. The loop counts the
+batches that it trains on, so a batch that was only prefetched doesn't count as consumed.
 """
 
 from __future__ import annotations
@@ -17,19 +17,19 @@ _END = object()
 
 
 class Copier(Protocol):
-    """Begins to copy a batch, and later hands it over to whoever computes."""
+    """Starts the copy of a batch, and later hands the batch over to the loop."""
 
     def begin(self, batch: Any) -> Any:
-        """Begin the copy; returns what `hand_over` takes."""
+        """Start the copy; returns the argument of `hand_over`."""
 
     def hand_over(self, copy: Any) -> Any:
-        """The batch, for all that is queued from now on."""
+        """The copied batch, ready for all work that is queued from now on."""
 
 
 def prefetched(batches: Iterable[Any], copier: Copier) -> Iterator[Any]:
-    """Yield each batch on the device, the copy of the following one under way.
+    """Yield each batch on the device, while the next one is being copied.
 
-    An exception from the data comes where it belongs: after the batches before it.
+    An exception from the data is raised after the batches before it.
     """
     iterator = iter(batches)
     item = next(iterator, _END)
@@ -39,20 +39,20 @@ def prefetched(batches: Iterable[Any], copier: Copier) -> Iterator[Any]:
         try:
             item = next(iterator, _END)
             ahead = item if item is _END else copier.begin(item)
-        except Exception as caught:  # noqa: BLE001 - kept until its turn, whatever it is
+        except Exception as caught:  # noqa: BLE001 - raised after the current batch
             error = caught
         yield current
-        del current  # its memory can be used again while the loop asks for more
+        del current  # so that its memory can be reused for the next copy
         if error is not None:
             raise error
 
 
 class StreamCopier:
-    """Copies on a CUDA stream of its own.
+    """Copies batches on a separate CUDA stream.
 
     Args:
         device: the GPU.
-        move: puts a batch on it without waiting.
+        move: moves a batch to the GPU without synchronising.
     """
 
     def __init__(self, device: torch.device, move: Callable[[Any], Any]) -> None:
@@ -60,29 +60,29 @@ class StreamCopier:
         self._stream = torch.cuda.Stream(device)
 
     def begin(self, batch: Any) -> tuple[Any, torch.cuda.Event | None]:
-        """Begin the copy, if all there is to copy are tensors on the CPU."""
-        if not _is_of_host_tensors(batch):
-            # It may depend on what is queued, or hold memory that can't be marked as in use.
+        """Start the copy; on the separate stream only if everything to copy is a CPU tensor."""
+        if not _has_only_cpu_tensors(batch):
+            # It may depend on queued work, or hold memory that can't be marked as in use.
             return self._move(batch), None
         with torch.cuda.stream(self._stream):
             copy = self._move(batch)
             return copy, self._stream.record_event()
 
     def hand_over(self, copy: tuple[Any, torch.cuda.Event | None]) -> Any:
-        """Let the current stream wait for the copy, which the host does not."""
+        """Let the current stream wait for the copy, without waiting on the host."""
         batch, copied = copy
         if copied is not None:
             stream = torch.cuda.current_stream(self._device)
             stream.wait_event(copied)
             for tensor in _leaves(batch):
                 if isinstance(tensor, Tensor) and tensor.is_cuda:
-                    # Freed early, its memory must not go to the next copy before it is read.
+                    # Otherwise its memory, once freed, could be overwritten before it is read.
                     tensor.record_stream(stream)
         return batch
 
 
 def _leaves(batch: Any) -> Iterator[Any]:
-    """All that a batch of nested lists, tuples and dicts holds."""
+    """All items in a batch of nested lists, tuples and mappings."""
     if isinstance(batch, Mapping):
         batch = batch.values()
     elif not isinstance(batch, list | tuple):
@@ -92,8 +92,8 @@ def _leaves(batch: Any) -> Iterator[Any]:
         yield from _leaves(item)
 
 
-def _is_of_host_tensors(batch: Any) -> bool:
-    """Whether whatever can be moved is a plain tensor on the CPU."""
+def _has_only_cpu_tensors(batch: Any) -> bool:
+    """Whether everything that can be moved is a tensor on the CPU."""
     return all(
         leaf.device.type == "cpu" if isinstance(leaf, Tensor) else not hasattr(leaf, "to")
         for leaf in _leaves(batch)

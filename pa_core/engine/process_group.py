@@ -1,7 +1,7 @@
-"""How processes that were started together find each other where there is no GPU.
+"""Connecting launched processes on machines without a GPU.
 
-By itself accelerate takes each of them for the only one there, unless it is told to use the CPU;
-under DeepSpeed, for which that can't be said, unless it is told the backend.
+There accelerate runs each process as a single one by default. To connect them it needs
+``cpu=True``, or under DeepSpeed, which has no such option, the name of the backend.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 
 
 def process_state() -> PartialState:
-    """Which of the processes this one is; they are connected first, if they aren't yet."""
-    if not _has_to_be_told():
+    """The rank of this process and its process group, which is set up first if necessary."""
+    if not _needs_cpu_backend():
         return PartialState()
     if _uses_deepspeed({}):
         return PartialState(backend="gloo")
@@ -30,15 +30,15 @@ def process_state() -> PartialState:
 
 
 def connected(accelerator_kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    """The arguments of an `Accelerator`, with those by which it connects the processes.
+    """The arguments of an `Accelerator`, completed so that it connects the processes.
 
     Raises:
-        ImportError: where DeepSpeed is asked for, and what it needs isn't installed.
+        ImportError: if DeepSpeed is requested and one of its requirements isn't installed.
     """
     kwargs = dict(accelerator_kwargs)
     if _uses_deepspeed(kwargs):
         _check_installed("deepspeed", "transformers")
-    if not _has_to_be_told():
+    if not _needs_cpu_backend():
         return kwargs
     if not _uses_deepspeed(kwargs):
         return {"cpu": True} | kwargs
@@ -52,17 +52,17 @@ def connected(accelerator_kwargs: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def check_connected(accelerator: Accelerator) -> None:
-    """See that processes which were started together aren't left to train a model each.
+    """Check that processes that were launched together don't each train their own model.
 
-    Warns where FSDP was asked for in vain.
+    Warns if FSDP was requested but isn't in use.
 
     Raises:
-        RuntimeError: if they are.
+        RuntimeError: if the processes aren't connected.
     """
     wants_fsdp = os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true"
     if wants_fsdp and accelerator.distributed_type is not DistributedType.FSDP:
         warnings.warn(
-            "FSDP was asked for, but accelerate divides models among several GPUs alone: here "
+            "FSDP was requested, but accelerate shards models only between several GPUs: here "
             "each process has all of the model",
             stacklevel=3,
         )
@@ -71,17 +71,17 @@ def check_connected(accelerator: Accelerator) -> None:
     started = int(os.environ.get("WORLD_SIZE", "1")) if is_launched else 1
     if started > 1 and accelerator.num_processes == 1:
         raise RuntimeError(
-            f"{started} processes were started together, but their Accelerator connects none of "
-            "them, so each would train a model of its own. On a machine without a GPU it has to "
-            "be made with cpu=True, under DeepSpeed with InitProcessGroupKwargs(backend='gloo'): "
-            "leave that to the Trainer, or do so before anything else of accelerate is used. To "
-            "train models of their own on purpose, take WORLD_SIZE and LOCAL_RANK out of the "
-            "environment first"
+            f"{started} processes were launched together, but their Accelerator connects none of "
+            "them, so each would train a separate model. On a machine without a GPU, let the "
+            "Trainer create the Accelerator, or create it before any other use of accelerate with "
+            "cpu=True, or under DeepSpeed with InitProcessGroupKwargs(backend='gloo'). To train "
+            "separate models on purpose, remove WORLD_SIZE and LOCAL_RANK from the environment "
+            "first"
         )
 
 
-def _has_to_be_told() -> bool:
-    """Whether a launcher has started this process on a machine whose devices can't connect."""
+def _needs_cpu_backend() -> bool:
+    """Whether this process was launched on a machine whose devices have no distributed backend."""
     if "LOCAL_RANK" not in os.environ or is_torch_xla_available():
         return False
     device = torch.accelerator.current_accelerator(check_available=True)
@@ -92,11 +92,12 @@ def _check_installed(*packages: str) -> None:
     missing = [package for package in packages if find_spec(package) is None]
     if missing:
         raise ImportError(
-            f"accelerate needs {' and '.join(packages)} to run DeepSpeed, and there is no "
-            f"{' and no '.join(missing)}: pip install --no-build-isolation {' '.join(missing)}"
+            f"accelerate needs {' and '.join(packages)} to run DeepSpeed, but "
+            f"{' and '.join(missing)} isn't installed: "
+            f"pip install --no-build-isolation {' '.join(missing)}"
         )
 
 
 def _uses_deepspeed(accelerator_kwargs: Mapping[str, Any]) -> bool:
-    asked = "deepspeed_plugin" in accelerator_kwargs or "deepspeed_plugins" in accelerator_kwargs
-    return asked or os.environ.get("ACCELERATE_USE_DEEPSPEED", "").lower() == "true"
+    has_plugin = not accelerator_kwargs.keys().isdisjoint({"deepspeed_plugin", "deepspeed_plugins"})
+    return has_plugin or os.environ.get("ACCELERATE_USE_DEEPSPEED", "").lower() == "true"

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from pa_core.data.loader import KeyedDataLoader, num_batches
-from pa_core.data.process_split import Share
+from pa_core.data.process_split import SplitBatch
 
 if TYPE_CHECKING:
     from pa_core.engine.base import Engine
@@ -54,7 +54,7 @@ class Accumulation:
     def is_padding(self, batch: Any, step: int, is_last: bool) -> bool:
         """Whether a batch is padding: too few samples were left for every process to have one."""
         if self._sampler is None:
-            return type(batch) is Share and batch.is_padding
+            return type(batch) is SplitBatch and batch.is_padding
         if not is_last:
             return False
         place = self._sampler.local_slice(step)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from accelerate import Accelerator
+from accelerate.utils.operations import recursively_apply
 
 from pa_core.callbacks import CallbackHandler
 from pa_core.checkpoint import model_file
@@ -19,12 +20,11 @@ from pa_core.checkpoint.training_state import Position, SavedState
 from pa_core.control import SaveRequest, TrainerControl
 from pa_core.data.loader import KeyedDataLoader, num_batches, num_samples
 from pa_core.data.process_split import Purpose, split_between_processes
-from pa_core.diagnostics.modes import modes_kept
-from pa_core.durations import Duration, Progress
-from pa_core.engine.base import Engine
+from pa_core.diagnostics.preserve import modes_kept
+from pa_core.durations import Duration, Progress, RunLength
+from pa_core.engine.create import create_engine
 from pa_core.engine.process_group import check_connected
 from pa_core.errors import PreemptedExit, StopTrainingError, TrainingStateError
-from pa_core.lengths import RunLength
 from pa_core.loop.accumulation import Accumulation
 from pa_core.loop.arguments import check_model_and_optimizer
 from pa_core.loop.consensus import Consensus
@@ -33,8 +33,10 @@ from pa_core.loop.environment import environment_plugins
 from pa_core.plugins.callers import BoundHooks
 from pa_core.plugins.manager import PluginManager
 from pa_core.run_config import TrainerRunConfig
-from pa_core.settings.table import Settings, build_plugins, find_settings_file, read_settings
+from pa_core.settings.build import build_plugins
+from pa_core.settings.table import Settings, find_settings_file, read_settings
 from pa_core.tracking import InMemoryRunHistory, LossTracker, RunHistory
+from pa_core.utils import remove_padding
 
 if TYPE_CHECKING:
     import torch
@@ -99,7 +101,7 @@ class TrainerBase:
             accelerator if isinstance(accelerator, Accelerator) else self._create_accelerator()
         )
         check_connected(self._accelerator)
-        self._engine = Engine.of(self._accelerator)
+        self._engine = create_engine(self._accelerator)
         if self._engine.num_processes > 1:
             self._hooks = BoundHooks(self.plugins, self._request_stop)
         self.plugins.set_process(is_main=self.is_main_process)
@@ -207,7 +209,10 @@ class TrainerBase:
             tensor: a tensor, or a nested list, tuple or dict of them.
             padding_value: rows that contain only this value are removed from the result.
         """
-        return self._engine.gather(tensor, padding_value)
+        gathered = self._engine.gather(tensor)
+        if padding_value is None:
+            return gathered
+        return recursively_apply(remove_padding, gathered, padding_value)
 
     def print(self, *args: Any, **kwargs: Any) -> None:
         """Print once per run: on the main process."""

@@ -14,8 +14,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal
 
-from pa_core.builtins import BUILTINS
 from pa_core.errors import PluginConflictError, PluginLoadError
+from pa_core.plugins.builtin_names import BUILTINS
 
 GROUP = "pa_core"
 """The entry-point group in which distributions register their plugins."""

@@ -1,1 +1,1 @@
-"""The settings: found, read, validated as a whole, and turned into plugins."""
+"""Settings: the table ``[tool.pa-core]``, its validation and schema, and the plugins it enables."""

@@ -1,7 +1,8 @@
-"""A plugin's table, checked with its pydantic model: every mistake, in words about TOML."""
+"""Validation of a plugin's table with its pydantic model, with messages in terms of TOML."""
 
 from __future__ import annotations
 
+import inspect
 import json
 import re
 from collections.abc import Iterator, Mapping
@@ -16,7 +17,13 @@ if TYPE_CHECKING:
 
 _SECRET = re.compile(r"(?i)(^|_)(api_?key|key|secret|password|passwd|token|credentials?)$")
 MASK = "**********"
-"""What stands for a secret, as in pydantic's own texts."""
+"""Replaces a secret, as in pydantic's own output."""
+
+
+def settings_model(plugin: object) -> type[BaseModel] | None:
+    """The settings model of a plugin class; None if it has none."""
+    model = getattr(plugin, "Settings", None) if inspect.isclass(plugin) else None
+    return model if inspect.isclass(model) and issubclass(model, BaseModel) else None
 
 
 def check_table(
@@ -24,20 +31,20 @@ def check_table(
 ) -> tuple[BaseModel | None, list[str]]:
     """Validate a table.
 
-    TOML knows types, so text isn't taken for a number. Unknown keys are mistakes, unless the
+    TOML has types, so a string isn't converted to a number. Unknown keys are mistakes, unless the
     model allows them explicitly.
 
     Args:
         model: the plugin's settings.
-        table: what the file says.
+        table: the content of the table.
 
     Returns:
-        The settings, or None and every mistake, each with its key.
+        The settings, or None and all mistakes, each with its key.
     """
     problems = {path: _unknown_key(path, keys) for path, keys in _unknown_keys(model, table)}
     values = None
     try:
-        # Strict, and as JSON: so a list may become a set, and text a path or a member of an enum.
+        # Strict JSON mode lets a list become a set, and a string a path or a member of an enum.
         values = model.model_validate_json(json.dumps(table, default=str), strict=True)
     except ValidationError as error:
         shown = without_secrets(model, table)
@@ -47,7 +54,7 @@ def check_table(
 
 
 def is_secret(name: str) -> bool:
-    """Whether a setting of this name is likely to hold a secret.
+    """Whether a setting of this name is likely to be a secret.
 
     >>> is_secret("api_key"), is_secret("HF_TOKEN"), is_secret("keys_seen")
     (True, True, False)
@@ -56,12 +63,12 @@ def is_secret(name: str) -> bool:
 
 
 def without_secrets(model: type[BaseModel], table: Mapping[str, Any]) -> dict[str, Any]:
-    """A table that can be shown and recorded: a mask stands for what the model says is secret.
+    """A copy of a table that can be shown and recorded, with its secrets masked.
 
     Args:
-        model: the plugin's settings; its fields of the types `SecretStr`, `SecretBytes` and
-            `Secret` are secrets.
-        table: what the file says.
+        model: the plugin's settings; fields of the types `SecretStr`, `SecretBytes` and `Secret`
+            are secrets.
+        table: the content of the table.
     """
     shown = dict(table)
     for key, info in _fields(model).items():
@@ -76,7 +83,7 @@ def without_secrets(model: type[BaseModel], table: Mapping[str, Any]) -> dict[st
 
 
 def _holds_secret(annotation: Any, seen: frozenset[Any] = frozenset()) -> bool:
-    """Whether a secret is anywhere in a type: as in an optional one, or a list of models."""
+    """Whether a type contains a secret anywhere, as an optional one or a list of models may."""
     kind = get_origin(annotation) or annotation
     if kind in seen:  # a model that refers to itself
         return False
@@ -93,7 +100,7 @@ def _is_model(annotation: Any) -> TypeGuard[type[BaseModel]]:
 
 
 def _fields(model: type[BaseModel]) -> dict[str, FieldInfo]:
-    """The model's fields by each key that a table may have for them."""
+    """The model's fields by each key that a table may use for them."""
     fields: dict[str, FieldInfo] = {}
     for name, info in model.model_fields.items():
         alias = info.validation_alias or info.alias or name
@@ -107,7 +114,7 @@ def _fields(model: type[BaseModel]) -> dict[str, FieldInfo]:
 def _unknown_keys(
     model: type[BaseModel], table: Mapping[str, Any], path: tuple[str, ...] = ()
 ) -> Iterator[tuple[tuple[str | int, ...], list[str]]]:
-    """The path of each unknown key, with the keys that there are."""
+    """The path of each unknown key, with the valid keys."""
     fields = _fields(model)
     for key, value in table.items():
         if key in fields:
@@ -120,19 +127,19 @@ def _unknown_keys(
 
 def _unknown_key(path: tuple[str | int, ...], known: list[str]) -> str:
     key = ".".join(map(str, path))
-    takes = f" It takes {', '.join(known)}" if known else " It takes none"
-    return f"has no key {key!r}.{nearest(str(path[-1]), known)}{takes}"
+    valid = f"Valid keys: {', '.join(known)}" if known else "It has no keys"
+    return f"has no key {key!r}.{nearest(str(path[-1]), known)} {valid}"
 
 
 def _by_key(
     error: ValidationError, table: Mapping[str, Any], shown: Mapping[str, Any]
 ) -> dict[tuple[str | int, ...], str]:
-    """One sentence for each key; a union's error has a part for each of its types.
+    """One sentence per key, although pydantic reports an error for each type of a union.
 
     Args:
-        error: what pydantic says.
-        table: what was given.
-        shown: the same without secrets, which a sentence must not repeat.
+        error: pydantic's error.
+        table: the invalid table.
+        shown: the same with secrets masked, for the messages.
     """
     expected: dict[tuple[str | int, ...], list[str]] = {}
     values: dict[tuple[str | int, ...], Any] = {}
@@ -141,7 +148,7 @@ def _by_key(
         if problem["type"] == "missing":
             path, message = (*path, problem["loc"][-1]), "is required"
         elif problem["type"] == "extra_forbidden":
-            message = "isn't known"
+            message = "is not a valid key"
         else:
             message = problem["msg"].removeprefix("Value error, ")
             message = message.replace("Input should be", "expected").replace(
@@ -161,9 +168,9 @@ def _by_key(
 
 
 def _place(loc: tuple[str | int, ...], table: Any) -> tuple[tuple[str | int, ...], Any]:
-    """The part of pydantic's location that is in the table, and what stands there.
+    """The part of pydantic's location that is in the table, and the value there.
 
-    The rest names the members of unions.
+    The rest of the location names the members of unions.
     """
     path: tuple[str | int, ...] = ()
     for part in loc:
@@ -175,19 +182,3 @@ def _place(loc: tuple[str | int, ...], table: Any) -> tuple[tuple[str | int, ...
             break
         path = (*path, part)
     return path, table
-
-
-def table_schema(model: type[BaseModel], name: str, definitions: dict[str, Any]) -> dict[str, Any]:
-    """The JSON Schema of a plugin's table.
-
-    Args:
-        model: the plugin's settings.
-        name: the plugin's name.
-        definitions: gets what the schema refers to, under names that begin with the plugin's.
-    """
-    schema = model.model_json_schema(ref_template=f"#/$defs/{name}.{{model}}")
-    for key, definition in schema.pop("$defs", {}).items():
-        definitions[f"{name}.{key}"] = definition
-    if model.model_config.get("extra") != "allow":
-        schema["additionalProperties"] = False
-    return schema | {"title": name}

@@ -21,8 +21,9 @@ from torch import Tensor, nn
 from pa_core.checkpoint.codec import encode
 from pa_core.diagnostics.stopwatch import Stopwatch
 from pa_core.errors import SettingsError, TrainingStateError, nearest
-from pa_core.settings.table import build_from_table, settings_model
-from pa_core.settings.validation import table_schema
+from pa_core.settings.build import build_from_table
+from pa_core.settings.schema import table_schema
+from pa_core.settings.validation import settings_model
 from pa_core.testing.companions import (
     EVENTS,
     DeliberateError,

@@ -8,7 +8,7 @@ from accelerate import Accelerator
 from torch import nn
 
 from pa_core import Trainer
-from pa_core.data.rng import mix
+from pa_core.data.rng import derive_key
 from tests.helpers import assert_identical, tiny_data, tiny_model, weights_of
 
 SEED, EPOCHS, BATCH = 5, 3, 8
@@ -24,7 +24,7 @@ def hand_written_loop(accumulation: int) -> dict[str, torch.Tensor]:
     data, loss_func = tiny_data(48), nn.CrossEntropyLoss()
     model.train()
     for epoch in range(1, EPOCHS + 1):
-        generator = torch.Generator().manual_seed(mix(SEED, "order", epoch))
+        generator = torch.Generator().manual_seed(derive_key(SEED, "order", epoch))
         order = torch.randperm(len(data), generator=generator)
         for step, indices in enumerate(order.split(BATCH)):
             x, y = (tensor[indices].to(accelerator.device) for tensor in data.tensors)

@@ -16,7 +16,7 @@ PER_EPOCH = TrainerPlaceholderValues.NUM_UPDATE_STEPS_PER_EPOCH
 
 @pytest.fixture(scope="module")
 def trainer():
-    """After a run of 5 epochs of 3 updates (22 samples in batches of 8)."""
+    """A trainer after 5 epochs of 3 updates (22 samples in batches of 8)."""
     trainer = make_trainer()
     trainer.train(tiny_data(22), 5, eval_dataset=tiny_data(10))
     return trainer
@@ -29,13 +29,13 @@ def make_trainer():
 
 
 def replaced(trainer, *args, **kwargs):
-    def give(*given, **named):
-        return given or named
+    def arguments(*positional, **named):
+        return positional or named
 
-    return replace_trainer_placeholder_values(trainer, partial(give, *args, **kwargs))()
+    return replace_trainer_placeholder_values(trainer, partial(arguments, *args, **kwargs))()
 
 
-def test_each_placeholder_has_its_number(trainer):
+def test_each_placeholder_is_replaced_with_its_number(trainer):
     numbers = {member.name: replaced(trainer, member)[0] for member in TrainerPlaceholderValues}
     assert numbers == {
         "NUM_EPOCHS": 5,
@@ -86,39 +86,39 @@ def test_b12_nested_arguments_are_replaced(trainer):
     assert result[4]() == {"steps": 3}
 
 
-def test_arguments_without_placeholders_stay_the_very_objects(trainer):
+def test_arguments_without_placeholders_stay_the_same_objects(trainer):
     Point = namedtuple("Point", "x y")
-    mine = object()
+    instance = object()
     point = Point(1, 2)
-    result = replaced(trainer, mine, point, "NUM_EPOCHS")
-    assert result[0] is mine
+    result = replaced(trainer, instance, point, "NUM_EPOCHS")
+    assert result[0] is instance
     assert result[1] is point
     assert result[2] == "NUM_EPOCHS"
 
 
-def test_what_is_no_partial_is_returned_as_it_is(trainer):
+def test_anything_but_a_partial_is_returned_as_it_is(trainer):
     def function(optimizer):
         return None
 
     assert replace_trainer_placeholder_values(trainer, function) is function
 
 
-def test_the_given_partial_is_left_as_it_is_for_the_next_run(trainer):
+def test_the_partial_itself_is_not_changed(trainer):
     given = partial(dict, steps=PER_EPOCH)
     replace_trainer_placeholder_values(trainer, given)
     assert given.keywords == {"steps": PER_EPOCH}
 
 
-def test_b12_nothing_in_an_argument_is_ever_run(trainer):
+def test_b12_no_argument_is_evaluated(trainer):
     class Named:
-        name = "NUM_EPOCHS"  # what the relative takes for a placeholder, and evaluates
+        name = "NUM_EPOCHS"  # pytorch-accelerated takes this for a placeholder and evaluates it
         value = "1 / 0"
 
     named = Named()
     assert replaced(trainer, steps=named) == {"steps": named}
 
 
-def test_a_schedule_gets_the_numbers_of_its_run():
+def test_a_scheduler_gets_the_numbers_of_its_run():
     trainer = make_trainer()
     trainer.train(
         tiny_data(22),
@@ -130,20 +130,20 @@ def test_a_schedule_gets_the_numbers_of_its_run():
     assert trainer.scheduler.total_steps == 12
 
 
-def test_a_number_that_the_run_has_not_is_an_error_that_names_it():
+def test_an_unknown_number_is_an_error_that_names_the_placeholder():
     class Stream(IterableDataset):
         def __iter__(self):
             return iter(tiny_data(8))
 
-    schedule = partial(torch.optim.lr_scheduler.StepLR, step_size=PER_EPOCH)
+    create_scheduler_fn = partial(torch.optim.lr_scheduler.StepLR, step_size=PER_EPOCH)
     with pytest.raises(ValueError, match="NUM_UPDATE_STEPS_PER_EPOCH"):
-        make_trainer().train(Stream(), 1, create_scheduler_fn=schedule)
-    schedule = partial(
+        make_trainer().train(Stream(), 1, create_scheduler_fn=create_scheduler_fn)
+    create_scheduler_fn = partial(
         torch.optim.lr_scheduler.StepLR, step_size=TrainerPlaceholderValues.EVAL_DATALOADER_LEN
     )
     with pytest.raises(ValueError, match="EVAL_DATALOADER_LEN"):
-        make_trainer().train(tiny_data(8), 1, create_scheduler_fn=schedule)
+        make_trainer().train(tiny_data(8), 1, create_scheduler_fn=create_scheduler_fn)
 
 
-def test_an_expression_shows_what_it_is():
+def test_the_repr_of_an_expression_shows_its_operations():
     assert repr(NUM_EPOCHS * 2 + 1) == "add(mul(NUM_EPOCHS, 2), 1)"

@@ -9,8 +9,8 @@ from pa_core import Trainer
 from pa_core.run_config import TrainerRunConfig
 from tests.helpers import tiny_data, tiny_model
 
-# The relative's fields: scripts build and read them by these names.
-RELATIVES_FIELDS = [
+# The fields in pytorch-accelerated, which scripts use by name.
+EXPECTED_FIELDS = [
     "num_epochs",
     "train_per_device_batch_size",
     "train_dl_kwargs",
@@ -32,26 +32,26 @@ RELATIVES_FIELDS = [
 
 
 def config(**changes):
-    fields = dict.fromkeys(RELATIVES_FIELDS, 1)
+    fields = dict.fromkeys(EXPECTED_FIELDS, 1)
     return TrainerRunConfig(**{**fields, "train_dl_kwargs": {}, "eval_dl_kwargs": {}, **changes})
 
 
-def test_it_has_the_relatives_fields_and_one_more():
+def test_it_has_the_fields_of_pytorch_accelerated_and_one_more():
     names = [field.name for field in dataclasses.fields(TrainerRunConfig)]
-    assert names == [*RELATIVES_FIELDS, "gradient_clip_norm"]
+    assert names == [*EXPECTED_FIELDS, "gradient_clip_norm"]
     assert config().gradient_clip_norm is None
 
 
-def test_it_cannot_be_changed():
+def test_it_is_immutable():
     with pytest.raises(dataclasses.FrozenInstanceError):
         config().num_epochs = 2
 
 
-def test_b11_to_dict_copes_with_runs_that_have_no_training_loader():
+def test_b11_to_dict_works_without_a_training_dataloader():
     assert config(train_dl_kwargs=None).to_dict()["train_dl_kwargs"] is None
 
 
-def test_b11_to_dict_leaves_the_loaders_arguments_as_they_are():
+def test_b11_to_dict_makes_a_shallow_copy_of_the_dataloader_arguments():
     generator = torch.Generator()  # can't be copied
     sampler = RandomSampler(range(3), generator=generator)
     first = config(train_dl_kwargs={"sampler": sampler, "batch_size": 8})

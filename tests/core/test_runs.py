@@ -242,7 +242,7 @@ def test_a_state_is_loaded_for_evaluation_without_the_runs_schedule_or_optimizer
         (lambda: make().train(None, 1), "train.. needs a dataset"),
         (
             lambda: make().train(tiny_data(4), 1, train_dataloader_kwargs={"batch_size": None}),
-            "batch size must be given",
+            "batch size is None; expected a positive integer",
         ),
         (lambda: make(callbacks="metrics"), "callbacks must be a list"),
     ],

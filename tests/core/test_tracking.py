@@ -26,7 +26,7 @@ def test_metrics_are_kept_in_order_and_by_name():
     assert history.get_latest_metric("loss") == 2.0
 
 
-def test_a26_names_come_in_the_order_of_their_first_record_and_combine_with_sets():
+def test_a26_names_are_in_the_order_of_their_first_record_and_combine_with_sets():
     names = [f"metric_{number}" for number in range(50)]
     history = recorded(*((name, 1.0) for name in reversed(names)))
     assert list(history.get_metric_names()) == names[::-1]
@@ -34,14 +34,14 @@ def test_a26_names_come_in_the_order_of_their_first_record_and_combine_with_sets
     assert history.get_metric_names() - {"metric_0"} == set(names[1:])
 
 
-def test_names_can_be_gone_through_while_more_are_recorded():
+def test_names_can_be_iterated_over_while_more_are_recorded():
     history = recorded(("loss", 1.0))
     for name in history.get_metric_names():
         history.update_metric(f"smooth_{name}", 1.0)
     assert list(history.get_metric_names()) == ["loss", "smooth_loss"]
 
 
-def test_asking_for_an_unknown_metric_names_the_nearest_and_records_nothing():
+def test_an_unknown_metric_is_an_error_that_names_the_nearest_and_records_nothing():
     history = recorded(("eval_loss_epoch", 1.0))
     with pytest.raises(ValueError, match="eval_loss_epoch"):
         history.get_latest_metric("eval_los_epoch")
@@ -63,14 +63,14 @@ def test_asking_for_an_unknown_metric_names_the_nearest_and_records_nothing():
         ("text", "text"),
     ],
 )
-def test_values_are_kept_as_plain_python(given, kept):
+def test_values_are_converted_to_plain_python(given, kept):
     value = recorded(("metric", given)).get_latest_metric("metric")
     assert value == kept
     assert type(value) is type(kept)
     json.dumps(value)
 
 
-def test_the_latest_records_are_the_end_of_all():
+def test_latest_records_returns_copies_of_the_last_records():
     history = InMemoryRunHistory()
     for value in range(3):
         history.update_metric("loss", value)
@@ -80,7 +80,7 @@ def test_the_latest_records_are_the_end_of_all():
     assert history.get_latest_metric("loss") == history.records[-1]["value"] == 2
 
 
-def test_changing_what_was_returned_changes_nothing_that_was_recorded():
+def test_changing_a_returned_value_does_not_change_the_history():
     history = recorded(("loss", 1.0))
     history.get_metric_values("loss").clear()
     history.records[0]["value"] = 7.0
@@ -88,7 +88,7 @@ def test_changing_what_was_returned_changes_nothing_that_was_recorded():
     assert history.records[0]["value"] == 1.0
 
 
-def test_the_prefix_goes_before_names_that_are_recorded():
+def test_the_prefix_is_prepended_to_recorded_names():
     history = InMemoryRunHistory()
     history.set_metric_name_prefix("ema_")
     history.update_metric("loss", 1.0)
@@ -99,7 +99,7 @@ def test_the_prefix_goes_before_names_that_are_recorded():
     assert history.get_metric_values("loss") == [2.0]
 
 
-def test_a_deleted_metric_is_gone_from_names_values_and_records():
+def test_a_deleted_metric_is_removed_from_names_values_and_records():
     history = recorded(("loss", 1.0), ("accuracy", 0.5))
     history.delete_metric("loss")
     assert list(history.get_metric_names()) == ["accuracy"]
@@ -108,7 +108,7 @@ def test_a_deleted_metric_is_gone_from_names_values_and_records():
         history.delete_metric("loss")
 
 
-def test_each_record_carries_the_place_in_the_run():
+def test_each_record_has_its_position_in_the_run():
     history = InMemoryRunHistory()
     history.update_metric("before", 1.0)
     history._increment_epoch()
@@ -126,7 +126,7 @@ def test_each_record_carries_the_place_in_the_run():
     assert (before["epoch"], before["update"]) == (1, None)
 
 
-def test_reset_goes_back_to_epoch_one_and_keeps_the_prefix():
+def test_reset_returns_to_epoch_one_and_keeps_the_prefix():
     history = recorded(("loss", 1.0))
     history.set_metric_name_prefix("a_")
     history._set_epoch(4)
@@ -137,7 +137,7 @@ def test_reset_goes_back_to_epoch_one_and_keeps_the_prefix():
     assert history.metric_name_prefix == "a_"
 
 
-def test_state_goes_through_json_and_back():
+def test_the_state_of_a_history_can_be_saved_as_json():
     history = recorded(("loss", np.float64(1.5)), ("loss", 0.5), ("f1", [0.1, 0.2]))
     history._increment_epoch()
     state = json.loads(json.dumps(history.state_dict()))
@@ -149,8 +149,8 @@ def test_state_goes_through_json_and_back():
     assert list(restored.get_metric_names()) == ["loss", "f1"]
 
 
-class RelativesHistory(RunHistory):
-    """Overrides what pytorch-accelerated asks for, and no more."""
+class MinimalHistory(RunHistory):
+    """Overrides only what pytorch-accelerated requires."""
 
     def __init__(self):
         self.prefix = ""
@@ -192,7 +192,7 @@ class RelativesHistory(RunHistory):
         self.values, self.epoch = {}, 1
 
 
-def test_a_history_written_for_the_relative_works_in_a_run_and_keeps_its_epoch():
+def test_a_history_written_for_pytorch_accelerated_works_and_keeps_its_epoch():
     model = tiny_model()
     trainer = Trainer(
         model,
@@ -200,25 +200,25 @@ def test_a_history_written_for_the_relative_works_in_a_run_and_keeps_its_epoch()
         torch.optim.SGD(model.parameters(), lr=0.1),
         callbacks=(),
         plugins=(),
-        run_history=RelativesHistory(),
+        run_history=MinimalHistory(),
     )
     trainer.train(tiny_data(16), 2, eval_dataset=tiny_data(8))
     assert len(trainer.run_history.get_metric_values("eval_loss_epoch")) == 2
-    restored = RelativesHistory()
+    restored = MinimalHistory()
     restored.load_state_dict(json.loads(json.dumps(trainer.run_history.state_dict())))
     assert restored.current_epoch == trainer.run_history.current_epoch == 3
 
 
-def test_the_history_of_a_run_says_where_each_value_was_recorded():
+def test_the_history_of_a_run_has_the_position_of_each_value():
     model = tiny_model()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     trainer = Trainer(model, nn.CrossEntropyLoss(), optimizer, callbacks=(), plugins=())
     trainer.train(tiny_data(20), 2, eval_dataset=tiny_data(8))
-    places = [
+    positions = [
         (record["metric"], record["epoch"], record["update"], record["samples"])
         for record in trainer.run_history.records
     ]
-    assert places == [
+    assert positions == [
         ("train_loss_epoch", 1, 3, 20),
         ("eval_loss_epoch", 1, 3, 20),
         ("train_loss_epoch", 2, 6, 40),
@@ -238,7 +238,7 @@ def test_a15_the_mean_loss_is_over_samples():
     assert tracker.loss_value == 6.0
 
 
-def test_a_tracker_takes_plain_numbers_and_tensor_counts():
+def test_a_tracker_accepts_plain_numbers_and_tensor_counts():
     tracker = LossTracker()
     tracker.update(2.0)
     tracker.update(4.0, torch.tensor(3))
@@ -253,25 +253,25 @@ def test_sums_on_the_cpu_are_in_double_precision():
     assert math.isclose(tracker.average, float(torch.tensor(0.1)), rel_tol=1e-14)
 
 
-def test_a_batch_of_no_samples_counts_for_nothing_even_if_its_loss_is_nan():
+def test_a_batch_without_samples_is_ignored_even_if_its_loss_is_nan():
     tracker = LossTracker()
     tracker.update(1.0, 2)
     tracker.update(torch.tensor(math.nan), 0)
     assert tracker.average == 1.0
 
 
-def test_an_empty_tracker_has_the_mean_zero():
+def test_the_mean_of_an_empty_tracker_is_zero():
     assert LossTracker().average == 0
 
 
-def test_a_reset_tracker_is_as_new():
+def test_a_reset_tracker_equals_a_new_one():
     tracker = LossTracker()
     tracker.update(1.0, 2)
     tracker.reset()
     assert tracker.state_dict() == LossTracker().state_dict()
 
 
-def test_sums_come_as_a_tensor_of_two():
+def test_sums_is_a_tensor_of_sum_and_count():
     tracker = LossTracker()
     tracker.update(2.0, 3)
     sums = tracker.sums("cpu")
@@ -279,7 +279,7 @@ def test_sums_come_as_a_tensor_of_two():
     assert sums.tolist() == [6.0, 3.0]
 
 
-def test_a_trackers_state_goes_through_json_and_goes_on_identically():
+def test_a_tracker_continues_identically_from_a_state_saved_as_json():
     losses = [(1 / number, number + 2) for number in range(1, 9)]
     whole, first, second = LossTracker(), LossTracker(), LossTracker()
     for loss in losses:
@@ -292,8 +292,8 @@ def test_a_trackers_state_goes_through_json_and_goes_on_identically():
     assert second.state_dict() == whole.state_dict()
 
 
-def test_c1_losses_of_another_device_are_summed_there_unread():
-    """The meta device holds no numbers, so reading one would raise."""
+def test_c1_losses_on_another_device_are_summed_there_without_reading():
+    """The meta device has no values, so reading one would raise."""
     tracker = LossTracker()
     tracker.update(torch.tensor(1.0), 2)
     for count in (4, torch.ones((), dtype=torch.int64, device="meta")):
@@ -305,7 +305,7 @@ def test_c1_losses_of_another_device_are_summed_there_unread():
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_c1_losses_on_a_gpu_are_summed_without_waiting_and_as_on_the_cpu():
+def test_c1_losses_on_a_gpu_are_summed_as_on_the_cpu_without_synchronising():
     losses = torch.rand(100, generator=torch.Generator().manual_seed(1))
     on_gpu, host, device = losses.cuda(), LossTracker(), LossTracker()
     torch.cuda.set_sync_debug_mode("error")

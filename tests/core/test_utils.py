@@ -28,17 +28,17 @@ def make_trainer():
     return Trainer(model, nn.CrossEntropyLoss(), optimizer, callbacks=(), plugins=())
 
 
-def test_trainers_made_inside_limit_batches_take_a_few_batches_only():
+def test_trainers_created_inside_limit_batches_run_only_a_few_batches():
     with LimitBatches(2):
         trainer = make_trainer()
     trainer.train(tiny_data(44), 3, eval_dataset=tiny_data(44))
     assert trainer.updates == trainer.num_updates == 6
-    free = make_trainer()
-    free.train(tiny_data(44), 1)
-    assert free.updates == 6
+    unlimited = make_trainer()
+    unlimited.train(tiny_data(44), 1)
+    assert unlimited.updates == 6
 
 
-def test_limit_batches_puts_the_environment_back_as_it_was(monkeypatch):
+def test_limit_batches_restores_the_environment(monkeypatch):
     monkeypatch.setenv(LIMIT_BATCHES_ENV_VAR, "7")
     with LimitBatches(2):
         assert os.environ[LIMIT_BATCHES_ENV_VAR] == "2"
@@ -53,12 +53,12 @@ def test_limit_batches_puts_the_environment_back_as_it_was(monkeypatch):
 
 
 @pytest.mark.parametrize("number", [0, -1, 1.5, "2"])
-def test_limit_batches_refuses_what_is_no_number_of_batches(number):
+def test_limit_batches_raises_on_an_invalid_number_of_batches(number):
     with pytest.raises(ValueError, match="num_batches"):
         LimitBatches(number)
 
 
-def test_a27_a_slice_is_no_longer_than_its_loader():
+def test_a27_a_slice_is_not_longer_than_its_dataloader():
     loader = DataLoader(tiny_data(20), batch_size=8)
     assert len(DataLoaderSlice(loader, 5)) == len(list(DataLoaderSlice(loader, 5))) == 3
     assert len(DataLoaderSlice(loader, 2)) == len(list(DataLoaderSlice(loader, 2))) == 2
@@ -72,7 +72,7 @@ def test_a_slice_of_a_stream_has_no_length():
 @pytest.mark.parametrize(
     "decorate", [local_process_zero_only, local_process_zero_first, world_process_zero_only]
 )
-def test_a_single_process_calls_what_is_for_the_first_one(decorate):
+def test_a_single_process_is_the_first_process(decorate):
     @decorate
     def add(first: int, second: int) -> int:
         """Add."""
@@ -91,7 +91,7 @@ class Draws(Dataset):
         return torch.tensor([random.random(), np.random.rand(), torch.rand(()).item()])
 
 
-def test_a19_workers_draw_other_numbers_each_and_the_same_in_every_run():
+def test_a19_workers_draw_different_numbers_and_the_same_in_every_run():
     def draw():
         loader = DataLoader(
             Draws(),
@@ -107,7 +107,7 @@ def test_a19_workers_draw_other_numbers_each_and_the_same_in_every_run():
     assert len(first.unique()) == first.numel()
 
 
-def test_rows_of_padding_are_removed_and_no_others():
+def test_only_rows_of_padding_are_removed():
     padded = torch.tensor([[1, -1], [-1, -1], [0, 3], [-1, -1]])
     assert remove_padding(padded, -1).tolist() == [[1, -1], [0, 3]]
     assert remove_padding(torch.tensor([1.0, -1.0, 2.0]), -1).tolist() == [1.0, 2.0]

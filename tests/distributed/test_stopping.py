@@ -66,7 +66,7 @@ SCRIPT = """
 
 
 def interrupt_the_launcher(folder: Path, launcher: int, pids: list[int]) -> None:
-    os.kill(launcher, signal.SIGINT)  # as Ctrl-C does; torchrun starts its processes in new sessions
+    os.kill(launcher, signal.SIGINT)  # as Ctrl-C; torchrun starts new sessions
 
 
 def interrupt_one(folder: Path, launcher: int, pids: list[int]) -> None:

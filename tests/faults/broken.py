@@ -75,7 +75,7 @@ def same_order(patch: Patch) -> None:
 
     def broken(self: Any, trainer: Any, **kwargs: Any) -> None:
         restore(self, trainer, **kwargs)
-        trainer._train_dataloader.batch_sampler.seed = rng.mix(trainer.seed, "another")
+        trainer._train_dataloader.batch_sampler.seed = rng.derive_key(trainer.seed, "another")
 
     patch(training_state.SavedState, "restore_training", broken)
 

@@ -30,7 +30,7 @@ ROOT = Path(__file__).parents[2]
 sys.path[:0] = [str(ROOT), *map(str, sorted(ROOT.glob("plugins/*")))]
 
 from pa_core.comparison import compare_states  # noqa: E402
-from pa_core.data.rng import mix  # noqa: E402
+from pa_core.data.rng import derive_key  # noqa: E402
 from pa_core.errors import PaCoreError  # noqa: E402
 from tests.faults import broken, subject  # noqa: E402
 from tests.faults.launch import survivors  # noqa: E402
@@ -275,7 +275,7 @@ def campaign(
                 continue
             number, done = 0, 0
             while done < share:
-                own = mix(seed, config, number) if story is None else story
+                own = derive_key(seed, config, number) if story is None else story
                 folder = Path(name, config, str(number))
                 told = tell(Story(config, own), folder, golden, seconds, share - done, limit)
                 stories.append(told)

@@ -295,7 +295,7 @@ class BrokenStream(IterableDataset):
             Broken(StopIteration), "StopIteration", "in sample 11 of Broken", id="StopIteration"
         ),
         pytest.param(BrokenBatches(), "a broken file", "11", id="getitems"),
-        pytest.param(Ragged(), "equal size", "in collating the samples [", id="collate"),
+        pytest.param(Ragged(), "equal size", "while collating the samples [", id="collate"),
         pytest.param(BrokenStream(), "a broken file", "in batch 1 of epoch 1", id="stream"),
     ],
 )

@@ -30,7 +30,8 @@ from pa_core.checkpoint import storage
 from pa_core.checkpoint.storage import newest_intact_state
 from pa_core.checkpoint.training_state import SavedState
 from pa_core.errors import PaCoreError, TrainingStateError
-from pa_core.settings.table import build_plugins, read_settings
+from pa_core.settings.build import build_plugins
+from pa_core.settings.table import read_settings
 from tests.fake_plugins import site_in
 from tests.faults.tiny_states import folder_in_memory, make_states, train, trainer_with_states
 

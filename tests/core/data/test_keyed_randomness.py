@@ -1,4 +1,4 @@
-"""Augmentation is a function of seed, epoch and position, however lazily it is seeded."""
+"""Augmentation is a function of seed, epoch and position, even though seeding is lazy."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from torch import nn
 
 from pa_core import Trainer
 from pa_core.data.loader import batches, create_dataloader
-from pa_core.data.rng import DrawWatch, mix, nth, seed_host
+from pa_core.data.rng import DrawWatch, derive_key, key_at, seed_host
 from tests.helpers import NoisyData, assert_identical, tiny_data, tiny_model, weights_of
 
 
 class Rarely:
-    """Draws for some samples only, from the generator that it is told."""
+    """Draws for some samples only, with the function that it is given."""
 
     def __init__(self, draw, every: int) -> None:
         self.draw, self.every, self.fetched = draw, every, []
@@ -35,7 +35,7 @@ def epoch_of(data, *, start: int = 0, epoch: int = 1, always: bool = False) -> l
         data, None, {"batch_size": 4, "shuffle": True},
         seed=5, rank=0, num_processes=1, purpose="train",
     )  # fmt: skip
-    loader._draws = always  # seeds for every batch, and watches nothing
+    loader.seeds_always = always
     return list(batches(loader, seed=5, epoch=epoch, start=start))
 
 
@@ -44,7 +44,7 @@ DRAWS = [random.random, np.random.rand, lambda: torch.rand(()).item()]
 
 @pytest.mark.parametrize("draw", DRAWS)
 @pytest.mark.parametrize("every", [1, 13, 39])
-def test_a_batch_is_the_same_wherever_the_epoch_is_begun(draw, every):
+def test_a_batch_is_the_same_wherever_the_epoch_starts(draw, every):
     whole = epoch_of(Rarely(draw, every), always=True)
     for start in (0, 1, 3, 9):
         random.seed(start)
@@ -61,32 +61,32 @@ def test_epochs_draw_different_numbers():
     assert drawn[0] != drawn[1]
 
 
-def test_a_batch_is_fetched_again_at_most_once_and_only_where_somebody_draws():
-    draws, still = Rarely(np.random.rand, 1), Rarely(np.random.rand, 1000)
-    epoch_of(draws)
-    epoch_of(still)
-    assert len(draws.fetched) == 44
-    assert len(still.fetched) == 40 + (4 if 0 in still.fetched[4:] else 0)
+def test_a_batch_is_fetched_again_at_most_once_and_only_if_the_data_draws():
+    draws_always, draws_once = Rarely(np.random.rand, 1), Rarely(np.random.rand, 1000)
+    epoch_of(draws_always)
+    epoch_of(draws_once)
+    assert len(draws_always.fetched) == 44
+    assert len(draws_once.fetched) == 40 + (4 if 0 in draws_once.fetched[4:] else 0)
 
 
 def keyed_number(batch) -> float:
-    """What Python's generator gives next, once `Rarely` was fetched under the batch's key."""
+    """The next number of Python's generator after `Rarely` was fetched under the batch's key."""
     seed_host(batch.key)
     return [random.random() for _ in range(2 if 0 in batch.indices else 1)][-1]
 
 
-def test_drawing_between_two_fetches_is_noticed_too():
+def test_a_draw_between_two_fetches_is_detected():
     loader = create_dataloader(
         Rarely(random.random, 1000), None, {"batch_size": 4},
         seed=5, rank=0, num_processes=1, purpose="train",
     )  # fmt: skip
-    # … as a model might in its forward pass.
+    # The loop draws between fetches, as a model may in its forward pass.
     seen = [random.random() for _ in batches(loader, seed=5, epoch=1)]
     assert seen == [keyed_number(batch) for batch in loader.batch_sampler]
 
 
 @pytest.mark.parametrize("draw", [random.random, np.random.rand])
-def test_the_watch_tells_whether_anybody_has_drawn(draw):
+def test_the_watch_detects_a_draw(draw):
     watch = DrawWatch()
     assert not watch.has_drawn()
     assert not watch.has_drawn()
@@ -94,24 +94,24 @@ def test_the_watch_tells_whether_anybody_has_drawn(draw):
     assert watch.has_drawn()
 
 
-def test_neighbouring_keys_have_nothing_in_common():
-    keys = [nth(mix(seed, "train", epoch), place)
+def test_neighbouring_keys_are_unrelated():
+    keys = [key_at(derive_key(seed, "train", epoch), place)
             for seed in (1, 2) for epoch in (1, 2) for place in range(500)]  # fmt: skip
     assert len(set(keys)) == len(keys)
     assert all(0 <= key < 2**63 for key in keys)
     differing = [(a ^ b).bit_count() for a, b in pairwise(keys)]
-    assert 28 < sum(differing) / len(differing) < 35  # half of the bits, as chance would have it
+    assert 28 < sum(differing) / len(differing) < 35  # half of the bits, as for random numbers
 
 
-class MixedUp(Trainer):
-    """Draws from NumPy's and Python's generators in the middle of a step."""
+class MixupTrainer(Trainer):
+    """Draws from NumPy's and Python's generators within a step, as mixup does."""
 
     def calculate_train_batch_loss(self, batch):
         x, y = batch
-        share, order = np.random.beta(0.4, 0.4) * random.random(), torch.randperm(len(x))
-        outputs = self.model(share * x + (1 - share) * x[order])
+        weight, order = np.random.beta(0.4, 0.4) * random.random(), torch.randperm(len(x))
+        outputs = self.model(weight * x + (1 - weight) * x[order])
         first, second = (self.loss_func(outputs, target) for target in (y, y[order]))
-        loss = share * first + (1 - share) * second
+        loss = weight * first + (1 - weight) * second
         return {"loss": loss, "model_outputs": outputs, "batch_size": len(x)}
 
 
@@ -121,7 +121,7 @@ def test_what_a_step_draws_from_any_generator_is_keyed(data):
         random.seed(draws), np.random.seed(draws)
         model = tiny_model()
         optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-        trainer = MixedUp(model, nn.CrossEntropyLoss(), optimizer, callbacks=(), plugins=())
+        trainer = MixupTrainer(model, nn.CrossEntropyLoss(), optimizer, callbacks=(), plugins=())
         trainer.train(data, 2, per_device_batch_size=4, **options)
         return weights_of(trainer)
 
@@ -131,7 +131,7 @@ def test_what_a_step_draws_from_any_generator_is_keyed(data):
     assert_identical(run(train_dataloader_kwargs={"num_workers": 2}), expected)
 
 
-def test_a_batch_is_fetched_twice_at_most_once_in_a_run():
+def test_at_most_one_batch_of_a_run_is_fetched_twice():
     class Rows(Rarely):
         def __getitem__(self, index):
             return super().__getitem__(index), index % 3
@@ -141,4 +141,4 @@ def test_a_batch_is_fetched_twice_at_most_once_in_a_run():
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     trainer = Trainer(model, nn.CrossEntropyLoss(), optimizer, callbacks=(), plugins=())
     trainer.train(rows, 3, per_device_batch_size=4)
-    assert len(rows.fetched) == 3 * 40 + 4  # one batch of four again, and never after
+    assert len(rows.fetched) == 3 * 40 + 4  # one batch of four again, in the first epoch

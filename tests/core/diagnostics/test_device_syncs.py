@@ -1,4 +1,4 @@
-"""On a GPU no step waits for the device: whatever would, raises."""
+"""No training step synchronises with a GPU: PyTorch raises on each synchronisation."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ on_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA 
 
 
 @contextmanager
-def waiting(mode: str) -> Iterator[None]:
-    """What a wait for the device does: ``"error"`` or ``"default"``, nothing."""
+def sync_mode(mode: str) -> Iterator[None]:
+    """Let a synchronisation raise (``"error"``) or pass (``"default"``)."""
     before = torch.cuda.get_sync_debug_mode()
     torch.cuda.set_sync_debug_mode(mode)
     try:
@@ -28,8 +28,8 @@ def waiting(mode: str) -> Iterator[None]:
         torch.cuda.set_sync_debug_mode(before)
 
 
-class NoWaiting(TrainerCallback):
-    """Forbids to wait from the third step of an epoch to its last; a warm-up comes before."""
+class ForbidSyncs(TrainerCallback):
+    """Forbids synchronisation from the third step of an epoch to its last; two steps warm up."""
 
     def __init__(self, steps: int) -> None:
         self.steps, self.guarded = steps, 0
@@ -55,12 +55,12 @@ class NoWaiting(TrainerCallback):
         {"gradient_accumulation_steps": 3, "gradient_clip_norm": 1.0},
     ],
 )
-def test_no_step_waits_for_the_device_with_all_default_plugins_on(options):
+def test_no_step_synchronises_with_all_default_plugins_on(options):
     steps = 16
     data = TensorDataset(torch.randn(steps * 4, 8), torch.arange(steps * 4) % 3)
     model = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 3))
-    guard = NoWaiting(steps)
-    # The bar reads the loss when it displays it, which is a log point: not within this run.
+    guard = ForbidSyncs(steps)
+    # The bar reads the loss whenever it is redrawn: not within this run.
     plugins = [
         ProgressBarCallback(interval=3600.0) if plugin is ProgressBarCallback else plugin
         for plugin in get_default_callbacks()
@@ -72,20 +72,20 @@ def test_no_step_waits_for_the_device_with_all_default_plugins_on(options):
         callbacks=[*plugins, guard],
         plugins=(),
     )
-    with waiting("default"):
+    with sync_mode("default"):
         trainer.train(data, 2, per_device_batch_size=4, **options)
     assert guard.guarded == 2 * (steps - 2)
 
 
 @pytest.mark.gpu
 @on_gpu
-def test_the_guard_would_see_a_wait():
+def test_the_guard_raises_on_a_synchronisation():
     loss = torch.ones((), device="cuda")
-    with waiting("error"), pytest.raises(RuntimeError, match="synchronizing"):
+    with sync_mode("error"), pytest.raises(RuntimeError, match="synchronizing"):
         loss.item()
 
 
 @pytest.mark.parametrize("number", [3, 2.5, torch.tensor(7)])
-def test_counts_are_written_on_the_device_as_numbers(number):
+def test_counts_become_scalars_on_the_device(number):
     written = _on_device(number, torch.device("cpu"))
     assert (written.shape, written.dtype, float(written)) == ((), torch.float32, float(number))

@@ -1,7 +1,7 @@
-"""Between two steps nothing is read from the device: shown on one that has no values at all.
+"""No step reads a value from the device: shown on a device without values.
 
-A tensor on torch's device ``meta`` has a shape and nothing else. Whatever needs a value, be it a
-number for Python or the shape of a result, is an error there.
+A tensor on torch's device ``meta`` has a shape but no data. Any operation that needs a value, for
+Python or for the shape of a result, raises there.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ SCRIPT = """
         except (RuntimeError, NotImplementedError) as error:
             assert "meta" in str(error), error
             return trainer.updates
-        raise AssertionError("the epoch's loss was read from nowhere")
+        raise AssertionError("the loss of the epoch was read without an error")
 
-    # The epoch's own loss is the first thing that is read, after all updates.
+    # The first read is that of the epoch's mean loss, after all updates.
     assert run(tiny_data(44)) == 6
     assert run(tiny_data(44), gradient_accumulation_steps=4, gradient_clip_norm=1.0) == 2
     assert run(tiny_data(44), gradient_clip_value=1.0) == 6
@@ -48,7 +48,7 @@ SCRIPT = """
             loss.item()
             return loss
 
-    nn.CrossEntropyLoss = Reads  # … and somebody who reads is found out
+    nn.CrossEntropyLoss = Reads  # a loss that reads fails in the first step
     assert run(tiny_data(44)) == 0
 """
 

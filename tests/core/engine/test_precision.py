@@ -1,4 +1,4 @@
-"""Half precision, for real: bf16 and fp16 with a scaler on the CPU; on a GPU where there is one."""
+"""Half precision: bf16, and fp16 with a gradient scaler, on the CPU and on a GPU."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.helpers import largest_difference, tiny_data, tiny_model, weights_of
 
 
 class Watch(TrainerCallback):
-    """Notes what a step computes in, and what the schedule and the gradients do."""
+    """Records the dtype of the outputs and the norm of the gradients."""
 
     def __init__(self) -> None:
         self.outputs: set[torch.dtype] = set()
@@ -51,11 +51,11 @@ def trained(
 
 
 @pytest.mark.parametrize("accumulation", [1, 2])
-def test_bf16_computes_in_16_bits_keeps_weights_in_32_and_comes_close(accumulation):
+def test_bf16_computes_in_16_bits_keeps_weights_in_32_and_is_close(accumulation):
     watch = Watch()
     options = {"gradient_accumulation_steps": accumulation, "gradient_clip_norm": 0.1}
     half, full = trained("bf16", watch, **options), trained("no", **options)
-    # accelerate gives outputs back in 32 bits; in between they had 8 bits of mantissa.
+    # accelerate returns outputs in 32 bits, computed with 8 bits of mantissa.
     assert all(p.dtype == torch.float32 for p in half.get_model().parameters())
     assert half.run_config.mixed_precision == "bf16"
     difference = largest_difference(weights_of(half), weights_of(full))
@@ -70,13 +70,13 @@ def test_a_bf16_run_resumes_bit_for_bit(tmp_path):
     assert largest_difference(weights_of(resumed), weights_of(trained("bf16"))) == 0
 
 
-def test_a_precision_that_does_not_exist_is_told():
+def test_an_unknown_precision_is_an_error():
     with pytest.raises(ValueError, match="bf17"):
         trained("bf17")
 
 
 class Overflow(TrainerCallback):
-    """Makes the gradients of two updates infinite, once scaled."""
+    """Makes the scaled gradients of two updates infinite."""
 
     def on_backward_start(self, trainer, batch_output):
         if trainer.updates in (0, 3):
@@ -84,7 +84,7 @@ class Overflow(TrainerCallback):
 
 
 class Updates(TrainerCallback):
-    """Notes the weights before and after each update, and whether it was skipped."""
+    """Records whether each update moved the weights, and whether it was skipped."""
 
     def __init__(self):
         self.before, self.moved, self.skipped = {}, [], []
@@ -102,17 +102,17 @@ def schedule(optimizer):
 
 
 def scaled_on_the_cpu() -> Accelerator:
-    """An accelerator for fp16 with its scaler; by itself it makes one for GPUs alone."""
+    """An accelerator for fp16 with its scaler, which accelerate creates only for GPUs."""
     AcceleratorState._reset_state()
     accelerator = Accelerator(cpu=True)
     accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**8)
-    # With these, accelerate computes in fp16 and unscales, as it does on a GPU.
+    # With these, accelerate computes in fp16 and unscales, as on a GPU.
     accelerator.native_amp, accelerator.state._mixed_precision = True, "fp16"
     return accelerator
 
 
 @pytest.mark.parametrize("accumulation", [1, 2])
-def test_fp16_gradients_are_unscaled_before_they_are_clipped_on_the_cpu(accumulation):
+def test_fp16_gradients_are_unscaled_before_clipping_on_the_cpu(accumulation):
     watch = Watch()
     options = {"gradient_accumulation_steps": accumulation, "gradient_clip_norm": 0.1}
     scaled = trained(None, watch, accelerator=scaled_on_the_cpu(), **options)
@@ -131,7 +131,7 @@ def check_skipped(trainer, updates):
     assert trainer.optimizer.param_groups[0]["lr"] == pytest.approx(0.1 * 0.9**taken)
 
 
-def test_an_update_that_the_scaler_skips_does_not_advance_the_schedule():
+def test_an_update_that_the_scaler_skips_does_not_advance_the_scheduler():
     updates = Updates()
     trainer = trained(
         None, Overflow(), updates, accelerator=scaled_on_the_cpu(), schedule=schedule, epochs=1
@@ -159,14 +159,14 @@ def test_a_scaled_run_resumes_bit_for_bit(tmp_path):
 
 
 @pytest.mark.gpu
-def test_fp16_skips_an_overflow_without_advancing_the_schedule():
+def test_fp16_skips_an_overflow_without_advancing_the_scheduler():
     updates = Updates()
     trainer = trained("fp16", Overflow(), updates, schedule=schedule)
     check_skipped(trainer, updates)
 
 
 @pytest.mark.gpu
-def test_fp16_gradients_are_unscaled_before_they_are_clipped():
+def test_fp16_gradients_are_unscaled_before_clipping():
     watch = Watch()
     trained("fp16", watch, gradient_clip_norm=0.1)
     finite = [norm for norm in watch.norms if norm < float("inf")]
@@ -176,7 +176,7 @@ def test_fp16_gradients_are_unscaled_before_they_are_clipped():
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
-def test_half_precision_on_a_gpu_keeps_weights_in_32_bits_and_comes_close(precision):
+def test_half_precision_on_a_gpu_keeps_weights_in_32_bits_and_is_close(precision):
     half, full = trained(precision), trained("no")
     assert all(p.dtype == torch.float32 for p in half.get_model().parameters())
     assert 0 < largest_difference(weights_of(half), weights_of(full)) < 5e-2

@@ -1,4 +1,4 @@
-"""A batch is copied ahead: in order, none lost, errors in their turn, nothing counted too early."""
+"""Prefetching keeps the order, loses no batch, delays errors, and counts no batch too early."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import nn
 
 from pa_core import Trainer, TrainerCallback
 from pa_core.data.loader import mark_last
-from pa_core.engine.prefetch import StreamCopier, _is_of_host_tensors, prefetched
+from pa_core.engine.prefetch import StreamCopier, _has_only_cpu_tensors, prefetched
 from tests.helpers import (
     NoisyData,
     NoisyModel,
@@ -26,7 +26,7 @@ on_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA 
 
 
 class LoggedCopier:
-    """Stands for a stream: notes when a copy begins and when it is handed over."""
+    """Replaces a stream: records when a copy starts and when it is handed over."""
 
     def __init__(self) -> None:
         self.log: list[str] = []
@@ -41,11 +41,11 @@ class LoggedCopier:
 
 
 @pytest.mark.parametrize("count", [0, 1, 2, 5])
-def test_all_batches_come_once_and_in_order(count):
+def test_each_batch_is_yielded_once_and_in_order(count):
     assert list(prefetched(range(count), LoggedCopier())) == list(range(count))
 
 
-def test_the_next_copy_begins_before_a_batch_is_handed_to_the_loop():
+def test_the_next_copy_starts_before_a_batch_is_yielded():
     copier = LoggedCopier()
     for batch in prefetched("abc", copier):
         copier.log.append(f"compute {batch}")
@@ -55,7 +55,7 @@ def test_the_next_copy_begins_before_a_batch_is_handed_to_the_loop():
     ]
 
 
-def test_an_error_of_the_data_comes_after_the_batches_before_it():
+def test_an_error_of_the_data_is_raised_after_the_batches_before_it():
     def broken():
         yield 1
         yield 2
@@ -67,7 +67,7 @@ def test_an_error_of_the_data_comes_after_the_batches_before_it():
         next(copied)
 
 
-def test_who_stops_early_has_fetched_one_batch_more_at_most():
+def test_at_most_one_batch_is_fetched_ahead():
     fetched = []
 
     def source():
@@ -81,7 +81,7 @@ def test_who_stops_early_has_fetched_one_batch_more_at_most():
     assert fetched == [0, 1, 2]
 
 
-def test_the_last_batch_is_known_as_the_last_and_nothing_is_held_back():
+def test_the_last_batch_is_marked_as_the_last():
     assert list(mark_last(prefetched("ab", LoggedCopier()))) == [("a", False), ("b", True)]
 
 
@@ -90,16 +90,16 @@ def test_the_last_batch_is_known_as_the_last_and_nothing_is_held_back():
     [
         (torch.ones(2), True),
         ({"a": [torch.ones(2), 3], "b": ("text", None)}, True),
-        ([torch.ones(2), nn.Linear(1, 1)], False),  # it can be moved, but its memory is unknown
+        ([torch.ones(2), nn.Linear(1, 1)], False),  # can be moved, but its memory is unknown
         ([torch.ones(2, device="meta")], False),
     ],
 )
 def test_only_tensors_on_the_cpu_are_copied_on_another_stream(batch, expected):
-    assert _is_of_host_tensors(batch) is expected
+    assert _has_only_cpu_tensors(batch) is expected
 
 
 def trained(prefetches: bool, monkeypatch, **options) -> Trainer:
-    """A run on the CPU, with a stand-in for the stream or without."""
+    """A run on the CPU, with or without a replacement for the stream."""
     model = tiny_model()
     trainer = Trainer(
         model,
@@ -117,9 +117,7 @@ def trained(prefetches: bool, monkeypatch, **options) -> Trainer:
 
 
 @pytest.mark.parametrize("options", [{}, {"max_num_train_steps": 3}])
-def test_a_run_is_the_same_with_and_without_and_its_position_counts_what_was_trained(
-    options, monkeypatch
-):
+def test_prefetching_changes_neither_a_run_nor_its_position(options, monkeypatch):
     ahead, plain = trained(True, monkeypatch, **options), trained(False, monkeypatch, **options)
     for name in ("epoch", "batch", "updates", "samples", "phase"):
         assert getattr(ahead.position, name) == getattr(plain.position, name), name
@@ -131,8 +129,8 @@ def test_a_run_is_the_same_with_and_without_and_its_position_counts_what_was_tra
     assert ahead.run_history.get_metric_values(name) == plain.run_history.get_metric_values(name)
 
 
-class Mixes(TrainerCallback):
-    """Adds numbers of all generators to each batch, draws later on too, and saves each update."""
+class AddNoise(TrainerCallback):
+    """Adds numbers of all generators to each batch, draws after it too, and saves each update."""
 
     def __init__(self, folder: Path | None = None) -> None:
         self.folder = folder
@@ -173,29 +171,27 @@ def noisy_run(monkeypatch):
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_augmentation_and_dropout_are_the_same_with_and_without(workers, noisy_run):
+def test_prefetching_changes_neither_augmentation_nor_dropout(workers, noisy_run):
     expected = noisy_run(False, NoisyData(22))
     assert_identical(noisy_run(True, NoisyData(22), workers=workers), expected)
 
 
 @pytest.mark.parametrize("data", [tiny_data(22), NoisyData(22)], ids=["tensors", "noisy"])
-def test_what_a_hook_mixes_into_a_batch_is_the_same_with_and_without_and_when_resumed(
-    data, noisy_run, tmp_path
-):
-    expected = noisy_run(False, data, Mixes())
-    assert_identical(noisy_run(True, data, Mixes(tmp_path)), expected)
-    for updates in (1, 4, 5, 6, 11):  # the last batch, and the last but one, of six
+def test_noise_of_a_hook_is_the_same_with_prefetching_and_after_a_resume(data, noisy_run, tmp_path):
+    expected = noisy_run(False, data, AddNoise())
+    assert_identical(noisy_run(True, data, AddNoise(tmp_path)), expected)
+    for updates in (1, 4, 5, 6, 11):  # around the end of an epoch of six updates
         state = tmp_path / str(updates)
-        assert_identical(noisy_run(True, data, Mixes(), resume_from=state), expected)
+        assert_identical(noisy_run(True, data, AddNoise(), resume_from=state), expected)
 
 
 @pytest.mark.gpu
 @on_gpu
-def test_on_a_gpu_the_next_batch_arrives_while_it_computes():
+def test_the_next_batch_is_copied_while_the_gpu_computes():
     device = torch.device("cuda", torch.cuda.current_device())
     copier = StreamCopier(device, lambda batch: batch.to(device, non_blocking=True))
     sent = torch.ones(1 << 20).pin_memory()
-    for _ in range(2):  # the first time, memory is fetched from the device, which may wait
+    for _ in range(2):  # the first time, allocating memory may synchronise
         torch.cuda.synchronize()
         torch.cuda._sleep(2_000_000_000)  # cycles: a second or so
         computed = torch.cuda.current_stream(device).record_event()
@@ -208,7 +204,7 @@ def test_on_a_gpu_the_next_batch_arrives_while_it_computes():
 
 @pytest.mark.gpu
 @on_gpu
-def test_on_a_gpu_batches_arrive_whole_while_it_is_busy():
+def test_batches_are_copied_whole_while_the_gpu_is_busy():
     device = torch.device("cuda", torch.cuda.current_device())
     sent = [torch.full((1 << 20,), float(number)).pin_memory() for number in range(8)]
     copier = StreamCopier(device, lambda batch: batch.to(device, non_blocking=True))

@@ -31,7 +31,7 @@ def test_an_empty_dataset():
 
 
 def test_drop_last_that_leaves_no_batch():
-    with pytest.raises(ValueError, match="44 samples gives no batch.*needs at least 64"):
+    with pytest.raises(ValueError, match="44 samples, too few for one batch.*at least 64"):
         trainer_of().train(
             tiny_data(), 1, per_device_batch_size=64, train_dataloader_kwargs={"drop_last": True}
         )
@@ -108,7 +108,7 @@ def test_processes_that_were_left_to_train_a_model_each(is_given, monkeypatch):
     accelerator = Accelerator(cpu=True)  # made before the others are known of, so they stay unknown
     for name, value in {"LOCAL_RANK": "0", "RANK": "0", "WORLD_SIZE": "2"}.items():
         monkeypatch.setenv(name, value)
-    with pytest.raises(RuntimeError, match="2 processes were started together, but .* none of"):
+    with pytest.raises(RuntimeError, match="2 processes were launched together, but .* none of"):
         trainer_of(accelerator=accelerator if is_given else None)
 
 
@@ -121,7 +121,7 @@ def test_fsdp_where_there_is_no_gpu(monkeypatch):
 @pytest.mark.skipif(find_spec("deepspeed") is not None, reason="DeepSpeed is there")
 def test_deepspeed_where_it_is_not_installed(monkeypatch):
     monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
-    with pytest.raises(ImportError, match="there is no deepspeed.*: pip install .* deepspeed"):
+    with pytest.raises(ImportError, match="deepspeed isn't installed: pip install .* deepspeed"):
         trainer_of()
 
 
@@ -129,7 +129,11 @@ def test_deepspeed_where_it_is_not_installed(monkeypatch):
     ("optimizer", "schedule", "advice"),
     [
         (torch.optim.LBFGS, None, "overrides optimizer_step"),
-        (torch.optim.SGD, torch.optim.lr_scheduler.ReduceLROnPlateau, "of pa-schedulers, which steps it"),
+        (
+            torch.optim.SGD,
+            torch.optim.lr_scheduler.ReduceLROnPlateau,
+            "which steps it",
+        ),
     ],
 )
 def test_what_takes_more_than_a_step(optimizer, schedule, advice):

@@ -362,7 +362,7 @@ def test_a_long_curve_is_downsampled_and_keeps_its_extremes():
 
 @pytest.mark.parametrize(
     ("settings", "message"),
-    [({"name": "a/b"}, "valid file name"), ({"every": "2 weeks"}, "no duration")],
+    [({"name": "a/b"}, "valid file name"), ({"every": "2 weeks"}, "not a valid duration")],
 )
 def test_errors_of_settings_say_what_is_expected(settings, message):
     with pytest.raises(ValueError, match=message):

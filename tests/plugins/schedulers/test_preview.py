@@ -107,7 +107,7 @@ def test_the_command_draws_the_schedulers_of_the_settings(tmp_path, monkeypatch)
         (("cosinus",), "Did you mean 'cosine'"),
         (("cosine", "-o", "k_decya=2"), "Did you mean 'k_decay'"),
         (("cosine", "-o", "k_decay"), "NAME=VALUE"),
-        (("cosine", "--warmup", "soon"), "'soon' is no duration"),
+        (("cosine", "--warmup", "soon"), "'soon' is not a valid duration"),
         (("reduce_lr_on_plateau",), "steps on a metric"),
         (("--warmup", "5%"), "need the name of a scheduler"),
         ((), "There is no scheduler in the settings of this folder"),

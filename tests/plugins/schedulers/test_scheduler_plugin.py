@@ -195,7 +195,7 @@ def test_invalid_settings_are_rejected(wrong):
         ({"name": "step", "step_siez": 2}, "Did you mean 'step_size'"),
         ({"name": "step", "warmup": 2}, "'step' has no option 'warmup'"),
         ({"name": "step"}, "requires step_size"),
-        ({"name": "step", "step_size": "soon"}, "'soon' is no duration"),
+        ({"name": "step", "step_size": "soon"}, "'soon' is not a valid duration"),
         ({"name": "timm/step", "cooldown": 2}, "'timm/step' has no end, so it can't have"),
         ({"name": "timm/cosine", "warmup": 2, "warmup_epochs": 1}, "has both warmup and warmup_ep"),
         ({"name": "timm/cosine", "cooldown": 30}, "longer than the run"),

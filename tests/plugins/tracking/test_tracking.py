@@ -376,7 +376,7 @@ def test_a_missing_package_is_an_error_before_training(tmp_path, monkeypatch):
         ({"service": "tensorbord"}, "tensorboard"),
         ({"options": {"api_key": "x"}}, "WANDB_API_KEY"),
         ({"run_name": "a/b"}, "valid folder name"),
-        ({"every": "2 weeks"}, "no duration"),
+        ({"every": "2 weeks"}, "not a valid duration"),
         ({"log": ["lr"]}, "learning_rates"),
     ],
 )

@@ -1,98 +1,20 @@
-"""Settings: found, read, and every mistake told at once."""
+"""Plugins are built from the settings, and every mistake is reported at once."""
 
 from __future__ import annotations
 
-import json
 import re
 from dataclasses import replace
 from pathlib import Path
-from textwrap import dedent
 
 import pytest
-from pydantic import BaseModel, Secret, SecretStr
 
-from pa_core import TrainerCallback, hookimpl
-from pa_core.builtins import DEFAULTS
+from pa_core import TrainerCallback
 from pa_core.callbacks import EarlyStoppingCallback, LimitBatchesCallback, PrintProgressCallback
 from pa_core.errors import PluginLoadError, SettingsError
-from pa_core.plugins.discovery import find_plugins
+from pa_core.plugins.builtin_names import DEFAULTS
 from pa_core.plugins.manager import PluginManager
-from pa_core.settings.table import (
-    Settings,
-    build_from_table,
-    build_plugins,
-    find_settings_file,
-    json_schema,
-    read_settings,
-)
-from pa_core.testing import tiny_data, tiny_trainer
-from tests.fake_plugins import site_in
-
-WEATHER = """
-from enum import Enum
-from pathlib import Path
-from pydantic import BaseModel, Field
-from pa_core import hookimpl
-
-class Sky(Enum):
-    CLEAR = "clear"
-    GREY = "grey"
-
-class Wind(BaseModel):
-    speed: float = 0.0
-
-class Weather:
-    class Settings(BaseModel):
-        degrees: int = 20
-        sky: Sky = Sky.CLEAR
-        file: Path | None = None
-        wind: Wind = Wind()
-        days: set[str] = set()
-        either: int | list[str] = 1
-
-    def __init__(self, settings):
-        self.settings = settings
-        if settings.degrees > 50:
-            raise ValueError("too hot")
-
-    @hookimpl
-    def on_init_end(self, trainer): ...
-
-class NoSettings:
-    @hookimpl
-    def on_init_end(self, trainer): ...
-
-class Needy:
-    class Settings(BaseModel):
-        needed: int
-
-    def __init__(self, settings): ...
-
-    @hookimpl
-    def on_init_end(self, trainer): ...
-
-ready = NoSettings()
-"""
-
-
-@pytest.fixture
-def site(tmp_path, monkeypatch):
-    monkeypatch.delenv("PA_CORE_CONFIG", raising=False)
-    with site_in(tmp_path / "site", monkeypatch) as site:
-        site.module("pa_weather", WEATHER)
-        targets = {"weather": "Weather", "plain": "NoSettings", "needy": "Needy", "ready": "ready"}
-        site.install("pa-weather", "2.1", **{k: f"pa_weather:{v}" for k, v in targets.items()})
-        yield site
-
-
-@pytest.fixture
-def settings_of(site, tmp_path):
-    def read(text: str) -> Settings:
-        file = tmp_path / "pyproject.toml"
-        file.write_text(dedent(text))
-        return read_settings(file)
-
-    return read
+from pa_core.settings.build import build_plugins
+from pa_core.settings.table import Settings, read_settings
 
 
 def built(settings, **code):
@@ -106,53 +28,8 @@ def problems_of(settings, **code) -> list[str]:
     return caught.value.problems
 
 
-# -- Finding --------------------------------------------------------------------------------------
-
-
-def test_the_scripts_folder_comes_before_the_working_directory_and_each_is_searched_upward(
-    tmp_path, monkeypatch
-):
-    monkeypatch.delenv("PA_CORE_CONFIG", raising=False)
-    here, there = tmp_path / "here", tmp_path / "there"
-    for folder in (here, there):
-        folder.joinpath("a", "b").mkdir(parents=True)
-        folder.joinpath("pyproject.toml").write_text("[tool.pa-core]\n")
-    here.joinpath("a", "pyproject.toml").write_text("[tool.other]\n")  # has no such table
-    script = here / "a" / "b" / "train.py"
-    assert find_settings_file(script, there) == here / "pyproject.toml"
-    here.joinpath("pyproject.toml").unlink()
-    assert find_settings_file(script, there / "a" / "b") == there / "pyproject.toml"
-    there.joinpath("pyproject.toml").unlink()
-    assert find_settings_file(script, there) is None
-
-
-def test_a_variable_names_another_file(tmp_path, monkeypatch):
-    file = tmp_path / "other.toml"
-    file.write_text("[tool.pa-core]\n")
-    monkeypatch.setenv("PA_CORE_CONFIG", str(file))
-    assert find_settings_file(tmp_path, tmp_path) == file
-    file.unlink()
-    with pytest.raises(SettingsError, match=r"PA_CORE_CONFIG names .*other.toml, which isn't the"):
-        find_settings_file()
-
-
-def test_a_file_that_is_no_toml_or_has_no_table_is_told(tmp_path):
-    file = tmp_path / "pyproject.toml"
-    file.write_text("[tool.pa-core\n")
-    with pytest.raises(SettingsError, match=r"pyproject.toml can't be read: .*line 1"):
-        read_settings(file)
-    file.write_text("[tool]\n")
-    with pytest.raises(SettingsError, match=r"pyproject.toml has no table \[tool.pa-core\]"):
-        read_settings(file)
-    with pytest.raises(SettingsError, match=r"nonesuch.toml can't be read"):
-        read_settings(tmp_path / "nonesuch.toml")
-
-
 def test_no_file_gives_the_defaults(site):
     assert list(built(read_settings(None))) == list(DEFAULTS)
-
-
-# -- Building -------------------------------------------------------------------------------------
 
 
 def test_defaults_come_first_then_the_list_in_its_order(settings_of):
@@ -169,7 +46,7 @@ def test_defaults_come_first_then_the_list_in_its_order(settings_of):
     ]
 
 
-def test_a_table_becomes_the_plugins_settings_with_its_types(settings_of):
+def test_a_table_is_converted_to_the_types_of_the_plugins_settings(settings_of):
     settings = settings_of(
         """
         [tool.pa-core]
@@ -187,7 +64,7 @@ def test_a_table_becomes_the_plugins_settings_with_its_types(settings_of):
     assert (weather.wind.speed, weather.days) == (3.0, {"monday"})
 
 
-def test_one_plugin_under_two_names_has_two_tables_and_two_states(settings_of):
+def test_two_instances_of_a_plugin_have_separate_tables_and_states(settings_of):
     settings = settings_of(
         """
         [tool.pa-core]
@@ -209,7 +86,7 @@ def test_one_plugin_under_two_names_has_two_tables_and_two_states(settings_of):
     assert f1.early_stopping_patience != 3
 
 
-def test_the_table_of_a_default_that_is_disabled_for_now_may_stay(settings_of):
+def test_the_table_of_a_disabled_built_in_may_stay(settings_of):
     settings = settings_of(
         """
         [tool.pa-core]
@@ -221,7 +98,7 @@ def test_the_table_of_a_default_that_is_disabled_for_now_may_stay(settings_of):
     assert "progress_bar" not in built(settings)
 
 
-def test_a_file_of_ones_own_is_relative_to_the_settings(settings_of, tmp_path, monkeypatch):
+def test_a_plugin_file_is_relative_to_the_settings_file(settings_of, tmp_path, monkeypatch):
     own = tmp_path / "own"
     own.mkdir()
     own.joinpath("watch.py").write_text(
@@ -257,7 +134,7 @@ def test_an_installed_plugin_that_is_not_listed_is_never_imported(site, settings
         built(replace(settings, plugins=("explosive",)))
 
 
-def test_code_wins_over_settings(settings_of):
+def test_code_overrides_the_settings(settings_of):
     settings = settings_of(
         """
         [tool.pa-core]
@@ -278,17 +155,17 @@ def test_code_wins_over_settings(settings_of):
     assert built(settings, callbacks=(), plugins=()) == {}
 
 
-def test_two_of_a_class_in_code_get_two_names(site):
+def test_two_instances_of_a_class_in_code_get_different_names(site):
     plugins = built(Settings(), callbacks=[PrintProgressCallback, PrintProgressCallback()])
     assert list(plugins) == ["print_progress", "print_progress:2"]
 
 
-def test_a_class_in_code_that_needs_settings_is_told(site):
+def test_a_class_in_code_that_needs_settings_is_an_error(site):
     with pytest.raises(PluginLoadError, match=r"LimitBatchesCallback can't .*num_batches: is req"):
         build_plugins(Settings(), callbacks=[LimitBatchesCallback])
 
 
-def test_a_ready_object_of_a_package_is_taken_as_it_is(settings_of):
+def test_an_entry_point_may_be_an_instance(settings_of):
     settings = settings_of("[tool.pa-core]\nplugins = ['ready']\n")
     assert type(built(settings)["ready"]).__name__ == "NoSettings"
 
@@ -296,7 +173,7 @@ def test_a_ready_object_of_a_package_is_taken_as_it_is(settings_of):
 # -- Mistakes -------------------------------------------------------------------------------------
 
 
-def test_every_mistake_is_told_at_once_with_file_table_key_expectation_and_nearest_name(
+def test_all_mistakes_are_reported_with_file_table_key_expectation_and_nearest_name(
     settings_of, tmp_path
 ):
     settings = settings_of(
@@ -326,14 +203,14 @@ def test_every_mistake_is_told_at_once_with_file_table_key_expectation_and_neare
     file = tmp_path / "pyproject.toml"
     problems = problems_of(settings)
     assert all(problem.startswith(f"{file}: [tool.pa-core") for problem in problems)
-    left = [problem.removeprefix(f"{file}: ") for problem in problems]
+    remaining = [problem.removeprefix(f"{file}: ") for problem in problems]
     expected = [
         "[tool.pa-core] has no key 'plugin'. Did you mean 'plugins'?",
-        "[tool.pa-core] disable: 'progres_bar' is no built-in that is on by default. Did you",
-        "[tool.pa-core] disable: 'checkpoint' is no built-in that is on by default.",
-        "[tool.pa-core.log_metrics] every: '15 minuets' is no duration. Did you mean 'minutes'?",
+        "[tool.pa-core] disable: 'progres_bar' is not a built-in plugin that is on by default.",
+        "[tool.pa-core] disable: 'checkpoint' is not a built-in plugin that is on by default.",
+        "[tool.pa-core.log_metrics] every: '15 minuets' is not a valid duration. Did you mean 'min",
         "[tool.pa-core] plugins: there is no plugin 'wether'. Did you mean 'weather'?",
-        "[tool.pa-core.weather] has no key 'wnd'. Did you mean 'wind'? It takes degrees, sky,",
+        "[tool.pa-core.weather] has no key 'wnd'. Did you mean 'wind'? Valid keys: degrees, ",
         "[tool.pa-core.weather] has no key 'wind.sped'. Did you mean 'speed'?",
         "[tool.pa-core.weather] degrees: expected a valid integer, got 'ten'",
         "[tool.pa-core.weather] sky: expected 'clear' or 'grey', got 'green'",
@@ -341,16 +218,16 @@ def test_every_mistake_is_told_at_once_with_file_table_key_expectation_and_neare
         "[tool.pa-core.\"weather:cold\"] 'weather:cold' can't be built: ValueError: too hot",
         "[tool.pa-core.plain] has colour, but the plugin has no settings",
         "[tool.pa-core.needy] needed: is required",
-        "[tool.pa-core] plugins: 'plain' is there twice. Give the second one a name of its own, ",
+        "[tool.pa-core] plugins: 'plain' is listed twice. Give the second its own name, such",
         f"[tool.pa-core] plugins: There is no plugin file {tmp_path / 'no.py'}",
         "[tool.pa-core.checkpoint]: 'checkpoint' isn't enabled. Add it to plugins",
         "[tool.pa-core.wheather]: there is no plugin 'wheather'. Did you mean 'weather'?",
     ]
     for start in expected:
-        found = [problem for problem in left if problem.startswith(start)]
-        assert len(found) == 1, f"{len(found)} begin with {start!r}:\n" + "\n".join(left)
-        left.remove(found[0])
-    assert left == []
+        found = [problem for problem in remaining if problem.startswith(start)]
+        assert len(found) == 1, f"{len(found)} start with {start!r}:\n" + "\n".join(remaining)
+        remaining.remove(found[0])
+    assert remaining == []
 
 
 @pytest.mark.parametrize(
@@ -361,7 +238,7 @@ def test_every_mistake_is_told_at_once_with_file_table_key_expectation_and_neare
         ("disable.progress_bar = true", r"disable: expected a list of names, got {'progress_bar'"),
         ("plugins = ['weather:']", "there is no plugin 'weather:'"),
         ("plugins = ['']", "there is no plugin ''"),
-        ("plugins = ['progress_bar']\ndisable = ['progress_bar']", "is listed in plugins, too"),
+        ("plugins = ['progress_bar']\ndisable = ['progress_bar']", "is also listed in plugins"),
     ],
 )
 def test_the_lists_are_checked(settings_of, line, problem):
@@ -370,13 +247,13 @@ def test_the_lists_are_checked(settings_of, line, problem):
 
 
 @pytest.mark.parametrize("value", ["'5'", "5.5", "true", "[5]"])
-def test_toml_knows_types_and_text_is_no_number(settings_of, value):
+def test_a_value_of_another_toml_type_is_an_error(settings_of, value):
     text = f"[tool.pa-core]\nplugins = ['weather']\n[tool.pa-core.weather]\ndegrees = {value}\n"
     (problem,) = problems_of(settings_of(text))
     assert "degrees: expected a valid integer, got " in problem
 
 
-def test_a_plugin_that_breaks_as_it_is_imported_is_told_and_is_the_cause(site, settings_of):
+def test_a_plugin_that_fails_to_import_is_reported_as_the_cause(site, settings_of):
     site.module("pa_broken", "import nonesuch_library")
     site.install("pa-broken", "0.3", broken="pa_broken:Plugin")
     settings = settings_of("[tool.pa-core]\nplugins = ['broken']\n")
@@ -387,7 +264,7 @@ def test_a_plugin_that_breaks_as_it_is_imported_is_told_and_is_the_cause(site, s
     assert isinstance(caught.value.__cause__, PluginLoadError)
 
 
-def test_a_name_that_two_claim_is_a_mistake_only_for_who_enables_it(site, settings_of):
+def test_a_name_claimed_by_two_distributions_is_an_error_only_if_it_is_enabled(site, settings_of):
     site.install("pa-one", same="pa_weather:NoSettings", progress_bar="pa_weather:NoSettings")
     site.install("pa-two", same="pa_weather:NoSettings")
     assert type(built(Settings())["progress_bar"]).__name__ == "ProgressBarCallback"
@@ -398,80 +275,8 @@ def test_a_name_that_two_claim_is_a_mistake_only_for_who_enables_it(site, settin
     assert "'progress_bar' is claimed by pa-core" in problems[1]
 
 
-def test_mistakes_in_code_are_told_as_such(site):
+def test_a_mistake_in_code_names_the_argument(site):
     (problem,) = problems_of(Settings(), plugins=["wether"])
     assert problem.startswith(
         "Trainer(plugins=…) there is no plugin 'wether'. Did you mean 'weather'?"
     )
-
-
-# -- For editors ----------------------------------------------------------------------------------
-
-
-def test_the_schema_knows_every_plugin_and_its_settings(site):
-    schema = json.loads(json.dumps(json_schema(find_plugins())))
-    weather = schema["properties"]["weather"]
-    assert weather["properties"]["degrees"] == {
-        "default": 20,
-        "title": "Degrees",
-        "type": "integer",
-    }
-    assert weather["additionalProperties"] is False
-    assert schema["patternProperties"]["^weather:.+$"] == weather
-    assert schema["properties"]["plain"] == {"type": "object", "maxProperties": 0}
-    names = schema["properties"]["plugins"]["items"]["anyOf"][0]["enum"]
-    assert {"weather", "checkpoint", "progress_bar"} <= set(names)
-    references = {
-        text.partition('"')[0] for text in json.dumps(schema).split('"$ref": "#/$defs/')[1:]
-    }
-    assert "weather.Wind" in references
-    assert references <= set(schema["$defs"])
-
-
-class _Account(BaseModel):
-    user: str = ""
-    password: SecretStr = SecretStr("")
-
-
-class _WithSecrets:
-    class Settings(BaseModel):
-        token: SecretStr | None = None
-        code: Secret[int] = Secret(0)
-        account: _Account = _Account()
-        accounts: list[_Account] = []
-
-    def __init__(self, settings):
-        self.settings = settings
-
-    @hookimpl
-    def on_init_end(self, trainer): ...
-
-
-SECRETS = {
-    "token": "hush-1",
-    "code": 567890123456,
-    "account": {"user": "ada", "password": "hush-2"},
-    "accounts": [{"user": "bob", "password": "hush-3"}],
-}
-
-
-def test_what_the_model_says_is_secret_stands_in_no_state_and_no_message(tmp_path):
-    trainer = tiny_trainer(build_from_table(_WithSecrets, SECRETS))
-    (name,) = trainer.plugins.plugins
-    trainer.settings = Settings(tables={name: SECRETS})
-    trainer.train(tiny_data(8), 1)
-    trainer.save_training_state(tmp_path / "state")
-    texts = [file.read_text(errors="replace") for file in (tmp_path / "state").iterdir()]
-    assert any("ada" in text for text in texts)
-    assert not any("hush" in text or "567890123456" in text for text in texts)
-    wrong = {
-        "token": ["hush-1"],
-        "code": "567890123456",
-        "account": {"password": 567890123456},
-        "accounts": "hush-3",
-    }
-    with pytest.raises(SettingsError) as caught:
-        build_from_table(_WithSecrets, wrong)
-    assert len(caught.value.problems) == 4
-    assert "token: expected a valid string, got '**********'" in str(caught.value)
-    assert not re.search("hush|567890123456", str(caught.value))

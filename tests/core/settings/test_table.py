@@ -1,0 +1,45 @@
+"""Finding and reading the settings table."""
+
+from __future__ import annotations
+
+import pytest
+
+from pa_core.errors import SettingsError
+from pa_core.settings.table import find_settings_file, read_settings
+
+
+def test_the_search_goes_up_from_the_script_then_from_the_working_directory(tmp_path, monkeypatch):
+    monkeypatch.delenv("PA_CORE_CONFIG", raising=False)
+    here, there = tmp_path / "here", tmp_path / "there"
+    for folder in (here, there):
+        folder.joinpath("a", "b").mkdir(parents=True)
+        folder.joinpath("pyproject.toml").write_text("[tool.pa-core]\n")
+    here.joinpath("a", "pyproject.toml").write_text("[tool.other]\n")  # is passed over
+    script = here / "a" / "b" / "train.py"
+    assert find_settings_file(script, there) == here / "pyproject.toml"
+    here.joinpath("pyproject.toml").unlink()
+    assert find_settings_file(script, there / "a" / "b") == there / "pyproject.toml"
+    there.joinpath("pyproject.toml").unlink()
+    assert find_settings_file(script, there) is None
+
+
+def test_the_environment_variable_names_the_file(tmp_path, monkeypatch):
+    file = tmp_path / "other.toml"
+    file.write_text("[tool.pa-core]\n")
+    monkeypatch.setenv("PA_CORE_CONFIG", str(file))
+    assert find_settings_file(tmp_path, tmp_path) == file
+    file.unlink()
+    with pytest.raises(SettingsError, match=r"PA_CORE_CONFIG names .*other.toml, which does not e"):
+        find_settings_file()
+
+
+def test_invalid_toml_or_a_missing_table_or_file_is_an_error(tmp_path):
+    file = tmp_path / "pyproject.toml"
+    file.write_text("[tool.pa-core\n")
+    with pytest.raises(SettingsError, match=r"pyproject.toml can't be read: .*line 1"):
+        read_settings(file)
+    file.write_text("[tool]\n")
+    with pytest.raises(SettingsError, match=r"pyproject.toml has no table \[tool.pa-core\]"):
+        read_settings(file)
+    with pytest.raises(SettingsError, match=r"nonesuch.toml can't be read"):
+        read_settings(tmp_path / "nonesuch.toml")
