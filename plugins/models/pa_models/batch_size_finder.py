@@ -15,10 +15,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from accelerate import DistributedType
 
-from pa_core.checkpoint.training_state import Position
 from pa_core.control import TrainerControl
-from pa_core.data.loader import is_loader
-from pa_core.diagnostics.preserve import preserved
+from pa_core.plugin import Position, is_loader, preserved
 from pa_core.tracking import InMemoryRunHistory
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pa_core.checkpoint.atomic_io import save_file
+from pa_core.plugin import save_file
 from pa_report.charts import NUM_COLOURS, Chart, charts_of, compared_charts
 from pa_report.differences import differences, flatten
 from pa_report.formatting import duration, grouped, short

@@ -12,9 +12,8 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
-from pa_core.checkpoint.storage import MANIFEST, StateReader, newest_intact_state, state_folders
 from pa_core.errors import PaCoreError, TrainingStateError
-from pa_core.settings.validation import is_secret
+from pa_core.plugin import MANIFEST, StateReader, is_secret, newest_intact_state, state_folders
 
 if TYPE_CHECKING:
     from pa_core.tracking import RunHistory
@@ -273,7 +272,7 @@ class _DataFinder(HTMLParser):
 
 
 def _read_state(folder: Path) -> Run:
-    from pa_core.checkpoint.codec import decode
+    from pa_core.plugin import decode
 
     state: Path | None = folder
     try:

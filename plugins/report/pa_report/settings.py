@@ -6,7 +6,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from pa_core.builtins.base import UpdateDuration
+from pa_core.plugin import UpdateDuration
 
 
 class ReportSettings(BaseModel):

@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from pa_core.errors import SettingsError
-from pa_core.settings.table import find_settings_file, read_settings
-from pa_core.settings.validation import check_table
+from pa_core.plugin import check_table, find_settings_file, read_settings
 
 if TYPE_CHECKING:
     from pa_schedulers.settings import SchedulerSettings

@@ -16,9 +16,8 @@ import numpy as np
 from pa_core import StopTrainingError
 from pa_core.callbacks import CallbackHandler
 from pa_core.control import TrainerControl
-from pa_core.diagnostics.preserve import preserved
 from pa_core.errors import nearest
-from pa_core.plugins.manager import PluginManager
+from pa_core.plugin import PluginManager, preserved
 from pa_core.tracking import InMemoryRunHistory
 from pa_schedulers.param_groups import as_number, set_value
 from pa_schedulers.preview import new_axes

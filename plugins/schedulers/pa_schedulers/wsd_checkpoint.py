@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import Field
 
 from pa_core import hookimpl
-from pa_core.builtins.base import BuiltinCallback, BuiltinSettings
-from pa_core.checkpoint.training_state import SavedState
+from pa_core.plugin import CallbackSettings, ConfigurableCallback, SavedState
 
 if TYPE_CHECKING:
     from pa_core import Trainer
@@ -19,7 +18,7 @@ if TYPE_CHECKING:
 PRE_DECAY, POST_DECAY = "wsd_pre_decay", "wsd_post_decay"
 
 
-class WSDCheckpointSettings(BuiltinSettings):
+class WSDCheckpointSettings(CallbackSettings):
     """The table ``[tool.pa-core.wsd_checkpoint]``."""
 
     save_dir: Path = Field(Path("checkpoints"), description="The folder of the checkpoints.")
@@ -34,7 +33,7 @@ class WSDCheckpointSettings(BuiltinSettings):
     )
 
 
-class WSDCheckpointCallback(BuiltinCallback):
+class WSDCheckpointCallback(ConfigurableCallback):
     """Saves before and after each decay of a `WSDLrScheduler`; continues from such a checkpoint.
 
     Before a decay it saves a training state, the folder ``checkpoint_<step>_wsd_pre_decay``, so

@@ -14,8 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from pa_core import hookimpl
 from pa_core.durations import Every, Progress
-from pa_core.plugin import to_uint8_images
-from pa_core.settings.validation import is_secret
+from pa_core.plugin import is_secret, to_uint8_images
 from pa_tracking.send_queue import Receipts, SendQueue, place_now
 from pa_tracking.service import Run
 from pa_tracking.settings import TrackingSettings, check_package

@@ -9,8 +9,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from pa_core.builtins.base import UpdateDuration
-from pa_core.settings.validation import is_secret
+from pa_core.plugin import UpdateDuration, is_secret
 
 Topic = Literal["learning_rates", "gradient_norm", "throughput", "memory", "config"]
 ServiceName = Literal[
