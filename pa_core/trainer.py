@@ -18,7 +18,6 @@ from torch import Tensor
 from pa_core.callbacks import get_default_callbacks
 from pa_core.checkpoint.fingerprint import describe_run
 from pa_core.checkpoint.resume import find_training_state
-from pa_core.checkpoint.training_state import Position
 from pa_core.data.loader import KeyedDataLoader, batches, evaluation_batches, mark_last, num_batches
 from pa_core.data.process_split import Share
 from pa_core.data.rng import mix, nth, seed_all, seed_model
@@ -34,7 +33,7 @@ from pa_core.loop.base import TrainerBase
 from pa_core.loop.consensus import Agreement
 from pa_core.loop.predict import collect_predictions
 from pa_core.placeholders import TrainerPlaceholderValues, replace_trainer_placeholder_values
-from pa_core.tracking import LossTracker, count_values, values_since
+from pa_core.tracking import LossTracker, Position, count_values, values_since
 
 if TYPE_CHECKING:
     from pa_core.control import Requests

@@ -12,7 +12,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,6 +29,7 @@ from pa_core.checkpoint.safetensors_io import HostMemory, has_room_in_memory, te
 from pa_core.checkpoint.storage import StateReader, StateWriter
 from pa_core.data.loader import KeyedDataLoader
 from pa_core.errors import TrainingStateError
+from pa_core.tracking import Position
 
 if TYPE_CHECKING:
     from pa_core.trainer import Trainer
@@ -38,33 +39,6 @@ _SENSELESS = (
     SafetensorError,
 )
 """What reading raises where a state is hashed right and makes no sense."""
-
-
-@dataclass
-class Position:
-    """Where a run stands, counted as batches are consumed.
-
-    Attributes:
-        epoch: number of the epoch, from 1 on, as in the run history.
-        first_epoch: the run's first; not 1 where a run goes on with the history of another.
-        phase: ``"start"`` of the epoch, in its ``"train"`` part, or with its ``"eval"`` part ahead.
-        batch: micro-batches of the epoch that this process has consumed and used for an update.
-        updates: optimizer updates of the run.
-        samples: samples consumed by the run, on all processes.
-        seconds: time that the run has taken.
-        stop_reason: why the run was stopped early, if it was.
-        is_paused: whether it was stopped to be resumed.
-    """
-
-    epoch: int = 1
-    first_epoch: int = 1
-    phase: str = "start"
-    batch: int = 0
-    updates: int = 0
-    samples: int = 0
-    seconds: float = 0.0
-    stop_reason: str | None = None
-    is_paused: bool = False
 
 
 def save_training_state_files(

@@ -15,7 +15,7 @@ from pa_core.callbacks import CallbackHandler
 from pa_core.checkpoint import model_file
 from pa_core.checkpoint.background import StateSaver
 from pa_core.checkpoint.manifest import run_manifest
-from pa_core.checkpoint.training_state import Position, SavedState
+from pa_core.checkpoint.training_state import SavedState
 from pa_core.control import SaveRequest, TrainerControl
 from pa_core.data.loader import KeyedDataLoader, num_batches, num_samples
 from pa_core.data.process_split import Purpose, split_between_processes
@@ -36,7 +36,7 @@ from pa_core.plugins.explain import as_text, explain
 from pa_core.plugins.manager import PluginManager
 from pa_core.run_config import TrainerRunConfig
 from pa_core.settings.table import Settings, build_plugins, find_settings_file, read_settings
-from pa_core.tracking import InMemoryRunHistory, LossTracker, RunHistory
+from pa_core.tracking import InMemoryRunHistory, LossTracker, Position, RunHistory
 
 if TYPE_CHECKING:
     import torch

@@ -15,11 +15,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from accelerate import DistributedType
 
-from pa_core.checkpoint.training_state import Position
 from pa_core.control import TrainerControl
 from pa_core.data.loader import is_loader
 from pa_core.diagnostics.preserve import preserved
-from pa_core.tracking import InMemoryRunHistory
+from pa_core.tracking import InMemoryRunHistory, Position
 
 if TYPE_CHECKING:
     from pa_core import Trainer
