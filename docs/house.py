@@ -74,7 +74,7 @@ ROOMS = [
     Room(
         "states",
         "training states, complete or absent",
-        "checkpoint.training_state checkpoint.background checkpoint.storage checkpoint.atomic_io checkpoint.codec checkpoint.safetensors_io checkpoint.optimizer_shards checkpoint.retention checkpoint.resume checkpoint.compatibility checkpoint.fingerprint "
+        "checkpoint.save checkpoint.restore checkpoint.background checkpoint.storage checkpoint.atomic_io checkpoint.codec checkpoint.safetensors_io checkpoint.optimizer_shards checkpoint.retention checkpoint.resume checkpoint.compatibility "
         "checkpoint.manifest checkpoint.model_file checkpoint.listing",
         "#75446a",
         1,

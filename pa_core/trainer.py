@@ -16,8 +16,7 @@ import torch
 from torch import Tensor
 
 from pa_core.callbacks import get_default_callbacks
-from pa_core.checkpoint.fingerprint import describe_run
-from pa_core.checkpoint.resume import find_training_state
+from pa_core.checkpoint.manifest import run_fingerprint
 from pa_core.data.loader import KeyedDataLoader, batches, evaluation_batches, mark_last, num_batches
 from pa_core.data.process_split import Share
 from pa_core.data.rng import mix, nth, seed_all, seed_model
@@ -246,7 +245,11 @@ class Trainer(TrainerBase):
             gradient_clip_norm=gradient_clip_norm,
         )
         check_model_and_optimizer(self.get_model(), self.optimizer, needs_optimizer=True)
-        snapshot = find_training_state(resume_from, self) if resume_from is not None else None
+        snapshot = None
+        if resume_from is not None:
+            from pa_core.checkpoint.resume import find_training_state
+
+            snapshot = find_training_state(resume_from, self)
         self.train_dataset, self.eval_dataset = train_dataset, eval_dataset
         self.create_scheduler_fn, self.collate_fn = create_scheduler_fn, collate_fn
         self._hooks.refresh()
@@ -275,10 +278,10 @@ class Trainer(TrainerBase):
         epoch = self.run_history.current_epoch
         self.position = Position(epoch=epoch, first_epoch=epoch)
         self.control.reset()
-        self._manifest, self._identity = None, describe_run(self)
+        self._manifest, self._fingerprint = None, run_fingerprint(self)
         self._snapshot = snapshot
         if snapshot is not None:
-            snapshot.check_same_run(self, strict=strict)
+            snapshot.check_compatible(self, strict=strict)
             snapshot.restore_training(self)
             self.print(
                 f"Resuming from {snapshot.directory}: epoch {self.position.epoch}, "
@@ -391,12 +394,12 @@ class Trainer(TrainerBase):
             self._window.reset()
             self.print(error)
             self._event("on_stop_training_error", error=error)
-        self._saver.settle()
+        self._wait_for_saves()
         self._in_run = False
         self.training_run_end()
         self._event("on_training_run_end")
-        self._saver.save_all(self._decide(now=True).saves)
-        self._saver.finish()
+        self._save_states(self._decide(now=True).saves)
+        self._wait_for_saves()
 
     def _run_epoch(self) -> None:
         """One epoch of the run: its training part, then its evaluation part."""
@@ -522,7 +525,8 @@ class Trainer(TrainerBase):
         """Do what plugins have asked for since the last boundary, on all processes alike."""
         control, position = self.control, self.position
         self._hooks.refresh()
-        self._saver.request_wait(control)
+        if "_saver" in vars(self):  # a state has been saved
+            self._saver.request_wait(control)
         if self._engine.num_processes == 1 and control.is_idle:
             return
         asked = self._decide(now)
@@ -534,8 +538,8 @@ class Trainer(TrainerBase):
         # Said in the states that are saved now: resuming one goes on after a pause alone.
         position.stop_reason, position.is_paused = asked.stop_reason, asked.is_pause
         if asked.settle:
-            self._saver.settle()
-        self._saver.save_all(asked.saves)
+            self._wait_for_saves()
+        self._save_states(asked.saves)
         if asked.stop_reason is not None:
             raise StopTrainingError(asked.stop_reason)
 

@@ -14,7 +14,7 @@ import torch
 
 from pa_core import trainer
 from pa_core.builtins.checkpoint import SaveTrainingStateCallback
-from pa_core.checkpoint import atomic_io, storage, training_state
+from pa_core.checkpoint import atomic_io, restore, storage
 from pa_core.control import TrainerControl
 from pa_core.data import loader, rng
 from pa_core.loop import consensus
@@ -47,14 +47,14 @@ def no_manifest_check(patch: Patch) -> None:
 
 def rotate_before_save(patch: Patch) -> None:
     """Old states go before the new one has come."""
-    ask = SaveTrainingStateCallback._ask
+    request = SaveTrainingStateCallback._request
 
     def broken(self: Any, trainer: Any, *args: Any, **kwargs: Any) -> None:
         for old in storage.find_states(self.save_dir)[self.max_checkpoints - 1 :]:
             atomic_io.remove_whole(old)
-        ask(self, trainer, *args, **kwargs)
+        request(self, trainer, *args, **kwargs)
 
-    patch(SaveTrainingStateCallback, "_ask", broken)
+    patch(SaveTrainingStateCallback, "_request", broken)
 
 
 def no_key(patch: Patch) -> None:
@@ -71,24 +71,24 @@ def no_key(patch: Patch) -> None:
 
 def same_order(patch: Patch) -> None:
     """A resumed epoch begins with the order of another one."""
-    restore = training_state.SavedState.restore_training
+    restore_training = restore.TrainingState.restore_training
 
     def broken(self: Any, trainer: Any, **kwargs: Any) -> None:
-        restore(self, trainer, **kwargs)
+        restore_training(self, trainer, **kwargs)
         trainer._train_dataloader.batch_sampler.seed = rng.mix(trainer.seed, "another")
 
-    patch(training_state.SavedState, "restore_training", broken)
+    patch(restore.TrainingState, "restore_training", broken)
 
 
 def cursor(patch: Patch) -> None:
     """The place in the data is off by one batch."""
-    restore = training_state.SavedState.restore_training
+    restore_training = restore.TrainingState.restore_training
 
     def broken(self: Any, trainer: Any, **kwargs: Any) -> None:
-        restore(self, trainer, **kwargs)
+        restore_training(self, trainer, **kwargs)
         trainer.position.batch += trainer.position.batch > 0
 
-    patch(training_state.SavedState, "restore_training", broken)
+    patch(restore.TrainingState, "restore_training", broken)
 
 
 def no_plugin_state(patch: Patch) -> None:

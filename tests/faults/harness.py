@@ -18,8 +18,8 @@ from torch import nn
 
 from pa_core import Trainer, TrainerCallback
 from pa_core.callbacks import SaveTrainingStateCallback
+from pa_core.checkpoint.restore import TrainingState
 from pa_core.checkpoint.storage import find_states, newest_intact_state
-from pa_core.checkpoint.training_state import SavedState
 from pa_core.comparison import compare_states
 from pa_core.errors import TrainingStateError
 from tests.faults.subject import CONFIGS, Config, read_trace, trace_problems, train
@@ -76,14 +76,14 @@ def damage_everywhere(folder: Path) -> list[str]:
         with path.open("ab") as file:
             file.write(content[len(content) // 2 + 1 :])
         try:
-            SavedState(folder / "state", 0)
+            TrainingState(folder / "state", 0)
         except Exception as error:  # noqa: BLE001 - a harness tells, whatever it was
             if not isinstance(error, TrainingStateError) or path.name not in str(error):
                 problems.append(f"{path.name}: {type(error).__name__}: {error}")
         else:
             problems.append(f"{path.name} was damaged, and nobody has noticed")
         path.write_bytes(content)
-    SavedState(folder / "state", 0)  # as it was
+    TrainingState(folder / "state", 0)  # as it was
     return problems
 
 

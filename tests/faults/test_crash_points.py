@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from pa_core import Trainer
+from pa_core.checkpoint.restore import TrainingState
 from pa_core.checkpoint.storage import newest_intact_state, remove_leftovers, verify
-from pa_core.checkpoint.training_state import SavedState
 from pa_core.control import SaveRequest
 from tests.faults.shim import Shim, die_at, fail_at, nothing
 from tests.faults.tiny_states import folder_in_memory, train, trainer_with_states
@@ -55,7 +55,7 @@ def before(trainer, memory):
 
 def save(trainer: Trainer, folder: Path, name: str, request: SaveRequest) -> None:
     trainer._saver.save(folder / name, request, {"is": "new"})
-    trainer._saver.settle()
+    trainer._saver.wait()
 
 
 def in_a_child(action: Callable[[], None]) -> int:
@@ -84,7 +84,7 @@ def what_is_kept(folder: Path) -> str:
     """Which of the two is the newest intact state, as resuming finds it."""
     found = newest_intact_state(folder)
     assert found is not None
-    return str(SavedState(found, 0).metadata["is"])
+    return str(TrainingState(found, 0).metadata["is"])
 
 
 @pytest.mark.parametrize("case", CASES)

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
+from pa_core.checkpoint.restore import TrainingState
 from pa_core.checkpoint.storage import newest_intact_state, verify
-from pa_core.checkpoint.training_state import SavedState
 from pa_core.errors import TrainingStateError
 from tests.faults.tiny_states import (
     Backup,
@@ -132,7 +132,7 @@ def test_every_damage_is_noticed_and_the_newest_intact_state_is_taken(folder, ba
         if damage is not add_a_file:
             assert str(path) in " ".join(problems) or path.name == "manifest.json", told
         with pytest.raises(TrainingStateError):
-            SavedState(newest, 0)
+            TrainingState(newest, 0)
         with pytest.warns(UserWarning, match="the newest intact state. Damaged: .*update_00000006"):
             found = newest_intact_state(folder)
         assert found == (third if damage is swap_with_another_state else second), told

@@ -68,7 +68,7 @@ def save(trainer: Trainer, path: Path, *, in_background: bool) -> list[str]:
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         trainer._saver.save(path, SaveRequest(must=False, in_background=in_background), {})
-        trainer._saver.settle()
+        trainer._saver.wait()
     return [str(warning.message) for warning in caught]
 
 

@@ -23,7 +23,7 @@ from torch import nn
 from pa_core import Trainer
 from pa_core.builtins import BUILTINS
 from pa_core.callbacks import EarlyStoppingCallback
-from pa_core.checkpoint.atomic_io import fingerprint
+from pa_core.checkpoint.atomic_io import size_and_hash
 from pa_core.checkpoint.codec import decode, encode
 from pa_core.checkpoint.storage import json_bytes, newest_intact_state
 from pa_core.errors import PaCoreError, SettingsError, TrainingStateError
@@ -198,7 +198,7 @@ def write(folder, content) -> None:
         if name != "manifest.json":
             (folder / name).write_bytes(json_bytes(value))
             if isinstance(manifest, dict) and isinstance(manifest.get("files"), dict):
-                manifest["files"] = manifest["files"] | {name: fingerprint(folder / name)}
+                manifest["files"] = manifest["files"] | {name: size_and_hash(folder / name)}
     if isinstance(manifest, dict):
         rest = {key: value for key, value in manifest.items() if key != "sha256"}
         manifest = rest | {"sha256": sha256(json_bytes(rest)).hexdigest()}

@@ -27,8 +27,8 @@ import torch
 
 from pa_core import Trainer
 from pa_core.checkpoint import storage
+from pa_core.checkpoint.restore import TrainingState
 from pa_core.checkpoint.storage import newest_intact_state
-from pa_core.checkpoint.training_state import SavedState
 from pa_core.errors import PaCoreError, TrainingStateError
 from pa_core.settings.table import build_plugins, read_settings
 from tests.fake_plugins import site_in
@@ -95,7 +95,7 @@ def in_a_guarded_child(load: Callable[[], object]) -> dict[str, Any]:
 def good():
     with folder_in_memory() as memory:
         state = make_states(memory / "states")[0]
-        SavedState(state, 0)  # what loading imports is imported now
+        TrainingState(state, 0)  # what loading imports is imported now
         yield state
 
 
@@ -125,7 +125,7 @@ def write_manifest(state: Path, manifest: dict[str, Any]) -> None:
 
 def assert_refused(state: Path, load: Callable[[], object] | None = None) -> None:
     started = time.monotonic()
-    found = in_a_guarded_child(load or (lambda: SavedState(state, 0)))
+    found = in_a_guarded_child(load or (lambda: TrainingState(state, 0)))
     assert found["events"] == []
     assert found["error"] is not None, "it was loaded"
     assert found["error"][0] == "TrainingStateError", found["error"]
@@ -144,7 +144,7 @@ def test_the_guard_notices_what_is_run(tmp_path):
 
 
 def test_a_good_state_is_loaded_and_runs_nothing(good):
-    assert in_a_guarded_child(lambda: SavedState(good, 0)) == {"error": None, "events": []}
+    assert in_a_guarded_child(lambda: TrainingState(good, 0)) == {"error": None, "events": []}
 
 
 def torch_file(value: Any) -> bytes:

@@ -10,7 +10,7 @@ from pydantic import Field
 
 from pa_core import hookimpl
 from pa_core.builtins.base import BuiltinCallback, BuiltinSettings
-from pa_core.checkpoint.training_state import SavedState
+from pa_core.checkpoint.restore import TrainingState
 
 if TYPE_CHECKING:
     from pa_core import Trainer
@@ -94,7 +94,7 @@ class WSDCheckpointCallback(BuiltinCallback):
         if checkpoint.is_dir():
             # Not the plugins' state, which tells of the other run's course. (The part that is
             # read here is the same for all processes.)
-            SavedState(checkpoint, rank=0).restore_training(trainer)
+            TrainingState(checkpoint, rank=0).restore_training(trainer)
             vars(trainer.position).update(position)
             if records is not None and hasattr(history, "load_state_dict"):
                 history.load_state_dict(records)

@@ -124,7 +124,7 @@ def test_all_of_them_go_on_where_a_state_was_saved(tmp_path):
     other = SchedulersPlugin(name="linear", momentum={"name": "linear"})
     trainer = new_trainer(plugins=[other], optimizer=with_decay)
     with (
-        pytest.warns(UserWarning, match="is of a run that differs: optimizer_settings"),
+        pytest.warns(UserWarning, match="was saved by a run that differs: optimizer_settings"),
         pytest.raises(TrainingStateError, match="The state is of 4 schedules, and this run has 2"),
     ):
         seen_in(trainer, resume_from=tmp_path / "state")
