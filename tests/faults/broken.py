@@ -1,6 +1,7 @@
-"""Builds with one promise broken each, for proving that the harnesses would see it.
+"""Builds that break one promise each, to prove that the harnesses notice.
 
-Each function breaks this process' pa_core; called with pytest's ``monkeypatch``, for a test only.
+Each function breaks pa_core in this process; called with pytest's ``monkeypatch``, only for one
+test.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ def no_flush(patch: Patch) -> None:
 
 
 def no_manifest_check(patch: Patch) -> None:
-    """A state is read without a look at its hashes."""
+    """A state is read without checking its hashes."""
 
     def careless(self: Any, name: str) -> bytes:
         return atomic_io.read_file(self.directory / name)
@@ -46,7 +47,7 @@ def no_manifest_check(patch: Patch) -> None:
 
 
 def rotate_before_save(patch: Patch) -> None:
-    """Old states go before the new one has come."""
+    """Old states are removed before the new one is complete."""
     request = SaveTrainingStateCallback._request
 
     def broken(self: Any, trainer: Any, *args: Any, **kwargs: Any) -> None:
@@ -58,7 +59,7 @@ def rotate_before_save(patch: Patch) -> None:
 
 
 def no_key(patch: Patch) -> None:
-    """A step's randomness is a stream that goes on, and not a function of its place."""
+    """A step's randomness is a continuing stream, not a function of its position."""
     for module, names in (
         (trainer, ("seed_model", "seed_all")),
         (loader, ("seed_host", "seed_torch")),
@@ -81,7 +82,7 @@ def same_order(patch: Patch) -> None:
 
 
 def cursor(patch: Patch) -> None:
-    """The place in the data is off by one batch."""
+    """The position in the data is off by one batch."""
     restore_training = restore.TrainingState.restore_training
 
     def broken(self: Any, trainer: Any, **kwargs: Any) -> None:
@@ -92,19 +93,19 @@ def cursor(patch: Patch) -> None:
 
 
 def no_plugin_state(patch: Patch) -> None:
-    """What plugins know isn't put back."""
+    """The state of plugins isn't restored."""
     from pa_core.plugins.manager import PluginManager
 
     patch(PluginManager, "load_state_dict", lambda self, storage, **kwargs: None)
 
 
 def no_schedule(patch: Patch) -> None:
-    """The schedule begins anew."""
+    """The learning-rate scheduler starts afresh."""
     patch(torch.optim.lr_scheduler.OneCycleLR, "load_state_dict", lambda self, state: None)
 
 
 def no_history(patch: Patch) -> None:
-    """The run history begins anew."""
+    """The run history starts afresh."""
     from pa_core.tracking import InMemoryRunHistory
 
     patch(
@@ -115,7 +116,7 @@ def no_history(patch: Patch) -> None:
 
 
 def flag_not_reduced(patch: Patch) -> None:
-    """A process acts on what it alone knows."""
+    """A process acts on a request that only it has received."""
 
     def broken(self: Any, control: TrainerControl, *args: Any, **kwargs: Any) -> Any:
         granted = control.take_everywhere()
