@@ -270,7 +270,7 @@ def test_a_manifest_that_points_outside_is_refused(forged, name):
 
     hash_again(forged, change)
     assert_refused(forged)
-    with pytest.raises(TrainingStateError, match="no name within the state"):
+    with pytest.raises(TrainingStateError, match="not a path inside the state"):
         storage.read_manifest(forged)
 
 
