@@ -92,8 +92,8 @@ class TrainingState:
             raise TypeError("the run history must be a dict")
         self._run: dict[str, Any] = reader.manifest["run"]
         processes = self._run["num_processes"]
-        self._division: str | None = state["division"]
-        if self._division is not None and rank < processes:
+        self._sharding: str | None = state["division"]
+        if self._sharding is not None and rank < processes:
             self._parts["optimizer"] = read_shard(reader, rank)
         self._processes = [self._read_process(number) for number in range(processes)]
         self._process = self._processes[rank if rank < processes else 0]
@@ -121,7 +121,7 @@ class TrainingState:
         """
         saved, present = self.reader.manifest, trainer.manifest
         found, obstacle = differences(saved, present, strict=strict), None
-        if self._division != trainer._engine.division:
+        if self._sharding != trainer._engine.division:
             found.append(self._sharding_difference(trainer))
             obstacle = (
                 "A shard of the optimizer can only be restored where the optimizer is sharded the "
@@ -169,7 +169,7 @@ class TrainingState:
         engine = trainer._engine
         _check_same_model(trainer, self._weights, self.directory)
         optimizer = trainer.optimizer
-        if optimizer is not None and engine.division != self._division:
+        if optimizer is not None and engine.division != self._sharding:
             # Only outside a run; `check_compatible` refuses it otherwise.
             difference = self._sharding_difference(trainer)
             warnings.warn(f"The optimizer is not restored: {difference}", stacklevel=3)
@@ -267,7 +267,7 @@ class TrainingState:
 
     def _sharding_difference(self, trainer: Trainer) -> str:
         now = trainer._engine.division
-        return f"the optimizer's state: {self._division or 'whole'} → {now or 'whole'}"
+        return f"the optimizer's state: {self._sharding or 'whole'} → {now or 'whole'}"
 
 
 def _check_same_model(trainer: Trainer, weights: Mapping[str, Any], state_dir: Path) -> None:

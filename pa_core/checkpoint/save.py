@@ -126,6 +126,7 @@ def _state_files(
         "metadata": {"current_epoch": trainer.run_history.current_epoch, **metadata},
     }
     state = {name: encode(part, tensors, name) for name, part in parts.items()}
+    # How the optimizer is sharded. Resuming compares the text, so its words must not change.
     state["division"] = engine.division
     state["parameters"] = parameter_names(trainer)
     state["position"] = asdict(trainer.position)
