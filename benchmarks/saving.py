@@ -78,7 +78,7 @@ def ways(trainer: Trainer) -> dict[str, Callable[[Path], Callable[[], None]]]:
 
     def background(path: Path) -> Callable[[], None]:
         saver.save(path, SaveRequest(in_background=True), {})
-        return saver.settle
+        return saver.wait
 
     def foreground(path: Path) -> Callable[[], None]:
         saver.save(path, SaveRequest(), {})

@@ -22,13 +22,13 @@ if TYPE_CHECKING:
 
     from pa_core.checkpoint.atomic_io import save_file
     from pa_core.checkpoint.codec import decode
+    from pa_core.checkpoint.restore import TrainingState
     from pa_core.checkpoint.storage import (
         MANIFEST,
         StateReader,
         newest_intact_state,
         state_folders,
     )
-    from pa_core.checkpoint.training_state import Position, SavedState
     from pa_core.data.loader import is_loader
     from pa_core.diagnostics.device_syncs import watch_device_syncs
     from pa_core.diagnostics.preserve import preserved
@@ -42,11 +42,10 @@ __all__ = [
     "CallbackSettings",
     "ConfigurableCallback",
     "PluginManager",
-    "Position",
-    "SavedState",
     "Spent",
     "StateReader",
     "Stopwatch",
+    "TrainingState",
     "UpdateDuration",
     "check_table",
     "decode",
@@ -65,11 +64,10 @@ __all__ = [
 _HOMES = {
     "MANIFEST": "pa_core.checkpoint.storage",
     "PluginManager": "pa_core.plugins.manager",
-    "Position": "pa_core.checkpoint.training_state",
-    "SavedState": "pa_core.checkpoint.training_state",
     "Spent": "pa_core.diagnostics.stopwatch",
     "StateReader": "pa_core.checkpoint.storage",
     "Stopwatch": "pa_core.diagnostics.stopwatch",
+    "TrainingState": "pa_core.checkpoint.restore",
     "check_table": "pa_core.settings.validation",
     "decode": "pa_core.checkpoint.codec",
     "find_settings_file": "pa_core.settings.table",

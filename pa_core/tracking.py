@@ -1,9 +1,10 @@
-"""What a run has recorded: its history of metrics, and the mean loss of an epoch."""
+"""Where a run stands and what it has recorded: position, history of metrics, mean loss."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,6 +15,34 @@ from pa_core.errors import nearest
 
 if TYPE_CHECKING:
     from pa_core.durations import Progress
+
+
+@dataclass
+class Position:
+    """Where a run stands; counted as batches are consumed, and saved in each training state.
+
+    Attributes:
+        epoch: number of the epoch in the run history, from 1 on.
+        first_epoch: the run's first epoch; above 1 if the run continues an earlier run's history.
+        phase: ``"start"`` of the epoch, ``"train"`` within its training part, or ``"eval"`` once
+            only its evaluation is left.
+        batch: micro-batches of the epoch that this process has used for updates.
+        updates: optimizer updates of the run.
+        samples: samples consumed by the run on all processes.
+        seconds: time that the run has taken.
+        stop_reason: why the run was stopped early; None if it wasn't.
+        is_paused: whether it was stopped in order to be resumed.
+    """
+
+    epoch: int = 1
+    first_epoch: int = 1
+    phase: str = "start"
+    batch: int = 0
+    updates: int = 0
+    samples: int = 0
+    seconds: float = 0.0
+    stop_reason: str | None = None
+    is_paused: bool = False
 
 
 class RunHistory(ABC):

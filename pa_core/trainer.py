@@ -16,9 +16,7 @@ import torch
 from torch import Tensor
 
 from pa_core.callbacks import get_default_callbacks
-from pa_core.checkpoint.fingerprint import describe_run
-from pa_core.checkpoint.resume import find_training_state
-from pa_core.checkpoint.training_state import Position
+from pa_core.checkpoint.manifest import run_fingerprint
 from pa_core.data.loader import KeyedDataLoader, batches, evaluation_batches, mark_last, num_batches
 from pa_core.data.process_split import SplitBatch
 from pa_core.data.rng import derive_key, key_at, seed_all, seed_model
@@ -33,7 +31,7 @@ from pa_core.loop.arguments import (
 from pa_core.loop.base import TrainerBase
 from pa_core.loop.consensus import Consensus
 from pa_core.placeholders import TrainerPlaceholderValues, replace_trainer_placeholder_values
-from pa_core.tracking import LossTracker, count_values, values_since
+from pa_core.tracking import LossTracker, Position, count_values, values_since
 
 if TYPE_CHECKING:
     from pa_core.control import Requests
@@ -247,7 +245,11 @@ class Trainer(TrainerBase):
             gradient_clip_norm=gradient_clip_norm,
         )
         check_model_and_optimizer(self.get_model(), self.optimizer, needs_optimizer=True)
-        snapshot = find_training_state(resume_from, self) if resume_from is not None else None
+        snapshot = None
+        if resume_from is not None:
+            from pa_core.checkpoint.resume import find_training_state
+
+            snapshot = find_training_state(resume_from, self)
         self.train_dataset, self.eval_dataset = train_dataset, eval_dataset
         self.create_scheduler_fn, self.collate_fn = create_scheduler_fn, collate_fn
         self._hooks.refresh()
@@ -276,10 +278,10 @@ class Trainer(TrainerBase):
         epoch = self.run_history.current_epoch
         self.position = Position(epoch=epoch, first_epoch=epoch)
         self.control.reset()
-        self._manifest, self._identity = None, describe_run(self)
+        self._manifest, self._fingerprint = None, run_fingerprint(self)
         self._snapshot = snapshot
         if snapshot is not None:
-            snapshot.check_same_run(self, strict=strict)
+            snapshot.check_compatible(self, strict=strict)
             snapshot.restore_training(self)
             self.print(
                 f"Resuming from {snapshot.directory}: epoch {self.position.epoch}, "
@@ -395,12 +397,12 @@ class Trainer(TrainerBase):
             self._accumulation.reset()
             self.print(error)
             self._event("on_stop_training_error", error=error)
-        self._saver.settle()
+        self._wait_for_saves()
         self._in_run = False
         self.training_run_end()
         self._event("on_training_run_end")
-        self._saver.save_all(self._decide(now=True).saves)
-        self._saver.finish()
+        self._save_states(self._decide(now=True).saves)
+        self._wait_for_saves()
 
     def _run_epoch(self) -> None:
         """One epoch of the run: its training part, then its evaluation part."""
@@ -527,7 +529,8 @@ class Trainer(TrainerBase):
         """Grant what plugins have requested since the last boundary, the same on every process."""
         control, position = self.control, self.position
         self._hooks.refresh()
-        self._saver.request_wait(control)
+        if "_saver" in vars(self):  # a state has been saved
+            self._saver.request_wait(control)
         if self._engine.num_processes == 1 and control.is_idle:
             return
         asked = self._decide(now)
@@ -539,8 +542,8 @@ class Trainer(TrainerBase):
         # Recorded in the states saved now: only after a pause does resuming continue the run.
         position.stop_reason, position.is_paused = asked.stop_reason, asked.is_pause
         if asked.settle:
-            self._saver.settle()
-        self._saver.save_all(asked.saves)
+            self._wait_for_saves()
+        self._save_states(asked.saves)
         if asked.stop_reason is not None:
             raise StopTrainingError(asked.stop_reason)
 

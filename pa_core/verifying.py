@@ -24,7 +24,7 @@ import torch
 from pa_core import Trainer
 from pa_core.checkpoint.codec import encode
 from pa_core.checkpoint.safetensors_io import tensor_bytes
-from pa_core.checkpoint.training_state import save_training_state_files
+from pa_core.checkpoint.save import save_training_state
 from pa_core.data.loader import KeyedDataLoader
 from pa_core.data.rng import seed_host
 from pa_core.durations import Duration
@@ -82,13 +82,13 @@ class Probe:
         self._handle(now)
         if self.trainer.updates == self.plan.at and not (self.folder / "at").exists():
             self.attributes = _attributes(self.trainer)
-            save_training_state_files(self.trainer, self.folder / "at", {})
+            save_training_state(self.trainer, self.folder / "at", {})
         if self.trainer.updates == self.plan.until:
             self.end()
 
     def end(self) -> None:
         """Save the last state and what was noted, and end the process at once."""
-        save_training_state_files(self.trainer, self.folder / "end", {})
+        save_training_state(self.trainer, self.folder / "end", {})
         notes = {
             "updates": self.trainer.updates,
             "losses": self.losses,

@@ -1,4 +1,4 @@
-"""Save training states while a run goes on."""
+"""Save training states during and after a run."""
 
 from __future__ import annotations
 
@@ -8,6 +8,9 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import Field
 
 from pa_core.builtins.base import BuiltinCallback, BuiltinSettings, has_finite_weights
+
+# Nothing here is used before the first save. Imported now, a missing library shows at once.
+from pa_core.checkpoint import background  # noqa: F401
 from pa_core.checkpoint.storage import remove_leftovers
 from pa_core.control import SaveRequest
 from pa_core.durations import Duration, Every
@@ -20,7 +23,7 @@ if TYPE_CHECKING:
 class SaveTrainingStateSettings(BuiltinSettings):
     """Settings of the built-in plugin `checkpoint`."""
 
-    save_dir: Path = Field(Path("training_states"), description="The folder of the states.")
+    save_dir: Path = Field(Path("training_states"), description="The folder for the states.")
     save_every_n_epochs: int | None = Field(None, ge=1, description="Epochs between two states.")
     save_every_n_steps: int | None = Field(
         None, ge=1, description="Optimizer updates between two states."
@@ -30,47 +33,47 @@ class SaveTrainingStateSettings(BuiltinSettings):
         None, ge=1, description="How many intact states to keep; older ones are removed."
     )
     every: Duration | None = Field(
-        None, description='Time or distance between two states, such as "15 minutes".'
+        None, description='A duration between two states, such as "15 minutes".'
     )
     on_save_error: Literal["warn", "stop"] = Field(
         "warn",
-        description="Whether a run goes on where a state can't be written, as on a full disk.",
+        description="What to do if a state can't be written, as on a full disk: warn or stop.",
     )
     in_background: bool = Field(
-        True, description="Whether training goes on while a state is written, from a copy of it."
+        True, description="Whether training continues while a copy of the state is written."
     )
 
 
 class SaveTrainingStateCallback(BuiltinCallback):
-    """Saves the whole state of training, so that a run can go on where it was interrupted.
+    """Saves training states, so that an interrupted run can be resumed.
 
-    States are folders in `save_dir`, named after the place in the run: ``epoch_0003``,
-    ``update_00000120``, ``final``. ``Trainer.train(resume_from="auto")`` takes the newest intact
-    one. A state whose weights aren't finite is of no use, and isn't saved.
+    States are folders in `save_dir`, named after the position in the run: ``epoch_0003``,
+    ``update_00000120``, ``final``. ``Trainer.train(resume_from="auto")`` resumes from the newest
+    intact one. A state with weights that are NaN or infinite is useless, and isn't saved.
 
-    When there are more than `max_checkpoints` states of such names, the oldest are removed, after
-    a newer one was saved. Only intact states count, so a damaged one never pushes out a good one.
+    If there are more than `max_checkpoints` states with such names, the oldest are removed once a
+    newer one is saved. Only intact states count, so a damaged one never replaces a good one.
 
     Args:
-        save_dir: the folder; one for each run, as states of an earlier run count too.
+        save_dir: the folder; use one for each run, as states of an earlier run count too.
         save_every_n_epochs: epochs between two states; None for none after epochs.
         save_every_n_steps: optimizer updates between two states; None for none within epochs.
-        save_at_end: save a state at the end of the run.
+        save_at_end: whether to save a state at the end of the run.
         max_checkpoints: how many to keep; None for all.
         every: a duration between two states, such as ``"15 minutes"``; None for none.
-        on_save_error: ``"warn"`` goes on where a state can't be written, as on a full disk;
-            ``"stop"`` raises. Earlier states stay as they are in any case.
-        in_background: training stands still only while the state is copied into the host's memory;
-            it is written meanwhile, one at a time, and the run's end waits for it. Where less than
-            twice the state's size is free, or with False, training waits for the disk.
+        on_save_error: if a state can't be written, as on a full disk, ``"warn"`` continues and
+            ``"stop"`` raises the error. Earlier states are unchanged in either case.
+        in_background: training is blocked only while the state is copied into host memory; the
+            copy is written meanwhile, one at a time, and the end of the run waits for it. With
+            False, or if less than twice the state's size is free, training waits for the disk.
 
     Raises:
-        ValueError: for a number below 1, or a duration that can't be read.
+        ValueError: for a number below 1, or an invalid duration.
     """
 
     Settings = SaveTrainingStateSettings
     changes_training = False
-    saves_training_states = True  # `resume_from="auto"` looks for this, and takes `save_dir`
+    saves_training_states = True  # for `resume_from="auto"`, which uses `save_dir`
 
     def __init__(
         self,
@@ -98,16 +101,16 @@ class SaveTrainingStateCallback(BuiltinCallback):
         self.every = None if every is None else Duration.parse(every)
         self.on_save_error = on_save_error
         self.in_background = in_background
-        self._every = self._begin()
+        self._every = self._new_interval()
         self._updates = 0
 
-    def _begin(self) -> Every | None:
+    def _new_interval(self) -> Every | None:
         return None if self.every is None else Every(self.every)
 
     def on_training_run_start(self, trainer: Trainer, **kwargs: Any) -> None:
         if trainer.is_main_process:
             remove_leftovers(self.save_dir)
-        self._every = self._begin()  # a resumed run gets its state after this event
+        self._every = self._new_interval()  # of a resumed run, restored after this event
         self._updates = trainer.updates
 
     @hookimpl(trylast=True)
@@ -118,28 +121,28 @@ class SaveTrainingStateCallback(BuiltinCallback):
         steps = self.save_every_n_steps
         every, name = self._every, f"update_{self._updates:08d}"
         if steps is not None and self._updates % steps == 0:
-            self._ask(trainer, name)
+            self._request(trainer, name)
         if every is not None and every.due(trainer.progress):
-            self._ask(trainer, name, everywhere=every.is_counted)
+            self._request(trainer, name, everywhere=every.is_counted)
 
     @hookimpl(trylast=True)
     def on_training_run_epoch_end(self, trainer: Trainer, **kwargs: Any) -> None:
         epoch, epochs = trainer.run_history.current_epoch, self.save_every_n_epochs
         if epochs is not None and epoch % epochs == 0:
-            self._ask(trainer, f"epoch_{epoch:04d}")
+            self._request(trainer, f"epoch_{epoch:04d}")
 
-    # First, so that the state is that of the run's last update, whatever others then load.
+    # First, so that the state is the one after the last update, whatever other plugins then load.
     @hookimpl(tryfirst=True)
     def on_training_run_end(self, trainer: Trainer, **kwargs: Any) -> None:
-        # Whoever has paused a run has saved it.
+        # A paused run was saved when it was paused.
         is_over = not trainer.position.is_paused
         if self.save_at_end and is_over and has_finite_weights(trainer):
-            # (not in the background: there is nothing left to do meanwhile)
+            # (not in the background: nothing is left to do meanwhile)
             request = SaveRequest(self.on_save_error == "stop", keep=self.max_checkpoints)
             trainer._saver.save(self.save_dir / "final", request, {})
 
-    def _ask(self, trainer: Trainer, name: str, *, everywhere: bool = True) -> None:
-        # Where clocks decide, the main process asks for all.
+    def _request(self, trainer: Trainer, name: str, *, everywhere: bool = True) -> None:
+        # If a clock decides, the main process does so for all.
         if (everywhere or trainer.is_main_process) and has_finite_weights(trainer):
             trainer.control.save(
                 self.save_dir / name,

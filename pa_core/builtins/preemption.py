@@ -1,4 +1,4 @@
-"""Save and leave when the machine is taken away."""
+"""Save a training state and exit when a signal announces that the machine is taken away."""
 
 from __future__ import annotations
 
@@ -17,6 +17,9 @@ from pydantic import Field
 from torch.utils.data import DataLoader
 
 from pa_core.builtins.base import BuiltinCallback, BuiltinSettings, has_finite_weights
+
+# Nothing here is used before the signal. Imported now, a missing library shows at once.
+from pa_core.checkpoint import background  # noqa: F401
 from pa_core.checkpoint.storage import remove_leftovers
 from pa_core.control import SaveRequest
 from pa_core.errors import PreemptedExit
@@ -32,49 +35,52 @@ if TYPE_CHECKING:
 SignalName = Literal["SIGTERM", "SIGINT", "SIGHUP", "SIGQUIT", "SIGUSR1", "SIGUSR2", "SIGXCPU"]
 
 _ECHO = 2.0
-"""Seconds in which a second signal is the first one again, as launchers pass on what all got."""
+"""Seconds in which a signal counts as a repetition: launchers forward one that all have got."""
 
 
 class PreemptionSettings(BuiltinSettings):
     """Settings of the built-in plugin `preemption`."""
 
     signals: tuple[SignalName, ...] = Field(
-        ("SIGTERM", "SIGINT"), min_length=1, description="The signals to save and leave on."
+        ("SIGTERM", "SIGINT"), min_length=1, description="The signals on which to save and exit."
     )
     exit_code: int = Field(
-        75, ge=1, le=255, description="The process' exit code that says: start me again."
+        75,
+        ge=1,
+        le=255,
+        description="The exit code of the process, which tells a scheduler to start it again.",
     )
     save_dir: Path = Field(
         Path("training_states"),
-        description="The folder of the state, where checkpoint isn't enabled, which has its own.",
+        description="The folder for the state, unless checkpoint is enabled: then it is that "
+        "plugin's.",
     )
 
 
 class PreemptionCallback(BuiltinCallback):
-    """Saves a state and leaves when a signal says that the machine is taken away.
+    """Saves a training state and exits when a signal announces that the machine is taken away.
 
-    A signal interrupts nothing. The loop ends the update that is under way, or the evaluation;
-    then the run is paused, on all processes at the same update: its state is saved as
-    ``update_00000120``, the events of a run's end are called, everything is closed, and the
-    process exits with a code that says that it is to be started again, with
-    ``resume_from="auto"``. A second signal, two seconds later or more, does what it does without
-    this plugin: it ends the process at once.
+    A signal doesn't interrupt an update or an evaluation. Once that is complete, the run is paused
+    at the same update on every process: its state is saved as ``update_00000120``, the events at
+    the end of a run are called, everything is closed, and the process exits with a code that asks
+    for a restart, with ``resume_from="auto"``. A second signal, two seconds later or more, does
+    what it does without this plugin: it ends the process at once.
 
-    Workers that load data for the trainer leave these signals to their main process, since a
-    signal is often sent to all processes of a group.
+    A signal is often sent to a whole process group. The trainer's data-loading workers therefore
+    ignore these signals.
 
     Args:
         signals: names of the signals.
-        exit_code: the exit code; 75 is ``EX_TEMPFAIL`` of sysexits.h: try again later.
-        save_dir: the folder of the state, where the plugin `checkpoint` isn't enabled. Otherwise
-            it is that plugin's.
+        exit_code: the exit code; 75 is ``EX_TEMPFAIL`` in sysexits.h: try again later.
+        save_dir: the folder for the state, unless the plugin `checkpoint` is enabled: then it is
+            that plugin's.
 
     Raises:
         ValueError: for a signal that this system doesn't have.
     """
 
     Settings = PreemptionSettings
-    saves_training_states = True  # `resume_from="auto"` looks for this, and takes `save_dir`
+    saves_training_states = True  # for `resume_from="auto"`, which uses `save_dir`
 
     def __init__(
         self,
@@ -90,7 +96,7 @@ class PreemptionCallback(BuiltinCallback):
         self.save_dir = Path(save_dir)
         self._received: tuple[signal.Signals, float] | None = None
         self._handlers: dict[signal.Signals, Any] = {}
-        # In memory that the workers share.
+        # In shared memory, for the workers to read.
         self._is_listening = torch.zeros((), dtype=torch.bool).share_memory_()
 
     def on_init_end(self, trainer: Trainer, **kwargs: Any) -> None:
@@ -100,27 +106,27 @@ class PreemptionCallback(BuiltinCallback):
 
     @hookimpl(wrapper=True)
     def create_train_dataloader(self, trainer: Trainer) -> Generator[None, Any, Any]:
-        return self._with_patient_workers((yield), trainer.train_dataset)
+        return self._with_signals_ignored((yield), trainer.train_dataset)
 
     @hookimpl(wrapper=True)
     def create_eval_dataloader(self, trainer: Trainer) -> Generator[None, Any, Any]:
-        return self._with_patient_workers((yield), trainer.eval_dataset)
+        return self._with_signals_ignored((yield), trainer.eval_dataset)
 
-    def _with_patient_workers(self, loader: Any, data: Any) -> Any:
+    def _with_signals_ignored(self, loader: Any, data: Any) -> Any:
         if isinstance(loader, DataLoader) and loader is not data and loader.num_workers:
-            loader.worker_init_fn = _Patience(
+            loader.worker_init_fn = _IgnoreSignals(
                 self.signals, self._is_listening, loader.worker_init_fn
             )
         return loader
 
-    # Outside of all that the run opens, so that it is closed when the process exits.
+    # Outside every other wrapper, so that all have closed what they opened when the process exits.
     @hookimpl(wrapper=True, tryfirst=True)
     def run_training(self, trainer: Trainer) -> Generator[None, Any, Any]:
         with self._listening(trainer):
             result = yield
         if trainer.position.is_paused:
             raise PreemptedExit(self.exit_code)
-        if self._received is not None:  # too late to be granted: the run is over, all is saved
+        if self._received is not None:  # too late to pause: the run is over
             signal.raise_signal(self._received[0])
         return result
 
@@ -133,23 +139,23 @@ class PreemptionCallback(BuiltinCallback):
         if trainer.position.is_paused and has_finite_weights(trainer):
             state_dir = self.save_dir / f"update_{trainer.updates:08d}"
             trainer._saver.save(state_dir, SaveRequest(must=False), {})
-            trainer.print(f"Saved {state_dir}; resume_from='auto' goes on from there")
+            trainer.print(f"Saved {state_dir}; resume_from='auto' resumes from it")
 
     @contextmanager
     def _listening(self, trainer: Trainer) -> Iterator[None]:
-        """Catch the signals, and let whatever had them before have them again afterwards."""
+        """Handle the signals; afterwards, restore the handlers that were there before."""
         self._received = None
         if threading.current_thread() is not threading.main_thread():
             warnings.warn(
-                "The plugin preemption hears no signals: only the main thread of a process does, "
-                "and this run is in another one",
+                "The plugin preemption can't handle signals: only the main thread of a process "
+                "can, and this run is in another thread",
                 stacklevel=2,
             )
             yield
             return
-        control = trainer.control  # not that of an evaluation within the run
+        control = trainer.control  # during an evaluation within the run, it is a different one
 
-        def note(number: int, frame: FrameType | None) -> None:
+        def handle(number: int, frame: FrameType | None) -> None:
             now = time.monotonic()
             if self._received is None:
                 self._received = signal.Signals(number), now
@@ -159,7 +165,7 @@ class PreemptionCallback(BuiltinCallback):
                 signal.raise_signal(number)
 
         self._is_listening.fill_(True)
-        self._handlers = {number: signal.signal(number, note) for number in self.signals}
+        self._handlers = {number: signal.signal(number, handle) for number in self.signals}
         try:
             yield
         finally:
@@ -169,17 +175,17 @@ class PreemptionCallback(BuiltinCallback):
     def _restore_handlers(self) -> None:
         while self._handlers:
             number, handler = self._handlers.popitem()
-            # None: not set from Python, and so it can't be put back.
+            # None: it wasn't set from Python, so it can't be restored.
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
 
-class _Patience:
-    """Sets up a worker so that it leaves signals to its main process while that listens.
+class _IgnoreSignals:
+    """Sets up a worker so that it ignores signals that its main process handles.
 
     Args:
-        signals: which ones.
-        is_listening: whether the main process does; afterwards a worker ends when it is told to,
-            as multiprocessing expects of it at the end of a process.
+        signals: the signals.
+        is_listening: whether the main process handles them; otherwise a signal ends the worker, as
+            multiprocessing expects when a process ends.
         worker_init_fn: the user's own.
     """
 
@@ -194,10 +200,10 @@ class _Patience:
 
     def __call__(self, worker_id: int) -> None:
         for number in self._signals:
-            signal.signal(number, self._leave)
+            signal.signal(number, self._handle)
         if self._worker_init_fn is not None:
             self._worker_init_fn(worker_id)
 
-    def _leave(self, number: int, frame: FrameType | None) -> None:
+    def _handle(self, number: int, frame: FrameType | None) -> None:
         if not self._is_listening:
             os._exit(0)

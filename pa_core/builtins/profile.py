@@ -146,7 +146,7 @@ class ProfileCallback(BuiltinCallback):
         owners: list[tuple[Any, str, str]] = [
             (trainer, method, phase) for method, phase in _METHODS.items()
         ]
-        owners += [(trainer._saver, method, "saving") for method in ("save", "settle")]
+        owners += [(trainer._saver, method, "saving") for method in ("save", "wait")]
         kept = [(owner, name, vars(owner).get(name, _END)) for owner, name, _ in owners]
         kept.append((trainer._engine, "moved", vars(trainer._engine).get("moved", _END)))
         for owner, name, phase in owners:

@@ -1,4 +1,4 @@
-"""Keep the best model of a run."""
+"""Save the best model of a run, and load it at the end."""
 
 from __future__ import annotations
 
@@ -18,40 +18,44 @@ if TYPE_CHECKING:
 class SaveBestModelSettings(WatchSettings):
     """Settings of the built-in plugin `save_best_model`."""
 
-    save_path: Path = Field(Path("best_model.pt"), description="The file, usually ending in .pt.")
+    save_path: Path = Field(
+        Path("best_model.pt"), description="The checkpoint file, usually ending in .pt."
+    )
     save_optimizer: bool = Field(True, description="Whether to save the optimizer too.")
-    save_scheduler: bool = Field(True, description="Whether to save the schedule too.")
+    save_scheduler: bool = Field(
+        True, description="Whether to save the learning-rate scheduler too."
+    )
     load_saved_checkpoint: bool = Field(
-        True, description="Whether to go back to the best model at the end of the run."
+        True, description="Whether to load the best model at the end of the run."
     )
     model: str | None = Field(
         None,
-        description="Save the weights of another evaluated model, such as ema; the trained ones "
-        "otherwise.",
+        description="Save the weights of another evaluated model, such as ema, instead of the "
+        "trained one's.",
     )
 
 
 class SaveBestModelCallback(MetricWatcher):
-    """Saves the model after each epoch that is the best so far, and goes back to it at the end.
+    """Saves the model after each epoch that is the best so far, and loads the best at the end.
 
-    The file is one of `Trainer.save_checkpoint`, and holds the metric under its own name. At the
-    end only a file that this run has saved is loaded, never one that was left there by another.
+    The checkpoint file is written by `Trainer.save_checkpoint`, and contains the metric under its
+    name. At the end only a file that this run has saved is loaded, never one of another run.
 
     Args:
         save_path: the file; it should end in ``.pt``.
-        watch_metric: name of the metric in the run history. What isn't finite is never the
-            best.
+        watch_metric: name of the metric in the run history. A value that is NaN or infinite is
+            never the best.
         greater_is_better: whether more is better.
         reset_on_train: whether each training run begins without a best value.
         save_optimizer: whether to save the optimizer too.
-        save_scheduler: whether to save the schedule too.
+        save_scheduler: whether to save the learning-rate scheduler too.
         load_saved_checkpoint: whether to load the best model at the end of the run.
-        model: the name of another model that is evaluated beside the trained one, such as a moving
-            average of it: its weights are saved then.
+        model: the name of another evaluated model, such as a moving average of the trained one,
+            whose weights are saved instead.
 
     Attributes:
         best_metric: the best value so far.
-        best_metric_epoch: number of its epoch.
+        best_metric_epoch: number of the epoch of that value.
     """
 
     Settings = SaveBestModelSettings
@@ -104,17 +108,17 @@ class SaveBestModelCallback(MetricWatcher):
         if not self._is_own_file():
             trainer.print(
                 f"{self.save_path} isn't the model of epoch {self.best_metric_epoch}, the best of "
-                "this run: something else has replaced or removed it. It is not loaded"
+                "this run: it was replaced or removed. The best model is not loaded"
             )
             return
         trainer.print(
-            f"Going back to the model of epoch {self.best_metric_epoch}, which has the best "
+            f"Loading the model of epoch {self.best_metric_epoch}, which has the best "
             f"{self.watch_metric}: {self.best_metric}"
         )
         trainer.load_checkpoint(self.save_path)
 
     def _is_own_file(self) -> bool:
-        """Whether the file is the one that was saved last, by its metric and epoch."""
+        """Whether the file is the one that this run saved last, by its metric and epoch."""
         if not Path(self.save_path).is_file():
             return False
         content = torch.load(self.save_path, map_location="meta", weights_only=True, mmap=True)

@@ -1,1 +1,1 @@
-"""Training states: what they hold, how they are written, found, checked and restored."""
+"""Training states: what they hold, and how they are saved, found, verified and restored."""

@@ -1,7 +1,7 @@
-"""What training states do on the disk: every change of it is one of these functions.
+"""Atomic writing, replacing and removing: the only code that changes files of training states.
 
-A file or folder is written beside its place, flushed and renamed, so that it is complete or absent
-at every instant. What a killed process leaves has a name that says whose it was.
+A file or folder is written under a temporary name, flushed and renamed, so that it is complete or
+absent at every instant. A temporary name says which process it belongs to.
 """
 
 from __future__ import annotations
@@ -19,9 +19,8 @@ from pathlib import Path
 from typing import Any
 
 _BLOCK = 4 * 2**20  # bytes hashed and written at once: they fit into the processor's cache
-_LONG_AGO = (
-    3600.0  # seconds without a change, after which a leftover of another machine is nobody's
-)
+_ABANDONED_AFTER = 3600.0
+"""Seconds without a change after which another machine's temporary file counts as left over."""
 _HOST = hashlib.sha256(platform.node().encode()).hexdigest()[:6]
 _LEFTOVER = re.compile(
     r"\.(?P<kind>tmp|trash)-(?P<name>.+)"
@@ -30,7 +29,7 @@ _LEFTOVER = re.compile(
 
 
 def make_folder(path: Path) -> None:
-    """Create a folder that must not exist yet, and those above it, durably."""
+    """Create a folder, which must not exist yet, and its parents, durably."""
     missing = [folder for folder in path.parents if not folder.exists()]
     os.makedirs(path)
     for folder in missing:
@@ -41,7 +40,7 @@ def write_file(path: Path, chunks: Iterable[bytes | memoryview]) -> dict[str, An
     """Write a new file and flush it to the disk.
 
     Returns:
-        Its ``size`` and ``sha256``, taken from the bytes on their way.
+        Its ``size`` and ``sha256``, computed as it is written.
     """
     digest, size = hashlib.sha256(), 0
     handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | _CLOSE_ON_EXEC, 0o666)
@@ -61,17 +60,17 @@ def write_file(path: Path, chunks: Iterable[bytes | memoryview]) -> dict[str, An
 
 
 def read_file(path: Path) -> bytes:
-    """Read a regular file; a link is not followed, and nothing else is opened.
+    """Read a regular file; links aren't followed, and reading never blocks.
 
     Raises:
-        OSError: where there is none, or something else.
+        OSError: if it is missing or is anything else.
     """
     handle = os.open(path, os.O_RDONLY | _CLOSE_ON_EXEC | _NO_FOLLOW)
     with open(handle, "rb") as file:
         return file.read()
 
 
-def fingerprint(path: Path) -> dict[str, Any]:
+def size_and_hash(path: Path) -> dict[str, Any]:
     """A file's ``size`` and ``sha256``."""
     handle = os.open(path, os.O_RDONLY | _CLOSE_ON_EXEC | _NO_FOLLOW)
     with open(handle, "rb") as file:
@@ -80,7 +79,7 @@ def fingerprint(path: Path) -> dict[str, Any]:
 
 
 def flush_file(path: Path) -> None:
-    """Flush a file that somebody else has written."""
+    """Flush a file that other code has written."""
     handle = os.open(path, os.O_RDWR | _CLOSE_ON_EXEC)
     try:
         os.fsync(handle)
@@ -89,7 +88,7 @@ def flush_file(path: Path) -> None:
 
 
 def flush_folder(path: Path) -> None:
-    """Make a rename durable; some network mounts can't, and then the rename alone must do."""
+    """Make a rename durable, where the file system can; some network mounts can't."""
     try:
         handle = os.open(path, os.O_RDONLY | _CLOSE_ON_EXEC)
         try:
@@ -101,7 +100,7 @@ def flush_folder(path: Path) -> None:
 
 
 def put_in_place(directory: Path, target: Path) -> None:
-    """Rename a finished folder to `target`; what is there now is moved away first, then removed."""
+    """Rename a complete folder to `target`; an existing one is moved away first, then removed."""
     trash = None
     if target.exists():
         trash = beside(target, "trash")
@@ -118,20 +117,20 @@ def put_in_place(directory: Path, target: Path) -> None:
 
 
 def remove_tree(path: Path) -> None:
-    """Remove a folder as far as that goes; what stays has a leftover's name already."""
-    with suppress(OSError):  # (of closing a folder, which `ignore_errors` doesn't cover)
+    """Remove a folder as far as possible; it must have a temporary name already."""
+    with suppress(OSError):  # (from closing a folder, which `ignore_errors` doesn't cover)
         shutil.rmtree(path, ignore_errors=True)
 
 
 def remove_whole(path: Path) -> None:
-    """Remove a folder; interrupted, this leaves no half of one under its name."""
+    """Remove a folder; if interrupted, no incomplete one keeps its name."""
     trash = beside(path, "trash")
     os.rename(path, trash)
     remove_tree(trash)
 
 
 def save_file(path: str | Path, write: Callable[[Path], object]) -> None:
-    """Let `write` make a file beside `path`, flush it, and put it in its place at once."""
+    """Have `write` create a temporary file, flush it, and move it to `path` atomically."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = beside(path, "tmp")
@@ -144,15 +143,15 @@ def save_file(path: str | Path, write: Callable[[Path], object]) -> None:
         temporary.unlink(missing_ok=True)
 
 
-# -- What killed processes have left ---------------------------------------------------------
+# -- Leftovers of killed processes -----------------------------------------------------------
 
 
 def beside(path: Path, kind: str) -> Path:
-    """A name beside `path` that nobody else has, and that says whose it is.
+    """A unique temporary name in the folder of `path`, which names this process.
 
     Args:
-        path: the place that a file or folder is to have, or has had.
-        kind: ``"tmp"`` for what is being written, ``"trash"`` for what is moved away.
+        path: the final or former path of a file or folder.
+        kind: ``"tmp"`` for what is being written, ``"trash"`` for what is being removed.
     """
     pid = os.getpid()
     owner = f"{_HOST}-{pid}-{_start_of(pid)}"
@@ -160,13 +159,13 @@ def beside(path: Path, kind: str) -> Path:
 
 
 def recover_replaced(folder: Path, is_intact: Callable[[Path], bool]) -> None:
-    """Put back what was moved away for something new which then never came."""
+    """Restore what was moved away for a replacement that was never completed."""
     for path in _in(folder, ".trash-*"):
         match = _LEFTOVER.fullmatch(path.name)
         if match is None or (folder / match["name"]).exists():
             continue
-        # Of another machine's process, the worst that can happen is that its save fails.
-        if match["host"] == _HOST and _is_at_work(match):
+        # (If a process on another machine is still at it, its save fails at worst.)
+        if match["host"] == _HOST and _is_running(match):
             continue
         if is_intact(path):
             try:
@@ -176,23 +175,23 @@ def recover_replaced(folder: Path, is_intact: Callable[[Path], bool]) -> None:
 
 
 def find_leftovers(folder: Path) -> list[Path]:
-    """What killed processes have left; not what a process that lives may still be writing."""
+    """Temporary files and folders of killed processes, without those of running ones."""
     found = []
     for path in _in(folder, ".t*-*"):
         match = _LEFTOVER.fullmatch(path.name)
         if match is None:
             continue
         if match["host"] == _HOST:
-            is_left = not _is_at_work(match)
+            is_left = not _is_running(match)
         else:
-            is_left = time.time() - _last_change(path) > _LONG_AGO
+            is_left = time.time() - _last_change(path) > _ABANDONED_AFTER
         if is_left:
             found.append(path)
     return found
 
 
 def remove_leftover(path: Path) -> None:
-    """Remove a file or folder of a leftover's name."""
+    """Remove a leftover file or folder."""
     remove_tree(path) if path.is_dir() else path.unlink(missing_ok=True)
 
 
@@ -200,8 +199,8 @@ def _in(folder: Path, pattern: str) -> list[Path]:
     return sorted(folder.glob(pattern)) if folder.is_dir() else []
 
 
-def _is_at_work(match: re.Match[str]) -> bool:
-    """Whether the process of this machine that has made a leftover lives."""
+def _is_running(match: re.Match[str]) -> bool:
+    """Whether the process that a temporary name names, on this machine, is still running."""
     pid = int(match["pid"])
     try:
         os.kill(pid, 0)
@@ -209,12 +208,12 @@ def _is_at_work(match: re.Match[str]) -> bool:
         return False
     except OSError:
         pass
-    # The number may be another process' by now; in containers it often is.
+    # The pid may have been reused; in containers that is common.
     return match["started"] == _start_of(pid)
 
 
 def _start_of(pid: int) -> str:
-    """When a process was started, in ticks since the machine was; "0" where that isn't known."""
+    """When a process started, in clock ticks since boot; "0" if that isn't known."""
     try:
         status = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:

@@ -1,9 +1,8 @@
-"""Saving states while a run goes on: the loop waits for a copy of the state, not for the disk.
+"""Save training states while training continues, which waits for a copy and not for the disk.
 
-At an update boundary the state is copied into memory of its own. A thread then hashes, writes and
-commits it, and removes old states, while the main thread trains on. One state at most is in flight;
-who asks for another waits for it. All that processes have to do together is done by their main
-threads.
+At an update boundary the state is copied into separate memory. A thread then hashes, writes and
+commits it and removes old states, while the main thread continues to train. At most one state is
+being saved at a time; a request for another waits for it. All collectives run in the main threads.
 """
 
 from __future__ import annotations
@@ -18,46 +17,40 @@ from typing import TYPE_CHECKING, Any
 
 from pa_core.checkpoint.retention import Retention
 from pa_core.checkpoint.safetensors_io import HostMemory
-from pa_core.checkpoint.training_state import save_training_state_files
+from pa_core.checkpoint.save import save_training_state
 from pa_core.errors import OtherProcessError
 
 if TYPE_CHECKING:
     from pa_core.control import SaveRequest, TrainerControl
     from pa_core.trainer import Trainer
 
-OWN_NAME = re.compile(r"epoch_\d{4,}|update_\d{8,}|final")
+CHECKPOINT_NAME = re.compile(r"epoch_\d{4,}|update_\d{8,}|final")
 """Names that the `checkpoint` plugin gives; `SaveRequest.keep` counts no other states."""
 
 
 @dataclass
-class _Flight:
-    """A state in the background; only the process that writes it has a thread."""
+class _PendingSave:
+    """A state that is being saved; only the process that writes it has a thread."""
 
     state_dir: Path
     must: bool
     thread: Thread | None = None
     error: BaseException | None = None
-    remarks: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
 
 
 class StateSaver:
-    """Saves the training states of a trainer's runs, at once or in the background.
+    """Saves a trainer's training states, at once or in the background.
 
     Args:
-        trainer: whose states.
+        trainer: the trainer whose states are saved.
     """
 
     def __init__(self, trainer: Trainer) -> None:
         self._trainer = trainer
         self._retention = Retention()
         self._memory = HostMemory()
-        self._flight: _Flight | None = None
-
-    def save_all(self, requests: Mapping[Path, SaveRequest]) -> None:
-        """Save what was asked for; called on every process."""
-        for state_dir, request in requests.items():
-            metadata = self._trainer._save_metadata.pop(state_dir, {})
-            self.save(state_dir, request, metadata)
+        self._pending: _PendingSave | None = None
 
     def save(self, state_dir: Path, request: SaveRequest, metadata: Mapping[str, Any]) -> None:
         """Save a state now, or copy it now and write it in the background.
@@ -65,119 +58,121 @@ class StateSaver:
         Called on every process, at an update boundary.
 
         Raises:
-            TrainingStateError: where something can't be saved, naming whose and what.
-            OSError: where the disk refuses it, and `request` says that it must be saved.
+            TrainingStateError: if something can't be saved, naming it and its owner.
+            OSError: if the disk fails and the request says that the state must be saved.
         """
-        self.settle()
-        flight = _Flight(state_dir, request.must)
+        self._wait()
+        pending = _PendingSave(state_dir, request.must)
 
         def write(commit: Callable[[], None]) -> None:
             commit()
             if request.keep is not None:
-                self._remove_old_states(flight, request.keep)
+                self._remove_old_states(pending, request.keep)
 
-        def start(commit: Callable[[], None]) -> None:
-            flight.thread = Thread(target=_run, args=(flight, write, commit), name="pa-core-save")
-            flight.thread.start()
+        def write_in_background(commit: Callable[[], None]) -> None:
+            pending.thread = Thread(target=_run, args=(pending, write, commit), name="pa-core-save")
+            pending.thread.start()
 
         try:
-            save_training_state_files(
+            save_training_state(
                 self._trainer,
                 state_dir,
                 metadata,
                 write,
-                start if request.in_background else None,
+                write_in_background if request.in_background else None,
                 self._memory,
             )
         except (OSError, OtherProcessError) as error:
             if request.must:
                 raise
-            self._tell(flight, error)
+            self._report(pending, error)
         else:
             if request.in_background:
-                self._flight = flight
-        _warn(flight.remarks if flight.thread is None else ())
+                self._pending = pending
+        if pending.thread is None:
+            _warn(pending.warnings)
 
     def request_wait(self, control: TrainerControl) -> None:
-        """Let all processes hear at the next boundary that a state could not be written."""
-        flight = self._flight
-        if flight is not None and (flight.error is not None or flight.remarks):
+        """If saving has failed on this process, have all processes wait at the next boundary."""
+        pending = self._pending
+        if pending is not None and (pending.error is not None or pending.warnings):
             control.settle()
 
-    def settle(self) -> None:
-        """Wait for the state in flight, and tell of what went wrong; called on every process.
+    def wait(self) -> None:
+        """Wait for the pending save, report its failure, and free the memory of its copy.
+
+        Called on every process.
 
         Raises:
-            OSError: where the disk refused it, and it must be saved.
+            OSError: if the disk has failed and the state must be saved.
         """
-        flight, self._flight = self._flight, None
-        if flight is not None:
-            self._trainer._engine.together(lambda: self._land(flight))
-
-    def finish(self) -> None:
-        """Settle at the end of a run, and give back the memory of the copies."""
         try:
-            self.settle()
+            self._wait()
         finally:
             self._memory.free()
 
-    def give_up(self, exception: BaseException) -> None:
-        """Wait for the state in flight as a run ends by an exception, which is told of a failure.
+    def wait_on_exception(self, exception: BaseException) -> None:
+        """Wait for the pending save as an exception ends the run; add a failure to its notes.
 
-        Nothing is asked of other processes: they may be gone.
+        This uses no collectives: other processes may be gone.
         """
-        flight, self._flight = self._flight, None
-        if flight is None or flight.thread is None:
+        pending, self._pending = self._pending, None
+        if pending is None or pending.thread is None:
             return
-        flight.thread.join()
+        pending.thread.join()
         self._memory.free()
-        if flight.error is not None:
-            exception.add_note(_not_saved(flight, flight.error))
-        for remark in flight.remarks:
-            exception.add_note(remark)
+        if pending.error is not None:
+            exception.add_note(_not_saved(pending, pending.error))
+        for text in pending.warnings:
+            exception.add_note(text)
 
-    def _land(self, flight: _Flight) -> None:
-        if flight.thread is None:
-            return
-        flight.thread.join()
-        _warn(flight.remarks)
-        if flight.error is None:
-            return
-        if flight.must or not isinstance(flight.error, OSError):
-            flight.error.add_note(f"while {flight.state_dir} was saved in the background")
-            raise flight.error
-        self._tell(flight, flight.error)
+    def _wait(self) -> None:
+        pending, self._pending = self._pending, None
+        if pending is not None:
+            self._trainer._engine.together(lambda: self._complete(pending))
 
-    def _tell(self, flight: _Flight, error: Exception) -> None:
-        """Tell plugins and the user that a state is missing, and go on."""
+    def _complete(self, pending: _PendingSave) -> None:
+        if pending.thread is None:
+            return
+        pending.thread.join()
+        _warn(pending.warnings)
+        if pending.error is None:
+            return
+        if pending.must or not isinstance(pending.error, OSError):
+            pending.error.add_note(f"while {pending.state_dir} was being saved in the background")
+            raise pending.error
+        self._report(pending, pending.error)
+
+    def _report(self, pending: _PendingSave, error: Exception) -> None:
+        """Notify plugins and warn the user that a state was not saved; training continues."""
         self._trainer._event(
-            "on_save_training_state_error", state_dir=flight.state_dir, error=error
+            "on_save_training_state_error", state_dir=pending.state_dir, error=error
         )
-        _warn([_not_saved(flight, error)])
+        _warn([f"{_not_saved(pending, error)}, and training continues"])
 
-    def _remove_old_states(self, flight: _Flight, keep: int) -> None:
+    def _remove_old_states(self, pending: _PendingSave, keep: int) -> None:
         try:
-            self._retention.apply(flight.state_dir.parent, keep, OWN_NAME.fullmatch)
+            self._retention.apply(pending.state_dir.parent, keep, CHECKPOINT_NAME.fullmatch)
         except OSError as error:
-            flight.remarks.append(f"Old training states could not be removed: {error}")
+            pending.warnings.append(f"Old training states could not be removed: {error}")
 
 
 def _run(
-    flight: _Flight, write: Callable[[Callable[[], None]], None], commit: Callable[[], None]
+    pending: _PendingSave, write: Callable[[Callable[[], None]], None], commit: Callable[[], None]
 ) -> None:
     try:
         write(commit)
-    except BaseException as error:  # noqa: BLE001 - it is told by the main thread
-        flight.error = error
+    except BaseException as error:  # noqa: BLE001 - the main thread reports it
+        pending.error = error
 
 
-def _not_saved(flight: _Flight, error: BaseException) -> str:
+def _not_saved(pending: _PendingSave, error: BaseException) -> str:
     return (
-        f"No training state was saved at {flight.state_dir}: {error}. The run goes on, and states "
-        "saved before are as they were"
+        f"No training state was saved at {pending.state_dir}: {error}. States saved earlier are "
+        "unchanged"
     )
 
 
-def _warn(remarks: Iterable[str]) -> None:
-    for remark in remarks:
-        warnings.warn(remark, stacklevel=4)
+def _warn(texts: Iterable[str]) -> None:
+    for text in texts:
+        warnings.warn(text, stacklevel=4)

@@ -1,7 +1,7 @@
-"""State as plain data: strict JSON beside named tensors, in both directions, never a pickle.
+"""Encode state as strict JSON plus named tensors, and decode it; never a pickle.
 
-What JSON lacks is written as an object of one key that begins with ``$``: tensors (by name),
-NumPy arrays, tuples, NaN and infinities, and dictionaries whose keys aren't text.
+What JSON lacks is written as an object with one key that begins with ``$``: tensors (by name),
+NumPy arrays, tuples, NaN and infinities, and dictionaries whose keys aren't all strings.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ Json = dict[str, Any] | list[Any] | str | int | float | bool | None
 
 
 def encode(value: Any, tensors: dict[str, Tensor], owner: str) -> Json:
-    """Write `value` as JSON, its tensors into `tensors` under names that begin with `owner`.
+    """Encode `value` as JSON; add its tensors to `tensors`, under names that begin with `owner`.
 
     Args:
         value: nested mappings, sequences, numbers, text, tensors and arrays.
         tensors: filled with the tensors.
-        owner: whose state it is and at what place, for names and errors: ``optimizer.state``.
+        owner: whose state it is and where in it, for names and errors: ``optimizer.state``.
 
     Raises:
         TrainingStateError: for a value of any other type, naming `owner` and the key.
@@ -44,7 +44,7 @@ def encode(value: Any, tensors: dict[str, Tensor], owner: str) -> Json:
     if isinstance(value, Tensor):
         return {"$tensor": _name_tensor(value, tensors, owner)}
     if isinstance(value, np.ndarray) and value.dtype.kind in "biufc":
-        # (a copy, since torch takes no read-only memory)
+        # (a copy, since torch doesn't accept read-only memory)
         return {"$array": _name_tensor(torch.from_numpy(value.copy()), tensors, owner)}
     if isinstance(value, np.generic):
         return encode(value.item(), tensors, owner)
@@ -62,8 +62,8 @@ def encode(value: Any, tensors: dict[str, Tensor], owner: str) -> Json:
         encoded = [encode(item, tensors, f"{owner}.{i}") for i, item in enumerate(value)]
         return encoded if isinstance(value, list) else {"$tuple": encoded}
     raise TrainingStateError(
-        f"{owner} can't be saved: a {type(value).__name__} is no plain data. A state may hold "
-        "numbers, text, lists, tuples, dictionaries, tensors and NumPy arrays"
+        f"{owner} can't be saved: {type(value).__name__} is not a plain data type. A state may "
+        "contain numbers, text, lists, tuples, dictionaries, tensors and NumPy arrays"
     )
 
 
@@ -76,10 +76,10 @@ def _name_tensor(value: Tensor, tensors: dict[str, Tensor], name: str) -> str:
 
 
 def decode(value: Json, tensors: Mapping[str, Tensor]) -> Any:
-    """Read what `encode` has written.
+    """Decode what `encode` has returned.
 
     Raises:
-        TrainingStateError: where a tensor is missing.
+        TrainingStateError: if a tensor is missing.
     """
     if isinstance(value, list):
         return [decode(item, tensors) for item in value]
@@ -102,11 +102,10 @@ def decode(value: Json, tensors: Mapping[str, Tensor]) -> Any:
 
 
 def encode_weights(state: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Split a module's state dict into tensors under their own names, and all the rest.
+    """Split a module's state dict into tensors under their own names, and everything else.
 
     Returns:
-        The tensors, contiguous and each with memory of its own; and
-        ``{"aliases": {name: the name that holds the same tensor}, "extra": …}``.
+        The tensors, each once; and ``{"aliases": {name: name of the same tensor}, "extra": …}``.
     """
     tensors: dict[str, Tensor] = {}
     aliases: dict[str, str] = {}
@@ -126,7 +125,7 @@ def encode_weights(state: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[st
 
 
 def decode_weights(tensors: Mapping[str, Tensor], rest: Mapping[str, Any]) -> dict[str, Any]:
-    """Put together the state dict that `encode_weights` has split."""
+    """Rebuild the state dict that `encode_weights` has split."""
     state: dict[str, Any] = OrderedDict(tensors)
     state.update({name: tensors[held] for name, held in rest["aliases"].items()})
     state.update(rest["extra"])

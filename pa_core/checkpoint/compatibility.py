@@ -1,4 +1,4 @@
-"""Whether the run that goes on is the run that was saved: what differs, and what that costs."""
+"""Whether a run can resume a training state: what differs, and what makes it impossible."""
 
 from __future__ import annotations
 
@@ -12,19 +12,28 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-_ABSENT = "nothing"
+class _Phrase(str):
+    """Words of our own in place of a value; shown without quotes."""
+
+    __repr__ = str.__str__
+
+
+_NOT_SET, _ENABLED, _NOT_ENABLED = map(_Phrase, ("not set", "enabled", "not enabled"))
 
 
 def differences(saved: Mapping[str, Any], present: Mapping[str, Any], *, strict: bool) -> list[str]:
-    """What of two manifests changes the numbers of a run, a phrase for each difference.
+    """List the differences between two manifests that change the numbers of a run.
 
     Args:
-        saved: the manifest that was saved.
-        present: that of the run that is to go on.
-        strict: name what may change the numbers, too: the commit, the processor, and callbacks
-            that the script itself has more or less, and which have no settings or version.
+        saved: the manifest in the training state.
+        present: the manifest of the run that is to be resumed.
+        strict: include what may change the numbers: the commit, the processor, and callbacks that
+            only one of the scripts has, and which have neither settings nor a version.
+
+    Returns:
+        A phrase for each, such as ``seed: 42 → 7``.
     """
-    # (What a state of an earlier version doesn't say can't be compared.)
+    # (A state of an earlier version may lack some of it, which then can't be compared.)
     now = {name: value for name, value in present["run"].items() if name in saved["run"]}
     pairs = _pairs("", {name: saved["run"][name] for name in now}, now)
     pairs.append(("seed", saved["seed"], present["seed"]))
@@ -44,11 +53,11 @@ def differences(saved: Mapping[str, Any], present: Mapping[str, Any], *, strict:
         ]
         commit, commit_now = ((run["git"] or {}).get("commit") for run in (saved, present))
         pairs.append(("the git commit", commit, commit_now))
-    return [f"{name} was {before!r} and is {now!r}" for name, before, now in pairs if before != now]
+    return [f"{name}: {before!r} → {now!r}" for name, before, now in pairs if before != now]
 
 
 def _pairs(name: str, before: Any, now: Any) -> list[tuple[str, Any, Any]]:
-    """Each number or text of two trees, with its path."""
+    """The leaves of two trees side by side, each with its path."""
     if isinstance(before, list) and isinstance(now, list) and before != now:
         before, now = dict(enumerate(before)), dict(enumerate(now))
     if not (isinstance(before, dict) and isinstance(now, dict)):
@@ -58,7 +67,7 @@ def _pairs(name: str, before: Any, now: Any) -> list[tuple[str, Any, Any]]:
         pair
         for key in keys
         for pair in _pairs(
-            f"{name}.{key}" if name else str(key), before.get(key, _ABSENT), now.get(key, _ABSENT)
+            f"{name}.{key}" if name else str(key), before.get(key, _NOT_SET), now.get(key, _NOT_SET)
         )
     ]
 
@@ -66,7 +75,10 @@ def _pairs(name: str, before: Any, now: Any) -> list[tuple[str, Any, Any]]:
 def _plugin_pairs(
     before: Mapping[str, Any], now: Mapping[str, Any], *, strict: bool
 ) -> list[tuple[str, Any, Any]]:
-    """Plugins that are on in one run alone; settings and versions of those in both."""
+    """Plugins that are enabled in one run only; settings and versions of those in both.
+
+    Where a plugin's code is (``target``) isn't compared: a module may move.
+    """
     pairs: list[tuple[str, Any, Any]] = []
     for name in [*before, *(name for name in now if name not in before)]:
         plugin = now.get(name, before.get(name))
@@ -79,38 +91,39 @@ def _plugin_pairs(
             version = f"the version of plugin {name!r}"
             pairs.append((version, before[name]["version"], now[name]["version"]))
         elif strict or plugin.get("origin") != "code":
-            words = "enabled", "not enabled"
+            words = _ENABLED, _NOT_ENABLED
             pairs.append((f"plugin {name!r}", words[name not in before], words[name not in now]))
     return pairs
 
 
-def what_is_lost(
+def mid_epoch_obstacle(
     before: Mapping[str, Any], now: Mapping[str, Any], states: Sequence[Mapping[str, Any]]
 ) -> str | None:
-    """Why a run can't go on from the middle of an epoch; None where it can.
+    """Say why a run can't resume in the middle of an epoch; None if it can.
 
     Args:
-        before: the manifest's ``run`` that was saved.
-        now: that of the run that is to go on.
+        before: ``run`` of the saved manifest.
+        now: ``run`` of the manifest of the run that is to be resumed.
         states: the plugins' states by name, for each process that has saved.
     """
     if before["dataset_length"] != now["dataset_length"]:
-        return "Its place in the epoch has no meaning in another dataset"
+        return "A position in the middle of an epoch is only valid for the same dataset"
     sizes = [run["per_device_batch_size"] * run["num_processes"] for run in (before, now)]
     if sizes[0] != sizes[1]:
         return (
-            f"Its place in the epoch has no meaning with global batches of {sizes[1]} samples "
-            f"in place of {sizes[0]}: set per_device_batch_size so that they are the same"
+            "A position in the middle of an epoch is only valid for the same global batch size, "
+            f"which was {sizes[0]} and is now {sizes[1]}: change per_device_batch_size"
         )
     if before["num_processes"] != now["num_processes"]:
         first = states[0]
         for process in states[1:]:
             for name, state in process.items():
-                # An empty one loses nothing: what there is, the main process keeps.
+                # Nothing is lost with an empty one: the main process keeps what there is.
                 if state and not _same(first.get(name), state):
                     return (
-                        f"The plugin {name!r} has another state on each process, which another "
-                        "number of them can't take: resume from a state of an epoch's end"
+                        f"The state of the plugin {name!r} differs between processes, so it can't "
+                        "be restored on a different number of them: resume from a state that was "
+                        "saved at the end of an epoch"
                     )
     return None
 

@@ -1,4 +1,4 @@
-"""What the states in a folder are, for people and programs: read from manifests alone."""
+"""Describe the states in a folder from their manifests, for people and programs."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ def describe_states(folder: Path, *, every_byte: bool = False) -> list[dict[str,
 
     Args:
         folder: a folder of states, or one state.
-        every_byte: look at every byte of each, rather than at manifests, names and sizes alone.
+        every_byte: hash every byte, rather than verify only manifests, names and sizes.
 
     Returns:
         For each its ``name``, ``path``, ``epoch``, ``update``, ``size`` (bytes), ``age`` (seconds
-        since it was saved), ``plugins``, ``resume`` (``"exact"``, or ``"replayed"`` where the
-        user's own loader has to be gone over again), whether it is ``intact``, and its
-        ``problems``. What a damaged manifest doesn't say is None.
+        since it was saved), ``plugins``, ``resume`` (``"exact"``, or ``"replayed"`` if the user's
+        own loader has to be replayed), whether it is ``intact``, and its ``problems``. What a
+        damaged manifest lacks is None.
 
     Raises:
-        TrainingStateError: where there is no such folder.
+        TrainingStateError: if there is no such folder.
     """
     if not folder.is_dir():
         raise TrainingStateError(f"There is no folder {folder}")
@@ -61,7 +61,7 @@ def _describe(path: Path, every_byte: bool) -> dict[str, Any]:
 
 
 def readable_size(size: int) -> str:
-    """Bytes with a unit.
+    """Format a number of bytes with a unit.
 
     >>> readable_size(999), readable_size(1_260_000)
     ('999 B', '1.3 MB')
@@ -75,7 +75,7 @@ def readable_size(size: int) -> str:
 
 
 def readable_age(seconds: float) -> str:
-    """A time with its largest unit.
+    """Format a duration with a single unit.
 
     >>> readable_age(59), readable_age(7300), readable_age(90_000)
     ('59 s', '2 h', '25 h')

@@ -1,28 +1,43 @@
-"""The run's manifest: all that says which run this was, written into every training state."""
+"""The manifest of a run: what its numbers depend on, as plain data that two runs are compared by.
+
+`run_manifest` describes the whole run, for every training state. `run_fingerprint` is its part that
+has to be taken at the start, before training or restoring changes optimizer and scheduler.
+
+None of it runs the user's code: a sample is fetched only from a dataset of plain tensors, since
+fetching may be slow, draw random numbers or have side effects.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import math
 import os
 import platform
 import subprocess
 import sys
+from collections import Counter
+from collections.abc import Callable, Mapping
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor, nn
+from torch.utils.data import ConcatDataset, DataLoader, Subset, TensorDataset
 
-from pa_core.checkpoint.fingerprint import describe_run
+from pa_core.data.loader import KeyedDataLoader
 
 if TYPE_CHECKING:
     from pa_core.trainer import Trainer
 
 _PACKAGES = ("pa-core", "torch", "accelerate", "numpy", "safetensors", "pluggy")
+_ROWS = 16  # of a tensor in memory that are hashed
+_SMALL = 4096  # elements of a tensor that is hashed whole, such as the weights of classes
 
 
 def run_manifest(trainer: Trainer) -> dict[str, Any]:
-    """Describe a run as plain data: plugins, packages, seed, commit, hardware, and its numbers."""
+    """Describe a run: plugins, packages, seed, commit, hardware, and the fingerprint."""
     return {
         "plugins": {name: _describe_plugin(trainer, name) for name in trainer.plugins.plugins},
         "packages": {"python": platform.python_version()} | _versions(trainer),
@@ -36,7 +51,7 @@ def run_manifest(trainer: Trainer) -> dict[str, Any]:
             "threads": torch.get_num_threads(),
             "capability": torch.backends.cpu.get_cpu_capability(),
         },
-        "run": trainer._identity or describe_run(trainer),
+        "run": trainer._fingerprint or run_fingerprint(trainer),
     }
 
 
@@ -55,7 +70,7 @@ def _describe_plugin(trainer: Trainer, name: str) -> dict[str, Any]:
 
 
 def _as_json(value: Any) -> Any:
-    """TOML holds dates and infinities beside what JSON has."""
+    """Strict JSON of TOML, which also has dates and infinities."""
     if isinstance(value, dict):
         return {key: _as_json(item) for key, item in value.items()}
     if isinstance(value, list):
@@ -77,7 +92,7 @@ def _versions(trainer: Trainer) -> dict[str, str]:
 
 
 def _git_commit() -> dict[str, Any] | None:
-    """Commit of the running script's repository, and whether it has uncommitted changes."""
+    """The commit of the running script's repository, and whether it has uncommitted changes."""
     script = Path(getattr(sys.modules.get("__main__"), "__file__", None) or Path.cwd() / "x")
     git = ["git", "-C", str(script.resolve().parent)]
     try:
@@ -98,3 +113,162 @@ def _git_commit() -> dict[str, Any] | None:
 
 def _device_name(device: torch.device) -> str:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor()
+
+
+def run_fingerprint(trainer: Trainer) -> dict[str, Any]:
+    """Describe what a run's numbers depend on; called at its start, before anything is restored.
+
+    Optimizer and scheduler are described as they were created. That shows a learning rate that was
+    changed in the script, which has no effect as the saved values replace it.
+    """
+    config, loader = trainer.run_config, trainer._train_dataloader
+    model = trainer.get_model(keep_torch_compile=False)
+    kwargs = trainer._train_dl_kwargs or {}
+    return {
+        "num_processes": trainer._engine.num_processes,
+        "mixed_precision": trainer._accelerator.mixed_precision,
+        "per_device_batch_size": config and config.train_per_device_batch_size,
+        "gradient_accumulation_steps": config and config.gradient_accumulation_steps,
+        "gradient_clip_norm": config and config.gradient_clip_norm,
+        "gradient_clip_value": config and config.gradient_clip_value,
+        "dataset_length": _length(trainer.train_dataset),
+        "dataset": describe_dataset(trainer.train_dataset),
+        "order": _describe_order(loader),
+        "batch_limit": trainer.train_batch_limit,
+        "collate_fn": describe(kwargs.get("collate_fn") or trainer.collate_fn),
+        "loss": describe(trainer.loss_func),
+        "model": type(model).__name__,
+        "layers": describe_layers(model),
+        # (without accelerate's wrapper, which depends on the hardware)
+        "optimizer": type(getattr(trainer.optimizer, "optimizer", trainer.optimizer)).__name__,
+        "optimizer_settings": describe_groups(trainer.optimizer),
+        "scheduler": describe(trainer.scheduler),
+    }
+
+
+def describe(value: Any) -> Any:
+    """Describe a function by its name, an object by its class and its plain public attributes.
+
+    A module's small buffers and parameters are included.
+
+    >>> describe(nn.CrossEntropyLoss(label_smoothing=0.1))["label_smoothing"]
+    0.1
+    >>> describe(partial(math.isclose, rel_tol=0.5))
+    {'function': 'isclose', 'rel_tol': 0.5}
+    """
+    if value is None:
+        return None
+    if isinstance(value, partial):
+        arguments = {str(number): item for number, item in enumerate(value.args)} | value.keywords
+        return {"function": describe(value.func), **_plain_items(arguments)}
+    if isinstance(value, type) or hasattr(value, "__qualname__"):
+        return value.__qualname__
+    described = {"class": type(value).__qualname__, **_plain_items(getattr(value, "__dict__", {}))}
+    if isinstance(value, nn.Module):
+        described.pop("training", None)
+        for name, tensor in value.state_dict().items():
+            if isinstance(tensor, Tensor) and tensor.numel() <= _SMALL:
+                described[name] = _hash(tensor)
+    return described
+
+
+def describe_dataset(dataset: Any) -> Any:
+    """Describe a dataset by its type, and by its content if that is safe and cheap.
+
+    A few rows of tensors in memory are hashed, and the indices of a `Subset`. A dataset may
+    identify itself by a text attribute ``fingerprint``, or by its ``column_names``. Samples are
+    never fetched.
+    """
+    if dataset is None:
+        return None
+    described: dict[str, Any] = {"type": type(dataset).__qualname__}
+    if isinstance(dataset, DataLoader):
+        return described | {"dataset": describe_dataset(dataset.dataset)}
+    if isinstance(dataset, TensorDataset):
+        described["content"] = [_describe_rows(tensor) for tensor in dataset.tensors]
+    elif isinstance(dataset, Subset):
+        described["indices"] = _hash(torch.as_tensor(list(dataset.indices), dtype=torch.int64))
+        described["of"] = describe_dataset(dataset.dataset)
+    elif isinstance(dataset, ConcatDataset):
+        described["of"] = [describe_dataset(part) for part in dataset.datasets]
+    for name in ("fingerprint", "column_names"):
+        # (not `getattr` alone: some datasets have a value for any name)
+        if hasattr(type(dataset), name) or name in getattr(dataset, "__dict__", {}):
+            found = _plain(getattr(dataset, name))
+            if found is not None:
+                described[name] = found
+    return described
+
+
+def describe_layers(model: nn.Module) -> dict[str, int]:
+    """Count the layers of a model by their type and settings.
+
+    >>> describe_layers(nn.Sequential(nn.Dropout(0.1), nn.Dropout(0.1)))
+    {'Dropout(p=0.1, inplace=False)': 2}
+    """
+    leaves = [module for module in model.modules() if not any(module.children())]
+    return dict(Counter(f"{type(leaf).__name__}({leaf.extra_repr()})" for leaf in leaves))
+
+
+def describe_groups(optimizer: Any) -> list[dict[str, Any]]:
+    """The plain settings of each parameter group: learning rate, weight decay and so on."""
+    groups = getattr(optimizer, "param_groups", [])
+    return [_plain_items({k: v for k, v in group.items() if k != "params"}) for group in groups]
+
+
+def _describe_order(loader: Any) -> dict[str, Any] | None:
+    """Describe what decides the samples of a loader and their order."""
+    if loader is None:
+        return None
+    if isinstance(loader, KeyedDataLoader):
+        sampler = loader.batch_sampler
+        return {"shuffle": sampler.shuffle, "drop_last": sampler.drop_last}
+    inner = getattr(loader, "loader", loader)
+    samplers = {name: getattr(inner, name, None) for name in ("sampler", "batch_sampler")}
+    return {
+        "loader": type(inner).__qualname__,
+        "drop_last": _plain(getattr(inner, "drop_last", None)),
+        **{name: type(value).__qualname__ for name, value in samplers.items() if value is not None},
+    }
+
+
+def _describe_rows(tensor: Tensor) -> dict[str, Any]:
+    rows = len(tensor)
+    places = sorted({number * (rows - 1) // (_ROWS - 1) for number in range(_ROWS)}) if rows else []
+    return {
+        "shape": list(tensor.shape),
+        "dtype": str(tensor.dtype),
+        "rows": _hash(tensor[torch.tensor(places, dtype=torch.int64, device=tensor.device)]),
+    }
+
+
+def _hash(tensor: Tensor) -> str:
+    content = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
+    return hashlib.sha256(content).hexdigest()[:16]
+
+
+def _plain_items(items: Mapping[str, Any]) -> dict[str, Any]:
+    found = {str(name): _plain(value) for name, value in items.items()}
+    return {name: value for name, value in found.items() if value is not None and name[0] != "_"}
+
+
+def _plain(value: Any) -> Any:
+    """Numbers, text, names of functions, and lists of them; None for anything else."""
+    if isinstance(value, Tensor) and value.numel() == 1:
+        value = value.item()
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    if isinstance(value, bool | int | float | str):
+        return value
+    if isinstance(value, list | tuple) and all(_plain(item) is not None for item in value):
+        return [_plain(item) for item in value]
+    if isinstance(value, Callable) and hasattr(value, "__qualname__"):  # type: ignore[arg-type]
+        return value.__qualname__
+    return None
+
+
+def _length(dataset: Any) -> int | None:
+    try:
+        return len(dataset)
+    except TypeError:
+        return None

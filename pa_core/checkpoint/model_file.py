@@ -1,4 +1,4 @@
-"""A model as one portable file, with optimizer and scheduler if asked."""
+"""Checkpoint files: the model, and optionally optimizer and scheduler, in one portable file."""
 
 from __future__ import annotations
 
@@ -26,21 +26,21 @@ def save_checkpoint(
     save_per_node: bool,
     model: nn.Module,
 ) -> None:
-    """Write the file of `Trainer.save_checkpoint`."""
+    """Write a checkpoint file; see `Trainer.save_checkpoint`."""
     trainer._engine.wait()
     content = {"model_state_dict": trainer._engine.weights(model)}
     division = trainer._engine.division
     if save_optimizer and division is not None:
         warnings.warn(
             f"The optimizer is {division}, so {save_path} is saved without it, as with "
-            "save_optimizer=False; save_training_state saves all parts",
+            "save_optimizer=False; save_training_state saves all of its shards",
             stacklevel=3,
         )
     elif save_optimizer and trainer.optimizer is not None:
         content["optimizer_state_dict"] = trainer.optimizer.state_dict()
     if save_scheduler and trainer.scheduler is not None:
         content["scheduler_state_dict"] = trainer.scheduler.state_dict()
-    content.update(plain(checkpoint_kwargs or {}))
+    content.update(_plain(checkpoint_kwargs or {}))
     accelerator = trainer._accelerator
     if accelerator.is_local_main_process if save_per_node else accelerator.is_main_process:
         save_file(save_path, lambda path: torch.save(content, path))
@@ -50,7 +50,7 @@ def save_checkpoint(
 def load_checkpoint(
     trainer: Trainer, checkpoint_path: str | Path, load_optimizer: bool, load_scheduler: bool
 ) -> dict[str, Any]:
-    """Read the file of `Trainer.load_checkpoint`; nothing in it is run."""
+    """Load a checkpoint file without executing anything in it; see `Trainer.load_checkpoint`."""
     trainer._engine.wait()
     content: dict[str, Any] = torch.load(checkpoint_path, map_location="cpu", weights_only=True)
     wanted = (
@@ -63,8 +63,8 @@ def load_checkpoint(
     for name, target in present:
         if target is None:
             raise ValueError(
-                f"{checkpoint_path} holds a state of the {name}, but the trainer has none. Give "
-                f"it one, or load with load_{name}=False"
+                f"{checkpoint_path} contains the state of the {name}, but the trainer has none. "
+                f"Give it one, or pass load_{name}=False"
             )
     trainer._engine.load_weights(trainer.model, content["model_state_dict"])
     for name, target in present:
@@ -72,12 +72,12 @@ def load_checkpoint(
     return content
 
 
-def plain(value: Any) -> Any:
-    """Turn NumPy scalars and arrays into numbers and tensors, so that `weights_only` loads them."""
+def _plain(value: Any) -> Any:
+    """Turn NumPy scalars and arrays into numbers and tensors, which `weights_only` can load."""
     if isinstance(value, Mapping):
-        return {key: plain(item) for key, item in value.items()}
+        return {key: _plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return type(value)(plain(item) for item in value)
+        return type(value)(_plain(item) for item in value)
     if type(value).__module__ == "numpy":
         return value.item() if value.ndim == 0 else torch.from_numpy(value)
     return value

@@ -1,4 +1,4 @@
-"""Of a training state, what each process writes and reads by itself: its part of the optimizer."""
+"""The shards of a sharded optimizer: each process writes and reads its own."""
 
 from __future__ import annotations
 
@@ -17,29 +17,34 @@ if TYPE_CHECKING:
     from pa_core.engine.base import Engine
 
 
-def write_part(engine: Engine, optimizer: Any, directory: Path) -> None:
-    """Write this process' part of an optimizer that the engine divides into a state.
+def write_shard(engine: Engine, optimizer: Any, directory: Path) -> None:
+    """Write this process' shard of the optimizer into a training state.
+
+    Args:
+        engine: the engine that has sharded the optimizer.
+        optimizer: the optimizer.
+        directory: the state's directory, which the main process has created.
 
     Raises:
-        TrainingStateError: where the directory, which the main process has made, isn't there.
+        TrainingStateError: if this process doesn't see the directory.
     """
     if not directory.is_dir():
         raise TrainingStateError(
-            f"{directory} isn't to be seen from every process: an optimizer {engine.division} "
-            "needs a folder that all machines share"
+            f"{directory} isn't visible to every process: an optimizer {engine.division} needs a "
+            "folder that all machines share"
         )
     tensors: dict[str, Tensor] = {}
-    part = encode(engine.optimizer_state(optimizer), tensors, "optimizer")
-    name = _name(engine.rank)
-    atomic_io.write_file(directory / f"{name}.json", [json_bytes(part)])
+    shard = encode(engine.optimizer_state(optimizer), tensors, "optimizer")
+    name = _shard_name(engine.rank)
+    atomic_io.write_file(directory / f"{name}.json", [json_bytes(shard)])
     atomic_io.write_file(directory / f"{name}.safetensors", tensor_chunks(tensors))
 
 
-def read_part(reader: StateReader, rank: int) -> Any:
-    """Read the part that the process of this rank has written."""
-    name = _name(rank)
+def read_shard(reader: StateReader, rank: int) -> Any:
+    """Read the shard that the process of this rank has written."""
+    name = _shard_name(rank)
     return decode(reader.read_json(f"{name}.json"), reader.read_tensors(f"{name}.safetensors"))
 
 
-def _name(rank: int) -> str:
+def _shard_name(rank: int) -> str:
     return f"optimizer-{rank:05d}"

@@ -1,39 +1,46 @@
-"""Which state a run goes on from."""
+"""Find the training state that a run resumes from."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pa_core.checkpoint.restore import TrainingState
 from pa_core.checkpoint.storage import newest_intact_state
-from pa_core.checkpoint.training_state import SavedState
 from pa_core.errors import TrainingStateError
 
 if TYPE_CHECKING:
     from pa_core.trainer import Trainer
 
 
-def find_training_state(resume_from: str | Path, trainer: Trainer) -> SavedState | None:
+def find_training_state(resume_from: str | Path, trainer: Trainer) -> TrainingState | None:
     """Read the state that `resume_from` means; the main process chooses it for all.
 
+    Args:
+        resume_from: a state, a folder of states, or ``"auto"``: the folder that a plugin of the
+            run saves to.
+        trainer: the trainer that resumes.
+
     Returns:
-        None for ``"auto"`` where nothing was saved yet.
+        None for ``"auto"`` if nothing has been saved yet.
 
     Raises:
-        TrainingStateError: where there is no intact state, on any process.
+        TrainingStateError: if there is no intact state, on any process.
     """
     engine = trainer._engine
-    found = engine.together(lambda: find_state(resume_from, trainer) if engine.rank == 0 else None)
-    path: Path | None = engine.gather_objects(found)[0]
+    chosen = engine.together(
+        lambda: _choose_state(resume_from, trainer) if engine.rank == 0 else None
+    )
+    path: Path | None = engine.gather_objects(chosen)[0]
     if path is None:
         return None
-    return engine.together(lambda: SavedState(path, engine.rank))
+    return engine.together(lambda: TrainingState(path, engine.rank))
 
 
 def states_folder(trainer: Trainer) -> Path | None:
-    """The folder that the run's own plugin saves its states to; None where it has no such plugin.
+    """The folder that a plugin of the run saves its states to; None if there is no such plugin.
 
-    That plugin says ``saves_training_states = True``, and has a ``save_dir``.
+    Such a plugin has ``saves_training_states = True``, and a ``save_dir``.
     """
     for plugin in trainer.plugins.plugins.values():
         if getattr(type(plugin), "saves_training_states", False):
@@ -41,22 +48,12 @@ def states_folder(trainer: Trainer) -> Path | None:
     return None
 
 
-def find_state(resume_from: str | Path, trainer: Trainer) -> Path | None:
-    """The state that `resume_from` means: a state, a folder of states, or ``"auto"``.
-
-    ``"auto"`` is the folder that the run's own plugin saves to.
-
-    Returns:
-        None for ``"auto"`` where nothing was saved yet.
-
-    Raises:
-        TrainingStateError: where there is no state.
-    """
+def _choose_state(resume_from: str | Path, trainer: Trainer) -> Path | None:
     if resume_from == "auto":
         folder = states_folder(trainer)
         if folder is None:
             raise TrainingStateError(
-                'resume_from="auto" takes the folder of the checkpoint plugin, which isn\'t '
+                'resume_from="auto" uses the folder of the checkpoint plugin, which isn\'t '
                 'enabled: add "checkpoint" to the plugins, or name a folder'
             )
         return newest_intact_state(folder)
@@ -67,5 +64,5 @@ def find_state(resume_from: str | Path, trainer: Trainer) -> Path | None:
         return path
     found = newest_intact_state(path)
     if found is None:
-        raise TrainingStateError(f"{path} holds no training state")
+        raise TrainingStateError(f"{path} contains no training state")
     return found

@@ -1,4 +1,4 @@
-"""Which states are kept: the newest intact ones, and whatever is not surely older than those."""
+"""Removal of old states: the newest intact ones are kept, and everything newer than those."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from pa_core.checkpoint.storage import find_states, verify
 
 
 class Retention:
-    """Removes the oldest states of a folder, and never the last intact one.
+    """Removes the oldest states of a folder, but never the last intact one.
 
-    Only intact states count, so that a damaged one never pushes out a good one. Every byte of a
-    state is looked at once; as long as none of its files changes, it is remembered as intact.
+    Only intact states count, so a damaged one never causes a good one to be removed. Every byte of
+    a state is verified once; it then counts as intact until one of its files changes.
 
     >>> Retention().apply("no such folder", keep=1)
     []
@@ -30,15 +30,15 @@ class Retention:
 
         Args:
             folder: the folder of the states.
-            keep: how many intact states stay, at least 1.
-            among: says of a state's name whether it counts and may be removed.
+            keep: how many intact states to keep, at least 1.
+            among: whether a state of this name counts and may be removed.
 
         Returns:
             What was removed, newest first.
 
         Raises:
             ValueError: for a `keep` below 1.
-            OSError: where a state can't be removed.
+            OSError: if a state can't be removed.
         """
         surplus = self.surplus(folder, keep, among)
         for path in surplus:
@@ -48,9 +48,9 @@ class Retention:
     def surplus(
         self, folder: str | Path, keep: int, among: Callable[[str], object] = lambda name: True
     ) -> list[Path]:
-        """What `apply` would remove, newest first; arguments and errors are the same."""
+        """What `apply` would remove, newest first; same arguments and errors."""
         if keep < 1:
-            raise ValueError(f"keep must be 1 or more, not {keep}: the last state always stays")
+            raise ValueError(f"keep must be 1 or more, not {keep}: the last state is always kept")
         states = [path for path in find_states(folder) if among(path.name)]  # newest first
         if len(states) <= keep:
             return []
@@ -63,17 +63,17 @@ class Retention:
         return []
 
     def _is_intact(self, path: Path) -> bool:
-        present = _look(path)
-        if self._intact.get(path) == present:
+        files = _file_stats(path)
+        if self._intact.get(path) == files:
             return True
         if verify(path):
             return False
-        self._intact[path] = present
+        self._intact[path] = files
         return True
 
 
-def _look(path: Path) -> object:
-    """What changes when a file of a state is changed."""
+def _file_stats(path: Path) -> object:
+    """What differs once a file of a state has been changed."""
     return sorted(
         (entry.name, entry.stat().st_size, entry.stat().st_mtime_ns, entry.inode())
         for entry in os.scandir(path)

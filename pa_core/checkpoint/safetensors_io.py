@@ -1,4 +1,4 @@
-"""Tensors as the bytes of a safetensors file, without a copy of what lies on the CPU already."""
+"""Write and read tensors as safetensors, without copying those that are on the CPU."""
 
 from __future__ import annotations
 
@@ -32,25 +32,27 @@ _NAMES = {
     torch.uint8: "U8",
     torch.bool: "BOOL",
 }
-"""What safetensors calls each type."""
+"""The name of each type in safetensors."""
 
 
 def tensor_chunks(tensors: Mapping[str, Tensor]) -> Iterator[bytes | memoryview]:
-    """The content of a safetensors file, piece by piece.
+    """The content of a safetensors file, in chunks.
 
-    What lies on a device comes to the host tensor by tensor, when its turn is.
+    Tensors on a device are copied to the host one at a time.
 
     Raises:
-        TrainingStateError: for a type that safetensors hasn't, naming the tensor.
+        TrainingStateError: for a type that safetensors doesn't support, naming the tensor.
     """
-    # The widest first: so each begins at a multiple of its width, as safetensors has it.
+    # The widest first, so that each begins at a multiple of its width, as safetensors requires.
     order = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))
     header, end = {}, 0
     for name in order:
         tensor = tensors[name]
         if tensor.dtype not in _NAMES or tensor.layout is not torch.strided:
             kind = f"{tensor.dtype} {tensor.layout}".replace("torch.", "")
-            raise TrainingStateError(f"{name} can't be saved: safetensors has no {kind} tensors")
+            raise TrainingStateError(
+                f"{name} can't be saved: safetensors doesn't support {kind} tensors"
+            )
         start, end = end, end + tensor.numel() * tensor.element_size()
         header[name] = {
             "dtype": _NAMES[tensor.dtype],
@@ -74,7 +76,7 @@ def read_tensors(content: bytes) -> dict[str, Tensor]:
     """Read the content of a safetensors file, onto the CPU.
 
     Raises:
-        TrainingStateError: where it is none.
+        TrainingStateError: if it isn't valid.
     """
     try:
         return load(content)
@@ -83,16 +85,16 @@ def read_tensors(content: bytes) -> dict[str, Tensor]:
 
 
 class HostMemory:
-    """Memory on the host that tensors are copied into, again and again.
+    """Host memory that is reused for copies of tensors.
 
-    To copy into memory that was used before takes a fraction of the time that new memory takes.
+    Copying into memory that was used before takes a fraction of the time that new memory takes.
     """
 
     def __init__(self) -> None:
         self._held: dict[tuple[str, str], Tensor] = {}
 
     def copy(self, groups: Mapping[str, Mapping[str, Tensor]]) -> dict[str, dict[str, Tensor]]:
-        """Copies that nobody else writes to, until the next call; each is made once.
+        """Copy tensors; the copies are valid until the next call.
 
         Args:
             groups: tensors by name, by the name of their group.
@@ -103,7 +105,7 @@ class HostMemory:
                 place = held.get((group, name))
                 if place is None or (place.shape, place.dtype) != (tensor.shape, tensor.dtype):
                     place = torch.empty(tensor.shape, dtype=tensor.dtype)
-                # (`Tensor.to` would copy twice what isn't contiguous)
+                # (`Tensor.to` would copy a non-contiguous tensor twice)
                 self._held[group, name] = place.copy_(tensor.detach())
         return {
             group: {name: self._held[group, name] for name in tensors}
@@ -111,21 +113,21 @@ class HostMemory:
         }
 
     def free(self) -> None:
-        """Give the memory back."""
+        """Free the memory."""
         self._held = {}
 
 
 def has_room_in_memory(size: int) -> bool:
-    """Whether twice `size` bytes are free on the host; True where it doesn't say."""
+    """Whether twice `size` bytes are free on the host; True if that isn't known."""
     return all(2 * size < free for free in _free_memory())
 
 
 def _free_memory() -> Iterator[int]:
-    """Free bytes of the machine, and of the container that this may be."""
+    """Free bytes of the machine, and of the container if this is one."""
     group = Path("/sys/fs/cgroup")
     try:
         text = Path("/proc/meminfo").read_text()
         yield int(re.findall(r"MemAvailable: +(\d+) kB", text)[0]) * 1024
         yield int((group / "memory.max").read_text()) - int((group / "memory.current").read_text())
-    except (OSError, ValueError, LookupError):  # another system, or no limit
+    except (OSError, ValueError, LookupError):  # a system without these files, or no limit
         return

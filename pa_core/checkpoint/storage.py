@@ -1,8 +1,8 @@
-"""Training states on disk: complete or absent, and believed only after a look at every byte.
+"""Training states on disk: complete or absent, and every byte verified before it is used.
 
-A state is a directory. It is written beside its place, flushed to the disk and renamed, and its
-``manifest.json`` lists every other file with size and SHA-256, and itself with a hash too.
-Tensors are safetensors, the rest is strict JSON: reading a state runs nothing that it names.
+A state is a directory. It is written under a temporary name, flushed to the disk and renamed. Its
+``manifest.json`` lists the size and SHA-256 of every other file, and holds a hash of itself.
+Tensors are safetensors, the rest is strict JSON: reading a state executes nothing named in it.
 """
 
 from __future__ import annotations
@@ -29,16 +29,16 @@ _MAX_MANIFEST_BYTES = 16 * 2**20
 
 
 class StateWriter:
-    """Write the files of a state into a directory that doesn't exist yet.
+    """Write the files of a state into a temporary directory, and commit it.
 
-    Use it as a context manager: on success the state is at `target` with all that was written,
-    after an error nothing is there that wasn't there before.
+    A context manager: once committed, the state is at `target` with everything that was written;
+    after an error, `target` is as it was before.
 
     Args:
-        target: the directory to become. A state that is there already is replaced whole.
+        target: the directory of the state. An existing state is replaced as a whole.
 
     Raises:
-        TrainingStateError: where `target` is there and is no training state.
+        TrainingStateError: if `target` exists and is not a training state.
     """
 
     def __init__(self, target: str | Path) -> None:
@@ -47,8 +47,8 @@ class StateWriter:
         if self.target.exists() and not (self.target / MANIFEST).is_file():
             if not self.target.is_dir() or any(self.target.iterdir()):
                 raise TrainingStateError(
-                    f"{self.target} is there already and is no training state: it is left alone. "
-                    "Name a directory that is new"
+                    f"{self.target} already exists and is not a training state; not overwritten. "
+                    "Choose a new directory"
                 )
         self.directory = atomic_io.beside(self.target, "tmp")
         self._files: dict[str, dict[str, Any]] = {}
@@ -66,18 +66,18 @@ class StateWriter:
         self.write(name, json_bytes(value))
 
     def write_tensors(self, name: str, tensors: Mapping[str, Tensor]) -> None:
-        """Write tensors as safetensors, each with bytes of its own."""
+        """Write tensors as safetensors, each with its own bytes even if they share memory."""
         from pa_core.checkpoint.safetensors_io import tensor_chunks
 
         self._write(name, tensor_chunks(tensors))
 
     def commit(self, manifest: Mapping[str, Any]) -> None:
-        """Write the manifest over all files that are there, then rename the directory.
+        """Write the manifest of all files in the directory, then rename the directory.
 
         Raises:
-            TrainingStateError: where somebody has put a link or the like among the files.
+            TrainingStateError: if a plugin has added anything but regular files, such as a link.
         """
-        self._add_what_others_have_written()
+        self._add_plugins_files()
         sequence = _next_sequence(self.target.parent)
         content = {"format": FORMAT, "sequence": sequence, **manifest, "files": self._files}
         content["sha256"] = hashlib.sha256(json_bytes(content)).hexdigest()
@@ -93,8 +93,8 @@ class StateWriter:
     def _write(self, name: str, chunks: Iterable[bytes | memoryview]) -> None:
         self._files[name] = atomic_io.write_file(self.directory / name, chunks)
 
-    def _add_what_others_have_written(self) -> None:
-        """Take in the files of plugins, which write by themselves."""
+    def _add_plugins_files(self) -> None:
+        """Add the files that plugins have written into the directory."""
         for path in sorted(self.directory.rglob("*")):
             name = path.relative_to(self.directory).as_posix()
             if name in self._files:
@@ -103,59 +103,60 @@ class StateWriter:
                 atomic_io.flush_folder(path)
             elif not _is_regular(path) or not _is_inside(name):
                 raise TrainingStateError(
-                    f"{name} can't be part of a state: it is no regular file with a plain name"
+                    f"{name} can't be part of a state: it is not a regular file with a plain name"
                 )
             else:
                 atomic_io.flush_file(path)
-                self._files[name] = atomic_io.fingerprint(path)
+                self._files[name] = atomic_io.size_and_hash(path)
 
 
 def read_manifest(state_dir: str | Path) -> dict[str, Any]:
     """Read a state's manifest and check its own hash.
 
     Raises:
-        TrainingStateError: where there is none, or where it was changed.
+        TrainingStateError: if there is none, or if it was changed.
     """
     path = Path(state_dir) / MANIFEST
     try:
         if not _is_regular(path):
-            raise TrainingStateError(f"{path} is damaged: it is no regular file")
+            raise TrainingStateError(f"{path} is damaged: it is not a regular file")
         if path.stat().st_size > _MAX_MANIFEST_BYTES:
             raise TrainingStateError(f"{path} is damaged: it is too large to be a manifest")
         raw = atomic_io.read_file(path)
         content = _from_json(raw)
         if not isinstance(content, dict) or not isinstance(content.get("files"), dict):
-            raise TrainingStateError(f"{path} is damaged: it lists no files")
+            raise TrainingStateError(f"{path} is damaged: it has no list of files")
         claimed = content.pop("sha256", None)
-        # (byte for byte, so that not even a space may be added)
+        # (byte for byte: not even a space may be added)
         is_whole = raw == json_bytes({**content, "sha256": claimed})
         if not is_whole or hashlib.sha256(json_bytes(content)).hexdigest() != claimed:
             raise TrainingStateError(f"{path} is damaged: its hash doesn't match its content")
     except OSError as error:
-        raise TrainingStateError(f"{state_dir} is no training state: {error}") from error
+        raise TrainingStateError(f"{state_dir} is not a training state: {error}") from error
     except (ValueError, RecursionError) as error:
         raise TrainingStateError(f"{path} is damaged: {error}") from error
     if content.get("format") != FORMAT:
         raise TrainingStateError(
-            f"{state_dir} has format {content.get('format')!r}, this version reads {FORMAT}"
+            f"{state_dir} has format {content.get('format')!r}; this version reads format {FORMAT}"
         )
     for name, file in content["files"].items():
         if not _is_inside(name):
-            raise TrainingStateError(f"{path} lists {name!r}, which is no name within the state")
+            raise TrainingStateError(f"{path} lists {name!r}, which is not a path inside the state")
         if not isinstance(file, dict) or file.keys() != {"size", "sha256"}:
-            raise TrainingStateError(f"{path} says no size and hash of {name!r}")
+            raise TrainingStateError(f"{path} doesn't list size and hash of {name!r}")
     return content
 
 
 def verify(state_dir: str | Path, *, every_byte: bool = True) -> list[str]:
-    """Look at every byte of a state.
+    """Verify a state.
 
     Args:
         state_dir: the state.
-        every_byte: otherwise at the manifest, and at names, kinds and sizes of the files alone.
+        every_byte: hash every byte; otherwise verify only the manifest, and the names, kinds and
+            sizes of the files.
 
     Returns:
-        What is wrong, a sentence each; an empty list where the state is intact.
+        A sentence for each problem; an empty list if the state is intact.
     """
     try:
         listed: dict[str, Any] = read_manifest(state_dir)["files"]
@@ -178,24 +179,24 @@ def _problems(directory: Path, listed: Mapping[str, Any], every_byte: bool) -> l
         elif name not in present:
             problems.append(f"{path} is missing")
         elif not _is_regular(path):
-            problems.append(f"{path} is no regular file")
+            problems.append(f"{path} is not a regular file")
         elif path.stat().st_size != listed[name]["size"]:
             problems.append(
                 f"{path} has {path.stat().st_size} bytes, its manifest says {listed[name]['size']}"
             )
-        elif every_byte and atomic_io.fingerprint(path) != listed[name]:
+        elif every_byte and atomic_io.size_and_hash(path) != listed[name]:
             problems.append(f"{path} is damaged: its hash doesn't match")
     return problems
 
 
 class StateReader:
-    """Read a state, of which no byte is believed that its hash doesn't cover.
+    """Read a state, and verify each file by its hash.
 
-    What is read is hashed as it is read. `check_rest` does the same with all other files; nothing
-    may be put back before it was called.
+    A file is hashed as it is read. `check_rest` hashes all others; call it before anything is
+    restored.
 
     Raises:
-        TrainingStateError: where anything is missing, damaged or not listed, naming it all.
+        TrainingStateError: if anything is missing, damaged or not listed, naming all of it.
     """
 
     def __init__(self, state_dir: str | Path) -> None:
@@ -211,7 +212,9 @@ class StateReader:
         try:
             return _from_json(self._read(name))
         except (ValueError, RecursionError) as error:
-            raise TrainingStateError(f"{self.directory / name} is no JSON: {error}") from error
+            raise TrainingStateError(
+                f"{self.directory / name} is not strict JSON: {error}"
+            ) from error
 
     def read_tensors(self, name: str) -> dict[str, Tensor]:
         """Read one safetensors file of the state, onto the CPU."""
@@ -220,12 +223,12 @@ class StateReader:
         try:
             return read_tensors(self._read(name))
         except TrainingStateError as error:
-            raise TrainingStateError(f"{self.directory / name} is unusable: {error}") from error
+            raise TrainingStateError(f"{self.directory / name} can't be read: {error}") from error
 
     def check_rest(self) -> None:
-        """Look at every byte that wasn't read, as of files that plugins have written."""
+        """Verify the files that weren't read, such as those that plugins have written."""
         for name in sorted(self._unread):
-            if atomic_io.fingerprint(self.directory / name) != self.manifest["files"][name]:
+            if atomic_io.size_and_hash(self.directory / name) != self.manifest["files"][name]:
                 self._refuse()
 
     def __contains__(self, name: str) -> bool:
@@ -241,12 +244,12 @@ class StateReader:
         return content
 
     def _refuse(self) -> None:
-        problems = verify(self.directory) or ["it has changed while it was read"]
+        problems = verify(self.directory) or ["it changed while it was being read"]
         raise TrainingStateError("The training state is damaged: " + "; ".join(problems))
 
 
 def find_states(folder: str | Path) -> list[Path]:
-    """The states in a folder, newest first, by what their manifests say; damaged ones left out."""
+    """The states in a folder by their manifests, newest first, without damaged ones."""
     found = []
     for path in state_folders(folder):
         try:
@@ -258,7 +261,7 @@ def find_states(folder: str | Path) -> list[Path]:
 
 
 def state_folders(folder: str | Path) -> list[Path]:
-    """What is or was a state in a folder, damaged ones included, by name."""
+    """The directories in a folder that are or were states, damaged ones included, by name."""
     folder = Path(folder)
     return [
         path
@@ -270,7 +273,7 @@ def state_folders(folder: str | Path) -> list[Path]:
 
 
 def recover_replaced(folder: Path) -> None:
-    """Put back states that were moved away for new ones which then never came."""
+    """Restore states that were moved away for replacements that were never completed."""
     atomic_io.recover_replaced(folder, lambda path: not verify(path))
 
 
@@ -278,20 +281,20 @@ def remove_leftovers(folder: Path) -> list[Path]:
     """Remove what killed processes have left of states that they were writing or removing.
 
     Returns:
-        What was removed. What a process that lives may still be writing stays.
+        What was removed. What a running process may still be writing is kept.
     """
     recover_replaced(folder)
-    left = atomic_io.find_leftovers(folder)
-    for path in left:
+    leftovers = atomic_io.find_leftovers(folder)
+    for path in leftovers:
         atomic_io.remove_leftover(path)
-    return left
+    return leftovers
 
 
 _last_sequence: dict[Path, int] = {}
 
 
 def _next_sequence(folder: Path) -> int:
-    """A number above those of all states in a folder: clocks may be set back, this is not."""
+    """A number above those of all states in a folder; unlike a clock, it never goes back."""
     if folder not in _last_sequence:
         newest = find_states(folder)[:1]
         _last_sequence[folder] = _sequence(read_manifest(newest[0])) if newest else 0
@@ -307,10 +310,10 @@ def newest_intact_state(folder: str | Path) -> Path | None:
     """The newest intact state in a folder; each damaged one is skipped with a warning.
 
     Returns:
-        None where the folder is missing or holds no state at all.
+        None if the folder is missing or contains no state.
 
     Raises:
-        TrainingStateError: where there are states and every one is damaged.
+        TrainingStateError: if there are states and all of them are damaged.
     """
     folder = Path(os.path.abspath(folder))
     recover_replaced(folder)
@@ -335,12 +338,12 @@ def newest_intact_state(folder: str | Path) -> Path | None:
 
 
 def _is_regular(path: Path) -> bool:
-    """Whether this is a file itself, and not a link to one."""
+    """Whether this is a regular file, and not a link to one."""
     return stat.S_ISREG(path.lstat().st_mode)
 
 
 def _is_inside(name: str) -> bool:
-    """Whether a name from a manifest is that of a file within its state."""
+    """Whether a name in a manifest is a path inside its state."""
     pure = PurePosixPath(name)
     return (
         name == pure.as_posix() != MANIFEST
@@ -360,8 +363,8 @@ def _from_json(content: bytes) -> Any:
     """Read strict JSON.
 
     Raises:
-        ValueError: for anything else, such as a key that stands twice, NaN, or 1e400.
-        RecursionError: for what is nested too deeply.
+        ValueError: for anything else, such as a duplicate key, NaN, or 1e400.
+        RecursionError: for content that is nested too deeply.
     """
     return json.loads(
         content,
@@ -374,12 +377,12 @@ def _from_json(content: bytes) -> Any:
 def _finite(text: str) -> float:
     number = float(text)
     if not math.isfinite(number):
-        raise ValueError(f"{text[:20]} is no finite number")
+        raise ValueError(f"{text[:20]} is not a finite number")
     return number
 
 
 def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     content = dict(pairs)
     if len(content) != len(pairs):
-        raise ValueError("a key stands twice in one object")
+        raise ValueError("an object has a duplicate key")
     return content

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -13,10 +14,6 @@ from accelerate import Accelerator
 from accelerate.utils.operations import recursively_apply
 
 from pa_core.callbacks import CallbackHandler
-from pa_core.checkpoint import model_file
-from pa_core.checkpoint.background import StateSaver
-from pa_core.checkpoint.manifest import run_manifest
-from pa_core.checkpoint.training_state import Position, SavedState
 from pa_core.control import SaveRequest, TrainerControl
 from pa_core.data.loader import KeyedDataLoader, num_batches, num_samples
 from pa_core.data.process_split import Purpose, split_between_processes
@@ -35,13 +32,15 @@ from pa_core.plugins.manager import PluginManager
 from pa_core.run_config import TrainerRunConfig
 from pa_core.settings.build import build_plugins
 from pa_core.settings.table import Settings, find_settings_file, read_settings
-from pa_core.tracking import InMemoryRunHistory, LossTracker, RunHistory
+from pa_core.tracking import InMemoryRunHistory, LossTracker, Position, RunHistory
 from pa_core.utils import remove_padding
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
+    from pa_core.checkpoint.background import StateSaver
+    from pa_core.checkpoint.restore import TrainingState
     from pa_core.trainer import Trainer
 
 _OF_A_RUN = (
@@ -128,10 +127,9 @@ class TrainerBase:
         self._train_dl_kwargs: dict[str, Any] | None = None
         self._eval_dl_kwargs: dict[str, Any] | None = None
         self._manifest: dict[str, Any] | None = None
-        self._identity: dict[str, Any] | None = None
-        self._snapshot: SavedState | None = None
+        self._fingerprint: dict[str, Any] | None = None
+        self._snapshot: TrainingState | None = None
         self._save_metadata: dict[Path, dict[str, Any]] = {}
-        self._saver = StateSaver(self._trainer)
         self._model_key = 0
         self._in_run = False
         self._is_between_updates = True
@@ -196,6 +194,8 @@ class TrainerBase:
     def manifest(self) -> dict[str, Any]:
         """The run's manifest, with plugins, versions, settings, seed, commit and hardware."""
         if self._manifest is None:
+            from pa_core.checkpoint.manifest import run_manifest
+
             self._manifest = run_manifest(self._trainer)
         return self._manifest
 
@@ -262,6 +262,8 @@ class TrainerBase:
             save_per_node: whether to write on every machine, or on the main process only.
             model: save the weights of this model, such as a moving average, instead.
         """
+        from pa_core.checkpoint import model_file
+
         model_file.save_checkpoint(
             self._trainer,
             save_path,
@@ -280,6 +282,8 @@ class TrainerBase:
         Raises:
             ValueError: if it holds an optimizer or a scheduler and the trainer has none.
         """
+        from pa_core.checkpoint import model_file
+
         return model_file.load_checkpoint(
             self._trainer, checkpoint_path, load_optimizer, load_scheduler
         )
@@ -318,10 +322,29 @@ class TrainerBase:
         Returns:
             Its ``checkpoint_kwargs``, and ``current_epoch``.
         """
-        snapshot = SavedState(input_dir, self._engine.rank)
+        from pa_core.checkpoint.restore import TrainingState
+
+        snapshot = TrainingState(input_dir, self._engine.rank)
         snapshot.restore_training(self._trainer, in_run=False)
         snapshot.restore_plugins(self._trainer)
         return snapshot.metadata
+
+    @cached_property
+    def _saver(self) -> StateSaver:
+        """Saves training states; created, and its code imported, when the first one is saved."""
+        from pa_core.checkpoint.background import StateSaver
+
+        return StateSaver(self._trainer)
+
+    def _save_states(self, requests: Mapping[Path, SaveRequest]) -> None:
+        """Save the requested training states; called on every process at an update boundary."""
+        for state_dir, request in requests.items():
+            self._saver.save(state_dir, request, self._save_metadata.pop(state_dir, {}))
+
+    def _wait_for_saves(self) -> None:
+        """Wait until the training state being saved is complete; called on every process."""
+        if "_saver" in vars(self):
+            self._saver.wait()
 
     # -- Set-up ---------------------------------------------------------------------------------
 
@@ -336,7 +359,8 @@ class TrainerBase:
         from pa_core.loop.error_hints import add_hints
 
         add_hints(exception, self._trainer)  # first: it shuts down what would interrupt the rest
-        self._saver.give_up(exception)
+        if "_saver" in vars(self):
+            self._saver.wait_on_exception(exception)
         if isinstance(exception, PreemptedExit):
             return  # the run was closed cleanly, and nothing has failed
         self.plugins.call_each("on_exception", exception, trainer=self, exception=exception)

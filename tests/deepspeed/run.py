@@ -202,7 +202,7 @@ def main(engine: str, folder: Path, other_state: Path | None) -> None:
         with pytest.raises(ValueError, match="only clip by norm"):
             train(new_trainer(engine), 1, gradient_clip_value=0.1)
     if other_state is not None:
-        with pytest.raises(TrainingStateError, match="the optimizer was divided by"):
+        with pytest.raises(TrainingStateError, match="the optimizer.s state: .*divided by"):
             train(new_trainer(engine, model=NoisyModel()), 3, resume_from=other_state)
     if int(os.environ.get("RANK", "0")) == 0:
         (folder / "outcome.json").write_text(json.dumps(outcome))

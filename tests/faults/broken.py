@@ -1,6 +1,7 @@
-"""Builds with one promise broken each, for proving that the harnesses would see it.
+"""Builds that break one promise each, to prove that the harnesses notice.
 
-Each function breaks this process' pa_core; called with pytest's ``monkeypatch``, for a test only.
+Each function breaks pa_core in this process; called with pytest's ``monkeypatch``, only for one
+test.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import torch
 
 from pa_core import trainer
 from pa_core.builtins.checkpoint import SaveTrainingStateCallback
-from pa_core.checkpoint import atomic_io, storage, training_state
+from pa_core.checkpoint import atomic_io, restore, storage
 from pa_core.control import TrainerControl
 from pa_core.data import loader, rng
 from pa_core.loop import consensus
@@ -36,7 +37,7 @@ def no_flush(patch: Patch) -> None:
 
 
 def no_manifest_check(patch: Patch) -> None:
-    """A state is read without a look at its hashes."""
+    """A state is read without checking its hashes."""
 
     def careless(self: Any, name: str) -> bytes:
         return atomic_io.read_file(self.directory / name)
@@ -46,19 +47,19 @@ def no_manifest_check(patch: Patch) -> None:
 
 
 def rotate_before_save(patch: Patch) -> None:
-    """Old states go before the new one has come."""
-    ask = SaveTrainingStateCallback._ask
+    """Old states are removed before the new one is complete."""
+    request = SaveTrainingStateCallback._request
 
     def broken(self: Any, trainer: Any, *args: Any, **kwargs: Any) -> None:
         for old in storage.find_states(self.save_dir)[self.max_checkpoints - 1 :]:
             atomic_io.remove_whole(old)
-        ask(self, trainer, *args, **kwargs)
+        request(self, trainer, *args, **kwargs)
 
-    patch(SaveTrainingStateCallback, "_ask", broken)
+    patch(SaveTrainingStateCallback, "_request", broken)
 
 
 def no_key(patch: Patch) -> None:
-    """A step's randomness is a stream that goes on, and not a function of its place."""
+    """A step's randomness is a continuing stream, not a function of its position."""
     for module, names in (
         (trainer, ("seed_model", "seed_all")),
         (loader, ("seed_host", "seed_torch")),
@@ -71,40 +72,40 @@ def no_key(patch: Patch) -> None:
 
 def same_order(patch: Patch) -> None:
     """A resumed epoch begins with the order of another one."""
-    restore = training_state.SavedState.restore_training
+    restore_training = restore.TrainingState.restore_training
 
     def broken(self: Any, trainer: Any, **kwargs: Any) -> None:
-        restore(self, trainer, **kwargs)
+        restore_training(self, trainer, **kwargs)
         trainer._train_dataloader.batch_sampler.seed = rng.derive_key(trainer.seed, "another")
 
-    patch(training_state.SavedState, "restore_training", broken)
+    patch(restore.TrainingState, "restore_training", broken)
 
 
 def cursor(patch: Patch) -> None:
-    """The place in the data is off by one batch."""
-    restore = training_state.SavedState.restore_training
+    """The position in the data is off by one batch."""
+    restore_training = restore.TrainingState.restore_training
 
     def broken(self: Any, trainer: Any, **kwargs: Any) -> None:
-        restore(self, trainer, **kwargs)
+        restore_training(self, trainer, **kwargs)
         trainer.position.batch += trainer.position.batch > 0
 
-    patch(training_state.SavedState, "restore_training", broken)
+    patch(restore.TrainingState, "restore_training", broken)
 
 
 def no_plugin_state(patch: Patch) -> None:
-    """What plugins know isn't put back."""
+    """The state of plugins isn't restored."""
     from pa_core.plugins.manager import PluginManager
 
     patch(PluginManager, "load_state_dict", lambda self, storage, **kwargs: None)
 
 
 def no_schedule(patch: Patch) -> None:
-    """The schedule begins anew."""
+    """The learning-rate scheduler starts afresh."""
     patch(torch.optim.lr_scheduler.OneCycleLR, "load_state_dict", lambda self, state: None)
 
 
 def no_history(patch: Patch) -> None:
-    """The run history begins anew."""
+    """The run history starts afresh."""
     from pa_core.tracking import InMemoryRunHistory
 
     patch(
@@ -115,7 +116,7 @@ def no_history(patch: Patch) -> None:
 
 
 def flag_not_reduced(patch: Patch) -> None:
-    """A process acts on what it alone knows."""
+    """A process acts on a request that only it has received."""
 
     def broken(self: Any, control: TrainerControl, *args: Any, **kwargs: Any) -> Any:
         granted = control.take_everywhere()

@@ -1,4 +1,4 @@
-"""What several tests compare with."""
+"""Fixtures that several tests compare with."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tests.faults.launch import finish
 
 @pytest.fixture(scope="session")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
-    """An uninterrupted run of `script.py` on two processes: its folder, and what came out.
+    """An uninterrupted run of `script.py` on two processes: its folder, and its outcome.
 
     It has states after 20 and 40 of its 48 updates, and at its end.
     """

@@ -1,6 +1,6 @@
-"""What is done to a run, in this process, to see whether it keeps a promise.
+"""Harnesses that check in this process whether runs keep a promise.
 
-Each harness returns what is wrong, a sentence each, and raises where its fault didn't strike.
+Each returns a sentence for each problem, and raises if its fault wasn't triggered.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from torch import nn
 
 from pa_core import Trainer, TrainerCallback
 from pa_core.callbacks import SaveTrainingStateCallback
+from pa_core.checkpoint.restore import TrainingState
 from pa_core.checkpoint.storage import find_states, newest_intact_state
-from pa_core.checkpoint.training_state import SavedState
 from pa_core.comparison import compare_states
 from pa_core.errors import TrainingStateError
 from tests.faults.subject import CONFIGS, Config, read_trace, trace_problems, train
@@ -29,12 +29,12 @@ SHORT = dataclasses.replace(CONFIGS["cold"], samples=38)  # 3 updates in each of
 
 
 def cut_everywhere(folder: Path, config: Config = SHORT, *, every: int = 1) -> list[str]:
-    """Resume at each update, and compare the trace and the final state with the whole run's.
+    """Resume at each update; compare trace and final state with those of the uninterrupted run.
 
     Args:
         folder: empty.
         config: of the run.
-        every: cut at each so-manieth update only.
+        every: cut only at every so many updates.
     """
     whole = folder / "whole"
     whole.mkdir()
@@ -51,7 +51,7 @@ def cut_everywhere(folder: Path, config: Config = SHORT, *, every: int = 1) -> l
         torch.manual_seed(number)  # whatever the new process has drawn before
         try:
             train(resumed, config, keep=None, resume_from=cut)
-        except Exception as error:  # noqa: BLE001 - a harness tells, whatever it was
+        except Exception as error:  # noqa: BLE001 - a harness reports any error
             problems.append(f"{cut.name}: {type(error).__name__}: {error}")
             continue
         lines = golden[:number] + read_trace(resumed)
@@ -66,7 +66,7 @@ def cut_everywhere(folder: Path, config: Config = SHORT, *, every: int = 1) -> l
 
 
 def damage_everywhere(folder: Path) -> list[str]:
-    """Flip a bit in the middle of each file of a state, which must be told by its name."""
+    """Flip a bit in the middle of each file of a state; an error must name the file."""
     trainer = _small_run(folder / "run")
     trainer.save_training_state(folder / "state")
     problems = []
@@ -76,19 +76,19 @@ def damage_everywhere(folder: Path) -> list[str]:
         with path.open("ab") as file:
             file.write(content[len(content) // 2 + 1 :])
         try:
-            SavedState(folder / "state", 0)
-        except Exception as error:  # noqa: BLE001 - a harness tells, whatever it was
+            TrainingState(folder / "state", 0)
+        except Exception as error:  # noqa: BLE001 - a harness reports any error
             if not isinstance(error, TrainingStateError) or path.name not in str(error):
                 problems.append(f"{path.name}: {type(error).__name__}: {error}")
         else:
-            problems.append(f"{path.name} was damaged, and nobody has noticed")
+            problems.append(f"{path.name} was damaged, which was not noticed")
         path.write_bytes(content)
-    SavedState(folder / "state", 0)  # as it was
+    TrainingState(folder / "state", 0)  # as it was
     return problems
 
 
 def watch_the_disk(folder: Path) -> list[str]:
-    """Whether every file and folder of a state is flushed before its name says that it is whole."""
+    """Whether every file and folder of a state is flushed before the state gets its final name."""
     flushed: dict[str, int] = {}
     problems: list[str] = []
     renamed: list[Path] = []
@@ -124,7 +124,7 @@ def watch_the_disk(folder: Path) -> list[str]:
 
 
 def watch_the_states(folder: Path) -> list[str]:
-    """Whether an intact state is there at every instant, once there has been one."""
+    """Whether an intact state exists at every instant, once there has been one."""
     problems: list[str] = []
     looks: list[int] = []
 
@@ -132,9 +132,11 @@ def watch_the_states(folder: Path) -> list[str]:
         def on_save_training_state(self, trainer: Trainer, state_dir: Path) -> None:
             looks.append(len(find_states(folder / "run")))
             if looks[0] == 0 and len(looks) > 1 and newest_intact_state(folder / "run") is None:
-                problems.append(f"no state is there while that of {trainer.updates} is written")
+                problems.append(
+                    f"no state exists while that of update {trainer.updates} is written"
+                )
 
-    # (In the background, a state may still be on its way when the next one is asked for.)
+    # (In the background, a state may still be incomplete when the next one is requested.)
     _small_run(folder / "run", Look(), in_background=False)
     if len(looks) < 3:
         raise AssertionError("fewer than three states were saved")
@@ -155,7 +157,7 @@ def _small_run(states: Path, *callbacks: TrainerCallback, in_background: bool = 
         plugins=(),
     )
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # a broken build may warn; what it does is looked at
+        warnings.simplefilter("ignore")  # a broken build may warn; only what it does counts
         trainer.train(tiny_data(32), 1)
     return trainer
 

@@ -1,12 +1,12 @@
-"""Kill a run with SIGKILL at random instants, start it again until it is done, and compare.
+"""Kill a run with SIGKILL at random instants, restart it until it is done, and compare.
 
 ``python tests/faults/kill.py --kills 100 --seed 1``
 
 One process imports everything once and forks a child for each start (a fork server), so that a
-start takes a tenth of a second; a few are cold, as a user starts them. The children of a start are
-one process group, which is killed whole. Half of the kills come at any instant, half of them wait
-for a state that is being written. What ends is compared with a run that nobody has killed: the
-final state bit for bit, and the trace of every update.
+start takes a tenth of a second; a few starts are cold, as a user's are. The children of a start
+form one process group, which is killed as a whole. Half of the kills come at any instant, the other
+half wait for a state that is being written. The result is compared with that of a run that was
+never killed: the final state bit for bit, and the trace of every update.
 """
 
 from __future__ import annotations
@@ -35,27 +35,27 @@ from pa_core.errors import PaCoreError  # noqa: E402
 from tests.faults import broken, subject  # noqa: E402
 from tests.faults.launch import survivors  # noqa: E402
 
-CLOCKED = ("checkpoint",)  # the only state that may differ: how often its clock has struck
+CLOCKED = ("checkpoint",)  # the only plugin whose state may differ: it depends on a clock
 FORKED = [name for name, config in subject.CONFIGS.items() if not config.cold]
 COLD = [name for name, config in subject.CONFIGS.items() if config.cold]
 
 
 @dataclass
-class Story:
-    """A run from its first start to its end, with all that has happened to it."""
+class Trial:
+    """A run from its first start to its end, and what happened to it."""
 
     config: str
     seed: int
     kills: int = 0
     inside_saves: int = 0
-    done_again: int = 0
+    repeated: int = 0
     problems: list[str] = field(default_factory=list)
 
     @property
     def reproducer(self) -> str:
-        """The command that tells this story again, as far as the instants can be repeated."""
+        """The command that repeats this trial, as far as the instants can be repeated."""
         return (
-            f"python tests/faults/kill.py --configs {self.config} --story {self.seed} "
+            f"python tests/faults/kill.py --configs {self.config} --trial {self.seed} "
             f"--kills {self.kills}"
         )
 
@@ -99,7 +99,7 @@ class Start:
                 self._be_child(rank, port, group)
             group = group or pid
             with suppress(OSError):
-                os.setpgid(pid, group)  # here and there, whoever comes first
+                os.setpgid(pid, group)  # in the parent and the child, whichever is first
             self.statuses[pid] = None
 
     def _be_child(self, rank: int, port: int, group: int) -> None:
@@ -120,7 +120,7 @@ class Start:
                 )
             subject.train(self.folder, self.config)
             code = 0
-        except BaseException:  # noqa: BLE001 - whatever it was, this process ends here
+        except BaseException:  # noqa: BLE001 - this process ends here after any error
             import traceback
 
             traceback.print_exc()
@@ -130,7 +130,7 @@ class Start:
             os._exit(code)
 
     def is_running(self) -> bool:
-        """Whether any of its processes has not ended."""
+        """Whether any of its processes is still running."""
         if self.popen is not None:
             return self.popen.poll() is None
         for pid, status in self.statuses.items():
@@ -141,20 +141,20 @@ class Start:
         return None in self.statuses.values()
 
     def exit_codes(self) -> list[int]:
-        """How its processes have ended; negative for a signal."""
+        """The exit codes of its processes; negative for a signal."""
         if self.popen is not None:
             return [self.popen.wait()]
         return [code for code in self.statuses.values() if code is not None]
 
     def kill(self) -> bool:
-        """Kill all of it at once; whether the signal has ended every process of it."""
-        # torchrun gives each of its processes a group of its own.
+        """Kill all of its processes; return whether the signal has ended every one."""
+        # torchrun starts each of its processes in a separate group.
         groups = [int(path.name[4:]) for path in self.folder.glob("pid-*")]
         groups += [self.popen.pid] if self.popen is not None else list(self.statuses)[:1]
         for group in groups:
             with suppress(ProcessLookupError):
                 os.killpg(group, signal.SIGKILL)
-        # A process that has only just been started hasn't said its number yet.
+        # A process that was only just started hasn't written its pid yet.
         while self.mark and (left := survivors(self.mark)):
             for pid in left:
                 with suppress(ProcessLookupError):
@@ -165,46 +165,46 @@ class Start:
 
 
 def free_port() -> int:
-    """A port of this machine that nobody listens on."""
+    """A port of this machine that is not in use."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         return int(listener.getsockname()[1])
 
 
 def being_written(states: Path) -> set[str]:
-    """States that are being written, or that somebody was killed over."""
+    """States that are being written, or were when a process was killed."""
     try:
         return {name for name in os.listdir(states) if name.startswith(".tmp-")}
     except FileNotFoundError:
         return set()
 
 
-def run_whole(story: Story, folder: Path, limit: float) -> float:
-    """The run that nobody kills; returns its seconds."""
+def run_whole(trial: Trial, folder: Path, limit: float) -> float:
+    """Run without any kill; returns the seconds it took."""
     folder.mkdir(parents=True)
     started = time.monotonic()
-    start = Start(folder, story.config)
+    start = Start(folder, trial.config)
     while start.is_running():
         time.sleep(0.005)
         if time.monotonic() - started > limit:
             start.kill()
     if any(start.exit_codes()):
         log = start.log.read_text()[-3000:]
-        story.problems.append(f"fails by itself with {start.exit_codes()}: {log}")
+        trial.problems.append(f"fails by itself with {start.exit_codes()}: {log}")
     return time.monotonic() - started
 
 
-def tell(
-    story: Story, folder: Path, golden: Path, seconds: float, kills: int, limit: float
-) -> Story:
-    """Start, kill at most `kills` times, start again until done, and compare with `golden`."""
+def run_trial(
+    trial: Trial, folder: Path, golden: Path, seconds: float, kills: int, limit: float
+) -> Trial:
+    """Start, kill at most `kills` times, restart until done, and compare with `golden`."""
     folder.mkdir(parents=True)
-    chance, states = random.Random(story.seed), folder / "states"
+    chance, states = random.Random(trial.seed), folder / "states"
     while True:
         before = being_written(states)
-        start = Start(folder, story.config)
+        start = Start(folder, trial.config)
         began, wait_for_save = time.monotonic(), chance.random() < 0.5
-        # By the time of an uninterrupted run, and by how many states to let pass.
+        # Relative to the time of an uninterrupted run; and how many states to let pass.
         instant = chance.uniform(0.0, seconds * 0.8)
         to_pass, delay = chance.randrange(8), chance.uniform(0.0, 0.01)
         seen, was_killed = set(before), False
@@ -216,31 +216,31 @@ def tell(
                 seen |= fresh
                 to_pass -= len(fresh)
                 due = to_pass < 0
-            if due and story.kills < kills:
+            if due and trial.kills < kills:
                 time.sleep(delay if fresh else 0.0)
                 was_killed = start.kill()
                 break
             if now > limit:
                 start.kill()
-                story.problems.append(f"a start took more than {limit:.0f} seconds")
-                return story
+                trial.problems.append(f"a start took more than {limit:.0f} seconds")
+                return trial
             time.sleep(0.0003 if wait_for_save else 0.002)
         if was_killed:
-            story.kills += 1
-            story.inside_saves += bool(being_written(states) - before)
+            trial.kills += 1
+            trial.inside_saves += bool(being_written(states) - before)
         elif all(code == 0 for code in start.exit_codes()):
             break
         elif -signal.SIGKILL not in start.exit_codes():
-            story.problems.append(f"a start failed: {start.log.read_text()[-3000:]}")
-            return story
-    story.problems += compare(folder, golden, subject.CONFIGS[story.config].processes)
+            trial.problems.append(f"a start failed: {start.log.read_text()[-3000:]}")
+            return trial
+    trial.problems += compare(folder, golden, subject.CONFIGS[trial.config].processes)
     lines = subject.read_trace(folder)
-    story.done_again = max(subject.updates_done_again(lines), default=0)
-    return story
+    trial.repeated = max(subject.repeated_updates(lines), default=0)
+    return trial
 
 
 def compare(folder: Path, golden: Path, processes: int) -> list[str]:
-    """What differs between two runs that are done."""
+    """The differences between two complete runs."""
     try:
         states = [where / "states" / "final" for where in (golden, folder)]
         problems = [str(found) for found in compare_states(*states, ignore_plugins=CLOCKED)]
@@ -254,50 +254,58 @@ def compare(folder: Path, golden: Path, processes: int) -> list[str]:
 
 
 def campaign(
-    shares: Mapping[str, int], seed: int, limit: float, story: int | None = None
-) -> list[Story]:
-    """Tell stories of each configuration until it was killed as often as its share says.
+    shares: Mapping[str, int], seed: int, limit: float, only_seed: int | None = None
+) -> list[Trial]:
+    """Run trials of each configuration until it was killed as often as its share says.
 
     Args:
         shares: how many kills each configuration gets.
         seed: of all instants.
-        limit: seconds in which any start ends.
-        story: the seed of a single story that is told again.
+        limit: seconds in which any start must end.
+        only_seed: the seed of a single trial to repeat.
     """
-    stories: list[Story] = []
+    trials: list[Trial] = []
     with tempfile.TemporaryDirectory(prefix="kill-") as name:
         for config, share in shares.items():
             golden = Path(name, config, "whole")
-            whole = Story(config, seed)
+            whole = Trial(config, seed)
             seconds = run_whole(whole, golden, limit)
             if whole.problems:
-                stories.append(whole)
+                trials.append(whole)
                 continue
             number, done = 0, 0
             while done < share:
-                own = derive_key(seed, config, number) if story is None else story
+                own = derive_key(seed, config, number) if only_seed is None else only_seed
                 folder = Path(name, config, str(number))
-                told = tell(Story(config, own), folder, golden, seconds, share - done, limit)
-                stories.append(told)
-                if told.problems:
+                finished = run_trial(
+                    Trial(config, own), folder, golden, seconds, share - done, limit
+                )
+                trials.append(finished)
+                if finished.problems:
                     break
-                number, done = number + 1, done + told.kills
-    for told in stories:
-        if told.problems:
-            print(f"LOST: {told.reproducer}\n  " + "\n  ".join(told.problems[:20]))
-    return stories
+                number, done = number + 1, done + finished.kills
+    for trial in trials:
+        if trial.problems:
+            print(f"LOST: {trial.reproducer}\n  " + "\n  ".join(trial.problems[:20]))
+    return trials
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a campaign and print what it has found; the last line is JSON."""
+    """Run a campaign and print its results; the last line is JSON."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--kills", type=int, default=25, help="of forked starts, all together")
-    parser.add_argument("--cold-kills", type=int, default=0, help="of cold starts, of each kind")
+    parser.add_argument("--kills", type=int, default=25, help="kills of forked starts, in total")
+    parser.add_argument(
+        "--cold-kills", type=int, default=0, help="kills of cold starts, of each kind"
+    )
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--configs", nargs="+", default=FORKED, choices=subject.CONFIGS)
-    parser.add_argument("--limit", type=float, default=120.0, help="seconds of any start")
-    parser.add_argument("--story", type=int, help="tell this one again")
-    parser.add_argument("--broken", choices=sorted(broken.BUILDS), help="break the build so")
+    parser.add_argument(
+        "--limit", type=float, default=120.0, help="seconds in which any start must end"
+    )
+    parser.add_argument("--trial", type=int, help="the seed of a single trial to repeat")
+    parser.add_argument(
+        "--broken", choices=sorted(broken.BUILDS), help="run a build that is broken this way"
+    )
     options = parser.parse_args(arguments)
     if options.broken:
         broken.BUILDS[options.broken](setattr)
@@ -305,25 +313,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.cold_kills:
         shares |= dict.fromkeys(COLD, options.cold_kills)
     if not all(subject.CONFIGS[config].cold for config in shares):
-        import torchmetrics.classification  # noqa: F401 - before the forks, once for all
+        import torchmetrics.classification  # noqa: F401 - once, before the forks
     import pa_models  # noqa: F401
 
     started = time.monotonic()
-    stories = campaign(shares, options.seed, options.limit, options.story)
+    trials = campaign(shares, options.seed, options.limit, options.trial)
     total = {
-        "kills": sum(story.kills for story in stories),
-        "inside_saves": sum(story.inside_saves for story in stories),
-        "stories": len(stories),
-        "lost": sum(bool(story.problems) for story in stories),
-        "done_again": max((story.done_again for story in stories), default=0),
+        "kills": sum(trial.kills for trial in trials),
+        "inside_saves": sum(trial.inside_saves for trial in trials),
+        "runs": len(trials),
+        "lost": sum(bool(trial.problems) for trial in trials),
+        "repeated": max((trial.repeated for trial in trials), default=0),
         "seed": options.seed,
         "seconds": round(time.monotonic() - started),
     }
     print(
-        "{kills} kills, {inside_saves} of them inside a save, {stories} runs, {lost} lost, at most "
-        "{done_again} updates done again, seed {seed}, {seconds} s".format(**total)
+        "{kills} kills, {inside_saves} of them inside a save, {runs} runs, {lost} lost, at most "
+        "{repeated} updates repeated, seed {seed}, {seconds} s".format(**total)
     )
-    print(json.dumps(total | {"told": [asdict(story) for story in stories]}))
+    print(json.dumps(total | {"trials": [asdict(trial) for trial in trials]}))
     return 1 if total["lost"] else 0
 
 

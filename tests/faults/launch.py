@@ -1,4 +1,4 @@
-"""Start `script.py` on some processes, wait for its end within bounds, and leave nobody behind."""
+"""Start `script.py` on some processes, wait for it with a time limit, and leave no process."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ class Ended:
 
     Attributes:
         code: the launcher's exit code.
-        text: all that it and its processes have printed.
-        seconds: from the fault to the end; None where there was none.
+        text: everything that it and its processes have printed.
+        seconds: from the fault to the end; None if there was none.
         outcomes: what each process has written, by rank; a killed one writes nothing.
     """
 
@@ -42,9 +42,9 @@ def launch(
 
     Args:
         folder: for states and outcomes.
-        processes: how many; 1 is started without a launcher.
-        arguments: more for the launcher.
-        limit: seconds after which everything is killed, and the test has failed.
+        processes: how many; a single one is started without a launcher.
+        arguments: further arguments of the launcher.
+        limit: seconds after which everything is killed and the test fails.
         options: of the script.
     """
     folder.mkdir(exist_ok=True)
@@ -56,7 +56,7 @@ def launch(
         stderr=subprocess.STDOUT,
         text=True,
         cwd=ROOT,
-        # Restarted processes must not find the addresses of those before them.
+        # Restarted processes must not find the addresses of earlier ones.
         env=environment(PA_CORE_TEST_MARK=mark, TORCH_DISABLE_SHARE_RDZV_TCP_STORE="1"),
         start_new_session=True,
     )
@@ -103,12 +103,12 @@ def survivors(mark: str) -> list[int]:
             if mark.encode() in path.read_bytes():
                 found.append(int(path.parent.name))
         except OSError:
-            continue  # another user's, or gone since
+            continue  # another user's, or ended meanwhile
     return found
 
 
 def samples_by_update(folder: Path) -> dict[tuple[int, int], list[int]]:
-    """The samples of each update on all processes; of one that was done again, they are compared.
+    """The samples of each update on all processes, those of repeated updates included.
 
     Returns:
         Sorted sample numbers by epoch and update.

@@ -1,8 +1,8 @@
-"""Train on any number of processes, with a fault where a test wants it, and write what came out.
+"""Train on any number of processes, with a fault where a test wants it, and write the outcome.
 
 Usage: ``script.py FOLDER OPTIONS``, options as JSON: ``name`` of the launch, ``fault`` with its
-``kind``, ``place`` and ``update``, ``every`` so many updates a state. The fault happens once,
-however often the script is started in this folder.
+``kind``, ``place`` and ``update``, and ``every``, the updates between two states. The fault happens
+once, however often the script is started in this folder.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ GLOBAL_BATCH = 4
 
 
 class Numbered(Dataset[Any]):
-    """Samples that say their number."""
+    """Samples with their number."""
 
     def __init__(self, samples: int) -> None:
         self.data = tiny_data(samples)
@@ -43,21 +43,21 @@ class Numbered(Dataset[Any]):
 
 
 class Seen(TrainerCallback):
-    """Writes down the samples of each update, which a kill can't take back."""
+    """Writes the samples of each update to a file, which survives a kill."""
 
     def __init__(self, folder: Path) -> None:
         self.file = folder / f"seen-{RANK}.jsonl"
 
     def on_train_step_end(self, trainer: Trainer, batch: Any, step: int) -> None:
         place = trainer._train_dataloader.batch_sampler.local_slice(step)
-        mine = batch[2].tolist()[: place.stop - place.start]  # a spare sample counts for nothing
+        mine = batch[2].tolist()[: place.stop - place.start]  # without padding
         record = {"epoch": trainer.position.epoch, "update": trainer.updates, "samples": mine}
         with self.file.open("a") as file:
             file.write(json.dumps(record) + "\n")
 
 
 class Fault(TrainerCallback):
-    """Does what is to be survived, once, and leaves a mark that it has."""
+    """Triggers the fault, once, and leaves a mark that it has."""
 
     def __init__(self, folder: Path, kind: str, place: str, update: int) -> None:
         self.mark, self.kind, self.place = folder / f"fired-{kind}", kind, place
@@ -65,7 +65,7 @@ class Fault(TrainerCallback):
 
     def on_train_step_end(self, trainer: Trainer) -> None:
         self._fire(trainer, "step")
-        time.sleep(0.02)  # so that a signal by way of the launcher comes within the run
+        time.sleep(0.02)  # so that a signal through the launcher arrives during the run
 
     def on_eval_step_start(self, trainer: Trainer) -> None:
         self._fire(trainer, "evaluation")

@@ -1,4 +1,4 @@
-"""Counts what a save does to the disk, and lets it go wrong at one place of it."""
+"""Counts the disk operations of a save, and makes one of them fail."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ _CHANGES = ("open", "write", "fsync", "close", "mkdir", "rename", "replace", "un
 
 
 class Shim:
-    """Stands between states and the disk: all changes go through these functions of `os`.
+    """Wraps the functions of `os` through which all changes of states reach the disk.
 
-    Only what happens in `folder` counts, and only once it is entered, in this process.
+    Only operations in `folder` count, in this process, and within the context.
 
     Args:
         folder: the folder of the states.
-        fault: called with the number and the name of each operation, just before it; may raise, or
+        fault: called with the number and the name of each operation, just before it; may raise or
             end the process.
     """
 
@@ -48,7 +48,7 @@ class Shim:
         real = self._real[name]
 
         def call(first: Any, *rest: Any, **options: Any) -> Any:
-            if not self._is_ours(first, options):
+            if not self._is_counted(first, options):
                 return real(first, *rest, **options)
             if name == "open" and not rest[0] & os.O_CREAT:
                 handle = real(first, *rest, **options)  # nothing is changed yet
@@ -58,7 +58,7 @@ class Shim:
             self.log.append(name)
             if name == "close":
                 self._handles.discard(first)
-                real(first)  # whatever close says, the file is closed
+                real(first)  # even if `close` fails, the file is closed
             try:
                 self.fault(number, name)
             except OSError:
@@ -73,7 +73,7 @@ class Shim:
 
         return call
 
-    def _is_ours(self, first: Any, options: dict[str, Any]) -> bool:
+    def _is_counted(self, first: Any, options: dict[str, Any]) -> bool:
         if isinstance(first, int):
             return first in self._handles
         if options.get("dir_fd") is not None:
@@ -82,11 +82,11 @@ class Shim:
 
 
 def nothing(number: int, name: str) -> None:
-    """Let all go well."""
+    """Let every operation succeed."""
 
 
 def die_at(place: int) -> Callable[[int, str], None]:
-    """Be killed just before an operation."""
+    """Kill the process just before an operation."""
 
     def fault(number: int, name: str) -> None:
         if number == place:
@@ -96,7 +96,7 @@ def die_at(place: int) -> Callable[[int, str], None]:
 
 
 def fail_at(place: int, code: int, *, from_then_on: bool = False) -> Callable[[int, str], None]:
-    """Get an error from the disk in place of an operation, or of all from there on."""
+    """Fail with an error of the disk instead of one operation, or of all from it on."""
 
     def fault(number: int, name: str) -> None:
         if number == place or (from_then_on and number > place):

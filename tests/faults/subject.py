@@ -1,6 +1,6 @@
-"""The script under fire: all that makes resuming hard in one short run, which leaves a trace.
+"""The script that is killed: everything that makes resuming hard in one short run with a trace.
 
-Called as a script it trains in a folder, and goes on where a run in that folder was killed:
+Run as a script it trains in a folder, and resumes where a run in that folder was killed:
 ``python subject.py FOLDER plain``.
 """
 
@@ -37,7 +37,7 @@ class Config:
     workers: int = 0
     processes: int = 1
     mixed_precision: str = "no"
-    cold: bool = False  # a process of its own, without metrics: torchmetrics is slow to import
+    cold: bool = False  # a new process, without metrics: torchmetrics is slow to import
     samples: int = 118  # the last group of micro-batches and the last batch are short
 
 
@@ -78,7 +78,7 @@ class Net(nn.Module):
 
 
 class Trace(TrainerCallback):
-    """Writes a line for each update: which samples it took, and a digest of all it has led to."""
+    """Writes a line for each update: its samples, and a digest of the state after it."""
 
     def __init__(self, file: Path) -> None:
         self.file, self.ids = file, []
@@ -98,21 +98,23 @@ class Trace(TrainerCallback):
                 "digest": digest(trainer),
             }
             self.ids = []
-            # One call appends the whole line: a killed process leaves no half of one.
+            # One call appends the whole line, so a killed process never leaves part of one.
             handle = os.open(self.file, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
             os.write(handle, (json.dumps(line) + "\n").encode())
             os.close(handle)
 
 
 def digest(trainer) -> str:
-    """A hash of weights, optimizer, schedule, place, history and plugins with a state."""
+    """A hash of weights, optimizer, scheduler, position, history and plugins with state."""
     tensors: dict[str, torch.Tensor] = {}
     place, history = dict(vars(trainer.position)), trainer.run_history.state_dict()
     for timed in (place, *history["records"]):
         timed.pop("seconds")
     plugins = trainer.plugins.state_dict()
     plugins.pop("checkpoint", None)  # it asks a clock
-    main = trainer.is_main_process  # before the next forward pass, buffers are the main process'
+    main = (
+        trainer.is_main_process
+    )  # until the next forward pass, only the main process' buffers count
     model = trainer.get_model()
     content = {
         "model": model.state_dict() if main else dict(model.named_parameters()),
@@ -130,7 +132,7 @@ def digest(trainer) -> str:
 def train(
     folder: Path, config: Config, *, keep: int | None = 2, resume_from: str | Path = "auto"
 ) -> Trainer:
-    """Train in `folder`, from its newest state on; with ``keep=None``, all states are kept."""
+    """Train in `folder`, from its newest state on; with ``keep=None``, keep all states."""
     from pa_models import EmaPlugin
 
     rank = int(os.environ.get("RANK", "0"))
@@ -149,8 +151,8 @@ def train(
         nn.CrossEntropyLoss(),
         torch.optim.AdamW(model.parameters(), lr=0.01),
         callbacks=[
-            # Nothing improves so much, so that the run ends with the fifth epoch: a resumed run
-            # that had forgotten the others would go on.
+            # No epoch improves that much, so the run ends with the fifth epoch; a resumed run that
+            # had forgotten the earlier epochs would continue.
             EarlyStoppingCallback(early_stopping_patience=4, early_stopping_threshold=100),
             SaveTrainingStateCallback(
                 folder / "states",
@@ -182,16 +184,16 @@ def train(
 
 
 def read_trace(folder: Path, rank: int = 0) -> list[dict[str, Any]]:
-    """The lines that runs in a folder have written."""
+    """The lines that the runs in a folder have written."""
     file = folder / f"trace-{rank}.jsonl"
     return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
 
 
 def trace_problems(golden: list[dict[str, Any]], lines: list[dict[str, Any]]) -> list[str]:
-    """What is wrong with the trace of an interrupted run.
+    """The problems with the trace of an interrupted run.
 
-    Without the updates that were done again it must be the golden one, and each that was done
-    again must be what it was the first time.
+    Without repeated updates it must be the golden one, and each repeated update must be the same
+    as the first time.
     """
     expected = {line["update"]: line for line in golden}
     problems, done = [], 0
@@ -201,15 +203,15 @@ def trace_problems(golden: list[dict[str, Any]], lines: list[dict[str, Any]]) ->
             wrong = [key for key in line if line[key] != expected.get(update, {}).get(key)]
             problems.append(f"update {update} differs in {', '.join(wrong)}")
         if update > done + 1:
-            problems.append(f"updates {done + 1} to {update - 1} were left out")
+            problems.append(f"updates {done + 1} to {update - 1} are missing")
         done = max(done, update)
     if done != len(golden):
-        problems.append(f"the run has {done} updates, and not {len(golden)}")
+        problems.append(f"the run has {done} updates instead of {len(golden)}")
     return problems
 
 
-def updates_done_again(lines: list[dict[str, Any]]) -> list[int]:
-    """How many updates each restart has done again."""
+def repeated_updates(lines: list[dict[str, Any]]) -> list[int]:
+    """How many updates each restart has repeated."""
     steps = itertools.pairwise(lines)
     return [a["update"] - b["update"] + 1 for a, b in steps if b["update"] <= a["update"]]
 

@@ -1,4 +1,4 @@
-"""The harnesses are tested: each passes on this build, and catches one that breaks its promise."""
+"""Tests of the harnesses: each passes on this build and catches those that break its promise."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from tests.faults.test_kill import campaign
 
 CAUGHT_BY = {
     "no_flush": ("watch_the_disk", "was renamed before it was flushed"),
-    "no_manifest_check": ("damage_everywhere", "nobody has noticed"),
-    "rotate_before_save": ("watch_the_states", "no state is there while"),
+    "no_manifest_check": ("damage_everywhere", "was not noticed"),
+    "rotate_before_save": ("watch_the_states", "no state exists while"),
     "no_key": ("cut_everywhere", "differs in digest"),
     "same_order": ("cut_everywhere", "differs in ids, digest"),
     "cursor": ("cut_everywhere", "differs in ids, digest"),
@@ -42,7 +42,7 @@ def test_every_cut_is_exact_in_other_configurations(tmp_path, config, every):
     assert cut_everywhere(tmp_path, config, every=every) == []
 
 
-def test_every_broken_build_has_a_harness_that_is_to_catch_it():
+def test_every_broken_build_has_a_harness_to_catch_it():
     assert CAUGHT_BY.keys() == BUILDS.keys()
 
 

@@ -1,4 +1,4 @@
-"""A save that dies, or meets an error, at each of its operations on the disk: nothing is lost."""
+"""A save that is killed or fails at any of its disk operations loses nothing."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from pa_core import Trainer
+from pa_core.checkpoint.restore import TrainingState
 from pa_core.checkpoint.storage import newest_intact_state, remove_leftovers, verify
-from pa_core.checkpoint.training_state import SavedState
 from pa_core.control import SaveRequest
 from tests.faults.shim import Shim, die_at, fail_at, nothing
 from tests.faults.tiny_states import folder_in_memory, train, trainer_with_states
@@ -23,7 +23,7 @@ OLD, NEW = "update_00000001", "update_00000002"
 BESIDE = "beside an old one"
 CASES = {
     BESIDE: (NEW, SaveRequest()),
-    "in place of an old one": (OLD, SaveRequest()),
+    "replacing an old one": (OLD, SaveRequest()),
     "and the old one goes": (NEW, SaveRequest(keep=1)),
     "in the background": (NEW, SaveRequest(in_background=True, keep=1)),
 }
@@ -43,7 +43,7 @@ def folder(memory):
 
 @pytest.fixture(scope="module")
 def trainer(tmp_path_factory):
-    """A trainer between two updates, with the state of an earlier place on the disk."""
+    """A trainer between two updates, with an earlier state on the disk."""
     return train(trainer_with_states(tmp_path_factory.mktemp("none"), save_every_n_steps=None))
 
 
@@ -55,11 +55,11 @@ def before(trainer, memory):
 
 def save(trainer: Trainer, folder: Path, name: str, request: SaveRequest) -> None:
     trainer._saver.save(folder / name, request, {"is": "new"})
-    trainer._saver.settle()
+    trainer._saver.wait()
 
 
 def in_a_child(action: Callable[[], None]) -> int:
-    """Do something in a copy of this process, and return how that has ended."""
+    """Do something in a fork of this process; return its exit code."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # this process has threads
         child = os.fork()
@@ -81,10 +81,10 @@ def count_operations(trainer: Trainer, before: Path, folder: Path, case: str) ->
 
 
 def what_is_kept(folder: Path) -> str:
-    """Which of the two is the newest intact state, as resuming finds it."""
+    """Which of the two states resuming would find as the newest intact one."""
     found = newest_intact_state(folder)
     assert found is not None
-    return str(SavedState(found, 0).metadata["is"])
+    return str(TrainingState(found, 0).metadata["is"])
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -110,12 +110,12 @@ def test_a_save_that_is_killed_at_any_operation_leaves_the_old_state_or_the_new_
         if case == BESIDE:
             assert (folder / OLD).exists()
         shutil.rmtree(folder)
-    # From some operation on it is the new one, and never the old one again.
+    # From some operation on it is the new one, never the old one again.
     assert kept == sorted(kept, reverse=True)
     assert set(kept) == {"old", "new"}
 
 
-def test_a_write_that_is_cut_off_leaves_nothing_that_is_believed(trainer, before, folder):
+def test_a_write_that_is_cut_off_leaves_nothing_that_is_used(trainer, before, folder):
     shutil.copytree(before, folder)
     writes = [
         n
@@ -150,7 +150,7 @@ def test_a_write_that_is_cut_off_leaves_nothing_that_is_believed(trainer, before
     [
         *((BESIDE, code, False) for code in ("ENOSPC", "EIO", "EROFS", "EACCES")),
         *((BESIDE, code, True) for code in ("ENOSPC", "EROFS")),
-        *((case, "EIO", False) for case in ("in place of an old one", "in the background")),
+        *((case, "EIO", False) for case in ("replacing an old one", "in the background")),
     ],
 )
 def test_an_error_of_the_disk_at_any_operation_costs_the_new_state_at_most(
@@ -159,7 +159,7 @@ def test_an_error_of_the_disk_at_any_operation_costs_the_new_state_at_most(
     number = getattr(errno, code)
     name, request = CASES[case]
     operations = count_operations(trainer, before, folder, case)
-    told = 0
+    reported = 0
     for place in range(len(operations)):
         shutil.copytree(before, folder)
         request = SaveRequest(must=False, in_background=request.in_background, keep=request.keep)
@@ -168,10 +168,10 @@ def test_an_error_of_the_disk_at_any_operation_costs_the_new_state_at_most(
             Shim(folder, fail_at(place, number, from_then_on=from_then_on)) as shim,
         ):
             warnings.simplefilter("always")
-            save(trainer, folder, name, request)  # the run goes on
+            save(trainer, folder, name, request)  # training continues
         assert shim.has_fired, f"operation {place} was never reached"
-        told += bool(caught)
-        if not caught:  # it was only about durability, or about what is left over
+        reported += bool(caught)
+        if not caught:  # it concerned only durability or leftovers
             assert not verify(folder / name), operations[place]
         elif any("No training state was saved" in str(warning.message) for warning in caught):
             assert what_is_kept(folder) == "old", operations[place]
@@ -180,10 +180,10 @@ def test_an_error_of_the_disk_at_any_operation_costs_the_new_state_at_most(
         assert visible <= {OLD, NEW}
         if not from_then_on and place < len(operations) // 2:
             assert {path.name for path in folder.iterdir()} == {OLD}, operations[place]
-        save(trainer, folder, name, request)  # the disk is well again
+        save(trainer, folder, name, request)  # the disk works again
         assert what_is_kept(folder) == "new"
         shutil.rmtree(folder)
-    assert told > len(operations) // 2
+    assert reported > len(operations) // 2
 
 
 def test_an_error_of_the_disk_is_raised_where_the_state_must_be_saved(trainer, before, folder):

@@ -1,4 +1,4 @@
-"""Whatever happens to a byte, a file or a name of a state is noticed before anything is restored.
+"""Any damage to a byte, file or name of a state is noticed before anything is restored.
 
 ``PA_FAULTS_CASES=50000 python -m pytest tests/faults/test_damage.py`` makes more of them; a failure
 names the number that repeats it alone, as ``PA_FAULTS_DAMAGE=1234``.
@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
+from pa_core.checkpoint.restore import TrainingState
 from pa_core.checkpoint.storage import newest_intact_state, verify
-from pa_core.checkpoint.training_state import SavedState
 from pa_core.errors import TrainingStateError
 from tests.faults.tiny_states import (
     Backup,
@@ -43,7 +43,7 @@ def flip_a_bit(path: Path, chance: random.Random) -> None:
 
 def zero_a_block(path: Path, chance: random.Random) -> None:
     content = bytearray(path.read_bytes())
-    while True:  # (a block that is zero already would be no damage)
+    while True:  # (a block that is zero already wouldn't be damaged)
         start = chance.randrange(len(content))
         block = content[start : start + 4096]
         if any(block):
@@ -117,25 +117,27 @@ def backup(folder):
 def test_every_damage_is_noticed_and_the_newest_intact_state_is_taken(folder, backup):
     newest, second, third = (folder / f"update_{number:08d}" for number in (6, 4, 2))
     files = sorted(path for path in newest.rglob("*") if path.is_file())
-    assert len(files) == 7  # manifest, weights, state and one process' part twice, a plugin's file
+    assert (
+        len(files) == 7
+    )  # manifest, weights, two files each of state and process, a plugin's file
     before = look(folder)
     seen = set()
     numbers = range(DAMAGES) if ONE is None else [int(ONE)]
     for number in numbers:
         chance = random.Random(number)
         damage, path = KINDS[number % len(KINDS)], chance.choice(files)
-        told = f"PA_FAULTS_DAMAGE={number}: {damage.__name__} of {path}"
+        case = f"PA_FAULTS_DAMAGE={number}: {damage.__name__} of {path}"
         damage(path, chance)
-        assert look(folder) != before, f"{told} has changed nothing"
+        assert look(folder) != before, f"{case} has changed nothing"
         problems = verify(newest)
-        assert problems, told
+        assert problems, case
         if damage is not add_a_file:
-            assert str(path) in " ".join(problems) or path.name == "manifest.json", told
+            assert str(path) in " ".join(problems) or path.name == "manifest.json", case
         with pytest.raises(TrainingStateError):
-            SavedState(newest, 0)
+            TrainingState(newest, 0)
         with pytest.warns(UserWarning, match="the newest intact state. Damaged: .*update_00000006"):
             found = newest_intact_state(folder)
-        assert found == (third if damage is swap_with_another_state else second), told
+        assert found == (third if damage is swap_with_another_state else second), case
         seen.add((damage, path))
         backup.restore()
     assert look(folder) == before
@@ -144,7 +146,7 @@ def test_every_damage_is_noticed_and_the_newest_intact_state_is_taken(folder, ba
     assert verify(newest) == []
 
 
-def test_where_nothing_is_intact_the_error_names_all_that_is_damaged(folder, backup):
+def test_if_nothing_is_intact_the_error_names_everything_damaged(folder, backup):
     paths = []
     for number, state in enumerate(sorted(folder.iterdir())):
         chance = random.Random(number)
@@ -158,7 +160,7 @@ def test_where_nothing_is_intact_the_error_names_all_that_is_damaged(folder, bac
 
 
 @pytest.mark.parametrize("damage", KINDS, ids=lambda damage: damage.__name__)
-def test_a_run_resumed_over_a_damaged_state_ends_as_the_whole_run(tmp_path, damage):
+def test_a_run_resumed_past_a_damaged_state_ends_as_the_uninterrupted_run(tmp_path, damage):
     whole = train(trainer_with_states(tmp_path, in_background=False))
     state = tmp_path / "update_00000006"
     damage(state / "model.safetensors", random.Random(1))
@@ -166,10 +168,10 @@ def test_a_run_resumed_over_a_damaged_state_ends_as_the_whole_run(tmp_path, dama
     with pytest.warns(UserWarning, match="update_00000006"):
         train(resumed, resume_from="auto")
     assert_identical(weights_of(resumed), weights_of(whole))
-    assert verify(state) == []  # saved anew
+    assert verify(state) == []  # saved again
 
 
-def test_a_damaged_state_changes_nothing_of_a_trainer(folder, backup):
+def test_loading_a_damaged_state_does_not_change_the_trainer(folder, backup):
     trainer = train(trainer_with_states(folder / "none"), 2)
     before = weights_of(trainer)
     flip_a_bit(folder / "update_00000006" / "words" / "list.txt", random.Random(0))

@@ -1,4 +1,4 @@
-"""Disks that are full, read-only or gone: the run goes on, and what was saved is untouched."""
+"""Full, read-only and missing disks: training continues, and earlier states are unchanged."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ MEGABYTES = 2
 
 
 class Disk:
-    """A small file system of its own."""
+    """A small, separate file system."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -41,7 +41,7 @@ class Disk:
         return found.f_bavail * found.f_bsize
 
     def leave(self, free: int) -> None:
-        """Fill the disk up to so many bytes."""
+        """Fill the disk until this many bytes are free."""
         ballast = self.folder / "ballast"
         ballast.unlink(missing_ok=True)
         ballast.write_bytes(bytes(max(self.free - free, 0)))
@@ -50,7 +50,7 @@ class Disk:
 @pytest.fixture
 def disk(tmp_path):
     if shutil.which("mount") is None:
-        pytest.skip("there is no mount command here")
+        pytest.skip("there is no mount command")
     folder = tmp_path / "disk"
     folder.mkdir()
     disk = Disk(folder)
@@ -64,16 +64,16 @@ def trainer(tmp_path):
 
 
 def save(trainer: Trainer, path: Path, *, in_background: bool) -> list[str]:
-    """Save as `on_save_error = "warn"` does, and return the warnings."""
+    """Save as `on_save_error = "warn"` does; return the warnings."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         trainer._saver.save(path, SaveRequest(must=False, in_background=in_background), {})
-        trainer._saver.settle()
+        trainer._saver.wait()
     return [str(warning.message) for warning in caught]
 
 
 @pytest.mark.parametrize("in_background", [False, True])
-def test_on_a_full_disk_the_old_state_stays_and_nothing_else(disk, trainer, in_background):
+def test_on_a_full_disk_only_the_old_state_stays(disk, trainer, in_background):
     states = disk.folder / "states"
     before = disk.free
     trainer.save_training_state(states / "old")
@@ -82,22 +82,22 @@ def test_on_a_full_disk_the_old_state_stays_and_nothing_else(disk, trainer, in_b
     failed = 0
     for level in range(20):
         disk.leave(need * level // 19 // page * page + (level == 19) * 8 * page)
-        told = save(trainer, states / "new", in_background=in_background)
-        if told:
+        texts = save(trainer, states / "new", in_background=in_background)
+        if texts:
             failed += 1
-            assert "No space left on device" in told[0]
+            assert "No space left on device" in texts[0]
             assert look(states) == old
         else:
             assert not verify(states / "new")
             shutil.rmtree(states / "new")
     assert 10 < failed < 20
-    disk.leave(disk.free)  # somebody tidies up
+    disk.leave(disk.free)  # space is freed
     (disk.folder / "ballast").unlink()
     assert not save(trainer, states / "new", in_background=in_background)
     assert newest_intact_state(states) == states / "new"
 
 
-def test_a_run_goes_on_over_a_full_disk_and_saves_again_when_there_is_space(disk):
+def test_training_continues_on_a_full_disk_and_saves_again_once_there_is_space(disk):
     states = disk.folder / "states"
 
     class Fills(TrainerCallback):
@@ -124,8 +124,8 @@ def test_on_a_disk_that_is_read_only_the_old_state_stays(disk, trainer, in_backg
     trainer.save_training_state(states / "old")
     old = look(states)
     disk.mount("-o", "remount,ro")
-    (told,) = save(trainer, states / "new", in_background=in_background)
-    assert "Read-only file system" in told
+    (text,) = save(trainer, states / "new", in_background=in_background)
+    assert "Read-only file system" in text
     assert look(states) == old
     assert newest_intact_state(states) == states / "old"
     trainer.load_training_state(states / "old")
@@ -135,7 +135,7 @@ def test_on_a_disk_that_is_read_only_the_old_state_stays(disk, trainer, in_backg
 
 
 @pytest.mark.parametrize("in_background", [False, True])
-def test_a_folder_that_vanishes_is_made_anew_by_the_next_save(tmp_path, in_background):
+def test_a_folder_that_vanishes_is_created_again_by_the_next_save(tmp_path, in_background):
     states = tmp_path / "states"
 
     class Removes(TrainerCallback):
@@ -152,7 +152,7 @@ def test_a_folder_that_vanishes_is_made_anew_by_the_next_save(tmp_path, in_backg
     assert not verify(states / "update_00000006")
 
 
-def test_a_folder_in_which_there_is_a_file_in_the_way_is_told(tmp_path):
+def test_a_file_in_place_of_the_folder_is_reported(tmp_path):
     (tmp_path / "states").write_text("not a folder")
     with pytest.warns(UserWarning, match="update_00000002: .*Not a directory"):
         train(trainer_with_states(tmp_path / "states"), 3)

@@ -1,4 +1,4 @@
-"""Processes that are lost, or change in number: the run ends soon, and goes on exactly."""
+"""Lost processes and changed world sizes: the run ends soon, and resumes exactly."""
 
 from __future__ import annotations
 
@@ -37,12 +37,10 @@ def test_restarts_after_a_kill_end_with_exactly_the_weights_of_the_uninterrupted
 
 
 @pytest.mark.parametrize("processes", [(2, 1), (1, 2)])
-def test_another_number_of_processes_goes_on_with_the_same_global_batches(
-    tmp_path, whole, processes
-):
+def test_a_different_world_size_resumes_with_the_same_global_batches(tmp_path, whole, processes):
     before, after = processes
     folder = tmp_path / "run"
-    if before == 2:  # the first part is there already
+    if before == 2:  # the first part exists already
         shutil.copytree(whole[0], folder)
         shutil.rmtree(folder / "states" / "final")
         shutil.rmtree(folder / "states" / "update_00000040")
@@ -50,7 +48,7 @@ def test_another_number_of_processes_goes_on_with_the_same_global_batches(
         fault = {"kind": "one", "place": "step", "update": 20}
         paused = launch(folder, 1, name="paused", fault=fault)
         assert (paused.code, paused.outcomes[0]["updates"]) == (75, 20)
-    for file in folder.glob("seen-*.jsonl"):  # of what comes after the state, the second run tells
+    for file in folder.glob("seen-*.jsonl"):  # the second run writes what comes after the state
         lines = file.read_text().splitlines()[:20]
         file.rename(folder / f"seen-before-{file.name}")
         (folder / f"seen-before-{file.name}").write_text("\n".join(lines) + "\n")

@@ -1,4 +1,4 @@
-"""Whatever stands in settings, states and histories: a told error or a right result.
+"""Any content of settings, states and histories gives a correct result or a clear error.
 
 Never a traceback from inside. ``PA_FAULTS_CASES=10000`` tries more cases, other ones each time.
 """
@@ -22,7 +22,7 @@ from torch import nn
 
 from pa_core import Trainer
 from pa_core.callbacks import EarlyStoppingCallback
-from pa_core.checkpoint.atomic_io import fingerprint
+from pa_core.checkpoint.atomic_io import size_and_hash
 from pa_core.checkpoint.codec import decode, encode
 from pa_core.checkpoint.storage import json_bytes, newest_intact_state
 from pa_core.errors import PaCoreError, SettingsError, TrainingStateError
@@ -82,8 +82,8 @@ def test_a_table_gives_settings_or_a_sentence_for_each_mistake(model, table):
     assert all(isinstance(problem, str) and problem for problem in problems)
 
 
-def told(action, *kinds):
-    """The error of these kinds that an action ends in, or None; any other is raised."""
+def error_of(action, *kinds):
+    """The error of these types that an action raises, or None; any other is raised again."""
     try:
         action()
     except kinds as error:
@@ -129,19 +129,19 @@ names = st.sampled_from(
         },
     )
 )
-def test_a_file_of_settings_builds_its_plugins_or_tells_every_mistake(tmp_path_factory, table):
+def test_a_settings_file_builds_its_plugins_or_reports_every_mistake(tmp_path_factory, table):
     file = tmp_path_factory.getbasetemp() / "fuzzed.toml"
     file.write_text(f"tool = {toml({'pa-core': table})}\n", encoding="utf-8")
-    error = told(lambda: build_plugins(read_settings(file)), SettingsError)
+    error = error_of(lambda: build_plugins(read_settings(file)), SettingsError)
     assert error is None or (error.problems and str(file) in str(error))
 
 
 @fuzz
 @given(st.binary(max_size=200) | text.map(lambda value: f"[tool.pa-core]\n{value}".encode()))
-def test_a_file_that_is_no_toml_is_told(tmp_path_factory, content):
+def test_a_file_that_is_not_toml_is_reported(tmp_path_factory, content):
     file = tmp_path_factory.getbasetemp() / "fuzzed.toml"
     file.write_bytes(content)
-    error = told(lambda: build_plugins(read_settings(file)), SettingsError)
+    error = error_of(lambda: build_plugins(read_settings(file)), SettingsError)
     assert error is None or str(file) in str(error)
 
 
@@ -158,7 +158,7 @@ def new_trainer() -> Trainer:
 
 @pytest.fixture(scope="module")
 def state(tmp_path_factory):
-    """A state with the content of its JSON files, which the tests below write anew."""
+    """A state and the content of its JSON files, which the tests below rewrite."""
     folder = tmp_path_factory.mktemp("states") / "state"
     trainer = new_trainer()
     trainer.train(
@@ -181,7 +181,7 @@ def places(value, path=()):
 
 
 def changed(content, path, value):
-    """A copy with another value at `path`."""
+    """A copy with a different value at `path`."""
     if not path:
         return value
     whole = copy.deepcopy(content)
@@ -193,13 +193,13 @@ def changed(content, path, value):
 
 
 def write(folder, content) -> None:
-    """Write a state's JSON files as somebody would who knows how to hash."""
+    """Write a state's JSON files, with correct hashes."""
     manifest = content["manifest.json"]
     for name, value in content.items():
         if name != "manifest.json":
             (folder / name).write_bytes(json_bytes(value))
             if isinstance(manifest, dict) and isinstance(manifest.get("files"), dict):
-                manifest["files"] = manifest["files"] | {name: fingerprint(folder / name)}
+                manifest["files"] = manifest["files"] | {name: size_and_hash(folder / name)}
     if isinstance(manifest, dict):
         rest = {key: value for key, value in manifest.items() if key != "sha256"}
         manifest = rest | {"sha256": sha256(json_bytes(rest)).hexdigest()}
@@ -211,7 +211,7 @@ json_values = nested(scalars.filter(lambda v: not isinstance(v, float) or math.i
 
 @fuzz
 @given(st.data())
-def test_a_forged_state_is_taken_or_told(state, data):
+def test_a_forged_state_is_loaded_or_reported(state, data):
     folder, content, trainer = state
     file = data.draw(st.sampled_from(sorted(content)))
     path = data.draw(st.sampled_from(list(places(content[file]))))
@@ -219,11 +219,11 @@ def test_a_forged_state_is_taken_or_told(state, data):
     value = data.draw(json_values | st.dictionaries(tagged, json_values, min_size=1, max_size=1))
     write(folder, copy.deepcopy(content) | {file: changed(content[file], path, value)})
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of what differs from the run that was saved
-        told(lambda: newest_intact_state(folder.parent), TrainingStateError)
-        error = told(lambda: trainer.load_training_state(folder), Exception)
+        warnings.simplefilter("ignore")  # about differences from the saved run
+        error_of(lambda: newest_intact_state(folder.parent), TrainingStateError)
+        error = error_of(lambda: trainer.load_training_state(folder), Exception)
     if not isinstance(error, TrainingStateError | None):
-        # A plugin's own error keeps its type, and says whose it is.
+        # A plugin's own error keeps its type and names the plugin.
         assert "early_stopping" in "".join(getattr(error, "__notes__", ())), (file, path, value)
     write(folder, copy.deepcopy(content))
     trainer.load_training_state(folder)
@@ -231,7 +231,7 @@ def test_a_forged_state_is_taken_or_told(state, data):
 
 @fuzz
 @given(st.binary(max_size=300) | json_values.map(lambda value: json.dumps(value).encode()))
-def test_any_bytes_in_place_of_a_manifest_are_told(state, content):
+def test_any_bytes_instead_of_a_manifest_are_reported(state, content):
     folder, good, trainer = state
     (folder / "manifest.json").write_bytes(content)
     with pytest.raises(PaCoreError):
@@ -247,14 +247,14 @@ metrics = nested(scalars | arrays | st.complex_numbers() | st.binary(max_size=3)
 
 @fuzz
 @given(st.lists(st.tuples(text, metrics, st.booleans()), max_size=5))
-def test_a_history_comes_back_as_it_was_or_says_what_it_cannot_keep(records):
+def test_a_history_is_restored_as_it_was_or_the_error_names_the_record(records):
     history, again = InMemoryRunHistory(), InMemoryRunHistory()
     for name, value, ends_epoch in records:
         history.update_metric(name, value)
         if ends_epoch:
             history._increment_epoch()
     tensors: dict[str, torch.Tensor] = {}
-    error = told(lambda: encode(history.state_dict(), {}, "run_history"), TrainingStateError)
+    error = error_of(lambda: encode(history.state_dict(), {}, "run_history"), TrainingStateError)
     if error is not None:
         assert "run_history.records" in str(error)
         return

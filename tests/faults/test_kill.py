@@ -1,4 +1,4 @@
-"""A run that is killed at any instant, as often as you like, is the run that wasn't."""
+"""A run that is killed at any instants and restarted ends as one that was never killed."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.distributed.launch import environment
 
 
 def campaign(*options: str) -> dict:
-    """What `kill.py` finds, in a process of its own that forks before anything has threads."""
+    """The results of `kill.py`, run in a new process that forks before there are threads."""
     done = subprocess.run(
         [sys.executable, str(Path(__file__).with_name("kill.py")), *options],
         capture_output=True,
@@ -33,12 +33,12 @@ def test_no_kill_at_any_instant_loses_anything():
     assert found["lost"] == 0, found["output"]
     assert found["kills"] >= 24  # (each was seen to end every process by its signal)
     assert found["inside_saves"] >= 3
-    assert {story["config"] for story in found["told"]} == {"plain", "workers", "two"}
-    assert found["done_again"] <= 4  # two intervals: the state before the one that was cut off
+    assert {trial["config"] for trial in found["trials"]} == {"plain", "workers", "two"}
+    assert found["repeated"] <= 4  # two intervals: from the state before the interrupted one
 
 
 @pytest.mark.slow
-def test_the_campaign_sees_a_build_that_loses_its_place():
+def test_the_campaign_notices_a_build_that_loses_its_position():
     found = campaign("--configs", "plain", "--kills", "2", "--seed", "1", "--broken", "cursor")
     assert found["lost"] == 1
-    assert "LOST: python tests/faults/kill.py --configs plain --story" in found["output"]
+    assert "LOST: python tests/faults/kill.py --configs plain --trial" in found["output"]

@@ -1,4 +1,4 @@
-"""A signal pauses the run at the next boundary, and the process says that it is to be resumed."""
+"""A signal pauses the run at the next boundary; the exit code asks for a restart."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def handlers_are_restored():
 
 
 class Signals(TrainerCallback):
-    """Sends this process a signal at a place, once, and notes how the run ends."""
+    """Sends this process a signal in one event, once, and records how the run ends."""
 
     def __init__(self, place, number=signal.SIGTERM):
         self.place, self.number, self.fired, self.ends = place, number, 0, []
@@ -123,7 +123,7 @@ class SendsWhileFetching(NoisyData):
         "end of an epoch",
     ],
 )
-def test_a_signal_anywhere_pauses_the_run_which_goes_on_as_if_it_had_not(tmp_path, place, number):
+def test_a_signal_anywhere_pauses_the_run_which_resumes_exactly(tmp_path, place, number):
     def plugins():
         return SaveTrainingStateCallback(tmp_path, save_every_n_steps=4), PreemptionCallback()
 
@@ -145,7 +145,7 @@ def test_a_signal_anywhere_pauses_the_run_which_goes_on_as_if_it_had_not(tmp_pat
     assert_identical(weights_of(resumed), weights_of(run()))
 
 
-def test_a_signal_while_data_is_awaited_lets_the_update_be_made(tmp_path):
+def test_a_signal_while_waiting_for_data_lets_the_update_be_made(tmp_path):
     data = SendsWhileFetching()
     preempted = PreemptionCallback(save_dir=tmp_path)
     with pytest.raises(PreemptedExit):
@@ -155,7 +155,7 @@ def test_a_signal_while_data_is_awaited_lets_the_update_be_made(tmp_path):
     assert_identical(weights_of(resumed), weights_of(run()))
 
 
-def test_bars_and_wrappers_are_closed_before_the_process_leaves():
+def test_progress_bars_and_wrappers_are_closed_before_the_process_exits():
     bars, order = ProgressBarCallback(), []
 
     class Wraps(TrainerCallback):
@@ -180,7 +180,7 @@ def test_bars_and_wrappers_are_closed_before_the_process_leaves():
     assert bars.pbar is None
 
 
-def test_a_signal_that_comes_when_the_run_is_over_does_what_it_did_before(tmp_path):
+def test_a_signal_after_the_end_of_the_run_does_what_it_did_before(tmp_path):
     received = []
     before = signal.signal(signal.SIGTERM, lambda number, frame: received.append(number))
     try:
@@ -192,7 +192,7 @@ def test_a_signal_that_comes_when_the_run_is_over_does_what_it_did_before(tmp_pa
     assert not find_states(tmp_path)
 
 
-def test_a_second_signal_ends_at_once_but_the_echo_of_the_first_is_none(tmp_path, monkeypatch):
+def test_a_second_signal_ends_at_once_but_a_repetition_of_the_first_does_not(tmp_path, monkeypatch):
     class SecondSignalError(Exception):
         pass
 
@@ -217,8 +217,8 @@ def test_a_second_signal_ends_at_once_but_the_echo_of_the_first_is_none(tmp_path
     assert not find_states(tmp_path / "second")
 
 
-def test_a_run_that_ends_at_that_boundary_by_itself_is_not_paused(tmp_path):
-    """Otherwise, resumed, it would train on where the uninterrupted run had stopped."""
+def test_a_run_that_stops_at_that_boundary_anyway_is_not_paused(tmp_path):
+    """Otherwise it would continue when resumed, though the uninterrupted run had stopped."""
 
     class InTheSecondEpoch(Signals):
         def send(self, place):
@@ -246,7 +246,9 @@ def test_a_run_that_ends_at_that_boundary_by_itself_is_not_paused(tmp_path):
 
 
 @pytest.mark.parametrize("place", ["micro-batch 0", "evaluation"])
-def test_workers_outlive_a_signal_to_the_whole_group_and_keep_the_users_set_up(tmp_path, place):
+def test_workers_survive_a_signal_to_the_whole_group_and_keep_the_users_init_function(
+    tmp_path, place
+):
     set_up = torch.zeros(2, dtype=torch.bool).share_memory_()
     workers: list = []
 
@@ -275,7 +277,7 @@ def test_workers_outlive_a_signal_to_the_whole_group_and_keep_the_users_set_up(t
     assert find_states(tmp_path)
 
 
-def test_a_worker_ends_when_it_is_told_to_once_the_run_is_over(tmp_path):
+def test_a_signal_ends_a_worker_once_the_run_is_over(tmp_path):
     class Waits(NoisyData):
         def __getitem__(self, index):
             time.sleep(0.01)
@@ -295,28 +297,28 @@ def test_a_worker_ends_when_it_is_told_to_once_the_run_is_over(tmp_path):
     assert worker.exitcode == 0
 
 
-def test_a_ready_loader_of_the_users_is_left_as_it_is():
+def test_the_users_own_loader_is_not_changed():
     loader = DataLoader(tiny_data(8), batch_size=4, num_workers=1)
     run(PreemptionCallback(), data=loader, epochs=1)
     assert loader.worker_init_fn is None
 
 
-def test_without_a_main_thread_no_signal_is_heard_and_that_is_told(tmp_path):
+def test_outside_the_main_thread_signals_are_not_handled_which_is_a_warning(tmp_path):
     trainers = []
 
     def train():
         trainers.append(run(PreemptionCallback(save_dir=tmp_path)))
 
-    with warnings.catch_warnings(record=True) as told:
+    with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         thread = threading.Thread(target=train)
         thread.start()
         thread.join(60)
     assert trainers[0].updates == 6
-    assert any("only the main thread" in str(warning.message) for warning in told)
+    assert any("only the main thread" in str(warning.message) for warning in caught)
 
 
-def test_settings_choose_signals_and_code_and_a_signal_that_is_none_is_told(tmp_path):
+def test_settings_choose_signals_and_exit_code_and_an_unknown_signal_is_an_error(tmp_path):
     settings = PreemptionCallback.Settings(signals=["SIGUSR1"], exit_code=99, save_dir=tmp_path)
     sends = Signals("micro-batch 1", signal.SIGUSR1)
     with pytest.raises(PreemptedExit) as caught:
@@ -330,7 +332,7 @@ def test_settings_choose_signals_and_code_and_a_signal_that_is_none_is_told(tmp_
 
 @pytest.mark.distributed
 @pytest.mark.slow
-def test_on_two_processes_all_pause_at_one_update_whoever_has_got_the_signal(tmp_path, whole):
+def test_both_processes_pause_at_one_update_whichever_gets_the_signal(tmp_path, whole):
     """One process, its whole group, the launcher: three times in a row, then on to the end."""
     folder = tmp_path / "run"
     for number, (kind, place, update) in enumerate(
@@ -339,7 +341,7 @@ def test_on_two_processes_all_pause_at_one_update_whoever_has_got_the_signal(tmp
         fault = {"kind": kind, "place": place, "update": update}
         ended = launch(folder, 2, name=f"run{number}", workers=1, fault=fault)
         assert ended.seconds is not None, f"no signal was sent to {kind}:\n{ended.text}"
-        assert ended.code not in (0, 75)  # the launcher's own
+        assert ended.code not in (0, 75)  # the launcher's own code
         assert [outcome["code"] for outcome in ended.outcomes.values()] == [75, 75], ended.text
         updates = {outcome["updates"] for outcome in ended.outcomes.values()}
         assert len(updates) == 1

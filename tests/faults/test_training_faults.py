@@ -1,4 +1,4 @@
-"""What goes wrong in training itself: losses, memory, data, workers and plugins."""
+"""Faults in training itself: losses, memory, data, workers and plugins."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ from tests.builtin_trainer import make_trainer
 from tests.distributed.launch import environment
 from tests.helpers import assert_identical, tiny_data, tiny_model, weights_of
 
-# -- A loss that is no number ---------------------------------------------------------------------
+# -- NaN and infinite losses ----------------------------------------------------------------------
 
 
 class BadUpdates(TrainerCallback):
-    """Makes the losses of some updates of the run NaN, or something else."""
+    """Makes the losses of some updates NaN or infinite."""
 
     def __init__(self, *updates, factor=math.nan, constant=0.0):
         self.updates, self.factor, self.constant = updates, factor, constant
@@ -41,7 +41,7 @@ class BadUpdates(TrainerCallback):
 
 
 class SkipsUpdates(TrainerCallback):
-    """The same updates dropped, without any NaN."""
+    """Skips the same updates, without any NaN."""
 
     def __init__(self, *updates):
         self.updates = updates
@@ -63,8 +63,8 @@ def train(*callbacks, epochs=2, **options):
 @pytest.mark.parametrize(
     ("factor", "constant"), [(math.nan, 0), (math.inf, 0), (1, math.nan), (1, math.inf)]
 )
-def test_a_bad_update_is_skipped_and_training_goes_on_as_without_it(factor, constant):
-    """A constant that is no number has finite gradients: the loss itself must be looked at."""
+def test_a_bad_update_is_skipped_and_training_continues_as_without_it(factor, constant):
+    """A NaN constant has finite gradients, so the loss itself must be checked."""
     bad = BadUpdates(3, 8, factor=factor, constant=constant)
     guard = TerminateOnNaNCallback(policy="skip")
     trainer = train(guard, bad)
@@ -79,7 +79,7 @@ def test_a_bad_update_is_skipped_and_training_goes_on_as_without_it(factor, cons
     assert [(r["value"], r["update"]) for r in records] == [(1, 2), (2, 7)]
 
 
-def test_gradients_that_are_no_numbers_are_skipped_though_the_loss_is_finite():
+def test_gradients_that_are_not_finite_are_skipped_though_the_loss_is_finite():
     class BadGradient(TrainerCallback):
         def on_backward_end(self, trainer):
             if trainer.updates == 4:
@@ -89,7 +89,7 @@ def test_gradients_that_are_no_numbers_are_skipped_though_the_loss_is_finite():
     assert_identical(weights_of(trainer), weights_of(train(SkipsUpdates(5))))
 
 
-def test_a_bad_micro_batch_drops_its_whole_window_and_no_other():
+def test_a_bad_micro_batch_skips_its_whole_update_and_no_other():
     class BadFirst(TrainerCallback):
         def on_backward_start(self, trainer, batch_output, step):
             if step == 2:
@@ -101,7 +101,7 @@ def test_a_bad_micro_batch_drops_its_whole_window_and_no_other():
     assert_identical(weights_of(trainer), weights_of(train(SkipsUpdates(2), **options)))
 
 
-def test_too_many_skips_in_a_row_stop_the_run_and_a_good_update_counts_anew():
+def test_too_many_skips_in_a_row_stop_the_run_and_a_good_update_resets_the_count():
     trainer = train(TerminateOnNaNCallback("skip", limit=2), BadUpdates(1, 2, 4, 5))
     assert trainer.stop_reason is None
     trainer = train(TerminateOnNaNCallback("skip", limit=2), BadUpdates(3, 4, 5))
@@ -109,7 +109,7 @@ def test_too_many_skips_in_a_row_stop_the_run_and_a_good_update_counts_anew():
     assert trainer.updates == 5
 
 
-def test_the_count_of_skips_goes_through_an_interruption(tmp_path):
+def test_the_count_of_skips_survives_an_interruption(tmp_path):
     def plugins():
         guard = TerminateOnNaNCallback("skip", limit=2)
         return guard, BadUpdates(3, 4, 5), SaveTrainingStateCallback(tmp_path, None, 1)
@@ -121,7 +121,7 @@ def test_the_count_of_skips_goes_through_an_interruption(tmp_path):
 
 
 class Blows(TrainerCallback):
-    """Lets the weights go astray in one update, so that every later loss is infinite."""
+    """Makes the weights diverge in one update, so that every later loss is infinite."""
 
     def __init__(self, update, weight=3e38):
         self.update, self.weight, self.fired = update, weight, 0
@@ -134,7 +134,7 @@ class Blows(TrainerCallback):
                     parameter.fill_(self.weight)
 
 
-def test_a_rollback_undoes_the_updates_since_the_state_and_goes_on_with_the_next_data(tmp_path):
+def test_a_rollback_undoes_the_updates_since_the_state_and_continues_with_the_next_batch(tmp_path):
     blows = Blows(6)
     states = SaveTrainingStateCallback(tmp_path, save_every_n_steps=4, save_at_end=False)
     guard = TerminateOnNaNCallback(policy="rollback")
@@ -146,7 +146,7 @@ def test_a_rollback_undoes_the_updates_since_the_state_and_goes_on_with_the_next
     assert_identical(weights_of(trainer), weights_of(train(SkipsUpdates(5, 6, 7))))
 
 
-def test_a_rollback_passes_over_a_damaged_state(tmp_path):
+def test_a_rollback_skips_a_damaged_state(tmp_path):
     class Damages(TrainerCallback):
         def on_train_step_end(self, trainer):
             if trainer.updates == 5:
@@ -157,7 +157,7 @@ def test_a_rollback_passes_over_a_damaged_state(tmp_path):
         tmp_path,
         save_every_n_steps=2,
         save_at_end=False,
-        in_background=False,  # so that it is there to be damaged
+        in_background=False,  # so that it exists and can be damaged
     )
     guard = TerminateOnNaNCallback(policy="rollback")
     with pytest.warns(UserWarning, match="update_00000004.*damaged"):
@@ -171,7 +171,7 @@ def test_a_rollback_has_a_limit_and_needs_a_state_of_this_run(tmp_path):
         return train(TerminateOnNaNCallback("rollback", limit), BadUpdates(*updates), states)
 
     assert "rolled back 1 times" in run(4, 7).stop_reason
-    # The states of that run are there, and aren't this one's.
+    # There are states of the earlier run, but none of this one.
     assert "no state of this run" in run(2).stop_reason
     with pytest.raises(ValueError, match="the plugin checkpoint, which isn't enabled"):
         train(TerminateOnNaNCallback("rollback"))
@@ -180,7 +180,7 @@ def test_a_rollback_has_a_limit_and_needs_a_state_of_this_run(tmp_path):
 
 
 @pytest.mark.parametrize("policy", ["stop", "skip", "rollback"])
-def test_no_state_and_no_best_model_ever_holds_what_is_not_finite(tmp_path, policy):
+def test_no_state_and_no_best_model_contains_nan_or_infinity(tmp_path, policy):
     best = SaveBestModelCallback(tmp_path / "best.pt", load_saved_checkpoint=False)
     states = SaveTrainingStateCallback(tmp_path / "states", 1, 1)
     guard = TerminateOnNaNCallback(policy)
@@ -233,28 +233,28 @@ def test_an_accelerators_and_pythons_own_memory_errors_get_the_same_note():
 
         class Raises(TrainerCallback):
             def on_train_step_start(self, trainer):
-                raise error  # noqa: B023 - raised before the next one
+                raise error  # noqa: B023 - raised before the next iteration
 
         with pytest.raises(type(error)) as caught:
             make_trainer(Raises()).train(tiny_data(4), 1)
         assert any("per_device_batch_size=8" in note for note in caught.value.__notes__)
 
 
-def test_an_error_that_tells_its_cause_gets_no_other():
+def test_an_error_that_names_its_cause_gets_no_other_hint():
     class Raises(TrainerCallback):
         def on_train_step_start(self, trainer):
             raise RuntimeError("shapes don't fit")
 
     with pytest.raises(RuntimeError, match="shapes") as caught:
         make_trainer(Raises()).train(tiny_data(4), 1)
-    assert len(caught.value.__notes__) == 1  # whose it is
+    assert len(caught.value.__notes__) == 1  # the one that names the plugin
 
 
 # -- Data and workers -----------------------------------------------------------------------------
 
 
 class Broken(Dataset):
-    """Fails at one sample, as a whole or as part of a batch."""
+    """Fails at one sample, fetched alone or as part of a batch."""
 
     def __init__(self, error=ValueError):
         self.data, self.error = tiny_data(16), error
@@ -287,7 +287,7 @@ class BrokenStream(IterableDataset):
 
 @pytest.mark.parametrize("workers", [0, 1])
 @pytest.mark.parametrize(
-    ("data", "error", "told"),
+    ("data", "error", "expected"),
     [
         pytest.param(Broken(), "a broken file", "in sample 11 of Broken", id="getitem"),
         pytest.param(Broken(KeyError), "a broken file", "in sample 11 of Broken", id="KeyError"),
@@ -299,14 +299,14 @@ class BrokenStream(IterableDataset):
         pytest.param(BrokenStream(), "a broken file", "in batch 1 of epoch 1", id="stream"),
     ],
 )
-def test_an_error_in_the_data_names_its_sample_and_worker(data, error, told, workers):
+def test_an_error_in_the_data_names_its_sample_and_worker(data, error, expected, workers):
     with pytest.raises(Exception, match=error) as caught:
         make_trainer().train(
             data, 1, per_device_batch_size=4, train_dataloader_kwargs={"num_workers": workers}
         )
     text = "\n".join([str(caught.value), *getattr(caught.value, "__notes__", ())])
-    assert told in text
-    if "[" in told or told == "11":
+    assert expected in text
+    if "[" in expected or expected == "11":
         assert "11" in text
     if workers:
         assert "in DataLoader worker process 0" in text
@@ -360,8 +360,8 @@ for data in (Kills(), DiesSlowly()):
 """
 
 
-def test_a_killed_worker_ends_the_run_and_what_to_try_is_told(tmp_path):
-    """In a process of its own: PyTorch raises wherever the signal finds the main thread."""
+def test_a_killed_worker_ends_the_run_and_the_error_says_what_to_try(tmp_path):
+    """In a separate process: PyTorch raises wherever the signal finds the main thread."""
     done = subprocess.run(
         [sys.executable, "-c", KILLED],
         capture_output=True,
@@ -372,9 +372,9 @@ def test_a_killed_worker_ends_the_run_and_what_to_try_is_told(tmp_path):
         env=environment(),
     )
     assert done.returncode == 0, done.stderr
-    told = [line for line in done.stdout.splitlines() if " gave " in line]
-    assert [line.split()[0] for line in told] == ["Kills", "DiesSlowly"]
-    assert all("With num_workers=0" in line for line in told), told
+    lines = [line for line in done.stdout.splitlines() if " gave " in line]
+    assert [line.split()[0] for line in lines] == ["Kills", "DiesSlowly"]
+    assert all("With num_workers=0" in line for line in lines), lines
 
 
 # -- Plugins --------------------------------------------------------------------------------------
@@ -391,7 +391,7 @@ OF_AN_EVALUATION = {
 
 
 class Raising(TrainerCallback):
-    """Raises in one event, at its second call where there is one in the first epoch."""
+    """Raises in one event, at its second call if the first epoch has one."""
 
     def __init__(self, event, error):
         self.fired = 0
@@ -404,7 +404,7 @@ class Raising(TrainerCallback):
 
 
 class Stops(TrainerCallback):
-    """Ends a run early, so that it has the event of that."""
+    """Stops a run early, so that the event of that is fired."""
 
     def on_train_step_end(self, trainer):
         if trainer.updates == 5:
@@ -412,17 +412,17 @@ class Stops(TrainerCallback):
 
 
 class FullDisk(TrainerCallback):
-    """Has no space for a training state."""
+    """Fails to save a training state for lack of space."""
 
     def on_save_training_state(self, trainer, **kwargs):
         raise OSError("no space")
 
 
 class Watches(TrainerCallback):
-    """Has a file open for the whole run, and is told of its end."""
+    """Keeps a file open for the whole run, and closes it at the end."""
 
     def __init__(self, path):
-        self.path, self.told, self.closed = path, [], Counter()
+        self.path, self.exceptions, self.closed = path, [], Counter()
 
     def _open(self, run):
         with self.path.open("w") as self.file:
@@ -440,12 +440,12 @@ class Watches(TrainerCallback):
         return (yield from self._open("evaluation"))
 
     def on_exception(self, trainer, exception):
-        self.told.append(exception)
+        self.exceptions.append(exception)
 
 
 @pytest.mark.parametrize("error", [ZeroDivisionError, KeyboardInterrupt, StopIteration])
 @pytest.mark.parametrize("event", [name for name in EVENTS if name != "on_init_end"])
-def test_a_hook_that_raises_ends_the_run_in_good_order_with_its_name(tmp_path, event, error):
+def test_a_hook_that_raises_ends_the_run_in_good_order_and_is_named(tmp_path, event, error):
     states = SaveTrainingStateCallback(tmp_path / "states", save_every_n_steps=2)
     if event == "on_load_training_state":
         make_trainer(states).train(tiny_data(16), 1, per_device_batch_size=4)
@@ -479,10 +479,10 @@ def test_a_hook_that_raises_ends_the_run_in_good_order_with_its_name(tmp_path, e
         run()
     assert raising.fired == 1
     notes = "\n".join(getattr(caught.value, "__notes__", ()))
-    if error is not KeyboardInterrupt:  # which is nobody's fault
+    if error is not KeyboardInterrupt:  # which no plugin has caused
         assert "plugin 'Raising'" in notes
         assert event in notes or event == "on_exception"
-    assert watches.told == [caught.value]
+    assert watches.exceptions == [caught.value]
     assert watches.closed == {"evaluation" if is_evaluation else "training": 1}
     assert watches.file.closed
     assert bars.pbar is bars.eval_pbar is None
@@ -502,19 +502,19 @@ def test_a_hook_that_raises_in_an_evaluation_alone_closes_it_too(tmp_path, event
         make_trainer(bars, raising, watches).evaluate(tiny_data(8))
     assert raising.fired == 1
     assert f"hook {event} of plugin 'Raising'" in caught.value.__notes__[0]
-    assert watches.told == [caught.value]
+    assert watches.exceptions == [caught.value]
     assert watches.closed == {"evaluation": 1}
     assert watches.file.closed
     assert bars.eval_pbar is None
 
 
-def test_a_hook_that_raises_as_the_trainer_is_built_is_named():
+def test_a_hook_that_raises_while_the_trainer_is_built_is_named():
     with pytest.raises(ZeroDivisionError) as caught:
         make_trainer(Raising("on_init_end", ZeroDivisionError("the cause")), model=tiny_model())
     assert "hook on_init_end of plugin 'Raising'" in caught.value.__notes__[0]
 
 
-def test_a_run_after_one_that_has_failed_is_the_run_that_it_would_have_been():
+def test_a_run_after_a_failed_one_is_not_affected_by_it():
     raising = Raising("on_optimizer_step_end", ZeroDivisionError("the cause"))
     trainer = make_trainer(raising, loss_func=nn.CrossEntropyLoss())
     before = weights_of(trainer)

@@ -1,4 +1,4 @@
-"""Nothing in a state or in settings is run: forged ones are refused, and an audit hook looks on.
+"""Nothing in a state or in settings is executed: forgeries are refused, under an audit hook.
 
 Each payload is loaded in a process of its own, which reports every event that could mean that
 something was run. The states are forged by somebody who knows how to hash.
@@ -27,8 +27,8 @@ import torch
 
 from pa_core import Trainer
 from pa_core.checkpoint import storage
+from pa_core.checkpoint.restore import TrainingState
 from pa_core.checkpoint.storage import newest_intact_state
-from pa_core.checkpoint.training_state import SavedState
 from pa_core.errors import PaCoreError, TrainingStateError
 from pa_core.settings.build import build_plugins
 from pa_core.settings.table import read_settings
@@ -44,7 +44,7 @@ MOST_SECONDS, MOST_MEMORY = 10, 512 * 2**20
 
 
 class Bomb:
-    """Runs a command where it is unpickled."""
+    """Runs a command when it is unpickled."""
 
     def __init__(self, canary: Path) -> None:
         self.canary = canary
@@ -54,7 +54,7 @@ class Bomb:
 
 
 def in_a_guarded_child(load: Callable[[], object]) -> dict[str, Any]:
-    """Call `load` in a copy of this process; return what it raised, and the dangerous events."""
+    """Call `load` in a fork of this process; return its exception and the dangerous events."""
     reader, writer = os.pipe()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # this process has threads
@@ -75,7 +75,7 @@ def in_a_guarded_child(load: Callable[[], object]) -> dict[str, Any]:
             error = None
             try:
                 load()
-            except BaseException as caught:  # noqa: BLE001 - it is what is asked for
+            except BaseException as caught:  # noqa: BLE001 - to be returned
                 error = [type(caught).__name__, str(caught), isinstance(caught, PaCoreError)]
             seen = list(events)
             os.write(writer, json.dumps({"error": error, "events": seen}).encode())
@@ -96,7 +96,7 @@ def in_a_guarded_child(load: Callable[[], object]) -> dict[str, Any]:
 def good():
     with folder_in_memory() as memory:
         state = make_states(memory / "states")[0]
-        SavedState(state, 0)  # what loading imports is imported now
+        TrainingState(state, 0)  # so that everything loading needs is imported
         yield state
 
 
@@ -108,7 +108,7 @@ def forged(good, tmp_path):
 
 
 def hash_again(state: Path, change: Callable[[dict[str, Any]], object] = lambda manifest: None):
-    """Make the manifest one that fits what is there, after a change of its own."""
+    """Rewrite the manifest to match the files, after a change of its own."""
     manifest = json.loads((state / "manifest.json").read_bytes())
     for name in manifest["files"]:
         content = (state / name).read_bytes()
@@ -126,14 +126,14 @@ def write_manifest(state: Path, manifest: dict[str, Any]) -> None:
 
 def assert_refused(state: Path, load: Callable[[], object] | None = None) -> None:
     started = time.monotonic()
-    found = in_a_guarded_child(load or (lambda: SavedState(state, 0)))
+    found = in_a_guarded_child(load or (lambda: TrainingState(state, 0)))
     assert found["events"] == []
     assert found["error"] is not None, "it was loaded"
     assert found["error"][0] == "TrainingStateError", found["error"]
     assert time.monotonic() - started < MOST_SECONDS
 
 
-def test_the_guard_notices_what_is_run(tmp_path):
+def test_the_guard_notices_what_is_executed(tmp_path):
     bomb = pickle.dumps(Bomb(tmp_path / "canary"))
     found = in_a_guarded_child(lambda: pickle.loads(bomb))  # noqa: S301 - that is the point
     assert [event.partition("(")[0] for event in found["events"]] == [
@@ -144,8 +144,8 @@ def test_the_guard_notices_what_is_run(tmp_path):
         assert in_a_guarded_child(lambda code=code: exec(code))["events"]  # noqa: S102
 
 
-def test_a_good_state_is_loaded_and_runs_nothing(good):
-    assert in_a_guarded_child(lambda: SavedState(good, 0)) == {"error": None, "events": []}
+def test_a_good_state_is_loaded_and_executes_nothing(good):
+    assert in_a_guarded_child(lambda: TrainingState(good, 0)) == {"error": None, "events": []}
 
 
 def torch_file(value: Any) -> bytes:
@@ -161,7 +161,7 @@ FILES = [
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_a_pickle_in_place_of_a_file_is_refused(forged, tmp_path, name):
+def test_a_pickle_instead_of_a_file_is_refused(forged, tmp_path, name):
     canary = tmp_path / "canary"
     for payload in (
         pickle.dumps(Bomb(canary)),
@@ -271,7 +271,7 @@ def test_a_manifest_that_points_outside_is_refused(forged, name):
 
     hash_again(forged, change)
     assert_refused(forged)
-    with pytest.raises(TrainingStateError, match="no name within the state"):
+    with pytest.raises(TrainingStateError, match="not a path inside the state"):
         storage.read_manifest(forged)
 
 
@@ -300,14 +300,14 @@ def test_a_manifest_that_makes_no_sense_is_refused(forged, change):
 
 @pytest.mark.parametrize("make", [os.mkfifo, os.mkdir, lambda path: os.symlink("/dev/zero", path)])
 @pytest.mark.parametrize("name", ["model.safetensors", "manifest.json"])
-def test_what_is_no_regular_file_is_never_opened(forged, make, name):
+def test_only_regular_files_are_opened(forged, make, name):
     (forged / name).unlink()
     make(forged / name)
     assert_refused(forged)
     assert_refused(forged, lambda: newest_intact_state(forged.parent))
 
 
-def test_names_in_a_state_are_never_imported_nor_called(forged, tmp_path, monkeypatch):
+def test_names_in_a_state_are_never_imported_or_called(forged, tmp_path, monkeypatch):
     with site_in(tmp_path / "site", monkeypatch) as site:
         site.module("pa_evil", f"open({str(tmp_path / 'canary')!r}, 'w')")
         site.install("pa-evil", evil="pa_evil:Plugin")

@@ -1,4 +1,4 @@
-"""Folders of small real training states, for tests that harm them."""
+"""Folders of small real training states, for tests that damage them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.helpers import tiny_data, tiny_model
 
 
 class Writes(TrainerCallback):
-    """A plugin with state, and with a file of its own in a folder of its own."""
+    """A plugin with state, and with a file in a subfolder of the training state."""
 
     def on_save_training_state(self, trainer: Trainer, state_dir: Path) -> None:
         (state_dir / "words").mkdir()
@@ -56,7 +56,7 @@ def make_states(folder: Path) -> list[Path]:
 
 
 def look(folder: Path) -> dict[str, str]:
-    """What is in a folder: every file and folder with the hash of its content."""
+    """The content of a folder: every file and folder with the hash of its content."""
     return {
         path.relative_to(folder).as_posix(): (
             f"link to {os.readlink(path)}"
@@ -71,14 +71,14 @@ def look(folder: Path) -> dict[str, str]:
 
 @contextmanager
 def folder_in_memory() -> Iterator[Path]:
-    """A folder for many small states; in memory, if the system has one there, to flush at once."""
+    """A folder for many small states; in memory if possible, where flushing takes no time."""
     memory = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
     with tempfile.TemporaryDirectory(dir=memory) as folder:
         yield Path(folder)
 
 
 class Backup:
-    """Puts a folder back as it was."""
+    """Restores a folder to its first content."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder

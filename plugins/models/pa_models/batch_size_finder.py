@@ -16,8 +16,8 @@ import torch
 from accelerate import DistributedType
 
 from pa_core.control import TrainerControl
-from pa_core.plugin import Position, is_loader, preserved
-from pa_core.tracking import InMemoryRunHistory
+from pa_core.plugin import is_loader, preserved
+from pa_core.tracking import InMemoryRunHistory, Position
 
 if TYPE_CHECKING:
     from pa_core import Trainer

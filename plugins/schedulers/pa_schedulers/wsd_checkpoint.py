@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import Field
 
 from pa_core import hookimpl
-from pa_core.plugin import CallbackSettings, ConfigurableCallback, SavedState
+from pa_core.plugin import CallbackSettings, ConfigurableCallback, TrainingState
 
 if TYPE_CHECKING:
     from pa_core import Trainer
@@ -93,7 +93,7 @@ class WSDCheckpointCallback(ConfigurableCallback):
         if checkpoint.is_dir():
             # Not the plugins' state, which belongs to the other run. What is read here is the same
             # for every rank.
-            SavedState(checkpoint, rank=0).restore_training(trainer)
+            TrainingState(checkpoint, rank=0).restore_training(trainer)
             vars(trainer.position).update(position)
             if records is not None and hasattr(history, "load_state_dict"):
                 history.load_state_dict(records)

@@ -1,4 +1,4 @@
-"""Saving in the background: a copy of the boundary's state, one at a time, and nothing lost."""
+"""Saving in the background: a copy of the boundary's state, one at a time, nothing lost."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch
 
 from pa_core import StopTrainingError, TrainerCallback
 from pa_core.callbacks import SaveTrainingStateCallback
-from pa_core.checkpoint import atomic_io, background, training_state
+from pa_core.checkpoint import atomic_io, background, save
 from pa_core.checkpoint.safetensors_io import HostMemory
 from pa_core.checkpoint.storage import StateReader, find_states, verify
 from pa_core.control import SaveRequest, TrainerControl
@@ -22,7 +22,7 @@ from tests.helpers import assert_identical, tiny_data, weights_of
 
 
 class Gate:
-    """Holds every write to the disk that isn't the main thread's until it is opened."""
+    """Blocks every write to the disk outside the main thread until it is opened."""
 
     def __init__(self, monkeypatch) -> None:
         self.opened, self.waiting = threading.Event(), threading.Event()
@@ -59,9 +59,7 @@ def train(folder, *more, samples=44, epochs=1, **settings):
     return trainer
 
 
-def test_the_loop_goes_on_while_a_state_is_written_and_the_state_is_that_of_its_update(
-    tmp_path, gate
-):
+def test_training_continues_while_a_state_is_written_and_does_not_change_it(tmp_path, gate):
     kept = {}
 
     class Watches(TrainerCallback):
@@ -69,7 +67,7 @@ def test_the_loop_goes_on_while_a_state_is_written_and_the_state_is_that_of_its_
             kept[trainer.updates] = weights_of(trainer)
             if trainer.updates == 3:
                 assert gate.waiting.wait(60)
-                assert names(tmp_path) == []  # in flight, and the loop is beyond it
+                assert names(tmp_path) == []  # still being written, and the loop is beyond it
                 gate.opened.set()
 
     train(tmp_path, Watches())
@@ -81,7 +79,7 @@ def test_the_loop_goes_on_while_a_state_is_written_and_the_state_is_that_of_its_
         assert_identical(weights_of(trainer), kept[update])
 
 
-def test_at_most_one_state_is_in_flight(tmp_path, gate):
+def test_at_most_one_state_is_saved_at_a_time(tmp_path, gate):
     class Watches(TrainerCallback):
         def on_train_step_end(self, trainer):
             if trainer.updates == 3:
@@ -94,7 +92,7 @@ def test_at_most_one_state_is_in_flight(tmp_path, gate):
 
 
 @pytest.mark.parametrize("leave", [KeyboardInterrupt, ZeroDivisionError, StopTrainingError])
-def test_the_state_in_flight_is_complete_however_the_run_ends(tmp_path, gate, leave):
+def test_the_pending_save_is_complete_however_the_run_ends(tmp_path, gate, leave):
     class Leaves(TrainerCallback):
         def on_train_step_start(self, trainer):
             if trainer.updates == 3:
@@ -119,7 +117,7 @@ def test_a_run_that_evaluates_and_predicts_afterwards_has_its_states(tmp_path):
     assert len(find_states(tmp_path)) == 5
 
 
-def test_an_interrupted_run_resumes_from_what_was_in_flight_as_if_nothing_had_happened(tmp_path):
+def test_an_interrupted_run_resumes_exactly_from_the_save_that_was_pending(tmp_path):
     whole = make_trainer()
     whole.train(tiny_data(44), 2, per_device_batch_size=4)
     with pytest.raises(KeyboardInterrupt):
@@ -130,7 +128,7 @@ def test_an_interrupted_run_resumes_from_what_was_in_flight_as_if_nothing_had_ha
 
 
 class FullDisk:
-    """Has no space left for some files, wherever they are written."""
+    """Fails to write some files for lack of space."""
 
     def __init__(self, monkeypatch, times=1) -> None:
         self.times, self.failed_in = times, []
@@ -145,7 +143,7 @@ class FullDisk:
         monkeypatch.setattr(atomic_io, "write_file", failing)
 
 
-def test_a_failure_in_the_background_is_a_warning_and_the_run_goes_on(tmp_path, monkeypatch):
+def test_a_failure_in_the_background_is_a_warning_and_training_continues(tmp_path, monkeypatch):
     full, recorder = FullDisk(monkeypatch), HookRecorder()
     with pytest.warns(UserWarning, match="No training state was saved at .*update_00000002.*space"):
         trainer = train(tmp_path, recorder)
@@ -173,20 +171,18 @@ def test_a_failure_in_the_background_stops_the_run_where_the_state_must_be_saved
     with pytest.raises(OSError, match="No space left") as caught:
         train(tmp_path, Waits(), on_save_error="stop")
     assert full.failed_in == ["pa-core-save"]
-    assert seen == [1, 2, 3]  # told at the next boundary
-    assert "update_00000002 was saved in the background" in caught.value.__notes__[0]
+    assert seen == [1, 2, 3]  # reported at the next boundary
+    assert "update_00000002 was being saved in the background" in caught.value.__notes__[0]
     assert not list(tmp_path.iterdir())
 
 
-def test_a_failure_of_the_last_state_is_told_at_the_end_of_the_run(tmp_path, monkeypatch):
+def test_a_failure_of_the_last_state_is_reported_at_the_end_of_the_run(tmp_path, monkeypatch):
     FullDisk(monkeypatch)
     with pytest.warns(UserWarning, match="No training state was saved at .*update_00000011"):
         train(tmp_path, save_every_n_steps=11)
 
 
-def test_an_exception_that_ends_the_run_says_that_the_state_in_flight_has_failed(
-    tmp_path, monkeypatch
-):
+def test_an_exception_that_ends_the_run_notes_a_failure_of_the_pending_save(tmp_path, monkeypatch):
     FullDisk(monkeypatch)
     with pytest.raises(KeyboardInterrupt) as caught:
         train(tmp_path, Interrupts(2))
@@ -194,7 +190,7 @@ def test_an_exception_that_ends_the_run_says_that_the_state_in_flight_has_failed
     assert no_thread_is_left()
 
 
-def test_old_states_go_only_when_the_new_one_is_there(tmp_path, gate):
+def test_old_states_are_removed_only_when_the_new_one_is_complete(tmp_path, gate):
     gate.opened.set()
     train(tmp_path, max_checkpoints=1)
     assert names(tmp_path) == ["update_00000010"]
@@ -221,7 +217,7 @@ def test_a_failure_to_remove_old_states_is_a_warning(tmp_path, monkeypatch):
     assert len(names(tmp_path)) == 2
 
 
-def test_files_of_plugins_are_part_of_the_state_and_are_asked_for_at_the_boundary(tmp_path):
+def test_files_of_plugins_are_written_at_the_boundary_and_are_part_of_the_state(tmp_path):
     threads = []
 
     class Writes(TrainerCallback):
@@ -259,13 +255,13 @@ def test_a_link_that_a_plugin_puts_into_a_state_is_refused(tmp_path):
 
 
 def test_without_memory_for_a_copy_the_state_is_saved_at_once(tmp_path, monkeypatch):
-    monkeypatch.setattr(training_state, "has_room_in_memory", lambda size: False)
+    monkeypatch.setattr(save, "has_room_in_memory", lambda size: False)
     monkeypatch.setattr(HostMemory, "copy", None)
     train(tmp_path)
     assert len(find_states(tmp_path)) == 5
 
 
-def test_copies_are_nobody_elses_and_their_memory_is_used_again():
+def test_copies_are_independent_and_their_memory_is_reused():
     memory = HostMemory()
     tensors = {"whole": torch.arange(6.0), "turned": torch.arange(6.0).reshape(2, 3).T}
     copies = memory.copy({"a": tensors})["a"]
@@ -281,11 +277,11 @@ def test_copies_are_nobody_elses_and_their_memory_is_used_again():
     assert again["whole"].data_ptr() != copies["whole"].data_ptr()
 
 
-def test_the_memory_of_copies_is_given_back_at_the_end_of_a_run(tmp_path):
+def test_the_memory_of_copies_is_freed_at_the_end_of_a_run(tmp_path):
     assert not train(tmp_path)._saver._memory._held
 
 
-def test_requests_for_one_state_take_the_strictest_of_what_is_asked():
+def test_requests_for_one_state_combine_to_the_strictest():
     control = TrainerControl()
     control.save("a", must=False, in_background=True, keep=3)
     control.save("a", everywhere=True)

@@ -1,4 +1,4 @@
-"""A run that is interrupted and resumed is the run that wasn't, bit for bit."""
+"""A run that is interrupted and resumed equals the uninterrupted one, bit for bit."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.helpers import NoisyData, NoisyModel, assert_identical, tiny_data, we
 
 
 class LossSum(TrainerCallback):
-    """A plugin with state, which starts anew in each epoch and each run."""
+    """A plugin with state, which it resets in each epoch and each run."""
 
     def __init__(self):
         self.total, self.epochs, self.tensor = 0.0, [], torch.zeros(2)
@@ -127,7 +127,7 @@ def test_another_seed_gives_another_run():
 
 
 def test_a_second_resume_of_a_resumed_run_is_exact_too(tmp_path):
-    """Fault B1 of the relative: only the first save of a fresh run could be loaded."""
+    """In pytorch-accelerated, only the first save of a fresh run could be loaded (fault B1)."""
     whole = run(save_to=tmp_path / "first")
     again = run(save_to=tmp_path / "second", resume_from=tmp_path / "first" / "0002")
     third = run(resume_from=tmp_path / "second" / "0005")
@@ -168,7 +168,7 @@ def test_a_damaged_state_is_refused_before_anything_changes(tmp_path, name):
         run(resume_from=tmp_path / "0002")
 
 
-def test_a_missing_and_an_unlisted_file_are_told(tmp_path):
+def test_a_missing_and_an_unlisted_file_are_reported(tmp_path):
     run(save_to=tmp_path, epochs=1)
     (tmp_path / "0002" / "model.safetensors").rename(tmp_path / "0002" / "more.safetensors")
     with pytest.raises(
@@ -177,7 +177,7 @@ def test_a_missing_and_an_unlisted_file_are_told(tmp_path):
         run(resume_from=tmp_path / "0002")
 
 
-def test_a_state_of_another_model_is_refused_naming_the_difference(tmp_path):
+def test_a_state_of_a_different_model_is_refused_naming_the_difference(tmp_path):
     run(save_to=tmp_path, epochs=1)
     model = nn.Linear(6, 3)
     trainer = Trainer(
@@ -185,7 +185,7 @@ def test_a_state_of_another_model_is_refused_naming_the_difference(tmp_path):
     )
     before = weights_of(trainer)
     with (
-        pytest.raises(TrainingStateError, match=r"another model than Linear.*layers"),
+        pytest.raises(TrainingStateError, match=r"a different model than this Linear.*layers"),
         pytest.warns(UserWarning, match="differs"),
     ):
         trainer.train(
@@ -194,12 +194,12 @@ def test_a_state_of_another_model_is_refused_naming_the_difference(tmp_path):
     assert_identical(before, weights_of(trainer))
 
 
-def test_resuming_the_finished_run_changes_nothing(tmp_path):
+def test_resuming_a_finished_run_changes_nothing(tmp_path):
     whole = run(save_to=tmp_path)
     assert_identical(outcome(*whole)[0], outcome(*run(resume_from=tmp_path / "0006-epoch"))[0])
 
 
-def test_a_plugin_state_that_is_no_plain_data_is_refused_naming_plugin_and_key(tmp_path):
+def test_a_plugin_state_that_is_not_plain_data_is_refused_naming_plugin_and_key(tmp_path):
     class Bad(TrainerCallback):
         def state_dict(self):
             return {"inner": {"callback": print}}

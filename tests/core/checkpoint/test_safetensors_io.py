@@ -34,6 +34,6 @@ def test_every_type_shape_and_layout_comes_back_as_it_was():
 @pytest.mark.parametrize(
     "tensor", [torch.zeros(2, dtype=torch.complex128), torch.eye(2).to_sparse()]
 )
-def test_a_tensor_that_the_format_has_not_is_refused_by_its_name(tensor):
+def test_a_tensor_of_an_unsupported_type_is_refused_by_its_name(tensor):
     with pytest.raises(TrainingStateError, match="optimizer.moment can't be saved"):
         tensor_bytes({"optimizer.moment": tensor})

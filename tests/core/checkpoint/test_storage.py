@@ -1,4 +1,4 @@
-"""Training states on disk: complete or absent, and believed only after a look at every byte."""
+"""Training states on disk: complete or absent, and every byte verified."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def write(target, **manifest):
         writer.commit(manifest)
 
 
-def test_a_state_is_there_whole_with_all_that_was_written(tmp_path):
+def test_a_committed_state_contains_everything_that_was_written(tmp_path):
     write(tmp_path / "one", note="x")
     assert [path.name for path in tmp_path.iterdir()] == ["one"]
     assert verify(tmp_path / "one") == []
@@ -31,24 +31,24 @@ def test_a_state_is_there_whole_with_all_that_was_written(tmp_path):
     assert reader.read_tensors("model.safetensors")["w"].tolist() == [[0, 3], [1, 4], [2, 5]]
 
 
-def test_after_an_error_nothing_is_there_and_the_old_state_is_whole(tmp_path):
+def test_after_an_error_the_old_state_is_unchanged(tmp_path):
     write(tmp_path / "one", note="old")
-    with pytest.raises(TrainingStateError, match="no plain data"):
+    with pytest.raises(TrainingStateError, match="not a plain data type"):
         write(tmp_path / "one", note=encode({"x": print}, {}, "note"))
     with pytest.raises(TypeError, match="not JSON serializable"):
-        write(tmp_path / "one", note=object())  # fails in the commit, all other files being there
+        write(tmp_path / "one", note=object())  # fails in the commit, after all other files
     assert [path.name for path in tmp_path.iterdir()] == ["one"]
     assert StateReader(tmp_path / "one").manifest["note"] == "old"
 
 
-def test_a_state_is_replaced_whole_and_anything_else_is_left_alone(tmp_path):
+def test_a_state_is_replaced_as_a_whole_and_anything_else_is_not_overwritten(tmp_path):
     write(tmp_path / "one", note="old")
     write(tmp_path / "one", note="new")
     assert StateReader(tmp_path / "one").manifest["note"] == "new"
     precious = tmp_path / "photos" / "cat.png"
     precious.parent.mkdir()
     precious.write_bytes(b"cat")
-    with pytest.raises(TrainingStateError, match=r"photos is there already and is no training"):
+    with pytest.raises(TrainingStateError, match=r"photos already exists and is not a training"):
         write(tmp_path / "photos")
     assert precious.read_bytes() == b"cat"
 
@@ -67,17 +67,17 @@ def test_every_flipped_bit_and_every_truncation_is_noticed(tmp_path, name):
     assert verify(tmp_path / "one") == []
 
 
-def test_missing_unlisted_and_linked_files_are_told(tmp_path):
+def test_missing_unlisted_and_linked_files_are_reported(tmp_path):
     write(tmp_path / "one")
     folder = tmp_path / "one"
     (folder / "more.bin").write_bytes(b"")
     (folder / "state.json").rename(tmp_path / "elsewhere.json")
     (folder / "model.safetensors").rename(tmp_path / "elsewhere.safetensors")
     (folder / "model.safetensors").symlink_to(tmp_path / "elsewhere.safetensors")
-    told = " ".join(verify(folder))
-    assert "more.bin isn't listed" in told
-    assert "state.json is missing" in told
-    assert "model.safetensors is no regular file" in told
+    problems = " ".join(verify(folder))
+    assert "more.bin isn't listed" in problems
+    assert "state.json is missing" in problems
+    assert "model.safetensors is not a regular file" in problems
 
 
 def test_a_manifest_that_points_outside_is_refused(tmp_path):
@@ -90,7 +90,7 @@ def test_a_manifest_that_points_outside_is_refused(tmp_path):
     assert verify(tmp_path / "one")
 
 
-def test_states_are_found_newest_first_and_leftovers_passed_over(tmp_path):
+def test_states_are_found_newest_first_without_leftovers(tmp_path):
     for number, name in enumerate(("b", "c", "a")):
         write(tmp_path / name, saved_at=float(number))
     (tmp_path / ".tmp-d-1234").mkdir()
@@ -98,7 +98,7 @@ def test_states_are_found_newest_first_and_leftovers_passed_over(tmp_path):
     assert [path.name for path in find_states(tmp_path)] == ["a", "c", "b"]
 
 
-def test_plain_data_comes_back_as_it_was():
+def test_plain_data_survives_encoding_and_decoding():
     value: dict[Any, Any] = {
         "numbers": (1, 2.5, float("inf"), None, True),
         7: {"tensor": torch.arange(3), "array": np.array([[1.5]])},
@@ -115,6 +115,6 @@ def test_plain_data_comes_back_as_it_was():
 
 
 @pytest.mark.parametrize("value", [print, object(), {1, 2}, b"bytes"])
-def test_what_is_no_plain_data_is_refused_naming_its_place(value):
+def test_other_data_is_refused_naming_its_place(value):
     with pytest.raises(TrainingStateError, match=r"plugin 'x'.a.0 can't be saved"):
         encode({"a": [value]}, {}, "plugin 'x'")

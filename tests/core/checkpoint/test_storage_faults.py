@@ -1,4 +1,4 @@
-"""States survive what happens to disks and processes, and say what was wrong with them."""
+"""States survive failing disks and killed processes, and damage is reported."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def test_a_replacement_that_fails_leaves_the_state_that_was_there(tmp_path, monk
     assert not storage.verify(tmp_path / "state")
 
 
-def test_a_state_that_was_moved_away_for_one_that_never_came_is_found_again(tmp_path):
+def test_a_state_whose_replacement_was_never_completed_is_found_again(tmp_path):
     saved(tmp_path / "state")
     gone = subprocess.Popen([sys.executable, "-c", ""])
     gone.wait()
@@ -62,7 +62,7 @@ def test_a_state_that_was_moved_away_for_one_that_never_came_is_found_again(tmp_
     assert storage.newest_intact_state(tmp_path) == tmp_path / "state"
 
 
-def test_what_killed_processes_have_left_is_removed_and_what_living_ones_write_is_not(tmp_path):
+def test_leftovers_of_killed_processes_are_removed_and_those_of_running_ones_are_not(tmp_path):
     gone = subprocess.Popen([sys.executable, "-c", ""])
     gone.wait()
     alive = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
@@ -94,13 +94,13 @@ def test_the_newest_state_is_the_one_saved_last_whatever_the_clock_says(tmp_path
 
 
 def forged(source: Path, target: Path, change) -> Path:
-    """A copy whose content was changed by somebody who knows how to hash."""
+    """A copy with changed content and correct hashes."""
     shutil.copytree(source, target)
     manifest = json.loads((target / "manifest.json").read_text())
     content = json.loads((target / "state.json").read_text())
     change(content, manifest)
     (target / "state.json").write_bytes(storage.json_bytes(content))
-    manifest["files"]["state.json"] = atomic_io.fingerprint(target / "state.json")
+    manifest["files"]["state.json"] = atomic_io.size_and_hash(target / "state.json")
     del manifest["sha256"]
     manifest["sha256"] = hashlib.sha256(storage.json_bytes(manifest)).hexdigest()
     (target / "manifest.json").write_bytes(storage.json_bytes(manifest))
@@ -128,7 +128,7 @@ def nest(content, manifest):
         nest,
     ],
 )
-def test_a_state_that_is_hashed_right_and_makes_no_sense_is_told(tmp_path, change):
+def test_invalid_content_with_correct_hashes_is_reported(tmp_path, change):
     saved(tmp_path / "state")
     state = forged(tmp_path / "state", tmp_path / "forged", change)
     trainer = new_trainer()
@@ -151,7 +151,7 @@ def test_a_good_state_loaded_after_an_interruption_can_be_saved_again(tmp_path):
     trainer.save_training_state(tmp_path / "again")
 
 
-def test_a_setting_that_json_has_not_is_saved_as_text(tmp_path):
+def test_a_setting_that_json_lacks_is_saved_as_text(tmp_path):
     file = tmp_path / "pyproject.toml"
     file.write_text(
         '[tool.pa-core]\nplugins = ["early_stopping"]\n'
@@ -167,7 +167,7 @@ def test_a_setting_that_json_has_not_is_saved_as_text(tmp_path):
 
 
 @pytest.mark.parametrize("policy", ["warn", "stop"])
-def test_a_state_that_cannot_be_written_stops_the_run_or_warns_as_it_is_told(tmp_path, policy):
+def test_a_state_that_cannot_be_written_stops_the_run_or_warns(tmp_path, policy):
     class Full(TrainerCallback):
         """Has the disk full from the second state on."""
 
@@ -190,15 +190,15 @@ def test_a_state_that_cannot_be_written_stops_the_run_or_warns_as_it_is_told(tmp
 
 def test_a_strict_run_refuses_to_resume_with_anything_different(tmp_path):
     saved(tmp_path / "state")
-    with pytest.raises(TrainingStateError, match="seed was 42 and is 7.*strict=False"):
+    with pytest.raises(TrainingStateError, match="seed: 42 → 7.*strict=False"):
         new_trainer(seed=7).train(tiny_data(8), 2, resume_from=tmp_path / "state", strict=True)
-    with pytest.warns(UserWarning, match="seed was 42 and is 7"):
+    with pytest.warns(UserWarning, match="seed: 42 → 7"):
         new_trainer(seed=7).train(tiny_data(8), 2, resume_from=tmp_path / "state")
     new_trainer().train(tiny_data(8), 2, resume_from=tmp_path / "state", strict=True)
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_what_a_dataset_raises_says_in_which_sample(workers):
+def test_an_error_of_a_dataset_names_the_sample(workers):
     class Broken(torch.utils.data.Dataset):
         def __len__(self):
             return 8
@@ -212,8 +212,8 @@ def test_what_a_dataset_raises_says_in_which_sample(workers):
         new_trainer().train(
             Broken(), 1, train_dataloader_kwargs={"num_workers": workers, "shuffle": False}
         )
-    told = "\n".join([str(caught.value), *getattr(caught.value, "__notes__", [])])
-    assert "in sample 5 of Broken" in told
+    text = "\n".join([str(caught.value), *getattr(caught.value, "__notes__", [])])
+    assert "in sample 5 of Broken" in text
 
 
 def test_without_an_optimizer_a_model_can_be_saved_and_a_state_is_refused(tmp_path):

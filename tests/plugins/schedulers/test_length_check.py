@@ -107,7 +107,7 @@ def test_a_resumed_run_of_another_length_warns(tmp_path):
 
     seen_in(new_trainer(Save(), plugins=[SchedulersPlugin(name="cosine")]))
     with (
-        pytest.warns(UserWarning, match="total_iterations was 30 and is 50"),
+        pytest.warns(UserWarning, match="total_iterations: 30 → 50"),
         pytest.warns(UserWarning, match="30 updates long, but the run has 50"),
     ):
         found = seen_in(

@@ -124,7 +124,7 @@ def test_all_of_them_resume_from_a_training_state(tmp_path):
     other = SchedulersPlugin(name="linear", momentum={"name": "linear"})
     trainer = new_trainer(plugins=[other], optimizer=with_decay)
     with (
-        pytest.warns(UserWarning, match="is of a run that differs: optimizer_settings"),
+        pytest.warns(UserWarning, match="was saved by a run that differs: optimizer_settings"),
         pytest.raises(TrainingStateError, match="state has 4 schedulers, but this run has 2"),
     ):
         seen_in(trainer, resume_from=tmp_path / "state")

@@ -1,0 +1,309 @@
+"""Read a training state, and restore a trainer from it."""
+
+from __future__ import annotations
+
+import random
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from torch import Tensor
+
+from pa_core.checkpoint.codec import decode, decode_weights
+from pa_core.checkpoint.compatibility import differences, mid_epoch_obstacle
+from pa_core.checkpoint.optimizer_shards import read_shard
+from pa_core.checkpoint.save import parameter_names
+from pa_core.checkpoint.storage import StateReader
+from pa_core.errors import TrainingStateError
+from pa_core.tracking import Position
+
+if TYPE_CHECKING:
+    from pa_core.trainer import Trainer
+
+_INVALID_CONTENT = (
+    *(ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError),
+    SafetensorError,
+)
+"""What reading a state raises if its hashes match and its content makes no sense."""
+
+
+class TrainingState:
+    """A training state that was read and verified, to be restored part by part.
+
+    All of it is read and decoded before anything is restored.
+
+    Args:
+        state_dir: the state's directory.
+        rank: this process.
+
+    Raises:
+        TrainingStateError: if it is damaged, or this version can't read it.
+    """
+
+    def __init__(self, state_dir: str | Path, rank: int) -> None:
+        self.reader = StateReader(state_dir)
+        self.directory = Path(state_dir)
+        with self._invalid_content_reported():
+            self._read(rank)
+            self.reader.check_rest()
+
+    @contextmanager
+    def _invalid_content_reported(self) -> Iterator[None]:
+        """Raise a `TrainingStateError` for content that makes no sense, or not for this run."""
+        try:
+            yield
+        except _INVALID_CONTENT as error:
+            raise TrainingStateError(
+                f"{self.directory} was saved by a different run, or this version can't read it "
+                f"({type(error).__name__}: {error})"
+            ) from error
+
+    def _read(self, rank: int) -> None:
+        reader = self.reader
+        state, tensors = reader.read_json("state.json"), reader.read_tensors("state.safetensors")
+        self._parameters: list[list[str]] = [list(group) for group in state["parameters"]]
+        self._parts = {
+            name: decode(state[name], tensors)
+            for name in ("optimizer", "scheduler", "scaler", "run_history")
+        }
+        self._weights = decode_weights(
+            reader.read_tensors("model.safetensors"), decode(state["weights"], tensors)
+        )
+        self.metadata: dict[str, Any] = decode(state["metadata"], tensors)
+        self.position = Position(**state["position"])
+        position = self.position
+        if position.is_paused:  # and resumed now
+            position.stop_reason, position.is_paused = None, False
+        counts = (
+            *(position.epoch, position.first_epoch, position.batch),
+            *(position.updates, position.samples),
+        )
+        if not all(type(count) is int for count in counts):
+            raise TypeError("the counts of the position must be integers")
+        if position.phase not in ("start", "train", "eval"):
+            raise ValueError(f"there is no phase {position.phase!r}")
+        if not isinstance(self._parts["run_history"], dict | None):
+            raise TypeError("the run history must be a dict")
+        self._run: dict[str, Any] = reader.manifest["run"]
+        processes = self._run["num_processes"]
+        self._sharding: str | None = state["division"]
+        if self._sharding is not None and rank < processes:
+            self._parts["optimizer"] = read_shard(reader, rank)
+        self._processes = [self._read_process(number) for number in range(processes)]
+        self._process = self._processes[rank if rank < processes else 0]
+
+    def _read_process(self, rank: int) -> dict[str, Any]:
+        name = f"process-{rank:05d}"
+        process = self.reader.read_json(f"{name}.json")
+        tensors = self.reader.read_tensors(f"{name}.safetensors")
+        return {
+            "generators": decode(process["generators"], tensors),
+            "loss": decode(process["loss"], tensors),
+            "plugins": {key: decode(value, tensors) for key, value in process["plugins"].items()},
+        }
+
+    def check_compatible(self, trainer: Trainer, *, strict: bool) -> None:
+        """Warn of differences that change the numbers; refuse those that prevent resuming.
+
+        Args:
+            trainer: the trainer of the run that is to be resumed.
+            strict: refuse every difference.
+
+        Raises:
+            TrainingStateError: for a different optimizer; and in the middle of an epoch, if the
+                position isn't valid for the present data or processes.
+        """
+        saved, present = self.reader.manifest, trainer.manifest
+        found, obstacle = differences(saved, present, strict=strict), None
+        if self._sharding != trainer._engine.division:
+            found.append(self._sharding_difference(trainer))
+            obstacle = (
+                "A shard of the optimizer can only be restored where the optimizer is sharded the "
+                "same way: resume as it was saved, or load the weights with load_training_state "
+                "and start a new run"
+            )
+        elif saved["run"]["optimizer"] != present["run"]["optimizer"]:
+            obstacle = "The state of one optimizer can't be loaded into another"
+        elif self.position.phase == "train" and self.position.batch:
+            states = [process["plugins"] for process in self._processes]
+            obstacle = mid_epoch_obstacle(saved["run"], present["run"], states)
+        if not found and obstacle is None:
+            return
+        text = f"{self.directory} was saved by a run that differs: " + ", ".join(found)
+        if obstacle is not None:
+            raise TrainingStateError(f"{text}. {obstacle}")
+        if strict:
+            raise TrainingStateError(f"{text}. To allow this, pass strict=False")
+        warnings.warn(text, stacklevel=2)
+
+    def restore_training(self, trainer: Trainer, *, in_run: bool = True) -> None:
+        """Restore model, scaler, optimizer, scheduler, history and position, in this order.
+
+        Arguments and errors are those of `restore_weights`.
+        """
+        self.restore_weights(trainer, in_run=in_run)
+        if hasattr(trainer.run_history, "load_state_dict"):
+            with self._invalid_content_reported():
+                trainer.run_history.load_state_dict(self._parts["run_history"])
+        vars(trainer.position).update(asdict(self.position))
+        trainer._is_between_updates = True
+
+    def restore_weights(self, trainer: Trainer, *, in_run: bool = True) -> None:
+        """Restore what updates change: model, scaler, optimizer and scheduler, in this order.
+
+        Args:
+            trainer: the trainer to restore.
+            in_run: whether a run continues, which needs the scheduler. Outside a run there may be
+                none yet, and evaluating needs none.
+
+        Raises:
+            TrainingStateError: if the state was saved from a different model or optimizer; nothing
+                has been changed then.
+        """
+        engine = trainer._engine
+        _check_same_model(trainer, self._weights, self.directory)
+        optimizer = trainer.optimizer
+        if optimizer is not None and engine.division != self._sharding:
+            # Only outside a run; `check_compatible` refuses it otherwise.
+            difference = self._sharding_difference(trainer)
+            warnings.warn(f"The optimizer is not restored: {difference}", stacklevel=3)
+            optimizer = None
+        saved, present = self._parameters, parameter_names(trainer)
+        if saved != present and (in_run or optimizer is not None):
+            raise TrainingStateError(
+                f"{self.directory} was saved with an optimizer over different parameters: "
+                + _only_in_one(_flat(saved), _flat(present))
+            )
+        scheduler = self._parts["scheduler"]
+        if in_run and (scheduler is None) != (trainer.scheduler is None):
+            raise TrainingStateError(
+                f"{self.directory} was saved {'without' if scheduler is None else 'with'} a "
+                f"scheduler, but this run has {'one' if scheduler is None else 'none'}"
+            )
+        with self._invalid_content_reported():
+            engine.load_weights(trainer.model, self._weights)
+            scaler = trainer._accelerator.scaler
+            if scaler is not None and self._parts["scaler"] is not None:
+                scaler.load_state_dict(self._parts["scaler"])
+            if optimizer is not None:
+                engine.load_optimizer_state(optimizer, self._parts["optimizer"])
+            # After the optimizer: creating the scheduler has set the optimizer's learning rate.
+            if trainer.scheduler is not None and scheduler is not None:
+                trainer.scheduler.load_state_dict(scheduler)
+
+    def restore_plugins(self, trainer: Trainer) -> None:
+        """Restore running loss, plugins and random generators, and fire the event of loading.
+
+        In a run this comes after `restore_training`, once the events that reset them are over.
+        """
+        with self._invalid_content_reported():
+            self._restore_loss(trainer)
+        saved = self._process["plugins"]
+        stateful = trainer.plugins.state_dict()
+        differing = sorted(set(saved) ^ set(stateful)) if trainer.is_main_process else []
+        for name in differing:
+            warnings.warn(
+                f"{self.directory} has a state of the plugin {name!r}, which isn't enabled now"
+                if name in saved
+                else f"{self.directory} has no state of the plugin {name!r}, which starts afresh",
+                stacklevel=2,
+            )
+        trainer.plugins.load_state_dict(
+            {name: state for name, state in saved.items() if name in stateful}, allow_missing=True
+        )
+        trainer._event("on_load_training_state", state_dir=self.directory)
+        # Last, since everything before may draw random numbers.
+        with self._invalid_content_reported():
+            generators = self._process["generators"]
+            random.setstate(generators["python"])
+            np.random.set_state(generators["numpy"])
+            torch.set_rng_state(generators["torch"])
+            if trainer.device.type == "cuda" and "cuda" in generators:
+                torch.cuda.set_rng_state(generators["cuda"], trainer.device)
+
+    def roll_back(self, trainer: Trainer) -> None:
+        """Restore the weights, and what follows them, in a run that continues where it stands.
+
+        A plugin lists the keys of its state that follow the weights in ``follows_weights``; its
+        ``on_load_training_state`` is then called. Position, history, running loss and the rest of
+        the plugins' state describe the run so far, and stay. Errors are those of
+        `restore_weights`.
+        """
+        self.restore_weights(trainer)
+        plugins, saved = trainer.plugins, self._process["plugins"]
+        following = {
+            name: keys
+            for name, plugin in plugins.plugins.items()
+            if (keys := getattr(type(plugin), "follows_weights", ()))
+        }
+        if not following:
+            return
+        states = {}
+        for name, state in plugins.state_dict().items():
+            if name in following:
+                kept = {key: value for key, value in state.items() if key not in following[name]}
+                states[name] = dict(saved.get(name, {})) | kept
+        plugins.load_state_dict(states, allow_missing=True)
+        for found in plugins.implementations("on_load_training_state"):
+            if found.name in states:
+                found.call({"trainer": trainer, "state_dir": self.directory})
+
+    def _restore_loss(self, trainer: Trainer) -> None:
+        """Restore the epoch's running loss, of which each process has its own sums."""
+        if trainer._engine.num_processes == len(self._processes):
+            trainer._loss_tracker.load_state_dict(self._process["loss"])
+        elif trainer._engine.rank == 0:  # a different number of processes: one has all of it
+            losses = [process["loss"] for process in self._processes]
+            total = {name: sum(loss[name] for loss in losses) for name in losses[0]}
+            trainer._loss_tracker.load_state_dict(total)
+        else:
+            trainer._loss_tracker.reset()
+
+    def _sharding_difference(self, trainer: Trainer) -> str:
+        now = trainer._engine.division
+        return f"the optimizer's state: {self._sharding or 'whole'} → {now or 'whole'}"
+
+
+def _check_same_model(trainer: Trainer, weights: Mapping[str, Any], state_dir: Path) -> None:
+    present = trainer._engine.shapes(trainer.model)
+    saved = {
+        name: tuple(value.shape) if isinstance(value, Tensor) else None
+        for name, value in weights.items()
+    }
+    if saved == present:
+        return
+    reshaped = [
+        f"`{name}` has shape {list(shape or ())} in the state and {list(present[name] or ())} in "
+        "the run"
+        for name, shape in saved.items()
+        if name in present and shape != present[name]
+    ]
+    found = [_shortened(reshaped)] if reshaped else []
+    if saved.keys() != present.keys():
+        found.append(_only_in_one(list(saved), list(present)))
+    raise TrainingStateError(
+        f"{state_dir} was saved from a different model than this "
+        f"{type(trainer.get_model(False)).__name__}: " + "; ".join(found)
+    )
+
+
+def _only_in_one(saved: list[str], present: list[str]) -> str:
+    """Which names only the state has, and which only the run."""
+    in_state = [name for name in saved if name not in present]
+    in_run = [name for name in present if name not in saved]
+    return f"only in the state: {_shortened(in_state)}; only in the run: {_shortened(in_run)}"
+
+
+def _shortened(items: list[str]) -> str:
+    more = f" and {len(items) - 5} more" if len(items) > 5 else ""
+    return (", ".join(items[:5]) or "none") + more
+
+
+def _flat(groups: list[list[str]]) -> list[str]:
+    return [f"{name} (group {number})" for number, group in enumerate(groups) for name in group]

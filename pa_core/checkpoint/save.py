@@ -1,0 +1,200 @@
+"""Save a training state: everything that the rest of a run depends on.
+
+States are saved at update boundaries only: after an update, after a training epoch, after an epoch
+of the run, and outside runs. A resumed run repeats an interrupted accumulation window and gets the
+same result, since its data and randomness are keyed by their position.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pa_core.checkpoint.codec import encode, encode_weights
+from pa_core.checkpoint.optimizer_shards import write_shard
+from pa_core.checkpoint.safetensors_io import HostMemory, has_room_in_memory, tensor_bytes
+from pa_core.checkpoint.storage import StateWriter
+from pa_core.data.loader import KeyedDataLoader
+from pa_core.errors import TrainingStateError
+
+if TYPE_CHECKING:
+    from pa_core.trainer import Trainer
+
+
+def save_training_state(
+    trainer: Trainer,
+    state_dir: str | Path,
+    metadata: Mapping[str, Any],
+    write: Callable[[Callable[[], None]], None] = lambda commit: commit(),
+    write_in_background: Callable[[Callable[[], None]], None] | None = None,
+    memory: HostMemory | None = None,
+) -> None:
+    """Save everything that the rest of the run depends on; called on every process.
+
+    Args:
+        trainer: the trainer whose state is saved.
+        state_dir: the directory to create or replace.
+        metadata: the user's own plain data and tensors.
+        write: called on the main process, with a function that writes and commits the state.
+        write_in_background: called instead of `write`, after the state has been copied; `write` is
+            called all the same if there isn't enough memory for the copy.
+        memory: holds that copy.
+
+    Raises:
+        TrainingStateError: if something can't be saved, naming it and its owner; `state_dir` is
+            then unchanged.
+    """
+    engine = trainer._engine
+    if not trainer._is_between_updates and trainer.position.stop_reason is None:
+        raise TrainingStateError(
+            "The run was interrupted in the middle of an update, so a training state saved now "
+            "would not resume exactly. Resume from the last one that was saved"
+        )
+    weights = engine.weights(trainer.model)
+    is_main = engine.rank == 0
+    with ExitStack() as cleanup:
+
+        def begin() -> tuple[Any, StateWriter | None]:
+            process = _process_state(trainer)
+            return process, cleanup.enter_context(StateWriter(state_dir)) if is_main else None
+
+        def collect() -> dict[str, Any]:
+            files = _state_files(trainer, metadata, processes, weights) if is_main else {}
+            if engine.division is not None:
+                write_shard(engine, trainer.optimizer, directory)
+            trainer._event("on_save_training_state", state_dir=directory)
+            return files
+
+        def finish() -> None:
+            if writer is None:
+                return
+            content, begin_writing = files, write
+            if write_in_background is not None and memory is not None:
+                held = {name: part for name, part in files.items() if _holds_tensors(part)}
+                if has_room_in_memory(_size(held)):
+                    content, begin_writing = files | memory.copy(held), write_in_background
+            manifest = _state_manifest(trainer)
+            begin_writing(partial(_write, cleanup.pop_all(), writer, content, manifest))
+
+        process, writer = engine.together(begin)
+        processes = engine.gather_objects(process)
+        directory = engine.gather_objects(writer and writer.directory)[0]
+        files = engine.together(collect)
+        engine.together(finish)
+
+
+def _write(
+    cleanup: ExitStack, writer: StateWriter, files: Mapping[str, Any], manifest: Mapping[str, Any]
+) -> None:
+    """Write a state's files and commit it; if that fails, remove what was written."""
+    with cleanup:
+        for name, part in files.items():
+            if isinstance(part, bytes):
+                writer.write(name, part)
+            elif name.endswith(".json"):
+                writer.write_json(name, part)
+            else:
+                writer.write_tensors(name, part)
+        writer.commit(manifest)
+
+
+def _state_files(
+    trainer: Trainer,
+    metadata: Mapping[str, Any],
+    processes: list[tuple[Any, Any]],
+    weights: Mapping[str, Any],
+) -> dict[str, Any]:
+    """The content of a state by file name: plain data, named tensors, or bytes."""
+    engine, tensors = trainer._engine, dict[str, Tensor]()
+    weight_tensors, other_weights = encode_weights(weights)
+    scaler = trainer._accelerator.scaler
+    parts = {
+        "weights": other_weights,
+        "optimizer": engine.optimizer_state(trainer.optimizer) if engine.division is None else None,
+        "scheduler": trainer.scheduler.state_dict() if trainer.scheduler is not None else None,
+        "scaler": scaler.state_dict() if scaler is not None else None,
+        "metadata": {"current_epoch": trainer.run_history.current_epoch, **metadata},
+    }
+    state = {name: encode(part, tensors, name) for name, part in parts.items()}
+    # How the optimizer is sharded. Resuming compares the text, so its words must not change.
+    state["division"] = engine.division
+    state["parameters"] = parameter_names(trainer)
+    state["position"] = asdict(trainer.position)
+    history = trainer.run_history
+    history_state = history.state_dict() if hasattr(history, "state_dict") else {}
+    state["run_history"] = encode(history_state, tensors, "run_history")
+    files = {
+        "model.safetensors": weight_tensors,
+        "state.json": state,
+        "state.safetensors": tensors,
+    }
+    for rank, (process, process_tensors) in enumerate(processes):
+        files[f"process-{rank:05d}.json"] = process
+        files[f"process-{rank:05d}.safetensors"] = process_tensors
+    return files
+
+
+def _process_state(trainer: Trainer) -> tuple[Any, Any]:
+    """What differs between processes: random generators, running sums, the plugins' state.
+
+    The second item holds its tensors, as bytes if they have to go to another process.
+    """
+    tensors: dict[str, Tensor] = {}
+    generators: dict[str, Any] = {
+        "python": random.getstate(),
+        "numpy": np.random.get_state(legacy=True),
+        "torch": torch.get_rng_state(),
+    }
+    if trainer.device.type == "cuda":
+        generators["cuda"] = torch.cuda.get_rng_state(trainer.device)
+    state = {
+        "generators": encode(generators, tensors, "generators"),
+        "loss": encode(trainer._loss_tracker.state_dict(), tensors, "loss"),
+        "plugins": {
+            name: encode(plugin_state, tensors, f"plugin {name!r}")
+            for name, plugin_state in trainer.plugins.state_dict().items()
+        },
+    }
+    return state, tensors if trainer._engine.num_processes == 1 else tensor_bytes(tensors)
+
+
+def parameter_names(trainer: Trainer) -> list[list[str]]:
+    """Names of the optimizer's parameters, a list for each group."""
+    model = trainer.get_model(keep_torch_compile=False)
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    if trainer.optimizer is None:
+        return []
+    return [
+        [names.get(id(parameter), "?") for parameter in group]
+        for group in trainer._engine.parameter_groups(trainer.optimizer)
+    ]
+
+
+def _holds_tensors(part: Any) -> bool:
+    return isinstance(part, dict) and any(isinstance(value, Tensor) for value in part.values())
+
+
+def _size(groups: Mapping[str, Mapping[str, Tensor]]) -> int:
+    return sum(tensor.nbytes for tensors in groups.values() for tensor in tensors.values())
+
+
+def _state_manifest(trainer: Trainer) -> dict[str, Any]:
+    loader = trainer._train_dataloader
+    is_exact = loader is None or isinstance(loader, KeyedDataLoader)
+    return {
+        "saved_at": time.time(),
+        # Only the user's own loader knows its order: resuming replays it up to the position.
+        "resume": "exact" if is_exact else "replayed",
+        "position": asdict(trainer.position),
+        **trainer.manifest,
+    }
