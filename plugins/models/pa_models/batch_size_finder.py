@@ -149,7 +149,7 @@ def find_batch_size(
             if `max_batch_size` is required but missing.
         RuntimeError: if not even one sample fits.
     """
-    limit = _check(
+    limit = _check_arguments(
         trainer,
         train_dataset,
         train_dataloader_kwargs,
@@ -165,7 +165,7 @@ def find_batch_size(
         trainer._hooks.refresh()
         size = min(initial_batch_size, limit)
         while size > largest_fit:
-            trial = _try(trainer, size, num_steps, train_dataloader_kwargs)
+            trial = _run_trial(trainer, size, num_steps, train_dataloader_kwargs)
             if trial is not None:
                 trials.append(trial)
             if trial is not None and trial.fits:
@@ -178,7 +178,7 @@ def find_batch_size(
     return BatchSizeResult(tuple(sorted(trials, key=lambda trial: trial.batch_size)))
 
 
-def _check(
+def _check_arguments(
     trainer: Trainer,
     dataset: Any,
     dataloader_kwargs: dict[str, Any] | None,
@@ -227,7 +227,7 @@ def _next_size(largest_fit: int, smallest_misfit: int | None, limit: int) -> int
     return (largest_fit + smallest_misfit) // 2
 
 
-def _try(
+def _run_trial(
     trainer: Trainer, size: int, num_steps: int, dataloader_kwargs: dict[str, Any] | None
 ) -> BatchSizeTrial | None:
     """Train with batches of `size`; None if the dataset has no batch of that size."""
@@ -238,7 +238,7 @@ def _try(
     seconds, is_full = 0.0, False
     has_batch = True
     try:
-        seconds, has_batch = _train(trainer, size, num_steps, dataloader_kwargs)
+        seconds, has_batch = _time_updates(trainer, size, num_steps, dataloader_kwargs)
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
@@ -262,7 +262,7 @@ def _try(
     return BatchSizeTrial(size, True, speed, max(peaks) or None)
 
 
-def _train(
+def _time_updates(
     trainer: Trainer, size: int, num_steps: int, dataloader_kwargs: dict[str, Any] | None
 ) -> tuple[float, bool]:
     """Make `num_steps` updates.
@@ -279,7 +279,7 @@ def _train(
     reduces = trainer._engine.num_processes > 1
     parameters = [p for p in trainer.model.parameters() if p.requires_grad]
     buffers = [torch.empty_like(p) for p in parameters] if reduces else []
-    begin, step = 0.0, 0
+    start, step = 0.0, 0
     for step, batch in enumerate(_batches(loader, num_steps), 1):
         output = trainer.calculate_train_batch_loss(trainer._engine.move(batch))
         trainer.backward_step(output["loss"])
@@ -287,9 +287,9 @@ def _train(
         trainer.optimizer_zero_grad()
         del output
         if step == 1:
-            begin = _now(trainer.device)
+            start = _now(trainer.device)
     del buffers
-    return _now(trainer.device) - begin, step == num_steps
+    return _now(trainer.device) - start, step == num_steps
 
 
 def _batches(loader: Any, count: int) -> Iterator[Any]:

@@ -175,7 +175,7 @@ class GradualUnfreezingCallback(TrainerCallback):
         """Freeze the model except the parts of the first `num_stages` stages."""
         model: nn.Module = trainer.get_model(keep_torch_compile=False)
         self._freezer = ModelFreezer(model, self.freeze_batch_norms)
-        self._check(trainer)
+        self._check_plan_fits(trainer)
         self._freezer.freeze(0, -1, self.set_modules_as_eval)
         self._done = 0
         self._start_stages(trainer, num_stages)
@@ -193,7 +193,7 @@ class GradualUnfreezingCallback(TrainerCallback):
             self._print_stage(trainer)
 
     def _start_stages(self, trainer: Trainer, until: int) -> None:
-        """Unfreeze the parts of the stages up to `until`, and wrap the model anew for DDP."""
+        """Unfreeze the parts of the stages up to `until`, and re-wrap the model."""
         for stage in self.stages[self._done : until]:
             stage.unfreeze(self._freezer)
         self._done = until
@@ -207,7 +207,7 @@ class GradualUnfreezingCallback(TrainerCallback):
             f"{sum(p.numel() for p in parameters):,} parameters"
         )
 
-    def _check(self, trainer: Trainer) -> None:
+    def _check_plan_fits(self, trainer: Trainer) -> None:
         """Check that the model has the plan's parts, and the optimizer their parameters."""
         held = {id(p) for group in trainer.optimizer.param_groups for p in group["params"]}
         planned: dict[int, str] = {}

@@ -42,7 +42,7 @@ def warn_of_length_mismatch(scheduler: Any, run: RunLength) -> None:
 
 
 def _parts(scheduler: Any) -> Iterator[Any]:
-    """The schedulers that a set and the adapters of parameter groups hold."""
+    """The individual schedulers inside a set, without the adapters of parameter groups."""
     if isinstance(scheduler, ScheduleSet):
         for part in scheduler.schedulers:
             yield from _parts(part)

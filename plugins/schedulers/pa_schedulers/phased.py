@@ -25,8 +25,7 @@ class PhasedLrScheduler(StatefulSchedulerBase):
     r"""Linear warm-up, then a decay from the peak to the minimum, then the minimum.
 
     With :math:`W` updates of warm-up, :math:`C` of cool-down and :math:`N` in total, a parameter
-    group that the optimizer was given with the learning rate :math:`p` has, after :math:`n`
-    updates, the learning rate
+    group with the peak :math:`p` has, after :math:`n` updates, the learning rate
 
     .. math::
         s + (p - s)\,n / W \quad (n < W), \qquad
