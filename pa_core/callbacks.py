@@ -10,8 +10,8 @@ from collections.abc import Iterable, Iterator
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from pa_core.builtins import BUILTINS, DEFAULTS
 from pa_core.errors import StopTrainingError
+from pa_core.plugins.builtin_names import BUILTINS, DEFAULTS
 from pa_core.plugins.manager import PluginManager
 
 if TYPE_CHECKING:
@@ -185,13 +185,13 @@ class CallbackHandler:
 
     def clear_callbacks(self) -> None:
         """Remove all callbacks, those that the settings have enabled included."""
-        for name in list(self.plugins.plugins):
+        for name in list(self.plugins.by_name):
             self.plugins.unregister(name)
 
     @property
     def callbacks(self) -> list[Any]:
         """The callbacks in the order in which they are called."""
-        return list(self.plugins.plugins.values())
+        return list(self.plugins.by_name.values())
 
     @property
     def callback_list(self) -> list[str]:

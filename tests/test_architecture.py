@@ -19,7 +19,7 @@ PLUGIN_PACKAGES = {
 SERVICES = {"tensorboard", "wandb", "mlflow", "comet_ml", "aim", "swanlab", "trackio"}
 TORCH_FREE = [
     "pa_core",
-    "pa_core.builtins",
+    "pa_core.plugins.builtin_names",
     "pa_core.cli.app",
     "pa_core.cli.entry_points",
     "pa_core.control",
@@ -32,7 +32,7 @@ TORCH_FREE = [
     "pa_core.plugins.implementations",
     "pa_core.plugins.process_scope",
     "pa_core.plugins.manager",
-    "pa_core.plugins.pluggy_bridge",
+    "pa_core.plugins.callers",
     "pa_core.checkpoint.retention",
     "pa_core.cli.new_plugin",
     "pa_core.settings.table",
@@ -150,7 +150,7 @@ def test_every_module_can_be_read_in_one_sitting(path: Path) -> None:
 
 
 def test_each_built_in_plugin_has_a_file_of_its_own() -> None:
-    from pa_core.builtins import BUILTINS
+    from pa_core.plugins.builtin_names import BUILTINS
 
     modules = [target.partition(":")[0] for target in BUILTINS.values()]
     assert len(set(modules)) == len(modules)

@@ -158,7 +158,7 @@ def test_the_sketch_of_the_loop_names_the_events_in_the_order_of_a_run() -> None
 def test_the_page_of_built_ins_names_each_with_its_settings() -> None:
     from importlib import import_module
 
-    from pa_core.builtins import BUILTINS, DEFAULTS
+    from pa_core.plugins.builtin_names import BUILTINS, DEFAULTS
 
     text = (ROOT / "docs" / "builtins.md").read_text()
     sections = dict(re.findall(r"^## `(\w+)`\n(.*?)(?=^## |\Z)", text, re.MULTILINE | re.DOTALL))

@@ -38,7 +38,7 @@ class FastDevRunCallback(BuiltinCallback):
             self._removal = weakref.finalize(self, shutil.rmtree, mine, ignore_errors=True)
         # Of a state, each process writes a part: all of them into the same folder.
         folder = Path(trainer._engine.gather_objects(mine)[0])
-        for name, plugin in trainer.plugins.plugins.items():
+        for name, plugin in trainer.plugins.by_name.items():
             for holder in (plugin, getattr(plugin, "settings", None)):
                 for place in _PLACES:
                     path = getattr(holder, place, None)

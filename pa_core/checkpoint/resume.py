@@ -35,7 +35,7 @@ def states_folder(trainer: Trainer) -> Path | None:
 
     That plugin says ``saves_training_states = True``, and has a ``save_dir``.
     """
-    for plugin in trainer.plugins.plugins.values():
+    for plugin in trainer.plugins.by_name.values():
         if getattr(type(plugin), "saves_training_states", False):
             return Path(plugin.save_dir)  # type: ignore[attr-defined]
     return None

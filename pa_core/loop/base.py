@@ -32,7 +32,7 @@ from pa_core.loop.consensus import Agreement
 from pa_core.loop.defaults import Defaults
 from pa_core.loop.environment import environment_plugins
 from pa_core.plugins.callers import BoundHooks
-from pa_core.plugins.explain import as_text, explain
+from pa_core.plugins.explain import describe_loop, loop_as_text
 from pa_core.plugins.manager import PluginManager
 from pa_core.run_config import TrainerRunConfig
 from pa_core.settings.table import Settings, build_plugins, find_settings_file, read_settings
@@ -153,7 +153,7 @@ class TrainerBase:
         return (
             f"{type(self).__name__}(model={type(self.get_model()).__name__} of {parameters:,} "
             f"parameters, optimizer={type(self.optimizer).__name__}, "
-            f"plugins=[{', '.join(self.plugins.plugins)}], device={self.device}, "
+            f"plugins=[{', '.join(self.plugins.by_name)}], device={self.device}, "
             f"processes={self.num_processes})"
         )
 
@@ -223,10 +223,10 @@ class TrainerBase:
     def explain(self) -> str:
         """Who is called when, in the order of a run, and which methods a subclass overrides.
 
-        `pa_core.plugins.explain.explain` gives the same as plain data.
+        `pa_core.plugins.explain.describe_loop` gives the same as plain data.
         """
-        return as_text(
-            explain(self.plugins, trainer_class=type(self), settings_file=self.settings.file)
+        return loop_as_text(
+            describe_loop(self.plugins, trainer_class=type(self), settings_file=self.settings.file)
         )
 
     def rewrap_model(self) -> None:
@@ -378,9 +378,9 @@ class TrainerBase:
 
     def _announce(self) -> None:
         """Say which settings and plugins a run has: nothing is on that isn't said."""
-        if self.plugins.plugins:
+        if self.plugins.by_name:
             where = f" (settings: {self.settings.file})" if self.settings.file else ""
-            self.print(f"Plugins: {', '.join(self.plugins.plugins)}{where}")
+            self.print(f"Plugins: {', '.join(self.plugins.by_name)}{where}")
 
     # -- Set-up ---------------------------------------------------------------------------------
 

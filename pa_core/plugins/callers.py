@@ -1,48 +1,151 @@
-"""The hooks as the loop calls them: one function for each, or None."""
+"""How a hook is called: one function per hook, made once.
+
+That function is a loop over the hook's implementations. Where a hook has wrappers, pluggy runs them
+around the loop. Each exception gets a note that names the plugin it comes from.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import contextmanager
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
+import pluggy
+
 from pa_core.errors import StopTrainingError
+from pa_core.hookspecs import PROJECT, hookimpl, hookspec
 
 if TYPE_CHECKING:
+    from pa_core.plugins.discovery import PluginSource
+    from pa_core.plugins.implementations import Hook, Implementation
     from pa_core.plugins.manager import PluginManager
 
-Stop = Callable[[StopTrainingError], None]
+Call = Callable[[dict[str, Any]], Any]
+"""Calls a function with those of a hook's arguments that it takes."""
+
+
+def make_caller(hook: Hook, implementations: Sequence[Implementation]) -> Callable[..., Any] | None:
+    """Make the function that calls a hook's implementations in their order; None without any.
+
+    It takes the hook's arguments by name. It returns all results that aren't None as a list; with
+    ``firstresult``, the first of them.
+    """
+    if not implementations:
+        return None
+    # This loop is pluggy's without its costs per call: it copies the list of implementations,
+    # compares the arguments with the hookspec, and looks for wrappers.
+    calls = tuple(one.call for one in implementations if not one.wrapper)
+
+    def call_first(**arguments: Any) -> Any:
+        for call in calls:
+            result = call(arguments)
+            if result is not None:
+                return result
+        return None
+
+    def call_all(**arguments: Any) -> list[Any]:
+        results = []
+        for call in calls:
+            result = call(arguments)
+            if result is not None:
+                results.append(result)
+        return results
+
+    caller = call_first if hook.firstresult else call_all
+    wrappers = [one.call for one in implementations if one.wrapper]
+    return _surround(caller, wrappers) if wrappers else caller
+
+
+class _Specification:
+    """What pluggy sees of any hook with wrappers: one argument and one result."""
+
+    @staticmethod
+    @hookspec(firstresult=True)
+    def call(arguments: dict[str, Any]) -> Any: ...
+
+
+def _surround(caller: Callable[..., Any], wrappers: Sequence[Call]) -> Callable[..., Any]:
+    """Let pluggy run wrappers around a caller, the first one as the outermost."""
+    manager = pluggy.PluginManager(PROJECT)
+    manager.add_hookspecs(_Specification)
+    manager.register(SimpleNamespace(call=hookimpl(lambda arguments: caller(**arguments))))
+    for wrapper in reversed(wrappers):  # pluggy calls the last registered first
+        manager.register(SimpleNamespace(call=hookimpl(_as_generator(wrapper), wrapper=True)))
+    call_surrounded = manager.hook.call
+
+    def call_with_wrappers(**arguments: Any) -> Any:
+        return call_surrounded(arguments=arguments)
+
+    return call_with_wrappers
+
+
+def _as_generator(call: Call) -> Callable[..., Any]:
+    def wrapper(arguments: dict[str, Any]) -> Generator[None, Any, Any]:
+        return (yield from call(arguments))
+
+    return wrapper
+
+
+class HookRelay:
+    """All hooks as attributes, to call one by its name whether or not a plugin implements it.
+
+    As pluggy's class of this name, but a missing argument is a `TypeError`.
+    """
+
+    def __init__(self, plugins: PluginManager) -> None:
+        self._plugins = plugins
+
+    def __getattr__(self, name: str) -> Callable[..., Any]:
+        caller, hook = self._plugins.bind(name), self._plugins.hooks[name]
+
+        def call(**arguments: Any) -> Any:
+            missing = [argument for argument in hook.arguments if argument not in arguments]
+            if missing:
+                raise TypeError(f"The hook {name} needs {', '.join(missing)}")
+            if caller is None:
+                return None if hook.firstresult else []
+            return caller(**arguments)
+
+        return call
 
 
 class BoundHooks:
-    """The hooks' callers as attributes, None where nobody implements one; bound when first used.
+    """The hooks' callers as attributes, None where no plugin implements one; for the loop.
+
+    They are bound when first used and kept until `refresh`, so that a step costs no look-up and all
+    processes see plugins come and go at the same update.
 
     Args:
-        plugins: who implements them.
-        on_stop: called with each `StopTrainingError` of an event, which ends the event alone.
+        plugins: the plugin manager.
+        on_stop: called with a `StopTrainingError` that an event raises, instead of raising it.
     """
 
-    def __init__(self, plugins: PluginManager, on_stop: Stop | None = None) -> None:
+    def __init__(
+        self, plugins: PluginManager, on_stop: Callable[[StopTrainingError], None] | None = None
+    ) -> None:
         self._plugins, self._version, self._on_stop = plugins, plugins.version, on_stop
 
     def __getattr__(self, name: str) -> Any:
-        if name.startswith("_"):  # asked for by copy and pickle, before there is anything
+        if name.startswith("_"):  # copy and pickle ask before `__init__` has run
             raise AttributeError(name)
         caller = self._plugins.bind(name)
         if caller is not None and self._on_stop is not None and name.startswith("on_"):
-            caller = _handing(caller, self._on_stop)
+            caller = _catching_stop(caller, self._on_stop)
         self.__dict__[name] = caller
         return caller
 
     def refresh(self) -> None:
-        """Bind anew where plugins have come or gone since."""
+        """Bind anew if plugins were registered or unregistered since."""
         if self._version != self._plugins.version:
             kept = {name: value for name, value in vars(self).items() if name.startswith("_")}
             self.__dict__ = kept | {"_version": self._plugins.version}
 
 
-def _handing(caller: Callable[..., Any], on_stop: Stop) -> Callable[..., None]:
-    """The same caller, which hands a `StopTrainingError` over in place of raising it."""
-
+def _catching_stop(
+    caller: Callable[..., Any], on_stop: Callable[[StopTrainingError], None]
+) -> Callable[..., None]:
     def call(**arguments: Any) -> None:
         try:
             caller(**arguments)
@@ -50,3 +153,86 @@ def _handing(caller: Callable[..., Any], on_stop: Stop) -> Callable[..., None]:
             on_stop(error)
 
     return call
+
+
+# -- Blame ----------------------------------------------------------------------------------------
+
+_BLAME = re.compile(r"in (hook )?\w+ of plugin ")
+
+
+def blame_note(place: str, name: str, source: PluginSource) -> str:
+    """The note on an exception: the place, the plugin, its distribution and version."""
+    return f"in {place} of plugin {name!r} ({source})"
+
+
+def blame(error: BaseException, note: str) -> None:
+    """Add a note to an exception, unless a hook further inside has added one."""
+    if isinstance(error, StopTrainingError):  # a request, not a mistake
+        return
+    if not any(_BLAME.match(other) for other in getattr(error, "__notes__", ())):
+        error.add_note(note)
+
+
+@contextmanager
+def blaming(note: str) -> Iterator[None]:
+    """Add `note` to an exception that is raised inside."""
+    try:
+        yield
+    except Exception as error:
+        blame(error, note)
+        raise
+
+
+def blamed(call: Call, note: str) -> Call:
+    """The same call, which adds `note` to its exceptions; free unless one is raised."""
+
+    def call_or_blame(arguments: dict[str, Any]) -> Any:
+        try:
+            return call(arguments)
+        except StopIteration as stop:
+            # Raised through a wrapper, which is a generator, it would look like its return.
+            error: Exception = RuntimeError("StopIteration was raised")
+            blame(error, note)
+            raise error from stop
+        except Exception as error:
+            blame(error, note)
+            raise
+
+    return call_or_blame
+
+
+def blamed_wrapper(call: Call, qualified_name: str, note: str) -> Call:
+    """The same wrapper, which adds `note` to exceptions of its own, not to those it passes on.
+
+    A wrapper that returns None leaves the result as it is; pluggy would replace it by None.
+    """
+
+    def wrap(arguments: dict[str, Any]) -> Generator[None, Any, Any]:
+        wrapper = call(arguments)
+        inner: BaseException | None = None
+        result: Any = None
+        has_yielded = False
+        try:
+            next(wrapper)
+            has_yielded = True
+            try:
+                result = yield
+            except BaseException as error:  # noqa: BLE001 - passed on to the wrapper
+                inner = error
+                wrapper.throw(error)
+            else:
+                wrapper.send(result)
+            wrapper.close()
+        except StopIteration as stop:
+            if has_yielded:
+                return result if stop.value is None else stop.value
+        except Exception as error:
+            if error is not inner:
+                blame(error, note)
+            raise
+        # pluggy's message would name this function instead of the plugin's.
+        mistake = RuntimeError(f"The wrapper {qualified_name} must yield exactly once")
+        blame(mistake, note)
+        raise mistake
+
+    return wrap

@@ -15,8 +15,8 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from pa_core.builtins import DEFAULTS
 from pa_core.errors import PluginError, PluginLoadError, SettingsError, nearest
+from pa_core.plugins.builtin_names import DEFAULTS
 from pa_core.plugins.discovery import (
     PluginSource,
     builtin_sources,

@@ -11,9 +11,9 @@ from torch import nn
 
 import pa_core
 from pa_core import StopTrainingError, Trainer, TrainerCallback, callbacks, hookspecs
-from pa_core.builtins import BUILTINS, DEFAULTS
 from pa_core.callbacks import CallbackHandler, get_default_callbacks
 from pa_core.errors import PluginError, PluginValidationError
+from pa_core.plugins.builtin_names import BUILTINS, DEFAULTS
 from pa_core.plugins.manager import PluginManager
 from tests.helpers import tiny_data, tiny_model
 
@@ -89,7 +89,7 @@ def test_what_is_not_asked_for_is_not_imported():
 
 def test_the_list_of_builtins_needs_no_torch():
     code = (
-        "import sys, pa_core.builtins, pa_core.control; "
+        "import sys, pa_core.plugins.builtin_names, pa_core.control; "
         "sys.exit(any(name in sys.modules for name in ('torch', 'accelerate', 'pydantic')))"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

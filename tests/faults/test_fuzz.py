@@ -21,12 +21,12 @@ from hypothesis import strategies as st
 from torch import nn
 
 from pa_core import Trainer
-from pa_core.builtins import BUILTINS
 from pa_core.callbacks import EarlyStoppingCallback
 from pa_core.checkpoint.atomic_io import fingerprint
 from pa_core.checkpoint.codec import decode, encode
 from pa_core.checkpoint.storage import json_bytes, newest_intact_state
 from pa_core.errors import PaCoreError, SettingsError, TrainingStateError
+from pa_core.plugins.builtin_names import BUILTINS
 from pa_core.plugins.discovery import builtin_sources, load_plugin
 from pa_core.settings.table import build_plugins, read_settings, settings_model
 from pa_core.settings.validation import check_table

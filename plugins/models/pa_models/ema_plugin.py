@@ -230,8 +230,8 @@ class ModelEmaCallback(EmaPlugin):
                 "eval_dataset: give train() one, or use evaluate_during_training=False"
             )
         super().on_training_run_start(trainer)
-        present = {type(plugin) for plugin in trainer.plugins.plugins.values()}
-        for name, callback in self.callback_handler.plugins.plugins.items():
+        present = {type(plugin) for plugin in trainer.plugins.by_name.values()}
+        for name, callback in self.callback_handler.plugins.by_name.items():
             if type(callback) in present:
                 self.callback_handler.plugins.unregister(name)
 

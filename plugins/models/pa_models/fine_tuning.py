@@ -76,7 +76,7 @@ def fine_tune(
         raise ValueError(
             f"base_lr and lr_mult must be positive numbers, not {base_lr!r} and {lr_mult!r}"
         )
-    for name, plugin in trainer.plugins.plugins.items():
+    for name, plugin in trainer.plugins.by_name.items():
         if isinstance(plugin, GradualUnfreezingCallback):
             raise ValueError(
                 f"fine_tune unfreezes by itself, but the plugin {name!r} does so, too: disable it, "

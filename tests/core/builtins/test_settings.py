@@ -6,9 +6,9 @@ import inspect
 import pytest
 from pydantic import BaseModel, ValidationError
 
-from pa_core.builtins import BUILTINS
 from pa_core.callbacks import EarlyStoppingCallback
 from pa_core.durations import Duration
+from pa_core.plugins.builtin_names import BUILTINS
 from tests.builtin_trainer import make_trainer
 
 REQUIRED = {

@@ -12,8 +12,8 @@ from textwrap import dedent
 import pytest
 
 from pa_core import __version__, hookspecs
-from pa_core.builtins import BUILTINS, DEFAULTS
 from pa_core.cli.doctor import check_requirement, check_versions
+from pa_core.plugins.builtin_names import BUILTINS, DEFAULTS
 from pa_core.plugins.manager import PluginManager
 from tests.fake_plugins import Site
 from tests.warm import Ended, start_warm

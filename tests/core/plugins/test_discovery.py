@@ -5,8 +5,8 @@ import sys
 
 import pytest
 
-from pa_core.builtins import BUILTINS
 from pa_core.errors import PluginConflictError, PluginLoadError
+from pa_core.plugins.builtin_names import BUILTINS
 from pa_core.plugins.discovery import (
     PluginSource,
     code_source,

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from pa_core import Trainer, TrainerCallback, hookimpl, hookspec
-from pa_core.plugins.explain import LOOP, explain
+from pa_core.plugins.explain import LOOP, describe_loop
 from pa_core.plugins.manager import PluginManager
 from tests.builtin_trainer import make_trainer
 from tests.helpers import tiny_data
@@ -67,7 +67,7 @@ class OwnUpdate(OwnLoss):
 
 
 def step(trainer, name):
-    data = explain(trainer.plugins, trainer_class=type(trainer))
+    data = describe_loop(trainer.plugins, trainer_class=type(trainer))
     (found,) = [step for step in data["loop"] if step["name"] == name]
     return found
 
@@ -91,7 +91,7 @@ def test_the_loop_is_in_the_order_of_a_run():
 
 def test_overridden_methods_are_named_with_class_file_and_line():
     trainer = make_trainer(trainer_class=OwnUpdate)
-    overrides = explain(trainer.plugins, trainer_class=OwnUpdate)["trainer"]["overrides"]
+    overrides = describe_loop(trainer.plugins, trainer_class=OwnUpdate)["trainer"]["overrides"]
     assert [(one["method"], one["class"].rpartition(".")[2]) for one in overrides] == [
         ("optimizer_step", "OwnUpdate"),
         ("_create_accelerator", "OwnUpdate"),
@@ -103,7 +103,7 @@ def test_overridden_methods_are_named_with_class_file_and_line():
         assert f"def {one['method']}(" in lines[one["line"] - 1]
     assert step(trainer, "optimizer_step")["overridden"] == overrides[0]
     assert step(trainer, "backward_step")["overridden"] is None
-    assert explain(make_trainer().plugins)["trainer"]["overrides"] == []
+    assert describe_loop(make_trainer().plugins)["trainer"]["overrides"] == []
 
 
 @pytest.mark.parametrize(
@@ -111,8 +111,8 @@ def test_overridden_methods_are_named_with_class_file_and_line():
     [
         (Trainer, (), "pa_core", "the core's default"),
         (Trainer, (Around(),), "pa_core", "the core's default"),
-        (Trainer, (Around(), Loss("x")), "Loss", "plugin Loss is asked first"),
-        (OwnLoss, (Loss("x"),), "OwnLoss", "OwnLoss overrides it; plugins are asked where it"),
+        (Trainer, (Around(), Loss("x")), "Loss", "plugin Loss is called first"),
+        (OwnLoss, (Loss("x"),), "OwnLoss", "OwnLoss overrides it; plugins are called where it"),
     ],
 )
 def test_it_says_whose_value_counts_and_why(trainer_class, plugins, who, why):

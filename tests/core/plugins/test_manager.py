@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import functools
 import traceback
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -40,7 +42,7 @@ def bound(manager, hook) -> Any:
 
 
 def calls_of(manager, hook, **arguments):
-    """What a hook returns, bound and through pluggy's relay."""
+    """What a hook returns, bound and through the relay."""
     return bound(manager, hook)(**arguments), getattr(manager.hook, hook)(**arguments)
 
 
@@ -145,7 +147,7 @@ def test_the_hosts_own_implementation_is_last_and_is_no_plugin():
     manager = manager_of(Plugin(), defaults=Core())
     assert calls_of(manager, "create_scheduler", trainer=None) == ("the core's", "the core's")
     assert calls_of(manager, "create_scheduler", trainer=1) == (1, 1)
-    assert list(manager.plugins) == ["Plugin"]
+    assert list(manager.by_name) == ["Plugin"]
 
 
 # -- Binding --------------------------------------------------------------------------------------
@@ -158,6 +160,17 @@ def test_a_hook_that_nobody_implements_is_bound_to_nothing():
 def test_a_hook_that_does_not_exist_cannot_be_bound():
     with pytest.raises(AttributeError, match="'on_trian_step_end'. Did you mean 'on_train_step_en"):
         PluginManager().bind("on_trian_step_end")
+
+
+def test_the_relay_calls_any_hook_by_name_and_checks_its_arguments():
+    hook = manager_of(says("a", [])).hook
+    assert hook.on_exception(trainer=None, exception=None) == []
+    assert hook.create_scheduler(trainer=None) is None
+    for name in ("on_train_step_end", "create_train_dataloader"):
+        with pytest.raises(TypeError, match=f"The hook {name} needs batch"):
+            getattr(hook, name)(trainer=None)
+    with pytest.raises(AttributeError, match="'on_int_end'. Did you mean 'on_init_end'"):
+        _ = hook.on_int_end
 
 
 def test_the_version_grows_when_plugins_or_hooks_come_or_go():
@@ -207,9 +220,9 @@ def test_an_instance_a_class_and_a_module_are_plugins():
     instance = Counts()
     manager = manager_of(instance, Counts, module)
     bound(manager, "on_init_end")(trainer=1)
-    assert list(manager.plugins) == ["Counts", "Counts:2", "plugin_module"]
-    assert manager.plugins["Counts"] is instance
-    assert [manager.plugins[name].count for name in ("Counts", "Counts:2")] == [1, 1]
+    assert list(manager.by_name) == ["Counts", "Counts:2", "plugin_module"]
+    assert manager.by_name["Counts"] is instance
+    assert [manager.by_name[name].count for name in ("Counts", "Counts:2")] == [1, 1]
     assert module.seen == [1]
 
 
@@ -240,7 +253,7 @@ def test_a_file_with_functions_is_a_plugin_and_so_is_a_file_with_one_class(tmp_p
             source = PluginSource(file.stem, str(file), "file")
             manager.register(load_plugin(source), file.stem, source)
         calls_of(manager, "on_init_end", trainer=5)
-        assert [plugin.seen for plugin in manager.plugins.values()] == [[5, 5], [5, 5]]
+        assert [plugin.seen for plugin in manager.by_name.values()] == [[5, 5], [5, 5]]
 
 
 def test_marks_on_static_and_class_methods_count_on_either_side_of_the_decorator():
@@ -314,7 +327,9 @@ def test_what_the_base_class_of_callbacks_defines_itself_is_no_implementation():
 
 @pytest.mark.parametrize("wrong", [len, "metrics"])
 def test_a_function_or_a_name_is_no_plugin(wrong):
-    with pytest.raises(PluginValidationError, match="is no plugin: that is a class, an instance"):
+    with pytest.raises(
+        PluginValidationError, match="is not a plugin; a plugin is a class, an inst"
+    ):
         PluginManager().register(wrong)
 
 
@@ -513,6 +528,83 @@ def test_an_old_hookwrapper_and_a_wrapper_without_yield_are_refused():
         PluginManager().register(OfRegistry)
 
 
+async def _coroutine(trainer): ...
+
+
+async def _async_generator(trainer):
+    yield
+
+
+def _generator(trainer):
+    yield
+
+
+@functools.wraps(_generator)
+def _decorated_generator(*args):
+    return _generator(*args)
+
+
+@pytest.mark.parametrize(
+    ("function", "message"),
+    [
+        (_coroutine, "on_init_end is async; .* use a plain def"),
+        (_async_generator, "on_init_end is async"),
+        (functools.partial(_coroutine), "on_init_end is async"),
+        (_generator, r"on_init_end has a yield.* Mark a wrapper @hookimpl\(wrapper=True\)"),
+        (_decorated_generator, "on_init_end has a yield"),
+    ],
+)
+def test_a_coroutine_or_a_generator_is_refused(function, message):
+    class Callback(TrainerCallback):
+        on_init_end = staticmethod(function)
+
+    class Marked:
+        on_init_end = staticmethod(hookimpl(function))
+
+    for plugin in (Callback, Marked):
+        with pytest.raises(PluginValidationError, match=f"'{plugin.__name__}'.*{message}"):
+            PluginManager().register(plugin)
+
+
+def test_a_decorator_that_runs_a_coroutine_makes_it_a_plain_function():
+    @functools.wraps(_coroutine)
+    def runs(trainer):
+        asyncio.run(_coroutine(trainer))
+        return "ran"
+
+    manager = manager_of(type("Runs", (), {"on_init_end": staticmethod(hookimpl(runs))}))
+    assert calls_of(manager, "on_init_end", trainer=None) == (["ran"], ["ran"])
+
+
+def test_an_async_wrapper_is_refused():
+    class Plugin:
+        @hookimpl(wrapper=True)
+        async def run_training(self, trainer):
+            yield
+
+    with pytest.raises(PluginValidationError, match="run_training is async"):
+        PluginManager().register(Plugin)
+
+
+def test_implementing_a_deprecated_hook_warns_with_the_place_of_the_implementation():
+    class Specs:
+        @hookspec(warn_on_impl=DeprecationWarning("on_lunch is now on_dinner"))
+        def on_lunch(self, trainer): ...
+
+    class Plugin:
+        @hookimpl
+        def on_lunch(self, trainer): ...
+
+    manager = PluginManager()
+    manager.add_hookspecs(Specs())
+    with pytest.warns(DeprecationWarning, match="on_lunch is now on_dinner") as caught:
+        manager.register(Plugin)
+    assert [warning.filename for warning in caught] == [__file__]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        manager.hook.on_lunch(trainer=None)
+
+
 def test_nothing_is_half_registered_after_an_error():
     class Half(TrainerCallback):
         def on_init_end(self, trainer):
@@ -525,7 +617,7 @@ def test_nothing_is_half_registered_after_an_error():
     version = manager.version
     with pytest.raises(PluginValidationError):
         manager.register(Half(), "half")
-    assert list(manager.plugins) == list(manager.sources) == ["Plugin"]
+    assert list(manager.by_name) == list(manager.sources) == ["Plugin"]
     assert manager.version == version
     calls_of(manager, "on_init_end", trainer=None)
     assert manager.register(Counts(), "half") == "half"
@@ -590,7 +682,7 @@ def test_plugins_that_are_equal_unhashable_or_falsy_work_like_any_other():
     second.name = "gone"
     calls_of(manager, "on_init_end", trainer=None)
     assert log == ["x"] * 6
-    assert list(manager.plugins.values()) == [first]
+    assert list(manager.by_name.values()) == [first]
 
 
 def test_an_object_that_makes_up_attributes_claims_no_hooks():
@@ -817,7 +909,7 @@ def test_an_implementation_that_does_not_fit_a_later_hookspec_is_told_and_nothin
     with pytest.raises(PluginValidationError, match=r"'Odd'.*choose_dish takes wine.* menu"):
         manager.register(LunchPlugin)
     assert "choose_dish" not in manager.hooks
-    assert list(manager.plugins) == ["Odd"]
+    assert list(manager.by_name) == ["Odd"]
 
 
 def test_hookspecs_are_added_once_with_plain_arguments_and_not_out_of_nothing():
@@ -938,7 +1030,7 @@ def test_state_is_saved_and_restored_by_name_whatever_the_order():
     for name in ("stateful:f1", "stateful:loss"):
         other.register(Stateful(), name)
     other.load_state_dict(states)
-    assert {name: plugin.value for name, plugin in other.plugins.items()} == {
+    assert {name: plugin.value for name, plugin in other.by_name.items()} == {
         "stateful:f1": 2,
         "stateful:loss": 1,
     }
@@ -958,7 +1050,7 @@ def test_states_that_do_not_fit_are_named_and_nobody_gets_any():
         manager.load_state_dict(states, allow_missing=True)
     assert manager.state_dict() == {"kept": {"value": 0}, "missing": {"value": 0}}
     manager.load_state_dict(states, allow_extra=True, allow_missing=True)
-    assert manager.plugins["kept"].value == 5
+    assert manager.by_name["kept"].value == 5
 
 
 def test_an_exception_in_a_plugins_state_is_blamed_on_it():
@@ -981,5 +1073,5 @@ def test_a_builtin_that_code_gives_has_its_own_name_and_our_distribution():
     from pa_core.callbacks import PrintProgressCallback
 
     manager = manager_of(PrintProgressCallback, PrintProgressCallback())
-    assert list(manager.plugins) == ["print_progress", "print_progress:2"]
+    assert list(manager.by_name) == ["print_progress", "print_progress:2"]
     assert {source.distribution for source in manager.sources.values()} == {"pa-core"}

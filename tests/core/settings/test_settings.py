@@ -12,9 +12,9 @@ import pytest
 from pydantic import BaseModel, Secret, SecretStr
 
 from pa_core import TrainerCallback, hookimpl
-from pa_core.builtins import DEFAULTS
 from pa_core.callbacks import EarlyStoppingCallback, LimitBatchesCallback, PrintProgressCallback
 from pa_core.errors import PluginLoadError, SettingsError
+from pa_core.plugins.builtin_names import DEFAULTS
 from pa_core.plugins.discovery import find_plugins
 from pa_core.plugins.manager import PluginManager
 from pa_core.settings.table import (
@@ -202,7 +202,7 @@ def test_one_plugin_under_two_names_has_two_tables_and_two_states(settings_of):
     manager = PluginManager()
     for name, plugin, source in build_plugins(settings, callbacks=()):
         manager.register(plugin, name, source)
-    loss, f1 = manager.plugins.values()
+    loss, f1 = manager.by_name.values()
     assert list(manager.state_dict()) == ["early_stopping:loss", "early_stopping:f1"]
     assert (loss.early_stopping_patience, loss.watch_metric) == (3, "eval_loss_epoch")
     assert f1.watch_metric == "f1"
@@ -457,7 +457,7 @@ SECRETS = {
 
 def test_what_the_model_says_is_secret_stands_in_no_state_and_no_message(tmp_path):
     trainer = tiny_trainer(build_from_table(_WithSecrets, SECRETS))
-    (name,) = trainer.plugins.plugins
+    (name,) = trainer.plugins.by_name
     trainer.settings = Settings(tables={name: SECRETS})
     trainer.train(tiny_data(8), 1)
     trainer.save_training_state(tmp_path / "state")

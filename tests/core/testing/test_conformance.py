@@ -6,7 +6,6 @@ from typing import ClassVar
 
 import pytest
 
-from pa_core.builtins import BUILTINS
 from pa_core.builtins.checkpoint import SaveTrainingStateCallback
 from pa_core.builtins.early_stopping import EarlyStoppingCallback
 from pa_core.builtins.fast_dev_run import FastDevRunCallback
@@ -24,6 +23,7 @@ from pa_core.builtins.save_best_model import SaveBestModelCallback
 from pa_core.builtins.speedups import SpeedupsCallback
 from pa_core.builtins.step_evaluation import StepBasedEvaluationCallback
 from pa_core.builtins.terminate_on_nan import TerminateOnNaNCallback
+from pa_core.plugins.builtin_names import BUILTINS
 from pa_core.testing import PluginConformance
 from pa_core.testing.conformance import check_on_processes
 

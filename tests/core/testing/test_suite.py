@@ -236,7 +236,7 @@ class Reorders(TrainerCallback):
     """Takes another plugin out in the middle of a run."""
 
     def on_train_epoch_start(self, trainer):
-        for name in list(trainer.plugins.plugins):
+        for name in list(trainer.plugins.by_name):
             if name.startswith("Logs"):
                 trainer.plugins.register(trainer.plugins.unregister(name), name)
                 return

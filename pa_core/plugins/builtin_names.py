@@ -1,0 +1,33 @@
+"""The built-in plugins by name, as data, so that finding them imports none."""
+
+from __future__ import annotations
+
+BUILTINS: dict[str, str] = {
+    "move_modules_to_device": "pa_core.builtins.move_modules_to_device:MoveModulesToDeviceCallback",
+    "terminate_on_nan": "pa_core.builtins.terminate_on_nan:TerminateOnNaNCallback",
+    "print_progress": "pa_core.builtins.print_progress:PrintProgressCallback",
+    "progress_bar": "pa_core.builtins.progress_bar:ProgressBarCallback",
+    "log_metrics": "pa_core.builtins.log_metrics:LogMetricsCallback",
+    "save_best_model": "pa_core.builtins.save_best_model:SaveBestModelCallback",
+    "early_stopping": "pa_core.builtins.early_stopping:EarlyStoppingCallback",
+    "checkpoint": "pa_core.builtins.checkpoint:SaveTrainingStateCallback",
+    "preemption": "pa_core.builtins.preemption:PreemptionCallback",
+    "limit_batches": "pa_core.builtins.limit_batches:LimitBatchesCallback",
+    "limit_eval_steps": "pa_core.builtins.limit_eval_steps:LimitEvalStepsCallback",
+    "step_evaluation": "pa_core.builtins.step_evaluation:StepBasedEvaluationCallback",
+    "speedups": "pa_core.builtins.speedups:SpeedupsCallback",
+    "profile": "pa_core.builtins.profile:ProfileCallback",
+    "fast_dev_run": "pa_core.builtins.fast_dev_run:FastDevRunCallback",
+    "overfit": "pa_core.builtins.overfit:OverfitCallback",
+    "model_summary": "pa_core.builtins.model_summary:ModelSummaryCallback",
+}
+"""Name in the settings -> ``module:class``."""
+
+DEFAULTS: tuple[str, ...] = (
+    "move_modules_to_device",
+    "terminate_on_nan",
+    "print_progress",
+    "progress_bar",
+    "log_metrics",
+)
+"""The plugins of a `Trainer` for which neither code nor settings list any, in this order."""
