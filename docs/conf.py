@@ -30,8 +30,8 @@ myst_enable_extensions = ["colon_fence"]
 myst_heading_anchors = 3
 
 HOOKS = PluginManager().hooks
-TAIL = re.compile(r"\s*(When|Runs on|May synchronise): ")
-"""What the end of each hook's docstring says, in this order."""
+TAIL = re.compile(r"\s*(When|Runs on|Collectives allowed|Reads the device|May synchronise): ")
+"""The labels at the end of each hook's docstring, in this order."""
 
 
 def setup(app: Any) -> None:
@@ -43,7 +43,7 @@ def setup(app: Any) -> None:
 def add_to_hook(
     app: Any, what: str, name: str, obj: object, options: object, lines: list[str]
 ) -> None:
-    """Set a hook's contract as a list, with what its marker says, and who implements it."""
+    """Turn a hook's contract into a list, with its result and the plugins that implement it."""
     hook = HOOKS.get(name.removeprefix("pa_core.hookspecs."))
     if hook is None or hook.function is not obj:
         return

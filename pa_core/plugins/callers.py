@@ -1,6 +1,6 @@
 """How a hook is called: one function per hook, made once.
 
-That function is a loop over the hook's implementations. Where a hook has wrappers, pluggy runs them
+That function is a loop over the hook's implementations. If a hook has wrappers, pluggy runs them
 around the loop. Each exception gets a note that names the plugin it comes from.
 """
 
@@ -202,7 +202,7 @@ def blamed(call: Call, note: str) -> Call:
 
 
 def blamed_wrapper(call: Call, qualified_name: str, note: str) -> Call:
-    """The same wrapper, which adds `note` to exceptions of its own, not to those it passes on.
+    """The same wrapper, which adds `note` to exceptions that it raises, not to those it passes on.
 
     A wrapper that returns None leaves the result as it is; pluggy would replace it by None.
     """

@@ -132,7 +132,7 @@ def code_source(plugin: object) -> PluginSource:
 
 
 def _distribution_of(module_name: str) -> tuple[str | None, str | None]:
-    """Name and version of the distribution that installed a module, if that can be told."""
+    """Name and version of the distribution that installed a module, if it can be identified."""
     package = module_name.partition(".")[0]
     file = getattr(sys.modules.get(package), "__file__", None)
     if file is None:

@@ -227,7 +227,7 @@ class PluginManager:
         return HookRelay(self)
 
     def bind(self, hook_name: str) -> Callable[..., Any] | None:
-        """The function that calls a hook, until `version` changes; None if nobody implements it.
+        """The function that calls a hook, until `version` changes; None if no plugin implements it.
 
         It takes the hook's arguments by name and returns what pluggy does: a list of all results
         that aren't None; with ``firstresult``, the first of them.
