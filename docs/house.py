@@ -115,7 +115,7 @@ def module_names() -> dict[str, Path]:
     """The modules of pa_core without its name before theirs; not the package's own face."""
     paths = {path.relative_to(CORE).with_suffix("").parts: path for path in CORE.rglob("*.py")}
     names = {".".join(p[:-1] if p[-1] == "__init__" else p): path for p, path in paths.items()}
-    folders = {".".join(p[:-1]) for p in paths if p[-1] == "__init__"} - {"builtins", "testing"}
+    folders = {".".join(p[:-1]) for p in paths if p[-1] == "__init__"} - {"testing"}
     return {name: path for name, path in sorted(names.items()) if name and name not in folders}
 
 

@@ -112,7 +112,7 @@ def on_train_step_start(trainer: Trainer, batch: Any, step: int) -> None:
 def on_backward_start(
     trainer: Trainer, batch: Any, batch_output: dict[str, Any], step: int
 ) -> None:
-    """Before the gradients are calculated; ``batch_output["loss"]`` may be replaced.
+    """The loss is calculated; ``batch_output["loss"]`` may be replaced before the backward pass.
 
     Args:
         trainer: the trainer.
