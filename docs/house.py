@@ -67,7 +67,7 @@ ROOMS = [
     Room(
         "plugins",
         "hooks: found, ordered, bound, called",
-        "hookspecs plugins.implementations plugins.manager plugins.callers plugins.discovery plugins.builtin_names cli.entry_points plugins.explain",
+        "hookspecs plugins.implementations plugins.manager plugins.callers plugins.blame plugins.discovery plugins.builtin_names cli.entry_points plugins.explain",
         "#3b579d",
         1,
     ),

@@ -1,14 +1,12 @@
 """How a hook is called: one function per hook, made once.
 
 That function is a loop over the hook's implementations. If a hook has wrappers, pluggy runs them
-around the loop. Each exception gets a note that names the plugin it comes from.
+around the loop.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Sequence
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
@@ -18,12 +16,8 @@ from pa_core.errors import StopTrainingError
 from pa_core.hookspecs import PROJECT, hookimpl, hookspec
 
 if TYPE_CHECKING:
-    from pa_core.plugins.discovery import PluginSource
-    from pa_core.plugins.implementations import Hook, Implementation
+    from pa_core.plugins.implementations import Call, Hook, Implementation
     from pa_core.plugins.manager import PluginManager
-
-Call = Callable[[dict[str, Any]], Any]
-"""Calls a function with those of a hook's arguments that it takes."""
 
 
 def make_caller(hook: Hook, implementations: Sequence[Implementation]) -> Callable[..., Any] | None:
@@ -153,86 +147,3 @@ def _catching_stop(
             on_stop(error)
 
     return call
-
-
-# -- Blame ----------------------------------------------------------------------------------------
-
-_BLAME = re.compile(r"in (hook )?\w+ of plugin ")
-
-
-def blame_note(place: str, name: str, source: PluginSource) -> str:
-    """The note on an exception: the place, the plugin, its distribution and version."""
-    return f"in {place} of plugin {name!r} ({source})"
-
-
-def blame(error: BaseException, note: str) -> None:
-    """Add a note to an exception, unless a hook further inside has added one."""
-    if isinstance(error, StopTrainingError):  # a request, not a mistake
-        return
-    if not any(_BLAME.match(other) for other in getattr(error, "__notes__", ())):
-        error.add_note(note)
-
-
-@contextmanager
-def blaming(note: str) -> Iterator[None]:
-    """Add `note` to an exception that is raised inside."""
-    try:
-        yield
-    except Exception as error:
-        blame(error, note)
-        raise
-
-
-def blamed(call: Call, note: str) -> Call:
-    """The same call, which adds `note` to its exceptions; free unless one is raised."""
-
-    def call_or_blame(arguments: dict[str, Any]) -> Any:
-        try:
-            return call(arguments)
-        except StopIteration as stop:
-            # Raised through a wrapper, which is a generator, it would look like its return.
-            error: Exception = RuntimeError("StopIteration was raised")
-            blame(error, note)
-            raise error from stop
-        except Exception as error:
-            blame(error, note)
-            raise
-
-    return call_or_blame
-
-
-def blamed_wrapper(call: Call, qualified_name: str, note: str) -> Call:
-    """The same wrapper, which adds `note` to exceptions that it raises, not to those it passes on.
-
-    A wrapper that returns None leaves the result as it is; pluggy would replace it by None.
-    """
-
-    def wrap(arguments: dict[str, Any]) -> Generator[None, Any, Any]:
-        wrapper = call(arguments)
-        inner: BaseException | None = None
-        result: Any = None
-        has_yielded = False
-        try:
-            next(wrapper)
-            has_yielded = True
-            try:
-                result = yield
-            except BaseException as error:  # noqa: BLE001 - passed on to the wrapper
-                inner = error
-                wrapper.throw(error)
-            else:
-                wrapper.send(result)
-            wrapper.close()
-        except StopIteration as stop:
-            if has_yielded:
-                return result if stop.value is None else stop.value
-        except Exception as error:
-            if error is not inner:
-                blame(error, note)
-            raise
-        # pluggy's message would name this function instead of the plugin's.
-        mistake = RuntimeError(f"The wrapper {qualified_name} must yield exactly once")
-        blame(mistake, note)
-        raise mistake
-
-    return wrap

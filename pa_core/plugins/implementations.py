@@ -18,11 +18,14 @@ from typing import TYPE_CHECKING, Any
 
 from pa_core.errors import PluginValidationError, nearest
 from pa_core.hookspecs import PROJECT
-from pa_core.plugins.callers import Call, blame_note, blamed, blamed_wrapper
+from pa_core.plugins.blame import blame_note, blamed, blamed_wrapper
 from pa_core.plugins.process_scope import RUNS_ON, main_process_only, runs_on
 
 if TYPE_CHECKING:
     from pa_core.plugins.discovery import PluginSource
+
+Call = Callable[[dict[str, Any]], Any]
+"""Calls a function with those of a hook's arguments that it takes."""
 
 _IMPLEMENTATION, _SPECIFICATION = f"{PROJECT}_impl", f"{PROJECT}_spec"
 """The attributes in which pluggy's markers keep their options."""

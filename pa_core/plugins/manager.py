@@ -24,9 +24,11 @@ from pa_core.errors import (
     TrainingStateError,
     nearest,
 )
-from pa_core.plugins.callers import Call, HookRelay, blame_note, blaming, make_caller
+from pa_core.plugins.blame import blame_note, blaming
+from pa_core.plugins.callers import HookRelay, make_caller
 from pa_core.plugins.discovery import PluginSource, code_source
 from pa_core.plugins.implementations import (
+    Call,
     Hook,
     Implementation,
     implementations_of,
