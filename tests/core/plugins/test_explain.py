@@ -1,4 +1,4 @@
-"""explain: the loop as it is, who is called in it, and whose value counts."""
+"""`explain`: the loop, the implementations of each hook, and whose value is used."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ NAMES = [line.strip() for line in LOOP.strip().splitlines() if line.strip().isid
 
 
 class Everything(TrainerCallback):
-    """Is told of each event, and notes it."""
+    """Records each event."""
 
     def __init__(self):
         self.seen = []
@@ -72,7 +72,7 @@ def step(trainer, name):
     return found
 
 
-def test_the_loop_has_each_hook_once_and_only_methods_that_there_are():
+def test_the_loop_has_each_hook_once_and_only_existing_methods():
     hooks = PluginManager().hooks
     assert sorted(name for name in NAMES if name in hooks) == sorted(hooks)
     methods = [name for name in NAMES if name not in hooks]
@@ -115,7 +115,7 @@ def test_overridden_methods_are_named_with_class_file_and_line():
         (OwnLoss, (Loss("x"),), "OwnLoss", "OwnLoss overrides it; plugins are called where it"),
     ],
 )
-def test_it_says_whose_value_counts_and_why(trainer_class, plugins, who, why):
+def test_it_says_whose_value_is_used_and_why(trainer_class, plugins, who, why):
     decides = step(
         make_trainer(*plugins, trainer_class=trainer_class), "calculate_train_batch_loss"
     )["decides"]
@@ -158,7 +158,7 @@ def test_implementations_come_in_the_order_of_the_calls_with_their_marks():
     ]
 
 
-def test_hooks_that_plugins_specify_are_there_too():
+def test_hooks_that_plugins_specify_are_listed():
     class Specifies:
         @hookspec
         def on_moonrise(self, trainer): ...
