@@ -30,8 +30,8 @@ myst_enable_extensions = ["colon_fence"]
 myst_heading_anchors = 3
 
 HOOKS = PluginManager().hooks
-TAIL = re.compile(r"\s*(When|Runs on|May synchronise): ")
-"""What the end of each hook's docstring says, in this order."""
+TAIL = re.compile(r"\s*(When|Runs on|Collectives allowed|Reads the device|May synchronise): ")
+"""The labels at the end of each hook's docstring, in this order."""
 
 
 def setup(app: Any) -> None:

@@ -1,7 +1,6 @@
 """Callbacks: the base class, the handler, and the built-in ones by their class names.
 
-The built-in callbacks live in `pa_core.builtins`, each in a file of its own, and are imported from
-there when they are first asked for.
+The built-in callbacks live in `pa_core.builtins`, one per file, and are imported when first used.
 """
 
 from __future__ import annotations
@@ -70,10 +69,10 @@ def __getattr__(name: str) -> Any:
 
 
 def get_default_callbacks(progress_bar: bool = True) -> tuple[type[TrainerCallback], ...]:
-    """The callbacks that a `Trainer` has where nobody says otherwise.
+    """The callbacks of a `Trainer` that is given none.
 
     Args:
-        progress_bar: whether the progress bar is among them.
+        progress_bar: whether to include the progress bar.
     """
     names = [name for name in DEFAULTS if progress_bar or name != "progress_bar"]
     return tuple(__getattr__(BUILTINS[name].partition(":")[2]) for name in names)
@@ -83,27 +82,27 @@ class TrainerCallback:
     """Base class of callbacks: each ``on_…`` method that a subclass defines is called.
 
     A method takes the trainer and any of its event's other arguments by name, or all of them with
-    ``**kwargs``. What isn't defined isn't called, and a name that no event has is an error when the
-    callback is added. A subclass may also implement the other
-    hooks, marked with `pa_core.hookimpl`, which takes ``tryfirst`` and ``trylast`` as well.
+    ``**kwargs``. Events that it doesn't define cost nothing; an unknown ``on_…`` name is an error
+    when the callback is added. A subclass may also implement other hooks, marked with
+    `pa_core.hookimpl`, which takes ``tryfirst`` and ``trylast`` as well.
 
-    A callback with `state_dict` and `load_state_dict` is saved and restored with every training
-    state. `pa_core.hookspecs` describes each event.
+    The state of a callback with `state_dict` and `load_state_dict` is part of every training state.
+    `pa_core.hookspecs` describes each event.
 
     Attributes:
         runs_on: ``"all"``, or ``"main"`` for a callback whose events only the main process calls.
-        follows_weights: the keys of its state that are put back when the weights of a run that goes
-            on are, as `TerminateOnNaNCallback` may do; the others tell of the run so far.
+        follows_weights: the keys of its state that are restored together with the weights when a
+            run rolls back, as `TerminateOnNaNCallback` may do; the others describe the whole run.
     """
 
     runs_on = "all"
     follows_weights: ClassVar[tuple[str, ...]] = ()
 
-    # How the plugin manager, which imports no torch, knows a callback when it sees one.
+    # The plugin manager recognises callbacks by it, as it can't import this module.
     _is_trainer_callback = True
 
-    # What editors complete and `super()` finds. The plugin manager passes over them, so they cost
-    # nothing. To a type checker `*args, **kwargs` means that a subclass may take any arguments.
+    # For completion in editors and for `super()`. The plugin manager skips these methods, so they
+    # cost nothing. `*args, **kwargs` lets a type checker accept any arguments in a subclass.
 
     def on_init_end(self, trainer: Trainer, *args: Any, **kwargs: Any) -> None: ...
 
@@ -153,11 +152,11 @@ class TrainerCallback:
 
 
 class CallbackHandler:
-    """The trainer's plugins, seen as a list of callbacks.
+    """The trainer's plugins as a list of callbacks.
 
     Args:
-        callbacks: the plugin manager to show; or callback classes and instances, which get a
-            manager of their own and are called in this order.
+        callbacks: a plugin manager; or callback classes and instances, for which a new manager is
+            created, and which are called in this order.
     """
 
     def __init__(self, callbacks: PluginManager | Iterable[Any] = ()) -> None:
@@ -174,24 +173,24 @@ class CallbackHandler:
             callback: an instance, or a class that is built without arguments.
 
         Raises:
-            PluginError: where it can't be built, or defines an event that there isn't.
+            PluginError: if it can't be built, or defines an unknown event.
         """
         self.plugins.register(callback)
 
     def add_callbacks(self, callbacks: Iterable[Any]) -> None:
-        """Add callbacks in their order."""
+        """Add callbacks in this order, after the others."""
         for callback in callbacks:
             self.add_callback(callback)
 
     def clear_callbacks(self) -> None:
-        """Remove all callbacks, those that the settings have enabled included."""
-        for name in list(self.plugins.plugins):
+        """Remove all callbacks, including those enabled by the settings."""
+        for name in list(self.plugins.by_name):
             self.plugins.unregister(name)
 
     @property
     def callbacks(self) -> list[Any]:
-        """The callbacks in the order in which they are called."""
-        return list(self.plugins.plugins.values())
+        """The callbacks in the order of the calls."""
+        return list(self.plugins.by_name.values())
 
     @property
     def callback_list(self) -> list[str]:
@@ -202,11 +201,11 @@ class CallbackHandler:
         return iter(self.callbacks)
 
     def call_event(self, event: str, trainer: Any, **kwargs: Any) -> None:
-        """Call an event on every callback that has it.
+        """Call an event on every callback that defines it.
 
         Args:
-            event: the event's name. A name that isn't one of the loop's reaches every callback
-                with a method of this name.
+            event: the event's name; any other name calls the method of that name on every callback
+                that has one.
             trainer: the trainer.
             **kwargs: the event's other arguments.
         """

@@ -1,4 +1,4 @@
-"""What plugins ask of the loop, which grants it at the next update boundary."""
+"""Requests of plugins to the loop, which grants them at the next update boundary."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class SaveRequest:
-    """How a training state is to be saved.
+    """How to save a training state.
 
     Attributes:
-        must: whether the run ends where that fails; otherwise it goes on with a warning.
-        in_background: whether the loop waits for a copy alone, and not until it is on the disk.
-        keep: how many intact states of the `checkpoint` plugin's names to keep in the folder, once
-            this one is complete; None for all.
+        must: whether a failure ends the run; otherwise it continues with a warning.
+        in_background: whether the loop waits only for a copy in memory, not for the write to disk.
+        keep: how many intact states with names of the `checkpoint` plugin to keep in the folder,
+            once this one is complete; None for all.
     """
 
     must: bool = True
@@ -31,15 +31,15 @@ class SaveRequest:
 
 @dataclass
 class Requests:
-    """What was asked for since the last boundary.
+    """The requests since the last boundary.
 
     Attributes:
-        stop_reason: why the run is to stop; None while nobody has asked.
-        is_pause: whether it is to go on when it is resumed.
-        evaluate: whether to evaluate in the middle of the epoch.
+        stop_reason: why the run should stop; None without such a request.
+        is_pause: whether the stopped run is meant to be resumed.
+        evaluate: whether to evaluate inside the epoch.
         log: whether to log the metrics.
-        settle: whether to wait for the state that is in flight, since it could not be written.
-        saves: the directories to save a training state to, each once, in order, and how.
+        settle: whether to wait for the state that is being written, as writing it failed.
+        saves: the directories to save a training state to, in order, and how.
     """
 
     stop_reason: str | None = None
@@ -54,9 +54,9 @@ class Requests:
         return self.stop_reason is not None or flags or bool(self.saves)
 
     def add(self, other: Requests) -> None:
-        """Ask for what `other` asks for, too. The first reason to stop is kept.
+        """Add the requests of `other`. The first reason to stop is kept.
 
-        A run that ends at this boundary has nothing to be resumed for, so a stop replaces a pause.
+        A stop replaces a pause, as a run that has ended can't be resumed.
         """
         ends = other.stop_reason is not None and self.is_pause and not other.is_pause
         if self.stop_reason is None or ends:
@@ -69,19 +69,19 @@ class Requests:
 
 
 class TrainerControl:
-    """Requests of plugins, so that nobody acts in the middle of a step.
+    """The requests of plugins to the loop.
 
-    A request is noted here at any time and granted by the loop at the next boundary: after the
+    Plugins can make a request at any time. The loop grants it at the next boundary: after the
     optimizer's update, or after the events of an epoch's end.
 
-    Where a run has several processes, a request of one is granted on all of them, at one update.
-    They have to ask each other for that, which they do as often as it costs about half a percent of
-    the time, and at the end of every epoch. A request that every process makes at the very same
-    update, by its number or by a reduced metric, can say so with ``everywhere=True``: it is
+    With several processes, a request of one is granted on all of them at the same update. This
+    takes communication, so they agree only at some updates, about half a percent of the time being
+    spent on it, and at the end of every epoch. For a request that every process makes at the same
+    update, because of the update's number or of a reduced metric, set ``everywhere=True``: it is
     granted at once, as on a single process.
 
     Attributes:
-        should_skip_update: whether the coming update is to be dropped.
+        should_skip_update: whether to skip the next update.
 
     >>> control = TrainerControl()
     >>> control.stop("the loss is NaN")
@@ -102,27 +102,27 @@ class TrainerControl:
 
         Args:
             reason: one line for the user, such as ``"no improvement for 3 epochs"``.
-            everywhere: every process asks for this at this update.
+            everywhere: every process requests this at this update.
         """
         self._of(everywhere).add(Requests(stop_reason=reason))
 
     def pause(self, reason: str, *, everywhere: bool = False) -> None:
-        """End the run after this update, to be resumed: as on a signal to leave the machine.
+        """End the run after this update, to be resumed later, as on a preemption signal.
 
-        A state that is saved from then on goes on with the next update, while one of a run that
-        was told to `stop` is at its end.
+        A training state saved from then on continues with the next update; one saved after `stop`
+        is at the end of its run.
 
         Args:
             reason: one line for the user, such as ``"SIGTERM was received"``.
-            everywhere: every process asks for this at this update.
+            everywhere: every process requests this at this update.
         """
         self._of(everywhere).add(Requests(stop_reason=reason, is_pause=True))
 
     def evaluate(self, *, everywhere: bool = False) -> None:
-        """Evaluate after this update, in the middle of the epoch.
+        """Evaluate after this update, inside the epoch.
 
         Args:
-            everywhere: every process asks for this at this update.
+            everywhere: every process requests this at this update.
         """
         self._of(everywhere).evaluate = True
 
@@ -139,61 +139,61 @@ class TrainerControl:
 
         Args:
             state_dir: the directory that the state becomes.
-            everywhere: every process asks for this at this update.
-            must: whether the run ends where the state can't be written, as on a full disk;
-                otherwise that is a warning.
-            in_background: go on as soon as the state is copied, and write it meanwhile. It is
-                complete when the next one is begun, or the run ends.
-            keep: how many intact states of the `checkpoint` plugin's names to keep in the folder;
-                older ones are removed once this one is complete.
+            everywhere: every process requests this at this update.
+            must: whether the run ends if the state can't be written, as on a full disk; otherwise
+                it continues with a warning.
+            in_background: continue once the state has been copied, and write it meanwhile. It is
+                complete before the next one begins, and before the run ends.
+            keep: how many intact states with names of the `checkpoint` plugin to keep in the
+                folder; older ones are removed once this one is complete.
         """
         request = SaveRequest(must, in_background, keep)
         self._of(everywhere).add(Requests(saves={Path(state_dir): request}))
 
     def settle(self) -> None:
-        """Wait after this update for the state that is written in the background."""
+        """Wait after this update for the training state that is being written in the background."""
         self._here.settle = True
 
     def log(self, *, everywhere: bool = False) -> None:
         """Log the metrics after this update.
 
         Args:
-            everywhere: every process asks for this at this update.
+            everywhere: every process requests this at this update.
         """
         self._of(everywhere).log = True
 
     def skip_update(self) -> None:
-        """Drop the coming update: its gradients are thrown away, weights and schedule stay.
+        """Skip the next update: zero its gradients, and keep the weights and the learning rate.
 
-        Ask for it before the update, in `on_backward_start`, `on_backward_end` or
-        `on_optimizer_step_start`; and on all processes alike, as gradients that are reduced
-        already allow: nobody asks the others.
+        Request it before the update, in `on_backward_start`, `on_backward_end` or
+        `on_optimizer_step_start`, and on every process: this request isn't communicated, but
+        reduced gradients are the same everywhere.
         """
         self.should_skip_update = True
 
     @property
     def stop_reason(self) -> str | None:
-        """Why the run is to stop; None while nobody has asked."""
+        """Why the run should stop; None without such a request."""
         return self.pending.stop_reason
 
     @property
     def should_evaluate(self) -> bool:
-        """Whether an evaluation in the middle of the epoch was asked for."""
+        """Whether an evaluation inside the epoch is requested."""
         return self.pending.evaluate
 
     @property
     def should_log(self) -> bool:
-        """Whether the metrics are to be logged after this update."""
+        """Whether logging the metrics after this update is requested."""
         return self._everywhere.log or self._here.log
 
     @property
     def save_requests(self) -> list[Path]:
-        """The directories to save a training state to, each once, in order."""
+        """The directories to save a training state to, in order."""
         return list(self.pending.saves)
 
     @property
     def pending(self) -> Requests:
-        """All that this process has asked for and the loop has not granted yet."""
+        """The requests of this process that the loop hasn't granted yet."""
         pending = Requests()
         pending.add(self._everywhere)
         pending.add(self._here)
@@ -201,16 +201,16 @@ class TrainerControl:
 
     @property
     def is_idle(self) -> bool:
-        """Whether nothing was asked for that the loop grants at a boundary."""
+        """Whether there is no request to grant at a boundary."""
         return not (self._everywhere or self._here)
 
     def take_everywhere(self) -> Requests:
-        """Take away what every process asks for."""
+        """Take and clear the requests that every process makes."""
         taken, self._everywhere = self._everywhere, Requests()
         return taken
 
     def take_here(self) -> Requests:
-        """Take away what this process asks for, and others perhaps don't."""
+        """Take and clear the requests that other processes may not make."""
         taken, self._here = self._here, Requests()
         return taken
 
@@ -218,6 +218,6 @@ class TrainerControl:
         return self._everywhere if everywhere else self._here
 
     def __repr__(self) -> str:
-        asked = vars(self.pending) | {"skip_update": self.should_skip_update}
-        shown = ", ".join(f"{name}={value!r}" for name, value in asked.items() if value)
+        requested = vars(self.pending) | {"skip_update": self.should_skip_update}
+        shown = ", ".join(f"{name}={value!r}" for name, value in requested.items() if value)
         return f"{type(self).__name__}({shown})"

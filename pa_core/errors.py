@@ -1,4 +1,4 @@
-"""The errors of pa-core, each saying what was wrong, where, and what would be right."""
+"""The exceptions of pa-core. A message says what is wrong, where, and what to write instead."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from difflib import get_close_matches
 
 
 class StopTrainingError(Exception):
-    """Raised by a callback to end the training run early; the loop closes it in good order."""
+    """Raised by a callback to end the training run early; the loop ends it as usual."""
 
 
 class PreemptedExit(SystemExit):
-    """Ends the process after a run that was paused on a signal, its state saved and all closed.
+    """Ends the process after a signal paused the run, once its training state is saved.
 
-    Its code tells whoever has started the process to start it again.
+    The exit code tells whatever launched the process to start it again.
     """
 
 
@@ -22,10 +22,10 @@ class PaCoreError(Exception):
 
 
 class SettingsError(PaCoreError, ValueError):
-    """Everything that is wrong with the settings, told at once.
+    """All problems of the settings, reported at once.
 
     Attributes:
-        problems: a sentence per mistake.
+        problems: one sentence each.
     """
 
     def __init__(self, problems: Iterable[str]) -> None:
@@ -38,7 +38,7 @@ class PluginError(PaCoreError):
 
 
 class PluginNotFoundError(PluginError):
-    """No installed or enabled plugin has that name, or provides that thing."""
+    """No installed or enabled plugin has that name, or registers that object."""
 
 
 class PluginConflictError(PluginError):
@@ -54,15 +54,15 @@ class PluginValidationError(PluginError):
 
 
 class TrainingStateError(PaCoreError):
-    """A training state is damaged, doesn't fit, or can't be saved."""
+    """A training state is damaged, doesn't match, or can't be saved."""
 
 
 class OtherProcessError(PaCoreError, RuntimeError):
-    """Something has failed on another process, and so nobody does it."""
+    """An operation of all processes failed on another one."""
 
 
 def nearest(name: str, candidates: Iterable[str]) -> str:
-    """A hint at the candidate that is most like `name`, or nothing.
+    """A hint at the candidate closest to `name`, or an empty string.
 
     >>> nearest("metrcs", ["metrics", "schedulers"])
     " Did you mean 'metrics'?"

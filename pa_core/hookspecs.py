@@ -1,6 +1,6 @@
-"""Every hook of the loop, in the order in which it happens. This file is the manual of plugins.
+"""All hooks of the loop, in the order of the calls. This file is the reference for plugin authors.
 
-Read as a program, a training run is::
+A training run as pseudocode::
 
     on_training_run_start
     for each epoch:
@@ -14,20 +14,24 @@ Read as a program, a training run is::
             if the accumulated batch is complete:
                 (the gradients are clipped)
                 on_optimizer_step_start
-                (optimizer, schedule, and the gradients are dropped)
+                (optimizer and scheduler step, gradients are zeroed)
                 on_optimizer_step_end
             on_train_step_end
-            (what `trainer.control` was asked for: log, evaluate, save, stop)
+            (requests of `trainer.control`: log, evaluate, save, stop)
         on_train_epoch_end
         on_eval_epoch_start, on_eval_step_start, on_eval_step_end …, on_eval_epoch_end
         on_training_run_epoch_end
     on_training_run_end
 
-A plugin implements any of these with any subset of the arguments, which are given by name. Events
-(``on_…``) return nothing. Providers (a verb first) return a value: the first that isn't None
-counts, and the Trainer's own behaviour is the last implementation. A step's Trainer method is
-called before its event. A plugin with ``runs_on = "main"`` has its events on the main process
-alone, and everything else on every process.
+A plugin implements any of these hooks with any subset of the arguments, which are passed by name.
+Events (``on_…``) return nothing. Providers (``create_…``, ``calculate_…``, ``run_…``) return a
+value: the first that isn't None is used, and the Trainer's own behaviour comes last. A Trainer
+method is called before the event of the same step. The events of a plugin with ``runs_on = "main"``
+are called on the main process only, its other hooks on every process.
+
+Each hook says whether an implementation may use collectives (such as `trainer.gather`, or an
+evaluation), and whether it may read tensors on the device, which makes the host wait for it. Where
+it says no, a collective may wait for ever, or either may slow down every step.
 """
 
 from __future__ import annotations
@@ -49,13 +53,14 @@ if TYPE_CHECKING:
 PROJECT = "pa_core"
 
 hookspec = pluggy.HookspecMarker(PROJECT)
-"""Marks a function as the specification of a hook; for plugins that have hooks of their own."""
+"""Marks a function as the specification of a hook, for plugins that add hooks."""
 
 hookimpl = pluggy.HookimplMarker(PROJECT)
-"""Marks a function of a plugin as the implementation of the hook of its name.
+"""Marks a function of a plugin as the implementation of the hook of the same name.
 
 ``@hookimpl(tryfirst=True)`` and ``trylast=True`` change the order, ``wrapper=True`` surrounds the
-others, ``specname="…"`` names the hook, and ``optionalhook=True`` allows that nobody specifies it.
+other implementations, ``specname="…"`` names the hook, and ``optionalhook=True`` marks a hook that
+another plugin specifies, which may not be enabled.
 """
 
 
@@ -66,15 +71,17 @@ others, ``specname="…"`` names the hook, and ``optionalhook=True`` allows that
 def on_init_end(trainer: Trainer) -> None:
     """The trainer is built.
 
-    When: once, at the end of ``Trainer(...)``. Runs on: every process. May synchronise: yes.
+    When: once, at the end of ``Trainer(...)``. Runs on: every process.
+    Collectives allowed: yes. Reads the device: yes.
     """
 
 
 @hookspec
 def on_training_run_start(trainer: Trainer) -> None:
-    """A training run starts: model, loaders, schedule and `trainer.run_config` are ready.
+    """A training run starts: model, loaders, scheduler and `trainer.run_config` are ready.
 
-    When: once per ``train(...)``. Runs on: every process. May synchronise: yes.
+    When: once per ``train(...)``. Runs on: every process.
+    Collectives allowed: yes. Reads the device: yes.
     """
 
 
@@ -82,7 +89,8 @@ def on_training_run_start(trainer: Trainer) -> None:
 def on_train_epoch_start(trainer: Trainer) -> None:
     """The training part of an epoch starts; the model is in training mode.
 
-    When: once per epoch. Runs on: every process. May synchronise: yes.
+    When: once per epoch. Runs on: every process.
+    Collectives allowed: yes. Reads the device: yes.
     """
 
 
@@ -93,9 +101,10 @@ def on_train_step_start(trainer: Trainer, batch: Any, step: int) -> None:
     Args:
         trainer: the trainer.
         batch: what the training loader yields.
-        step: number of the micro-batch in the epoch, from 0 on.
+        step: index of the micro-batch in the epoch, from 0.
 
-    When: once per micro-batch. Runs on: every process. May synchronise: no.
+    When: once per micro-batch. Runs on: every process.
+    Collectives allowed: no. Reads the device: no.
     """
 
 
@@ -103,30 +112,32 @@ def on_train_step_start(trainer: Trainer, batch: Any, step: int) -> None:
 def on_backward_start(
     trainer: Trainer, batch: Any, batch_output: dict[str, Any], step: int
 ) -> None:
-    """The loss is calculated, its gradients are not; ``batch_output["loss"]`` may be replaced.
+    """The loss is calculated; ``batch_output["loss"]`` may be replaced before the backward pass.
 
     Args:
         trainer: the trainer.
         batch: the micro-batch.
-        batch_output: ``loss`` (shape ``()``, never scaled), ``model_outputs``, ``batch_size`` and
-            whatever else was returned.
-        step: number of the micro-batch in the epoch.
+        batch_output: ``loss`` (shape ``()``, unscaled), ``model_outputs``, ``batch_size`` and
+            whatever else the loss function returned.
+        step: index of the micro-batch in the epoch.
 
-    When: once per micro-batch. Runs on: every process. May synchronise: no.
+    When: once per micro-batch. Runs on: every process.
+    Collectives allowed: no. Reads the device: no.
     """
 
 
 @hookspec
 def on_backward_end(trainer: Trainer, batch: Any, batch_output: dict[str, Any], step: int) -> None:
-    """The micro-batch's gradients were added to the accumulated ones.
+    """The micro-batch's gradients have been added to the accumulated ones.
 
     Args:
         trainer: the trainer.
         batch: the micro-batch.
-        batch_output: what `on_backward_start` has left of it.
-        step: number of the micro-batch in the epoch.
+        batch_output: as `on_backward_start` left it.
+        step: index of the micro-batch in the epoch.
 
-    When: once per micro-batch. Runs on: every process. May synchronise: no.
+    When: once per micro-batch. Runs on: every process.
+    Collectives allowed: no. Reads the device: no.
     """
 
 
@@ -134,15 +145,17 @@ def on_backward_end(trainer: Trainer, batch: Any, batch_output: dict[str, Any], 
 def on_optimizer_step_start(trainer: Trainer) -> None:
     """The accumulated batch is complete and its gradients are clipped; the update comes next.
 
-    When: once per update. Runs on: every process. May synchronise: no.
+    When: once per update. Runs on: every process.
+    Collectives allowed: no. Reads the device: no.
     """
 
 
 @hookspec
 def on_optimizer_step_end(trainer: Trainer) -> None:
-    """The parameters are updated, the schedule is stepped, the gradients are dropped.
+    """The parameters and the learning rate have been updated, and the gradients zeroed.
 
-    When: once per update. Runs on: every process. May synchronise: no.
+    When: once per update. Runs on: every process.
+    Collectives allowed: no. Reads the device: no.
     """
 
 
@@ -150,23 +163,25 @@ def on_optimizer_step_end(trainer: Trainer) -> None:
 def on_train_step_end(
     trainer: Trainer, batch: Any, batch_output: dict[str, Any], step: int
 ) -> None:
-    """All of a micro-batch is done, its update included where it completed one.
+    """A micro-batch is done, including the update if it completed one.
 
     Args:
         trainer: the trainer.
         batch: the micro-batch.
-        batch_output: the loss, unscaled, the model's outputs and the batch's size.
-        step: number of the micro-batch in the epoch.
+        batch_output: the unscaled loss, the model's outputs and the batch size.
+        step: index of the micro-batch in the epoch.
 
-    When: once per micro-batch. Runs on: every process. May synchronise: no.
+    When: once per micro-batch. Runs on: every process.
+    Collectives allowed: no. Reads the device: no.
     """
 
 
 @hookspec
 def on_train_epoch_end(trainer: Trainer) -> None:
-    """The training part of an epoch is done; ``train_loss_epoch`` is recorded.
+    """The training part of an epoch is done, and ``train_loss_epoch`` is recorded.
 
-    When: once per epoch. Runs on: every process. May synchronise: yes.
+    When: once per epoch. Runs on: every process.
+    Collectives allowed: yes. Reads the device: yes.
     """
 
 
@@ -178,10 +193,11 @@ def on_eval_epoch_start(trainer: Trainer, is_intermediate: bool) -> None:
     """An evaluation over one dataset starts; the model is in evaluation mode.
 
     Args:
-        trainer: the trainer; ``trainer.eval_name`` says which of several datasets it is.
-        is_intermediate: whether it is in the middle of a training epoch.
+        trainer: the trainer; ``trainer.eval_name`` names the dataset if there are several.
+        is_intermediate: whether it takes place inside a training epoch.
 
-    When: once per evaluation and dataset. Runs on: every process. May synchronise: yes.
+    When: once per evaluation and dataset. Runs on: every process.
+    Collectives allowed: yes. Reads the device: yes.
     """
 
 
@@ -192,9 +208,10 @@ def on_eval_step_start(trainer: Trainer, batch: Any, step: int) -> None:
     Args:
         trainer: the trainer.
         batch: what the evaluation loader yields.
-        step: number of the batch, from 0 on.
+        step: index of the batch, from 0.
 
-    When: once per evaluation batch. Runs on: processes that have one. May synchronise: no.
+    When: once per evaluation batch. Runs on: processes that have one.
+    Collectives allowed: no. Reads the device: no.
     """
 
 
@@ -205,38 +222,43 @@ def on_eval_step_end(trainer: Trainer, batch: Any, batch_output: dict[str, Any],
     Args:
         trainer: the trainer.
         batch: the batch.
-        batch_output: ``loss``, ``model_outputs``, ``batch_size`` and whatever else was returned.
-        step: number of the batch.
+        batch_output: ``loss``, ``model_outputs``, ``batch_size`` and whatever else the loss
+            function returned.
+        step: index of the batch.
 
-    When: once per evaluation batch. Runs on: processes that have one. May synchronise: no.
+    When: once per evaluation batch. Runs on: processes that have one.
+    Collectives allowed: no. Reads the device: no.
     """
 
 
 @hookspec
 def on_eval_epoch_end(trainer: Trainer, is_intermediate: bool) -> None:
-    """An evaluation is done and its loss is recorded; metrics are recorded here.
+    """An evaluation is done and its loss is recorded. Record metrics here.
 
     Args:
         trainer: the trainer.
-        is_intermediate: whether it was in the middle of a training epoch.
+        is_intermediate: whether it took place inside a training epoch.
 
-    When: once per evaluation and dataset. Runs on: every process. May synchronise: yes.
+    When: once per evaluation and dataset. Runs on: every process.
+    Collectives allowed: yes. Reads the device: yes.
     """
 
 
 @hookspec
 def on_training_run_epoch_end(trainer: Trainer) -> None:
-    """Both parts of an epoch are done, and all that they measure is in the run history.
+    """Training and evaluation of an epoch are done, and all their metrics are in the run history.
 
-    When: once per epoch. Runs on: every process. May synchronise: yes.
+    When: once per epoch. Runs on: every process.
+    Collectives allowed: yes. Reads the device: yes.
     """
 
 
 @hookspec
 def on_training_run_end(trainer: Trainer) -> None:
-    """The run is over, at its full length or stopped early; the model is out of its containers.
+    """The run has ended, at its full length or stopped early; the model is unwrapped.
 
-    When: once per ``train(...)``, unless it fails. Runs on: every process. May synchronise: yes.
+    When: once per ``train(...)``, unless it fails. Runs on: every process.
+    Collectives allowed: yes. Reads the device: yes.
     """
 
 
@@ -244,43 +266,46 @@ def on_training_run_end(trainer: Trainer) -> None:
 def on_evaluation_run_start(trainer: Trainer) -> None:
     """``evaluate(...)`` starts.
 
-    When: once per ``evaluate(...)``. Runs on: every process. May synchronise: yes.
+    When: once per ``evaluate(...)``. Runs on: every process.
+    Collectives allowed: yes. Reads the device: yes.
     """
 
 
 @hookspec
 def on_evaluation_run_end(trainer: Trainer) -> None:
-    """``evaluate(...)`` is over.
+    """``evaluate(...)`` ends.
 
-    When: once per ``evaluate(...)``. Runs on: every process. May synchronise: yes.
+    When: once per ``evaluate(...)``. Runs on: every process.
+    Collectives allowed: yes. Reads the device: yes.
     """
 
 
-# -- Events: ends other than the usual, and states ------------------------------------------------
+# -- Events: early stops, exceptions and training states ------------------------------------------
 
 
 @hookspec
 def on_stop_training_error(trainer: Trainer, error: StopTrainingError) -> None:
-    """The run is stopped early, by ``trainer.control.stop`` or a raised `StopTrainingError`.
+    """The run stops early, by ``trainer.control.stop`` or a raised `StopTrainingError`.
 
     Args:
         trainer: the trainer.
         error: its text is the reason.
 
-    When: at most once per run. Runs on: every process. May synchronise: yes.
+    When: at most once per run. Runs on: every process.
+    Collectives allowed: yes. Reads the device: yes.
     """
 
 
 @hookspec
 def on_exception(trainer: Trainer, exception: BaseException) -> None:
-    """Anything else was raised, ctrl-C included, and will be raised on.
+    """Any other exception was raised, KeyboardInterrupt included, and propagates after this.
 
     Args:
         trainer: the trainer.
-        exception: what was raised.
+        exception: the exception.
 
-    When: at most once per run. Runs on: the process it was raised on. May synchronise: no, others
-    may not be there any more.
+    When: at most once per run. Runs on: the process that raised it.
+    Collectives allowed: no, as other processes may have ended. Reads the device: yes.
     """
 
 
@@ -289,60 +314,66 @@ def on_save_training_state(trainer: Trainer, state_dir: Path) -> None:
     """A training state is about to be written; files put into `state_dir` become part of it.
 
     Args:
-        trainer: the trainer, at the update boundary that the state is of.
-        state_dir: the directory, not yet in its place, and still without the core's own files. What
-            is written here is hashed and flushed later, perhaps while training goes on: write
-            it whole, and don't touch it again.
+        trainer: the trainer, at the update boundary that the state describes.
+        state_dir: a temporary directory, still without the core's own files. Your files are hashed
+            and flushed later, perhaps while training continues: write them completely, and don't
+            change them afterwards.
 
-    When: once per save, before anything else is written, also for a state that is then written in
-    the background. Runs on: every process. May synchronise: yes.
+    When: once per save, before anything else is written, also for a state that is then written
+    in the background. Runs on: every process.
+    Collectives allowed: yes. Reads the device: yes.
     """
 
 
 @hookspec
 def on_save_training_state_error(trainer: Trainer, state_dir: Path, error: Exception) -> None:
-    """A training state could not be written, and the run goes on.
+    """A training state could not be written, and the run continues.
 
-    Where it must be saved (`SaveRequest.must`), the error ends the run: `on_exception` tells of it.
+    If the state must be saved (`SaveRequest.must`), the error ends the run and `on_exception` is
+    called instead.
 
     Args:
         trainer: the trainer.
-        state_dir: the directory that the state would have become.
-        error: why; `OtherProcessError` where it has failed on another process.
+        state_dir: the directory that the state was meant for.
+        error: the cause; an `OtherProcessError` if another process failed.
 
-    When: once per such save, as the loop hears of it. Runs on: the process that writes, and others
-    where they have waited for it. May synchronise: no.
+    When: once per such save, when the loop learns of it. Runs on: the process that writes, and
+    others that waited for it.
+    Collectives allowed: no. Reads the device: yes.
     """
 
 
 @hookspec
 def on_load_training_state(trainer: Trainer, state_dir: Path) -> None:
-    """A training state was put back, the plugins' own state included.
+    """A training state was restored, including the state of the plugins.
 
     Args:
         trainer: the trainer.
         state_dir: the directory it was read from.
 
-    When: once per load. Runs on: every process. May synchronise: yes.
+    When: once per load. Runs on: every process.
+    Collectives allowed: yes. Reads the device: yes.
     """
 
 
-# -- Providers: the first value that isn't None counts --------------------------------------------
+# -- Providers: the first value that isn't None is used -------------------------------------------
 
 
 @hookspec(firstresult=True)
 def create_accelerator(trainer: Trainer) -> Accelerator | None:
-    """Create the accelerator. By default with the Trainer's arguments.
+    """Create the accelerator; by default from the Trainer's arguments.
 
-    When: once, in ``Trainer(...)``. Runs on: every process. May synchronise: yes.
+    When: once, in ``Trainer(...)``. Runs on: every process.
+    Collectives allowed: yes. Reads the device: yes.
     """
 
 
 @hookspec(firstresult=True)
 def create_optimizer(trainer: Trainer) -> Any:
-    """Create the optimizer over ``trainer.model``'s parameters, where the user has given none.
+    """Create the optimizer for ``trainer.model``'s parameters, if the Trainer was given none.
 
-    When: once, in ``Trainer(..., optimizer=None)``. Runs on: every process. May synchronise: no.
+    When: once, in ``Trainer(..., optimizer=None)``. Runs on: every process.
+    Collectives allowed: no. Reads the device: yes.
     """
 
 
@@ -350,14 +381,15 @@ def create_optimizer(trainer: Trainer) -> Any:
 def create_train_dataloader(
     trainer: Trainer, batch_size: int, train_dl_kwargs: dict[str, Any] | None
 ) -> Any:
-    """Create the loader of ``trainer.train_dataset``.
+    """Create the data loader for ``trainer.train_dataset``.
 
     Args:
         trainer: the trainer.
         batch_size: samples per process.
-        train_dl_kwargs: what the user has given for the `DataLoader`.
+        train_dl_kwargs: the user's arguments for the `DataLoader`.
 
-    When: once per ``train(...)``. Runs on: every process. May synchronise: yes.
+    When: once per ``train(...)``. Runs on: every process.
+    Collectives allowed: yes. Reads the device: yes.
     """
 
 
@@ -365,30 +397,32 @@ def create_train_dataloader(
 def create_eval_dataloader(
     trainer: Trainer, batch_size: int, eval_dl_kwargs: dict[str, Any] | None
 ) -> Any:
-    """Create the loader of ``trainer.eval_dataset``.
+    """Create the data loader for ``trainer.eval_dataset``.
 
     Args:
         trainer: the trainer.
         batch_size: samples per process.
-        eval_dl_kwargs: what the user has given for the `DataLoader`.
+        eval_dl_kwargs: the user's arguments for the `DataLoader`.
 
-    When: once per run and evaluation dataset. Runs on: every process. May synchronise: yes.
+    When: once per run and evaluation dataset. Runs on: every process.
+    Collectives allowed: yes. Reads the device: yes.
     """
 
 
 @hookspec(firstresult=True)
 def create_scheduler(trainer: Trainer) -> Any:
-    """Create the run's schedule over ``trainer.optimizer``; it is stepped once per update.
+    """Create the learning-rate scheduler for ``trainer.optimizer``; it is stepped once per update.
 
-    By default what ``trainer.create_scheduler_fn`` says: a function, or a registered name.
+    By default from ``trainer.create_scheduler_fn``: a function, or a registered name.
 
-    When: once per ``train(...)``. Runs on: every process. May synchronise: yes.
+    When: once per ``train(...)``. Runs on: every process.
+    Collectives allowed: yes. Reads the device: yes.
     """
 
 
 @hookspec(firstresult=True)
 def calculate_train_batch_loss(trainer: Trainer, batch: Any) -> dict[str, Any] | None:
-    """Calculate a training batch's loss: a dict with ``loss``, ``model_outputs``, ``batch_size``.
+    """Calculate a training batch's loss: a dict of ``loss``, ``model_outputs`` and ``batch_size``.
 
     By default ``loss_func(model(batch[0]), batch[1])``.
 
@@ -396,31 +430,34 @@ def calculate_train_batch_loss(trainer: Trainer, batch: Any) -> dict[str, Any] |
         trainer: the trainer.
         batch: the micro-batch, on the device.
 
-    When: once per micro-batch. Runs on: every process. May synchronise: no.
+    When: once per micro-batch. Runs on: every process.
+    Collectives allowed: no. Reads the device: no.
     """
 
 
 @hookspec(firstresult=True)
 def calculate_eval_batch_loss(trainer: Trainer, batch: Any) -> dict[str, Any] | None:
-    """Calculate an evaluation batch's loss; returns what the training one returns.
+    """Calculate an evaluation batch's loss: a dict as of `calculate_train_batch_loss`.
 
     Args:
         trainer: the trainer.
         batch: the batch, on the device.
 
-    When: once per evaluation batch. Runs on: processes that have one. May synchronise: no.
+    When: once per evaluation batch. Runs on: processes that have one.
+    Collectives allowed: no. Reads the device: no.
     """
 
 
 @hookspec(firstresult=True)
 def calculate_predictions(trainer: Trainer, batch: Any) -> Any:
-    """Calculate a batch's predictions, the first dimension being the samples.
+    """Calculate a batch's predictions; the first dimension is the samples.
 
     Args:
         trainer: the trainer.
         batch: the batch, on the device.
 
-    When: once per batch of ``predict(...)``. Runs on: processes that have one. May synchronise: no.
+    When: once per batch of ``predict(...)``. Runs on: processes that have one.
+    Collectives allowed: no. Reads the device: no.
     """
 
 
@@ -440,9 +477,10 @@ def calculate_costs(trainer: Trainer) -> Mapping[str, Any] | None:
 
 @hookspec(firstresult=True)
 def run_training(trainer: Trainer) -> Any:
-    """Run the whole training. Wrap it to surround the run, and to close whatever is raised.
+    """Run the whole training. Wrap it to set up and clean up around the run, whatever is raised.
 
-    When: once per ``train(...)``. Runs on: every process. May synchronise: yes.
+    When: once per ``train(...)``. Runs on: every process.
+    Collectives allowed: yes. Reads the device: yes.
     """
 
 
@@ -450,22 +488,24 @@ def run_training(trainer: Trainer) -> Any:
 def run_evaluation(trainer: Trainer) -> Any:
     """Run the whole of ``evaluate(...)``. Wrap it like `run_training`.
 
-    When: once per ``evaluate(...)``. Runs on: every process. May synchronise: yes.
+    When: once per ``evaluate(...)``. Runs on: every process.
+    Collectives allowed: yes. Reads the device: yes.
     """
 
 
-# -- Registries: named things of all plugins ------------------------------------------------------
+# -- Registries: objects by name, collected from all plugins --------------------------------------
 
 
 @hookspec
 def register_schedulers() -> Mapping[str, Callable[..., Any]]:
-    """Schedules by name: ``factory(optimizer, num_updates, num_epochs)`` returns one.
+    """Learning-rate schedulers by name: ``factory(optimizer, num_updates, num_epochs)``.
 
-    The run's length is None where it isn't known beforehand, for a stream or a time limit, and
-    ``num_epochs`` is a fraction where the run ends within an epoch. A factory that needs a length
-    which isn't known raises `ValueError`.
+    Both lengths are None if the run's length isn't known beforehand, as for a stream or a time
+    limit; ``num_epochs`` is a fraction if the run ends within an epoch. A factory that needs an
+    unknown length raises `ValueError`.
 
-    When: as a name is looked up. Runs on: every process. May synchronise: no.
+    When: whenever a name is looked up. Runs on: every process.
+    Collectives allowed: no. Reads the device: no.
     """
     return {}
 
@@ -474,7 +514,8 @@ def register_schedulers() -> Mapping[str, Callable[..., Any]]:
 def register_models() -> Mapping[str, Callable[..., Any]]:
     """Models by name: ``factory(**kwargs)`` returns an `nn.Module`.
 
-    When: as a name is looked up. Runs on: every process. May synchronise: no.
+    When: whenever a name is looked up. Runs on: every process.
+    Collectives allowed: no. Reads the device: no.
     """
     return {}
 
@@ -483,18 +524,20 @@ def register_models() -> Mapping[str, Callable[..., Any]]:
 def register_metrics() -> Mapping[str, Callable[..., Any]]:
     """Metrics by name: ``factory(**kwargs)`` returns a metric.
 
-    When: as a name is looked up. Runs on: every process. May synchronise: no.
+    When: whenever a name is looked up. Runs on: every process.
+    Collectives allowed: no. Reads the device: no.
     """
     return {}
 
 
 @hookspec
 def register_eval_models(trainer: Trainer) -> Mapping[str, nn.Module]:
-    """More models to evaluate beside the one that is trained, such as a moving average of it.
+    """More models to evaluate besides the trained one, such as a moving average of it.
 
-    Each evaluation is also done with each of them as ``trainer.model``, and with all its events.
-    What is recorded then has the name before it: ``ema_eval_loss_epoch``, ``ema_accuracy``.
+    Each evaluation is repeated with each of them as ``trainer.model``, with all its events. The
+    names of its metrics are prefixed: ``ema_eval_loss_epoch``, ``ema_accuracy``.
 
-    When: as an evaluation starts. Runs on: every process. May synchronise: yes.
+    When: whenever an evaluation starts. Runs on: every process.
+    Collectives allowed: yes. Reads the device: yes.
     """
     return {}

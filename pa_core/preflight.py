@@ -13,7 +13,7 @@ from typing import Any
 from pa_core.checkpoint.listing import readable_size
 from pa_core.errors import PluginError, SettingsError
 from pa_core.loop.environment import CHECK_VARIABLE, FAST_DEV_RUN_VARIABLE
-from pa_core.plugins.explain import as_text
+from pa_core.plugins.explain import loop_as_text
 from pa_core.plugins.manager import PluginManager
 from pa_core.settings.build import build_plugins
 from pa_core.settings.table import find_settings_file, read_settings
@@ -81,4 +81,4 @@ def _as_text(report: dict[str, Any]) -> str:
     lines = [
         f"{name.ljust(width)}  {'none' if value is None else value}" for name, value in run.items()
     ]
-    return "\n".join([*lines, "", as_text(report["explained"]), ""])
+    return "\n".join([*lines, "", loop_as_text(report["explained"]), ""])

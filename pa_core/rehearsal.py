@@ -12,7 +12,7 @@ from pa_core.callbacks import TrainerCallback
 from pa_core.checkpoint.listing import readable_size
 from pa_core.errors import nearest
 from pa_core.hookspecs import hookimpl
-from pa_core.plugins.explain import explain
+from pa_core.plugins.explain import describe_loop
 
 if TYPE_CHECKING:
     from pa_core.trainer import Trainer
@@ -38,7 +38,7 @@ class Rehearsal(TrainerCallback):
     @hookimpl(tryfirst=True)
     def on_init_end(self, trainer: Trainer) -> None:
         # Before paths lead elsewhere: where the run itself would save.
-        plugins: dict[str, Any] = trainer.plugins.plugins
+        plugins: dict[str, Any] = trainer.plugins.by_name
         self._save_dirs = [
             (Path(plugin.save_dir), getattr(plugin, "max_checkpoints", None) or 1)
             for plugin in plugins.values()
@@ -63,10 +63,10 @@ class Rehearsal(TrainerCallback):
             "updates": trainer.num_updates,
             "updates per epoch": config.num_update_steps_per_epoch,
             "samples per update": config.train_total_batch_size,
-            "plugins": [name for name in trainer.plugins.plugins if not _is_ours(name)],
+            "plugins": [name for name in trainer.plugins.by_name if not _is_ours(name)],
             "settings": trainer.settings.file and str(trainer.settings.file),
         }
-        self.report["explained"] = explained = explain(
+        self.report["explained"] = explained = describe_loop(
             trainer.plugins, trainer_class=type(trainer), settings_file=trainer.settings.file
         )
         for step in explained["loop"]:
@@ -88,7 +88,7 @@ class Rehearsal(TrainerCallback):
     @hookimpl(tryfirst=True)
     def on_training_run_epoch_end(self, trainer: Trainer) -> None:
         recorded = set(trainer.run_history.get_metric_names())
-        for name, plugin in trainer.plugins.plugins.items():
+        for name, plugin in trainer.plugins.by_name.items():
             metric = getattr(plugin, "watch_metric", None)
             if isinstance(metric, str) and metric not in recorded:
                 self.report["problems"].append(

@@ -106,7 +106,7 @@ class Probe:
 def _attributes(trainer: Trainer) -> dict[str, str]:
     """Attributes of the script's own objects that are plain data, as text or with a hash."""
     objects: dict[str, Any] = {
-        f"the plugin {name!r}": plugin for name, plugin in trainer.plugins.plugins.items()
+        f"the plugin {name!r}": plugin for name, plugin in trainer.plugins.by_name.items()
     }
     objects |= {"the schedule": trainer.scheduler, "the optimizer": trainer.optimizer}
     objects |= {"the loss": trainer.loss_func, "the training data": trainer.train_dataset}
@@ -157,7 +157,7 @@ def _suspects(trainer: Trainer) -> Iterator[str]:
         )
     if trainer._length.is_timed:
         yield f"A clock ends the run ({trainer._length.duration})"
-    for name, plugin in trainer.plugins.plugins.items():
+    for name, plugin in trainer.plugins.by_name.items():
         for value in getattr(plugin, "__dict__", {}).values():
             duration = getattr(value, "duration", value)  # of an `Every`
             if isinstance(duration, Duration) and duration.unit == "seconds":
@@ -174,14 +174,14 @@ def _savers(trainer: Trainer) -> list[str]:
     """Plugins that save states, and may do so by a clock, which changes nothing else."""
     return [
         name
-        for name, plugin in trainer.plugins.plugins.items()
+        for name, plugin in trainer.plugins.by_name.items()
         if getattr(type(plugin), "saves_training_states", False)
     ]
 
 
 def _keep_off_the_users_files(trainer: Trainer, output: Path) -> None:
     """Let plugins write their states and models elsewhere."""
-    for name, plugin in trainer.plugins.plugins.items():
+    for name, plugin in trainer.plugins.by_name.items():
         for attribute in ("save_dir", "save_path"):
             value = getattr(plugin, attribute, None)
             if isinstance(value, str | Path):

@@ -41,7 +41,7 @@ class MoveModulesToDeviceCallback(BuiltinCallback):
         attributes = [value for name, value in vars(trainer).items() if name not in _DATA]
         plugins = [
             plugin if isinstance(plugin, nn.Module) else getattr(plugin, "__dict__", None)
-            for plugin in trainer.plugins.plugins.values()
+            for plugin in trainer.plugins.by_name.values()
         ]
         return list(_find_modules([attributes, plugins], seen))
 

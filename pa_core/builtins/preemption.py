@@ -100,7 +100,7 @@ class PreemptionCallback(BuiltinCallback):
         self._is_listening = torch.zeros((), dtype=torch.bool).share_memory_()
 
     def on_init_end(self, trainer: Trainer, **kwargs: Any) -> None:
-        for plugin in trainer.plugins.plugins.values():
+        for plugin in trainer.plugins.by_name.values():
             if plugin is not self and getattr(type(plugin), "saves_training_states", False):
                 self.save_dir = plugin.save_dir  # type: ignore[attr-defined]
 

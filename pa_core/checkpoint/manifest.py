@@ -39,7 +39,7 @@ _SMALL = 4096  # elements of a tensor that is hashed whole, such as the weights 
 def run_manifest(trainer: Trainer) -> dict[str, Any]:
     """Describe a run: plugins, packages, seed, commit, hardware, and the fingerprint."""
     return {
-        "plugins": {name: _describe_plugin(trainer, name) for name in trainer.plugins.plugins},
+        "plugins": {name: _describe_plugin(trainer, name) for name in trainer.plugins.by_name},
         "packages": {"python": platform.python_version()} | _versions(trainer),
         "seed": trainer.seed,
         "git": _git_commit(),
@@ -57,7 +57,7 @@ def run_manifest(trainer: Trainer) -> dict[str, Any]:
 
 def _describe_plugin(trainer: Trainer, name: str) -> dict[str, Any]:
     source = trainer.plugins.sources.get(name)
-    plugin = trainer.plugins.plugins[name]
+    plugin = trainer.plugins.by_name[name]
     settings = trainer.settings.shown(name, plugin)
     return {
         "origin": source and source.origin,

@@ -239,7 +239,7 @@ class TrainingState:
         plugins, saved = trainer.plugins, self._process["plugins"]
         following = {
             name: keys
-            for name, plugin in plugins.plugins.items()
+            for name, plugin in plugins.by_name.items()
             if (keys := getattr(type(plugin), "follows_weights", ()))
         }
         if not following:

@@ -42,7 +42,7 @@ def states_folder(trainer: Trainer) -> Path | None:
 
     Such a plugin has ``saves_training_states = True``, and a ``save_dir``.
     """
-    for plugin in trainer.plugins.plugins.values():
+    for plugin in trainer.plugins.by_name.values():
         if getattr(type(plugin), "saves_training_states", False):
             return Path(plugin.save_dir)  # type: ignore[attr-defined]
     return None

@@ -174,7 +174,7 @@ def _plugin_rows(settings: Settings) -> tuple[list[dict[str, Any]], list[str]]:
 
 def _show_plugins(settings: Settings, rows: list[dict[str, Any]]) -> None:
     console = _console()
-    console.print(f"Settings: {settings.file or 'none; the built-in defaults are on'}")
+    console.print(f"Settings: {settings.file or 'none; the built-in defaults are enabled'}")
     table = _table("enabled", "plugin", "from", "target", "hooks")
     for row in rows:
         known, only = row["hooks"], " (main process only)" if row["runs_on"] == "main" else ""
@@ -263,21 +263,20 @@ def explain(
     trainer, and which methods its class overrides.
     """
     from pa_core.loop.defaults import Defaults
-    from pa_core.plugins.explain import as_text, settings_line, step_lines
-    from pa_core.plugins.explain import explain as explain_plugins
+    from pa_core.plugins.explain import describe_loop, loop_as_text, settings_line, step_lines
 
     settings = settings_here()
     manager = PluginManager(Defaults())
     for name, plugin, source in build_plugins(settings):
         manager.register(plugin, name, source)
-    data = explain_plugins(manager, settings_file=settings.file)
+    data = describe_loop(manager, settings_file=settings.file)
     if hook is not None:
         name = _find_hook(hook, manager.hooks).name
         data["loop"] = [step for step in data["loop"] if step["name"] == name]
     if as_json:
         _print_json(data)
     elif hook is None:
-        _console().print(as_text(data))
+        _console().print(loop_as_text(data))
     elif data["loop"][0]["implementations"]:
         _console().print("\n".join([settings_line(data), "", *step_lines(data["loop"][0])]))
     else:

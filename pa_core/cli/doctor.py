@@ -191,5 +191,5 @@ def check_settings(read: Callable[[], Settings]) -> Iterator[Finding]:
         yield Finding(str(error), False, "Mend the plugin, or take it out of the settings")
     else:
         where = settings.file or "no settings file, so the built-in defaults are on"
-        yield Finding(f"{where}: {', '.join(manager.plugins) or 'no plugins'}")
-        yield from _check_folders(manager.plugins)
+        yield Finding(f"{where}: {', '.join(manager.by_name) or 'no plugins'}")
+        yield from _check_folders(manager.by_name)

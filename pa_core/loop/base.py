@@ -151,7 +151,7 @@ class TrainerBase:
         return (
             f"{type(self).__name__}(model={type(self.get_model()).__name__} of {parameters:,} "
             f"parameters, optimizer={type(self.optimizer).__name__}, "
-            f"plugins=[{', '.join(self.plugins.plugins)}], device={self.device}, "
+            f"plugins=[{', '.join(self.plugins.by_name)}], device={self.device}, "
             f"processes={self.num_processes})"
         )
 
@@ -226,12 +226,12 @@ class TrainerBase:
     def explain(self) -> str:
         """Which plugins are called when in a run, and which methods a subclass overrides.
 
-        `pa_core.plugins.explain.explain` gives the same as plain data.
+        `pa_core.plugins.explain.describe_loop` gives the same as plain data.
         """
-        from pa_core.plugins.explain import as_text, explain
+        from pa_core.plugins.explain import describe_loop, loop_as_text
 
-        return as_text(
-            explain(self.plugins, trainer_class=type(self), settings_file=self.settings.file)
+        return loop_as_text(
+            describe_loop(self.plugins, trainer_class=type(self), settings_file=self.settings.file)
         )
 
     def rewrap_model(self) -> None:
@@ -407,9 +407,9 @@ class TrainerBase:
 
     def _print_plugins(self) -> None:
         """Print the plugins of the run and where their settings come from."""
-        if self.plugins.plugins:
+        if self.plugins.by_name:
             where = f" (settings: {self.settings.file})" if self.settings.file else ""
-            self.print(f"Plugins: {', '.join(self.plugins.plugins)}{where}")
+            self.print(f"Plugins: {', '.join(self.plugins.by_name)}{where}")
 
     # -- Set-up ---------------------------------------------------------------------------------
 

@@ -1,4 +1,4 @@
-"""Which plugins there are: one look at the entry points, and nothing imported."""
+"""Discovery of plugins through entry points; importing none of them."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from typing import Any, Literal
 
 from pa_core.errors import PluginConflictError, PluginLoadError
 from pa_core.plugins.builtin_names import BUILTINS
+from pa_core.plugins.implementations import declared, is_callback
 
 GROUP = "pa_core"
 """The entry-point group in which distributions register their plugins."""
@@ -28,11 +29,11 @@ class PluginSource:
     """Where a plugin comes from.
 
     Attributes:
-        name: what it is enabled by.
+        name: the name that enables it.
         target: ``module:attribute``, or the path of a file.
         origin: built in, installed, a file of the user's, or given in code.
-        distribution: what pip knows it by, if anything.
-        version: of the distribution.
+        distribution: its name for pip, if it has one.
+        version: the distribution's version.
     """
 
     name: str
@@ -42,7 +43,7 @@ class PluginSource:
     version: str | None = None
 
     def named(self, name: str) -> PluginSource:
-        """The same source for a plugin that is enabled as `name`."""
+        """The same source, for a plugin enabled as `name`."""
         return replace(self, name=name)
 
     def __str__(self) -> str:
@@ -61,18 +62,15 @@ def builtin_sources() -> dict[str, PluginSource]:
 
 
 def distribution_version(name: str) -> str | None:
-    """The version of an installed distribution; None where there is none."""
+    """The version of an installed distribution; None if it isn't installed."""
     try:
         return metadata.version(name)
-    except metadata.PackageNotFoundError:  # a source tree that isn't installed, say
+    except metadata.PackageNotFoundError:  # such as a source tree on the path
         return None
 
 
 def find_claims() -> dict[str, list[PluginSource]]:
-    """Who offers a plugin of which name, built-in and installed ones; more than one is a conflict.
-
-    Nothing is imported.
-    """
+    """All sources of each plugin name, built-in and installed; more than one is a conflict."""
     claims = {name: [source] for name, source in builtin_sources().items()}
     for entry_point in metadata.entry_points(group=GROUP):
         distribution = entry_point.dist
@@ -90,19 +88,19 @@ def find_claims() -> dict[str, list[PluginSource]]:
 
 
 def find_plugins() -> dict[str, PluginSource]:
-    """All built-in and installed plugins by name, none of them imported.
+    """All built-in and installed plugins by name.
 
     Raises:
-        PluginConflictError: where two distributions claim one name, naming both.
+        PluginConflictError: if two distributions claim one name, naming both.
     """
     return {name: only_claim(name, sources) for name, sources in find_claims().items()}
 
 
 def only_claim(name: str, sources: Iterable[PluginSource]) -> PluginSource:
-    """The one who offers a name.
+    """The only source of a name.
 
     Raises:
-        PluginConflictError: where there is another, naming both.
+        PluginConflictError: if there are several, naming them.
     """
     first, *others = sources
     if others:
@@ -134,12 +132,12 @@ def code_source(plugin: object) -> PluginSource:
 
 
 def _distribution_of(module_name: str) -> tuple[str | None, str | None]:
-    """Name and version of the distribution that a module was installed by, if that is plain."""
+    """Name and version of the distribution that installed a module, if it can be identified."""
     package = module_name.partition(".")[0]
     file = getattr(sys.modules.get(package), "__file__", None)
     if file is None:
         return None, None
-    try:  # a package is mostly named like its distribution; the place tells whether it is
+    try:  # most packages are named like their distribution; its location tells
         distribution = metadata.distribution(package)
     except (metadata.PackageNotFoundError, ValueError):
         return None, None
@@ -151,11 +149,10 @@ def _distribution_of(module_name: str) -> tuple[str | None, str | None]:
 def load_plugin(source: PluginSource) -> Any:
     """Import a plugin: a class, an instance or a module.
 
-    A file is a module; where it has no function marked as a hook, the one plugin class that it
-    defines.
+    A file gives its module if that has marked functions, otherwise the one plugin class in it.
 
     Raises:
-        PluginLoadError: naming the plugin, its distribution and what to do.
+        PluginLoadError: if that fails, naming the plugin, its distribution and what to do.
     """
     if source.origin == "file" and not Path(source.target).is_file():
         raise PluginLoadError(f"There is no plugin file {source.target}")
@@ -174,14 +171,14 @@ def load_plugin(source: PluginSource) -> Any:
 def _load_file(path: Path) -> ModuleType:
     for module in list(sys.modules.values()):
         if getattr(module, "__file__", None) == str(path) and module.__name__ != "__main__":
-            return module  # imported by its name, or a plugin already
-    # A file isn't necessarily on the path, and its name may be that of an installed package.
+            return module  # imported by name, or loaded as a plugin before
+    # The file need not be on the path, and an installed package may have its name.
     name = f"pa_core_file_{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"
     spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # where dataclasses and pickle look for it
+    sys.modules[name] = module  # dataclasses and pickle look it up there
     try:
         spec.loader.exec_module(module)
     except BaseException:
@@ -191,10 +188,8 @@ def _load_file(path: Path) -> ModuleType:
 
 
 def _plugin_in(module: ModuleType) -> object:
-    from pa_core.plugins.implementations import functions_of, is_callback, mark
-
     def has_hooks(thing: object) -> bool:
-        return is_callback(thing) or any(mark(f) is not None for _, f in functions_of(thing))
+        return is_callback(thing) or bool(declared(thing))
 
     classes = [
         thing

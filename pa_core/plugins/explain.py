@@ -1,4 +1,4 @@
-"""Who is called when: the loop in its order, as data, and that data as text."""
+"""The order of the calls in the loop and who implements each hook, as data and as text."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import inspect
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from pa_core.plugins.implementations import code_of
 
 if TYPE_CHECKING:
     from pa_core.plugins.implementations import Hook, Implementation
@@ -78,29 +80,30 @@ where something is asked for by its name
     register_models
     register_metrics
 """
-"""The loop: hooks, the Trainer's methods, and in words what they are in."""
+"""The loop in the order of the calls: hooks, methods of the Trainer, and the phases around them."""
 
 
-def explain(
+def describe_loop(
     plugins: PluginManager,
     *,
     trainer_class: type | None = None,
     settings_file: Path | None = None,
 ) -> dict[str, Any]:
-    """Who is called when, as plain data.
+    """Describe the loop with everything that is called in it, as plain data.
 
     Args:
         plugins: the plugins.
-        trainer_class: the class of the trainer, whose overridden methods are found; None for
+        trainer_class: the trainer's class, searched for overridden methods; None for
             `pa_core.Trainer` itself.
-        settings_file: where the plugins are listed.
+        settings_file: the file that lists the plugins.
 
     Returns:
-        ``settings``; ``trainer``, the class with its ``overrides``; ``loop``, a list of steps in
-        their order, each with ``name``, ``depth``, and ``kind``: ``"text"``, ``"method"``,
-        ``"event"``, ``"provider"``, ``"run"``, ``"registry"`` or ``"hook"`` of a plugin. A hook has
-        ``implementations`` in the order of the calls, and a provider says in ``decides`` whose
-        value counts, and why. A method says in ``overridden`` where, or None.
+        ``settings``: the file. ``trainer``: the class and its ``overrides``. ``loop``: a list of
+        steps in the order of the calls, each with ``name``, ``depth`` and ``kind``, which is
+        ``"text"``, ``"method"``, ``"event"``, ``"provider"``, ``"run"``, ``"registry"``, or
+        ``"hook"`` for a plugin's own. A hook has its ``implementations`` in the order of the calls,
+        a provider also ``decides``: whose value is used, and why. A method has ``overridden``: the
+        override, or None.
     """
     overrides = {one["method"]: one for one in _overrides(trainer_class)}
     hooks = plugins.hooks
@@ -135,7 +138,7 @@ def _step(
     step: dict[str, Any] = {"name": name, "depth": depth, "kind": _kind(name, name in hooks)}
     if name in hooks:
         found = plugins.implementations(name)
-        step["implementations"] = [_implementation(one) for one in found]
+        step["implementations"] = [_describe(one) for one in found]
         if step["kind"] == "provider":
             step["decides"] = _decides(found, overrides.get(name) or overrides.get(f"_{name}"))
     elif step["kind"] == "method":
@@ -151,7 +154,7 @@ def _kind(name: str, is_hook: bool) -> str:
     return kinds.get(name.partition("_")[0], "hook") if is_hook else "method"
 
 
-def _implementation(found: Implementation) -> dict[str, Any]:
+def _describe(found: Implementation) -> dict[str, Any]:
     return {
         "plugin": found.name,
         "origin": found.source.origin,
@@ -167,23 +170,23 @@ def _implementation(found: Implementation) -> dict[str, Any]:
 
 
 def _decides(found: list[Implementation], override: dict[str, Any] | None) -> dict[str, Any]:
-    """Whose value of a provider counts, and why."""
+    """Whose value of a provider is used, and why."""
     if override is not None:
-        why = f"{override['class']} overrides it; plugins are asked where it calls super()"
+        why = f"{override['class']} overrides it; plugins are called where it calls super()"
         return {"who": override["class"], "why": why}
     first = next((one for one in found if not one.wrapper), None)
     if first is None:
-        return {"who": None, "why": "no plugin has it, so what the Trainer was given counts"}
+        return {"who": None, "why": "no plugin implements it, so the Trainer uses its argument"}
     if first.name == "pa_core":
-        return {"who": "pa_core", "why": "the core's default, as no plugin has it"}
+        return {"who": "pa_core", "why": "the core's default, as no plugin implements it"}
     return {
         "who": first.name,
-        "why": f"plugin {first.name} is asked first; the next where it has None",
+        "why": f"plugin {first.name} is called first; if it returns None, the next one",
     }
 
 
 def _overrides(trainer_class: type | None) -> Iterator[dict[str, Any]]:
-    """The Trainer's methods that a subclass has replaced, and where."""
+    """The Trainer's methods that a subclass overrides, and where."""
     lineage = inspect.getmro(trainer_class) if trainer_class is not None else ()
     seen = set()
     core = next((kind for kind in lineage if kind.__module__ == "pa_core.trainer"), None)
@@ -192,7 +195,7 @@ def _overrides(trainer_class: type | None) -> Iterator[dict[str, Any]]:
             if name in seen or name.startswith("__") or not hasattr(core, name):
                 continue
             seen.add(name)
-            code = getattr(inspect.unwrap(value), "__code__", None) if callable(value) else None
+            code = code_of(value) if callable(value) else None
             yield {
                 "method": name,
                 "class": _qualified(kind),
@@ -208,8 +211,8 @@ def _qualified(kind: type) -> str:
 # -- As text --------------------------------------------------------------------------------------
 
 
-def as_text(data: dict[str, Any]) -> str:
-    """What `explain` gives, for people."""
+def loop_as_text(data: dict[str, Any]) -> str:
+    """The result of `describe_loop` as text."""
     lines = [settings_line(data), f"Trainer: {data['trainer']['class']}"]
     lines += [
         f"    overrides {one['method']} in {one['class']} ({_place(one)})"
@@ -223,12 +226,12 @@ def as_text(data: dict[str, Any]) -> str:
 
 
 def settings_line(data: dict[str, Any]) -> str:
-    """Where the plugins are listed."""
-    return f"Settings: {data['settings'] or 'none; the built-in defaults are on'}"
+    """The line that names the file with the plugins."""
+    return f"Settings: {data['settings'] or 'none; the built-in defaults are enabled'}"
 
 
 def step_lines(step: dict[str, Any], depth: int = 0) -> list[str]:
-    """A step of the loop, and below it who implements it, in the order of the calls."""
+    """A step of the loop, with its implementations below it in the order of the calls."""
     pad = "    " * depth
     title = f"{pad}{step['name']}"
     if "decides" in step:
@@ -256,7 +259,7 @@ def _cells(one: dict[str, Any]) -> tuple[str, str, str, str]:
 
 
 def _place(one: dict[str, Any]) -> str:
-    """File and line, from the working directory where the file is below it."""
+    """File and line, relative to the working directory if the file is below it."""
     if one["file"] is None:
         return "unknown"
     path = Path(one["file"])

@@ -1,22 +1,25 @@
-"""Hooks and their implementations: what a plugin offers, and how it is called.
+"""What a plugin implements: its functions, matched with the hooks and checked.
 
-A plugin's functions are found without evaluating anything, and may take a hook's arguments as they
-like: a subset of them, with defaults, by keyword only, the trainer under any name, ``**kwargs``.
+pluggy's own search isn't used. It evaluates a plugin's properties (before pluggy 1.7), passes over
+unmarked methods of callbacks, and gives nothing to ``**kwargs`` and keyword-only parameters.
 """
 
 from __future__ import annotations
 
 import inspect
-import re
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import partialmethod
 from operator import itemgetter
+from types import CodeType
 from typing import TYPE_CHECKING, Any
 
-from pa_core.errors import PluginValidationError, StopTrainingError, nearest
-from pa_core.plugins.process_scope import RUNS_ON, alone, runs_on
+from pa_core.errors import PluginValidationError, nearest
+from pa_core.hookspecs import PROJECT
+from pa_core.plugins.blame import blame_note, blamed, blamed_wrapper
+from pa_core.plugins.process_scope import RUNS_ON, main_process_only, runs_on
 
 if TYPE_CHECKING:
     from pa_core.plugins.discovery import PluginSource
@@ -24,16 +27,15 @@ if TYPE_CHECKING:
 Call = Callable[[dict[str, Any]], Any]
 """Calls a function with those of a hook's arguments that it takes."""
 
-IMPLEMENTATION_MARK = "pa_core_impl"
-SPECIFICATION_MARK = "pa_core_spec"
+_IMPLEMENTATION, _SPECIFICATION = f"{PROJECT}_impl", f"{PROJECT}_spec"
+"""The attributes in which pluggy's markers keep their options."""
 
-_FIRST, _NORMAL, _LAST, _DEFAULT = range(4)
-_BLAME = re.compile(r"in (hook )?\w+ of plugin ")
+_ORDER = {"tryfirst": 0, None: 1, "trylast": 2}
 
 
 @dataclass(frozen=True, eq=False)
 class Hook:
-    """A hook, as its specification says it.
+    """A hook, as its specification defines it.
 
     Attributes:
         name: the hook's name.
@@ -58,10 +60,12 @@ class Implementation:
         name: the plugin's name.
         function: the plugin's own function.
         source: where the plugin comes from.
-        wrapper: whether it surrounds the others.
+        wrapper: whether it is called around the others.
+        order: ``"tryfirst"``, ``"trylast"`` or None.
         runs_on: ``"all"`` processes or the ``"main"`` one.
-        rank: the lower, the earlier; among equals, the order of registration decides.
-        call: calls the function, and notes on an exception whose it is.
+        is_default: whether it is the host's own, which is called last.
+        call: calls the function with the hook's arguments, given as a dict. Its exceptions have a
+            note that names the plugin.
     """
 
     hook: str
@@ -70,47 +74,46 @@ class Implementation:
     function: Callable[..., Any]
     source: PluginSource
     wrapper: bool
+    order: str | None
     runs_on: str
-    rank: int
+    is_default: bool
     call: Call
 
     @property
-    def order(self) -> str | None:
-        """``"tryfirst"`` or ``"trylast"``, where it is marked so; the core's own is neither."""
-        rank = self.rank + _DEFAULT * self.wrapper
-        return {_FIRST: "tryfirst", _LAST: "trylast"}.get(rank)
+    def rank(self) -> tuple[bool, bool, int]:
+        """Sorts the implementations of a hook; equals stay in the order of registration."""
+        return not self.wrapper, self.is_default, _ORDER[self.order]
 
     @property
     def file(self) -> str | None:
-        """The file that the function is written in."""
-        code = getattr(inspect.unwrap(self.function), "__code__", None)
+        """The file that defines the function."""
+        code = code_of(self.function)
         return code and code.co_filename
 
     @property
     def line(self) -> int | None:
-        """The line that it begins at."""
-        code = getattr(inspect.unwrap(self.function), "__code__", None)
+        """The function's first line."""
+        code = code_of(self.function)
         return code and code.co_firstlineno
 
 
-# -- Finding --------------------------------------------------------------------------------------
+# -- Searching a plugin ---------------------------------------------------------------------------
 
 
 def is_callback(plugin: object) -> bool:
-    """Whether `plugin` is a `TrainerCallback`, or a class of them; told without importing it."""
+    """Whether `plugin` is a `TrainerCallback` or a subclass, without importing that class."""
     kind = plugin if inspect.isclass(plugin) else type(plugin)
     return getattr(kind, "_is_trainer_callback", False) is True
 
 
 def functions_of(plugin: object) -> Iterator[tuple[str, object]]:
-    """The names of a plugin's functions, each with what carries its mark, if it has one.
+    """The names of a plugin's functions, each with the static attribute; evaluates no property.
 
-    Nothing is evaluated: a property stays a property. What the base class of callbacks itself
-    defines is left out.
+    What `TrainerCallback` itself defines is left out.
     """
     lineage = inspect.getmro(plugin if inspect.isclass(plugin) else type(plugin))
     for name in dir(plugin):
-        if name.startswith("__"):  # what every object has
+        if name.startswith("__"):
             continue
         static = inspect.getattr_static(plugin, name, None)
         if inspect.isclass(static) or not (
@@ -120,75 +123,95 @@ def functions_of(plugin: object) -> Iterator[tuple[str, object]]:
         owner = next((kind for kind in lineage if name in vars(kind)), object)
         if "_is_trainer_callback" in vars(owner) and name not in getattr(plugin, "__dict__", {}):
             continue
-        has_mark = mark(static) is not None or mark(static, SPECIFICATION_MARK) is not None
-        yield name, static if has_mark else getattr(static, "__func__", static)
+        yield name, static
+
+
+def declared(plugin: object) -> dict[str, dict[str, Any]]:
+    """The functions that a plugin declares as implementations, with the options of the marker.
+
+    These are the functions marked with `hookimpl`, and all ``on_…`` methods of a callback.
+    """
+    found = {name: _options(static, _IMPLEMENTATION) for name, static in functions_of(plugin)}
+    counts_unmarked = is_callback(plugin)
+    return {
+        name: options or {}
+        for name, options in found.items()
+        if options is not None or (counts_unmarked and name.startswith("on_"))
+    }
 
 
 def hook_names(plugin: object, hooks: Iterable[str]) -> list[str]:
     """The hooks that a plugin implements, in the order of `hooks`; a class isn't built for it."""
-    counts_unmarked = is_callback(plugin)
-    found = set()
-    for name, static in functions_of(plugin):
-        options = mark(static)
-        if options is not None or (counts_unmarked and name.startswith("on_")):
-            found.add((options or {}).get("specname") or name)
+    found = {options.get("specname") or name for name, options in declared(plugin).items()}
     return [name for name in hooks if name in found]
 
 
-def mark(function: object, name: str = IMPLEMENTATION_MARK) -> dict[str, Any] | None:
-    """The options that `hookimpl` or `hookspec` has put on a function."""
-    # Statically, as an object that makes its attributes up would claim any.
-    options = inspect.getattr_static(function, name, None)
-    return options if isinstance(options, dict) else None
+def _options(function: object, marker: str) -> dict[str, Any] | None:
+    """The options that a marker has put on a function, or on the one in a bound or static method.
+
+    They are read statically, as an object with `__getattr__` may have any attribute.
+    """
+    for holder in (function, getattr(function, "__func__", None)):
+        options = inspect.getattr_static(holder, marker, None)
+        if isinstance(options, dict):
+            return options
+    return None
+
+
+def code_of(function: Any) -> CodeType | None:
+    """The code of a function, or of the one that it wraps."""
+    return getattr(inspect.unwrap(function), "__code__", None)
+
+
+# -- Specifications -------------------------------------------------------------------------------
 
 
 def specifications(specs: Any) -> dict[str, Hook]:
-    """The hooks that a module, an object or a class specifies.
+    """The hooks that a module, an object or a class specifies with `hookspec`.
 
     Raises:
-        PluginValidationError: for arguments that couldn't be given by name, always and to all.
+        PluginValidationError: for a historic hook, or arguments other than plain ones.
     """
     hooks = {}
-    for attribute, static in functions_of(specs):
-        options = mark(static, SPECIFICATION_MARK)
+    for name, static in functions_of(specs):
+        options = _options(static, _SPECIFICATION)
         if options is None:
             continue
-        function = getattr(specs, attribute)
+        function = getattr(specs, name)
         parameters = list(inspect.signature(function).parameters.values())
-        if inspect.isclass(specs) and not isinstance(
-            inspect.getattr_static(specs, attribute), staticmethod | classmethod
-        ):
+        if inspect.isclass(specs) and not isinstance(static, staticmethod | classmethod):
             parameters = parameters[1:]
+        if options.get("historic"):
+            raise PluginValidationError(
+                f"The hookspec {name!r} can't be added: historic hooks keep their arguments alive"
+            )
+        # pluggy would accept these, and not pass them to all implementations.
         wrong = [
             parameter.name
             for parameter in parameters
             if parameter.kind is not parameter.POSITIONAL_OR_KEYWORD
             or parameter.default is not parameter.empty
         ]
-        if wrong or options.get("historic"):
+        if wrong:
             raise PluginValidationError(
-                f"The hookspec {attribute!r} can't be added: "
-                + (
-                    f"{', '.join(wrong)} must be plain, without default and without *"
-                    if wrong
-                    else "historic hooks keep their arguments alive for ever"
-                )
+                f"The hookspec {name!r} can't be added: {', '.join(wrong)} must be plain, without "
+                "a default and without *"
             )
-        names = tuple(parameter.name for parameter in parameters)
-        hooks[attribute] = Hook(attribute, names, bool(options.get("firstresult")), function)
-    # In the order in which they are written, which is that of a run.
-    return dict(sorted(hooks.items(), key=lambda item: _first_line(item[1].function)))
+        arguments = tuple(parameter.name for parameter in parameters)
+        hooks[name] = Hook(name, arguments, bool(options.get("firstresult")), function)
+
+    def line(hook: Hook) -> int:
+        code = code_of(hook.function)
+        return code.co_firstlineno if code else 0
+
+    # In the order of the file, which is that of a run; `dir` sorts by name.
+    return {hook.name: hook for hook in sorted(hooks.values(), key=line)}
 
 
-def _first_line(function: Callable[..., Any]) -> int:
-    code = getattr(inspect.unwrap(function), "__code__", None)
-    return code.co_firstlineno if code else 0
+# -- Implementations ------------------------------------------------------------------------------
 
 
-# -- Examining ------------------------------------------------------------------------------------
-
-
-def examine(
+def implementations_of(
     name: str,
     plugin: object,
     source: PluginSource,
@@ -196,50 +219,46 @@ def examine(
     *,
     is_default: bool = False,
 ) -> tuple[Implementation, ...]:
-    """Find what a plugin implements, and see that each hook and argument exists.
+    """Find what a plugin implements, and check its hooks, arguments and options.
 
     Args:
         name: the plugin's name.
         plugin: an instance or a module.
         source: where it comes from.
-        hooks: all hooks that there are.
-        is_default: whether it is the host's own, which comes last and is never blamed.
+        hooks: all hooks by name.
+        is_default: whether it is the host's own, which is called last and gets no notes.
 
     Raises:
-        PluginValidationError: everything that is wrong with it.
+        PluginValidationError: with all problems of the plugin.
     """
     found: list[Implementation] = []
     problems: list[str] = []
-    counts_unmarked = is_callback(plugin)
-    is_empty = not counts_unmarked
     if runs_on(plugin) not in RUNS_ON:
         problems.append(f'runs_on must be "all" or "main", not {runs_on(plugin)!r}')
-    for attribute, static in functions_of(plugin):
-        options = mark(static)
-        is_spec = mark(static, SPECIFICATION_MARK) is not None
-        is_empty &= options is None and not is_spec and attribute != "state_dict"
-        if options is None:
-            if counts_unmarked and attribute.startswith("on_"):
-                options = {}
-            else:
-                if attribute in hooks and not is_spec:
-                    problems.append(f"{attribute} has a hook's name, but isn't marked @hookimpl")
-                continue
+    functions, marked = dict(functions_of(plugin)), declared(plugin)
+    specified = {name for name in functions if _options(functions[name], _SPECIFICATION)}
+    problems += [
+        f"{attribute} has a hook's name, but isn't marked @hookimpl"
+        for attribute in functions
+        if attribute in hooks and attribute not in (*marked, *specified)
+    ]
+    for attribute, options in marked.items():
         hook_name = options.get("specname") or attribute
-        if hook_name not in hooks:
-            if not options.get("optionalhook"):
-                problems.append(
-                    f"there is no hook {hook_name!r}.{nearest(hook_name, hooks)} (A hook that "
-                    "another plugin specifies is marked @hookimpl(optionalhook=True))"
+        if hook_name in hooks:
+            try:
+                found.append(
+                    _implement(
+                        name, plugin, source, hooks[hook_name], attribute, options, is_default
+                    )
                 )
-            continue
-        try:
-            found.append(
-                _implement(name, plugin, source, hooks[hook_name], attribute, options, is_default)
+            except (TypeError, ValueError) as error:
+                problems.append(f"{attribute} {error}")
+        elif not options.get("optionalhook"):
+            problems.append(
+                f"there is no hook {hook_name!r}.{nearest(hook_name, hooks)} (Mark an "
+                "implementation of another plugin's hook @hookimpl(optionalhook=True))"
             )
-        except (TypeError, ValueError) as error:
-            problems.append(f"{attribute} {error}")
-    if is_empty:
+    if not (is_callback(plugin) or marked or specified or "state_dict" in functions):
         problems.append("it has no function marked with @hookimpl")
     if problems:
         raise PluginValidationError(f"The plugin {name!r} ({source}): {'; '.join(problems)}")
@@ -255,40 +274,61 @@ def _implement(
     options: Mapping[str, Any],
     is_default: bool,
 ) -> Implementation:
+    """Check one function, and make its call; a TypeError says what is wrong with it."""
     function = getattr(plugin, attribute)
-    where = blame_note(f"hook {hook.name}", name, source)
+    wrapper = bool(options.get("wrapper"))
+    _check_kind(function, hook, options)
     call = adapt(function, hook)
-    # What returns a value is called everywhere: all processes need the same answer.
+    note = blame_note(f"hook {hook.name}", name, source)
+    # What returns a value is called on all processes, as each of them needs it.
     processes = runs_on(plugin) if hook.name.startswith("on_") else "all"
-    rank = _FIRST if options.get("tryfirst") else _LAST if options.get("trylast") else _NORMAL
+    if wrapper:
+        call = blamed_wrapper(call, getattr(function, "__qualname__", attribute), note)
+    elif not is_default:
+        call = blamed(main_process_only(call, name) if processes == "main" else call, note)
+    marks = [mark for mark in ("tryfirst", "trylast") if options.get(mark)]
+    order = marks[0] if marks and not is_default else None
+    _warn_of_deprecated(hook, function)
+    return Implementation(
+        hook.name, plugin, name, function, source, wrapper, order, processes, is_default, call
+    )
+
+
+def _check_kind(function: Callable[..., Any], hook: Hook, options: Mapping[str, Any]) -> None:
     if options.get("hookwrapper"):
         raise TypeError("is an old-style hookwrapper; write it as a wrapper=True")
-    if options.get("wrapper"):
-        if hook.name.startswith("register_"):
-            raise TypeError("is a wrapper, but a registry can't be wrapped")
-        if not inspect.isgeneratorfunction(inspect.unwrap(function)):
-            raise TypeError("is a wrapper, but has no yield")
-        rank -= _DEFAULT  # before all that aren't
-        call = surrounding(function, call, where)
-    elif is_default:
-        rank = _DEFAULT
-    else:
-        call = blamed(alone(call, name) if processes == "main" else call, where)
-    wrapper = bool(options.get("wrapper"))
-    return Implementation(hook.name, plugin, name, function, source, wrapper, processes, rank, call)
+    if inspect.iscoroutinefunction(function) or inspect.isasyncgenfunction(function):
+        raise TypeError("is async; the loop calls hooks without awaiting them, so use a plain def")
+    # Unwrapped, as most decorators pass a generator on without running it.
+    has_yield = inspect.isgeneratorfunction(inspect.unwrap(function))
+    if not options.get("wrapper"):
+        if has_yield:
+            raise TypeError(
+                "has a yield, so calling it would run none of it. Mark a wrapper "
+                "@hookimpl(wrapper=True), or return the value"
+            )
+    elif hook.name.startswith("register_"):
+        raise TypeError("is a wrapper, but a registry can't be wrapped")
+    elif not has_yield:
+        raise TypeError("is a wrapper, but has no yield")
 
 
-# -- Calling --------------------------------------------------------------------------------------
+def _warn_of_deprecated(hook: Hook, function: Callable[..., Any]) -> None:
+    """Emit the warning of ``hookspec(warn_on_impl=…)``, with the place of the implementation."""
+    warning = (_options(hook.function, _SPECIFICATION) or {}).get("warn_on_impl")
+    code = code_of(function)
+    if warning is not None and code is not None:
+        warnings.warn_explicit(warning, type(warning), code.co_filename, code.co_firstlineno)
 
 
 def adapt(function: Callable[..., Any], hook: Hook) -> Call:
     """Make a call that gives `function` those of the hook's arguments that it takes.
 
-    A parameter with a default gets the real value, ``**kwargs`` gets all the rest, and where the
-    hook gives a trainer, the first parameter is the trainer, whatever its name.
+    A parameter with a default gets the hook's value, and ``**kwargs`` all that is left. If the hook
+    has a trainer, the function's first parameter is the trainer, whatever its name.
 
     Raises:
-        TypeError: for a parameter that the hook has nothing for.
+        TypeError: for a parameter that isn't one of the hook's arguments.
     """
     offered = hook.arguments
     parameters = list(inspect.signature(function).parameters.values())
@@ -299,12 +339,13 @@ def adapt(function: Callable[..., Any], hook: Hook) -> Call:
     ]
     keywords = [p.name for p in parameters if p.kind is p.KEYWORD_ONLY]
     takes_rest = any(p.kind is p.VAR_KEYWORD for p in parameters)
-    by_position = any(p.kind in (p.POSITIONAL_ONLY, p.VAR_POSITIONAL) for p in parameters)
+    takes_args = any(p.kind is p.VAR_POSITIONAL for p in parameters)
+    by_position = takes_args or any(p.kind is p.POSITIONAL_ONLY for p in parameters)
     if offered[:1] == ("trainer",) and "trainer" not in (*positional, *keywords):
-        if not positional and any(p.kind is p.VAR_POSITIONAL for p in parameters):
+        if not positional and takes_args:
             positional = ["trainer"]
         elif positional and positional[0] not in offered:
-            # A mistyped `bacth` is no trainer.
+            # A first parameter `bacth` is a mistyped batch, not a trainer.
             if not get_close_matches(positional[0], offered[1:], n=1, cutoff=0.7):
                 positional[0], by_position = "trainer", True
     unknown = [name for name in (*positional, *keywords) if name not in offered]
@@ -313,12 +354,19 @@ def adapt(function: Callable[..., Any], hook: Hook) -> Call:
             f"takes {', '.join(unknown)}, which the hook doesn't offer."
             f"{nearest(unknown[0], offered)} It offers {', '.join(offered) or 'no arguments'}"
         )
+
+    def call_with_rest(arguments: dict[str, Any]) -> Any:
+        rest = dict(arguments)
+        return function(*[rest.pop(name) for name in positional], **rest)
+
+    def call_with_keywords(arguments: dict[str, Any]) -> Any:
+        given = {name: arguments[name] for name in keywords}
+        return function(*[arguments[name] for name in positional], **given)
+
     if takes_rest:
-        if by_position:
-            return _call_with_rest(function, positional)
-        return lambda arguments: function(**arguments)
+        return call_with_rest if by_position else lambda arguments: function(**arguments)
     if keywords:
-        return _call_with_keywords(function, positional, keywords)
+        return call_with_keywords
     if not positional:
         return lambda arguments: function()
     if len(positional) == 1:
@@ -326,89 +374,3 @@ def adapt(function: Callable[..., Any], hook: Hook) -> Call:
         return lambda arguments: function(arguments[name])
     pick = itemgetter(*positional)
     return lambda arguments: function(*pick(arguments))
-
-
-def _call_with_keywords(
-    function: Callable[..., Any], positional: list[str], keywords: list[str]
-) -> Call:
-    def call(arguments: dict[str, Any]) -> Any:
-        given = {name: arguments[name] for name in keywords}
-        return function(*[arguments[name] for name in positional], **given)
-
-    return call
-
-
-def _call_with_rest(function: Callable[..., Any], positional: list[str]) -> Call:
-    def call(arguments: dict[str, Any]) -> Any:
-        rest = dict(arguments)
-        return function(*[rest.pop(name) for name in positional], **rest)
-
-    return call
-
-
-def blamed(call: Call, where: str) -> Call:
-    """The same call, with `where` noted on what it raises; free while nothing is raised."""
-
-    def call_or_blame(arguments: dict[str, Any]) -> Any:
-        try:
-            return call(arguments)
-        except StopIteration as stop:
-            # To the generators that surround a run it would mean that they are at their end.
-            error: Exception = RuntimeError("StopIteration was raised")
-            blame(error, where)
-            raise error from stop
-        except Exception as error:
-            blame(error, where)
-            raise
-
-    return call_or_blame
-
-
-def surrounding(function: Callable[..., Any], call: Call, where: str) -> Call:
-    """A wrapper's call: a generator, with `where` noted on what the wrapper itself raises.
-
-    What is raised inside and comes through it is not its own. A wrapper that returns nothing
-    leaves the result as it is.
-    """
-
-    def wrap(arguments: dict[str, Any]) -> Generator[None, Any, Any]:
-        wrapper = call(arguments)
-        thrown: BaseException | None = None
-        result: Any = None
-        has_yielded = False
-        try:
-            next(wrapper)
-            has_yielded = True
-            try:
-                result = yield
-            except BaseException as error:  # noqa: BLE001 - the wrapper sees it, and decides
-                thrown = error
-                wrapper.throw(error)
-            else:
-                wrapper.send(result)
-            wrapper.close()
-        except StopIteration as stop:
-            if has_yielded:
-                return result if stop.value is None else stop.value
-        except Exception as error:
-            if error is not thrown:
-                blame(error, where)
-            raise
-        mistake = RuntimeError(f"The wrapper {function.__qualname__} must yield exactly once")
-        blame(mistake, where)
-        raise mistake
-
-    return wrap
-
-
-def blame(error: BaseException, where: str) -> None:
-    """Note on an exception where it was raised; once, however many hooks it comes through."""
-    if isinstance(error, StopTrainingError):  # no mistake of anybody's
-        return
-    if not any(_BLAME.match(note) for note in getattr(error, "__notes__", ())):
-        error.add_note(where)
-
-
-def blame_note(place: str, name: str, source: PluginSource) -> str:
-    """What `blame` notes: the place, the plugin, its distribution and version."""
-    return f"in {place} of plugin {name!r} ({source})"

@@ -1,9 +1,8 @@
-"""The plugin manager: pluggy, with the order as written, and a name on every mistake.
+"""The plugin manager: registers plugins, and calls their hooks in the order of registration.
 
-pluggy calls the last registered plugin first, evaluates a plugin's properties as it looks for
-hooks, gives nothing to ``**kwargs``, compares plugins by ``==`` and leaves them half-registered
-after an error. So plugins are looked at here, put in order here, and shown to pluggy as objects
-that have a function for each hook and nothing else.
+Plugins use pluggy's markers, and pluggy runs the wrappers. The registry is our own, for three
+reasons in pluggy's: it calls the last registered plugin first (but ``trylast`` ones in their
+order), compares plugins by ``==``, and may leave a plugin half-registered after an error.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ from collections import ChainMap
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from pa_core import hookspecs
 from pa_core.errors import (
@@ -25,172 +24,174 @@ from pa_core.errors import (
     TrainingStateError,
     nearest,
 )
+from pa_core.plugins.blame import blame_note, blaming
+from pa_core.plugins.callers import HookRelay, make_caller
 from pa_core.plugins.discovery import PluginSource, code_source
 from pa_core.plugins.implementations import (
     Call,
     Hook,
     Implementation,
-    blame,
-    blame_note,
-    examine,
+    implementations_of,
     specifications,
 )
-from pa_core.plugins.pluggy_bridge import as_pluggy_sees_it
-from pa_core.plugins.process_scope import alone, runs_on
-
-if TYPE_CHECKING:
-    import pluggy
+from pa_core.plugins.process_scope import main_process_only, runs_on
 
 
 @dataclass(frozen=True, eq=False)
 class _Registration:
-    """A plugin, and what it implements."""
-
     name: str
     plugin: object
     source: PluginSource
     implementations: tuple[Implementation, ...]
 
 
+_Registered = list[tuple[Implementation, Mapping[str, Any]]]
+"""What the implementations of a registry hook returned."""
+
+
 class PluginManager:
     """The plugins of one trainer, called in the order in which they were registered.
 
     Args:
-        defaults: the host's own implementations, always the last of all.
+        defaults: the host's own implementations, which are called last.
 
     Attributes:
-        version: grows whenever plugins or hooks come or go; what `bind` gave before is out of date
-            then.
+        version: grows whenever a plugin or a hook is added or removed; callers made by `bind`
+            before that are out of date.
     """
 
     def __init__(self, defaults: object | None = None) -> None:
         self.version = 0
         self._hooks = specifications(hookspecs)
-        self._registrations: tuple[_Registration, ...] = ()
-        self._defaults: _Registration | None = None
-        self._relay: pluggy.PluginManager | None = None
+        self._registrations: dict[str, _Registration] = {}
+        self._callers: dict[str, Callable[..., Any] | None] = {}
         self._is_main_process = True
-        self._around: tuple[Callable[[Implementation], Call], ...] = ()
+        self._instruments: tuple[Callable[[Implementation], Call], ...] = ()
+        self._defaults: tuple[Implementation, ...] = ()
         if defaults is not None:
             source = code_source(defaults)
-            last = examine("pa_core", defaults, source, self._hooks, is_default=True)
-            self._defaults = _Registration("pa_core", defaults, source, last)
+            self._defaults = implementations_of(
+                hookspecs.PROJECT, defaults, source, self._hooks, is_default=True
+            )
 
     # -- Registering ----------------------------------------------------------------------------
 
     def register(
         self, plugin: Any, name: str | None = None, source: PluginSource | None = None
     ) -> str:
-        """Register a plugin behind those that are there. After an error, all is as before.
+        """Register a plugin after the others. An error leaves the manager as it was.
 
         Args:
             plugin: an instance, a module, or a class that is built without arguments.
-            name: its name; by default the built-in's, the module's or the class', the second of
-                that name with ``:2`` behind it.
+            name: its name; by default that of the built-in, the module or the class, with ``:2``
+                added for the second one of that name.
             source: where it comes from.
 
         Returns:
-            The name that it has got.
+            The plugin's name.
 
         Raises:
-            PluginLoadError: for a class that can't be built.
-            PluginValidationError: for hooks and arguments that don't exist.
-            PluginConflictError: where `name` is taken, or `plugin` is registered already.
+            PluginLoadError: if the class can't be built.
+            PluginValidationError: if the plugin has an unknown hook or argument.
+            PluginConflictError: if the name is taken, or the plugin is registered already.
         """
         plugin = build(plugin) if inspect.isclass(plugin) else plugin
         if inspect.isroutine(plugin) or isinstance(plugin, str):
             raise PluginValidationError(
-                f"{plugin!r} is no plugin: that is a class, an instance or a module"
+                f"{plugin!r} is not a plugin; a plugin is a class, an instance or a module"
             )
         source = code_source(plugin) if source is None else source
-        taken = self.plugins
-        for other, registered in taken.items():
-            if registered is plugin:
-                raise PluginConflictError(f"{plugin!r} is registered already, as {other!r}")
+        taken = self._registrations
+        for other in taken.values():
+            if other.plugin is plugin:
+                raise PluginConflictError(f"{plugin!r} is registered already, as {other.name!r}")
         if name is None:
             name = free_name(source.name, taken)
         elif name in taken:
             raise PluginConflictError(
-                f"The plugin name {name!r} is taken by the plugin of {self.sources[name]}. Give "
+                f"The plugin name {name!r} is taken by the plugin of {taken[name].source}. Give "
                 f"this one of {source} another, such as {free_name(name, taken)!r}"
             )
-        hooks = self._with_specs(plugin)
-        implementations = examine(name, plugin, source, hooks)
+        hooks = self._hooks_with(plugin)
+        implementations = implementations_of(name, plugin, source, hooks)
         registration = _Registration(name, plugin, source, implementations)
-        self._change((*self._registrations, registration), hooks)
+        self._change(taken | {name: registration}, hooks)
         return name
 
     def unregister(self, name: str) -> object:
-        """Take a plugin out, and return it. Hooks that it has specified stay.
+        """Remove a plugin, and return it. Hooks that it specifies stay.
 
         Raises:
-            PluginNotFoundError: where there is none of that name.
+            PluginNotFoundError: if no plugin has that name.
         """
-        plugins = self.plugins
-        if name not in plugins:
-            raise PluginNotFoundError(f"No plugin is named {name!r}.{nearest(name, plugins)}")
-        self._change(tuple(r for r in self._registrations if r.name != name), self._hooks)
-        return plugins[name]
+        others = dict(self._registrations)
+        if name not in others:
+            raise PluginNotFoundError(f"No plugin is named {name!r}.{nearest(name, others)}")
+        plugin = others.pop(name).plugin
+        self._change(others, self._hooks)
+        return plugin
 
     def add_hookspecs(self, specs: Any) -> None:
         """Add the hooks that a module, an object or a class specifies with `hookspec`.
 
-        A plugin's own are added as it is registered. Others implement them with
-        ``@hookimpl(optionalhook=True)``, and so need not come later.
+        A plugin's own are added when it is registered. Others implement them with
+        ``@hookimpl(optionalhook=True)``, and may be registered before it.
 
         Raises:
-            PluginConflictError: for a hook that there is.
-            PluginValidationError: where there is no hookspec, or an implementation doesn't fit.
+            PluginConflictError: if there is a hook of that name.
+            PluginValidationError: if nothing is specified, or an implementation doesn't fit.
         """
-        hooks = self._with_specs(specs)
+        hooks = self._hooks_with(specs)
         if len(hooks) == len(self._hooks):
             raise PluginValidationError(f"{specs!r} has no function marked with @hookspec")
         self._change(self._registrations, hooks)
 
-    def _with_specs(self, specs: object) -> dict[str, Hook]:
+    def _hooks_with(self, specs: object) -> dict[str, Hook]:
         added = specifications(specs)
         for name, hook in added.items():
             known = self._hooks.get(name)
-            # A plugin may come back, and be there under two names.
-            if known is not None and _plain(known.function) is not _plain(hook.function):
+            # A plugin may be registered again, or under two names, with the same hooks.
+            if known is not None and _unbound(known.function) is not _unbound(hook.function):
                 raise PluginConflictError(f"The hook {name!r} of {specs!r} is specified already")
         return self._hooks | added
 
-    def _change(self, registrations: tuple[_Registration, ...], hooks: dict[str, Hook]) -> None:
-        if len(hooks) != len(self._hooks):  # what was optional may be known now
-            registrations = tuple(
-                replace(r, implementations=examine(r.name, r.plugin, r.source, hooks))
-                for r in registrations
-            )
-        self._registrations, self._hooks, self._relay = registrations, hooks, None
+    def _change(self, registrations: dict[str, _Registration], hooks: dict[str, Hook]) -> None:
+        if len(hooks) != len(self._hooks):  # some plugins may have waited for the new ones
+            registrations = {
+                name: replace(
+                    r, implementations=implementations_of(name, r.plugin, r.source, hooks)
+                )
+                for name, r in registrations.items()
+            }
+        self._registrations, self._hooks, self._callers = registrations, hooks, {}
         self.version += 1
 
     def set_process(self, *, is_main: bool) -> None:
-        """Say whether this is the main process, the only one for plugins that run there alone."""
+        """Set whether this is the main process; only that one calls ``runs_on = "main"`` events."""
         self._is_main_process = is_main
         self._change(self._registrations, self._hooks)
 
     def wrap_calls(self, around: Callable[[Implementation], Call]) -> None:
-        """Call implementations through what `around` makes of each, to time or watch them."""
-        self._around = (*self._around, around)
+        """Replace each implementation's call by ``around(implementation)``, to time or watch it."""
+        self._instruments = (*self._instruments, around)
         self._change(self._registrations, self._hooks)
 
     def unwrap_calls(self, around: Callable[[Implementation], Call]) -> None:
-        """End what `wrap_calls` has begun."""
-        self._around = tuple(other for other in self._around if other != around)
+        """Undo `wrap_calls`."""
+        self._instruments = tuple(other for other in self._instruments if other != around)
         self._change(self._registrations, self._hooks)
 
     # -- Looking --------------------------------------------------------------------------------
 
     @property
-    def plugins(self) -> dict[str, object]:
-        """The plugins by name, in the order in which they are called."""
-        return {registration.name: registration.plugin for registration in self._registrations}
+    def by_name(self) -> dict[str, object]:
+        """The plugins by name, in the order of the calls."""
+        return {name: registration.plugin for name, registration in self._registrations.items()}
 
     @property
     def sources(self) -> dict[str, PluginSource]:
-        """Where each plugin comes from."""
-        return {registration.name: registration.source for registration in self._registrations}
+        """Where each plugin comes from, by its name."""
+        return {name: registration.source for name, registration in self._registrations.items()}
 
     @property
     def hooks(self) -> dict[str, Hook]:
@@ -198,178 +199,122 @@ class PluginManager:
         return dict(self._hooks)
 
     def implementations(self, hook_name: str) -> list[Implementation]:
-        """Who implements a hook, in the order of the calls; wrappers are set up before all.
-
-        Without those that don't run on this process.
+        """A hook's implementations on this process in the order of the calls, wrappers first.
 
         Raises:
-            AttributeError: where there is no such hook, with the nearest name.
+            AttributeError: if there is no such hook, with the nearest name.
         """
-        self._hook(hook_name)
-        last = (self._defaults,) if self._defaults else ()
+        if hook_name not in self._hooks:
+            raise AttributeError(
+                f"There is no hook {hook_name!r}.{nearest(hook_name, self._hooks)}"
+            )
+        every = [one for r in self._registrations.values() for one in r.implementations]
         found = [
-            implementation
-            for registration in (*self._registrations, *last)
-            for implementation in registration.implementations
-            if implementation.hook == hook_name and self._runs_here(implementation.runs_on)
+            one
+            for one in (*every, *self._defaults)
+            if one.hook == hook_name and self._runs_here(one.runs_on)
         ]
-        for around in self._around:
+        for around in self._instruments:
             found = [replace(one, call=around(one)) for one in found]
-        return sorted(found, key=lambda implementation: implementation.rank)
+        return sorted(found, key=lambda one: one.rank)
 
-    def _runs_here(self, where: str) -> bool:
-        return self._is_main_process or where == "all"
-
-    def _hook(self, name: str) -> Hook:
-        if name not in self._hooks:
-            raise AttributeError(f"There is no hook {name!r}.{nearest(name, self._hooks)}")
-        return self._hooks[name]
+    def _runs_here(self, processes: str) -> bool:
+        return self._is_main_process or processes == "all"
 
     # -- Calling --------------------------------------------------------------------------------
 
     @property
-    def hook(self) -> Any:
-        """pluggy's callers, one for each hook, as ``manager.hook.on_init_end(trainer=trainer)``."""
-        if self._relay is None:
-            self._relay = as_pluggy_sees_it(self._hooks, self.implementations)
-        return self._relay.hook
+    def hook(self) -> HookRelay:
+        """The hooks as functions: ``manager.hook.on_init_end(trainer=trainer)``."""
+        return HookRelay(self)
 
     def bind(self, hook_name: str) -> Callable[..., Any] | None:
-        """A fast caller of a hook; None where nobody implements it.
+        """The function that calls a hook, until `version` changes; None if no plugin implements it.
 
         It takes the hook's arguments by name and returns what pluggy does: a list of all results
-        that aren't None; with ``firstresult``, the first of them. It is good until `version`
-        changes. A hook with wrappers is left to pluggy.
+        that aren't None; with ``firstresult``, the first of them.
 
         Raises:
-            AttributeError: where there is no such hook, with the nearest name.
+            AttributeError: if there is no such hook, with the nearest name.
         """
-        implementations = self.implementations(hook_name)
-        if not implementations:
-            return None
-        if any(implementation.wrapper for implementation in implementations):
-            return getattr(self.hook, hook_name)
-        calls = tuple(implementation.call for implementation in implementations)
-
-        def call_first(**arguments: Any) -> Any:
-            for call in calls:
-                result = call(arguments)
-                if result is not None:
-                    return result
-            return None
-
-        def call_all(**arguments: Any) -> list[Any]:
-            results = []
-            for call in calls:
-                result = call(arguments)
-                if result is not None:
-                    results.append(result)
-            return results
-
-        return call_first if self._hooks[hook_name].firstresult else call_all
+        if hook_name not in self._callers:
+            implementations = self.implementations(hook_name)
+            self._callers[hook_name] = make_caller(self._hooks[hook_name], implementations)
+        return self._callers[hook_name]
 
     def call_event(self, name: str, trainer: Any, /, **arguments: Any) -> None:
         """Call an event by name.
 
         Args:
-            name: one of the hooks; any other name reaches each plugin that has such a method,
-                which gets all the arguments.
+            name: a hook; any other name calls each plugin's method of that name, with all the
+                arguments.
             trainer: the trainer.
             **arguments: the event's other arguments.
 
         Raises:
-            TypeError: where a hook's argument is missing.
+            TypeError: if an argument of the hook is missing.
         """
         if name in self._hooks:
-            given = {"trainer": trainer, **arguments}
-            missing = [key for key in self._hooks[name].arguments if key not in given]
-            if missing:
-                raise TypeError(f"The event {name} needs {', '.join(missing)}")
-            bound = self.bind(name)
-            if bound is not None:
-                bound(**given)
+            getattr(self.hook, name)(trainer=trainer, **arguments)
             return
-        for registration in self._registrations:
-            static = inspect.getattr_static(registration.plugin, name, None)
+        for plugin_name, registration in self._registrations.items():
+            plugin = registration.plugin
+            static = inspect.getattr_static(plugin, name, None)
             if static is None or isinstance(static, property | functools.cached_property):
                 continue
-            where = runs_on(registration.plugin)
-            method = getattr(registration.plugin, name)
-            if callable(method) and self._runs_here(where):
-                method = alone(method, registration.name) if where == "main" else method
-                try:
+            method, processes = getattr(plugin, name), runs_on(plugin)
+            if callable(method) and self._runs_here(processes):
+                if processes == "main":
+                    method = main_process_only(method, plugin_name)
+                with blaming(blame_note(f"hook {name}", plugin_name, registration.source)):
                     method(trainer, **arguments)
-                except Exception as error:
-                    blame(error, blame_note(f"hook {name}", registration.name, registration.source))
-                    raise
 
     def call_each(self, name: str, cause: BaseException, /, **arguments: Any) -> None:
-        """Call an event as `cause` passes: what fails in it is noted there, and hides nothing."""
-        for implementation in self.implementations(name):
+        """Call an event while `cause` propagates; what the event raises becomes a note on it."""
+        for one in self.implementations(name):
             try:
-                implementation.call(arguments)
-            except BaseException as error:  # noqa: BLE001 - it is told with its cause
-                where = f"{name} of plugin {implementation.name!r} ({implementation.source})"
-                cause.add_note(f"Then {where} has failed, too: {type(error).__name__}: {error}")
+                one.call(arguments)
+            except BaseException as error:  # noqa: BLE001 - must not hide the cause
+                where = f"{name} of plugin {one.name!r} ({one.source})"
+                cause.add_note(f"Then {where} failed too: {type(error).__name__}: {error}")
 
     # -- Registries -----------------------------------------------------------------------------
 
-    def _mappings(
-        self, hook_name: str, **arguments: Any
-    ) -> list[tuple[Implementation, Mapping[str, Any]]]:
-        mappings = []
-        for implementation in self.implementations(hook_name):
-            mapping = implementation.call(arguments)
-            if mapping is None:
-                continue
-            if not isinstance(mapping, Mapping):
-                raise PluginValidationError(
-                    f"{hook_name} of plugin {implementation.name!r} ({implementation.source}) "
-                    f"returned {type(mapping).__name__}; it must return a mapping from names"
-                )
-            mappings.append((implementation, mapping))
-        return mappings
-
     def registry(self, hook_name: str, **arguments: Any) -> Mapping[str, Any]:
-        """All that the plugins register in a registry hook; values are looked up when asked for.
+        """Everything that plugins register in a registry hook, by name.
 
         Args:
             hook_name: the hook.
-            **arguments: the hook's own.
+            **arguments: the hook's arguments.
 
         Raises:
-            PluginConflictError: where two plugins register one name, naming both.
+            PluginConflictError: if two plugins register one name, naming both.
         """
-        owners: dict[str, Implementation] = {}
-        mappings = self._mappings(hook_name, **arguments)
-        for implementation, mapping in mappings:
-            for key in mapping:
-                other = owners.setdefault(key, implementation)
-                if other is not implementation:
-                    raise _registry_conflict(hook_name, key, [other, implementation])
-        # (The values of some mappings cost an import each, so they aren't copied.)
-        return MappingProxyType(ChainMap(*(mapping for _, mapping in mappings)))  # type: ignore[arg-type]
+        registered = self._registered(hook_name, arguments)
+        merged = ChainMap(*(mapping for _, mapping in registered))  # type: ignore[arg-type]
+        for key in merged:
+            _check_unique(hook_name, key, registered)
+        return MappingProxyType(merged)  # a view, as a value may cost an import
 
     def find(self, hook_name: str, key: str, **arguments: Any) -> Any:
-        """What a plugin registers as `key` in a registry hook.
+        """Find what a plugin registers as `key` in a registry hook.
 
         Args:
             hook_name: the hook.
             key: the name.
-            **arguments: the hook's own.
+            **arguments: the hook's arguments.
 
         Raises:
-            PluginConflictError: where two plugins do, naming both.
-            PluginNotFoundError: where none does, with the nearest name.
+            PluginConflictError: if two plugins register it, naming both.
+            PluginNotFoundError: if no plugin registers it, with the nearest name.
         """
-        mappings = self._mappings(hook_name, **arguments)
-        found = [(owner, mapping) for owner, mapping in mappings if key in mapping]
-        if len(found) > 1:
-            raise _registry_conflict(hook_name, key, [owner for owner, _ in found])
-        if found:
-            return found[0][1][key]
+        registered = self._registered(hook_name, arguments)
+        _check_unique(hook_name, key, registered)
+        for _, mapping in registered:
+            if key in mapping:
+                return mapping[key]
         kind = hook_name.removeprefix("register_")
-        known = sorted({name for _, mapping in mappings for name in mapping})
+        known = sorted({name for _, mapping in registered for name in mapping})
         if not known:
             raise PluginNotFoundError(
                 f"There is no {key!r} among the {kind}: no enabled plugin registers any "
@@ -381,29 +326,30 @@ class PluginManager:
             f"The enabled plugins register {shown}"
         )
 
-    # -- State ----------------------------------------------------------------------------------
+    def _registered(self, hook_name: str, arguments: dict[str, Any]) -> _Registered:
+        found = [(one, one.call(arguments)) for one in self.implementations(hook_name)]
+        for one, mapping in found:
+            if mapping is not None and not isinstance(mapping, Mapping):
+                raise PluginValidationError(
+                    f"{hook_name} of plugin {one.name!r} ({one.source}) returned "
+                    f"{type(mapping).__name__}; it must return a mapping from names"
+                )
+        return [(one, mapping) for one, mapping in found if mapping is not None]
 
-    def _stateful(self) -> dict[str, _Registration]:
-        return {
-            registration.name: registration
-            for registration in self._registrations
-            if self._runs_here(runs_on(registration.plugin))
-            and callable(getattr(registration.plugin, "state_dict", None))
-            and callable(getattr(registration.plugin, "load_state_dict", None))
-        }
+    # -- State ----------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
         """The state of each plugin that has one on this process, by the plugin's name."""
-        return {name: _ask(r, "state_dict") for name, r in self._stateful().items()}
+        return {name: _call(r, "state_dict") for name, r in self._stateful().items()}
 
     def load_state_dict(
         self, states: Mapping[str, Any], *, allow_missing: bool = False, allow_extra: bool = False
     ) -> None:
-        """Give each plugin its state back, by its name.
+        """Restore the plugins' states, by name.
 
         Raises:
-            TrainingStateError: for states of plugins that aren't enabled, and for plugins whose
-                state is missing, unless allowed; then no plugin has got any.
+            TrainingStateError: if there is a state of a plugin that isn't enabled, or none of one
+                that is, unless allowed. No plugin's state has been restored then.
         """
         stateful = self._stateful()
         problems = []
@@ -418,35 +364,40 @@ class PluginManager:
             raise TrainingStateError(f"The plugins' states don't fit: {'; '.join(problems)}")
         for name, registration in stateful.items():
             if name in states:
-                _ask(registration, "load_state_dict", states[name])
+                _call(registration, "load_state_dict", states[name])
+
+    def _stateful(self) -> dict[str, _Registration]:
+        return {
+            name: registration
+            for name, registration in self._registrations.items()
+            if self._runs_here(runs_on(registration.plugin))
+            and callable(getattr(registration.plugin, "state_dict", None))
+            and callable(getattr(registration.plugin, "load_state_dict", None))
+        }
 
 
-# -- Parts of the above ---------------------------------------------------------------------------
-
-
-def _plain(function: Any) -> object:
+def _unbound(function: Any) -> object:
     return getattr(function, "__func__", function)
 
 
-def _ask(registration: _Registration, method: str, *arguments: Any) -> Any:
-    try:
+def _call(registration: _Registration, method: str, *arguments: Any) -> Any:
+    with blaming(blame_note(method, registration.name, registration.source)):
         return getattr(registration.plugin, method)(*arguments)
-    except Exception as error:
-        blame(error, blame_note(method, registration.name, registration.source))
-        raise
 
 
-def _registry_conflict(
-    hook_name: str, key: str, owners: list[Implementation]
-) -> PluginConflictError:
-    claims = " and by ".join(f"the plugin {owner.name!r} ({owner.source})" for owner in owners)
-    return PluginConflictError(
-        f"{key!r} among the {hook_name.removeprefix('register_')} is registered by {claims}"
-    )
+def _check_unique(hook_name: str, key: str, registered: _Registered) -> None:
+    owners = [
+        f"the plugin {one.name!r} ({one.source})" for one, names in registered if key in names
+    ]
+    if len(owners) > 1:
+        kind = hook_name.removeprefix("register_")
+        raise PluginConflictError(
+            f"{key!r} among the {kind} is registered by {' and by '.join(owners)}"
+        )
 
 
 def free_name(name: str, taken: Mapping[str, Any]) -> str:
-    """`name`, or with a number behind it where it is taken."""
+    """`name`, or with a number added if it is taken."""
     number, free = 1, name
     while free in taken:
         number += 1
@@ -458,7 +409,7 @@ def build(plugin_class: type) -> object:
     """Build a plugin without arguments.
 
     Raises:
-        PluginLoadError: where it needs some, or its constructor fails.
+        PluginLoadError: if the constructor needs arguments or fails.
     """
     try:
         return plugin_class()

@@ -1,4 +1,4 @@
-"""Plugins whose events are the main process' own: ``runs_on = "main"``."""
+"""Plugins whose events only the main process calls: ``runs_on = "main"``."""
 
 from __future__ import annotations
 
@@ -8,44 +8,44 @@ from contextvars import ContextVar
 from typing import Any
 
 RUNS_ON = ("all", "main")
-"""What a plugin's attribute ``runs_on`` may say; without one, it is ``"all"``."""
+"""The values of a plugin's attribute ``runs_on``; the default is ``"all"``."""
 
-_alone: ContextVar[str | None] = ContextVar("_alone", default=None)
-"""The plugin that is called on the main process only, while it is."""
+_main_only_plugin: ContextVar[str | None] = ContextVar("_main_only_plugin", default=None)
+"""The plugin that runs now, if only the main process calls it."""
 
 
 def runs_on(plugin: object) -> Any:
-    """On which processes a plugin wants its events: what its attribute ``runs_on`` says."""
+    """The processes that call a plugin's events: its attribute ``runs_on``."""
     return inspect.getattr_static(plugin, "runs_on", "all")
 
 
-def alone(call: Callable[..., Any], name: str) -> Callable[..., Any]:
-    """The same call, in which nothing may wait for the other processes, as they don't make it.
+def main_process_only(call: Callable[..., Any], name: str) -> Callable[..., Any]:
+    """The same call, in which collectives raise, as the other processes don't make it.
 
     Args:
         call: calls the plugin.
         name: the plugin's name.
     """
 
-    def call_out_of_step(*arguments: Any, **keywords: Any) -> Any:
-        token = _alone.set(name)
+    def call_without_collectives(*arguments: Any, **keywords: Any) -> Any:
+        token = _main_only_plugin.set(name)
         try:
             return call(*arguments, **keywords)
         finally:
-            _alone.reset(token)
+            _main_only_plugin.reset(token)
 
-    return call_out_of_step
+    return call_without_collectives
 
 
 def check_collectives_allowed() -> None:
-    """See that the other processes come here, too; on one process as well, where it would do.
+    """Check that all processes get here; on a single process too, so that it shows early.
 
     Raises:
         RuntimeError: in an event of a plugin that runs on the main process only.
     """
-    name = _alone.get()
+    name = _main_only_plugin.get()
     if name is not None:
         raise RuntimeError(
-            f"The plugin {name!r} runs on the main process only, and would wait here for the "
-            'others for ever: with runs_on = "all" it may gather, evaluate and predict'
+            f"The plugin {name!r} runs on the main process only, so a collective would wait for "
+            'the other processes for ever. Set runs_on = "all" to gather, evaluate or predict'
         )

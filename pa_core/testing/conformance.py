@@ -434,7 +434,7 @@ def _fail(message: str) -> NoReturn:
 
 
 def _instrument(trainer: Trainer, plugin: Any, around: Callable[[Implementation], Call]) -> None:
-    (name,) = [name for name, found in trainer.plugins.plugins.items() if found is plugin]
+    (name,) = [name for name, found in trainer.plugins.by_name.items() if found is plugin]
 
     def around_this(found: Implementation) -> Call:
         return around(found) if found.name == name and not found.wrapper else found.call

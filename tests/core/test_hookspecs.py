@@ -11,7 +11,12 @@ from pa_core.plugins.manager import PluginManager
 
 ROOT = Path(__file__).parents[2]
 HOOKS = PluginManager().hooks
-TAIL = re.compile(r"When: .+\.\s+Runs on: .+\.\s+May synchronise: (yes|no)\b[^.]*\.", re.DOTALL)
+TAIL = re.compile(
+    r"When: .+\.\s+Runs on: .+\.\s+"
+    r"(Collectives allowed: (yes|no)\b[^.]*\.\s+Reads the device|May synchronise): "
+    r"(yes|no)\b[^.]*\.",
+    re.DOTALL,
+)
 every_hook = pytest.mark.parametrize("name", HOOKS)
 
 EVENTS = """
@@ -48,7 +53,7 @@ def test_every_function_of_the_module_is_a_hook():
 @every_hook
 def test_a_hook_is_documented_with_its_arguments_and_the_fixed_tail(name):
     text = inspect.getdoc(HOOKS[name].function) or ""
-    assert TAIL.search(text), f"{name} doesn't say when, where, and whether it may synchronise"
+    assert TAIL.search(text), f"{name} doesn't say when, where, and what it allows"
     assert TAIL.search(text).end() == len(text), f"{name} says something after the tail"
     documented = re.findall(r"^    (\w+): ", text, re.MULTILINE)
     if HOOKS[name].arguments not in ((), ("trainer",)):

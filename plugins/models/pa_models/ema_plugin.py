@@ -232,8 +232,8 @@ class ModelEmaCallback(EmaPlugin):
                 "eval_dataset: pass one to train(), or use evaluate_during_training=False"
             )
         super().on_training_run_start(trainer)
-        trainer_classes = {type(plugin) for plugin in trainer.plugins.plugins.values()}
-        for name, callback in self.callback_handler.plugins.plugins.items():
+        trainer_classes = {type(plugin) for plugin in trainer.plugins.by_name.values()}
+        for name, callback in self.callback_handler.plugins.by_name.items():
             if type(callback) in trainer_classes:
                 self.callback_handler.plugins.unregister(name)
 

@@ -75,7 +75,7 @@ def fine_tune(
         raise ValueError(
             f"base_lr and lr_mult must be positive numbers, got {base_lr!r} and {lr_mult!r}"
         )
-    for name, plugin in trainer.plugins.plugins.items():
+    for name, plugin in trainer.plugins.by_name.items():
         if isinstance(plugin, GradualUnfreezingCallback):
             raise ValueError(
                 f"fine_tune does its own unfreezing and conflicts with the plugin {name!r}: "

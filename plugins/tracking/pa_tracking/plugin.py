@@ -138,7 +138,7 @@ class TrackingPlugin:
             self._measured_at, self._norm = state["measured_at"], state["norm"]
 
     def _state_file(self, trainer: Trainer, state_dir: Path) -> Path:
-        plugins = trainer.plugins.plugins.items()
+        plugins = trainer.plugins.by_name.items()
         name = next(name for name, plugin in plugins if plugin is self)
         return state_dir / f"plugin-{name.replace(':', '-')}.json"
 

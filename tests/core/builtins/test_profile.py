@@ -205,7 +205,7 @@ def test_the_report_is_written_as_json(tmp_path):
     trainer = make_trainer(profile)
     trainer.train(tiny_data(16), 1)
     written = json.loads((tmp_path / "new" / "profile.json").read_text())
-    assert written == profile.report() == trainer.plugins.plugins["profile"].report()
+    assert written == profile.report() == trainer.plugins.by_name["profile"].report()
 
 
 def test_a_trace_holds_some_steps_with_the_names_of_phases_and_plugins(tmp_path, capsys):

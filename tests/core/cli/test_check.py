@@ -180,7 +180,7 @@ def test_a_fast_dev_run_does_everything_once_at_the_length_of_the_whole(tmp_path
     assert (saves.save_dir / "final").is_dir()
     trainer.evaluate(tiny_data(44))
     assert counts.eval_batches == 2
-    plugin = trainer.plugins.plugins["fast_dev_run"]
+    plugin = trainer.plugins.by_name["fast_dev_run"]
     trainer.plugins.unregister("fast_dev_run")
     plugin._removal()
     assert not folder.exists()
@@ -206,4 +206,4 @@ def test_the_environment_turns_it_on_and_a_value_that_makes_no_sense_is_told(mon
     with pytest.raises(ValueError, match="PA_CORE_FAST_DEV_RUN must be 1 or 0, not 'yes'"):
         make_trainer()
     monkeypatch.setenv("PA_CORE_FAST_DEV_RUN", "0")
-    assert make_trainer().plugins.plugins == {}
+    assert make_trainer().plugins.by_name == {}

@@ -1,4 +1,4 @@
-"""Plugins are found without being imported, and loaded with a name on every mistake."""
+"""Discovery of plugins without importing them, and loading them with helpful errors."""
 
 import subprocess
 import sys
@@ -86,7 +86,7 @@ def test_a_class_a_module_and_an_object_inside_are_loaded(site):
         ("pa_fine:Plugni", "AttributeError: module 'pa_fine' has no attribute 'Plugni'"),
     ],
 )
-def test_what_cannot_be_imported_is_told_with_plugin_distribution_and_remedy(site, target, reason):
+def test_a_failing_import_names_plugin_distribution_and_remedy(site, target, reason):
     site.module("pa_broken", "import nonesuch_library")
     site.module("pa_fine", "")
     source = PluginSource("mine", target, "installed", "pa-mine", "3.2")
@@ -122,7 +122,7 @@ def test_a_file_that_fails_leaves_nothing_behind(tmp_path):
     assert set(sys.modules) == before
 
 
-def test_a_file_that_is_not_there_is_told(tmp_path):
+def test_a_missing_file_is_an_error(tmp_path):
     with pytest.raises(PluginLoadError, match=r"no plugin file .*nonesuch.py"):
         file_plugin(tmp_path / "nonesuch.py")
 
@@ -149,7 +149,9 @@ def test_code_from_an_installed_package_has_its_distribution(site):
     assert str(source) == "pa-coded 4.5"
 
 
-def test_code_of_ones_own_has_no_distribution_whatever_its_name(site, tmp_path, monkeypatch):
+def test_code_that_is_not_installed_has_no_distribution_whatever_its_name(
+    site, tmp_path, monkeypatch
+):
     site.install("pa-mine", "4.5")
     with site_in(tmp_path / "project", monkeypatch) as project:
         project.module("pa_mine", "class Plugin: ...\n")

@@ -1,4 +1,4 @@
-"""explain: the loop as it is, who is called in it, and whose value counts."""
+"""`explain`: the loop, the implementations of each hook, and whose value is used."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from pa_core import Trainer, TrainerCallback, hookimpl, hookspec
-from pa_core.plugins.explain import LOOP, explain
+from pa_core.plugins.explain import LOOP, describe_loop
 from pa_core.plugins.manager import PluginManager
 from tests.builtin_trainer import make_trainer
 from tests.helpers import tiny_data
@@ -16,7 +16,7 @@ NAMES = [line.strip() for line in LOOP.strip().splitlines() if line.strip().isid
 
 
 class Everything(TrainerCallback):
-    """Is told of each event, and notes it."""
+    """Records each event."""
 
     def __init__(self):
         self.seen = []
@@ -67,12 +67,12 @@ class OwnUpdate(OwnLoss):
 
 
 def step(trainer, name):
-    data = explain(trainer.plugins, trainer_class=type(trainer))
+    data = describe_loop(trainer.plugins, trainer_class=type(trainer))
     (found,) = [step for step in data["loop"] if step["name"] == name]
     return found
 
 
-def test_the_loop_has_each_hook_once_and_only_methods_that_there_are():
+def test_the_loop_has_each_hook_once_and_only_existing_methods():
     hooks = PluginManager().hooks
     assert sorted(name for name in NAMES if name in hooks) == sorted(hooks)
     methods = [name for name in NAMES if name not in hooks]
@@ -91,7 +91,7 @@ def test_the_loop_is_in_the_order_of_a_run():
 
 def test_overridden_methods_are_named_with_class_file_and_line():
     trainer = make_trainer(trainer_class=OwnUpdate)
-    overrides = explain(trainer.plugins, trainer_class=OwnUpdate)["trainer"]["overrides"]
+    overrides = describe_loop(trainer.plugins, trainer_class=OwnUpdate)["trainer"]["overrides"]
     assert [(one["method"], one["class"].rpartition(".")[2]) for one in overrides] == [
         ("optimizer_step", "OwnUpdate"),
         ("_create_accelerator", "OwnUpdate"),
@@ -103,7 +103,7 @@ def test_overridden_methods_are_named_with_class_file_and_line():
         assert f"def {one['method']}(" in lines[one["line"] - 1]
     assert step(trainer, "optimizer_step")["overridden"] == overrides[0]
     assert step(trainer, "backward_step")["overridden"] is None
-    assert explain(make_trainer().plugins)["trainer"]["overrides"] == []
+    assert describe_loop(make_trainer().plugins)["trainer"]["overrides"] == []
 
 
 @pytest.mark.parametrize(
@@ -111,11 +111,11 @@ def test_overridden_methods_are_named_with_class_file_and_line():
     [
         (Trainer, (), "pa_core", "the core's default"),
         (Trainer, (Around(),), "pa_core", "the core's default"),
-        (Trainer, (Around(), Loss("x")), "Loss", "plugin Loss is asked first"),
-        (OwnLoss, (Loss("x"),), "OwnLoss", "OwnLoss overrides it; plugins are asked where it"),
+        (Trainer, (Around(), Loss("x")), "Loss", "plugin Loss is called first"),
+        (OwnLoss, (Loss("x"),), "OwnLoss", "OwnLoss overrides it; plugins are called where it"),
     ],
 )
-def test_it_says_whose_value_counts_and_why(trainer_class, plugins, who, why):
+def test_it_says_whose_value_is_used_and_why(trainer_class, plugins, who, why):
     decides = step(
         make_trainer(*plugins, trainer_class=trainer_class), "calculate_train_batch_loss"
     )["decides"]
@@ -158,7 +158,7 @@ def test_implementations_come_in_the_order_of_the_calls_with_their_marks():
     ]
 
 
-def test_hooks_that_plugins_specify_are_there_too():
+def test_hooks_that_plugins_specify_are_listed():
     class Specifies:
         @hookspec
         def on_moonrise(self, trainer): ...

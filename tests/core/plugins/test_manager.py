@@ -1,9 +1,11 @@
-"""The plugin manager: order, signatures, blame, and each of pluggy's traps."""
+"""The plugin manager: order, arguments, notes on exceptions, and plugins that pluggy can't take."""
 
 from __future__ import annotations
 
+import asyncio
 import functools
 import traceback
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -40,12 +42,12 @@ def bound(manager, hook) -> Any:
 
 
 def calls_of(manager, hook, **arguments):
-    """What a hook returns, bound and through pluggy's relay."""
+    """What a hook returns, bound and through the relay."""
     return bound(manager, hook)(**arguments), getattr(manager.hook, hook)(**arguments)
 
 
 def says(name, log, hook="on_init_end", **options):
-    """A plugin that notes its name when it is called."""
+    """A plugin that logs its name when it is called."""
 
     class Plugin:
         pass
@@ -131,7 +133,7 @@ def test_the_first_result_that_is_not_none_ends_a_provider():
     assert calls_of(manager_of(Gives(None)), "create_scheduler", trainer=None) == (None, None)
 
 
-def test_the_hosts_own_implementation_is_last_and_is_no_plugin():
+def test_the_hosts_own_implementation_is_called_last_and_is_not_a_plugin():
     class Core:
         @hookimpl(trylast=True)
         def create_scheduler(self, trainer):
@@ -145,22 +147,33 @@ def test_the_hosts_own_implementation_is_last_and_is_no_plugin():
     manager = manager_of(Plugin(), defaults=Core())
     assert calls_of(manager, "create_scheduler", trainer=None) == ("the core's", "the core's")
     assert calls_of(manager, "create_scheduler", trainer=1) == (1, 1)
-    assert list(manager.plugins) == ["Plugin"]
+    assert list(manager.by_name) == ["Plugin"]
 
 
 # -- Binding --------------------------------------------------------------------------------------
 
 
-def test_a_hook_that_nobody_implements_is_bound_to_nothing():
+def test_a_hook_without_implementations_is_bound_to_none():
     assert manager_of(says("a", [])).bind("on_exception") is None
 
 
-def test_a_hook_that_does_not_exist_cannot_be_bound():
+def test_an_unknown_hook_cannot_be_bound():
     with pytest.raises(AttributeError, match="'on_trian_step_end'. Did you mean 'on_train_step_en"):
         PluginManager().bind("on_trian_step_end")
 
 
-def test_the_version_grows_when_plugins_or_hooks_come_or_go():
+def test_the_relay_calls_any_hook_by_name_and_checks_its_arguments():
+    hook = manager_of(says("a", [])).hook
+    assert hook.on_exception(trainer=None, exception=None) == []
+    assert hook.create_scheduler(trainer=None) is None
+    for name in ("on_train_step_end", "create_train_dataloader"):
+        with pytest.raises(TypeError, match=f"The hook {name} needs batch"):
+            getattr(hook, name)(trainer=None)
+    with pytest.raises(AttributeError, match="'on_int_end'. Did you mean 'on_init_end'"):
+        _ = hook.on_int_end
+
+
+def test_the_version_grows_when_plugins_or_hooks_are_added_or_removed():
     class Specs:
         @staticmethod
         @hookspec
@@ -179,7 +192,7 @@ def test_the_version_grows_when_plugins_or_hooks_come_or_go():
     assert versions == sorted(set(versions))
 
 
-def test_what_was_bound_and_relayed_follows_after_a_change():
+def test_callers_follow_a_change_of_the_plugins():
     log = []
     manager = manager_of(says("a", log))
     manager.register(says("b", log), "b")
@@ -207,9 +220,9 @@ def test_an_instance_a_class_and_a_module_are_plugins():
     instance = Counts()
     manager = manager_of(instance, Counts, module)
     bound(manager, "on_init_end")(trainer=1)
-    assert list(manager.plugins) == ["Counts", "Counts:2", "plugin_module"]
-    assert manager.plugins["Counts"] is instance
-    assert [manager.plugins[name].count for name in ("Counts", "Counts:2")] == [1, 1]
+    assert list(manager.by_name) == ["Counts", "Counts:2", "plugin_module"]
+    assert manager.by_name["Counts"] is instance
+    assert [manager.by_name[name].count for name in ("Counts", "Counts:2")] == [1, 1]
     assert module.seen == [1]
 
 
@@ -240,10 +253,10 @@ def test_a_file_with_functions_is_a_plugin_and_so_is_a_file_with_one_class(tmp_p
             source = PluginSource(file.stem, str(file), "file")
             manager.register(load_plugin(source), file.stem, source)
         calls_of(manager, "on_init_end", trainer=5)
-        assert [plugin.seen for plugin in manager.plugins.values()] == [[5, 5], [5, 5]]
+        assert [plugin.seen for plugin in manager.by_name.values()] == [[5, 5], [5, 5]]
 
 
-def test_marks_on_static_and_class_methods_count_on_either_side_of_the_decorator():
+def test_static_and_class_methods_may_be_marked_on_either_side_of_their_decorator():
     log = []
 
     class Plugin:
@@ -268,7 +281,7 @@ def test_marks_on_static_and_class_methods_count_on_either_side_of_the_decorator
     assert log[::2] == log[1::2] == ["static, marked inside", "static, marked outside", "Plugin"]
 
 
-def test_a_callback_may_carry_marked_functions_and_functions_of_its_instance():
+def test_a_callback_may_have_marked_functions_and_functions_of_its_instance():
     class Plugin(TrainerCallback):
         @hookimpl
         def create_scheduler(self, trainer):
@@ -286,7 +299,7 @@ def test_a_callback_may_carry_marked_functions_and_functions_of_its_instance():
     assert bound(manager, "on_init_end")(trainer=None) == ["of the instance"]
 
 
-def test_what_is_not_overridden_is_no_implementation():
+def test_only_overridden_methods_are_implementations():
     class Base(TrainerCallback):
         def on_init_end(self, trainer):
             return "base"
@@ -299,7 +312,7 @@ def test_what_is_not_overridden_is_no_implementation():
     assert [name for name in manager.hooks if manager.bind(name)] == ["on_init_end"]
 
 
-def test_what_the_base_class_of_callbacks_defines_itself_is_no_implementation():
+def test_methods_of_the_base_class_of_callbacks_are_not_implementations():
     class Base:
         _is_trainer_callback = True
 
@@ -313,12 +326,14 @@ def test_what_the_base_class_of_callbacks_defines_itself_is_no_implementation():
 
 
 @pytest.mark.parametrize("wrong", [len, "metrics"])
-def test_a_function_or_a_name_is_no_plugin(wrong):
-    with pytest.raises(PluginValidationError, match="is no plugin: that is a class, an instance"):
+def test_a_function_or_a_name_is_not_a_plugin(wrong):
+    with pytest.raises(
+        PluginValidationError, match="is not a plugin; a plugin is a class, an inst"
+    ):
         PluginManager().register(wrong)
 
 
-def test_a_class_that_cannot_be_built_is_told_with_its_reason():
+def test_a_class_that_cannot_be_built_is_reported_with_its_reason():
     class Needs:
         def __init__(self, more): ...
 
@@ -414,7 +429,7 @@ def test_an_implementation_gets_the_arguments_that_it_takes(function, expected, 
         (lambda trainer, *, loss: 0, "takes loss, which the hook doesn't offer"),
     ],
 )
-def test_an_argument_that_the_hook_has_not_is_told_with_the_nearest(function, message):
+def test_an_unknown_argument_is_reported_with_the_nearest(function, message):
     class Plugin(TrainerCallback):
         on_train_step_end = staticmethod(function)
 
@@ -422,7 +437,7 @@ def test_an_argument_that_the_hook_has_not_is_told_with_the_nearest(function, me
         PluginManager().register(Plugin)
 
 
-def test_a_registry_has_no_trainer_to_give():
+def test_a_registry_has_no_trainer():
     class Plugin:
         @hookimpl
         def register_models(self, anything):
@@ -435,7 +450,7 @@ def test_a_registry_has_no_trainer_to_give():
 # -- Mistakes -------------------------------------------------------------------------------------
 
 
-def test_an_event_that_does_not_exist_is_told_with_plugin_and_nearest_hook():
+def test_an_unknown_event_is_reported_with_plugin_and_nearest_hook():
     class Mistyped(TrainerCallback):
         def on_trian_step_end(self, trainer): ...
 
@@ -443,7 +458,7 @@ def test_an_event_that_does_not_exist_is_told_with_plugin_and_nearest_hook():
         PluginManager().register(Mistyped)
 
 
-def test_a_marked_function_of_no_hook_is_told():
+def test_a_marked_function_without_a_hook_is_reported():
     class Mistyped:
         @hookimpl
         def crate_scheduler(self, trainer): ...
@@ -452,7 +467,7 @@ def test_a_marked_function_of_no_hook_is_told():
         PluginManager().register(Mistyped)
 
 
-def test_all_mistakes_of_a_plugin_are_told_at_once():
+def test_all_mistakes_of_a_plugin_are_reported_at_once():
     class Mistyped(TrainerCallback):
         def on_trian_step_end(self, trainer): ...
 
@@ -462,7 +477,7 @@ def test_all_mistakes_of_a_plugin_are_told_at_once():
         PluginManager().register(Mistyped)
 
 
-def test_a_forgotten_mark_is_told():
+def test_a_forgotten_mark_is_reported():
     class Forgotten:
         def on_init_end(self, trainer): ...
 
@@ -480,7 +495,7 @@ def test_a_forgotten_mark_is_told():
         PluginManager().register(Empty)
 
 
-def test_what_does_not_begin_with_on_is_never_checked():
+def test_methods_that_do_not_begin_with_on_are_not_checked():
     class Helpful(TrainerCallback):
         ongoing = True
 
@@ -513,6 +528,83 @@ def test_an_old_hookwrapper_and_a_wrapper_without_yield_are_refused():
         PluginManager().register(OfRegistry)
 
 
+async def _coroutine(trainer): ...
+
+
+async def _async_generator(trainer):
+    yield
+
+
+def _generator(trainer):
+    yield
+
+
+@functools.wraps(_generator)
+def _decorated_generator(*args):
+    return _generator(*args)
+
+
+@pytest.mark.parametrize(
+    ("function", "message"),
+    [
+        (_coroutine, "on_init_end is async; .* use a plain def"),
+        (_async_generator, "on_init_end is async"),
+        (functools.partial(_coroutine), "on_init_end is async"),
+        (_generator, r"on_init_end has a yield.* Mark a wrapper @hookimpl\(wrapper=True\)"),
+        (_decorated_generator, "on_init_end has a yield"),
+    ],
+)
+def test_a_coroutine_or_a_generator_is_refused(function, message):
+    class Callback(TrainerCallback):
+        on_init_end = staticmethod(function)
+
+    class Marked:
+        on_init_end = staticmethod(hookimpl(function))
+
+    for plugin in (Callback, Marked):
+        with pytest.raises(PluginValidationError, match=f"'{plugin.__name__}'.*{message}"):
+            PluginManager().register(plugin)
+
+
+def test_a_decorator_that_runs_a_coroutine_makes_it_a_plain_function():
+    @functools.wraps(_coroutine)
+    def runs(trainer):
+        asyncio.run(_coroutine(trainer))
+        return "ran"
+
+    manager = manager_of(type("Runs", (), {"on_init_end": staticmethod(hookimpl(runs))}))
+    assert calls_of(manager, "on_init_end", trainer=None) == (["ran"], ["ran"])
+
+
+def test_an_async_wrapper_is_refused():
+    class Plugin:
+        @hookimpl(wrapper=True)
+        async def run_training(self, trainer):
+            yield
+
+    with pytest.raises(PluginValidationError, match="run_training is async"):
+        PluginManager().register(Plugin)
+
+
+def test_implementing_a_deprecated_hook_warns_with_the_place_of_the_implementation():
+    class Specs:
+        @hookspec(warn_on_impl=DeprecationWarning("on_lunch is now on_dinner"))
+        def on_lunch(self, trainer): ...
+
+    class Plugin:
+        @hookimpl
+        def on_lunch(self, trainer): ...
+
+    manager = PluginManager()
+    manager.add_hookspecs(Specs())
+    with pytest.warns(DeprecationWarning, match="on_lunch is now on_dinner") as caught:
+        manager.register(Plugin)
+    assert [warning.filename for warning in caught] == [__file__]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        manager.hook.on_lunch(trainer=None)
+
+
 def test_nothing_is_half_registered_after_an_error():
     class Half(TrainerCallback):
         def on_init_end(self, trainer):
@@ -525,7 +617,7 @@ def test_nothing_is_half_registered_after_an_error():
     version = manager.version
     with pytest.raises(PluginValidationError):
         manager.register(Half(), "half")
-    assert list(manager.plugins) == list(manager.sources) == ["Plugin"]
+    assert list(manager.by_name) == list(manager.sources) == ["Plugin"]
     assert manager.version == version
     calls_of(manager, "on_init_end", trainer=None)
     assert manager.register(Counts(), "half") == "half"
@@ -590,7 +682,7 @@ def test_plugins_that_are_equal_unhashable_or_falsy_work_like_any_other():
     second.name = "gone"
     calls_of(manager, "on_init_end", trainer=None)
     assert log == ["x"] * 6
-    assert list(manager.plugins.values()) == [first]
+    assert list(manager.by_name.values()) == [first]
 
 
 def test_an_object_that_makes_up_attributes_claims_no_hooks():
@@ -715,7 +807,7 @@ def test_a_wrapper_that_yields_twice_or_not_is_blamed():
 
 
 @pytest.mark.parametrize("error", [StopTrainingError, KeyboardInterrupt])
-def test_stopping_is_nobodys_fault(error):
+def test_stopping_adds_no_note(error):
     class Stops(TrainerCallback):
         def on_init_end(self, trainer):
             raise error
@@ -728,7 +820,7 @@ def test_stopping_is_nobodys_fault(error):
 # -- Other events ---------------------------------------------------------------------------------
 
 
-def test_call_event_calls_a_hook_with_what_each_takes():
+def test_call_event_gives_each_implementation_the_arguments_that_it_takes():
     seen = []
 
     class Plugin(TrainerCallback):
@@ -807,7 +899,7 @@ def test_a_plugin_may_specify_hooks_that_others_implement_in_either_order(plugin
     assert bound(manager, "on_init_end")(trainer=manager) == ["pie", "pie"]
 
 
-def test_an_implementation_that_does_not_fit_a_later_hookspec_is_told_and_nothing_changes():
+def test_an_implementation_that_does_not_match_a_later_hookspec_is_an_error_that_changes_nothing():
     class Odd:
         @hookimpl(optionalhook=True)
         def choose_dish(self, trainer, wine):
@@ -817,10 +909,10 @@ def test_an_implementation_that_does_not_fit_a_later_hookspec_is_told_and_nothin
     with pytest.raises(PluginValidationError, match=r"'Odd'.*choose_dish takes wine.* menu"):
         manager.register(LunchPlugin)
     assert "choose_dish" not in manager.hooks
-    assert list(manager.plugins) == ["Odd"]
+    assert list(manager.by_name) == ["Odd"]
 
 
-def test_hookspecs_are_added_once_with_plain_arguments_and_not_out_of_nothing():
+def test_hookspecs_are_added_once_and_have_plain_arguments():
     class Again:
         @hookspec
         def on_init_end(self, trainer): ...
@@ -844,7 +936,7 @@ def test_hookspecs_are_added_once_with_plain_arguments_and_not_out_of_nothing():
 
 
 @pytest.mark.parametrize("form", ["a class", "an object", "a module"])
-def test_hookspecs_may_stand_in_a_class_an_object_or_a_module(form):
+def test_hookspecs_may_be_in_a_class_an_object_or_a_module(form):
     module = ModuleType("specs")
     module.choose_dish = hookspec(firstresult=True)(lambda trainer, menu: None)
 
@@ -877,7 +969,7 @@ def test_a_registry_finds_by_name_and_merges():
     assert dict(manager.registry("register_models")) == {"a": 1, "b": 2}
 
 
-def test_a_registry_looks_a_value_up_when_it_is_asked_for():
+def test_a_registry_looks_a_value_up_only_on_access():
     class Costly(dict):
         def __getitem__(self, key):
             assert key == "cheap", "looked up"
@@ -890,7 +982,7 @@ def test_a_registry_looks_a_value_up_when_it_is_asked_for():
     assert registry["cheap"] == 1
 
 
-def test_a_name_that_nobody_registers_is_told_with_the_nearest():
+def test_an_unknown_name_is_reported_with_the_nearest():
     manager = manager_of(Registers({"resnet18": 1, "resnet50": 2}))
     message = "no 'resnet81' among the models. Did you mean 'resnet18'.*register resnet18, resnet50"
     with pytest.raises(PluginNotFoundError, match=message):
@@ -899,7 +991,7 @@ def test_a_name_that_nobody_registers_is_told_with_the_nearest():
         PluginManager().find("register_models", "resnet18")
 
 
-def test_a_name_that_two_register_is_a_conflict_that_names_both_when_it_is_asked_for():
+def test_a_name_registered_twice_is_a_conflict_that_names_both_plugins_on_access():
     manager = manager_of(Registers({"a": 1, "c": 3}), Registers({"a": 2, "b": 2}))
     assert manager.find("register_models", "b") == 2
     with pytest.raises(PluginConflictError, match=r"'a'.*'Registers' .* 'Registers:2'"):
@@ -938,13 +1030,13 @@ def test_state_is_saved_and_restored_by_name_whatever_the_order():
     for name in ("stateful:f1", "stateful:loss"):
         other.register(Stateful(), name)
     other.load_state_dict(states)
-    assert {name: plugin.value for name, plugin in other.plugins.items()} == {
+    assert {name: plugin.value for name, plugin in other.by_name.items()} == {
         "stateful:f1": 2,
         "stateful:loss": 1,
     }
 
 
-def test_states_that_do_not_fit_are_named_and_nobody_gets_any():
+def test_states_that_do_not_match_are_named_and_none_is_restored():
     manager = PluginManager()
     manager.register(Stateful(), "kept")
     manager.register(Stateful(), "missing")
@@ -958,7 +1050,7 @@ def test_states_that_do_not_fit_are_named_and_nobody_gets_any():
         manager.load_state_dict(states, allow_missing=True)
     assert manager.state_dict() == {"kept": {"value": 0}, "missing": {"value": 0}}
     manager.load_state_dict(states, allow_extra=True, allow_missing=True)
-    assert manager.plugins["kept"].value == 5
+    assert manager.by_name["kept"].value == 5
 
 
 def test_an_exception_in_a_plugins_state_is_blamed_on_it():
@@ -981,5 +1073,5 @@ def test_a_builtin_that_code_gives_has_its_own_name_and_our_distribution():
     from pa_core.callbacks import PrintProgressCallback
 
     manager = manager_of(PrintProgressCallback, PrintProgressCallback())
-    assert list(manager.plugins) == ["print_progress", "print_progress:2"]
+    assert list(manager.by_name) == ["print_progress", "print_progress:2"]
     assert {source.distribution for source in manager.sources.values()} == {"pa-core"}

@@ -1,4 +1,4 @@
-"""Plugins that run on the main process only; `tests.distributed` has them on two."""
+"""Plugins that run on the main process only; `tests.distributed` runs them on two."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.helpers import tiny_data
 
 
 class Notes:
-    """Notes which of its functions were called, and has a hook of each kind."""
+    """Implements a hook of each kind, and records the calls."""
 
     runs_on = "main"
 
@@ -74,7 +74,7 @@ def call_all(manager: PluginManager) -> None:
         (False, ["around a run"]),
     ],
 )
-def test_events_are_the_main_process_own_and_all_else_is_everywhere(is_main, called):
+def test_only_the_main_process_calls_events_and_every_process_the_other_hooks(is_main, called):
     manager, plugin = PluginManager(), Notes()
     manager.register(plugin)
     manager.set_process(is_main=is_main)
@@ -86,7 +86,7 @@ def test_events_are_the_main_process_own_and_all_else_is_everywhere(is_main, cal
     assert bool(manager.bind("on_init_end")) == is_main
 
 
-def test_what_was_bound_before_is_out_of_date_once_the_process_is_known():
+def test_callers_bound_earlier_are_out_of_date_once_the_process_is_known():
     manager, plugin = PluginManager(), Notes()
     manager.register(plugin)
     manager.hook.on_init_end(trainer=None)
@@ -97,7 +97,7 @@ def test_what_was_bound_before_is_out_of_date_once_the_process_is_known():
     assert plugin.called == ["event"]
 
 
-def test_a_module_and_an_instance_may_say_it_too():
+def test_a_module_and_an_instance_may_set_runs_on():
     module = ModuleType("of_a_file")
     module.on_init_end = hookimpl(lambda: None)
     module.runs_on = "main"
@@ -111,7 +111,7 @@ def test_a_module_and_an_instance_may_say_it_too():
 
 
 @pytest.mark.parametrize("wrong", ["first", None, property(lambda self: "main")])
-def test_any_other_place_is_told(wrong):
+def test_any_other_value_is_an_error(wrong):
     plugin = type("Lost", (TrainerCallback,), {"runs_on": wrong})
     with pytest.raises(PluginValidationError, match='runs_on must be "all" or "main", not'):
         PluginManager().register(plugin)
@@ -129,9 +129,7 @@ WAITS = {
 
 
 @pytest.mark.parametrize("way", WAITS)
-def test_what_would_wait_for_the_others_is_an_error_on_one_process_already(
-    way, tmp_path, monkeypatch
-):
+def test_collectives_are_an_error_on_a_single_process_too(way, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
     class Waits(TrainerCallback):
@@ -149,7 +147,7 @@ def test_what_would_wait_for_the_others_is_an_error_on_one_process_already(
     make_trainer(Waits).train(tiny_data(8), 1)
 
 
-def test_an_event_by_any_name_may_not_wait_either():
+def test_collectives_are_an_error_in_an_event_by_any_name():
     class Waits(TrainerCallback):
         runs_on = "main"
 
@@ -162,7 +160,7 @@ def test_an_event_by_any_name_may_not_wait_either():
     assert trainer.gather(torch.ones(2)).tolist() == [1, 1]  # and it is over then
 
 
-def test_what_is_asked_for_on_the_main_process_is_granted():
+def test_a_request_of_the_main_process_is_granted():
     class Asks(TrainerCallback):
         runs_on = "main"
 

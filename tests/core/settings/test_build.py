@@ -79,7 +79,7 @@ def test_two_instances_of_a_plugin_have_separate_tables_and_states(settings_of):
     manager = PluginManager()
     for name, plugin, source in build_plugins(settings, callbacks=()):
         manager.register(plugin, name, source)
-    loss, f1 = manager.plugins.values()
+    loss, f1 = manager.by_name.values()
     assert list(manager.state_dict()) == ["early_stopping:loss", "early_stopping:f1"]
     assert (loss.early_stopping_patience, loss.watch_metric) == (3, "eval_loss_epoch")
     assert f1.watch_metric == "f1"

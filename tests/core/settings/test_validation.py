@@ -43,7 +43,7 @@ SECRETS = {
 
 def test_secret_fields_appear_in_no_training_state_and_no_message(tmp_path):
     trainer = tiny_trainer(build_from_table(_WithSecrets, SECRETS))
-    (name,) = trainer.plugins.plugins
+    (name,) = trainer.plugins.by_name
     trainer.settings = Settings(tables={name: SECRETS})
     trainer.train(tiny_data(8), 1)
     trainer.save_training_state(tmp_path / "state")

@@ -72,7 +72,7 @@ def test_sizes_and_arguments_can_be_given():
 def test_settings_files_are_ignored(tmp_path, monkeypatch):
     (tmp_path / "pyproject.toml").write_text('[tool.pa-core]\nplugins = ["nonsense"]\n')
     monkeypatch.chdir(tmp_path)
-    assert list(run_tiny("print_progress", epochs=1).plugins.plugins) == ["print_progress"]
+    assert list(run_tiny("print_progress", epochs=1).plugins.by_name) == ["print_progress"]
 
 
 # -- The recorder ---------------------------------------------------------------------------------

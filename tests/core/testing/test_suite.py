@@ -238,7 +238,7 @@ class Reorders(TrainerCallback):
     """Moves another plugin to the end of the list during a run."""
 
     def on_train_epoch_start(self, trainer):
-        for name in list(trainer.plugins.plugins):
+        for name in list(trainer.plugins.by_name):
             if name.startswith("Logs"):
                 trainer.plugins.register(trainer.plugins.unregister(name), name)
                 return

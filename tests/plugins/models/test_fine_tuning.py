@@ -60,7 +60,7 @@ def test_the_head_is_trained_first_then_the_whole_model_with_one_history():
     assert len(trainer.run_history.get_metric_values("train_loss_epoch")) == 3
     assert len(trainer.run_history.get_metric_values("eval_loss_epoch")) == 3
     assert trainer.run_config.num_epochs == 3
-    assert "fine_tune" not in trainer.plugins.plugins
+    assert "fine_tune" not in trainer.plugins.by_name
 
 
 def test_learning_rates_are_fastais():
@@ -163,7 +163,7 @@ def test_invalid_arguments_are_rejected(arguments, message):
     trainer = trainer_with()
     with pytest.raises(ValueError, match=message):
         fine_tune(trainer, tiny_data(), **arguments)
-    assert "fine_tune" not in trainer.plugins.plugins
+    assert "fine_tune" not in trainer.plugins.by_name
 
 
 def test_an_optimizer_without_all_parameters_is_rejected():

@@ -71,6 +71,6 @@ def seen_in(trainer: Trainer, epochs: Any = 3, field: str = "lr", **train: Any) 
     arguments = {"eval_dataset": data(8)} | train
     trainer.train(data(), num_epochs=epochs, per_device_batch_size=4, **arguments)
     trainer.plugins.unregister(
-        next(name for name, plugin in trainer.plugins.plugins.items() if plugin is recorder)
+        next(name for name, plugin in trainer.plugins.by_name.items() if plugin is recorder)
     )
     return recorder.seen

@@ -222,7 +222,7 @@ def test_the_url_is_in_no_training_state_and_no_output(
     trainer = Trainer(tiny_model(), torch.nn.CrossEntropyLoss(), torch.optim.SGD, callbacks=())
     trainer.train(tiny_data(8), 1)
     trainer.save_training_state("state")
-    print(trainer.explain(), trainer, vars(trainer.plugins.plugins["webhook"]))
+    print(trainer.explain(), trainer, vars(trainer.plugins.by_name["webhook"]))
     printed, state = capsys.readouterr().out, [*map(_content, Path("state").iterdir())]
     assert len(channel.posts) == 3
     assert " 1. webhook " in printed

@@ -1,0 +1,94 @@
+"""Notes on exceptions: the plugin, its distribution and version, and the hook they come from."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from pa_core.errors import StopTrainingError
+
+if TYPE_CHECKING:
+    from pa_core.plugins.discovery import PluginSource
+    from pa_core.plugins.implementations import Call
+
+_BLAME = re.compile(r"in (hook )?\w+ of plugin ")
+
+
+def blame_note(place: str, name: str, source: PluginSource) -> str:
+    """The note on an exception: the place, the plugin, its distribution and version."""
+    return f"in {place} of plugin {name!r} ({source})"
+
+
+def blame(error: BaseException, note: str) -> None:
+    """Add a note to an exception, unless a hook further inside has added one."""
+    if isinstance(error, StopTrainingError):  # a request, not a mistake
+        return
+    if not any(_BLAME.match(other) for other in getattr(error, "__notes__", ())):
+        error.add_note(note)
+
+
+@contextmanager
+def blaming(note: str) -> Iterator[None]:
+    """Add `note` to an exception that is raised inside."""
+    try:
+        yield
+    except Exception as error:
+        blame(error, note)
+        raise
+
+
+def blamed(call: Call, note: str) -> Call:
+    """The same call, which adds `note` to its exceptions; free unless one is raised."""
+
+    def call_or_blame(arguments: dict[str, Any]) -> Any:
+        try:
+            return call(arguments)
+        except StopIteration as stop:
+            # Raised through a wrapper, which is a generator, it would look like its return.
+            error: Exception = RuntimeError("StopIteration was raised")
+            blame(error, note)
+            raise error from stop
+        except Exception as error:
+            blame(error, note)
+            raise
+
+    return call_or_blame
+
+
+def blamed_wrapper(call: Call, qualified_name: str, note: str) -> Call:
+    """The same wrapper, which adds `note` to exceptions that it raises, not to those it passes on.
+
+    A wrapper that returns None leaves the result as it is; pluggy would replace it by None.
+    """
+
+    def wrap(arguments: dict[str, Any]) -> Generator[None, Any, Any]:
+        wrapper = call(arguments)
+        inner: BaseException | None = None
+        result: Any = None
+        has_yielded = False
+        try:
+            next(wrapper)
+            has_yielded = True
+            try:
+                result = yield
+            except BaseException as error:  # noqa: BLE001 - passed on to the wrapper
+                inner = error
+                wrapper.throw(error)
+            else:
+                wrapper.send(result)
+            wrapper.close()
+        except StopIteration as stop:
+            if has_yielded:
+                return result if stop.value is None else stop.value
+        except Exception as error:
+            if error is not inner:
+                blame(error, note)
+            raise
+        # pluggy's message would name this function instead of the plugin's.
+        mistake = RuntimeError(f"The wrapper {qualified_name} must yield exactly once")
+        blame(mistake, note)
+        raise mistake
+
+    return wrap
