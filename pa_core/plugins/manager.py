@@ -291,7 +291,8 @@ class PluginManager:
             PluginConflictError: if two plugins register one name, naming both.
         """
         registered = self._registered(hook_name, arguments)
-        merged = ChainMap(*(mapping for _, mapping in registered))  # type: ignore[arg-type]
+        mappings = [mapping for _, mapping in registered]
+        merged: Mapping[str, Any] = ChainMap(*mappings)  # type: ignore[arg-type]
         for key in merged:
             _check_unique(hook_name, key, registered)
         return MappingProxyType(merged)  # a view, as a value may cost an import
