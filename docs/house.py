@@ -83,7 +83,7 @@ ROOMS = [
         "basics",
         "small things that everybody needs",
         "errors durations lengths control tracking run_config placeholders loop.arguments diagnostics.modes loop.error_hints "
-        "plugins.process_scope diagnostics.device_syncs",
+        "plugins.process_scope diagnostics.device_syncs plugin",
         "#596273",
         0,
     ),
