@@ -70,8 +70,8 @@ class ReportPlugin:
             result = yield
         except BaseException as error:
             is_interrupt = isinstance(error, KeyboardInterrupt)
-            reason = f"{type(error).__name__}: {error}".removesuffix(": ")
-            self._ended = ("interrupted" if is_interrupt else "failed", reason)
+            text = f"{type(error).__name__}: {error}".removesuffix(": ")
+            self._ended = ("interrupted" if is_interrupt else "failed", text)
             raise
         else:
             reason = trainer.stop_reason
