@@ -113,8 +113,8 @@ class ConfigurableCallback(TrainerCallback):
     def from_settings(cls, settings: BaseModel) -> Self:
         """Build the callback from validated settings.
 
-        Only what was given is passed on, so that a subclass with its own constructor keeps working
-        as long as no setting needs an argument that it doesn't take.
+        Only the settings that were given are passed on. A subclass whose constructor takes fewer
+        arguments therefore works as long as the settings don't name the others.
         """
         return cls(**{name: getattr(settings, name) for name in sorted(settings.model_fields_set)})
 

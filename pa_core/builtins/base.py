@@ -1,48 +1,18 @@
-"""Base classes and helpers of the built-in plugins."""
+"""What several built-in plugins share: a watched metric, and a check for finite weights."""
 
 from __future__ import annotations
 
 import math
 import operator
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any
 
 import torch
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import Field
 
-from pa_core.callbacks import TrainerCallback
-from pa_core.durations import Duration
+from pa_core.plugin import CallbackSettings, ConfigurableCallback
 
 if TYPE_CHECKING:
     from pa_core.trainer import Trainer
-
-
-# A plain number means updates, in settings as in code.
-UpdateDuration = Annotated[
-    Duration, BeforeValidator(lambda given: Duration.parse(given, "updates"))
-]
-
-
-class BuiltinSettings(BaseModel):
-    """Settings of a built-in plugin: one field for each argument of its constructor."""
-
-    model_config = ConfigDict(extra="forbid")
-
-
-class BuiltinCallback(TrainerCallback):
-    """A callback that can be built from a settings table."""
-
-    Settings: ClassVar[type[BuiltinSettings]] = BuiltinSettings
-    changes_training: ClassVar[bool] = True
-    """Whether resuming without this plugin, or with other settings, may change the results."""
-
-    @classmethod
-    def from_settings(cls, settings: BaseModel) -> Self:
-        """Build the callback from validated settings.
-
-        Only the settings that were given are passed on. A subclass whose constructor takes fewer
-        arguments therefore works as long as the settings don't name the others.
-        """
-        return cls(**{name: getattr(settings, name) for name in sorted(settings.model_fields_set)})
 
 
 def has_finite_weights(trainer: Trainer) -> bool:
@@ -61,7 +31,7 @@ def _is_finite(tensor: torch.Tensor) -> bool:
     return bool(torch.isfinite(tensor.sum())) or bool(torch.isfinite(tensor).all())
 
 
-class WatchSettings(BuiltinSettings):
+class WatchSettings(CallbackSettings):
     """Settings of callbacks that compare a metric with its best value so far."""
 
     watch_metric: str = Field(
@@ -75,7 +45,7 @@ class WatchSettings(BuiltinSettings):
     )
 
 
-class MetricWatcher(BuiltinCallback):
+class MetricWatcher(ConfigurableCallback):
     """Keeps the best value of a metric, also through interruptions.
 
     Attributes:

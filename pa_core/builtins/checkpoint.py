@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
-from pa_core.builtins.base import BuiltinCallback, BuiltinSettings, has_finite_weights
+from pa_core.builtins.base import has_finite_weights
 
 # Nothing here is used before the first save. Imported now, a missing library shows at once.
 from pa_core.checkpoint import background  # noqa: F401
@@ -15,12 +15,13 @@ from pa_core.checkpoint.storage import remove_leftovers
 from pa_core.control import SaveRequest
 from pa_core.durations import Duration, Every
 from pa_core.hookspecs import hookimpl
+from pa_core.plugin import CallbackSettings, ConfigurableCallback
 
 if TYPE_CHECKING:
     from pa_core.trainer import Trainer
 
 
-class SaveTrainingStateSettings(BuiltinSettings):
+class SaveTrainingStateSettings(CallbackSettings):
     """Settings of the built-in plugin `checkpoint`."""
 
     save_dir: Path = Field(Path("training_states"), description="The folder for the states.")
@@ -44,7 +45,7 @@ class SaveTrainingStateSettings(BuiltinSettings):
     )
 
 
-class SaveTrainingStateCallback(BuiltinCallback):
+class SaveTrainingStateCallback(ConfigurableCallback):
     """Saves training states, so that an interrupted run can be resumed.
 
     States are folders in `save_dir`, named after the position in the run: ``epoch_0003``,

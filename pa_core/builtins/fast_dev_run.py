@@ -10,8 +10,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pa_core.builtins.base import BuiltinCallback
 from pa_core.hookspecs import hookimpl
+from pa_core.plugin import ConfigurableCallback
 
 if TYPE_CHECKING:
     from pa_core.trainer import Trainer
@@ -20,7 +20,7 @@ _PATH_ATTRIBUTES = ("save_dir", "save_path", "logging_dir")
 """Attributes and settings in which plugins keep the paths they write to."""
 
 
-class FastDevRunCallback(BuiltinCallback):
+class FastDevRunCallback(ConfigurableCallback):
     """Limits a run to one epoch of one update, and each evaluation to one batch.
 
     All the hooks of a full run are called, and the learning-rate scheduler is built for the length

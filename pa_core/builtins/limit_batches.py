@@ -6,19 +6,19 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
-from pa_core.builtins.base import BuiltinCallback, BuiltinSettings
+from pa_core.plugin import CallbackSettings, ConfigurableCallback
 
 if TYPE_CHECKING:
     from pa_core.trainer import Trainer
 
 
-class LimitBatchesSettings(BuiltinSettings):
+class LimitBatchesSettings(CallbackSettings):
     """Settings of the built-in plugin `limit_batches`."""
 
     num_batches: int = Field(ge=1, description="Batches per epoch and process.")
 
 
-class LimitBatchesCallback(BuiltinCallback):
+class LimitBatchesCallback(ConfigurableCallback):
     """Limits every training and evaluation epoch to its first batches.
 
     A trainer adds this callback if the environment variable ``PT_ACC_LIMIT_BATCHES`` is set.

@@ -6,14 +6,14 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
-from pa_core.builtins.base import BuiltinCallback, BuiltinSettings
 from pa_core.hookspecs import hookimpl
+from pa_core.plugin import CallbackSettings, ConfigurableCallback
 
 if TYPE_CHECKING:
     from pa_core.trainer import Trainer
 
 
-class LimitEvalStepsSettings(BuiltinSettings):
+class LimitEvalStepsSettings(CallbackSettings):
     """Settings of the built-in plugin `limit_eval_steps`."""
 
     num_eval_steps: int = Field(
@@ -24,7 +24,7 @@ class LimitEvalStepsSettings(BuiltinSettings):
     )
 
 
-class LimitEvalStepsCallback(BuiltinCallback):
+class LimitEvalStepsCallback(ConfigurableCallback):
     """Limits the length of evaluations; by default only of those within an epoch.
 
     Args:

@@ -7,15 +7,15 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
-from pa_core.builtins.base import BuiltinCallback, BuiltinSettings, UpdateDuration
 from pa_core.durations import Duration, Every
 from pa_core.hookspecs import hookimpl
+from pa_core.plugin import CallbackSettings, ConfigurableCallback, UpdateDuration
 
 if TYPE_CHECKING:
     from pa_core.trainer import Trainer
 
 
-class LogMetricsSettings(BuiltinSettings):
+class LogMetricsSettings(CallbackSettings):
     """Settings of the built-in plugin `log_metrics`."""
 
     every: UpdateDuration | None = Field(
@@ -23,7 +23,7 @@ class LogMetricsSettings(BuiltinSettings):
     )
 
 
-class LogMetricsCallback(BuiltinCallback):
+class LogMetricsCallback(ConfigurableCallback):
     """Prints the metrics that have new values since they were last printed.
 
     It prints after the training epoch, after the evaluation, at the end of the epoch, and after an

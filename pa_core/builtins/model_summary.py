@@ -9,8 +9,8 @@ from pydantic import Field
 from rich.console import Console
 from rich.table import Table
 
-from pa_core.builtins.base import BuiltinCallback, BuiltinSettings
 from pa_core.checkpoint.listing import readable_size
+from pa_core.plugin import CallbackSettings, ConfigurableCallback
 
 if TYPE_CHECKING:
     from torch import nn
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from pa_core.trainer import Trainer
 
 
-class ModelSummarySettings(BuiltinSettings):
+class ModelSummarySettings(CallbackSettings):
     """Settings of the built-in plugin `model_summary`."""
 
     depth: int = Field(
@@ -26,7 +26,7 @@ class ModelSummarySettings(BuiltinSettings):
     )
 
 
-class ModelSummaryCallback(BuiltinCallback):
+class ModelSummaryCallback(ConfigurableCallback):
     """Prints parameters, trainable parameters and size of each module when the trainer is built.
 
     Args:

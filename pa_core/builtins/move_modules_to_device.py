@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from pa_core.builtins.base import BuiltinCallback
+from pa_core.plugin import ConfigurableCallback
 
 if TYPE_CHECKING:
     from pa_core.trainer import Trainer
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 _DATA = {"train_dataset", "eval_dataset", "_train_dataloader", "_eval_dataloader"}
 
 
-class MoveModulesToDeviceCallback(BuiltinCallback):
+class MoveModulesToDeviceCallback(ConfigurableCallback):
     """Moves every module except the model to the trainer's device when a run starts.
 
     It finds modules, such as loss functions with weights, metrics and teacher models, in the

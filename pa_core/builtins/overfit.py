@@ -7,16 +7,15 @@ from typing import TYPE_CHECKING, Any
 from pydantic import Field
 from torch.utils.data import RandomSampler
 
-from pa_core.builtins.base import BuiltinCallback, BuiltinSettings
 from pa_core.data.loader import is_loader
 from pa_core.hookspecs import hookimpl
-from pa_core.loop.defaults import Defaults
+from pa_core.plugin import CallbackSettings, ConfigurableCallback
 
 if TYPE_CHECKING:
     from pa_core.trainer import Trainer
 
 
-class OverfitSettings(BuiltinSettings):
+class OverfitSettings(CallbackSettings):
     """Settings of the built-in plugin `overfit`."""
 
     num_batches: int = Field(
@@ -24,7 +23,7 @@ class OverfitSettings(BuiltinSettings):
     )
 
 
-class OverfitCallback(BuiltinCallback):
+class OverfitCallback(ConfigurableCallback):
     """Trains on the first batches of the unshuffled dataset in every epoch.
 
     Evaluations are unchanged.
@@ -54,4 +53,7 @@ class OverfitCallback(BuiltinCallback):
                 "pass the dataset, or a loader with shuffle=False"
             )
         kwargs = {**(train_dl_kwargs or {}), "shuffle": False}
-        return Defaults().create_train_dataloader(trainer, batch_size, kwargs)
+        *_, default = trainer.plugins.implementations("create_train_dataloader")
+        return default.call(
+            {"trainer": trainer, "batch_size": batch_size, "train_dl_kwargs": kwargs}
+        )

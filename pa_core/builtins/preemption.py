@@ -16,7 +16,7 @@ import torch
 from pydantic import Field
 from torch.utils.data import DataLoader
 
-from pa_core.builtins.base import BuiltinCallback, BuiltinSettings, has_finite_weights
+from pa_core.builtins.base import has_finite_weights
 
 # Nothing here is used before the signal. Imported now, a missing library shows at once.
 from pa_core.checkpoint import background  # noqa: F401
@@ -24,6 +24,7 @@ from pa_core.checkpoint.storage import remove_leftovers
 from pa_core.control import SaveRequest
 from pa_core.errors import PreemptedExit
 from pa_core.hookspecs import hookimpl
+from pa_core.plugin import CallbackSettings, ConfigurableCallback
 
 if TYPE_CHECKING:
     from types import FrameType
@@ -38,7 +39,7 @@ _ECHO = 2.0
 """Seconds in which a signal counts as a repetition: launchers forward one that all have got."""
 
 
-class PreemptionSettings(BuiltinSettings):
+class PreemptionSettings(CallbackSettings):
     """Settings of the built-in plugin `preemption`."""
 
     signals: tuple[SignalName, ...] = Field(
@@ -57,7 +58,7 @@ class PreemptionSettings(BuiltinSettings):
     )
 
 
-class PreemptionCallback(BuiltinCallback):
+class PreemptionCallback(ConfigurableCallback):
     """Saves a training state and exits when a signal announces that the machine is taken away.
 
     A signal doesn't interrupt an update or an evaluation. Once that is complete, the run is paused

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from pa_core.builtins.base import BuiltinCallback
+from pa_core.plugin import ConfigurableCallback
 
 if TYPE_CHECKING:
     from pa_core.trainer import Trainer
 
 
-class PrintProgressCallback(BuiltinCallback):
+class PrintProgressCallback(ConfigurableCallback):
     """Prints a line when a run starts and ends, and when an epoch starts."""
 
     changes_training = False

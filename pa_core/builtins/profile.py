@@ -15,11 +15,11 @@ from pydantic import Field
 from rich.console import Console
 from rich.table import Table
 
-from pa_core.builtins.base import BuiltinCallback, BuiltinSettings
 from pa_core.checkpoint import atomic_io
 from pa_core.diagnostics.device_syncs import watch_device_syncs
 from pa_core.diagnostics.stopwatch import Spent, Stopwatch
 from pa_core.hookspecs import hookimpl
+from pa_core.plugin import CallbackSettings, ConfigurableCallback
 
 if TYPE_CHECKING:
     from pa_core.plugins.implementations import Call, Implementation
@@ -46,7 +46,7 @@ _SMALL_SHARE = 0.001  # of the run; what costs less is printed as one row
 _END = object()
 
 
-class ProfileSettings(BuiltinSettings):
+class ProfileSettings(CallbackSettings):
     """Settings of the built-in plugin `profile`."""
 
     to_json: Path | None = Field(None, description="A file for the report, as JSON.")
@@ -59,7 +59,7 @@ class ProfileSettings(BuiltinSettings):
     trace_steps: int = Field(5, ge=1, description="How many micro-batches are traced.")
 
 
-class ProfileCallback(BuiltinCallback):
+class ProfileCallback(ConfigurableCallback):
     """Tells at a run's end what its time was spent on, and which plugins wait for the device.
 
     Times are the host's, and each is less the times within it, so that they add up. A GPU computes

@@ -9,22 +9,22 @@ from typing import TYPE_CHECKING, Any
 from pydantic import Field
 from tqdm.auto import tqdm
 
-from pa_core.builtins.base import BuiltinCallback, BuiltinSettings
 from pa_core.data.loader import num_batches
 from pa_core.hookspecs import hookimpl
+from pa_core.plugin import CallbackSettings, ConfigurableCallback
 
 if TYPE_CHECKING:
     from pa_core.tracking import LossTracker
     from pa_core.trainer import Trainer
 
 
-class ProgressBarSettings(BuiltinSettings):
+class ProgressBarSettings(CallbackSettings):
     """Settings of the built-in plugin `progress_bar`."""
 
     interval: float = Field(0.5, gt=0, description="Seconds between two displays of the loss.")
 
 
-class ProgressBarCallback(BuiltinCallback):
+class ProgressBarCallback(ConfigurableCallback):
     """Shows a bar with the mean loss and the rate for each training and evaluation epoch.
 
     It works in terminals and notebooks, on the main process only. Each display reads the loss,

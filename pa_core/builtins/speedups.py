@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 from pydantic import Field
 
-from pa_core.builtins.base import BuiltinCallback, BuiltinSettings
 from pa_core.hookspecs import hookimpl
+from pa_core.plugin import CallbackSettings, ConfigurableCallback
 
 if TYPE_CHECKING:
     from pa_core.trainer import Trainer
 
 
-class SpeedupsSettings(BuiltinSettings):
+class SpeedupsSettings(CallbackSettings):
     """Settings of the built-in plugin `speedups`."""
 
     compile: bool = Field(False, description="Whether to compile the model with torch.compile.")
@@ -34,7 +34,7 @@ class SpeedupsSettings(BuiltinSettings):
     )
 
 
-class SpeedupsCallback(BuiltinCallback):
+class SpeedupsCallback(ConfigurableCallback):
     """Turns on PyTorch's speed options. They change results by rounding at most.
 
     Training states and checkpoints don't depend on these options: those of a compiled model load

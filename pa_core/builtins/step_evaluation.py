@@ -6,15 +6,15 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
-from pa_core.builtins.base import BuiltinCallback, BuiltinSettings, UpdateDuration
 from pa_core.durations import Duration, Every
 from pa_core.hookspecs import hookimpl
+from pa_core.plugin import CallbackSettings, ConfigurableCallback, UpdateDuration
 
 if TYPE_CHECKING:
     from pa_core.trainer import Trainer
 
 
-class StepBasedEvaluationSettings(BuiltinSettings):
+class StepBasedEvaluationSettings(CallbackSettings):
     """Settings of the built-in plugin `step_evaluation`."""
 
     eval_every_n_steps: UpdateDuration = Field(
@@ -22,7 +22,7 @@ class StepBasedEvaluationSettings(BuiltinSettings):
     )
 
 
-class StepBasedEvaluationCallback(BuiltinCallback):
+class StepBasedEvaluationCallback(ConfigurableCallback):
     """Requests an evaluation every so many updates, also within an epoch.
 
     The loss is recorded as ``intermediate_eval_loss``.

@@ -9,8 +9,8 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from pa_core.builtins.base import BuiltinCallback, BuiltinSettings
 from pa_core.hookspecs import hookimpl
+from pa_core.plugin import CallbackSettings, ConfigurableCallback
 
 if TYPE_CHECKING:
     from pa_core.trainer import Trainer
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 Policy = Literal["stop", "skip", "rollback"]
 
 
-class TerminateOnNaNSettings(BuiltinSettings):
+class TerminateOnNaNSettings(CallbackSettings):
     """Settings of the built-in plugin `terminate_on_nan`."""
 
     policy: Policy = Field(
@@ -29,7 +29,7 @@ class TerminateOnNaNSettings(BuiltinSettings):
     )
 
 
-class TerminateOnNaNCallback(BuiltinCallback):
+class TerminateOnNaNCallback(ConfigurableCallback):
     """Acts on a NaN or infinite loss, on every process. Its update is never made.
 
     - ``"stop"`` ends the run, for a loss in training and in evaluation. On a CPU the loss is read
