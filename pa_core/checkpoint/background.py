@@ -129,7 +129,7 @@ class StateSaver:
     def _wait(self) -> None:
         pending, self._pending = self._pending, None
         if pending is not None:
-            self._trainer._engine.together(lambda: self._complete(pending))
+            self._trainer._engine.run_on_all(lambda: self._complete(pending))
 
     def _complete(self, pending: _PendingSave) -> None:
         if pending.thread is None:

@@ -29,10 +29,10 @@ def save_checkpoint(
     """Write a checkpoint file; see `Trainer.save_checkpoint`."""
     trainer._engine.wait()
     content = {"model_state_dict": trainer._engine.weights(model)}
-    division = trainer._engine.division
-    if save_optimizer and division is not None:
+    sharding = trainer._engine.sharding
+    if save_optimizer and sharding is not None:
         warnings.warn(
-            f"The optimizer is {division}, so {save_path} is saved without it, as with "
+            f"The optimizer is {sharding}, so {save_path} is saved without it, as with "
             "save_optimizer=False; save_training_state saves all of its shards",
             stacklevel=3,
         )

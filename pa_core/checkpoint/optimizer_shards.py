@@ -30,7 +30,7 @@ def write_shard(engine: Engine, optimizer: Any, directory: Path) -> None:
     """
     if not directory.is_dir():
         raise TrainingStateError(
-            f"{directory} isn't visible to every process: an optimizer {engine.division} needs a "
+            f"{directory} isn't visible to every process: an optimizer {engine.sharding} needs a "
             "folder that all machines share"
         )
     tensors: dict[str, Tensor] = {}

@@ -121,7 +121,7 @@ class TrainingState:
         """
         saved, present = self.reader.manifest, trainer.manifest
         found, obstacle = differences(saved, present, strict=strict), None
-        if self._sharding != trainer._engine.division:
+        if self._sharding != trainer._engine.sharding:
             found.append(self._sharding_difference(trainer))
             obstacle = (
                 "A shard of the optimizer can only be restored where the optimizer is sharded the "
@@ -169,7 +169,7 @@ class TrainingState:
         engine = trainer._engine
         _check_same_model(trainer, self._weights, self.directory)
         optimizer = trainer.optimizer
-        if optimizer is not None and engine.division != self._sharding:
+        if optimizer is not None and engine.sharding != self._sharding:
             # Only outside a run; `check_compatible` refuses it otherwise.
             difference = self._sharding_difference(trainer)
             warnings.warn(f"The optimizer is not restored: {difference}", stacklevel=3)
@@ -266,7 +266,7 @@ class TrainingState:
             trainer._loss_tracker.reset()
 
     def _sharding_difference(self, trainer: Trainer) -> str:
-        now = trainer._engine.division
+        now = trainer._engine.sharding
         return f"the optimizer's state: {self._sharding or 'whole'} → {now or 'whole'}"
 
 

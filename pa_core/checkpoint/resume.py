@@ -28,13 +28,13 @@ def find_training_state(resume_from: str | Path, trainer: Trainer) -> TrainingSt
         TrainingStateError: if there is no intact state, on any process.
     """
     engine = trainer._engine
-    chosen = engine.together(
+    chosen = engine.run_on_all(
         lambda: _choose_state(resume_from, trainer) if engine.rank == 0 else None
     )
     path: Path | None = engine.gather_objects(chosen)[0]
     if path is None:
         return None
-    return engine.together(lambda: TrainingState(path, engine.rank))
+    return engine.run_on_all(lambda: TrainingState(path, engine.rank))
 
 
 def states_folder(trainer: Trainer) -> Path | None:

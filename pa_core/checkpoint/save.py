@@ -70,7 +70,7 @@ def save_training_state(
 
         def collect() -> dict[str, Any]:
             files = _state_files(trainer, metadata, processes, weights) if is_main else {}
-            if engine.division is not None:
+            if engine.sharding is not None:
                 write_shard(engine, trainer.optimizer, directory)
             trainer._event("on_save_training_state", state_dir=directory)
             return files
@@ -86,11 +86,11 @@ def save_training_state(
             manifest = _state_manifest(trainer)
             begin_writing(partial(_write, cleanup.pop_all(), writer, content, manifest))
 
-        process, writer = engine.together(begin)
+        process, writer = engine.run_on_all(begin)
         processes = engine.gather_objects(process)
         directory = engine.gather_objects(writer and writer.directory)[0]
-        files = engine.together(collect)
-        engine.together(finish)
+        files = engine.run_on_all(collect)
+        engine.run_on_all(finish)
 
 
 def _write(
@@ -120,14 +120,14 @@ def _state_files(
     scaler = trainer._accelerator.scaler
     parts = {
         "weights": other_weights,
-        "optimizer": engine.optimizer_state(trainer.optimizer) if engine.division is None else None,
+        "optimizer": engine.optimizer_state(trainer.optimizer) if engine.sharding is None else None,
         "scheduler": trainer.scheduler.state_dict() if trainer.scheduler is not None else None,
         "scaler": scaler.state_dict() if scaler is not None else None,
         "metadata": {"current_epoch": trainer.run_history.current_epoch, **metadata},
     }
     state = {name: encode(part, tensors, name) for name, part in parts.items()}
     # How the optimizer is sharded. Resuming compares the text, so its words must not change.
-    state["division"] = engine.division
+    state["division"] = engine.sharding
     state["parameters"] = parameter_names(trainer)
     state["position"] = asdict(trainer.position)
     history = trainer.run_history

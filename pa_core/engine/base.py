@@ -92,7 +92,7 @@ class Engine:
         """Take over a run's settings; called before `prepare`."""
 
     @property
-    def division(self) -> str | None:
+    def sharding(self) -> str | None:
         """How the optimizer's state is sharded between processes; None if each has all of it."""
         return None
 
@@ -291,7 +291,7 @@ class Engine:
         torch.distributed.all_gather_object(gathered, value, _host_group())  # not through the GPU
         return gathered
 
-    def together(self, action: Callable[[], T]) -> T:
+    def run_on_all(self, action: Callable[[], T]) -> T:
         """Run an action on every process; if it fails on one, raise on all, so that none hangs.
 
         Raises:

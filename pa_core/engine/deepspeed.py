@@ -143,7 +143,7 @@ class DeepSpeedEngine(Engine):
         return None
 
     @property
-    def division(self) -> str | None:
+    def sharding(self) -> str | None:
         """How the optimizer's state is sharded; None before the first run, and under stage 0."""
         stage = 0 if self._engine is None else self._engine.zero_optimization_stage()
         if stage == 0:

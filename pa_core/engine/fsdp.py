@@ -35,7 +35,7 @@ class FsdpEngine(Engine):
     forward_is_collective = True
 
     @property
-    def division(self) -> str | None:
+    def sharding(self) -> str | None:
         """How the optimizer's state is sharded; None before the first run."""
         return (
             f"divided by FSDP among {self.num_processes} process(es)" if self._is_sharded else None
