@@ -55,7 +55,7 @@ def test_the_summary_counts_trainable_and_frozen_parameters_and_bytes(capsys):
     rows = [line.split() for line in capsys.readouterr().out.splitlines() if line.strip()]
     assert rows[0] == ["module", "class", "parameters", "trainable", "frozen", "size"]
     assert [row[:-2] for row in rows[1:]] == [
-        ["the", "whole", "Sequential", "99", "43", "56"],
+        ["whole", "model", "Sequential", "99", "43", "56"],
         ["0", "Sequential", "72", "16", "56"],
         ["1", "Linear", "27", "27", "0"],
     ]
