@@ -47,6 +47,7 @@ __all__ = [
     "Stopwatch",
     "TrainingState",
     "UpdateDuration",
+    "check_file_name",
     "check_table",
     "decode",
     "find_settings_file",
@@ -117,6 +118,28 @@ class ConfigurableCallback(TrainerCallback):
         arguments therefore works as long as the settings don't name the others.
         """
         return cls(**{name: getattr(settings, name) for name in sorted(settings.model_fields_set)})
+
+
+def check_file_name(name: str) -> str:
+    """Check that a text from settings or a training state can name one file or folder.
+
+    Args:
+        name: the text.
+
+    Returns:
+        The name.
+
+    Raises:
+        ValueError: if it is empty, ``.`` or ``..``, or has a character that separates folders or
+            that some system doesn't allow in names.
+
+    >>> check_file_name("run-1")
+    'run-1'
+    """
+    forbidden = set('/\\:*?"<>|')
+    if name in ("", ".", "..") or any(char in forbidden or ord(char) < 32 for char in name):
+        raise ValueError(f"{name!r} can't name a file or folder; leave out {' '.join('/:*?<>|')}")
+    return name
 
 
 def to_uint8_images(images: Tensor, *, limit: int | None = None) -> list[NDArray[np.uint8]]:

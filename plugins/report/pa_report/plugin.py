@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from pa_core import hookimpl
 from pa_core.durations import Every
+from pa_core.plugin import check_file_name
 from pa_report.images import Picture, figure_to_url, images_to_urls
 from pa_report.measurements import Measurements
 from pa_report.page import run_page, save_page
@@ -101,7 +102,7 @@ class ReportPlugin:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue the report that `state_dict` names."""
         if self.settings.name is None and state["name"] is not None:
-            self.path = self.settings.folder / f"{state['name']}.html"
+            self.path = self.settings.folder / f"{check_file_name(state['name'])}.html"
         self._started = state["started"]
         if self._every is not None and state["every"] is not None:
             self._every.load_state_dict(state["every"])

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from pa_core.plugin import UpdateDuration
+from pa_core.plugin import UpdateDuration, check_file_name
 
 
 class ReportSettings(BaseModel):
@@ -33,6 +33,4 @@ class ReportSettings(BaseModel):
     @field_validator("name")
     @classmethod
     def _is_no_path(cls, value: str | None) -> str | None:
-        if value is not None and (set(value) & set('/\\:*?"<>|') or value in (".", "..")):
-            raise ValueError(f"expected a valid file name, got {value!r}")
-        return value
+        return None if value is None else check_file_name(value)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from pa_core import hookimpl
 from pa_core.durations import Every, Progress
-from pa_core.plugin import is_secret, to_uint8_images
+from pa_core.plugin import check_file_name, is_secret, to_uint8_images
 from pa_tracking.send_queue import Receipts, SendQueue, place_now
 from pa_tracking.service import Run
 from pa_tracking.settings import TrackingSettings, check_package
@@ -130,6 +130,7 @@ class TrackingPlugin:
         run, settings = state["run"] and Run(**state["run"]), self.settings
         if run is None or not trainer.is_main_process:
             return
+        check_file_name(run.name)  # a file service makes a folder of it
         wanted = (settings.service, settings.project, settings.run_name)
         if wanted == (run.service, run.project, state["run_name"]):
             self._run, self._queue = run, SendQueue()

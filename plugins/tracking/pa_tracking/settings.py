@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from pa_core.plugin import UpdateDuration, is_secret
+from pa_core.plugin import UpdateDuration, check_file_name, is_secret
 
 Topic = Literal["learning_rates", "gradient_norm", "throughput", "memory", "config"]
 ServiceName = Literal[
@@ -57,9 +57,7 @@ class TrackingSettings(BaseModel):
     @field_validator("project", "run_name")
     @classmethod
     def _names_are_no_paths(cls, value: str | None) -> str | None:
-        if value is not None and (set(value) & set('/\\:*?"<>|') or value in (".", "..")):
-            raise ValueError(f"expected a valid folder name, got {value!r}")
-        return value
+        return None if value is None else check_file_name(value)
 
     @field_validator("options")
     @classmethod

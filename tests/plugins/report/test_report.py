@@ -172,6 +172,13 @@ def test_a_resumed_run_continues_its_curves_in_the_same_file(tmp_path):
     assert [point.update for point in resumed.measures["samples_per_second"]] == [6, 12, 18]
 
 
+@pytest.mark.parametrize("name", ["../outside", "a/b", "..", "C:\\report", "line\nbreak"])
+def test_a_name_from_a_training_state_is_not_used_as_a_path(name, tmp_path):
+    plugin = reported(tmp_path, name=None)
+    with pytest.raises(ValueError, match="can't name a file"):
+        plugin.load_state_dict({**plugin.state_dict(), "name": name})
+
+
 def test_runs_without_a_name_never_share_a_file(tmp_path, monkeypatch):
     monkeypatch.setattr("pa_report.plugin.time.strftime", lambda text: "2030-01-01 10:00:00")
     trainer = new_trainer(reported(tmp_path, name=None))
@@ -362,7 +369,7 @@ def test_a_long_curve_is_downsampled_and_keeps_its_extremes():
 
 @pytest.mark.parametrize(
     ("settings", "message"),
-    [({"name": "a/b"}, "valid file name"), ({"every": "2 weeks"}, "not a valid duration")],
+    [({"name": "a/b"}, "can't name a file"), ({"every": "2 weeks"}, "not a valid duration")],
 )
 def test_errors_of_settings_say_what_is_expected(settings, message):
     with pytest.raises(ValueError, match=message):

@@ -1,5 +1,6 @@
 """Records are sent once, at the right time, across interruptions, failures and evaluations."""
 
+import json
 from types import SimpleNamespace
 
 import pytest
@@ -133,6 +134,19 @@ def test_evaluating_a_training_state_continues_its_run(tmp_path):
     trainer.load_training_state(state)
     trainer.evaluate(tiny_data())
     assert [row["update"] for row in rows(tmp_path)] == [4]  # later rows were dropped
+
+
+@pytest.mark.parametrize("name", ["../outside", "a/b", "..", ""])
+def test_a_name_from_a_training_state_is_not_used_as_a_path(name, tmp_path):
+    state = tmp_path / "state"
+    train(new_trainer(SaveAt(4, state), tracked(tmp_path / "runs", run_name=None)), 1)
+    (file,) = state.glob("plugin-*.json")
+    saved = json.loads(file.read_text())
+    file.write_text(json.dumps(saved | {"run": saved["run"] | {"name": name}}))
+    plugin = tracked(tmp_path / "runs", run_name=None)
+    trainer = new_trainer(SaveAt(0, state), plugin)
+    with pytest.raises(ValueError, match="can't name a file"):
+        plugin.on_load_training_state(trainer, state)
 
 
 def test_evaluate_within_a_run_is_sent_with_it(tmp_path):
@@ -375,7 +389,7 @@ def test_a_missing_package_is_an_error_before_training(tmp_path, monkeypatch):
     [
         ({"service": "tensorbord"}, "tensorboard"),
         ({"options": {"api_key": "x"}}, "WANDB_API_KEY"),
-        ({"run_name": "a/b"}, "valid folder name"),
+        ({"run_name": "a/b"}, "can't name a file or folder"),
         ({"every": "2 weeks"}, "not a valid duration"),
         ({"log": ["lr"]}, "learning_rates"),
     ],
