@@ -194,7 +194,7 @@ class TerminateOnNaNCallback(ConfigurableCallback):
         from pa_core.checkpoint.resume import find_training_state, states_folder
 
         if self._rollbacks == self.limit:
-            return f"the run has been rolled back {self.limit} times already"
+            return f"the limit on rollbacks ({self.limit}) has been reached"
         if not self._has_state:
             return "this run has not saved a training state yet"
         trainer._wait_for_saves()  # the newest may not be complete yet
@@ -205,7 +205,7 @@ class TerminateOnNaNCallback(ConfigurableCallback):
         self._rollbacks += 1
         updates = trainer.updates - state.position.updates
         trainer.print(
-            f"Rolled back to {state.directory} ({updates} updates), "
+            f"Rolled back to {state.directory} ({updates} update{'s' * (updates != 1)}), "
             f"rollback {self._rollbacks} of {self.limit}"
         )
         return None

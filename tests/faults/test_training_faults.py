@@ -170,9 +170,9 @@ def test_a_rollback_has_a_limit_and_needs_a_state_of_this_run(tmp_path):
         states = SaveTrainingStateCallback(tmp_path, save_every_n_steps=2, save_at_end=False)
         return train(TerminateOnNaNCallback("rollback", limit), BadUpdates(*updates), states)
 
-    assert "rolled back 1 times" in run(4, 7).stop_reason
+    assert "the limit on rollbacks (1) has been reached" in run(4, 7).stop_reason
     # There are states of the earlier run, but none of this one.
-    assert "no state of this run" in run(2).stop_reason
+    assert "this run has not saved a training state yet" in run(2).stop_reason
     with pytest.raises(ValueError, match="the plugin checkpoint, which isn't enabled"):
         train(TerminateOnNaNCallback("rollback"))
     with pytest.raises(ValueError, match="limit must be 1 or more"):
