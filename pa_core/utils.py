@@ -16,6 +16,7 @@ from torch import Tensor
 from pa_core.data.rng import mix, seed_host
 from pa_core.engine.process_group import process_state
 from pa_core.plugins.process_scope import check_collectives_allowed
+from pa_core.settings.environment import LIMIT_BATCHES_VARIABLE
 
 if TYPE_CHECKING:
     from accelerate.state import PartialState
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 P = ParamSpec("P")
 T = TypeVar("T")
 
-LIMIT_BATCHES_ENV_VAR = "PT_ACC_LIMIT_BATCHES"
+LIMIT_BATCHES_ENV_VAR = LIMIT_BATCHES_VARIABLE
 
 
 class LimitBatches:

@@ -15,6 +15,7 @@ PLUGIN_PACKAGES = {
     "pa_models": "models",
     "pa_tracking": "tracking",
     "pa_report": "report",
+    "pa_lab": "lab",
 }
 SERVICES = {"tensorboard", "wandb", "mlflow", "comet_ml", "aim", "swanlab", "trackio"}
 TORCH_FREE = [
@@ -24,6 +25,7 @@ TORCH_FREE = [
     "pa_core.cli.entry_points",
     "pa_core.control",
     "pa_core.plugins.discovery",
+    "pa_core.plugins.distributions",
     "pa_core.checkpoint.atomic_io",
     "pa_core.cli.doctor",
     "pa_core.durations",
@@ -35,6 +37,7 @@ TORCH_FREE = [
     "pa_core.plugins.pluggy_bridge",
     "pa_core.checkpoint.retention",
     "pa_core.cli.new_plugin",
+    "pa_core.settings.environment",
     "pa_core.settings.table",
     "pa_core.checkpoint.listing",
     "pa_core.checkpoint.storage",
@@ -127,6 +130,7 @@ def test_a_plugin_package_imports_the_core_and_never_another_plugin(package: str
         "pa_models": {"timm", "transformers"},
         "pa_tracking": SERVICES,
         "pa_report": set(),
+        "pa_lab": set(),
     }
     foreign = {*PLUGIN_PACKAGES, *set().union(*libraries.values())} - libraries[package] - {package}
     for path in files:

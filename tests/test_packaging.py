@@ -1,4 +1,4 @@
-"""The six distributions: what is in them, that they build anew from their sdists, and install."""
+"""The seven distributions: what is in them, that they build anew from their sdists, and install."""
 
 import json
 import subprocess
@@ -18,6 +18,7 @@ HOMES = {
     "pa_models": ROOT / "plugins" / "models",
     "pa_tracking": ROOT / "plugins" / "tracking",
     "pa_report": ROOT / "plugins" / "report",
+    "pa_lab": ROOT / "plugins" / "lab",
 }
 packages = pytest.mark.parametrize("package", HOMES)
 
@@ -84,7 +85,7 @@ def test_a_wheel_tells_its_entry_points(package: str, wheels: dict[str, Path]) -
     if package == "pa_core":
         assert "[console_scripts]\npa = pa_core.cli.app:main" in text
     else:
-        name = {"pa_models": "timm"}.get(package, package.removeprefix("pa_"))
+        name = {"pa_models": "timm", "pa_lab": "profile"}.get(package, package.removeprefix("pa_"))
         assert f"\n{name} = {package}:" in text.partition("[pa_core]")[2]
 
 
@@ -123,14 +124,16 @@ print(json.dumps({{
     # -P: the folder that the process runs in is not on its path.
     found = json.loads(run("-P", "-c", code, cwd=tmp_path))
     assert found["distributions"] == [
-        *("pa-core", "pa-metrics", "pa-models", "pa-report", "pa-schedulers", "pa-tracking")
+        *("pa-core", "pa-lab", "pa-metrics", "pa-models", "pa-report"),
+        *("pa-schedulers", "pa-tracking"),
     ]
     assert Path(found["core"]).is_relative_to(target)
     assert {
         name: found["plugins"][name]
-        for name in ("metrics", "report", "schedulers", "timm", "tracking")
+        for name in ("metrics", "profile", "report", "schedulers", "timm", "tracking")
     } == {
         "metrics": "pa-metrics",
+        "profile": "pa-lab",
         "report": "pa-report",
         "schedulers": "pa-schedulers",
         "timm": "pa-models",

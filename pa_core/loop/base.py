@@ -30,12 +30,12 @@ from pa_core.loop.accumulation import AccumulationWindow
 from pa_core.loop.arguments import check_model_and_optimizer
 from pa_core.loop.consensus import Agreement
 from pa_core.loop.defaults import Defaults
-from pa_core.loop.environment import environment_plugins
 from pa_core.plugins.callers import BoundHooks
 from pa_core.plugins.explain import as_text, explain
 from pa_core.plugins.manager import PluginManager
 from pa_core.run_config import TrainerRunConfig
-from pa_core.settings.table import Settings, build_plugins, find_settings_file, read_settings
+from pa_core.settings.environment import PLUGINS_VARIABLE, added_items, build_all_plugins
+from pa_core.settings.table import Settings, find_settings_file, read_settings
 from pa_core.tracking import InMemoryRunHistory, LossTracker, RunHistory
 
 if TYPE_CHECKING:
@@ -73,9 +73,9 @@ class TrainerBase:
             settings = read_settings(Path(settings) if settings else find_settings_file())
         self.settings = settings
         self.plugins = PluginManager(Defaults())
-        for name, plugin in environment_plugins():
-            self.plugins.register(plugin, name)
-        for name, plugin, source in build_plugins(settings, callbacks=callbacks, plugins=plugins):
+        for name, plugin, source in build_all_plugins(
+            settings, callbacks=callbacks, plugins=plugins
+        ):
             self.plugins.register(plugin, name, source)
         self._hooks = BoundHooks(self.plugins)
         self.callback_handler = self._create_callback_handler()
@@ -379,8 +379,11 @@ class TrainerBase:
     def _announce(self) -> None:
         """Say which settings and plugins a run has: nothing is on that isn't said."""
         if self.plugins.plugins:
-            where = f" (settings: {self.settings.file})" if self.settings.file else ""
-            self.print(f"Plugins: {', '.join(self.plugins.plugins)}{where}")
+            where = [f"settings: {self.settings.file}"] if self.settings.file else []
+            if added := added_items():
+                where.append(f"{PLUGINS_VARIABLE}: {', '.join(added)}")
+            shown = f" ({'; '.join(where)})" if where else ""
+            self.print(f"Plugins: {', '.join(self.plugins.plugins)}{shown}")
 
     # -- Set-up ---------------------------------------------------------------------------------
 

@@ -64,7 +64,7 @@ class Run:
         times: seconds by what they were spent on.
         manifest: plugins, packages, seed, commit, hardware and the run's own numbers.
         run_config: sizes and lengths.
-        cost: what the hook ``calculate_costs`` gives.
+        cost: what pa-lab's hook ``calculate_costs`` gives.
     """
 
     __pydantic_config__ = ConfigDict(extra="forbid")  # what is read may be of anybody

@@ -201,7 +201,7 @@ def test_explain_shows_the_loop_in_order_with_all_who_are_called_the_core_last(s
     places = [text.index(name) for name in order]
     assert places == sorted(places)
     assert shell.out("explain", "--hook", "on_init_end").endswith(
-        "Nobody implements on_init_end.\n"
+        "No plugin implements on_init_end.\n"
     )
 
 
@@ -238,7 +238,7 @@ def test_doctor_finds_nothing_wrong_here_but_perhaps_the_installation(shell):
     result = shell.run("doctor")
     wrong = [line for line in result.stdout.splitlines() if line.startswith("wrong")]
     # From a source tree that isn't installed, versions can't be checked.
-    assert [line for line in wrong if "runs from its sources" not in line] == []
+    assert [line for line in wrong if "runs from its source tree" not in line] == []
     assert result.returncode == (1 if wrong else 0)
     assert f"{shell.folder / 'pyproject.toml'}: move_modules_to_device" in result.stdout
 
@@ -260,7 +260,7 @@ def test_doctor_names_all_that_is_wrong_and_what_to_do(shell):
     wrong = [line for line in result.stdout.splitlines() if line.startswith("wrong")]
     for part in (
         "'same' is claimed by pa-",
-        f"pa-one 1.0 (for pa-core >=7) isn't in step with pa-core {__version__}",
+        f"pa-one 1.0 (for pa-core >=7) doesn't support pa-core {__version__}",
         "there is no plugin 'wether'. Did you mean 'weather'?",
         "degrees: expected a valid integer, got 'ten'",
     ):
@@ -321,7 +321,7 @@ def test_a_command_of_a_distribution_is_imported_when_it_is_called_and_only_then
     shell.site.install("pa-rain", group="pa_core.commands", rain="pa_rain:rain")
     listed = shell.out("--help")
     assert "imported" not in listed
-    assert "A command of pa-rain." in listed
+    assert "Provided by pa-rain." in listed
     assert shell.out("rain", "--hours", "3").split("\n")[:2] == ["imported", "rain for 3"]
     assert "Tell the rain." in shell.out("rain", "--help")
 
@@ -352,5 +352,5 @@ def test_a_command_that_two_distributions_have_or_that_is_broken_is_told_when_it
     for name in ("pa-one", "pa-two"):
         shell.site.install(name, group="pa_core.commands", both="os:getcwd", lost="nowhere:x")
     shell.site.install("pa-three", group="pa_core.commands", broken="nowhere:x")
-    assert "'both' is of pa-one and pa-two" in shell.error("both")
+    assert "'both' is provided by pa-one and pa-two" in shell.error("both")
     assert "'broken' of pa-three can't be imported" in shell.error("broken")
