@@ -31,7 +31,7 @@ ROOMS = [
     Room(
         "command",
         "pa: looks into plugins, runs and states",
-        "cli.app cli.doctor preflight resume_check verifying comparison cli.new_plugin __main__",
+        "cli.app cli.doctor cli.new_plugin __main__",
         "#6b4a7d",
         6,
     ),
@@ -39,21 +39,21 @@ ROOMS = [
     Room(
         "base",
         "how a trainer is put together, and what it offers to plugins",
-        "loop.base loop.environment",
+        "loop.base",
         "#a0622d",
         4,
     ),
     Room(
         "built-ins",
         "the core's own plugins, under the rules of all others",
-        "callbacks builtins.* rehearsal diagnostics.stopwatch diagnostics.preserve",
+        "callbacks builtins.* diagnostics.stopwatch diagnostics.preserve",
         "#5c7030",
         3,
     ),
     Room(
         "settings.table",
         "[tool.pa-core], checked as a whole",
-        "settings.table settings.validation",
+        "settings.table settings.validation settings.environment",
         "#2f7468",
         2,
     ),
@@ -67,7 +67,7 @@ ROOMS = [
     Room(
         "plugins",
         "hooks: found, ordered, bound, called",
-        "hookspecs plugins.implementations plugins.manager plugins.callers plugins.pluggy_bridge plugins.discovery builtins cli.entry_points plugins.explain",
+        "hookspecs plugins.implementations plugins.manager plugins.callers plugins.pluggy_bridge plugins.discovery plugins.distributions builtins cli.entry_points plugins.explain",
         "#3b579d",
         1,
     ),
@@ -103,6 +103,7 @@ SHEDS = [
     ("pa-models", "timm, transformers"),
     ("pa-tracking", "tensorboard, wandb, …"),
     ("pa-report", "needs nothing more"),
+    ("pa-lab", "needs nothing more"),
     ("your own", "whatever it needs"),
 ]
 GROUND = "accelerate · PyTorch · safetensors · pluggy · pydantic · typer · rich"
@@ -237,7 +238,7 @@ def _draw_sheds(ground: int) -> list[str]:
     for number, (name, library) in enumerate(SHEDS):
         is_left = number % 2 == 0
         x = 4 if is_left else WIDTH - 4 - SHED
-        y = ground - (3 - number // 2) * (height + 30)
+        y = ground - ((len(SHEDS) + 1) // 2 - number // 2) * (height + 30)
         middle, eaves = x + SHED / 2, y + 22
         roof = f"{x - 4},{eaves} {middle},{y} {x + SHED + 4},{eaves}"
         parts += [

@@ -16,7 +16,6 @@ from torch import Tensor
 from pa_core.data.rng import mix, seed_host
 from pa_core.engine.process_group import process_state
 from pa_core.plugins.process_scope import check_collectives_allowed
-from pa_core.settings.environment import LIMIT_BATCHES_VARIABLE
 
 if TYPE_CHECKING:
     from accelerate.state import PartialState
@@ -24,7 +23,7 @@ if TYPE_CHECKING:
 P = ParamSpec("P")
 T = TypeVar("T")
 
-LIMIT_BATCHES_ENV_VAR = LIMIT_BATCHES_VARIABLE
+LIMIT_BATCHES_ENV_VAR = "PT_ACC_LIMIT_BATCHES"
 
 
 class LimitBatches:

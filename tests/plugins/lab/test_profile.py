@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import json
 import time
+from pathlib import Path
 
 import pytest
 import torch
+from pydantic import ValidationError
 from torch.utils.data import Dataset, TensorDataset
 
 from pa_core import TrainerCallback, hookimpl
 from pa_core.callbacks import SaveBestModelCallback, SaveTrainingStateCallback
 from pa_core.diagnostics.stopwatch import Stopwatch
-from pa_lab import ProfileCallback
+from pa_lab import ProfileCallback, ProfileSettings
 from tests.builtin_trainer import Interrupts, make_trainer
 from tests.helpers import assert_identical, tiny_data, weights_of
+
+ROOT = Path(__file__).parents[3]
 
 
 class Sleeps(TrainerCallback):
@@ -242,3 +246,37 @@ def test_on_a_gpu_plugins_that_wait_for_it_are_named():
     data = TensorDataset(torch.randn(88, 6), torch.arange(88) % 3)
     make_trainer(profile, ReadsTheLoss(), Sleeps()).train(data, 1)
     assert [row["plugin"] for row in profile.report()["waits"]] == ["ReadsTheLoss"]
+
+
+@pytest.mark.parametrize("page", ["docs/lab.md", "plugins/lab/README.md"])
+def test_the_table_of_settings_is_that_of_the_code(page):
+    text = (ROOT / page).read_text().partition("| setting | default | meaning |\n")[2]
+    rows = [
+        f"| `{key}` | {'none' if field.default is None else f'`{field.default}`'} "
+        f"| {field.description} |"
+        for key, field in ProfileSettings.model_fields.items()
+    ]
+    assert text.partition("\n\n")[0].splitlines()[1:] == rows
+
+
+def test_a_table_of_settings_builds_it_and_its_mistakes_are_errors():
+    settings = ProfileSettings(trace="trace.json", trace_steps=2)
+    profile = ProfileCallback.from_settings(settings)
+    assert (profile.trace, profile.trace_start, profile.trace_steps) == (Path("trace.json"), 10, 2)
+    for wrong in ({"trace_steps": 0}, {"trace_start": -1}, {"nonesuch": 1}):
+        with pytest.raises(ValidationError, match=next(iter(wrong))):
+            ProfileSettings(**wrong)
+
+
+def test_plugins_answer_the_hook_of_costs_in_its_place_or_without_it():
+    class Answers:
+        @hookimpl(optionalhook=True)
+        def calculate_costs(self, trainer):
+            return {"advice": "none"}
+
+    trainer = make_trainer(Answers(), ProfileCallback())
+    assert trainer.plugins.hook.calculate_costs(trainer=trainer) == {"advice": "none"}
+    trainer = make_trainer(ProfileCallback())
+    trainer.train(tiny_data(16), 1)
+    assert trainer.plugins.hook.calculate_costs(trainer=trainer)["steps"] == 2
+    assert "calculate_costs" not in make_trainer(Answers()).plugins.hooks
