@@ -264,7 +264,7 @@ def hooks(
 
 def _find_hook(name: str, specs: dict[str, Hook]) -> Hook:
     if name not in specs:
-        raise PluginNotFoundError(f"There is no hook {name!r}.{nearest(name, specs)}")
+        raise PluginNotFoundError(f"Unknown hook {name!r}.{nearest(name, specs)}")
     return specs[name]
 
 
@@ -414,7 +414,7 @@ def _prune(folder: Path, keep: int | None, yes: bool, *, quiet: bool) -> list[Pa
 
     if keep is None:
         raise TrainingStateError("--prune needs --keep N, the number of intact states to keep")
-    recover_replaced(folder)  # a state moved aside for one that was never written is no leftover
+    recover_replaced(folder)  # a state moved aside for one that was never written isn't a leftover
     retention = Retention()
     removable = [*retention.surplus(folder, keep), *atomic_io.find_leftovers(folder)]
     if not quiet:

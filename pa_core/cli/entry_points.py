@@ -43,12 +43,10 @@ def add_commands(app: typer.Typer, arguments: list[str]) -> None:
             _add(app, name, _load(name, claimed))
         else:
             app.command(name, help=f"Provided by {_owners(claimed)}.")(_placeholder)
-    if (
-        called not in own
-        and called not in claims
-        and (hint := how_to_install(called or "", COMMANDS))
-    ):
-        raise PluginNotFoundError(f"There is no command {called!r}.{hint}")
+    if called is None or called in own or called in claims:
+        return
+    if hint := how_to_install(called, COMMANDS):
+        raise PluginNotFoundError(f"Unknown command {called!r}.{hint}")
 
 
 def _add(app: typer.Typer, name: str, command: Any) -> None:

@@ -6,14 +6,18 @@ import json
 import os
 import subprocess
 import sys
+from importlib import metadata
 from pathlib import Path
 from textwrap import dedent
 
 import pytest
+import typer
 
 from pa_core import __version__, hookspecs
 from pa_core.builtins import BUILTINS, DEFAULTS
 from pa_core.cli.doctor import check_requirement, check_versions
+from pa_core.cli.entry_points import add_commands
+from pa_core.errors import PluginNotFoundError
 from pa_core.plugins.manager import PluginManager
 from tests.fake_plugins import Site
 from tests.warm import Ended, start_warm
@@ -157,6 +161,20 @@ def test_plugins_names_what_is_listed_and_not_installed(shell):
     assert "lists 'wether', which isn't installed. Did you mean 'weather'?" in shell.error(
         "plugins"
     )
+
+
+def test_plugins_that_the_environment_adds_are_listed_first_and_explained(shell, monkeypatch):
+    shell.settings("[tool.pa-core]\nplugins = []\n")
+    monkeypatch.setenv("PA_CORE_PLUGINS", "weather,log_metrics")
+    lines = shell.out("plugins").splitlines()
+    assert lines[1] == "PA_CORE_PLUGINS: weather, log_metrics"
+    enabled = [line.split()[1] for line in lines[2:] if line.startswith("yes")]
+    assert enabled == ["weather", *DEFAULTS]
+    lines = shell.out("explain", "--hook", "on_train_epoch_end").splitlines()
+    assert [line.split()[1] for line in lines[3:]][0] == "weather"
+    monkeypatch.setenv("PA_CORE_PLUGINS", "wether")
+    error = shell.error("plugins")
+    assert "PA_CORE_PLUGINS lists 'wether': No plugin has this name. Did you mean" in error
 
 
 def test_hooks_prints_the_contract_of_each(shell):
@@ -346,6 +364,31 @@ def test_a_distribution_may_bring_several_commands_in_one_app(shell):
     shell.site.install("pa-sky", group="pa_core.commands", sky="pa_sky:app", plugins="nothing:x")
     assert shell.out("sky", "moon") == "is full\n"
     assert "weather" in shell.out("plugins")  # the core's own stays the core's
+
+
+def test_an_app_of_one_command_is_that_command_with_its_own_context(shell):
+    shell.site.module(
+        "pa_snow",
+        """
+        import typer
+
+        app = typer.Typer()
+
+        @app.command(context_settings={"ignore_unknown_options": True})
+        def falls(words: list[str]) -> None:
+            print(*words)
+        """,
+    )
+    shell.site.install("pa-snow", group="pa_core.commands", snow="pa_snow:app")
+    assert shell.out("snow", "deep", "--and", "crisp") == "deep --and crisp\n"
+
+
+def test_a_command_of_this_project_that_is_not_installed_names_its_distribution(monkeypatch):
+    monkeypatch.setattr(metadata, "entry_points", lambda group: [])
+    for name in ("check", "verify-resume"):
+        with pytest.raises(PluginNotFoundError, match=f"'{name}'.* pip install pa-lab"):
+            add_commands(typer.Typer(), [name, "train.py"])
+    add_commands(typer.Typer(), ["chek"])  # typer says that there is no such command
 
 
 def test_a_command_that_two_distributions_have_or_that_is_broken_is_told_when_it_is_called(shell):
