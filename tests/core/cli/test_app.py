@@ -171,7 +171,7 @@ def test_plugins_that_the_environment_adds_are_listed_first_and_explained(shell,
     enabled = [line.split()[1] for line in lines[2:] if line.startswith("yes")]
     assert enabled == ["weather", *DEFAULTS]
     lines = shell.out("explain", "--hook", "on_train_epoch_end").splitlines()
-    assert [line.split()[1] for line in lines[3:]][0] == "weather"
+    assert lines[3].split()[1] == "weather"
     monkeypatch.setenv("PA_CORE_PLUGINS", "wether")
     error = shell.error("plugins")
     assert "PA_CORE_PLUGINS lists 'wether': No plugin has this name. Did you mean" in error
