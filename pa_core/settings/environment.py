@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Collection, Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from pa_core.builtins import DEFAULTS
 from pa_core.errors import (
     PluginError,
     PluginLoadError,
@@ -49,14 +51,26 @@ def build_all_plugins(
 ) -> Built:
     """Build the plugins of the environment, then those of `build_plugins`, in the order of calls.
 
-    Arguments are those of `build_plugins`.
+    Arguments are those of `build_plugins`. A plugin of the environment that is enabled anyway keeps
+    its place, and one that isn't has its own table of the settings.
 
     Raises:
         SettingsError: everything wrong with the settings, or with the environment variables.
         PluginLoadError: a class given in code can't be built.
     """
-    configured = build_plugins(settings, callbacks=callbacks, plugins=plugins)
-    return [*_environment_plugins({name for name, _, _ in configured}), *configured]
+    if isinstance(plugins, Iterable) and not isinstance(plugins, str):
+        plugins = list(plugins)
+    listed = [*DEFAULTS, *settings.plugins, *(plugins if isinstance(plugins, list) else ())]
+    added = {_name_of(item) for item in added_items()} - {
+        split_item(item)[0] for item in listed if isinstance(item, str)
+    }
+    # To build_plugins, the table of a plugin that isn't enabled is a mistake.
+    tables = {name: table for name, table in settings.tables.items() if name not in added}
+    configured = build_plugins(
+        replace(settings, tables=tables), callbacks=callbacks, plugins=plugins
+    )
+    enabled = {name for name, _, _ in configured}
+    return [*_environment_plugins(enabled, settings.tables), *configured]
 
 
 def added_items() -> list[str]:
@@ -77,9 +91,9 @@ def added_source(item: str, claims: Mapping[str, list[PluginSource]]) -> PluginS
         PluginNotFoundError: no installed plugin has that name.
         PluginConflictError: several distributions claim it.
     """
-    if (found := _CLASS_ITEM.fullmatch(item)) and not item.partition(":")[0].endswith(".py"):
-        return PluginSource(found["name"], item, "code")
     name, base, file = split_item(item)
+    if file is None and _CLASS_ITEM.fullmatch(item):
+        return PluginSource(_name_of(item), item, "code")
     if file is not None:
         return file_source(Path(file)).named(name)
     if base not in claims:
@@ -88,7 +102,15 @@ def added_source(item: str, claims: Mapping[str, list[PluginSource]]) -> PluginS
     return only_claim(base, claims[base]).named(name)
 
 
-def _environment_plugins(enabled: Collection[str]) -> Built:
+def _name_of(item: str) -> str:
+    name, _, file = split_item(item)
+    found = _CLASS_ITEM.fullmatch(item) if file is None else None
+    return found["name"] if found else name
+
+
+def _environment_plugins(
+    enabled: Collection[str], tables: Mapping[str, Mapping[str, Any]]
+) -> Built:
     """Build the plugins that the environment adds to those that are enabled anyway."""
     built: Built = []
     problems: list[str] = []
@@ -99,7 +121,7 @@ def _environment_plugins(enabled: Collection[str]) -> Built:
             source = added_source(item, claims)
             if source.name in enabled or source.name in [name for name, _, _ in built]:
                 continue
-            built.append(_build(source, {}))
+            built.append(_build(source, tables.get(source.name, {})))
         except Exception as error:  # noqa: BLE001 - a plugin's module and class may raise anything
             problems.append(f"{PLUGINS_VARIABLE}: can't add {item!r}: {_reason(error)}")
     limit = os.environ.get(LIMIT_BATCHES_VARIABLE, "none")

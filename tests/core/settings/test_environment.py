@@ -16,7 +16,7 @@ from pa_core.settings.environment import (
     added_source,
     build_all_plugins,
 )
-from pa_core.settings.table import Settings
+from pa_core.settings.table import Settings, read_settings
 from pa_core.utils import LIMIT_BATCHES_ENV_VAR
 from tests.builtin_trainer import make_trainer
 from tests.fake_plugins import site_in
@@ -73,8 +73,24 @@ def test_what_is_enabled_anyway_keeps_its_place(site, monkeypatch):
     monkeypatch.setenv("PA_CORE_PLUGINS", "watch,model_summary,watch")
     assert names(plugins=["overfit", "watch"]) == ["model_summary", "overfit", "watch"]
     monkeypatch.setenv("PA_CORE_PLUGINS", "")
-    assert names(plugins=["overfit"]) == ["overfit"]
+    assert names(plugins=iter(["overfit"])) == ["overfit"]
     assert added_items() == []
+
+
+def test_a_plugin_that_is_added_has_its_table(site, tmp_path, monkeypatch):
+    file = tmp_path / "pyproject.toml"
+    file.write_text("[tool.pa-core]\n[tool.pa-core.overfit]\nnum_batches = 3\n")
+    settings = read_settings(file)
+    with pytest.raises(SettingsError, match="'overfit' isn't enabled"):
+        build_all_plugins(settings)
+    monkeypatch.setenv("PA_CORE_PLUGINS", "overfit")
+    (name, plugin, _), *_ = build_all_plugins(settings)
+    assert (name, plugin.num_batches) == ("overfit", 3)
+    *_, (name, plugin, _) = build_all_plugins(settings, plugins=["overfit"])
+    assert (name, plugin.num_batches) == ("overfit", 3)
+    file.write_text("[tool.pa-core]\n[tool.pa-core.overfit]\nnum_batches = 0\n")
+    with pytest.raises(SettingsError, match="can't add 'overfit': num_batches"):
+        build_all_plugins(read_settings(file))
 
 
 def test_plugins_of_the_other_variables_come_after_them(site, monkeypatch):
