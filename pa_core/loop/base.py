@@ -34,7 +34,7 @@ from pa_core.plugins.callers import BoundHooks
 from pa_core.plugins.explain import as_text, explain
 from pa_core.plugins.manager import PluginManager
 from pa_core.run_config import TrainerRunConfig
-from pa_core.settings.environment import PLUGINS_VARIABLE, added_items, build_all_plugins
+from pa_core.settings.environment import build_all_plugins, where_enabled
 from pa_core.settings.table import Settings, find_settings_file, read_settings
 from pa_core.tracking import InMemoryRunHistory, LossTracker, RunHistory
 
@@ -379,11 +379,8 @@ class TrainerBase:
     def _announce(self) -> None:
         """Say which settings and plugins a run has: nothing is on that isn't said."""
         if self.plugins.plugins:
-            where = [f"settings: {self.settings.file}"] if self.settings.file else []
-            if added := added_items():
-                where.append(f"{PLUGINS_VARIABLE}: {', '.join(added)}")
-            shown = f" ({'; '.join(where)})" if where else ""
-            self.print(f"Plugins: {', '.join(self.plugins.plugins)}{shown}")
+            names = ", ".join(self.plugins.plugins)
+            self.print(f"Plugins: {names}{where_enabled(self.settings)}")
 
     # -- Set-up ---------------------------------------------------------------------------------
 

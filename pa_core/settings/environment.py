@@ -73,6 +73,14 @@ def build_all_plugins(
     return [*_environment_plugins(enabled, settings.tables), *configured]
 
 
+def where_enabled(settings: Settings) -> str:
+    """Where plugins are enabled: the file and the variable, as text in brackets, or nothing."""
+    places = [f"settings: {settings.file}"] if settings.file else []
+    if items := added_items():
+        places.append(f"{PLUGINS_VARIABLE}: {', '.join(items)}")
+    return f" ({'; '.join(places)})" if places else ""
+
+
 def added_items() -> list[str]:
     """The items of `PA_CORE_PLUGINS`."""
     items = re.split(r"[,\n]", os.environ.get(PLUGINS_VARIABLE, ""))
