@@ -52,6 +52,17 @@ trainer.train(
     create_scheduler_fn=Schedule,
 )
 """
+TORCH_ALONE = """
+import torch
+from pa_core import Trainer
+from tests.helpers import tiny_data, tiny_model
+
+model = tiny_model()
+optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+trainer = Trainer(model, torch.nn.CrossEntropyLoss(), optimizer, callbacks=(), plugins=())
+trainer.train(tiny_data(44), 2, eval_dataset=tiny_data(6))
+"""
+BOTH_SAME = "Both runs are the same, bit for bit"
 UNSAVED_CALLBACK = """
 class Callback(TrainerCallback):
     def __init__(self):
@@ -95,8 +106,18 @@ def test_a_script_that_keeps_the_rules_is_the_same_and_its_run_may_end_by_itself
     tmp_path, monkeypatch
 ):
     code, report = verify(tmp_path, monkeypatch, "", "--at", "7")  # in the second epoch of two
-    assert (code, report.partition(":")[0]) == (0, "Both runs are the same, bit for bit"), report
+    assert (code, report.partition(":")[0]) == (0, BOTH_SAME), report
     assert "12 updates without interruption, and 7 updates, a kill, and 5 more" in report
+
+
+@pytest.mark.slow
+def test_generators_that_nobody_seeds_or_draws_from_may_differ(tmp_path, monkeypatch):
+    script = tmp_path / "train.py"
+    script.write_text(TORCH_ALONE)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", f"{ROOT}{os.pathsep}{ROOT / 'plugins' / 'lab'}")
+    done = CliRunner().invoke(verify_resume_app, ["--updates", "4", str(script)])
+    assert (done.exit_code, done.output.partition(":")[0]) == (0, BOTH_SAME), done.output
 
 
 @pytest.mark.slow
