@@ -85,7 +85,7 @@ def faults(session: nox.Session) -> None:
     kills = session.posargs or ["--kills", "100", "--cold-kills", "5"]
     run_python(session, "tests/faults/kill.py", *kills)
     os.environ.setdefault("PA_FAULTS_CASES", "10000")
-    run_python(session, "-m", "pytest", "tests/faults", "tests/core/cli/test_verify_resume.py")
+    run_python(session, "-m", "pytest", "tests/faults", "tests/plugins/lab/test_verify_resume.py")
 
 
 @nox.session(default=False, venv_backend="none", requires=["develop"])

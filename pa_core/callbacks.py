@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from pa_core.builtins.overfit import OverfitCallback
     from pa_core.builtins.preemption import PreemptionCallback
     from pa_core.builtins.print_progress import PrintProgressCallback
-    from pa_core.builtins.profile import ProfileCallback
     from pa_core.builtins.progress_bar import ProgressBarCallback
     from pa_core.builtins.save_best_model import SaveBestModelCallback
     from pa_core.builtins.speedups import SpeedupsCallback
@@ -45,7 +44,6 @@ __all__ = [
     "OverfitCallback",
     "PreemptionCallback",
     "PrintProgressCallback",
-    "ProfileCallback",
     "ProgressBarCallback",
     "SaveBestModelCallback",
     "SaveTrainingStateCallback",
@@ -61,6 +59,11 @@ _HOMES = {target.partition(":")[2]: target.partition(":")[0] for target in BUILT
 
 
 def __getattr__(name: str) -> Any:
+    if name == "ProfileCallback":
+        # Not an AttributeError, whose text `from pa_core.callbacks import …` would drop.
+        raise ImportError(
+            "ProfileCallback is part of pa-lab: pip install pa-lab, and import it from pa_lab"
+        )
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     value = getattr(import_module(_HOMES[name]), name)

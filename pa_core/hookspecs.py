@@ -461,17 +461,6 @@ def calculate_predictions(trainer: Trainer, batch: Any) -> Any:
     """
 
 
-@hookspec(firstresult=True)
-def calculate_costs(trainer: Trainer) -> Mapping[str, Any] | None:
-    """Calculate what the run's time was spent on so far; the plugin `profile` does.
-
-    Plain data: ``hooks``, rows with ``plugin`` and ``hook``, and ``phases``, rows with ``phase``,
-    each with ``count``, ``seconds``, ``mean``, ``per_step`` and ``share`` of the run; ``advice``.
-
-    When: as somebody asks, such as the plugin `report`. Runs on: who asks. May synchronise: no.
-    """
-
-
 # -- Runs: hooks to wrap, with @hookimpl(wrapper=True) --------------------------------------------
 
 

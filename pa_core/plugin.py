@@ -21,64 +21,93 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from pa_core.checkpoint.atomic_io import save_file
-    from pa_core.checkpoint.codec import decode
+    from pa_core.checkpoint.codec import decode, encode
+    from pa_core.checkpoint.listing import readable_size
     from pa_core.checkpoint.restore import TrainingState
-    from pa_core.checkpoint.storage import (
-        MANIFEST,
-        StateReader,
-        newest_intact_state,
-        state_folders,
-    )
-    from pa_core.data.loader import is_loader
+    from pa_core.checkpoint.safetensors_io import tensor_bytes
+    from pa_core.checkpoint.storage import MANIFEST, StateReader, newest_intact_state, state_folders
+    from pa_core.data.loader import KeyedDataLoader, is_loader
+    from pa_core.data.rng import seed_host
     from pa_core.diagnostics.device_syncs import watch_device_syncs
     from pa_core.diagnostics.preserve import preserved
     from pa_core.diagnostics.stopwatch import Spent, Stopwatch
+    from pa_core.plugins.explain import describe_loop, loop_as_text
+    from pa_core.plugins.implementations import Call, Implementation
     from pa_core.plugins.manager import PluginManager
+    from pa_core.settings.environment import (
+        FAST_DEV_RUN_VARIABLE,
+        PLUGINS_VARIABLE,
+        build_all_plugins,
+    )
     from pa_core.settings.table import find_settings_file, read_settings
     from pa_core.settings.validation import check_table, is_secret
 
 __all__ = [
+    "FAST_DEV_RUN_VARIABLE",
     "MANIFEST",
+    "PLUGINS_VARIABLE",
+    "Call",
     "CallbackSettings",
     "ConfigurableCallback",
+    "Implementation",
+    "KeyedDataLoader",
     "PluginManager",
     "Spent",
     "StateReader",
     "Stopwatch",
     "TrainingState",
     "UpdateDuration",
+    "build_all_plugins",
     "check_file_name",
     "check_table",
     "decode",
+    "describe_loop",
+    "encode",
     "find_settings_file",
     "is_loader",
     "is_secret",
+    "loop_as_text",
     "newest_intact_state",
     "preserved",
     "read_settings",
+    "readable_size",
     "save_file",
+    "seed_host",
     "state_folders",
+    "tensor_bytes",
     "to_uint8_images",
     "watch_device_syncs",
 ]
 
 _HOMES = {
+    "FAST_DEV_RUN_VARIABLE": "pa_core.settings.environment",
     "MANIFEST": "pa_core.checkpoint.storage",
+    "PLUGINS_VARIABLE": "pa_core.settings.environment",
+    "Call": "pa_core.plugins.implementations",
+    "Implementation": "pa_core.plugins.implementations",
+    "KeyedDataLoader": "pa_core.data.loader",
     "PluginManager": "pa_core.plugins.manager",
     "Spent": "pa_core.diagnostics.stopwatch",
     "StateReader": "pa_core.checkpoint.storage",
     "Stopwatch": "pa_core.diagnostics.stopwatch",
     "TrainingState": "pa_core.checkpoint.restore",
+    "build_all_plugins": "pa_core.settings.environment",
     "check_table": "pa_core.settings.validation",
     "decode": "pa_core.checkpoint.codec",
+    "describe_loop": "pa_core.plugins.explain",
+    "encode": "pa_core.checkpoint.codec",
     "find_settings_file": "pa_core.settings.table",
     "is_loader": "pa_core.data.loader",
     "is_secret": "pa_core.settings.validation",
+    "loop_as_text": "pa_core.plugins.explain",
     "newest_intact_state": "pa_core.checkpoint.storage",
     "preserved": "pa_core.diagnostics.preserve",
     "read_settings": "pa_core.settings.table",
+    "readable_size": "pa_core.checkpoint.listing",
     "save_file": "pa_core.checkpoint.atomic_io",
+    "seed_host": "pa_core.data.rng",
     "state_folders": "pa_core.checkpoint.storage",
+    "tensor_bytes": "pa_core.checkpoint.safetensors_io",
     "watch_device_syncs": "pa_core.diagnostics.device_syncs",
 }
 

@@ -20,7 +20,7 @@ DOCS = ROOT / "docs"
 HOOKS = PluginManager().hooks
 PUBLIC = [
     *("pa_core", "pa_core.trainer", "pa_core.callbacks", "pa_core.testing"),
-    *("pa_metrics", "pa_schedulers", "pa_models", "pa_tracking", "pa_report"),
+    *("pa_metrics", "pa_schedulers", "pa_models", "pa_tracking", "pa_report", "pa_lab"),
 ]
 every_hook = pytest.mark.parametrize("name", HOOKS)
 

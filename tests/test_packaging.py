@@ -86,7 +86,7 @@ def test_a_wheel_declares_its_entry_points(package: str, wheels: dict[str, Path]
     if package == "pa_core":
         assert "[console_scripts]\npa = pa_core.cli.app:main" in text
     else:
-        name = {"pa_models": "timm"}.get(package, package.removeprefix("pa_"))
+        name = {"pa_models": "timm", "pa_lab": "profile"}.get(package, package.removeprefix("pa_"))
         assert f"\n{name} = {package}:" in text.partition("[pa_core]")[2]
 
 
@@ -128,9 +128,10 @@ print(json.dumps({{
     assert Path(found["core"]).is_relative_to(target)
     assert {
         name: found["plugins"][name]
-        for name in ("metrics", "report", "schedulers", "timm", "tracking")
+        for name in ("metrics", "profile", "report", "schedulers", "timm", "tracking")
     } == {
         "metrics": "pa-metrics",
+        "profile": "pa-lab",
         "report": "pa-report",
         "schedulers": "pa-schedulers",
         "timm": "pa-models",

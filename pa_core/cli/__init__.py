@@ -1,1 +1,1 @@
-"""The command `pa`, and what it looks into; nothing here imports torch when it starts."""
+"""The command `pa`; starting it imports no torch."""

@@ -1,7 +1,6 @@
-"""The command ``pa``: which plugins there are, what they can do, and who is called when.
+"""The command ``pa``: shows plugins, hooks, settings and training states.
 
-Nothing here imports torch or a plugin before a command needs it, so that ``pa plugins`` answers at
-once.
+Nothing here imports torch or a plugin before a command needs it, so ``pa plugins`` is fast.
 """
 
 from __future__ import annotations
@@ -34,10 +33,16 @@ from pa_core.plugins.discovery import (
     load_plugin,
     only_claim,
 )
+from pa_core.plugins.distributions import how_to_install
 from pa_core.plugins.implementations import hook_names
 from pa_core.plugins.manager import PluginManager
 from pa_core.plugins.process_scope import runs_on
-from pa_core.settings.build import build_plugins
+from pa_core.settings.environment import (
+    PLUGINS_VARIABLE,
+    added_items,
+    added_source,
+    build_all_plugins,
+)
 from pa_core.settings.schema import json_schema
 from pa_core.settings.table import Settings, find_settings_file, read_settings, split_item
 
@@ -45,18 +50,18 @@ if TYPE_CHECKING:
     from pa_core.plugins.implementations import Hook
 
 app = typer.Typer(
-    rich_markup_mode=None,  # which would take "[tool.pa-core]" for a style
-    help="Look into the plugins of pa-core: installed, enabled, called.",
+    rich_markup_mode=None,  # rich would read "[tool.pa-core]" as a style
+    help="Inspect the plugins, settings and training states of pa-core.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
 )
 
-_ANY_WIDTH = 10_000  # of a file or a pipe: nothing is folded there
+_UNLIMITED_WIDTH = 10_000  # output to a file or a pipe is not wrapped
 
 
 def main() -> None:
-    """Run the command; a mistake is told in words, with exit code 1."""
+    """Run the command; an error of pa-core is printed without a traceback, with exit code 1."""
     try:
         add_commands(app, sys.argv[1:])
         app()
@@ -67,7 +72,7 @@ def main() -> None:
 
 def _console(*, stderr: bool = False) -> Console:
     stream = sys.stderr if stderr else sys.stdout
-    width = None if stream.isatty() else _ANY_WIDTH
+    width = None if stream.isatty() else _UNLIMITED_WIDTH
     return Console(stderr=stderr, width=width, markup=False, highlight=False)
 
 
@@ -98,7 +103,7 @@ def _root(
 
 
 def settings_here() -> Settings:
-    """The settings that a script in this folder would have."""
+    """The settings of a script in this folder."""
     return read_settings(find_settings_file(script=Path.cwd()))
 
 
@@ -109,15 +114,15 @@ def settings_here() -> Settings:
 def plugins(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     everything: Annotated[
-        bool, typer.Option("--all", help="Built-in plugins that aren't enabled, too.")
+        bool, typer.Option("--all", help="Include built-in plugins that aren't enabled.")
     ] = False,
     hooks: Annotated[
-        bool, typer.Option("--hooks", help="Import the plugins to see which hooks they have.")
+        bool, typer.Option("--hooks", help="Import the plugins and list their hooks.")
     ] = False,
 ) -> None:
-    """List the plugins that are installed, and which of them are enabled in this folder.
+    """List the installed plugins, and which of them this folder enables.
 
-    Nothing is imported, so hooks are unknown, unless --hooks asks for them.
+    No plugin is imported; use --hooks to see their hooks.
     """
     settings = settings_here()
     rows, missing = _plugin_rows(settings)
@@ -137,12 +142,18 @@ def plugins(
 
 
 def _plugin_rows(settings: Settings) -> tuple[list[dict[str, Any]], list[str]]:
-    """A row for each plugin, enabled ones first and in order; and the listed ones without one."""
+    """A row for each plugin, enabled plugins first and in order; and problems with listed names."""
     claims = find_claims()
     defaults = [name for name in DEFAULTS if name not in settings.disable]
     enabled = [name for name in defaults if name not in settings.plugins]
     sources: list[PluginSource] = [claims[name][0] for name in enabled]
+    added: list[PluginSource] = []
     missing: list[str] = []
+    for item in added_items():
+        try:
+            added.append(added_source(item, claims))
+        except PluginError as error:
+            missing.append(f"{PLUGINS_VARIABLE} lists {item!r}: {error}")
     for item in settings.plugins:
         name, base, file = split_item(item)
         if file is not None:
@@ -150,9 +161,10 @@ def _plugin_rows(settings: Settings) -> tuple[list[dict[str, Any]], list[str]]:
         elif base in claims:
             sources += [source.named(name) for source in claims[base]]
         else:
-            missing.append(
-                f"{settings.file} lists {item!r}, which isn't installed.{nearest(base, claims)}"
-            )
+            hint = how_to_install(base) or nearest(base, claims)
+            missing.append(f"{settings.file} lists {item!r}, which isn't installed.{hint}")
+    names = {source.name for source in sources}
+    sources = [*(source for source in added if source.name not in names), *sources]
     count = len(sources)
     used = {split_item(source.name)[1] for source in sources if source.origin != "file"}
     sources += [s for name, claimed in claims.items() if name not in used for s in claimed]
@@ -175,6 +187,8 @@ def _plugin_rows(settings: Settings) -> tuple[list[dict[str, Any]], list[str]]:
 def _show_plugins(settings: Settings, rows: list[dict[str, Any]]) -> None:
     console = _console()
     console.print(f"Settings: {settings.file or 'none; the built-in defaults are enabled'}")
+    if added := added_items():
+        console.print(f"{PLUGINS_VARIABLE}: {', '.join(added)}")
     table = _table("enabled", "plugin", "from", "target", "hooks")
     for row in rows:
         known, only = row["hooks"], " (main process only)" if row["runs_on"] == "main" else ""
@@ -187,11 +201,11 @@ def _show_plugins(settings: Settings, rows: list[dict[str, Any]]) -> None:
         )
     console.print(table)
     if any(row["hooks"] is None for row in rows):
-        console.print("Hooks are known once a plugin is imported: --hooks does.", style="dim")
+        console.print("Use --hooks to import the plugins and list their hooks.", style="dim")
 
 
 def _short(path: str) -> str:
-    """A path from here, where it is below."""
+    """A path relative to the working directory, if it is below it."""
     try:
         return str(Path(path).relative_to(Path.cwd()))
     except ValueError:
@@ -203,20 +217,20 @@ def _short(path: str) -> str:
 
 def _kind(hook: Hook) -> str:
     if hook.name.startswith("on_"):
-        return "Events, which return nothing"
+        return "Events: return nothing"
     if hook.name.startswith("run_"):
-        return "Runs, to be wrapped"
+        return "Runs: to be wrapped"
     if hook.name.startswith("register_"):
-        return "Registries, which collect from all plugins"
-    return "Providers, whose first value that isn't None counts"
+        return "Registries: collect from all plugins"
+    return "Providers: the first value that isn't None counts"
 
 
 @app.command()
 def hooks(
-    name: Annotated[str | None, typer.Argument(help="Show this hook alone.")] = None,
+    name: Annotated[str | None, typer.Argument(help="Show only this hook.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Show what plugins can implement: each hook, its arguments, and when it is called."""
+    """Show the hooks that plugins can implement, with their arguments and when they are called."""
     specs = PluginManager().hooks
     if name is not None:
         specs = {name: _find_hook(name, specs)}
@@ -245,7 +259,7 @@ def hooks(
 
 def _find_hook(name: str, specs: dict[str, Hook]) -> Hook:
     if name not in specs:
-        raise PluginNotFoundError(f"There is no hook {name!r}.{nearest(name, specs)}")
+        raise PluginNotFoundError(f"Unknown hook {name!r}.{nearest(name, specs)}")
     return specs[name]
 
 
@@ -254,20 +268,20 @@ def _find_hook(name: str, specs: dict[str, Hook]) -> Hook:
 
 @app.command()
 def explain(
-    hook: Annotated[str | None, typer.Option("--hook", help="Explain this hook alone.")] = None,
+    hook: Annotated[str | None, typer.Option("--hook", help="Explain only this hook.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Show who is called when, in order, with the plugins that are enabled in this folder.
+    """Show the training loop and which plugins it calls at each step, in order.
 
-    This imports and builds the plugins, as a Trainer does. `trainer.explain()` says the same of a
-    trainer, and which methods its class overrides.
+    Imports and builds the plugins that this folder enables, as a Trainer does. In code,
+    `trainer.explain()` does the same for a trainer, and shows the methods its class overrides.
     """
     from pa_core.loop.defaults import Defaults
     from pa_core.plugins.explain import describe_loop, loop_as_text, settings_line, step_lines
 
     settings = settings_here()
     manager = PluginManager(Defaults())
-    for name, plugin, source in build_plugins(settings):
+    for name, plugin, source in build_all_plugins(settings):
         manager.register(plugin, name, source)
     data = describe_loop(manager, settings_file=settings.file)
     if hook is not None:
@@ -280,33 +294,7 @@ def explain(
     elif data["loop"][0]["implementations"]:
         _console().print("\n".join([settings_line(data), "", *step_lines(data["loop"][0])]))
     else:
-        _console().print(f"{settings_line(data)}\nNobody implements {hook}.")
-
-
-# -- pa check -------------------------------------------------------------------------------------
-
-
-@app.command(context_settings={"ignore_unknown_options": True})
-def check(
-    script: Annotated[
-        Path | None, typer.Argument(exists=True, dir_okay=False, help="A script that trains.")
-    ] = None,
-    arguments: Annotated[list[str] | None, typer.Argument(help="The script's arguments.")] = None,
-) -> None:
-    """Look ahead: check the settings and, with a script, one update of all that it would do.
-
-    Exit code 0: nothing is wrong; 1: something is; 2: the command was called in a wrong way.
-    """
-    from pa_core.preflight import check_script, check_settings
-
-    problems = check_settings(script or Path.cwd())
-    report, found = check_script(script, arguments or []) if script and not problems else ("", [])
-    _console().print(report or "")
-    for problem in (*problems, *found):
-        _console().print(Text(f"wrong  {problem}", style="red"))
-    if problems or found:
-        raise typer.Exit(1)
-    _console().print("Nothing is wrong.")
+        _console().print(f"{settings_line(data)}\nNo plugin implements {hook}.")
 
 
 # -- pa doctor ------------------------------------------------------------------------------------
@@ -314,18 +302,18 @@ def check(
 
 @app.command()
 def doctor() -> None:
-    """Check the installation and this folder's settings; say what to do about what is wrong."""
+    """Check the installation and this folder's settings, and say how to fix each problem."""
     from pa_core.cli.doctor import check_all
 
-    console, wrong = _console(), 0
+    console, problems = _console(), 0
     for finding in check_all(settings_here):
-        wrong += not finding.is_right
+        problems += not finding.is_right
         mark = Text("ok   ", style="green") if finding.is_right else Text("wrong", style="red")
         console.print(Text.assemble(mark, f"  {finding.what}"))
         if finding.remedy:
             console.print(f"       {finding.remedy}")
-    console.print("\nNothing is wrong." if not wrong else f"\nWrong: {wrong}.")
-    if wrong:
+    console.print(f"\n{problems or 'No'} {'problem' if problems == 1 else 'problems'} found.")
+    if problems:
         raise typer.Exit(1)
 
 
@@ -334,24 +322,24 @@ def doctor() -> None:
 
 @app.command("new-plugin")
 def new_plugin(
-    name: Annotated[str, typer.Argument(help="The plugin's name, such as weight-watch.")],
+    name: Annotated[str, typer.Argument(help="Name of the plugin, such as weight-watch.")],
     directory: Annotated[
-        Path | None, typer.Option("--directory", help="Put the package's folder here.")
+        Path | None, typer.Option("--directory", help="Create the package's folder here.")
     ] = None,
     hook: Annotated[
-        str, typer.Option("--hook", help="The event that the plugin begins with.")
+        str, typer.Option("--hook", help="The event that the plugin implements first.")
     ] = "on_train_epoch_end",
     author: Annotated[
-        str | None, typer.Option("--author", help="Who is named in the licence.")
+        str | None, typer.Option("--author", help="Author, for the licence and the metadata.")
     ] = None,
 ) -> None:
-    """Make a package with a plugin that works: typed, tested, and ready to be published."""
-    from pa_core.cli.new_plugin import new_plugin as make
+    """Create a package with a working plugin: typed, tested and ready to publish."""
+    from pa_core.cli.new_plugin import new_plugin as create
 
-    target = make(name, directory, hook=hook, author=author)
+    target = create(name, directory, hook=hook, author=author)
     folder = _short(str(target))
     console = _console()
-    console.print(f"{folder} is there. Try it:")
+    console.print(f"Created {folder}. Try it:")
     console.print(f"    cd {folder}\n    pip install -e . pytest\n    pytest")
 
 
@@ -362,7 +350,7 @@ def new_plugin(
 def schema() -> None:
     """Print the JSON Schema of [tool.pa-core], with the settings of all installed plugins.
 
-    This imports the plugins; one that can't be imported is left out, and named.
+    Imports the plugins. One that can't be imported is left out and reported.
     """
     sources: dict[str, PluginSource] = {}
     for name, claimed in find_claims().items():
@@ -381,28 +369,28 @@ def schema() -> None:
 
 @app.command()
 def states(
-    folder: Annotated[Path, typer.Argument(help="A folder of training states, or one state.")],
+    folder: Annotated[Path, typer.Argument(help="A folder of training states, or a single one.")],
     every_byte: Annotated[
-        bool, typer.Option("--verify", help="Look at every byte, not at names and sizes alone.")
+        bool, typer.Option("--verify", help="Check every byte, not only names and sizes.")
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     prune: Annotated[
         bool, typer.Option("--prune", help="Remove states beyond --keep, and leftovers.")
     ] = False,
     keep: Annotated[
-        int | None, typer.Option("--keep", min=1, help="How many intact states stay.")
+        int | None, typer.Option("--keep", min=1, help="How many intact states to keep.")
     ] = None,
     yes: Annotated[bool, typer.Option("--yes", help="Remove without asking.")] = False,
 ) -> None:
     """List the training states in a folder, newest first, and whether they are intact.
 
-    The exit code is not 0 where none is.
+    Exit code: 1 if no state is intact.
     """
     from pa_core.checkpoint.listing import describe_states
 
     removed = _prune(folder, keep, yes, quiet=as_json) if prune else []
     if keep is not None and not prune:
-        raise TrainingStateError("--keep says how many states --prune leaves: give both")
+        raise TrainingStateError("--keep needs --prune: it sets how many states --prune keeps")
     rows = describe_states(folder, every_byte=every_byte)
     if as_json:
         _print_json({"folder": str(folder), "states": rows, "removed": list(map(str, removed))})
@@ -413,27 +401,27 @@ def states(
 
 
 def _prune(folder: Path, keep: int | None, yes: bool, *, quiet: bool) -> list[Path]:
-    """Remove what is too much, after a question; the newest intact state always stays."""
+    """Remove surplus states and leftovers, after a prompt; the newest intact state is kept."""
     from pa_core.checkpoint import atomic_io
     from pa_core.checkpoint.retention import Retention
     from pa_core.checkpoint.storage import recover_replaced
 
     if keep is None:
-        raise TrainingStateError("--prune needs --keep N, the number of intact states that stay")
-    recover_replaced(folder)  # what was moved away for a state that never came is no leftover
+        raise TrainingStateError("--prune needs --keep N, the number of intact states to keep")
+    recover_replaced(folder)  # a state moved aside for one that was never written isn't a leftover
     retention = Retention()
-    going = [*retention.surplus(folder, keep), *atomic_io.find_leftovers(folder)]
+    removable = [*retention.surplus(folder, keep), *atomic_io.find_leftovers(folder)]
     if not quiet:
-        for path in going:
+        for path in removable:
             _console().print(f"{'Removing' if yes else 'To be removed:'} {path}")
-    if not going or not (yes or (not quiet and typer.confirm("Remove them?"))):
+    if not removable or not (yes or (not quiet and typer.confirm("Remove them?"))):
         return []
-    for path in going:
+    for path in removable:
         if path.name.startswith("."):
             atomic_io.remove_leftover(path)
         else:
             atomic_io.remove_whole(path)
-    return going
+    return removable
 
 
 def _show_states(rows: list[dict[str, Any]]) -> None:
@@ -456,36 +444,3 @@ def _show_states(rows: list[dict[str, Any]]) -> None:
     for row in rows:
         for problem in row["problems"]:
             console.print(Text(problem, style="red"))
-
-
-# -- pa verify-resume -----------------------------------------------------------------------------
-
-
-@app.command(
-    "verify-resume",
-    context_settings={"allow_extra_args": True, "allow_interspersed_args": False},
-)
-def verify_resume(
-    context: typer.Context,
-    script: Annotated[str, typer.Argument(help="A script that trains; its arguments follow.")],
-    updates: Annotated[int, typer.Option(help="Compare after so many updates.", min=2)] = 20,
-    at: Annotated[
-        int | None, typer.Option(help="Kill the run after this update; by default half-way.")
-    ] = None,
-) -> None:
-    """Train with a script, kill it, resume it, and compare with the run that wasn't interrupted.
-
-    The exit code is 0 where both are the same bit for bit, 1 where they differ, and 2 where the
-    script can't be run so far. Options come before the script; what comes after it is the script's.
-    """
-    from pa_core.resume_check import CannotVerifyError
-    from pa_core.resume_check import verify_resume as verify
-
-    try:
-        same, report = verify(script, context.args, updates, at)
-    except CannotVerifyError as error:
-        _console(stderr=True).print(Text(str(error), style="red"))
-        raise typer.Exit(2) from None
-    _console().print(Text(report))
-    if not same:
-        raise typer.Exit(1)

@@ -1,4 +1,4 @@
-"""What ``pa doctor`` looks at: versions, plugins and settings."""
+"""The checks of ``pa doctor``: versions, plugins, the machine and the settings."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pa_core import __version__
 from pa_core.errors import PluginConflictError, PluginError, SettingsError
 from pa_core.plugins.discovery import find_claims, only_claim
 from pa_core.plugins.manager import PluginManager
-from pa_core.settings.build import build_plugins
+from pa_core.settings.environment import build_all_plugins
 
 if TYPE_CHECKING:
     from pa_core.settings.table import Settings
@@ -23,12 +23,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that was looked at.
+    """The result of one check.
 
     Attributes:
         what: what was found.
-        is_right: whether it is as it should be.
-        remedy: what to do, where it isn't.
+        is_right: whether that is fine.
+        remedy: how to fix it if it isn't.
     """
 
     what: str
@@ -37,7 +37,7 @@ class Finding:
 
 
 def check_all(read: Callable[[], Settings]) -> Iterator[Finding]:
-    """Check everything, the cheap things first.
+    """Run all checks, cheap ones first.
 
     Args:
         read: reads the settings of this folder; may raise a `SettingsError`.
@@ -52,15 +52,15 @@ def check_all(read: Callable[[], Settings]) -> Iterator[Finding]:
 
 
 def check_versions(distribution: str) -> Iterator[Finding]:
-    """Check Python and the packages that a distribution needs against the ranges it supports."""
+    """Check Python and the requirements of a distribution against the versions it supports."""
     try:
         needs = metadata.metadata(distribution)
         requirements = metadata.requires(distribution) or []
     except metadata.PackageNotFoundError:
         yield Finding(
-            f"{distribution} {__version__} runs from its sources",
+            f"{distribution} {__version__} runs from its source tree",
             False,
-            "Its versions can't be checked before it is installed: pip install .",
+            "Install it, so that its requirements can be checked: pip install .",
         )
         return
     yield Finding(f"{distribution} {needs['Version']}")
@@ -70,7 +70,7 @@ def check_versions(distribution: str) -> Iterator[Finding]:
 
 
 def check_requirement(requirement: str) -> Iterator[Finding]:
-    """Check one line of a distribution's requirements; those of extras are skipped."""
+    """Check one requirement of a distribution; those of extras are skipped."""
     from packaging.requirements import Requirement  # comes with accelerate
 
     parsed = Requirement(requirement)
@@ -93,25 +93,25 @@ def _check_version(name: str, version: str, supported: str) -> Finding:
     if SpecifierSet(supported).contains(version, prereleases=True):
         return Finding(text)
     if name == "Python":
-        return Finding(text, False, "Make an environment with another Python")
+        return Finding(text, False, "Create an environment with a supported Python")
     return Finding(text, False, f'Install a supported one: pip install "{name}{supported}"')
 
 
 def check_plugins() -> Iterator[Finding]:
-    """Check that no two distributions claim a name, and that each plugin fits this core."""
+    """Check that no two distributions claim a name, and that each supports this core."""
     claims = find_claims()
     for name, sources in claims.items():
         try:
             only_claim(name, sources)
         except PluginConflictError as error:
-            yield Finding(str(error), False, "Until then, the name can't be enabled")
+            yield Finding(str(error), False, "The plugin can't be enabled until then")
     names = {s.distribution for sources in claims.values() for s in sources if s.distribution}
     for name in sorted(names - {"pa-core"}):
-        yield from _check_step(name)
+        yield from _check_core_version(name)
 
 
-def _check_step(name: str) -> Iterator[Finding]:
-    """A distribution of plugins says which versions of the core it is in step with."""
+def _check_core_version(name: str) -> Iterator[Finding]:
+    """Check that a distribution of plugins supports this version of the core."""
     from packaging.requirements import Requirement
 
     version = metadata.version(name)
@@ -123,72 +123,75 @@ def _check_step(name: str) -> Iterator[Finding]:
             yield Finding(text)
         else:
             yield Finding(
-                f"{text} isn't in step with pa-core {__version__}",
+                f"{text} doesn't support pa-core {__version__}",
                 False,
                 f"Upgrade both: pip install --upgrade pa-core {name}",
             )
 
 
 def check_machine() -> Iterator[Finding]:
-    """Check that torch and accelerate can be imported, and what they find on this machine."""
+    """Check that torch and accelerate can be imported, and report the devices they find."""
     try:
         import torch
         from accelerate.commands.config.config_args import default_config_file
-    except Exception as error:  # noqa: BLE001 - a build that doesn't fit raises anything
+    except Exception as error:  # noqa: BLE001 - an incompatible build may raise anything
         yield Finding(
             f"torch and accelerate can't be imported: {type(error).__name__}: {error}",
             False,
-            "Install builds that fit each other: pip install --upgrade torch accelerate",
+            "Install compatible builds: pip install --upgrade torch accelerate",
         )
         return
     device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
     build = f"torch is built for {'CUDA ' + torch.version.cuda if torch.version.cuda else 'CPUs'}"
     if device is not None:
-        yield Finding(f"Runs are on {device.type}: torch sees {torch.accelerator.device_count()}")
+        count = torch.accelerator.device_count()
+        yield Finding(
+            f"Training runs on {device.type}: {count} {'device' if count == 1 else 'devices'}"
+        )
     elif Path("/dev/nvidia0").exists():
         yield Finding(
-            f"There is an NVIDIA GPU, which torch can't use; {build}",
+            f"There is an NVIDIA GPU, but torch can't use it; {build}",
             False,
-            "Install a build of torch for CUDA that suits the driver: https://pytorch.org",
+            "Install a CUDA build of torch that supports the driver: https://pytorch.org",
         )
     else:
-        yield Finding(f"Runs are on the CPU: torch sees nothing else; {build}")
+        yield Finding(f"Training runs on the CPU: torch finds no accelerator; {build}")
     file = Path(os.environ.get("ACCELERATE_CONFIG_FILE", default_config_file))
-    text = file if file.is_file() else f"none at {file}, so its defaults are on"
-    yield Finding(f"accelerate launch reads {text}")
+    text = f"reads {file}" if file.is_file() else f"uses its defaults; there is no {file}"
+    yield Finding(f"accelerate launch {text}")
 
 
 def _check_folders(plugins: dict[str, object]) -> Iterator[Finding]:
-    """Check that training states can be written where plugins want to."""
+    """Check that plugins can write training states to their folders."""
     for name, plugin in plugins.items():
         if not getattr(plugin, "saves_training_states", False):
             continue
-        folder = there = Path(plugin.save_dir).resolve()  # type: ignore[attr-defined]
-        while not there.exists():
-            there = there.parent
-        if there.is_dir() and os.access(there, os.W_OK):
+        folder = parent = Path(plugin.save_dir).resolve()  # type: ignore[attr-defined]
+        while not parent.exists():
+            parent = parent.parent
+        if parent.is_dir() and os.access(parent, os.W_OK):
             yield Finding(f"{name} can write to {folder}")
         else:
-            what = "may not be written to" if there.is_dir() else "is no folder"
+            what = "is not writable" if parent.is_dir() else "is not a folder"
             yield Finding(
-                f"{name} can't write to {folder}: {there} {what}",
+                f"{name} can't write to {folder}: {parent} {what}",
                 False,
-                f"Set save_dir of {name} to another folder, or see to its permissions",
+                f"Set save_dir of {name} to another folder, or change the permissions",
             )
 
 
 def check_settings(read: Callable[[], Settings]) -> Iterator[Finding]:
-    """Build the plugins that are enabled in this folder, as a Trainer does."""
+    """Build the plugins that this folder enables, as a Trainer does."""
     try:
         settings = read()
         manager = PluginManager()
-        for name, plugin, source in build_plugins(settings):
+        for name, plugin, source in build_all_plugins(settings):
             manager.register(plugin, name, source)
     except SettingsError as error:
         for problem in error.problems:
-            yield Finding(problem, False, "Mend it in the settings")
+            yield Finding(problem, False, "Fix the settings")
     except PluginError as error:
-        yield Finding(str(error), False, "Mend the plugin, or take it out of the settings")
+        yield Finding(str(error), False, "Fix the plugin, or remove it from the settings")
     else:
         where = settings.file or "no settings file, so the built-in defaults are on"
         yield Finding(f"{where}: {', '.join(manager.by_name) or 'no plugins'}")

@@ -1,4 +1,4 @@
-"""The commands of installed distributions: ``pa NAME``, imported only when it is called."""
+"""Commands that installed distributions add: ``pa NAME``, imported only when called."""
 
 from __future__ import annotations
 
@@ -7,23 +7,29 @@ from typing import Any
 
 import typer
 
-from pa_core.errors import PluginConflictError, PluginLoadError
+from pa_core.errors import PluginConflictError, PluginLoadError, PluginNotFoundError
+from pa_core.plugins.distributions import COMMANDS, how_to_install
 
 GROUP = "pa_core.commands"
-"""The entry-point group in which distributions register commands: a typer app or a function."""
+"""The entry-point group of commands.
+
+A command is a function or a typer app. An app of several commands becomes a group, ``pa NAME
+COMMAND``; an app of one command becomes that command.
+"""
 
 
 def add_commands(app: typer.Typer, arguments: list[str]) -> None:
-    """Give `app` the commands of all installed distributions; its own names stay its own.
+    """Add the commands of all installed distributions to `app`; the core's commands win.
 
     Args:
         app: the command ``pa``.
-        arguments: what it is called with. The command that they name is imported; the others are
-            there for ``--help`` alone.
+        arguments: its arguments. The command that they name is imported; the others are only
+            listed in ``--help``.
 
     Raises:
-        PluginConflictError: where two distributions have the command that is called.
-        PluginLoadError: where it can't be imported.
+        PluginConflictError: two distributions have the command that is called.
+        PluginLoadError: it can't be imported.
+        PluginNotFoundError: it is part of a distribution that isn't installed.
     """
     called = next((argument for argument in arguments if not argument.startswith("-")), None)
     own = {command.name or command.callback.__name__ for command in app.registered_commands}  # type: ignore[union-attr]
@@ -36,17 +42,27 @@ def add_commands(app: typer.Typer, arguments: list[str]) -> None:
         if name == called:
             _add(app, name, _load(name, claimed))
         else:
-            app.command(name, help=f"A command of {_owners(claimed)}.")(_stand_in)
+            app.command(name, help=f"Provided by {_owners(claimed)}.")(_placeholder)
+    if called is None or called in own or called in claims:
+        return
+    if hint := how_to_install(called, COMMANDS):
+        raise PluginNotFoundError(f"Unknown command {called!r}.{hint}")
 
 
 def _add(app: typer.Typer, name: str, command: Any) -> None:
-    if isinstance(command, typer.Typer):
-        app.add_typer(command, name=name)
-    else:
+    if not isinstance(command, typer.Typer):
         app.command(name)(command)
+        return
+    commands = command.registered_commands
+    if len(commands) == 1 and not command.registered_groups and not command.registered_callback:
+        (only,) = commands
+        only.name = name
+        app.registered_commands.append(only)
+    else:
+        app.add_typer(command, name=name)
 
 
-def _stand_in() -> None:
+def _placeholder() -> None:
     pass
 
 
@@ -57,11 +73,12 @@ def _owners(claimed: list[metadata.EntryPoint]) -> str:
 def _load(name: str, claimed: list[metadata.EntryPoint]) -> Any:
     if len(claimed) > 1:
         raise PluginConflictError(
-            f"The command {name!r} is of {_owners(claimed)}. Uninstall one of them"
+            f"The command {name!r} is provided by {_owners(claimed)}. Uninstall one of them"
         )
     try:
         return claimed[0].load()
     except Exception as error:
         raise PluginLoadError(
-            f"The command {name!r} of {_owners(claimed)} can't be imported: {error}"
+            f"The command {name!r} of {_owners(claimed)} can't be imported: "
+            f"{type(error).__name__}: {error}"
         ) from error

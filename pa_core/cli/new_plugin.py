@@ -1,4 +1,4 @@
-"""A new plugin's package, made of the template that is installed with pa-core."""
+"""``pa new-plugin``: create a package for a plugin from a template."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from pa_core.plugins.discovery import distribution_version, find_claims
 from pa_core.plugins.implementations import specifications
 
 _NAME = re.compile(r"[a-z]([a-z0-9]|[-_.](?=[a-z0-9]))*")  # as PyPI normalises names
-_LONGEST = 32  # beyond that, the lines of code would be too long
+_MAX_LENGTH = 32  # a longer name would make lines of the template too long
 _FIRST, _LAST = "on_train_epoch_start", "on_training_run_end"
 
 FILES: Mapping[str, str] = {
@@ -35,15 +35,15 @@ FILES: Mapping[str, str] = {
     "py.typed.txt": "$package/py.typed",
     "test_plugin.py.txt": "tests/test_plugin.py",
 }
-"""Where each file of the template goes."""
+"""Template file -> path in the package's folder."""
 
 
 class NewPluginError(PaCoreError):
-    """A package can't be made: its name is wrong or taken, or its place is."""
+    """A package can't be created: its name is invalid or taken, or its folder exists."""
 
 
 def event_names() -> list[str]:
-    """The events that a new plugin may begin with: those of a run's epochs."""
+    """The events that a new plugin may implement first: those of a training epoch."""
     events = [name for name in specifications(hookspecs) if name.startswith("on_")]
     return events[events.index(_FIRST) : events.index(_LAST) + 1]
 
@@ -55,22 +55,21 @@ def new_plugin(
     hook: str = "on_train_epoch_end",
     author: str | None = None,
 ) -> Path:
-    """Make a package with a plugin that works, and with tests that pass.
+    """Create a package with a working plugin and passing tests.
 
     Args:
         name: the plugin's name, as users enable it: ``weight-watch`` gives the distribution
             ``pa-weight-watch``, the package ``pa_weight_watch`` and the plugin ``weight_watch``.
-            A ``pa-`` before it is left out.
-        directory: where the package's folder is put; the working directory by default.
-        hook: the event that the plugin begins with.
-        author: who is named in the licence and in the package's metadata.
+            A leading ``pa-`` is ignored.
+        directory: where to create the package's folder; the working directory by default.
+        hook: the event that the plugin implements.
+        author: the author, for the licence and the package's metadata.
 
     Returns:
-        The package's folder, which is there as a whole or not at all.
+        The package's folder, created completely or not at all.
 
     Raises:
-        NewPluginError: for a name that is no name or is taken, an unknown event, and a folder
-            that is there.
+        NewPluginError: the name is invalid or taken, the event is unknown, or the folder exists.
     """
     plugin = _plugin_name(name)
     words = plugin.split("_")
@@ -80,14 +79,14 @@ def new_plugin(
     _check_free(plugin, distribution)
     if hook not in event_names():
         raise NewPluginError(
-            f"A new plugin can't begin with {hook!r}.{nearest(hook, event_names())} It takes an "
-            f"event of an epoch: {', '.join(event_names())}"
+            f"A new plugin can't implement {hook!r} first.{nearest(hook, event_names())} "
+            f"Choose an event of a training epoch: {', '.join(event_names())}"
         )
     if target.exists():
-        raise NewPluginError(f"{target} is there already; name another plugin, or --directory")
+        raise NewPluginError(f"{target} already exists; choose another name or --directory")
     author = author or f"The {distribution} authors"
     if not author.isprintable():
-        raise NewPluginError(f"The author {author!r} must be one line of text")
+        raise NewPluginError(f"The author must be a single line of text, not {author!r}")
     class_name = "".join(word.capitalize() for word in words)
     major, minor = __version__.split(".")[:2]
     _write(
@@ -97,10 +96,10 @@ def new_plugin(
             "distribution": distribution,
             "package": distribution.replace("-", "_"),
             "class_name": f"{class_name}Plugin",
-            "summary": f"Counts the calls of {hook}, and records the count in the run history.",
+            "summary": f"Counts the calls of {hook} and records the count in the run history.",
             "hook": hook,
             "author": author,
-            "toml_author": json.dumps(author, ensure_ascii=False),  # as TOML quotes text, too
+            "toml_author": json.dumps(author, ensure_ascii=False),  # TOML quotes text like JSON
             "year": str(datetime.datetime.now(datetime.UTC).year),
             "core_version": f"{major}.{minor}",
             "next_core_version": f"{major}.{int(minor) + 1}",
@@ -113,11 +112,11 @@ def _plugin_name(name: str) -> str:
     normal = re.sub(r"[-_.]+", "_", name.removeprefix("pa-").removeprefix("pa_"))
     if not _NAME.fullmatch(name) or not normal or not normal[0].isalpha():
         raise NewPluginError(
-            f"{name!r} is no name for a plugin: it begins with a letter and goes on with small "
-            "letters, digits and single hyphens between them, such as weight-watch"
+            f"{name!r} is not a valid plugin name: use lower-case letters, digits and single "
+            "hyphens, starting with a letter, such as weight-watch"
         )
-    if len(normal) > _LONGEST:
-        raise NewPluginError(f"{name!r} is too long: take at most {_LONGEST} characters")
+    if len(normal) > _MAX_LENGTH:
+        raise NewPluginError(f"{name!r} is too long: use at most {_MAX_LENGTH} characters")
     return normal
 
 
@@ -129,15 +128,15 @@ def _check_free(plugin: str, distribution: str) -> None:
         )
     package = distribution.replace("-", "_")
     if distribution_version(distribution) or importlib.util.find_spec(package):
-        raise NewPluginError(f"{distribution} is installed already; choose another name")
+        raise NewPluginError(f"{distribution} is already installed; choose another name")
     if keyword.iskeyword(plugin):
-        raise NewPluginError(f"{plugin!r} is a word of Python's own; choose another name")
+        raise NewPluginError(f"{plugin!r} is a Python keyword; choose another name")
 
 
 def _write(target: Path, values: Mapping[str, str]) -> None:
-    """Write the package beside its place, and move it there when it is whole."""
+    """Write the package beside its final place, and move it there once it is complete."""
     target.parent.mkdir(parents=True, exist_ok=True)
-    # Its own folder is for its owner alone; the one within has the usual rights.
+    # A temporary folder is private to its owner; the one inside has normal permissions.
     with tempfile.TemporaryDirectory(prefix=f".{target.name}-", dir=target.parent) as folder:
         unfinished = Path(folder) / target.name
         template = resources.files("pa_core.cli") / "template"

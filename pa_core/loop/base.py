@@ -26,11 +26,10 @@ from pa_core.loop.accumulation import Accumulation
 from pa_core.loop.arguments import check_model_and_optimizer
 from pa_core.loop.consensus import Consensus
 from pa_core.loop.defaults import Defaults
-from pa_core.loop.environment import environment_plugins
 from pa_core.plugins.callers import BoundHooks
 from pa_core.plugins.manager import PluginManager
 from pa_core.run_config import TrainerRunConfig
-from pa_core.settings.build import build_plugins
+from pa_core.settings.environment import build_all_plugins, where_enabled
 from pa_core.settings.table import Settings, find_settings_file, read_settings
 from pa_core.tracking import InMemoryRunHistory, LossTracker, Position, RunHistory
 from pa_core.utils import remove_padding
@@ -72,9 +71,9 @@ class TrainerBase:
             settings = read_settings(Path(settings) if settings else find_settings_file())
         self.settings = settings
         self.plugins = PluginManager(Defaults())
-        for name, plugin in environment_plugins():
-            self.plugins.register(plugin, name)
-        for name, plugin, source in build_plugins(settings, callbacks=callbacks, plugins=plugins):
+        for name, plugin, source in build_all_plugins(
+            settings, callbacks=callbacks, plugins=plugins
+        ):
             self.plugins.register(plugin, name, source)
         self._hooks = BoundHooks(self.plugins)
         self.callback_handler = self._create_callback_handler()
@@ -408,8 +407,8 @@ class TrainerBase:
     def _print_plugins(self) -> None:
         """Print the plugins of the run and where their settings come from."""
         if self.plugins.by_name:
-            where = f" (settings: {self.settings.file})" if self.settings.file else ""
-            self.print(f"Plugins: {', '.join(self.plugins.by_name)}{where}")
+            names = ", ".join(self.plugins.by_name)
+            self.print(f"Plugins: {names}{where_enabled(self.settings)}")
 
     # -- Set-up ---------------------------------------------------------------------------------
 

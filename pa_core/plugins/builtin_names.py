@@ -16,7 +16,6 @@ BUILTINS: dict[str, str] = {
     "limit_eval_steps": "pa_core.builtins.limit_eval_steps:LimitEvalStepsCallback",
     "step_evaluation": "pa_core.builtins.step_evaluation:StepBasedEvaluationCallback",
     "speedups": "pa_core.builtins.speedups:SpeedupsCallback",
-    "profile": "pa_core.builtins.profile:ProfileCallback",
     "fast_dev_run": "pa_core.builtins.fast_dev_run:FastDevRunCallback",
     "overfit": "pa_core.builtins.overfit:OverfitCallback",
     "model_summary": "pa_core.builtins.model_summary:ModelSummaryCallback",

@@ -69,8 +69,6 @@ evaluate(...)
         on_evaluation_run_end
 predict(...)
     calculate_predictions
-where somebody asks what the run has cost
-    calculate_costs
 where a training state is saved or loaded
     on_save_training_state
     on_save_training_state_error

@@ -19,6 +19,7 @@ from pa_core.plugins.discovery import (
     load_plugin,
     only_claim,
 )
+from pa_core.plugins.distributions import how_to_install
 from pa_core.plugins.manager import build, free_name
 from pa_core.settings.table import TABLE, Settings, split_item, toml_key
 from pa_core.settings.validation import check_table, settings_model
@@ -139,11 +140,11 @@ class _Builder:
             self._build(name, file_source(folder / file).named(name))
             return
         if base not in self.claims or item.endswith(":"):
-            hint = nearest(base, self.claims)
-            self.problems.append(
-                f"{self.list_place} there is no plugin {item!r}.{hint} "
-                f"Available: {', '.join(sorted(self.claims))}, and files ending in .py"
-            )
+            hint = how_to_install(base)
+            if not hint:
+                names = ", ".join(sorted(self.claims))
+                hint = f"{nearest(base, self.claims)} Available: {names}, and files ending in .py"
+            self.problems.append(f"{self.list_place} there is no plugin {item!r}.{hint}")
             return
         try:
             source = only_claim(base, self.claims[base])

@@ -28,7 +28,7 @@ on_exception on_save_training_state on_save_training_state_error on_load_trainin
 """.split()
 FIRST_RESULT = """
 create_accelerator create_optimizer create_train_dataloader create_eval_dataloader create_scheduler
-calculate_train_batch_loss calculate_eval_batch_loss calculate_predictions calculate_costs
+calculate_train_batch_loss calculate_eval_batch_loss calculate_predictions
 run_training run_evaluation
 """.split()
 REGISTRIES = """

@@ -20,8 +20,8 @@ from pa_core import Trainer, TrainerCallback
 from pa_core.callbacks import SaveTrainingStateCallback
 from pa_core.checkpoint.restore import TrainingState
 from pa_core.checkpoint.storage import find_states, newest_intact_state
-from pa_core.comparison import compare_states
 from pa_core.errors import TrainingStateError
+from pa_lab.diff import compare_states
 from tests.faults.subject import CONFIGS, Config, read_trace, trace_problems, train
 from tests.helpers import tiny_data, tiny_model
 

@@ -29,9 +29,9 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 sys.path[:0] = [str(ROOT), *map(str, sorted(ROOT.glob("plugins/*")))]
 
-from pa_core.comparison import compare_states  # noqa: E402
 from pa_core.data.rng import derive_key  # noqa: E402
 from pa_core.errors import PaCoreError  # noqa: E402
+from pa_lab.diff import compare_states  # noqa: E402
 from tests.faults import broken, subject  # noqa: E402
 from tests.faults.launch import survivors  # noqa: E402
 

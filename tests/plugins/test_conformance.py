@@ -17,6 +17,7 @@ import torch
 from pa_core import Trainer
 from pa_core.testing import PluginConformance, tiny_trainer
 from pa_core.testing.conformance import Outcome, check_on_processes
+from pa_lab import ProfileCallback
 from pa_metrics import MetricsPlugin
 from pa_models import (
     ConvertSyncBatchNormCallback,
@@ -119,6 +120,11 @@ class TestTransformers(PluginConformance):
 class TestTracking(PluginConformance):
     plugin = TrackingPlugin
     settings: ClassVar = {"service": "jsonl", "run_name": "run"}
+    exempt: ClassVar = IN_ONE_START
+
+
+class TestProfile(PluginConformance):
+    plugin = ProfileCallback
     exempt: ClassVar = IN_ONE_START
 
 

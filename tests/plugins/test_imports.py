@@ -7,6 +7,7 @@ import sys
 def test_importing_and_configuring_the_plugins_imports_no_library_of_theirs():
     code = """
 import sys
+from pa_lab import ProfileCallback
 from pa_metrics import MetricsPlugin
 from pa_models import TimmPlugin, TransformersPlugin
 from pa_report import ReportPlugin
@@ -16,6 +17,7 @@ MetricsPlugin(metrics=["accuracy"], task="multiclass", num_classes=10)
 SchedulersPlugin(name="cosine").register_schedulers()
 TransformersPlugin()
 TrackingPlugin(service="tensorboard")
+ProfileCallback(trace="trace.json")
 ReportPlugin(title="Digits")
 assert "resnet18" not in TimmPlugin().register_models()
 libraries = ("torchmetrics", "timm", "transformers", "tensorboard", "matplotlib")

@@ -216,5 +216,13 @@ class ReportPlugin:
             times=self._measurements.times,
             manifest=plain(without_secrets(trainer.manifest)),
             run_config=plain(without_secrets(config.to_dict())) if config is not None else {},
-            cost=plain(trainer.plugins.hook.calculate_costs(trainer=trainer) or {}),
+            cost=plain(_costs_of(trainer)),
         )
+
+
+def _costs_of(trainer: Trainer) -> Mapping[str, Any]:
+    """Where the run's time went, if a plugin measures it."""
+    # The hook belongs to pa-lab and exists only while its plugin `profile` is enabled.
+    if "calculate_costs" not in trainer.plugins.hooks:
+        return {}
+    return trainer.plugins.hook.calculate_costs(trainer=trainer) or {}

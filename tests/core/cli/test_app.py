@@ -6,13 +6,17 @@ import json
 import os
 import subprocess
 import sys
+from importlib import metadata
 from pathlib import Path
 from textwrap import dedent
 
 import pytest
+import typer
 
 from pa_core import __version__, hookspecs
 from pa_core.cli.doctor import check_requirement, check_versions
+from pa_core.cli.entry_points import add_commands
+from pa_core.errors import PluginNotFoundError
 from pa_core.plugins.builtin_names import BUILTINS, DEFAULTS
 from pa_core.plugins.manager import PluginManager
 from tests.fake_plugins import Site
@@ -159,6 +163,20 @@ def test_plugins_names_what_is_listed_and_not_installed(shell):
     )
 
 
+def test_plugins_that_the_environment_adds_are_listed_first_and_explained(shell, monkeypatch):
+    shell.settings("[tool.pa-core]\nplugins = []\n")
+    monkeypatch.setenv("PA_CORE_PLUGINS", "weather,log_metrics")
+    lines = shell.out("plugins").splitlines()
+    assert lines[1] == "PA_CORE_PLUGINS: weather, log_metrics"
+    enabled = [line.split()[1] for line in lines[2:] if line.startswith("yes")]
+    assert enabled == ["weather", *DEFAULTS]
+    lines = shell.out("explain", "--hook", "on_train_epoch_end").splitlines()
+    assert lines[3].split()[1] == "weather"
+    monkeypatch.setenv("PA_CORE_PLUGINS", "wether")
+    error = shell.error("plugins")
+    assert "PA_CORE_PLUGINS lists 'wether': No plugin has this name. Did you mean" in error
+
+
 def test_hooks_prints_the_contract_of_each(shell):
     text = shell.out("hooks")
     places = [text.index(f"\n{name}(") for name in PluginManager().hooks]
@@ -201,7 +219,7 @@ def test_explain_shows_the_loop_in_order_with_all_who_are_called_the_core_last(s
     places = [text.index(name) for name in order]
     assert places == sorted(places)
     assert shell.out("explain", "--hook", "on_init_end").endswith(
-        "Nobody implements on_init_end.\n"
+        "No plugin implements on_init_end.\n"
     )
 
 
@@ -238,7 +256,7 @@ def test_doctor_finds_nothing_wrong_here_but_perhaps_the_installation(shell):
     result = shell.run("doctor")
     wrong = [line for line in result.stdout.splitlines() if line.startswith("wrong")]
     # From a source tree that isn't installed, versions can't be checked.
-    assert [line for line in wrong if "runs from its sources" not in line] == []
+    assert [line for line in wrong if "runs from its source tree" not in line] == []
     assert result.returncode == (1 if wrong else 0)
     assert f"{shell.folder / 'pyproject.toml'}: move_modules_to_device" in result.stdout
 
@@ -260,7 +278,7 @@ def test_doctor_names_all_that_is_wrong_and_what_to_do(shell):
     wrong = [line for line in result.stdout.splitlines() if line.startswith("wrong")]
     for part in (
         "'same' is claimed by pa-",
-        f"pa-one 1.0 (for pa-core >=7) isn't in step with pa-core {__version__}",
+        f"pa-one 1.0 (for pa-core >=7) doesn't support pa-core {__version__}",
         "there is no plugin 'wether'. Did you mean 'weather'?",
         "degrees: expected a valid integer, got 'ten'",
     ):
@@ -321,7 +339,7 @@ def test_a_command_of_a_distribution_is_imported_when_it_is_called_and_only_then
     shell.site.install("pa-rain", group="pa_core.commands", rain="pa_rain:rain")
     listed = shell.out("--help")
     assert "imported" not in listed
-    assert "A command of pa-rain." in listed
+    assert "Provided by pa-rain." in listed
     assert shell.out("rain", "--hours", "3").split("\n")[:2] == ["imported", "rain for 3"]
     assert "Tell the rain." in shell.out("rain", "--help")
 
@@ -348,9 +366,34 @@ def test_a_distribution_may_bring_several_commands_in_one_app(shell):
     assert "weather" in shell.out("plugins")  # the core's own stays the core's
 
 
+def test_an_app_of_one_command_is_that_command_with_its_own_context(shell):
+    shell.site.module(
+        "pa_snow",
+        """
+        import typer
+
+        app = typer.Typer()
+
+        @app.command(context_settings={"ignore_unknown_options": True})
+        def falls(words: list[str]) -> None:
+            print(*words)
+        """,
+    )
+    shell.site.install("pa-snow", group="pa_core.commands", snow="pa_snow:app")
+    assert shell.out("snow", "deep", "--and", "crisp") == "deep --and crisp\n"
+
+
+def test_a_command_of_this_project_that_is_not_installed_names_its_distribution(monkeypatch):
+    monkeypatch.setattr(metadata, "entry_points", lambda group: [])
+    for name in ("check", "verify-resume"):
+        with pytest.raises(PluginNotFoundError, match=f"'{name}'.* pip install pa-lab"):
+            add_commands(typer.Typer(), [name, "train.py"])
+    add_commands(typer.Typer(), ["chek"])  # typer says that there is no such command
+
+
 def test_a_command_that_two_distributions_have_or_that_is_broken_is_told_when_it_is_called(shell):
     for name in ("pa-one", "pa-two"):
         shell.site.install(name, group="pa_core.commands", both="os:getcwd", lost="nowhere:x")
     shell.site.install("pa-three", group="pa_core.commands", broken="nowhere:x")
-    assert "'both' is of pa-one and pa-two" in shell.error("both")
+    assert "'both' is provided by pa-one and pa-two" in shell.error("both")
     assert "'broken' of pa-three can't be imported" in shell.error("broken")

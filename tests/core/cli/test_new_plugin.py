@@ -81,7 +81,7 @@ def test_a_plugin_of_any_event_counts_its_calls(hook, tmp_path):
     "name", ["Watch", "1st", "a--b", "a b", "-a", "a-", "pa-", "", "größe", "../x"]
 )
 def test_what_is_no_name_is_refused(name, tmp_path):
-    with pytest.raises(NewPluginError, match="is no name for a plugin.*such as weight-watch"):
+    with pytest.raises(NewPluginError, match="is not a valid plugin name.*such as weight-watch"):
         new_plugin(name, tmp_path)
     assert list(tmp_path.iterdir()) == []
 
@@ -106,16 +106,16 @@ def test_a_name_of_a_built_in_of_an_installed_plugin_or_of_python_is_taken(tmp_p
         with pytest.raises(NewPluginError, match="'watch' is taken by someones-distribution 2.0"):
             new_plugin("watch", tmp_path)
         for name in ("other", "third"):
-            with pytest.raises(NewPluginError, match=f"pa-{name} is installed already"):
+            with pytest.raises(NewPluginError, match=f"pa-{name} is already installed"):
                 new_plugin(name, tmp_path)
-    with pytest.raises(NewPluginError, match="'class' is a word of Python's own"):
+    with pytest.raises(NewPluginError, match="'class' is a Python keyword"):
         new_plugin("class", tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["site"]
 
 
 def test_a_folder_that_is_there_is_left_as_it_is(tmp_path):
     (tmp_path / "pa-watch").mkdir()
-    with pytest.raises(NewPluginError, match="pa-watch is there already"):
+    with pytest.raises(NewPluginError, match="pa-watch already exists"):
         new_plugin("watch", tmp_path)
     assert list((tmp_path / "pa-watch").iterdir()) == []
 
@@ -123,11 +123,11 @@ def test_a_folder_that_is_there_is_left_as_it_is(tmp_path):
 def test_other_mistakes_are_told(tmp_path):
     with pytest.raises(NewPluginError, match="Did you mean 'on_train_epoch_end'"):
         new_plugin("watch", tmp_path, hook="on_train_epochs_end")
-    with pytest.raises(NewPluginError, match="can't begin with 'create_scheduler'"):
+    with pytest.raises(NewPluginError, match="can't implement 'create_scheduler' first"):
         new_plugin("watch", tmp_path, hook="create_scheduler")
-    with pytest.raises(NewPluginError, match="too long: take at most 32"):
+    with pytest.raises(NewPluginError, match="too long: use at most 32"):
         new_plugin("w" * 33, tmp_path)
-    with pytest.raises(NewPluginError, match="must be one line"):
+    with pytest.raises(NewPluginError, match="must be a single line"):
         new_plugin("watch", tmp_path, author="two\nlines")
 
 
@@ -140,7 +140,7 @@ def test_a_template_that_fails_half_way_leaves_nothing(tmp_path, monkeypatch):
 
 def test_the_command_says_what_comes_next_and_tells_mistakes_in_words(tmp_path):
     out = run("-m", "pa_core", "new-plugin", "weight-watch", "--author", "Ada", cwd=tmp_path)
-    assert out.splitlines()[0] == "pa-weight-watch is there. Try it:"
+    assert out.splitlines()[0] == "Created pa-weight-watch. Try it:"
     assert "cd pa-weight-watch" in out
     again = subprocess.run(
         [sys.executable, "-m", "pa_core", "new-plugin", "weight-watch"],
@@ -151,7 +151,7 @@ def test_the_command_says_what_comes_next_and_tells_mistakes_in_words(tmp_path):
         env=os.environ | {"PYTHONPATH": str(ROOT)},
     )
     assert again.returncode == 1
-    assert "is there already" in again.stderr
+    assert "already exists" in again.stderr
     assert "Traceback" not in again.stderr
 
 

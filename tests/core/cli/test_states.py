@@ -132,7 +132,7 @@ def test_it_asks_before_it_removes(shell, folder, answer):
 
 def test_options_that_make_no_sense_alone_are_told(shell, folder):
     assert "--prune needs --keep" in shell.error("states", "states", "--prune")
-    assert "give both" in shell.error("states", "states", "--keep", "2")
+    assert "--keep needs --prune" in shell.error("states", "states", "--keep", "2")
     assert len(names(folder)) == 4
 
 

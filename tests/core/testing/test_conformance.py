@@ -17,7 +17,6 @@ from pa_core.builtins.move_modules_to_device import MoveModulesToDeviceCallback
 from pa_core.builtins.overfit import OverfitCallback
 from pa_core.builtins.preemption import PreemptionCallback
 from pa_core.builtins.print_progress import PrintProgressCallback
-from pa_core.builtins.profile import ProfileCallback
 from pa_core.builtins.progress_bar import ProgressBarCallback
 from pa_core.builtins.save_best_model import SaveBestModelCallback
 from pa_core.builtins.speedups import SpeedupsCallback
@@ -100,10 +99,6 @@ class TestSpeedups(BuiltinConformance):
 
 class TestPreemption(BuiltinConformance):
     plugin = PreemptionCallback
-
-
-class TestProfile(BuiltinConformance):
-    plugin = ProfileCallback
 
 
 class TestModelSummary(BuiltinConformance):

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 import pa_report.plugin
-from pa_core import Trainer, hookimpl
-from pa_core.callbacks import ProfileCallback
+from pa_core import Trainer, hookimpl, hookspec
+from pa_lab import ProfileCallback
 from pa_report import ReportPlugin, read_run
 from pa_report.run import Point, Run, downsample
 from tests.helpers import tiny_data
@@ -307,7 +307,8 @@ def test_figures_and_matrices_are_on_the_page(tmp_path):
 def test_the_costs_of_plugins_are_on_the_page_where_a_profile_tells_them(tmp_path):
     class Costs:
         @hookimpl
-        def calculate_costs(self):
+        @hookspec(firstresult=True)
+        def calculate_costs(self, trainer):
             rows = [
                 {"plugin": "metrics", "hook": "on_train_step_end", "seconds": 0.5, "share": 0.25}
             ]

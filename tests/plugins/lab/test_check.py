@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 from pathlib import Path
 from textwrap import dedent
@@ -10,7 +11,7 @@ import pytest
 
 from pa_core import TrainerCallback
 from pa_core.callbacks import FastDevRunCallback, SaveBestModelCallback, SaveTrainingStateCallback
-from pa_core.preflight import check_script, check_settings
+from pa_lab.check import check_script, check_settings
 from tests.builtin_trainer import make_trainer
 from tests.helpers import tiny_data
 from tests.warm import start_warm
@@ -40,7 +41,7 @@ trainer.save_checkpoint("last.pt")
 
 @pytest.fixture
 def project(tmp_path, monkeypatch):
-    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    monkeypatch.setenv("PYTHONPATH", f"{ROOT}{os.pathsep}{ROOT / 'plugins' / 'lab'}")
     monkeypatch.delenv("PA_CORE_CONFIG", raising=False)
     monkeypatch.chdir(tmp_path)
     (tmp_path / "train.py").write_text(SCRIPT)
@@ -65,10 +66,10 @@ def test_a_script_that_is_right_is_told_whole_with_exit_code_0_and_writes_nothin
     told = {name: value.strip() for name, value in rows.items()}
     assert told["updates"] == "20"
     assert told["samples per update"] == "16"
-    assert told["schedule"] == "CosineAnnealingLR"
+    assert told["scheduler"] == "CosineAnnealingLR"
     assert told["settings"] == str(project / "pyproject.toml")
     assert told["plugins"].endswith("checkpoint, early_stopping, save_best_model")
-    assert told["a training state"].endswith("saved and loaded")
+    assert told["training state"].endswith("saved and loaded")
     assert "on_training_run_epoch_end\n" in done.stdout
     assert ":environment" not in done.stdout
     assert sorted(path.name for path in project.iterdir()) == ["pyproject.toml", "train.py"]
@@ -91,24 +92,24 @@ def test_all_that_is_wrong_with_a_run_is_told(project):
     text, problems = check_script(project / "train.py", ["5"])
     assert "CosineAnnealingLR" in text
     schedule, stopping, best, failed = problems
-    assert "is for 5 updates (T_max), but the run has 20" in schedule
+    assert "is made for 5 updates (T_max), but the run has 20" in schedule
     assert "early_stopping watches 'eval_loss_epochs'" in stopping
     assert "Did you mean 'eval_loss_epoch'?" in stopping
     assert "save_best_model watches 'accuracy'" in best
-    assert "train.py ends with exit code 1:\nTraceback" in failed
+    assert "train.py failed with exit code 1:\nTraceback" in failed
 
 
 def test_a_disk_too_small_for_the_states_is_told(monkeypatch):
-    from pa_core.rehearsal import Rehearsal
+    from pa_lab.check_plugin import CheckPlugin
 
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder, "report.json")
-        rehearsal = Rehearsal(report)
+        check = CheckPlugin(report)
         saves = SaveTrainingStateCallback(Path(folder, "no", "such"), max_checkpoints=10**15)
-        trainer = make_trainer(rehearsal, FastDevRunCallback(), saves)
+        trainer = make_trainer(check, FastDevRunCallback(), saves)
         trainer.train(tiny_data(16), 1)
-        (problem,) = rehearsal.report["problems"]
-        assert "the training states to be kept there need" in problem
+        (problem,) = check.report["problems"]
+        assert "the training states kept there need" in problem
         assert not Path(folder, "no").exists()
 
 
@@ -116,7 +117,7 @@ def test_a_script_that_never_trains_is_no_run(project):
     (project / "train.py").write_text("print('hello')\n")
     text, problems = check_script(project / "train.py", [])
     assert text == ""
-    assert problems == [f"{project / 'train.py'} doesn't train: no Trainer's train() was called"]
+    assert problems == [f"{project / 'train.py'} doesn't train: it never called Trainer.train()"]
 
 
 def test_mistakes_of_settings_and_hooks_are_told_all_at_once(project):

@@ -1,4 +1,4 @@
-"""What ``pa check`` looks at before a run: the settings, and one update of a script."""
+"""``pa check``: find what would make a run fail, before it starts."""
 
 from __future__ import annotations
 
@@ -10,25 +10,39 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from pa_core.checkpoint.listing import readable_size
 from pa_core.errors import PluginError, SettingsError
-from pa_core.loop.environment import CHECK_VARIABLE, FAST_DEV_RUN_VARIABLE
-from pa_core.plugins.explain import loop_as_text
-from pa_core.plugins.manager import PluginManager
-from pa_core.settings.build import build_plugins
-from pa_core.settings.table import find_settings_file, read_settings
+from pa_core.plugin import (
+    FAST_DEV_RUN_VARIABLE,
+    PLUGINS_VARIABLE,
+    PluginManager,
+    build_all_plugins,
+    find_settings_file,
+    loop_as_text,
+    read_settings,
+    readable_size,
+)
+
+PLUGIN = "pa_lab.check_plugin:CheckPlugin"
+"""The plugin that `check_script` adds to the script's run."""
+
+REPORT_VARIABLE = "PA_LAB_CHECK_REPORT"
+"""The file that this plugin writes its report to."""
 
 
 def check_settings(place: Path) -> list[str]:
-    """All that is wrong with the settings and plugins that a script would have.
+    """Build and register the plugins that a script would have.
 
     Args:
         place: the script, or a folder.
+
+    Returns:
+        Every problem with the settings and the plugins.
     """
+    problems = []
+    manager = PluginManager()
     try:
         settings = read_settings(find_settings_file(script=place))
-        manager, problems = PluginManager(), []
-        for name, plugin, source in build_plugins(settings):
+        for name, plugin, source in build_all_plugins(settings):
             try:
                 manager.register(plugin, name, source)
             except PluginError as error:
@@ -41,20 +55,26 @@ def check_settings(place: Path) -> list[str]:
 
 
 def check_script(script: Path, arguments: list[str]) -> tuple[str, list[str]]:
-    """Run a script with one update, one batch of each evaluation, and a state saved and loaded.
+    """Run a script for one update, one batch of each evaluation, and one save and load.
 
     Args:
         script: the script.
-        arguments: what it is called with.
+        arguments: the script's arguments.
 
     Returns:
-        What the run would be, as text; and all that is wrong with it.
+        A description of the run, as text; and every problem found.
     """
-    with tempfile.TemporaryDirectory(prefix="pa-core-check-") as folder:
+    added = filter(None, (os.environ.get(PLUGINS_VARIABLE), PLUGIN))
+    with tempfile.TemporaryDirectory(prefix="pa-lab-check-") as folder:
         file = Path(folder, "report.json")
+        environment = {
+            FAST_DEV_RUN_VARIABLE: "1",
+            PLUGINS_VARIABLE: "\n".join(added),
+            REPORT_VARIABLE: str(file),
+        }
         done = subprocess.run(
             [sys.executable, str(script), *arguments],
-            env=os.environ | {FAST_DEV_RUN_VARIABLE: "1", CHECK_VARIABLE: str(file)},
+            env=os.environ | environment,
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
@@ -63,20 +83,20 @@ def check_script(script: Path, arguments: list[str]) -> tuple[str, list[str]]:
         report: dict[str, Any] = json.loads(file.read_text()) if file.is_file() else {}
     problems = list(report.get("problems", ()))
     if done.returncode:
-        # What comes before the traceback is of progress bars, mostly.
+        # Mostly progress bars come before the traceback.
         error = "".join(done.stderr.rpartition("Traceback (most recent call last)")[1:]).rstrip()
-        problems.append(f"{script} ends with exit code {done.returncode}:\n{error}")
+        problems.append(f"{script} failed with exit code {done.returncode}:\n{error}")
     elif "run" not in report:
-        problems.append(f"{script} doesn't train: no Trainer's train() was called")
-    return _as_text(report), problems
+        problems.append(f"{script} doesn't train: it never called Trainer.train()")
+    return _report_text(report), problems
 
 
-def _as_text(report: dict[str, Any]) -> str:
+def _report_text(report: dict[str, Any]) -> str:
     if "run" not in report:
         return ""
     run = report["run"] | {"plugins": ", ".join(report["run"]["plugins"])}
     if "state bytes" in report:
-        run["a training state"] = f"{readable_size(report['state bytes'])}, saved and loaded"
+        run["training state"] = f"{readable_size(report['state bytes'])}, saved and loaded"
     width = max(map(len, run))
     lines = [
         f"{name.ljust(width)}  {'none' if value is None else value}" for name, value in run.items()

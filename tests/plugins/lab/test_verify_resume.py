@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
 
-from pa_core.cli.app import app
-from pa_core.comparison import compare_states
+from pa_lab.command import verify_resume_app
+from pa_lab.diff import compare_states
 from tests.core.checkpoint.test_resume import run
 
+ROOT = Path(__file__).parents[3]
 SCRIPT = """
 import os, sys
 import torch
@@ -50,6 +52,17 @@ trainer.train(
     create_scheduler_fn=Schedule,
 )
 """
+TORCH_ALONE = """
+import torch
+from pa_core import Trainer
+from tests.helpers import tiny_data, tiny_model
+
+model = tiny_model()
+optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+trainer = Trainer(model, torch.nn.CrossEntropyLoss(), optimizer, callbacks=(), plugins=())
+trainer.train(tiny_data(44), 2, eval_dataset=tiny_data(6))
+"""
+BOTH_SAME = "Both runs are the same, bit for bit"
 UNSAVED_CALLBACK = """
 class Callback(TrainerCallback):
     def __init__(self):
@@ -82,8 +95,8 @@ def verify(folder: Path, monkeypatch: pytest.MonkeyPatch, change: str, *options:
     script = folder / "train.py"
     script.write_text(SCRIPT.replace("# HERE", change))
     monkeypatch.chdir(folder)
-    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[3]))
-    done = CliRunner().invoke(app, ["verify-resume", *options, str(script), "7"])
+    monkeypatch.setenv("PYTHONPATH", f"{ROOT}{os.pathsep}{ROOT / 'plugins' / 'lab'}")
+    done = CliRunner().invoke(verify_resume_app, [*options, str(script), "7"])
     assert not (folder / "training_states").exists()  # nothing of the user's was written
     return done.exit_code, done.output
 
@@ -93,8 +106,18 @@ def test_a_script_that_keeps_the_rules_is_the_same_and_its_run_may_end_by_itself
     tmp_path, monkeypatch
 ):
     code, report = verify(tmp_path, monkeypatch, "", "--at", "7")  # in the second epoch of two
-    assert (code, report.partition(":")[0]) == (0, "The same, bit for bit"), report
-    assert "12 updates in one go; and 7, killed there, and 5 more" in report
+    assert (code, report.partition(":")[0]) == (0, BOTH_SAME), report
+    assert "12 updates without interruption, and 7 updates, a kill, and 5 more" in report
+
+
+@pytest.mark.slow
+def test_generators_that_nobody_seeds_or_draws_from_may_differ(tmp_path, monkeypatch):
+    script = tmp_path / "train.py"
+    script.write_text(TORCH_ALONE)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", f"{ROOT}{os.pathsep}{ROOT / 'plugins' / 'lab'}")
+    done = CliRunner().invoke(verify_resume_app, ["--updates", "4", str(script)])
+    assert (done.exit_code, done.output.partition(":")[0]) == (0, BOTH_SAME), done.output
 
 
 @pytest.mark.slow
@@ -104,19 +127,19 @@ def test_a_script_that_keeps_the_rules_is_the_same_and_its_run_may_end_by_itself
         (
             UNSAVED_CALLBACK,
             "  weights, layers.0.",
-            "`updates_seen` of the plugin 'Callback' (Callback) was 3 at update 3 and is 0 once",
+            "`updates_seen` of the plugin 'Callback' (Callback) was 3 at update 3 and is 0 after",
         ),
         (
             UNSAVED_SCHEDULE,
             "  weights, layers.0.",
-            "`count` of the schedule (Forgetful) was 3 at update 3 and is 0 once resumed",
+            "`count` of the scheduler (Forgetful) was 3 at update 3 and is 0 after resuming",
         ),
     ],
 )
 def test_what_is_kept_and_not_saved_is_named(tmp_path, monkeypatch, change, first, cause):
     code, report = verify(tmp_path, monkeypatch, change, "--updates", "6", "--at", "3")
     assert code == 1, report
-    assert "killed at update 3 and resumed differs from the one that wasn't" in report
+    assert "killed at update 3 and resumed differs from the uninterrupted one" in report
     assert first in report
     assert "The training loss differs from update " in report
     assert cause in report
@@ -127,7 +150,7 @@ def test_randomness_that_no_seed_reaches_is_told_before_any_interruption(tmp_pat
     code, report = verify(tmp_path, monkeypatch, OWN_RANDOMNESS, "--updates", "4")
     assert code == 1, report
     assert "differ at update 2, before any interruption" in report
-    assert "training data (Data) has another sample 0 each time" in report
+    assert "Sample 0 of the training data (Data) differs each time" in report
     assert "os.urandom" in report
 
 
@@ -135,7 +158,7 @@ def test_randomness_that_no_seed_reaches_is_told_before_any_interruption(tmp_pat
 @pytest.mark.parametrize(
     ("change", "why"),
     [
-        ("raise SystemExit", "it has ended without a call of Trainer.train"),
+        ("raise SystemExit", "ended without calling Trainer.train"),
         ("raise ValueError('no data here')", "no data here"),
     ],
 )
@@ -147,10 +170,10 @@ def test_a_script_that_cannot_be_run_is_told_with_its_own_words(tmp_path, monkey
 
 def test_arguments_that_make_no_sense_are_told(tmp_path):
     for options, why in (
-        (["--at", "20", "x.py"], "--at must be between 1 and 19, and is 20"),
-        ([str(tmp_path / "x.py")], "There is no script"),
+        (["--at", "20", "x.py"], "--at must be between 1 and 19, not 20"),
+        ([str(tmp_path / "x.py")], "Script not found"),
     ):
-        done = CliRunner().invoke(app, ["verify-resume", *options])
+        done = CliRunner().invoke(verify_resume_app, options)
         assert done.exit_code == 2
         assert why in done.output
 

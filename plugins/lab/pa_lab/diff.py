@@ -1,4 +1,4 @@
-"""Where two training states differ: compared bit for bit, told by the names that users know."""
+"""Compare two training states bit for bit, and name each difference as users know it."""
 
 from __future__ import annotations
 
@@ -12,22 +12,21 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pa_core.checkpoint.codec import decode
-from pa_core.checkpoint.storage import StateReader
+from pa_core.plugin import StateReader, decode
 
 _MISSING = "missing"
 
 
 @dataclass(frozen=True)
 class Difference:
-    """One thing that two states don't have alike.
+    """One difference between two training states.
 
     Attributes:
         part: ``"weights"``, ``"optimizer"``, ``"scheduler"``, ``"scaler"``, ``"run history"``,
             ``"position"``, ``"running loss"``, ``"random generators"`` or ``"plugin 'name'"``.
-        name: what of it: a parameter, a metric with its epoch, a key.
-        first: its value in the first state, as text.
-        second: its value in the second one.
+        name: a parameter, a metric with its epoch, or a key.
+        first: the value in the first state, as text.
+        second: the value in the second state, as text.
     """
 
     part: str
@@ -42,18 +41,18 @@ class Difference:
 def compare_states(
     first: str | Path, second: str | Path, *, ignore_plugins: Collection[str] = ()
 ) -> list[Difference]:
-    """Compare all that two states hold, but for the seconds that the runs have taken.
+    """Compare everything that two states hold, except how many seconds the runs took.
 
     Args:
         first: a training state.
-        second: another one.
-        ignore_plugins: names of plugins whose state may differ, such as one that asks a clock.
+        second: another training state.
+        ignore_plugins: names of plugins whose state may differ, such as one that reads a clock.
 
     Returns:
-        Every difference, weights first; an empty list where the states are the same, bit for bit.
+        Every difference, weights first; an empty list if the states are the same, bit for bit.
 
     Raises:
-        TrainingStateError: where one of them is damaged.
+        TrainingStateError: one of them is damaged.
     """
     parts = [_parts_of(state, ignore_plugins) for state in (first, second)]
     return [
@@ -64,14 +63,14 @@ def compare_states(
 
 
 def _parts_of(state: str | Path, ignore_plugins: Collection[str]) -> dict[str, Any]:
-    """What a state holds, by the names of `Difference`."""
+    """What a state holds, by the parts of `Difference`."""
     reader = StateReader(state)
     content = decode(reader.read_json("state.json"), reader.read_tensors("state.safetensors"))
     names = [name for group in content["parameters"] for name in group]
     weights = reader.read_tensors("model.safetensors")
     optimizer = content["optimizer"] or {"state": {}}
     parts = {
-        # In the model's order, which a file of tensors doesn't keep.
+        # In the order of the model, which a file of tensors doesn't keep.
         "weights": {name: weights.pop(name) for name in names if name in weights}
         | dict(sorted(weights.items()))
         | content["weights"]["extra"],
@@ -99,7 +98,7 @@ def _nth(names: list[str], index: Any) -> str:
 
 
 def _by_metric(history: Mapping[str, Any]) -> dict[str, Any]:
-    """A run history by metric, epoch and place among the metric's records of the epoch."""
+    """A run history by metric, epoch, and number of the record within the epoch."""
     named: dict[str, Any] = {}
     for record in history.get("records", ()):
         base = f"{record['metric']} of epoch {record['epoch']}"
@@ -116,7 +115,7 @@ def _without_seconds(content: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _walk(name: str, first: Any, second: Any) -> Iterator[tuple[str, str, str]]:
-    """Yield the name and both values of each leaf that differs."""
+    """Yield the name and both values of each differing leaf."""
     if isinstance(first, Mapping) and isinstance(second, Mapping):
         for key in dict.fromkeys([*first, *second]):
             yield from _walk(
@@ -153,7 +152,7 @@ def _bytes_of(tensor: Tensor) -> Tensor:
 
 
 def _show(first: Any, second: Any) -> tuple[str, str]:
-    """Two values as text; of two tensors of one shape, the first element that differs."""
+    """Two values as text; for tensors of equal shape, the first differing element."""
     pair = [torch.from_numpy(v) if isinstance(v, np.ndarray) else v for v in (first, second)]
     if all(isinstance(value, Tensor) for value in pair) and pair[0].shape == pair[1].shape:
         flat = [value.detach().reshape(-1) for value in pair]

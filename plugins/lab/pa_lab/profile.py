@@ -1,29 +1,26 @@
-"""What a run's time is spent on: each plugin, each part of a step, and waiting for data."""
+"""Profile a run: the time of each plugin, of each part of a step, and of waiting for data."""
 
 from __future__ import annotations
 
 import io
 import json
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
-from pydantic import Field
+from pydantic import BaseModel, ConfigDict, Field
 from rich.console import Console
 from rich.table import Table
 
-from pa_core.checkpoint import atomic_io
-from pa_core.diagnostics.device_syncs import watch_device_syncs
-from pa_core.diagnostics.stopwatch import Spent, Stopwatch
-from pa_core.hookspecs import hookimpl
-from pa_core.plugin import CallbackSettings, ConfigurableCallback
+from pa_core import TrainerCallback, hookimpl, hookspec
+from pa_core.plugin import Spent, Stopwatch, save_file, watch_device_syncs
 
 if TYPE_CHECKING:
-    from pa_core.plugins.implementations import Call, Implementation
-    from pa_core.trainer import Trainer
+    from pa_core import Trainer
+    from pa_core.plugin import Call, Implementation
 
 _PHASES = ("data", "forward", "backward", "optimizer", "evaluation", "saving", "loop")
 _OF_A_STEP = ("data", "forward", "backward", "optimizer", "loop")
@@ -38,38 +35,41 @@ _METHODS = {
     "save_checkpoint": "saving",
     "_run_train_epoch": "loop",
 }
-"""The Trainer's methods, and the phase that each belongs to."""
+"""Methods of the Trainer, and the phase that each belongs to."""
 
-_MUCH_WAITING = 0.1
-_LOOK_EVERY = 10
-_SMALL_SHARE = 0.001  # of the run; what costs less is printed as one row
+_LONG_DATA_WAIT = 0.1  # of the time of all steps; above this, the report advises
+_WATCH_EVERY = 10  # calls; watching one for synchronisation slows its tensor operations
+_SMALL_SHARE = 0.001  # of the run; hooks below it are printed as one row
 _END = object()
 
 
-class ProfileSettings(CallbackSettings):
-    """Settings of the built-in plugin `profile`."""
+class ProfileSettings(BaseModel):
+    """The table ``[tool.pa-core.profile]``."""
 
-    to_json: Path | None = Field(None, description="A file for the report, as JSON.")
+    model_config = ConfigDict(extra="forbid")
+
+    to_json: Path | None = Field(None, description="File for the report, as JSON.")
     trace: Path | None = Field(
-        None, description="A file for a trace of some steps, to be opened in Perfetto."
+        None, description="File for a trace of a few steps, to open in Perfetto."
     )
     trace_start: int = Field(
-        10, ge=0, description="Micro-batches of the run before those that are traced."
+        10, ge=0, description="Number of micro-batches to run before the trace starts."
     )
-    trace_steps: int = Field(5, ge=1, description="How many micro-batches are traced.")
+    trace_steps: int = Field(5, ge=1, description="Number of micro-batches to trace.")
 
 
-class ProfileCallback(ConfigurableCallback):
-    """Tells at a run's end what its time was spent on, and which plugins wait for the device.
+class ProfileCallback(TrainerCallback):
+    """Reports at the end of a run where its time went, and which plugins synchronise.
 
-    Times are the host's, and each is less the times within it, so that they add up. A GPU computes
-    beside the host: there they tell what starting the work costs, and the trace what the work does.
+    Times are measured on the host. Each excludes the times measured within it, so they add up to
+    the run. A GPU computes asynchronously: there, the times say what launching the work costs, and
+    the trace shows the work itself.
 
     Args:
-        to_json: a file for the report; the main process writes it.
-        trace: a file for a Chrome trace of some steps, for https://ui.perfetto.dev.
-        trace_start: micro-batches of the run before those that are traced.
-        trace_steps: how many micro-batches are traced.
+        to_json: file for the report; the main process writes it.
+        trace: file for a Chrome trace of a few steps, for https://ui.perfetto.dev.
+        trace_start: number of micro-batches to run before the trace starts.
+        trace_steps: number of micro-batches to trace.
     """
 
     Settings = ProfileSettings
@@ -86,10 +86,15 @@ class ProfileCallback(ConfigurableCallback):
         self.trace_start, self.trace_steps = trace_start, trace_steps
         self._reset()
 
+    @classmethod
+    def from_settings(cls, settings: BaseModel) -> Self:
+        """Build the callback from its table."""
+        return cls(**{name: getattr(settings, name) for name in sorted(settings.model_fields_set)})
+
     def _reset(self) -> None:
         self._watch = Stopwatch()
         self._hooks: dict[str, tuple[str, str]] = {}  # the stopwatch's name -> plugin, hook
-        self._waits: dict[tuple[str, str], list[int]] = {}  # plugin, hook -> found, looked at
+        self._syncs: dict[tuple[str, str], list[int]] = {}  # plugin, hook -> found, watched
         self._epochs: list[dict[str, Any]] = []
         self._epoch: int | None = None
         self._before: dict[str, float] = {}
@@ -111,12 +116,12 @@ class ProfileCallback(ConfigurableCallback):
             result = yield
         self._close_epoch()
         self._seconds = time.perf_counter() - self._start
-        self._tell(trainer)
+        self._report_end(trainer)
         return result
 
     @hookimpl(tryfirst=True)
     def on_train_epoch_start(self, trainer: Trainer, **kwargs: Any) -> None:
-        # Only now is the last one over: what is saved for it is saved after its events.
+        # The previous epoch ends only now: its training state is saved after its last event.
         self._close_epoch()
         self._epoch = trainer.run_history.current_epoch
 
@@ -135,14 +140,14 @@ class ProfileCallback(ConfigurableCallback):
         self._before, self._epoch_start, self._steps_before = phases, now, self._steps
 
     def _phases(self) -> dict[str, float]:
-        """Seconds of each phase so far, those of the plugins together."""
+        """Seconds of each phase so far, with all plugins as one phase."""
         spent = self._watch.spent
         phases = {name: spent[name].seconds if name in spent else 0.0 for name in _PHASES}
         return phases | {"plugins": sum(spent[name].seconds for name in self._hooks)}
 
     @contextmanager
     def _timing(self, trainer: Trainer) -> Iterator[None]:
-        """Time the trainer's methods and its plugins; everything is as before in the end."""
+        """Time the trainer's methods and its plugins, and undo it all at the end."""
         owners: list[tuple[Any, str, str]] = [
             (trainer, method, phase) for method, phase in _METHODS.items()
         ]
@@ -166,7 +171,7 @@ class ProfileCallback(ConfigurableCallback):
             self._end_trace()
 
     def _time_data(self, trainer: Trainer) -> None:
-        """Time each look for the next training batch; those of an evaluation belong to it."""
+        """Time the wait for each training batch; an evaluation's batches count as evaluation."""
         moved, evaluate = trainer._engine.moved, trainer._run_eval_epochs
 
         def evaluate_apart(*args: Any, **kwargs: Any) -> None:
@@ -194,7 +199,7 @@ class ProfileCallback(ConfigurableCallback):
             yield batch
 
     def _around(self, found: Implementation) -> Call:
-        """A plugin's call, timed; now and then it is looked at whether it waits."""
+        """A plugin's call, timed; every tenth call is watched for synchronisation."""
         device = self._device
         if found.name == "pa_core" or found.plugin is self:
             return found.call
@@ -205,28 +210,27 @@ class ProfileCallback(ConfigurableCallback):
             return self._watch.timed_wrapper(name, found.call)
         timed = self._watch.timed(name, found.call)
         of_step = "_step_" in found.hook or "_backward_" in found.hook
-        # Built-ins read a value at once where it costs nothing, on a CPU, and there alone.
+        # Built-ins read a value early only where it is free, on a CPU.
         if not of_step or (device.type != "cuda" and found.source.origin == "built-in"):
             return timed
-        counts = self._waits.setdefault((found.name, found.hook), [0, 0])
+        counts = self._syncs.setdefault((found.name, found.hook), [0, 0])
         spent = self._watch.spent[name]
 
         def call(arguments: dict[str, Any]) -> Any:
-            # Not always: it slows what the plugin does with tensors.
-            if spent.count % _LOOK_EVERY:
+            if spent.count % _WATCH_EVERY:
                 return timed(arguments)
-            with watch_device_syncs(device) as waits:
+            with watch_device_syncs(device) as syncs:
                 result = timed(arguments)
-            counts[0] += bool(waits)
+            counts[0] += bool(syncs)
             counts[1] += 1
             return result
 
         return call
 
-    # -- A trace of some steps ------------------------------------------------------------------
+    # -- The trace of a few steps ---------------------------------------------------------------
 
     def _trace_step(self) -> None:
-        """Begin and end the trace where its time has come; called before each micro-batch."""
+        """Start or end the trace if it is due; called before each micro-batch."""
         if not self._traces:
             return
         if self._profiler is None and self._steps == self.trace_start:
@@ -245,23 +249,41 @@ class ProfileCallback(ConfigurableCallback):
         file.parent.mkdir(parents=True, exist_ok=True)
         self._profiler.export_chrome_trace(str(file))
 
-    # -- Telling --------------------------------------------------------------------------------
+    # -- The report -----------------------------------------------------------------------------
 
     @hookimpl
-    def calculate_costs(self, trainer: Trainer) -> dict[str, Any]:
+    @hookspec(firstresult=True)
+    def calculate_costs(self, trainer: Trainer) -> Mapping[str, Any] | None:
+        """Calculate where the run's time has gone so far.
+
+        A hook that this plugin adds and implements. Other plugins implement it, marked with
+        ``@hookimpl(optionalhook=True)``, to answer in its place; the first value that isn't None
+        counts.
+
+        Args:
+            trainer: the trainer.
+
+        Returns:
+            Plain data: ``hooks``, rows with ``plugin`` and ``hook``, and ``phases``, rows with
+            ``phase``, each with ``count``, ``seconds``, ``mean``, ``per_step`` and ``share`` of the
+            run; ``advice``.
+
+        When: whenever a plugin asks, such as `report`. Runs on: the process that asks. May
+        synchronise: no.
+        """
         return self.report()
 
     def report(self) -> dict[str, Any]:
-        """What the last run's time was spent on, as plain data; times in seconds.
+        """Where the time of the last run went, as plain data; times in seconds.
 
         Returns:
             ``device``, ``seconds`` and ``steps`` (micro-batches) of the run; ``phases`` and
             ``hooks``, lists of rows with ``count``, ``seconds``, ``mean``, ``per_step`` and
             ``share`` of the run; ``data_wait``, the share of the training steps' time spent
             waiting for the next batch; ``advice`` on that, or None; ``epochs``, a row for each;
-            ``waits``, the plugins' hooks that waited for the device, ``found`` times in
-            ``looked_at`` calls; where it is no GPU, those that read values of tensors, for which
-            a GPU would make them wait.
+            ``waits``, the plugins' hooks that synchronised host and device, ``found`` times in
+            ``looked_at`` calls. Without a GPU, these are the hooks that read values of tensors,
+            which would synchronise on a GPU.
         """
         seconds = self._seconds
         if seconds is None:
@@ -290,7 +312,7 @@ class ProfileCallback(ConfigurableCallback):
             "epochs": self._epochs,
             "waits": [
                 {"plugin": plugin, "hook": hook, "found": found, "looked_at": looked_at}
-                for (plugin, hook), (found, looked_at) in self._waits.items()
+                for (plugin, hook), (found, looked_at) in self._syncs.items()
                 if found
             ],
         }
@@ -308,26 +330,26 @@ class ProfileCallback(ConfigurableCallback):
 
     def _advice(self) -> str | None:
         wait = self._data_wait()
-        if wait <= _MUCH_WAITING:
+        if wait <= _LONG_DATA_WAIT:
             return None
         more = f"more than {self._workers}" if self._workers else "4"
         return (
-            f"{wait:.0%} of the steps' time was spent waiting for data: where reading and decoding "
-            f"cost, give train_dataloader_kwargs={{'num_workers': …}}, {more} say; data that fits "
-            "in memory is fastest as tensors in a TensorDataset"
+            f"Training waited for data for {wait:.0%} of the steps' time. If reading or decoding "
+            f"is slow, set train_dataloader_kwargs={{'num_workers': …}}, for example to {more}. "
+            "Data that fits in memory is fastest as tensors in a TensorDataset"
         )
 
-    def _tell(self, trainer: Trainer) -> None:
+    def _report_end(self, trainer: Trainer) -> None:
         report = self.report()
         trainer.print(as_text(report))
         if self._traces and self._profiler is None:
             trainer.print(
-                f"There is no trace: the run had {self._steps} micro-batches, and it begins after "
-                f"trace_start = {self.trace_start}"
+                f"No trace was written: the run had {self._steps} micro-batches, and the trace "
+                f"starts after trace_start = {self.trace_start}"
             )
         if self.to_json is not None and trainer.is_main_process:
             text = json.dumps(report, indent=2)
-            atomic_io.save_file(self.to_json, lambda path: path.write_text(text, encoding="utf-8"))
+            save_file(self.to_json, lambda path: path.write_text(text, encoding="utf-8"))
 
 
 def _row(spent: Spent, seconds: float, steps: int) -> dict[str, Any]:
@@ -341,7 +363,7 @@ def _row(spent: Spent, seconds: float, steps: int) -> dict[str, Any]:
 
 
 def as_text(report: dict[str, Any]) -> str:
-    """A report of `ProfileCallback` as tables, for people."""
+    """A report of `ProfileCallback` as tables of text."""
     out = io.StringIO()
     console = Console(file=out, width=100, markup=False, highlight=False)
     console.print(f"\nProfile: {report['seconds']:.2f} s, {report['steps']} micro-batches")
@@ -368,11 +390,11 @@ def as_text(report: dict[str, Any]) -> str:
             table.add_row(str(row["epoch"]), f"{row['seconds']:.3f}", *shown)
         console.print(table)
     on_gpu = report["device"] == "cuda"
-    does = "waits for the device" if on_gpu else "reads values (a GPU would make it wait)"
+    does = "synchronises with the device" if on_gpu else "reads values (this synchronises on a GPU)"
     for row in report["waits"]:
         console.print(
-            f"{row['plugin']} {does} in {row['hook']}: in {row['found']} of the "
-            f"{row['looked_at']} calls that were looked at"
+            f"{row['plugin']} {does} in {row['hook']}: in {row['found']} of "
+            f"{row['looked_at']} watched calls"
         )
     if report["advice"]:
         console.print(report["advice"])
@@ -381,8 +403,8 @@ def as_text(report: dict[str, Any]) -> str:
 
 def _table(first: str) -> Table:
     table = Table(box=None, pad_edge=False, header_style="bold")
-    table.add_column(first, min_width=45, overflow="fold")  # so that both have equal columns
-    for column in ("calls", "seconds", "a call, µs", "a step, µs", "share"):
+    table.add_column(first, min_width=45, overflow="fold")  # aligns both tables
+    for column in ("calls", "seconds", "µs/call", "µs/step", "share"):
         table.add_column(column, justify="right")
     return table
 

@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import json
 import time
+from pathlib import Path
 
 import pytest
 import torch
+from pydantic import ValidationError
 from torch.utils.data import Dataset, TensorDataset
 
 from pa_core import TrainerCallback, hookimpl
-from pa_core.callbacks import ProfileCallback, SaveBestModelCallback, SaveTrainingStateCallback
+from pa_core.callbacks import SaveBestModelCallback, SaveTrainingStateCallback
 from pa_core.diagnostics.stopwatch import Stopwatch
+from pa_lab import ProfileCallback, ProfileSettings
 from tests.builtin_trainer import Interrupts, make_trainer
 from tests.helpers import assert_identical, tiny_data, weights_of
+
+ROOT = Path(__file__).parents[3]
 
 
 class Sleeps(TrainerCallback):
@@ -59,7 +64,7 @@ def test_each_hook_and_phase_has_its_time_and_all_times_add_up(tmp_path, capsys)
     assert hooks["Sleeps", "on_optimizer_step_end"]["count"] == 2 * 3
     assert hooks["Sleeps", "on_optimizer_step_end"]["mean"] >= 0.01
     assert hooks["checkpoint", "on_training_run_epoch_end"]["count"] == 2
-    assert not [name for name in hooks if name[0] in ("profile", "pa_core")]
+    assert not [name for name in hooks if name[0] in ("ProfileCallback", "pa_core")]
     assert phases["forward"]["count"] == phases["backward"]["count"] == 12
     assert phases["optimizer"]["count"] == 2 * 3 * 3  # clipping, update, dropping the gradients
     assert phases["evaluation"]["count"] == 2
@@ -107,7 +112,7 @@ def test_waiting_for_data_is_told_with_what_to_do_and_only_where_it_is_much(caps
     profile = ProfileCallback()
     make_trainer(profile).train(SlowData(), 1)
     assert profile.report()["data_wait"] > 0.1
-    assert "'num_workers': …}, 4 say" in capsys.readouterr().out
+    assert "'num_workers': …}, for example to 4" in capsys.readouterr().out
     slow_step = ProfileCallback()
     make_trainer(slow_step, Sleeps(), Sleeps(), Sleeps(), Sleeps()).train(tiny_data(44), 1)
     assert slow_step.report()["advice"] is None
@@ -205,7 +210,7 @@ def test_the_report_is_written_as_json(tmp_path):
     trainer = make_trainer(profile)
     trainer.train(tiny_data(16), 1)
     written = json.loads((tmp_path / "new" / "profile.json").read_text())
-    assert written == profile.report() == trainer.plugins.by_name["profile"].report()
+    assert written == profile.report() == trainer.plugins.by_name["ProfileCallback"].report()
 
 
 def test_a_trace_holds_some_steps_with_the_names_of_phases_and_plugins(tmp_path, capsys):
@@ -220,7 +225,7 @@ def test_a_trace_holds_some_steps_with_the_names_of_phases_and_plugins(tmp_path,
     profile = ProfileCallback(trace=file, trace_start=7)
     make_trainer(profile).train(tiny_data(44), 1)
     assert not file.exists()
-    assert "There is no trace: the run had 6 micro-batches" in capsys.readouterr().out
+    assert "No trace was written: the run had 6 micro-batches" in capsys.readouterr().out
 
 
 def test_laps_within_laps_are_not_counted_twice():
@@ -241,3 +246,37 @@ def test_on_a_gpu_plugins_that_wait_for_it_are_named():
     data = TensorDataset(torch.randn(88, 6), torch.arange(88) % 3)
     make_trainer(profile, ReadsTheLoss(), Sleeps()).train(data, 1)
     assert [row["plugin"] for row in profile.report()["waits"]] == ["ReadsTheLoss"]
+
+
+@pytest.mark.parametrize("page", ["docs/lab.md", "plugins/lab/README.md"])
+def test_the_table_of_settings_is_that_of_the_code(page):
+    text = (ROOT / page).read_text().partition("| setting | default | meaning |\n")[2]
+    rows = [
+        f"| `{key}` | {'none' if field.default is None else f'`{field.default}`'} "
+        f"| {field.description} |"
+        for key, field in ProfileSettings.model_fields.items()
+    ]
+    assert text.partition("\n\n")[0].splitlines()[1:] == rows
+
+
+def test_a_table_of_settings_builds_it_and_its_mistakes_are_errors():
+    settings = ProfileSettings(trace="trace.json", trace_steps=2)
+    profile = ProfileCallback.from_settings(settings)
+    assert (profile.trace, profile.trace_start, profile.trace_steps) == (Path("trace.json"), 10, 2)
+    for wrong in ({"trace_steps": 0}, {"trace_start": -1}, {"nonesuch": 1}):
+        with pytest.raises(ValidationError, match=next(iter(wrong))):
+            ProfileSettings(**wrong)
+
+
+def test_plugins_answer_the_hook_of_costs_in_its_place_or_without_it():
+    class Answers:
+        @hookimpl(optionalhook=True)
+        def calculate_costs(self, trainer):
+            return {"advice": "none"}
+
+    trainer = make_trainer(Answers(), ProfileCallback())
+    assert trainer.plugins.hook.calculate_costs(trainer=trainer) == {"advice": "none"}
+    trainer = make_trainer(ProfileCallback())
+    trainer.train(tiny_data(16), 1)
+    assert trainer.plugins.hook.calculate_costs(trainer=trainer)["steps"] == 2
+    assert "calculate_costs" not in make_trainer(Answers()).plugins.hooks

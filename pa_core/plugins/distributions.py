@@ -1,0 +1,45 @@
+"""The plugins and commands of this project's other distributions, to say what to install.
+
+Names as data: nothing is imported, and what is installed isn't asked.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+PLUGINS: Mapping[str, str] = {
+    "ema": "pa-models",
+    "gradual_unfreezing": "pa-models",
+    "metrics": "pa-metrics",
+    "profile": "pa-lab",
+    "report": "pa-report",
+    "schedulers": "pa-schedulers",
+    "sync_batch_norm": "pa-models",
+    "timm": "pa-models",
+    "tracking": "pa-tracking",
+    "transformers": "pa-models",
+    "wsd_checkpoint": "pa-schedulers",
+}
+"""Plugin name -> distribution."""
+
+COMMANDS: Mapping[str, str] = {
+    "check": "pa-lab",
+    "report": "pa-report",
+    "schedule": "pa-schedulers",
+    "verify-resume": "pa-lab",
+}
+"""Name of a command of ``pa`` -> distribution."""
+
+
+def how_to_install(name: str, distributions: Mapping[str, str] = PLUGINS) -> str:
+    """A hint at the distribution that has `name`, or nothing.
+
+    >>> how_to_install("profile")
+    ' It is part of pa-lab, which is not installed: pip install pa-lab'
+    >>> how_to_install("weather")
+    ''
+    """
+    distribution = distributions.get(name)
+    if distribution is None:
+        return ""
+    return f" It is part of {distribution}, which is not installed: pip install {distribution}"
