@@ -30,7 +30,7 @@ myst_enable_extensions = ["colon_fence"]
 myst_heading_anchors = 3
 
 HOOKS = PluginManager().hooks
-TAIL = re.compile(r"\s*(When|Runs on|Collectives allowed|Reads the device|May synchronise): ")
+TAIL = re.compile(r"\s*(When|Runs on|Collectives allowed|Reads the device): ")
 """The labels at the end of each hook's docstring, in this order."""
 
 

@@ -38,7 +38,7 @@ class Requests:
         is_pause: whether the stopped run is meant to be resumed.
         evaluate: whether to evaluate inside the epoch.
         log: whether to log the metrics.
-        settle: whether to wait for the state that is being written, as writing it failed.
+        wait_for_save: whether to wait for the state that is being written, as writing it failed.
         saves: the directories to save a training state to, in order, and how.
     """
 
@@ -46,11 +46,11 @@ class Requests:
     is_pause: bool = False
     evaluate: bool = False
     log: bool = False
-    settle: bool = False
+    wait_for_save: bool = False
     saves: dict[Path, SaveRequest] = field(default_factory=dict)
 
     def __bool__(self) -> bool:
-        flags = self.evaluate or self.log or self.settle
+        flags = self.evaluate or self.log or self.wait_for_save
         return self.stop_reason is not None or flags or bool(self.saves)
 
     def add(self, other: Requests) -> None:
@@ -63,7 +63,7 @@ class Requests:
             self.stop_reason, self.is_pause = other.stop_reason, other.is_pause
         self.evaluate |= other.evaluate
         self.log |= other.log
-        self.settle |= other.settle
+        self.wait_for_save |= other.wait_for_save
         for path, request in other.saves.items():
             self.saves[path] = request | self.saves.get(path, request)
 
@@ -150,9 +150,9 @@ class TrainerControl:
         request = SaveRequest(must, in_background, keep)
         self._of(everywhere).add(Requests(saves={Path(state_dir): request}))
 
-    def settle(self) -> None:
+    def wait_for_save(self) -> None:
         """Wait after this update for the training state that is being written in the background."""
-        self._here.settle = True
+        self._here.wait_for_save = True
 
     def log(self, *, everywhere: bool = False) -> None:
         """Log the metrics after this update.

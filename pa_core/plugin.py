@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from pa_core.diagnostics.preserve import preserved
     from pa_core.diagnostics.stopwatch import Spent, Stopwatch
     from pa_core.plugins.explain import describe_loop, loop_as_text
-    from pa_core.plugins.implementations import Call, Implementation
+    from pa_core.plugins.implementations import Implementation
     from pa_core.plugins.manager import PluginManager
     from pa_core.settings.environment import (
         FAST_DEV_RUN_VARIABLE,
@@ -46,7 +46,6 @@ __all__ = [
     "FAST_DEV_RUN_VARIABLE",
     "MANIFEST",
     "PLUGINS_VARIABLE",
-    "Call",
     "CallbackSettings",
     "ConfigurableCallback",
     "Implementation",
@@ -83,7 +82,6 @@ _HOMES = {
     "FAST_DEV_RUN_VARIABLE": "pa_core.settings.environment",
     "MANIFEST": "pa_core.checkpoint.storage",
     "PLUGINS_VARIABLE": "pa_core.settings.environment",
-    "Call": "pa_core.plugins.implementations",
     "Implementation": "pa_core.plugins.implementations",
     "KeyedDataLoader": "pa_core.data.loader",
     "PluginManager": "pa_core.plugins.manager",

@@ -245,15 +245,15 @@ class Trainer(TrainerBase):
             gradient_clip_norm=gradient_clip_norm,
         )
         check_model_and_optimizer(self.get_model(), self.optimizer, needs_optimizer=True)
-        snapshot = None
+        state = None
         if resume_from is not None:
             from pa_core.checkpoint.resume import find_training_state
 
-            snapshot = find_training_state(resume_from, self)
+            state = find_training_state(resume_from, self)
         self.train_dataset, self.eval_dataset = train_dataset, eval_dataset
         self.create_scheduler_fn, self.collate_fn = create_scheduler_fn, collate_fn
         self._hooks.refresh()
-        if reset_run_history and snapshot is None:
+        if reset_run_history and state is None:
             self.run_history.reset()
 
         self._train_dataloader = self._split_loader(
@@ -279,12 +279,12 @@ class Trainer(TrainerBase):
         self.position = Position(epoch=epoch, first_epoch=epoch)
         self.control.reset()
         self._manifest, self._fingerprint = None, run_fingerprint(self)
-        self._snapshot = snapshot
-        if snapshot is not None:
-            snapshot.check_compatible(self, strict=strict)
-            snapshot.restore_training(self)
+        self._resumed_state = state
+        if state is not None:
+            state.check_compatible(self, strict=strict)
+            state.restore_training(self)
             self.print(
-                f"Resuming from {snapshot.directory}: epoch {self.position.epoch}, "
+                f"Resuming from {state.directory}: epoch {self.position.epoch}, "
                 f"update {self.position.updates}"
             )
         self._run("run_training")
@@ -369,7 +369,7 @@ class Trainer(TrainerBase):
             self._report_exception(exception)
             raise
         finally:
-            self._in_run, self._snapshot = False, None
+            self._in_run, self._resumed_state = False, None
 
     # -- The training loop ------------------------------------------------------------------------
 
@@ -541,7 +541,7 @@ class Trainer(TrainerBase):
             asked.add(self._decide(now=True))  # what plugins requested in the evaluation
         # Recorded in the states saved now: only after a pause does resuming continue the run.
         position.stop_reason, position.is_paused = asked.stop_reason, asked.is_pause
-        if asked.settle:
+        if asked.wait_for_save:
             self._wait_for_saves()
         self._save_states(asked.saves)
         if asked.stop_reason is not None:
@@ -557,10 +557,10 @@ class Trainer(TrainerBase):
 
     def _restore_after_start(self) -> None:
         """Restore the state again, in case the run's first events have changed what it restored."""
-        snapshot, self._snapshot = self._snapshot, None
-        if snapshot is not None:
-            snapshot.restore_training(self)
-            snapshot.restore_plugins(self)
+        state, self._resumed_state = self._resumed_state, None
+        if state is not None:
+            state.restore_training(self)
+            state.restore_plugins(self)
 
     def _is_finished(self) -> bool:
         """Whether the run has reached its length, the same on every process."""

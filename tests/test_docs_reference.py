@@ -19,7 +19,7 @@ from tests.test_docs import ROOT, blocks
 DOCS = ROOT / "docs"
 HOOKS = PluginManager().hooks
 PUBLIC = [
-    *("pa_core", "pa_core.trainer", "pa_core.callbacks", "pa_core.testing"),
+    *("pa_core", "pa_core.trainer", "pa_core.callbacks", "pa_core.plugin", "pa_core.testing"),
     *("pa_metrics", "pa_schedulers", "pa_models", "pa_tracking", "pa_report", "pa_lab"),
 ]
 every_hook = pytest.mark.parametrize("name", HOOKS)

@@ -96,7 +96,7 @@ class StateSaver:
         """If saving has failed on this process, have all processes wait at the next boundary."""
         pending = self._pending
         if pending is not None and (pending.error is not None or pending.warnings):
-            control.settle()
+            control.wait_for_save()
 
     def wait(self) -> None:
         """Wait for the pending save, report its failure, and free the memory of its copy.

@@ -21,7 +21,6 @@ from accelerate.utils import honor_type, send_to_device
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from pa_core.engine.prefetch import StreamCopier, prefetched
 from pa_core.errors import OtherProcessError
 from pa_core.plugins.process_scope import check_collectives_allowed
 
@@ -200,6 +199,8 @@ class Engine:
     def moved(self, batches: Iterator[Any]) -> Iterator[Any]:
         """Move each batch to the device; the next one is copied while a GPU computes."""
         if self.device.type == "cuda":
+            from pa_core.engine.prefetch import StreamCopier, prefetched
+
             return prefetched(batches, StreamCopier(self.device, self.move))
         return map(self.move, batches)
 

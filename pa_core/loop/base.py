@@ -32,7 +32,6 @@ from pa_core.run_config import TrainerRunConfig
 from pa_core.settings.environment import build_all_plugins, where_enabled
 from pa_core.settings.table import Settings, find_settings_file, read_settings
 from pa_core.tracking import InMemoryRunHistory, LossTracker, Position, RunHistory
-from pa_core.utils import remove_padding
 
 if TYPE_CHECKING:
     import torch
@@ -45,7 +44,7 @@ if TYPE_CHECKING:
 _OF_A_RUN = (
     *("model", "eval_dataset", "collate_fn", "eval_name", "run_config", "control", "_in_run"),
     *("_is_between_updates", "_loss_tracker", "_eval_dataloader", "_eval_dataloaders"),
-    *("_eval_dl_kwargs", "_snapshot"),
+    *("_eval_dl_kwargs", "_resumed_state"),
 )
 """The attributes that an evaluation changes, and that a run in progress needs unchanged."""
 
@@ -127,7 +126,7 @@ class TrainerBase:
         self._eval_dl_kwargs: dict[str, Any] | None = None
         self._manifest: dict[str, Any] | None = None
         self._fingerprint: dict[str, Any] | None = None
-        self._snapshot: TrainingState | None = None
+        self._resumed_state: TrainingState | None = None
         self._save_metadata: dict[Path, dict[str, Any]] = {}
         self._model_key = 0
         self._in_run = False
@@ -211,6 +210,8 @@ class TrainerBase:
         gathered = self._engine.gather(tensor)
         if padding_value is None:
             return gathered
+        from pa_core.utils import remove_padding
+
         return recursively_apply(remove_padding, gathered, padding_value)
 
     def print(self, *args: Any, **kwargs: Any) -> None:
@@ -323,10 +324,10 @@ class TrainerBase:
         """
         from pa_core.checkpoint.restore import TrainingState
 
-        snapshot = TrainingState(input_dir, self._engine.rank)
-        snapshot.restore_training(self._trainer, in_run=False)
-        snapshot.restore_plugins(self._trainer)
-        return snapshot.metadata
+        state = TrainingState(input_dir, self._engine.rank)
+        state.restore_training(self._trainer, in_run=False)
+        state.restore_plugins(self._trainer)
+        return state.metadata
 
     @cached_property
     def _saver(self) -> StateSaver:

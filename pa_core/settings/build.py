@@ -19,7 +19,6 @@ from pa_core.plugins.discovery import (
     load_plugin,
     only_claim,
 )
-from pa_core.plugins.distributions import how_to_install
 from pa_core.plugins.manager import build, free_name
 from pa_core.settings.table import TABLE, Settings, split_item, toml_key
 from pa_core.settings.validation import check_table, settings_model
@@ -140,6 +139,8 @@ class _Builder:
             self._build(name, file_source(folder / file).named(name))
             return
         if base not in self.claims or item.endswith(":"):
+            from pa_core.plugins.distributions import how_to_install
+
             hint = how_to_install(base)
             if not hint:
                 names = ", ".join(sorted(self.claims))

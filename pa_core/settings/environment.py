@@ -26,7 +26,6 @@ from pa_core.plugins.discovery import (
     load_plugin,
     only_claim,
 )
-from pa_core.plugins.distributions import how_to_install
 from pa_core.settings.build import build_from_table, build_plugins
 from pa_core.settings.table import Settings, split_item
 
@@ -106,6 +105,8 @@ def added_source(item: str, claims: Mapping[str, list[PluginSource]]) -> PluginS
     if file is not None:
         return file_source(Path(file)).named(name)
     if base not in claims:
+        from pa_core.plugins.distributions import how_to_install
+
         hint = how_to_install(base) or nearest(base, claims)
         raise PluginNotFoundError(f"No plugin has this name.{hint}")
     return only_claim(base, claims[base]).named(name)

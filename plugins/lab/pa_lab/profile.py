@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import json
 import time
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -20,7 +20,7 @@ from pa_core.plugin import Spent, Stopwatch, save_file, watch_device_syncs
 
 if TYPE_CHECKING:
     from pa_core import Trainer
-    from pa_core.plugin import Call, Implementation
+    from pa_core.plugin import Implementation
 
 _PHASES = ("data", "forward", "backward", "optimizer", "evaluation", "saving", "loop")
 _OF_A_STEP = ("data", "forward", "backward", "optimizer", "loop")
@@ -198,7 +198,7 @@ class ProfileCallback(TrainerCallback):
             self._steps += 1
             yield batch
 
-    def _around(self, found: Implementation) -> Call:
+    def _around(self, found: Implementation) -> Callable[[dict[str, Any]], Any]:
         """A plugin's call, timed; every tenth call is watched for synchronisation."""
         device = self._device
         if found.name == "pa_core" or found.plugin is self:

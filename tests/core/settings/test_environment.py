@@ -143,7 +143,7 @@ def test_the_distributions_of_this_project_are_known_with_their_plugins_and_comm
 
 def test_a_plugin_of_this_project_that_is_not_installed_names_its_distribution(monkeypatch):
     hint = "It is part of pa-lab, which is not installed: pip install pa-lab"
-    monkeypatch.setattr("pa_core.settings.table.find_claims", dict)
+    monkeypatch.setattr("pa_core.settings.build.find_claims", dict)
     with pytest.raises(SettingsError, match=f"there is no plugin 'profile'. {hint}"):
         names(plugins=["profile"])
     with pytest.raises(PluginNotFoundError, match=hint):
