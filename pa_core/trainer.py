@@ -17,9 +17,8 @@ from torch import Tensor
 
 from pa_core.callbacks import get_default_callbacks
 from pa_core.checkpoint.manifest import run_fingerprint
-from pa_core.data.loader import KeyedDataLoader, batches, evaluation_batches, mark_last, num_batches
-from pa_core.data.process_split import SplitBatch
-from pa_core.data.rng import derive_key, key_at, seed_all, seed_model
+from pa_core.data.loader import evaluation_batches
+from pa_core.data.rng import derive_key, seed_all
 from pa_core.diagnostics.preserve import modes_kept
 from pa_core.errors import StopTrainingError
 from pa_core.loop.arguments import (
@@ -30,6 +29,8 @@ from pa_core.loop.arguments import (
 )
 from pa_core.loop.base import TrainerBase
 from pa_core.loop.consensus import Consensus
+from pa_core.loop.micro_batches import MicroBatch, micro_batches
+from pa_core.loop.randomness import EpochRandomness
 from pa_core.placeholders import TrainerPlaceholderValues, replace_trainer_placeholder_values
 from pa_core.tracking import LossTracker, Position, count_values, values_since
 
@@ -428,43 +429,36 @@ class Trainer(TrainerBase):
             self._restore_after_start()
         position.phase = "train"
 
-        self._model_key = derive_key(self.seed, "model", position.epoch, self._engine.rank)
-        # Models made of torch's modules don't use Python's and NumPy's generators, and seeding them
-        # costs time.
-        self._seed_step = seed_all if self._step_may_draw() else seed_model
-        if isinstance(train_dl, KeyedDataLoader):
-            train_dl.seeds_always |= self._seed_step is seed_all
-        start, accumulation = position.batch, self.run_config.gradient_accumulation_steps
-        epoch_batches = batches(
-            train_dl,
-            seed=self.seed,
-            epoch=position.epoch,
-            start=start,
-            limit=self.train_batch_limit,
-        )
-        # Our own loaders know their length; for any other, the loop looks one batch ahead.
-        length = num_batches(train_dl, self.train_batch_limit)
-        ahead = length - start if length and isinstance(train_dl, KeyedDataLoader) else None
         if not self._is_finished():
-            for step, (batch, is_last) in enumerate(
-                mark_last(self._engine.moved(epoch_batches), ahead), start
-            ):
-                self.is_padding_batch = self._accumulation.is_padding(batch, step, is_last)
-                batch = batch.batch if type(batch) is SplitBatch else batch
+            engine, seeds_host = self._engine, self._step_may_draw()
+            randomness = EpochRandomness(
+                self.seed, position.epoch, engine.rank, self.device, seeds_host=seeds_host
+            )
+            epoch = micro_batches(
+                train_dl,
+                engine,
+                seed=self.seed,
+                epoch=position.epoch,
+                start=position.batch,
+                limit=self.train_batch_limit,
+                accumulation=self.run_config.gradient_accumulation_steps,
+                seeds_host=seeds_host,
+            )
+            for micro in epoch:
+                self.is_padding_batch = micro.is_padding
                 if hooks.on_train_step_start is not None:
-                    seed_all(key_at(self._model_key, ~step), self.device)  # whatever fetching drew
-                    hooks.on_train_step_start(trainer=self, batch=batch, step=step)
-                is_update = (step + 1) % accumulation == 0 or is_last
-                with self._engine.accumulating(self.model, is_update):
-                    output = self._perform_forward_and_backward_passes(batch, step)
-                if is_update:
+                    randomness.seed_plugins(micro.step)
+                    hooks.on_train_step_start(trainer=self, batch=micro.data, step=micro.step)
+                with engine.accumulating(self.model, micro.completes_update):
+                    output = self._forward_backward(micro, randomness)
+                if micro.completes_update:
                     self._update_parameters()
-                    position.batch = step + 1
+                    position.batch = micro.step + 1
                 if hooks.on_train_step_end is not None:
                     hooks.on_train_step_end(
-                        trainer=self, batch=batch, batch_output=output, step=step
+                        trainer=self, batch=micro.data, batch_output=output, step=micro.step
                     )
-                if is_update:
+                if micro.completes_update:
                     self._handle_requests()
                     if self._is_finished():
                         break
@@ -475,19 +469,18 @@ class Trainer(TrainerBase):
         position.phase = "eval"
         self._handle_requests(now=True)
 
-    def _perform_forward_and_backward_passes(self, batch: Any, step: int) -> dict[str, Any]:
+    def _forward_backward(self, micro: MicroBatch, randomness: EpochRandomness) -> dict[str, Any]:
         """Calculate the loss of a micro-batch and add its gradient to those accumulated."""
-        hooks = self._hooks
+        hooks, batch, step = self._hooks, micro.data, micro.step
         self._is_between_updates = False
-        # The model's draws depend on seed, step and rank, whatever else has drawn.
-        self._seed_step(key_at(self._model_key, step), self.device)
+        randomness.seed_model(step)
         output = self.calculate_train_batch_loss(batch)
         check_batch_output(output, "calculate_train_batch_loss")
         if hooks.on_backward_start is not None:
             hooks.on_backward_start(trainer=self, batch=batch, batch_output=output, step=step)
-        share, items = self._accumulation.scale(output, step, self.is_padding_batch)
+        loss, items = self._accumulation.scale(output, step, micro.is_padding)
         self._update_loss_tracker(output["loss"], items)
-        self.backward_step(share)
+        self.backward_step(loss)
         if hooks.on_backward_end is not None:
             hooks.on_backward_end(trainer=self, batch=batch, batch_output=output, step=step)
         return output

@@ -109,6 +109,11 @@ class EpochSampler(Sampler[Any]):
         offset = self.rank * size + min(self.rank, longer)
         return slice(start + offset, start + offset + size + (self.rank < longer))
 
+    def local_size(self, batch: int) -> int:
+        """The number of samples that this process has of a global batch."""
+        place = self.local_slice(batch)
+        return place.stop - place.start
+
     def __iter__(self) -> Iterator[IndexBatch]:
         if self.shuffle:
             generator = torch.Generator().manual_seed(derive_key(self.seed, "order", self.epoch))

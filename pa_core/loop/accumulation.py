@@ -9,7 +9,6 @@ import torch
 from torch import Tensor, nn
 
 from pa_core.data.loader import KeyedDataLoader, num_batches
-from pa_core.data.process_split import SplitBatch
 
 if TYPE_CHECKING:
     from pa_core.engine.base import Engine
@@ -51,15 +50,6 @@ class Accumulation:
         self._total: Items | None = None  # the items whose number wasn't known in advance
         self._planned: int | None = None
 
-    def is_padding(self, batch: Any, step: int, is_last: bool) -> bool:
-        """Whether a batch is padding: too few samples were left for every process to have one."""
-        if self._sampler is None:
-            return type(batch) is SplitBatch and batch.is_padding
-        if not is_last:
-            return False
-        place = self._sampler.local_slice(step)
-        return bool(place.start == place.stop)
-
     def scale(self, output: Mapping[str, Any], step: int, is_padding: bool) -> tuple[Tensor, Items]:
         """Scale a micro-batch's mean loss to its part of the accumulated batch's mean.
 
@@ -84,8 +74,7 @@ class Accumulation:
             self._samples += size
             items = items if size else 0
         else:
-            place = self._sampler.local_slice(step)
-            size = place.stop - place.start  # 0 if a short last batch leaves this process none
+            size = self._sampler.local_size(step)  # 0 for a padding batch
             self._samples += self._sampler.global_size(step, step + 1)
             if "num_items_in_batch" not in output:
                 assert self._planned is not None

@@ -128,7 +128,6 @@ class TrainerBase:
         self._fingerprint: dict[str, Any] | None = None
         self._resumed_state: TrainingState | None = None
         self._save_metadata: dict[Path, dict[str, Any]] = {}
-        self._model_key = 0
         self._in_run = False
         self._is_between_updates = True
         self.is_padding_batch = False

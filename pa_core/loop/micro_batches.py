@@ -1,0 +1,69 @@
+"""The micro-batches of an epoch, as the loop trains on them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from pa_core.data.loader import KeyedDataLoader, batches, mark_last, num_batches
+from pa_core.data.process_split import SplitBatch
+
+if TYPE_CHECKING:
+    from pa_core.engine.base import Engine
+
+
+class MicroBatch(NamedTuple):
+    """A batch for one forward and backward pass.
+
+    Attributes:
+        step: its number in the epoch, counted from 0.
+        data: what the loader yields, on the device.
+        completes_update: whether an update follows, as it is the last one to be accumulated.
+        is_padding: whether it is a padding batch, which counts for nothing.
+    """
+
+    step: int
+    data: Any
+    completes_update: bool
+    is_padding: bool
+
+
+def micro_batches(
+    loader: Any,
+    engine: Engine,
+    *,
+    seed: int,
+    epoch: int,
+    start: int,
+    limit: int | None,
+    accumulation: int,
+    seeds_host: bool,
+) -> Iterator[MicroBatch]:
+    """Iterate over the micro-batches of an epoch, every random draw of fetching keyed.
+
+    Args:
+        loader: the training loader.
+        engine: moves batches to the device.
+        seed: of the run.
+        epoch: number of the epoch.
+        start: number of the first micro-batch.
+        limit: maximum number of micro-batches of the epoch, those before `start` included.
+        accumulation: micro-batches per update; the last group of an epoch may be shorter.
+        seeds_host: whether steps may draw from Python's and NumPy's generators, so that our own
+            loaders can't tell from these generators whether fetching has drawn.
+    """
+    sampler = None
+    if isinstance(loader, KeyedDataLoader):
+        sampler = loader.batch_sampler
+        loader.seeds_always |= seeds_host
+    # Our own loaders know their length; for any other, one batch is fetched ahead.
+    length = None if sampler is None else num_batches(loader, limit)
+    fetched = batches(loader, seed=seed, epoch=epoch, start=start, limit=limit)
+    marked = mark_last(engine.moved(fetched), length and length - start)
+    for step, (batch, is_last) in enumerate(marked, start):
+        if type(batch) is SplitBatch:
+            batch, is_padding = batch
+        else:
+            # Only the last global batch may have fewer samples than there are processes.
+            is_padding = is_last and sampler is not None and not sampler.local_size(step)
+        yield MicroBatch(step, batch, is_last or (step + 1) % accumulation == 0, is_padding)
