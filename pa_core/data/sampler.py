@@ -7,7 +7,7 @@ changes which samples a step sees.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -24,6 +24,15 @@ class IndexBatch(NamedTuple):
 
     key: int
     indices: Tensor  # (batch,) int64
+
+    def __reduce__(self) -> tuple[Callable[[int, bytes], IndexBatch], tuple[int, bytes]]:
+        # As bytes: a tensor travels to a worker by shared memory and a file descriptor, which costs
+        # more than fetching a small batch.
+        return _index_batch, (self.key, self.indices.numpy().tobytes())
+
+
+def _index_batch(key: int, indices: bytes) -> IndexBatch:
+    return IndexBatch(key, torch.frombuffer(bytearray(indices), dtype=torch.int64))
 
 
 class EpochSampler(Sampler[Any]):
