@@ -7,7 +7,7 @@ from difflib import get_close_matches
 
 
 class StopTrainingError(Exception):
-    """Raised by a callback to end the training run early; the loop ends it as usual."""
+    """Raised by a callback to stop the run early; the events at its end are called all the same."""
 
 
 class PreemptedExit(SystemExit):
@@ -42,7 +42,7 @@ class PluginNotFoundError(PluginError):
 
 
 class PluginConflictError(PluginError):
-    """Two plugins claim one name."""
+    """Two plugins claim the same name."""
 
 
 class PluginLoadError(PluginError):
@@ -58,7 +58,7 @@ class TrainingStateError(PaCoreError):
 
 
 class OtherProcessError(PaCoreError, RuntimeError):
-    """An operation of all processes failed on another one."""
+    """An operation that all processes perform has failed on another process."""
 
 
 def nearest(name: str, candidates: Iterable[str]) -> str:

@@ -36,7 +36,7 @@ FAST_DEV_RUN_VARIABLE = "PA_CORE_FAST_DEV_RUN"
 """``1`` adds the built-in plugin `fast_dev_run`."""
 
 LIMIT_BATCHES_VARIABLE = "PT_ACC_LIMIT_BATCHES"
-"""A number adds the built-in plugin `limit_batches`; in `pa_core.utils`, LIMIT_BATCHES_ENV_VAR."""
+"""A number adds the built-in plugin `limit_batches`."""
 
 _CLASS_ITEM = re.compile(r"\w+(\.\w+)+:(?P<name>\w+)")
 

@@ -213,7 +213,7 @@ def test_explain_shows_the_loop_in_order_with_all_who_are_called_the_core_last(s
     assert "weather" in names
     assert names[-1] == "pa_core"
     assert next(line for line in run.splitlines() if "weather" in line).endswith(
-        "(around the others)"
+        "(wraps the others)"
     )
     order = ["on_training_run_start", "calculate_train_batch_loss", "optimizer_step\n", "predict("]
     places = [text.index(name) for name in order]
