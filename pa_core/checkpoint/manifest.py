@@ -1,7 +1,7 @@
 """The manifest of a run: what its numbers depend on, as plain data that two runs are compared by.
 
-`run_manifest` describes the whole run, for every training state. `run_fingerprint` is its part that
-has to be taken at the start, before training or restoring changes optimizer and scheduler.
+`run_manifest` describes the whole run, for every training state. `run_fingerprint` is the part that
+has to be recorded at the start, before training or restoring changes optimizer and scheduler.
 
 None of it runs the user's code: a sample is fetched only from a dataset of plain tensors, since
 fetching may be slow, draw random numbers or have side effects.
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 _PACKAGES = ("pa-core", "torch", "accelerate", "numpy", "safetensors", "pluggy")
 _ROWS = 16  # of a tensor in memory that are hashed
-_SMALL = 4096  # elements of a tensor that is hashed whole, such as the weights of classes
+_SMALL = 4096  # a tensor of up to this many elements is hashed whole, such as class weights
 
 
 def run_manifest(trainer: Trainer) -> dict[str, Any]:
@@ -118,8 +118,8 @@ def _device_name(device: torch.device) -> str:
 def run_fingerprint(trainer: Trainer) -> dict[str, Any]:
     """Describe what a run's numbers depend on; called at its start, before anything is restored.
 
-    Optimizer and scheduler are described as they were created. That shows a learning rate that was
-    changed in the script, which has no effect as the saved values replace it.
+    Optimizer and scheduler are described as they were created. So a learning rate that was changed
+    in the script is found, although it has no effect: resuming restores the saved one.
     """
     config, loader = trainer.run_config, trainer._train_dataloader
     model = trainer.get_model(keep_torch_compile=False)

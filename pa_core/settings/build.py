@@ -37,7 +37,7 @@ def build_plugins(
 
     Args:
         settings: the content of the table.
-        callbacks: classes or instances passed in code; None for the built-ins on by default.
+        callbacks: classes or instances passed in code; None for the default built-ins.
         plugins: names, classes, instances or modules passed in code; None for the list in the
             settings.
 
@@ -155,7 +155,7 @@ class _Builder:
             self._build(name, source.named(name))
 
     def build_given(self, given: Any) -> None:
-        """Build or take a class, an instance or a module passed in code."""
+        """Add a class, which is built first, an instance or a module passed in code."""
         source = code_source(given)
         plugin = _build_without_table(given) if inspect.isclass(given) else given
         name = free_name(source.name, self.built)
