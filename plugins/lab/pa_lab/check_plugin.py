@@ -25,11 +25,11 @@ class CheckPlugin(TrainerCallback):
     """Describes a run, and tries to save and load its training state at the end.
 
     Args:
-        file: for the report, as JSON; rewritten whenever something is added. By default, the file
-            that the environment variable ``PA_LAB_CHECK_REPORT`` names.
+        file: the file for the report, as JSON; rewritten whenever something is added. By default,
+            the one that the environment variable ``PA_LAB_CHECK_REPORT`` names.
 
     Raises:
-        ValueError: neither names a file.
+        ValueError: if neither names a file.
     """
 
     def __init__(self, file: str | Path | None = None) -> None:

@@ -52,7 +52,7 @@ def compare_states(
         Every difference, weights first; an empty list if the states are the same, bit for bit.
 
     Raises:
-        TrainingStateError: one of them is damaged.
+        TrainingStateError: if one of them is damaged.
     """
     parts = [_parts_of(state, ignore_plugins) for state in (first, second)]
     return [

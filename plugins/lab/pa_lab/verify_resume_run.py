@@ -35,7 +35,7 @@ class Plan:
 
     Attributes:
         folder: for the training states ``at`` and ``end``, and the notes on the run.
-        output: where plugins write what they would write into the user's folders.
+        output: the folder that plugins write to instead of the user's folders.
         at: the update at which the state ``at`` is saved.
         until: the update at which the run ends.
         resume_from: the training state to resume from.

@@ -141,7 +141,7 @@ def test_mistakes_of_settings_and_hooks_are_told_all_at_once(project):
     assert {"checkpiont" in one for one in (unknown, key)} == {True, False}
     (done,) = start_warm("pa_core", "check")
     assert done.returncode == 1
-    assert done.stdout.count("wrong  ") == 2
+    assert done.stdout.count("error  ") == 2
     (done,) = start_warm("pa_core", "check", "nonesuch.py")
     assert done.returncode == 2
 
