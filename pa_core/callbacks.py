@@ -72,7 +72,7 @@ def __getattr__(name: str) -> Any:
 
 
 def get_default_callbacks(progress_bar: bool = True) -> tuple[type[TrainerCallback], ...]:
-    """The callbacks of a `Trainer` that is given none.
+    """The callbacks of a `Trainer` to which no `callbacks` are passed.
 
     Args:
         progress_bar: whether to include the progress bar.

@@ -7,13 +7,13 @@ from difflib import get_close_matches
 
 
 class StopTrainingError(Exception):
-    """Raised by a callback to stop the run early; the events at its end are called all the same."""
+    """Raised by a callback to stop the run early; the events at its end are still called."""
 
 
 class PreemptedExit(SystemExit):
     """Ends the process after a signal paused the run, once its training state is saved.
 
-    The exit code tells whatever launched the process to start it again.
+    The exit code tells the launcher of the process to start it again.
     """
 
 

@@ -59,8 +59,8 @@ hookimpl = pluggy.HookimplMarker(PROJECT)
 """Marks a function of a plugin as the implementation of the hook of the same name.
 
 ``@hookimpl(tryfirst=True)`` and ``trylast=True`` change the order, ``wrapper=True`` surrounds the
-other implementations, ``specname="…"`` names the hook, and ``optionalhook=True`` marks a hook that
-another plugin specifies, which may not be enabled.
+other implementations, ``specname="…"`` names the hook, and ``optionalhook=True`` marks a hook of
+another plugin, which need not be enabled.
 """
 
 

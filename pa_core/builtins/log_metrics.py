@@ -20,7 +20,9 @@ class LogMetricsSettings(CallbackSettings):
     """Settings of the built-in plugin `log_metrics`."""
 
     every: UpdateDuration | None = Field(
-        None, description='Also log within epochs: every so many updates, or e.g. "1 minute".'
+        None,
+        description="How often to log within epochs: a number of updates, or a duration such as "
+        '"1 minute".',
     )
 
 

@@ -23,7 +23,7 @@ class StepBasedEvaluationSettings(CallbackSettings):
 
 
 class StepBasedEvaluationCallback(ConfigurableCallback):
-    """Requests an evaluation every so many updates, also within an epoch.
+    """Requests an evaluation at regular intervals, also within an epoch.
 
     The loss is recorded as ``intermediate_eval_loss``.
 

@@ -110,7 +110,7 @@ class PluginManager:
         elif name in taken:
             raise PluginConflictError(
                 f"The plugin name {name!r} is taken by the plugin of {taken[name].source}. Give "
-                f"this one of {source} another, such as {free_name(name, taken)!r}"
+                f"the one of {source} another name, such as {free_name(name, taken)!r}"
             )
         hooks = self._hooks_with(plugin)
         implementations = implementations_of(name, plugin, source, hooks)

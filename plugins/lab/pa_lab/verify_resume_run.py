@@ -210,7 +210,7 @@ def _suspects(trainer: Trainer, probe: Probe) -> Iterator[str]:
 
 
 def _savers(trainer: Trainer) -> list[str]:
-    """Plugins that save states, by a clock perhaps, which changes nothing else."""
+    """Plugins that save states. They may do so by a clock, which changes nothing else."""
     return [
         name
         for name, plugin in trainer.plugins.by_name.items()
