@@ -138,7 +138,7 @@ class SaveTrainingStateCallback(ConfigurableCallback):
         # A paused run was saved when it was paused.
         is_over = not trainer.position.is_paused
         if self.save_at_end and is_over and has_finite_weights(trainer):
-            # (not in the background: nothing is left to do meanwhile)
+            # Not in the background: nothing is left to do meanwhile.
             request = SaveRequest(self.on_save_error == "stop", keep=self.max_checkpoints)
             trainer._saver.save(self.save_dir / "final", request, {})
 

@@ -120,7 +120,7 @@ def put_in_place(directory: Path, target: Path) -> None:
 
 def remove_tree(path: Path) -> None:
     """Remove a folder as far as possible; it must have a temporary name already."""
-    with suppress(OSError):  # (from closing a folder, which `ignore_errors` doesn't cover)
+    with suppress(OSError):  # from closing a folder, which `ignore_errors` doesn't cover
         shutil.rmtree(path, ignore_errors=True)
 
 
@@ -166,7 +166,7 @@ def recover_replaced(folder: Path, is_intact: Callable[[Path], bool]) -> None:
         match = _LEFTOVER.fullmatch(path.name)
         if match is None or (folder / match["name"]).exists():
             continue
-        # (If a process on another machine is still at it, its save fails at worst.)
+        # If a process on another machine is still replacing it, at worst its save fails.
         if match["host"] == _HOST and _is_running(match):
             continue
         if is_intact(path):

@@ -33,7 +33,7 @@ def differences(saved: Mapping[str, Any], present: Mapping[str, Any], *, strict:
     Returns:
         A phrase for each, such as ``seed: 42 → 7``.
     """
-    # (A state of an earlier version may lack some of it, which then can't be compared.)
+    # A state of an earlier version may lack some entries, which then can't be compared.
     now = {name: value for name, value in present["run"].items() if name in saved["run"]}
     pairs = _pairs("", {name: saved["run"][name] for name in now}, now)
     pairs.append(("seed", saved["seed"], present["seed"]))

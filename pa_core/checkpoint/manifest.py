@@ -139,7 +139,7 @@ def run_fingerprint(trainer: Trainer) -> dict[str, Any]:
         "loss": describe(trainer.loss_func),
         "model": type(model).__name__,
         "layers": describe_layers(model),
-        # (without accelerate's wrapper, which depends on the hardware)
+        # Without accelerate's wrapper, which depends on the hardware.
         "optimizer": type(getattr(trainer.optimizer, "optimizer", trainer.optimizer)).__name__,
         "optimizer_settings": describe_groups(trainer.optimizer),
         "scheduler": describe(trainer.scheduler),
@@ -192,7 +192,7 @@ def describe_dataset(dataset: Any) -> Any:
     elif isinstance(dataset, ConcatDataset):
         described["of"] = [describe_dataset(part) for part in dataset.datasets]
     for name in ("fingerprint", "column_names"):
-        # (not `getattr` alone: some datasets have a value for any name)
+        # Not `getattr` alone: some datasets have a value for any name.
         if hasattr(type(dataset), name) or name in getattr(dataset, "__dict__", {}):
             found = _plain(getattr(dataset, name))
             if found is not None:
