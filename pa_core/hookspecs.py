@@ -25,9 +25,10 @@ A training run as pseudocode::
 
 A plugin implements any of these hooks with any subset of the arguments, which are passed by name.
 Events (``on_…``) return nothing. Providers (``create_…``, ``calculate_…``, ``run_…``) return a
-value: the first that isn't None is used, and the Trainer's default comes last. A Trainer method is
-called before the event of the same step. The events of a plugin with ``runs_on = "main"``
-are called on the main process only, its other hooks on every process.
+value: the first that isn't None is used, and the Trainer's default comes last. A method that the
+Trainer has for an event, such as ``train_epoch_start`` for `on_train_epoch_start`, is called before
+it. The events of a plugin with ``runs_on = "main"`` are called on the main process only, its other
+hooks on every process.
 
 Each hook states whether an implementation may use collectives (such as `trainer.gather`, or an
 evaluation), and whether it may read tensors on the device, which makes the host wait for the
