@@ -114,7 +114,7 @@ class TrainerPlaceholderValues(_Arithmetic, Enum):
         if not value:  # the run config has 0 where a length is unknown
             raise ValueError(
                 f"TrainerPlaceholderValues.{self.name} ({self.value}) is unknown in this run, "
-                "because its data has no length or it has a time limit. Pass a number instead"
+                "because the data has no length or the run has a time limit. Pass a number instead"
             )
         return value
 
