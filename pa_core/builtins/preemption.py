@@ -36,7 +36,10 @@ if TYPE_CHECKING:
 SignalName = Literal["SIGTERM", "SIGINT", "SIGHUP", "SIGQUIT", "SIGUSR1", "SIGUSR2", "SIGXCPU"]
 
 _ECHO = 2.0
-"""Seconds in which a second signal is ignored: launchers forward one that all processes had."""
+"""Seconds in which a second signal is ignored.
+
+Launchers forward a signal that every process in their group has already received.
+"""
 
 
 class PreemptionSettings(CallbackSettings):

@@ -167,7 +167,7 @@ class PluginManager:
         self.version += 1
 
     def set_process(self, *, is_main: bool) -> None:
-        """Set whether this is the main process, which alone calls ``runs_on = "main"`` plugins."""
+        """Set whether this is the main process, which alone calls ``runs_on = "main"`` events."""
         self._is_main_process = is_main
         self._change(self._registrations, self._hooks)
 
