@@ -1,11 +1,10 @@
 """pa-core: a training loop that a person can read in one sitting.
 
-The loop is in `pa_core.trainer`; everything beyond it is a plugin. Only what is named here is
-public, and in `pa_core.trainer`, `pa_core.callbacks`, `pa_core.tracking`, `pa_core.run_config` and
-`pa_core.utils`.
+The loop is in `pa_core.trainer`; everything else is a plugin. The modules in this folder and
+`pa_core.testing` are public, the other folders are internal.
 
-The names are imported when they are first asked for, so that a plugin can say
-``from pa_core import hookimpl`` and the command line can list plugins without waiting for torch.
+Each name is imported on first use, so that a plugin can write ``from pa_core import hookimpl``,
+and the command line can list plugins, without waiting for torch.
 """
 
 from __future__ import annotations

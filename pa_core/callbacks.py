@@ -1,4 +1,4 @@
-"""Callbacks: the base class, the handler, and the built-in ones by their class names.
+"""Callbacks: the base class, the handler, and the built-in callbacks by class name.
 
 The built-in callbacks live in `pa_core.builtins`, one per file, and are imported when first used.
 """
@@ -72,7 +72,7 @@ def __getattr__(name: str) -> Any:
 
 
 def get_default_callbacks(progress_bar: bool = True) -> tuple[type[TrainerCallback], ...]:
-    """The callbacks of a `Trainer` that is given none.
+    """The callbacks of a `Trainer` to which no `callbacks` are passed.
 
     Args:
         progress_bar: whether to include the progress bar.
@@ -93,7 +93,7 @@ class TrainerCallback:
     `pa_core.hookspecs` describes each event.
 
     Attributes:
-        runs_on: ``"all"``, or ``"main"`` for a callback whose events only the main process calls.
+        runs_on: ``"all"``, or ``"main"`` to call its events on the main process only.
         follows_weights: the keys of its state that are restored together with the weights when a
             run rolls back, as `TerminateOnNaNCallback` may do; the others describe the whole run.
     """
@@ -101,7 +101,7 @@ class TrainerCallback:
     runs_on = "all"
     follows_weights: ClassVar[tuple[str, ...]] = ()
 
-    # The plugin manager recognises callbacks by it, as it can't import this module.
+    # The plugin manager recognises callbacks by this mark, as it can't import this module.
     _is_trainer_callback = True
 
     # For completion in editors and for `super()`. The plugin manager skips these methods, so they

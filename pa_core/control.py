@@ -13,8 +13,8 @@ class SaveRequest:
     Attributes:
         must: whether a failure ends the run; otherwise it continues with a warning.
         in_background: whether the loop waits only for a copy in memory, not for the write to disk.
-        keep: how many intact states with names of the `checkpoint` plugin to keep in the folder,
-            once this one is complete; None for all.
+        keep: how many intact states to keep in the folder once this one is complete, among those
+            that the `checkpoint` plugin has named; None for all.
     """
 
     must: bool = True
@@ -38,7 +38,7 @@ class Requests:
         is_pause: whether the stopped run is meant to be resumed.
         evaluate: whether to evaluate inside the epoch.
         log: whether to log the metrics.
-        wait_for_save: whether to wait for the state that is being written, as writing it failed.
+        wait_for_save: whether to wait for the background save, because it has failed on a process.
         saves: the directories to save a training state to, in order, and how.
     """
 
@@ -74,9 +74,9 @@ class TrainerControl:
     Plugins can make a request at any time. The loop grants it at the next boundary: after the
     optimizer's update, or after the events of an epoch's end.
 
-    With several processes, a request of one is granted on all of them at the same update. This
-    takes communication, so they agree only at some updates, about half a percent of the time being
-    spent on it, and at the end of every epoch. For a request that every process makes at the same
+    With several processes, a request of one is granted on all of them at the same update. To agree
+    on it they have to communicate, so they do it only at some updates, which takes about half a
+    percent of the time, and at the end of every epoch. If every process makes a request at the same
     update, because of the update's number or of a reduced metric, set ``everywhere=True``: it is
     granted at once, as on a single process.
 
@@ -104,7 +104,7 @@ class TrainerControl:
             reason: one line for the user, such as ``"no improvement for 3 epochs"``.
             everywhere: every process requests this at this update.
         """
-        self._of(everywhere).add(Requests(stop_reason=reason))
+        self._requests(everywhere).add(Requests(stop_reason=reason))
 
     def pause(self, reason: str, *, everywhere: bool = False) -> None:
         """End the run after this update, to be resumed later, as on a preemption signal.
@@ -116,7 +116,7 @@ class TrainerControl:
             reason: one line for the user, such as ``"SIGTERM was received"``.
             everywhere: every process requests this at this update.
         """
-        self._of(everywhere).add(Requests(stop_reason=reason, is_pause=True))
+        self._requests(everywhere).add(Requests(stop_reason=reason, is_pause=True))
 
     def evaluate(self, *, everywhere: bool = False) -> None:
         """Evaluate after this update, inside the epoch.
@@ -124,7 +124,7 @@ class TrainerControl:
         Args:
             everywhere: every process requests this at this update.
         """
-        self._of(everywhere).evaluate = True
+        self._requests(everywhere).evaluate = True
 
     def save(
         self,
@@ -142,13 +142,13 @@ class TrainerControl:
             everywhere: every process requests this at this update.
             must: whether the run ends if the state can't be written, as on a full disk; otherwise
                 it continues with a warning.
-            in_background: continue once the state has been copied, and write it meanwhile. It is
-                complete before the next one begins, and before the run ends.
-            keep: how many intact states with names of the `checkpoint` plugin to keep in the
-                folder; older ones are removed once this one is complete.
+            in_background: continue once the state has been copied, and write the copy meanwhile.
+                It is complete before the next save begins, and before the run ends.
+            keep: how many intact states to keep in the folder, among those that the `checkpoint`
+                plugin has named; older ones are removed once this one is complete.
         """
         request = SaveRequest(must, in_background, keep)
-        self._of(everywhere).add(Requests(saves={Path(state_dir): request}))
+        self._requests(everywhere).add(Requests(saves={Path(state_dir): request}))
 
     def wait_for_save(self) -> None:
         """Wait after this update for the training state that is being written in the background."""
@@ -160,7 +160,7 @@ class TrainerControl:
         Args:
             everywhere: every process requests this at this update.
         """
-        self._of(everywhere).log = True
+        self._requests(everywhere).log = True
 
     def skip_update(self) -> None:
         """Skip the next update: zero its gradients, and keep the weights and the learning rate.
@@ -210,11 +210,11 @@ class TrainerControl:
         return taken
 
     def take_here(self) -> Requests:
-        """Take and clear the requests that other processes may not make."""
+        """Take and clear the requests that the other processes don't necessarily make."""
         taken, self._here = self._here, Requests()
         return taken
 
-    def _of(self, everywhere: bool) -> Requests:
+    def _requests(self, everywhere: bool) -> Requests:
         return self._everywhere if everywhere else self._here
 
     def __repr__(self) -> str:

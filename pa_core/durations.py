@@ -153,7 +153,7 @@ class Every:
 
     @property
     def is_counted(self) -> bool:
-        """Whether the unit is the same on every process, as all are except time."""
+        """Whether all processes reach it at the same update, as with every unit except seconds."""
         return self.duration.unit != "seconds"
 
     def state_dict(self) -> dict[str, int]:
@@ -218,7 +218,7 @@ class RunLength:
 
     @property
     def is_timed(self) -> bool:
-        """Whether a clock ends the run. Clocks differ between processes."""
+        """Whether a clock ends the run; clocks differ between processes."""
         return self.duration.unit == "seconds"
 
     def is_counted_out(self, updates: int) -> bool:

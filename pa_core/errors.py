@@ -7,13 +7,13 @@ from difflib import get_close_matches
 
 
 class StopTrainingError(Exception):
-    """Raised by a callback to end the training run early; the loop ends it as usual."""
+    """Raised by a callback to stop the run early; the events at its end are still called."""
 
 
 class PreemptedExit(SystemExit):
     """Ends the process after a signal paused the run, once its training state is saved.
 
-    The exit code tells whatever launched the process to start it again.
+    The exit code tells the launcher of the process to start it again.
     """
 
 
@@ -42,7 +42,7 @@ class PluginNotFoundError(PluginError):
 
 
 class PluginConflictError(PluginError):
-    """Two plugins claim one name."""
+    """Two plugins claim the same name."""
 
 
 class PluginLoadError(PluginError):
@@ -58,7 +58,7 @@ class TrainingStateError(PaCoreError):
 
 
 class OtherProcessError(PaCoreError, RuntimeError):
-    """An operation of all processes failed on another one."""
+    """An operation that all processes perform has failed on another process."""
 
 
 def nearest(name: str, candidates: Iterable[str]) -> str:

@@ -25,13 +25,14 @@ A training run as pseudocode::
 
 A plugin implements any of these hooks with any subset of the arguments, which are passed by name.
 Events (``on_…``) return nothing. Providers (``create_…``, ``calculate_…``, ``run_…``) return a
-value: the first that isn't None is used, and the Trainer's own behaviour comes last. A Trainer
-method is called before the event of the same step. The events of a plugin with ``runs_on = "main"``
-are called on the main process only, its other hooks on every process.
+value: the first that isn't None is used, and the Trainer's default comes last. A method that the
+Trainer has for an event, such as ``train_epoch_start`` for `on_train_epoch_start`, is called before
+it. The events of a plugin with ``runs_on = "main"`` are called on the main process only, its other
+hooks on every process.
 
-Each hook says whether an implementation may use collectives (such as `trainer.gather`, or an
-evaluation), and whether it may read tensors on the device, which makes the host wait for it. Where
-it says no, a collective may wait for ever, or either may slow down every step.
+Each hook states whether an implementation may use collectives (such as `trainer.gather`, or an
+evaluation), and whether it may read tensors on the device, which makes the host wait for the
+device. If the answer is no, a collective may hang, and either slows down every step.
 """
 
 from __future__ import annotations
@@ -59,8 +60,8 @@ hookimpl = pluggy.HookimplMarker(PROJECT)
 """Marks a function of a plugin as the implementation of the hook of the same name.
 
 ``@hookimpl(tryfirst=True)`` and ``trylast=True`` change the order, ``wrapper=True`` surrounds the
-other implementations, ``specname="…"`` names the hook, and ``optionalhook=True`` marks a hook that
-another plugin specifies, which may not be enabled.
+other implementations, ``specname="…"`` names the hook, and ``optionalhook=True`` marks a hook of
+another plugin, which need not be enabled.
 """
 
 
@@ -196,7 +197,7 @@ def on_eval_epoch_start(trainer: Trainer, is_intermediate: bool) -> None:
         trainer: the trainer; ``trainer.eval_name`` names the dataset if there are several.
         is_intermediate: whether it takes place inside a training epoch.
 
-    When: once per evaluation and dataset. Runs on: every process.
+    When: once per evaluation, dataset and evaluated model. Runs on: every process.
     Collectives allowed: yes. Reads the device: yes.
     """
 
@@ -239,7 +240,7 @@ def on_eval_epoch_end(trainer: Trainer, is_intermediate: bool) -> None:
         trainer: the trainer.
         is_intermediate: whether it took place inside a training epoch.
 
-    When: once per evaluation and dataset. Runs on: every process.
+    When: once per evaluation, dataset and evaluated model. Runs on: every process.
     Collectives allowed: yes. Reads the device: yes.
     """
 
@@ -437,7 +438,7 @@ def calculate_train_batch_loss(trainer: Trainer, batch: Any) -> dict[str, Any] |
 
 @hookspec(firstresult=True)
 def calculate_eval_batch_loss(trainer: Trainer, batch: Any) -> dict[str, Any] | None:
-    """Calculate an evaluation batch's loss: a dict as of `calculate_train_batch_loss`.
+    """Calculate an evaluation batch's loss: a dict as in `calculate_train_batch_loss`.
 
     Args:
         trainer: the trainer.
@@ -466,7 +467,7 @@ def calculate_predictions(trainer: Trainer, batch: Any) -> Any:
 
 @hookspec(firstresult=True)
 def run_training(trainer: Trainer) -> Any:
-    """Run the whole training. Wrap it to set up and clean up around the run, whatever is raised.
+    """Run the whole training. Wrap it to set up and clean up around the run, even if it fails.
 
     When: once per ``train(...)``. Runs on: every process.
     Collectives allowed: yes. Reads the device: yes.
@@ -489,7 +490,7 @@ def run_evaluation(trainer: Trainer) -> Any:
 def register_schedulers() -> Mapping[str, Callable[..., Any]]:
     """Learning-rate schedulers by name: ``factory(optimizer, num_updates, num_epochs)``.
 
-    Both lengths are None if the run's length isn't known beforehand, as for a stream or a time
+    Both lengths are None if the run's length isn't known in advance, as for a stream or a time
     limit; ``num_epochs`` is a fraction if the run ends within an epoch. A factory that needs an
     unknown length raises `ValueError`.
 

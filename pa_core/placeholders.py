@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 class _Arithmetic:
-    """Arithmetic that is recorded, and evaluated once the run's numbers are known."""
+    """Records arithmetic, and evaluates it once the run's numbers are known."""
 
     def evaluate(self, trainer: Trainer) -> Any:
         """The value in the trainer's current run."""
@@ -70,7 +70,7 @@ class PlaceholderExpression(_Arithmetic):
 class TrainerPlaceholderValues(_Arithmetic, Enum):
     """Placeholders for numbers of the run in the arguments of a learning-rate scheduler.
 
-    Use them anywhere in the arguments of a `functools.partial`, also inside lists, dictionaries and
+    Use them anywhere in the arguments of a `functools.partial`, even inside lists, dictionaries and
     nested partials, and in arithmetic (``+ - * / //``, in any order). The `Trainer` replaces them
     when the run starts.
 
@@ -114,7 +114,7 @@ class TrainerPlaceholderValues(_Arithmetic, Enum):
         if not value:  # the run config has 0 where a length is unknown
             raise ValueError(
                 f"TrainerPlaceholderValues.{self.name} ({self.value}) is unknown in this run, "
-                "because its data has no length or its length is a time. Pass a number instead"
+                "because the data has no length or the run has a time limit. Pass a number instead"
             )
         return value
 

@@ -1,4 +1,4 @@
-"""What authors of plugins take from the core, beside the `Trainer` that their hooks are given.
+"""What plugins import from the core, in addition to the `Trainer` that their hooks receive.
 
 Import from here, from the other files at the top of `pa_core`, and from `pa_core.testing`; the
 folders are internal. Names that need torch are loaded when they are first used, so that a plugin
@@ -121,7 +121,7 @@ def __getattr__(name: str) -> Any:
 UpdateDuration = Annotated[
     Duration, BeforeValidator(lambda given: Duration.parse(given, "updates"))
 ]
-"""A field of settings: a duration, a plain number of which means updates."""
+"""The type of a setting: a duration, where a plain number means updates."""
 
 
 class CallbackSettings(BaseModel):
@@ -148,7 +148,7 @@ class ConfigurableCallback(TrainerCallback):
 
 
 def check_file_name(name: str) -> str:
-    """Check that a text from settings or a training state can name one file or folder.
+    """Check that a text from settings or a training state can be the name of a file or folder.
 
     Args:
         name: the text.
@@ -157,8 +157,8 @@ def check_file_name(name: str) -> str:
         The name.
 
     Raises:
-        ValueError: if it is empty, ``.`` or ``..``, or has a character that separates folders or
-            that some system doesn't allow in names.
+        ValueError: if it is empty, ``.`` or ``..``, or contains a path separator or another
+            character that some operating system doesn't allow in names.
 
     >>> check_file_name("run-1")
     'run-1'

@@ -72,7 +72,7 @@ class RunHistory(ABC):
     @property
     @abstractmethod
     def metric_name_prefix(self) -> str:
-        """The prefix of the names of metrics."""
+        """The prefix of the metrics' names."""
 
     @abstractmethod
     def update_metric(self, metric_name: str, metric_value: Any) -> None:
@@ -209,7 +209,7 @@ class InMemoryRunHistory(RunHistory):
 
     @property
     def metric_name_prefix(self) -> str:
-        """The prefix of the names of metrics."""
+        """The prefix of the metrics' names."""
         return self._prefix
 
     @property

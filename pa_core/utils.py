@@ -16,6 +16,7 @@ from torch import Tensor
 from pa_core.data.rng import derive_key, seed_host
 from pa_core.engine.process_group import process_state
 from pa_core.plugins.process_scope import check_collectives_allowed
+from pa_core.settings.environment import LIMIT_BATCHES_VARIABLE
 
 if TYPE_CHECKING:
     from accelerate.state import PartialState
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 P = ParamSpec("P")
 T = TypeVar("T")
 
-LIMIT_BATCHES_ENV_VAR = "PT_ACC_LIMIT_BATCHES"
+LIMIT_BATCHES_ENV_VAR = LIMIT_BATCHES_VARIABLE
 
 
 class LimitBatches:
@@ -97,7 +98,7 @@ def local_process_zero_only(func: Callable[P, T]) -> Callable[P, T | None]:
 
 
 def world_process_zero_only(func: Callable[P, T]) -> Callable[P, T | None]:
-    """Call `func` only on the first process of all; all processes wait until it is done.
+    """Call `func` only on rank 0; all processes wait until it is done.
 
     On the other processes the result is None.
     """

@@ -46,7 +46,7 @@ class WatchSettings(CallbackSettings):
 
 
 class MetricWatcher(ConfigurableCallback):
-    """Keeps the best value of a metric, also through interruptions.
+    """Keeps the best value of a metric, and saves it in each training state.
 
     Attributes:
         best_metric: the best value so far, always finite; None before the first one.

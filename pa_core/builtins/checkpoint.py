@@ -9,7 +9,7 @@ from pydantic import Field
 
 from pa_core.builtins.base import has_finite_weights
 
-# Nothing here is used before the first save. Imported now, a missing library shows at once.
+# First used by the first save. Importing it now shows a missing library at once.
 from pa_core.checkpoint import background  # noqa: F401
 from pa_core.checkpoint.storage import remove_leftovers
 from pa_core.control import SaveRequest
@@ -111,7 +111,7 @@ class SaveTrainingStateCallback(ConfigurableCallback):
     def on_training_run_start(self, trainer: Trainer, **kwargs: Any) -> None:
         if trainer.is_main_process:
             remove_leftovers(self.save_dir)
-        self._every = self._new_interval()  # of a resumed run, restored after this event
+        self._every = self._new_interval()  # in a resumed run, it is restored after this event
         self._updates = trainer.updates
 
     @hookimpl(trylast=True)
@@ -132,13 +132,13 @@ class SaveTrainingStateCallback(ConfigurableCallback):
         if epochs is not None and epoch % epochs == 0:
             self._request(trainer, f"epoch_{epoch:04d}")
 
-    # First, so that the state is the one after the last update, whatever other plugins then load.
+    # First, so that the state is that of the last update, even if other plugins then load weights.
     @hookimpl(tryfirst=True)
     def on_training_run_end(self, trainer: Trainer, **kwargs: Any) -> None:
         # A paused run was saved when it was paused.
         is_over = not trainer.position.is_paused
         if self.save_at_end and is_over and has_finite_weights(trainer):
-            # (not in the background: nothing is left to do meanwhile)
+            # Not in the background: nothing is left to do meanwhile.
             request = SaveRequest(self.on_save_error == "stop", keep=self.max_checkpoints)
             trainer._saver.save(self.save_dir / "final", request, {})
 

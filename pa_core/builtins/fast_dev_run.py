@@ -24,8 +24,8 @@ class FastDevRunCallback(ConfigurableCallback):
     """Limits a run to one epoch of one update, and each evaluation to one batch.
 
     All the hooks of a full run are called, and the learning-rate scheduler is built for the length
-    of the full run. Whatever the trainer and its plugins save goes to a temporary folder, which is
-    removed together with this callback.
+    of the full run. Whatever the trainer and its plugins save goes to a temporary folder, which
+    exists as long as this callback.
 
     A trainer adds this callback if the environment variable ``PA_CORE_FAST_DEV_RUN`` is 1.
     """

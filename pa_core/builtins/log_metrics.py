@@ -10,6 +10,7 @@ from pydantic import Field
 from pa_core.durations import Duration, Every
 from pa_core.hookspecs import hookimpl
 from pa_core.plugin import CallbackSettings, ConfigurableCallback, UpdateDuration
+from pa_core.tracking import count_values
 
 if TYPE_CHECKING:
     from pa_core.trainer import Trainer
@@ -19,7 +20,9 @@ class LogMetricsSettings(CallbackSettings):
     """Settings of the built-in plugin `log_metrics`."""
 
     every: UpdateDuration | None = Field(
-        None, description='Also log within epochs: every so many updates, or e.g. "1 minute".'
+        None,
+        description="How often to log within epochs: a number of updates, or a duration such as "
+        '"1 minute".',
     )
 
 
@@ -52,9 +55,9 @@ class LogMetricsCallback(ConfigurableCallback):
 
     def __init__(self, every: Duration | str | int | None = None) -> None:
         self.every = every
-        self._every = self._begin()
+        self._every = self._new_interval()
 
-    def _begin(self) -> Every | None:
+    def _new_interval(self) -> Every | None:
         if self.every is None:
             return None
         return Every(Duration.parse(self.every, default_unit="updates"))
@@ -72,7 +75,7 @@ class LogMetricsCallback(ConfigurableCallback):
 
     @hookimpl(wrapper=True)
     def run_training(self, trainer: Trainer) -> Generator[None, Any, Any]:
-        self._every = self._begin()
+        self._every = self._new_interval()
         self._skip_recorded(trainer)
         return (yield)
 
@@ -127,13 +130,14 @@ class LogMetricsCallback(ConfigurableCallback):
 
     def _take_new(self, trainer: Trainer) -> tuple[str, ...]:
         """The metrics with new values since the last call, and those held back."""
-        before, self._counts = self._counts or {}, _counts(trainer)
+        before, self._counts = self._counts or {}, count_values(trainer.run_history)
         updated = [name for name, count in self._counts.items() if count != before.get(name, 0)]
         held, self._held_back = self._held_back, ()
         return tuple(dict.fromkeys((*held, *updated)))
 
     def _skip_recorded(self, trainer: Trainer) -> None:
-        self._counts, self._held_back, self._is_requested = _counts(trainer), (), False
+        self._counts = count_values(trainer.run_history)
+        self._held_back, self._is_requested = (), False
 
     def state_dict(self) -> dict[str, Any]:
         return {"every": self._every.state_dict() if self._every is not None else None}
@@ -141,9 +145,3 @@ class LogMetricsCallback(ConfigurableCallback):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         if self._every is not None and state["every"] is not None:
             self._every.load_state_dict(state["every"])
-
-
-def _counts(trainer: Trainer) -> dict[str, int]:
-    """How many values each metric has, through the public interface of a custom history."""
-    history = trainer.run_history
-    return {name: len(list(history.get_metric_values(name))) for name in history.get_metric_names()}

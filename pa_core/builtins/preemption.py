@@ -1,4 +1,4 @@
-"""Save a training state and exit when a signal announces that the machine is taken away."""
+"""Save a training state and exit when a signal announces that the machine will be taken away."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader
 
 from pa_core.builtins.base import has_finite_weights
 
-# Nothing here is used before the signal. Imported now, a missing library shows at once.
+# First used after a signal. Importing it now shows a missing library at once.
 from pa_core.checkpoint import background  # noqa: F401
 from pa_core.checkpoint.storage import remove_leftovers
 from pa_core.control import SaveRequest
@@ -36,7 +36,10 @@ if TYPE_CHECKING:
 SignalName = Literal["SIGTERM", "SIGINT", "SIGHUP", "SIGQUIT", "SIGUSR1", "SIGUSR2", "SIGXCPU"]
 
 _ECHO = 2.0
-"""Seconds in which a signal counts as a repetition: launchers forward one that all have got."""
+"""Seconds in which a second signal is ignored.
+
+Launchers forward a signal that every process in their group has already received.
+"""
 
 
 class PreemptionSettings(CallbackSettings):
@@ -49,23 +52,22 @@ class PreemptionSettings(CallbackSettings):
         75,
         ge=1,
         le=255,
-        description="The exit code of the process, which tells a scheduler to start it again.",
+        description="The exit code of the process, which tells a job scheduler to start it again.",
     )
     save_dir: Path = Field(
         Path("training_states"),
-        description="The folder for the state, unless checkpoint is enabled: then it is that "
-        "plugin's.",
+        description="The folder for the state; if checkpoint is enabled, its folder is used.",
     )
 
 
 class PreemptionCallback(ConfigurableCallback):
-    """Saves a training state and exits when a signal announces that the machine is taken away.
+    """Saves a training state and exits when a signal announces that the machine will be taken away.
 
     A signal doesn't interrupt an update or an evaluation. Once that is complete, the run is paused
     at the same update on every process: its state is saved as ``update_00000120``, the events at
     the end of a run are called, everything is closed, and the process exits with a code that asks
-    for a restart, with ``resume_from="auto"``. A second signal, two seconds later or more, does
-    what it does without this plugin: it ends the process at once.
+    for a restart, with ``resume_from="auto"``. A second signal, at least two seconds later, has the
+    same effect as without this plugin: it ends the process at once.
 
     A signal is often sent to a whole process group. The trainer's data-loading workers therefore
     ignore these signals.
@@ -73,8 +75,8 @@ class PreemptionCallback(ConfigurableCallback):
     Args:
         signals: names of the signals.
         exit_code: the exit code; 75 is ``EX_TEMPFAIL`` in sysexits.h: try again later.
-        save_dir: the folder for the state, unless the plugin `checkpoint` is enabled: then it is
-            that plugin's.
+        save_dir: the folder for the state; if the plugin `checkpoint` is enabled, its folder is
+            used instead.
 
     Raises:
         ValueError: for a signal that this system doesn't have.
@@ -187,7 +189,7 @@ class _IgnoreSignals:
         signals: the signals.
         is_listening: whether the main process handles them; otherwise a signal ends the worker, as
             multiprocessing expects when a process ends.
-        worker_init_fn: the user's own.
+        worker_init_fn: the user's own function, called as well.
     """
 
     def __init__(

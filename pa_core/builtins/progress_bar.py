@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 class ProgressBarSettings(CallbackSettings):
     """Settings of the built-in plugin `progress_bar`."""
 
-    interval: float = Field(0.5, gt=0, description="Seconds between two displays of the loss.")
+    interval: float = Field(0.5, gt=0, description="Seconds between two refreshes of the bar.")
 
 
 class ProgressBarCallback(ConfigurableCallback):

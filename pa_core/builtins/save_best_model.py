@@ -30,8 +30,8 @@ class SaveBestModelSettings(WatchSettings):
     )
     model: str | None = Field(
         None,
-        description="Save the weights of another evaluated model, such as ema, instead of the "
-        "trained one's.",
+        description="The evaluated model whose weights are saved, such as ema; by default the "
+        "trained one.",
     )
 
 
@@ -45,8 +45,8 @@ class SaveBestModelCallback(MetricWatcher):
         save_path: the file; it should end in ``.pt``.
         watch_metric: name of the metric in the run history. A value that is NaN or infinite is
             never the best.
-        greater_is_better: whether more is better.
-        reset_on_train: whether each training run begins without a best value.
+        greater_is_better: whether higher values are better.
+        reset_on_train: whether each training run starts without a best value.
         save_optimizer: whether to save the optimizer too.
         save_scheduler: whether to save the learning-rate scheduler too.
         load_saved_checkpoint: whether to load the best model at the end of the run.

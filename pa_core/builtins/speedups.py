@@ -47,7 +47,7 @@ class SpeedupsCallback(ConfigurableCallback):
             its convolutions then have too.
         tf32: let float32 matrix products use TF32 during a run, with 10 bits of mantissa instead of
             23. Only GPUs from Ampere on have it.
-        fused_optimizer: use the fused implementation of the optimizer, which torch has for Adam,
+        fused_optimizer: use the fused implementation of the optimizer; PyTorch has one for Adam,
             AdamW, SGD and Adagrad.
 
     Raises:

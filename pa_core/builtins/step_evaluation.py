@@ -23,7 +23,7 @@ class StepBasedEvaluationSettings(CallbackSettings):
 
 
 class StepBasedEvaluationCallback(ConfigurableCallback):
-    """Requests an evaluation every so many updates, also within an epoch.
+    """Requests an evaluation at regular intervals, also within an epoch.
 
     The loss is recorded as ``intermediate_eval_loss``.
 
@@ -39,9 +39,9 @@ class StepBasedEvaluationCallback(ConfigurableCallback):
 
     def __init__(self, eval_every_n_steps: int | str | Duration) -> None:
         self.eval_every_n_steps = eval_every_n_steps
-        self._every = self._begin()
+        self._every = self._new_interval()
 
-    def _begin(self) -> Every:
+    def _new_interval(self) -> Every:
         return Every(Duration.parse(self.eval_every_n_steps, default_unit="updates"))
 
     def on_training_run_start(self, trainer: Trainer, **kwargs: Any) -> None:
@@ -49,7 +49,7 @@ class StepBasedEvaluationCallback(ConfigurableCallback):
             raise ValueError(
                 "StepBasedEvaluationCallback needs an eval_dataset: pass one to train()"
             )
-        self._every = self._begin()  # in a resumed run, the state is restored after this event
+        self._every = self._new_interval()  # in a resumed run, it is restored after this event
 
     @hookimpl(trylast=True)
     def on_train_step_end(self, trainer: Trainer, **kwargs: Any) -> None:

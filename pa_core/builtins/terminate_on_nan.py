@@ -25,16 +25,16 @@ class TerminateOnNaNSettings(CallbackSettings):
         "stop", description="What to do about a NaN or infinite loss: stop, skip or rollback."
     )
     limit: int = Field(
-        5, ge=1, description="Skipped updates in a row, or rollbacks in a run, before it stops."
+        5, ge=1, description="Skipped updates in a row, or rollbacks; the next one stops the run."
     )
 
 
 class TerminateOnNaNCallback(ConfigurableCallback):
-    """Acts on a NaN or infinite loss, on every process. Its update is never made.
+    """Acts on a NaN or infinite loss, on every process.
 
     - ``"stop"`` ends the run, for a loss in training and in evaluation. On a CPU the loss is read
-      at once. On another device it is copied asynchronously, and read a step or two later, at the
-      end of the epoch at the latest.
+      at once, and its update isn't made. On another device it is copied asynchronously, and read a
+      step or two later, at the end of the epoch at the latest: its update may have been made.
     - ``"skip"`` skips the update and continues with the next batch: for data with bad samples.
     - ``"rollback"`` skips it, restores weights, optimizer and learning-rate scheduler from the
       newest intact state that this run has saved, and continues with the next batch: for weights
@@ -60,7 +60,7 @@ class TerminateOnNaNCallback(ConfigurableCallback):
 
     Settings = TerminateOnNaNSettings
 
-    # On the class, since a subclass may have a constructor that doesn't call this one.
+    # On the class, since a subclass' constructor may not call this one.
     policy: Policy = "stop"
     limit = 5
     triggered = False

@@ -1,7 +1,7 @@
 """Atomic writing, replacing and removing: the only code that changes files of training states.
 
 A file or folder is written under a temporary name, flushed and renamed, so that it is complete or
-absent at every instant. A temporary name says which process it belongs to.
+absent at every instant. A temporary name identifies the process that it belongs to.
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+_CLOSE_ON_EXEC = getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
+_NO_FOLLOW = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
 _BLOCK = 4 * 2**20  # bytes hashed and written at once: they fit into the processor's cache
 _ABANDONED_AFTER = 3600.0
 """Seconds without a change after which another machine's temporary file counts as left over."""
@@ -118,7 +120,7 @@ def put_in_place(directory: Path, target: Path) -> None:
 
 def remove_tree(path: Path) -> None:
     """Remove a folder as far as possible; it must have a temporary name already."""
-    with suppress(OSError):  # (from closing a folder, which `ignore_errors` doesn't cover)
+    with suppress(OSError):  # from closing a folder, which `ignore_errors` doesn't cover
         shutil.rmtree(path, ignore_errors=True)
 
 
@@ -147,7 +149,7 @@ def save_file(path: str | Path, write: Callable[[Path], object]) -> None:
 
 
 def beside(path: Path, kind: str) -> Path:
-    """A unique temporary name in the folder of `path`, which names this process.
+    """A unique temporary name in the folder of `path`, which identifies this process.
 
     Args:
         path: the final or former path of a file or folder.
@@ -160,11 +162,11 @@ def beside(path: Path, kind: str) -> Path:
 
 def recover_replaced(folder: Path, is_intact: Callable[[Path], bool]) -> None:
     """Restore what was moved away for a replacement that was never completed."""
-    for path in _in(folder, ".trash-*"):
+    for path in _sorted_glob(folder, ".trash-*"):
         match = _LEFTOVER.fullmatch(path.name)
         if match is None or (folder / match["name"]).exists():
             continue
-        # (If a process on another machine is still at it, its save fails at worst.)
+        # If a process on another machine is still replacing it, at worst its save fails.
         if match["host"] == _HOST and _is_running(match):
             continue
         if is_intact(path):
@@ -175,9 +177,9 @@ def recover_replaced(folder: Path, is_intact: Callable[[Path], bool]) -> None:
 
 
 def find_leftovers(folder: Path) -> list[Path]:
-    """Temporary files and folders of killed processes, without those of running ones."""
+    """Temporary files and folders of killed processes, not of running ones."""
     found = []
-    for path in _in(folder, ".t*-*"):
+    for path in _sorted_glob(folder, ".t*-*"):
         match = _LEFTOVER.fullmatch(path.name)
         if match is None:
             continue
@@ -195,12 +197,12 @@ def remove_leftover(path: Path) -> None:
     remove_tree(path) if path.is_dir() else path.unlink(missing_ok=True)
 
 
-def _in(folder: Path, pattern: str) -> list[Path]:
+def _sorted_glob(folder: Path, pattern: str) -> list[Path]:
     return sorted(folder.glob(pattern)) if folder.is_dir() else []
 
 
 def _is_running(match: re.Match[str]) -> bool:
-    """Whether the process that a temporary name names, on this machine, is still running."""
+    """Whether the process that a temporary name identifies, on this machine, is still running."""
     pid = int(match["pid"])
     try:
         os.kill(pid, 0)
@@ -225,7 +227,3 @@ def _last_change(path: Path) -> float:
     times = [path.lstat().st_ctime]
     times += [file.lstat().st_mtime for file in path.rglob("*")]
     return max(times)
-
-
-_CLOSE_ON_EXEC = getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
-_NO_FOLLOW = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)

@@ -1,4 +1,4 @@
-"""Save training states while training continues, which waits for a copy and not for the disk.
+"""Save training states in the background: training waits for a copy, not for the disk.
 
 At an update boundary the state is copied into separate memory. A thread then hashes, writes and
 commits it and removes old states, while the main thread continues to train. At most one state is

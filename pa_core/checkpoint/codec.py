@@ -44,7 +44,7 @@ def encode(value: Any, tensors: dict[str, Tensor], owner: str) -> Json:
     if isinstance(value, Tensor):
         return {"$tensor": _name_tensor(value, tensors, owner)}
     if isinstance(value, np.ndarray) and value.dtype.kind in "biufc":
-        # (a copy, since torch doesn't accept read-only memory)
+        # A copy, since torch doesn't accept read-only memory.
         return {"$array": _name_tensor(torch.from_numpy(value.copy()), tensors, owner)}
     if isinstance(value, np.generic):
         return encode(value.item(), tensors, owner)

@@ -1,4 +1,4 @@
-"""Whether a run can resume a training state: what differs, and what makes it impossible."""
+"""Compare a training state with the run that resumes it: what differs, and what prevents it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 class _Phrase(str):
-    """Words of our own in place of a value; shown without quotes."""
+    """A word shown instead of a value, and without quotes."""
 
     __repr__ = str.__str__
 
@@ -28,12 +28,12 @@ def differences(saved: Mapping[str, Any], present: Mapping[str, Any], *, strict:
         saved: the manifest in the training state.
         present: the manifest of the run that is to be resumed.
         strict: include what may change the numbers: the commit, the processor, and callbacks that
-            only one of the scripts has, and which have neither settings nor a version.
+            are passed in code in only one of the runs.
 
     Returns:
         A phrase for each, such as ``seed: 42 → 7``.
     """
-    # (A state of an earlier version may lack some of it, which then can't be compared.)
+    # A state of an earlier version may lack some entries, which then can't be compared.
     now = {name: value for name, value in present["run"].items() if name in saved["run"]}
     pairs = _pairs("", {name: saved["run"][name] for name in now}, now)
     pairs.append(("seed", saved["seed"], present["seed"]))
@@ -99,7 +99,7 @@ def _plugin_pairs(
 def mid_epoch_obstacle(
     before: Mapping[str, Any], now: Mapping[str, Any], states: Sequence[Mapping[str, Any]]
 ) -> str | None:
-    """Say why a run can't resume in the middle of an epoch; None if it can.
+    """The reason why a run can't resume in the middle of an epoch; None if it can.
 
     Args:
         before: ``run`` of the saved manifest.
@@ -118,7 +118,7 @@ def mid_epoch_obstacle(
         first = states[0]
         for process in states[1:]:
             for name, state in process.items():
-                # Nothing is lost with an empty one: the main process keeps what there is.
+                # An empty state loses nothing: the main process' state is the one to restore.
                 if state and not _same(first.get(name), state):
                     return (
                         f"The state of the plugin {name!r} differs between processes, so it can't "

@@ -1,7 +1,7 @@
 """The manifest of a run: what its numbers depend on, as plain data that two runs are compared by.
 
-`run_manifest` describes the whole run, for every training state. `run_fingerprint` is its part that
-has to be taken at the start, before training or restoring changes optimizer and scheduler.
+`run_manifest` describes the whole run, for every training state. `run_fingerprint` is the part that
+has to be recorded at the start, before training or restoring changes optimizer and scheduler.
 
 None of it runs the user's code: a sample is fetched only from a dataset of plain tensors, since
 fetching may be slow, draw random numbers or have side effects.
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 _PACKAGES = ("pa-core", "torch", "accelerate", "numpy", "safetensors", "pluggy")
 _ROWS = 16  # of a tensor in memory that are hashed
-_SMALL = 4096  # elements of a tensor that is hashed whole, such as the weights of classes
+_SMALL = 4096  # a tensor of up to this many elements is hashed whole, such as class weights
 
 
 def run_manifest(trainer: Trainer) -> dict[str, Any]:
@@ -118,8 +118,8 @@ def _device_name(device: torch.device) -> str:
 def run_fingerprint(trainer: Trainer) -> dict[str, Any]:
     """Describe what a run's numbers depend on; called at its start, before anything is restored.
 
-    Optimizer and scheduler are described as they were created. That shows a learning rate that was
-    changed in the script, which has no effect as the saved values replace it.
+    Optimizer and scheduler are described as they were created. So a learning rate that was changed
+    in the script is found, although it has no effect: resuming restores the saved one.
     """
     config, loader = trainer.run_config, trainer._train_dataloader
     model = trainer.get_model(keep_torch_compile=False)
@@ -139,7 +139,7 @@ def run_fingerprint(trainer: Trainer) -> dict[str, Any]:
         "loss": describe(trainer.loss_func),
         "model": type(model).__name__,
         "layers": describe_layers(model),
-        # (without accelerate's wrapper, which depends on the hardware)
+        # Without accelerate's wrapper, which depends on the hardware.
         "optimizer": type(getattr(trainer.optimizer, "optimizer", trainer.optimizer)).__name__,
         "optimizer_settings": describe_groups(trainer.optimizer),
         "scheduler": describe(trainer.scheduler),
@@ -192,7 +192,7 @@ def describe_dataset(dataset: Any) -> Any:
     elif isinstance(dataset, ConcatDataset):
         described["of"] = [describe_dataset(part) for part in dataset.datasets]
     for name in ("fingerprint", "column_names"):
-        # (not `getattr` alone: some datasets have a value for any name)
+        # Not `getattr` alone: some datasets have a value for any name.
         if hasattr(type(dataset), name) or name in getattr(dataset, "__dict__", {}):
             found = _plain(getattr(dataset, name))
             if found is not None:

@@ -40,7 +40,7 @@ class TrainingState:
 
     Args:
         state_dir: the state's directory.
-        rank: this process.
+        rank: this process' rank.
 
     Raises:
         TrainingStateError: if it is damaged, or this version can't read it.
@@ -198,7 +198,7 @@ class TrainingState:
                 trainer.scheduler.load_state_dict(scheduler)
 
     def restore_plugins(self, trainer: Trainer) -> None:
-        """Restore running loss, plugins and random generators, and fire the event of loading.
+        """Restore running loss and plugins, call `on_load_training_state`, restore the generators.
 
         In a run this comes after `restore_training`, once the events that reset them are over.
         """

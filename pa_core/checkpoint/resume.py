@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pa_core.checkpoint.restore import TrainingState
-from pa_core.checkpoint.storage import newest_intact_state
+from pa_core.checkpoint.storage import MANIFEST, newest_intact_state
 from pa_core.errors import TrainingStateError
 
 if TYPE_CHECKING:
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def find_training_state(resume_from: str | Path, trainer: Trainer) -> TrainingState | None:
-    """Read the state that `resume_from` means; the main process chooses it for all.
+    """Read the state that `resume_from` refers to; the main process chooses it for all.
 
     Args:
         resume_from: a state, a folder of states, or ``"auto"``: the folder that a plugin of the
@@ -60,7 +60,7 @@ def _choose_state(resume_from: str | Path, trainer: Trainer) -> Path | None:
     path = Path(resume_from)
     if not path.is_dir():
         raise TrainingStateError(f"There is no training state at {path}")
-    if (path / "manifest.json").exists() or (path / "state.json").exists():
+    if (path / MANIFEST).exists() or (path / "state.json").exists():
         return path
     found = newest_intact_state(path)
     if found is None:

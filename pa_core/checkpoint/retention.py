@@ -1,4 +1,4 @@
-"""Removal of old states: the newest intact ones are kept, and everything newer than those."""
+"""Remove old states; keep the newest intact ones, and everything newer than those."""
 
 from __future__ import annotations
 

@@ -105,7 +105,7 @@ class HostMemory:
                 place = held.get((group, name))
                 if place is None or (place.shape, place.dtype) != (tensor.shape, tensor.dtype):
                     place = torch.empty(tensor.shape, dtype=tensor.dtype)
-                # (`Tensor.to` would copy a non-contiguous tensor twice)
+                # `Tensor.to` would copy a non-contiguous tensor twice.
                 self._held[group, name] = place.copy_(tensor.detach())
         return {
             group: {name: self._held[group, name] for name in tensors}

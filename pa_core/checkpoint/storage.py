@@ -127,7 +127,7 @@ def read_manifest(state_dir: str | Path) -> dict[str, Any]:
         if not isinstance(content, dict) or not isinstance(content.get("files"), dict):
             raise TrainingStateError(f"{path} is damaged: it has no list of files")
         claimed = content.pop("sha256", None)
-        # (byte for byte: not even a space may be added)
+        # Byte for byte: not even a space may have been added.
         is_whole = raw == json_bytes({**content, "sha256": claimed})
         if not is_whole or hashlib.sha256(json_bytes(content)).hexdigest() != claimed:
             raise TrainingStateError(f"{path} is damaged: its hash doesn't match its content")
@@ -204,7 +204,7 @@ class StateReader:
         self.manifest = read_manifest(self.directory)
         problems = _problems(self.directory, self.manifest["files"], every_byte=False)
         if problems:
-            self._refuse()
+            self._raise_damaged()
         self._unread = set(self.manifest["files"])
 
     def read_json(self, name: str) -> Any:
@@ -229,7 +229,7 @@ class StateReader:
         """Verify the files that weren't read, such as those that plugins have written."""
         for name in sorted(self._unread):
             if atomic_io.size_and_hash(self.directory / name) != self.manifest["files"][name]:
-                self._refuse()
+                self._raise_damaged()
 
     def __contains__(self, name: str) -> bool:
         return name in self.manifest["files"]
@@ -239,11 +239,11 @@ class StateReader:
             raise TrainingStateError(f"{self.directory} has no {name}")
         content = atomic_io.read_file(self.directory / name)
         if hashlib.sha256(content).hexdigest() != self.manifest["files"][name]["sha256"]:
-            self._refuse()
+            self._raise_damaged()
         self._unread.discard(name)
         return content
 
-    def _refuse(self) -> None:
+    def _raise_damaged(self) -> None:
         problems = verify(self.directory) or ["it changed while it was being read"]
         raise TrainingStateError("The training state is damaged: " + "; ".join(problems))
 

@@ -120,7 +120,7 @@ def plugins(
         bool, typer.Option("--hooks", help="Import the plugins and list their hooks.")
     ] = False,
 ) -> None:
-    """List the installed plugins, and which of them this folder enables.
+    """List the installed plugins, and show which of them this folder enables.
 
     No plugin is imported; use --hooks to see their hooks.
     """
@@ -302,13 +302,13 @@ def explain(
 
 @app.command()
 def doctor() -> None:
-    """Check the installation and this folder's settings, and say how to fix each problem."""
+    """Check the installation and this folder's settings, and report how to fix each problem."""
     from pa_core.cli.doctor import check_all
 
     console, problems = _console(), 0
     for finding in check_all(settings_here):
         problems += not finding.is_right
-        mark = Text("ok   ", style="green") if finding.is_right else Text("wrong", style="red")
+        mark = Text("ok   ", style="green") if finding.is_right else Text("error", style="red")
         console.print(Text.assemble(mark, f"  {finding.what}"))
         if finding.remedy:
             console.print(f"       {finding.remedy}")

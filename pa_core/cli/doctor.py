@@ -130,7 +130,7 @@ def _check_core_version(name: str) -> Iterator[Finding]:
 
 
 def check_machine() -> Iterator[Finding]:
-    """Check that torch and accelerate can be imported, and report the devices they find."""
+    """Check that torch and accelerate can be imported, and report the devices that torch finds."""
     try:
         import torch
         from accelerate.commands.config.config_args import default_config_file

@@ -19,7 +19,7 @@ COMMAND``; an app of one command becomes that command.
 
 
 def add_commands(app: typer.Typer, arguments: list[str]) -> None:
-    """Add the commands of all installed distributions to `app`; the core's commands win.
+    """Add the commands of all installed distributions to `app`; none replaces one of the core.
 
     Args:
         app: the command ``pa``.
@@ -27,9 +27,9 @@ def add_commands(app: typer.Typer, arguments: list[str]) -> None:
             listed in ``--help``.
 
     Raises:
-        PluginConflictError: two distributions have the command that is called.
-        PluginLoadError: it can't be imported.
-        PluginNotFoundError: it is part of a distribution that isn't installed.
+        PluginConflictError: if two distributions have the command that is called.
+        PluginLoadError: if it can't be imported.
+        PluginNotFoundError: if it is part of a distribution that isn't installed.
     """
     called = next((argument for argument in arguments if not argument.startswith("-")), None)
     own = {command.name or command.callback.__name__ for command in app.registered_commands}  # type: ignore[union-attr]

@@ -69,7 +69,7 @@ def new_plugin(
         The package's folder, created completely or not at all.
 
     Raises:
-        NewPluginError: the name is invalid or taken, the event is unknown, or the folder exists.
+        NewPluginError: if the name is invalid or taken, the event unknown, or the folder exists.
     """
     plugin = _plugin_name(name)
     words = plugin.split("_")

@@ -127,7 +127,7 @@ class _TensorFetcher:
 
 
 def _tensor_fetcher(dataset: Any) -> _TensorFetcher | None:
-    """A fetcher for a TensorDataset or a subset of one; None for subclasses and all else."""
+    """A fetcher for a TensorDataset or a subset of one; None for subclasses and anything else."""
     if type(dataset) is TensorDataset:
         return _TensorFetcher(dataset.tensors)
     if type(dataset) is Subset and type(dataset.dataset) is TensorDataset:
@@ -254,7 +254,8 @@ def create_dataloader(
     if kwargs.get("sampler") is not None:
         kwargs.pop("shuffle", None)
         return DataLoader(data, collate_fn=collate_fn, **kwargs)
-    kwargs.pop("sampler", None), kwargs.pop("batch_sampler", None)
+    for name in ("sampler", "batch_sampler"):  # both are None
+        kwargs.pop(name, None)
     sampler = EpochSampler(
         len(data),
         kwargs.pop("batch_size", 1),

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 Purpose = Literal["train", "evaluate", "predict"]
 
 _END = object()
-_OPTIONS = (
+_LOADER_OPTIONS = (
     *("num_workers", "collate_fn", "pin_memory", "timeout", "worker_init_fn", "generator"),
     *("multiprocessing_context", "prefetch_factor", "persistent_workers", "pin_memory_device"),
 )
@@ -70,7 +70,7 @@ class SplitLoader:
             return self._split(keyed_batches(self.loader, seed, epoch))
         planned = list(self._split(iter(self.loader.batch_sampler)))
         mine = [item.batch if isinstance(item, SplitBatch) else item for item in planned]
-        options = {name: getattr(self.loader, name) for name in _OPTIONS}
+        options = {name: getattr(self.loader, name) for name in _LOADER_OPTIONS}
         loader = DataLoader(self.loader.dataset, batch_sampler=mine, **options)
         fetched = keyed_batches(loader, seed, epoch, self.rank, self.num_processes)
         return (
@@ -144,7 +144,7 @@ def split_between_processes(loader: Any, engine: Engine, purpose: Purpose) -> An
             sampler.dataset, 1, 0, sampler.shuffle, sampler.seed
         )
         whole.set_epoch(sampler.epoch)
-        options = {name: getattr(loader, name) for name in (*_OPTIONS, "drop_last")}
+        options = {name: getattr(loader, name) for name in (*_LOADER_OPTIONS, "drop_last")}
         loader = DataLoader(loader.dataset, loader.batch_size, sampler=whole, **options)
     elif is_sharded(loader):
         if purpose == "train":

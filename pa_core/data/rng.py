@@ -1,7 +1,7 @@
 """Keyed randomness: every random choice that training depends on is a function of a key.
 
 A stream of random numbers can only be repeated from its start. Keyed numbers can be repeated from
-anywhere: after an interruption, with another number of workers, and whatever a plugin drew.
+anywhere: after an interruption, with a different number of workers, whatever a plugin draws.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """The order of an epoch: a function of the seed and the epoch, the same on any number of processes.
 
-A batch's augmentation is keyed by ``(seed, epoch, position)``. So the place of a run in its data is
-two numbers and resuming is a slice. Neither the number of workers nor the number of processes
-changes which samples a step sees.
+A batch's augmentation is keyed by ``(seed, epoch, position)``. So two numbers say how far a run has
+come in its data, and resuming takes a slice of the order. Neither the number of workers nor the
+number of processes changes which samples a step sees.
 """
 
 from __future__ import annotations

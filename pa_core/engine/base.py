@@ -1,4 +1,4 @@
-"""The engine: what the loop uses of accelerate, and PyTorch directly wherever that is enough.
+"""The engine: what the loop uses accelerate for; it calls PyTorch directly where that is enough.
 
 On one device without a gradient scaler, accelerate's wrappers of ``backward``, ``step`` and
 ``zero_grad`` do nothing but cost time at every call. There the engine calls PyTorch directly.
@@ -63,7 +63,7 @@ class Engine:
     """Prepares, differentiates, clips and reduces on the hardware that accelerate has found.
 
     Args:
-        accelerator: of the run.
+        accelerator: the run's accelerator.
     """
 
     def __init__(self, accelerator: Accelerator) -> None:
@@ -88,7 +88,7 @@ class Engine:
         return False
 
     def plan(self, config: TrainerRunConfig) -> None:
-        """Take over a run's settings; called before `prepare`."""
+        """Apply a run's configuration; called before `prepare`."""
 
     @property
     def sharding(self) -> str | None:
@@ -145,8 +145,8 @@ class Engine:
     def rewrap(self, model: nn.Module, optimizer: Any) -> nn.Module:
         """Wrap a model again if other parameters need gradients than when it was wrapped.
 
-        `DistributedDataParallel` waits for the gradients of the parameters that needed them then,
-        and refuses a model without any.
+        `DistributedDataParallel` waits for a gradient of every parameter that needed one when it
+        wrapped the model, and refuses a model in which none does.
         """
         bare = self.unwrap(model, keep_torch_compile=False)
         trainable = _trainable(bare)

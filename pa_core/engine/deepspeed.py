@@ -85,7 +85,7 @@ class DeepSpeedEngine(Engine):
         """Hand model and optimizer to DeepSpeed, once; without an optimizer only move the model.
 
         Raises:
-            ValueError: if model or optimizer is another one than before.
+            ValueError: if the model or the optimizer isn't the one of the first call.
         """
         if optimizer is None:
             return model.to(self.device), None

@@ -1,7 +1,7 @@
 """Connecting launched processes on machines without a GPU.
 
-There accelerate runs each process as a single one by default. To connect them it needs
-``cpu=True``, or under DeepSpeed, which has no such option, the name of the backend.
+By default, accelerate runs each of them there as if it were alone. To connect them it needs
+``cpu=True``; under DeepSpeed, which has no such option, it needs the name of the backend.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ def check_connected(accelerator: Accelerator) -> None:
     if wants_fsdp and accelerator.distributed_type is not DistributedType.FSDP:
         warnings.warn(
             "FSDP was requested, but accelerate shards models only between several GPUs: here "
-            "each process has all of the model",
+            "each process holds the whole model",
             stacklevel=3,
         )
     is_deepspeed = accelerator.distributed_type is DistributedType.DEEPSPEED

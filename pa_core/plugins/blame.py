@@ -60,7 +60,7 @@ def blamed(call: Call, note: str) -> Call:
 def blamed_wrapper(call: Call, qualified_name: str, note: str) -> Call:
     """The same wrapper, which adds `note` to exceptions that it raises, not to those it passes on.
 
-    A wrapper that returns None leaves the result as it is; pluggy would replace it by None.
+    A wrapper that returns None leaves the result as it is; pluggy would replace it with None.
     """
 
     def wrap(arguments: dict[str, Any]) -> Generator[None, Any, Any]:

@@ -29,4 +29,4 @@ DEFAULTS: tuple[str, ...] = (
     "progress_bar",
     "log_metrics",
 )
-"""The plugins of a `Trainer` for which neither code nor settings list any, in this order."""
+"""The built-in plugins that are on by default, in this order."""

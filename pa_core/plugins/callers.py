@@ -83,9 +83,9 @@ def _as_generator(call: Call) -> Callable[..., Any]:
 
 
 class HookRelay:
-    """All hooks as attributes, to call one by its name whether or not a plugin implements it.
+    """All hooks as attributes; each can be called whether or not a plugin implements it.
 
-    As pluggy's class of this name, but a missing argument is a `TypeError`.
+    Like pluggy's class of this name, except that a missing argument is a `TypeError`.
     """
 
     def __init__(self, plugins: PluginManager) -> None:

@@ -31,8 +31,9 @@ class PluginSource:
     Attributes:
         name: the name that enables it.
         target: ``module:attribute``, or the path of a file.
-        origin: built in, installed, a file of the user's, or given in code.
-        distribution: its name for pip, if it has one.
+        origin: ``"built-in"``, ``"installed"``, ``"file"`` for a plugin file, or ``"code"`` for a
+            plugin passed in code.
+        distribution: the distribution that contains it, as pip names it; None if there is none.
         version: the distribution's version.
     """
 
@@ -118,7 +119,7 @@ def file_source(path: Path) -> PluginSource:
 
 
 def code_source(plugin: object) -> PluginSource:
-    """The source of a class, an instance or a module that was given in code."""
+    """The source of a class, an instance or a module that was passed in code."""
     if isinstance(plugin, ModuleType):
         name, module, target = plugin.__name__.rpartition(".")[2], plugin.__name__, plugin.__name__
     else:
@@ -137,7 +138,7 @@ def _distribution_of(module_name: str) -> tuple[str | None, str | None]:
     file = getattr(sys.modules.get(package), "__file__", None)
     if file is None:
         return None, None
-    try:  # most packages are named like their distribution; its location tells
+    try:  # most packages have their distribution's name; its location confirms it
         distribution = metadata.distribution(package)
     except (metadata.PackageNotFoundError, ValueError):
         return None, None
@@ -149,10 +150,11 @@ def _distribution_of(module_name: str) -> tuple[str | None, str | None]:
 def load_plugin(source: PluginSource) -> Any:
     """Import a plugin: a class, an instance or a module.
 
-    A file gives its module if that has marked functions, otherwise the one plugin class in it.
+    Of a file, the plugin is the module if that has marked functions, otherwise the only plugin
+    class in it.
 
     Raises:
-        PluginLoadError: if that fails, naming the plugin, its distribution and what to do.
+        PluginLoadError: if that fails; it names the plugin, its distribution and what to do.
     """
     if source.origin == "file" and not Path(source.target).is_file():
         raise PluginLoadError(f"There is no plugin file {source.target}")
@@ -163,7 +165,7 @@ def load_plugin(source: PluginSource) -> Any:
     except Exception as error:
         raise PluginLoadError(
             f"The plugin {source.name!r} of {source} can't be imported: "
-            f"{type(error).__name__}: {error}. Install what it needs, or take it out of the "
+            f"{type(error).__name__}: {error}. Install what it needs, or remove it from the "
             "plugins in [tool.pa-core]"
         ) from error
 

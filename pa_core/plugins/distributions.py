@@ -1,6 +1,6 @@
-"""The plugins and commands of this project's other distributions, to say what to install.
+"""The plugins and commands of pa-core's other distributions, to name what to install.
 
-Names as data: nothing is imported, and what is installed isn't asked.
+They are plain data: nothing is imported, and nothing has to be installed.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ COMMANDS: Mapping[str, str] = {
 
 
 def how_to_install(name: str, distributions: Mapping[str, str] = PLUGINS) -> str:
-    """A hint at the distribution that has `name`, or nothing.
+    """A hint at the distribution that has `name`, or an empty string.
 
     >>> how_to_install("profile")
     ' It is part of pa-lab, which is not installed: pip install pa-lab'

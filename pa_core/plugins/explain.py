@@ -34,7 +34,7 @@ train(...)
                 on_backward_start
                 backward_step
                 on_backward_end
-                where the accumulated batch is complete
+                if the accumulated batch is complete
                     on_optimizer_step_start
                     optimizer_step
                     scheduler_step
@@ -57,9 +57,9 @@ train(...)
             on_training_run_epoch_end
         training_run_end
         on_training_run_end
-    where the run is stopped early
+    if the run is stopped early
         on_stop_training_error
-    where anything else is raised
+    if any other exception is raised
         on_exception
 evaluate(...)
     run_evaluation
@@ -69,11 +69,11 @@ evaluate(...)
         on_evaluation_run_end
 predict(...)
     calculate_predictions
-where a training state is saved or loaded
+when a training state is saved or loaded
     on_save_training_state
     on_save_training_state_error
     on_load_training_state
-where something is asked for by its name
+when something is looked up by name
     register_schedulers
     register_models
     register_metrics
@@ -87,7 +87,7 @@ def describe_loop(
     trainer_class: type | None = None,
     settings_file: Path | None = None,
 ) -> dict[str, Any]:
-    """Describe the loop with everything that is called in it, as plain data.
+    """Describe the loop and everything that it calls, as plain data.
 
     Args:
         plugins: the plugins.
@@ -100,8 +100,8 @@ def describe_loop(
         steps in the order of the calls, each with ``name``, ``depth`` and ``kind``, which is
         ``"text"``, ``"method"``, ``"event"``, ``"provider"``, ``"run"``, ``"registry"``, or
         ``"hook"`` for a plugin's own. A hook has its ``implementations`` in the order of the calls,
-        a provider also ``decides``: whose value is used, and why. A method has ``overridden``: the
-        override, or None.
+        a provider also ``decides``, which is whose value is used, and why. A method has
+        ``overridden``: the override, or None.
     """
     overrides = {one["method"]: one for one in _overrides(trainer_class)}
     hooks = plugins.hooks
@@ -248,7 +248,7 @@ def step_lines(step: dict[str, Any], depth: int = 0) -> list[str]:
 def _cells(one: dict[str, Any]) -> tuple[str, str, str, str]:
     source = f"{one['distribution']} {one['version'] or ''}" if one["distribution"] else ""
     marks = [
-        "around the others" if one["wrapper"] else "",
+        "wraps the others" if one["wrapper"] else "",
         one["order"] or "",
         "main process only" if one["runs_on"] == "main" else "",
     ]

@@ -1,7 +1,7 @@
 """What a plugin implements: its functions, matched with the hooks and checked.
 
-pluggy's own search isn't used. It evaluates a plugin's properties (before pluggy 1.7), passes over
-unmarked methods of callbacks, and gives nothing to ``**kwargs`` and keyword-only parameters.
+pluggy's own search isn't used. It evaluates a plugin's properties (before pluggy 1.7), ignores
+unmarked methods of callbacks, and passes nothing to ``**kwargs`` and keyword-only parameters.
 """
 
 from __future__ import annotations
@@ -60,10 +60,10 @@ class Implementation:
         name: the plugin's name.
         function: the plugin's own function.
         source: where the plugin comes from.
-        wrapper: whether it is called around the others.
+        wrapper: whether it wraps the others.
         order: ``"tryfirst"``, ``"trylast"`` or None.
         runs_on: ``"all"`` processes or the ``"main"`` one.
-        is_default: whether it is the host's own, which is called last.
+        is_default: whether it is the Trainer's own, which is called last.
         call: calls the function with the hook's arguments, given as a dict. Its exceptions have a
             note that names the plugin.
     """
@@ -141,7 +141,7 @@ def declared(plugin: object) -> dict[str, dict[str, Any]]:
 
 
 def hook_names(plugin: object, hooks: Iterable[str]) -> list[str]:
-    """The hooks that a plugin implements, in the order of `hooks`; a class isn't built for it."""
+    """The hooks that a plugin implements, in the order of `hooks`; a class isn't instantiated."""
     found = {options.get("specname") or name for name, options in declared(plugin).items()}
     return [name for name in hooks if name in found]
 
@@ -226,7 +226,7 @@ def implementations_of(
         plugin: an instance or a module.
         source: where it comes from.
         hooks: all hooks by name.
-        is_default: whether it is the host's own, which is called last and gets no notes.
+        is_default: whether it is the Trainer's own, which is called last and gets no notes.
 
     Raises:
         PluginValidationError: with all problems of the plugin.
@@ -274,13 +274,13 @@ def _implement(
     options: Mapping[str, Any],
     is_default: bool,
 ) -> Implementation:
-    """Check one function, and make its call; a TypeError says what is wrong with it."""
+    """Check one function and make its call; a TypeError states what is wrong with it."""
     function = getattr(plugin, attribute)
     wrapper = bool(options.get("wrapper"))
     _check_kind(function, hook, options)
     call = adapt(function, hook)
     note = blame_note(f"hook {hook.name}", name, source)
-    # What returns a value is called on all processes, as each of them needs it.
+    # A hook that returns a value is called on every process, since each needs the value.
     processes = runs_on(plugin) if hook.name.startswith("on_") else "all"
     if wrapper:
         call = blamed_wrapper(call, getattr(function, "__qualname__", attribute), note)

@@ -1,8 +1,8 @@
 """The plugin manager: registers plugins, and calls their hooks in the order of registration.
 
-Plugins use pluggy's markers, and pluggy runs the wrappers. The registry is our own, for three
-reasons in pluggy's: it calls the last registered plugin first (but ``trylast`` ones in their
-order), compares plugins by ``==``, and may leave a plugin half-registered after an error.
+Plugins use pluggy's markers, and pluggy runs the wrappers. The manager isn't pluggy's, which calls
+the last registered plugin first (but ``trylast`` ones in their order), compares plugins by ``==``,
+and may leave a plugin half-registered after an error.
 """
 
 from __future__ import annotations
@@ -53,11 +53,11 @@ class PluginManager:
     """The plugins of one trainer, called in the order in which they were registered.
 
     Args:
-        defaults: the host's own implementations, which are called last.
+        defaults: the Trainer's own implementations, which are called last.
 
     Attributes:
-        version: grows whenever a plugin or a hook is added or removed; callers made by `bind`
-            before that are out of date.
+        version: increases whenever a plugin or a hook is added or removed; callers that `bind` made
+            before are then out of date.
     """
 
     def __init__(self, defaults: object | None = None) -> None:
@@ -110,7 +110,7 @@ class PluginManager:
         elif name in taken:
             raise PluginConflictError(
                 f"The plugin name {name!r} is taken by the plugin of {taken[name].source}. Give "
-                f"this one of {source} another, such as {free_name(name, taken)!r}"
+                f"the one of {source} another name, such as {free_name(name, taken)!r}"
             )
         hooks = self._hooks_with(plugin)
         implementations = implementations_of(name, plugin, source, hooks)
@@ -134,7 +134,7 @@ class PluginManager:
     def add_hookspecs(self, specs: Any) -> None:
         """Add the hooks that a module, an object or a class specifies with `hookspec`.
 
-        A plugin's own are added when it is registered. Others implement them with
+        Those of a plugin are added when it is registered. Other plugins implement them with
         ``@hookimpl(optionalhook=True)``, and may be registered before it.
 
         Raises:
@@ -156,7 +156,7 @@ class PluginManager:
         return self._hooks | added
 
     def _change(self, registrations: dict[str, _Registration], hooks: dict[str, Hook]) -> None:
-        if len(hooks) != len(self._hooks):  # some plugins may have waited for the new ones
+        if len(hooks) != len(self._hooks):  # plugins registered before may implement the new ones
             registrations = {
                 name: replace(
                     r, implementations=implementations_of(name, r.plugin, r.source, hooks)
@@ -167,7 +167,7 @@ class PluginManager:
         self.version += 1
 
     def set_process(self, *, is_main: bool) -> None:
-        """Set whether this is the main process; only that one calls ``runs_on = "main"`` events."""
+        """Set whether this is the main process, which alone calls ``runs_on = "main"`` events."""
         self._is_main_process = is_main
         self._change(self._registrations, self._hooks)
 
@@ -181,7 +181,7 @@ class PluginManager:
         self._instruments = tuple(other for other in self._instruments if other != around)
         self._change(self._registrations, self._hooks)
 
-    # -- Looking --------------------------------------------------------------------------------
+    # -- Inspecting -----------------------------------------------------------------------------
 
     @property
     def by_name(self) -> dict[str, object]:
@@ -231,8 +231,8 @@ class PluginManager:
     def bind(self, hook_name: str) -> Callable[..., Any] | None:
         """The function that calls a hook, until `version` changes; None if no plugin implements it.
 
-        It takes the hook's arguments by name and returns what pluggy does: a list of all results
-        that aren't None; with ``firstresult``, the first of them.
+        It takes the hook's arguments by name. Like pluggy, it returns a list of all results that
+        aren't None; with ``firstresult``, the first of them.
 
         Raises:
             AttributeError: if there is no such hook, with the nearest name.
@@ -350,7 +350,7 @@ class PluginManager:
 
         Raises:
             TrainingStateError: if there is a state of a plugin that isn't enabled, or none of one
-                that is, unless allowed. No plugin's state has been restored then.
+                that is, unless that is allowed. Then no plugin's state has been restored.
         """
         stateful = self._stateful()
         problems = []
@@ -398,7 +398,7 @@ def _check_unique(hook_name: str, key: str, registered: _Registered) -> None:
 
 
 def free_name(name: str, taken: Mapping[str, Any]) -> str:
-    """`name`, or with a number added if it is taken."""
+    """`name`, with a number appended if it is taken."""
     number, free = 1, name
     while free in taken:
         number += 1

@@ -38,7 +38,7 @@ def main_process_only(call: Callable[..., Any], name: str) -> Callable[..., Any]
 
 
 def check_collectives_allowed() -> None:
-    """Check that all processes get here; on a single process too, so that it shows early.
+    """Check that every process runs this; also with a single one, so that mistakes show early.
 
     Raises:
         RuntimeError: in an event of a plugin that runs on the main process only.

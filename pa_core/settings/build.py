@@ -37,7 +37,7 @@ def build_plugins(
 
     Args:
         settings: the content of the table.
-        callbacks: classes or instances passed in code; None for the built-ins on by default.
+        callbacks: classes or instances passed in code; None for the default built-ins.
         plugins: names, classes, instances or modules passed in code; None for the list in the
             settings.
 
@@ -155,7 +155,7 @@ class _Builder:
             self._build(name, source.named(name))
 
     def build_given(self, given: Any) -> None:
-        """Build or take a class, an instance or a module passed in code."""
+        """Add a class, which is built first, an instance or a module passed in code."""
         source = code_source(given)
         plugin = _build_without_table(given) if inspect.isclass(given) else given
         name = free_name(source.name, self.built)
@@ -170,12 +170,12 @@ class _Builder:
             return
         table = self.settings.tables.get(name, {})
         place = self._place(name, "")
-        values, problems = _check(loaded, table)
+        values, problems = _validate(loaded, table)
         if problems:
             self.problems += [f"{place} {problem}" for problem in problems]
             return
         try:
-            plugin = _make(loaded, values)
+            plugin = _instantiate(loaded, values)
         except SettingsError as error:
             self.problems += error.problems
         except Exception as error:  # noqa: BLE001 - reported with all others, as their cause
@@ -198,13 +198,13 @@ def build_from_table(loaded: Any, table: Mapping[str, Any]) -> object:
     Raises:
         SettingsError: with all mistakes in the table.
     """
-    values, problems = _check(loaded, table)
+    values, problems = _validate(loaded, table)
     if problems:
         raise SettingsError(problems)
-    return _make(loaded, values)
+    return _instantiate(loaded, values)
 
 
-def _check(loaded: Any, table: Mapping[str, Any]) -> tuple[BaseModel | None, list[str]]:
+def _validate(loaded: Any, table: Mapping[str, Any]) -> tuple[BaseModel | None, list[str]]:
     """A plugin's validated settings, None if it has none; and the mistakes in its table."""
     model = settings_model(loaded)
     if model is not None:
@@ -212,7 +212,7 @@ def _check(loaded: Any, table: Mapping[str, Any]) -> tuple[BaseModel | None, lis
     return None, [f"has {', '.join(table)}, but the plugin has no settings"] if table else []
 
 
-def _make(loaded: Any, values: BaseModel | None) -> object:
+def _instantiate(loaded: Any, values: BaseModel | None) -> object:
     if values is not None:
         return getattr(loaded, "from_settings", loaded)(values)
     return loaded() if inspect.isclass(loaded) else loaded
@@ -225,7 +225,7 @@ def _build_without_table(plugin_class: type) -> object:
     values, problems = check_table(model, {})
     try:
         if values is not None:
-            return _make(plugin_class, values)
+            return _instantiate(plugin_class, values)
         cause = None
     except Exception as error:  # noqa: BLE001 - raised below as the cause
         problems, cause = [_describe(error)], error

@@ -36,7 +36,7 @@ FAST_DEV_RUN_VARIABLE = "PA_CORE_FAST_DEV_RUN"
 """``1`` adds the built-in plugin `fast_dev_run`."""
 
 LIMIT_BATCHES_VARIABLE = "PT_ACC_LIMIT_BATCHES"
-"""A number adds the built-in plugin `limit_batches`; in `pa_core.utils`, LIMIT_BATCHES_ENV_VAR."""
+"""A number adds the built-in plugin `limit_batches`."""
 
 _CLASS_ITEM = re.compile(r"\w+(\.\w+)+:(?P<name>\w+)")
 
@@ -51,12 +51,12 @@ def build_all_plugins(
 ) -> Built:
     """Build the plugins of the environment, then those of `build_plugins`, in the order of calls.
 
-    Arguments are those of `build_plugins`. A plugin of the environment that is enabled anyway keeps
-    its place, and one that isn't has its own table of the settings.
+    The arguments are those of `build_plugins`. A plugin of the environment that is enabled anyway
+    keeps its place; any other is built from its own table in the settings.
 
     Raises:
-        SettingsError: everything wrong with the settings, or with the environment variables.
-        PluginLoadError: a class given in code can't be built.
+        SettingsError: with all mistakes in the settings, or in the environment variables.
+        PluginLoadError: if a class passed in code can't be built.
     """
     if isinstance(plugins, Iterable) and not isinstance(plugins, str):
         plugins = list(plugins)
@@ -74,7 +74,7 @@ def build_all_plugins(
 
 
 def where_enabled(settings: Settings) -> str:
-    """Where plugins are enabled: the file and the variable, as text in brackets, or nothing."""
+    """Where plugins are enabled: file and variable, in parentheses; an empty string if nowhere."""
     places = [f"settings: {settings.file}"] if settings.file else []
     if items := added_items():
         places.append(f"{PLUGINS_VARIABLE}: {', '.join(items)}")
@@ -96,8 +96,8 @@ def added_source(item: str, claims: Mapping[str, list[PluginSource]]) -> PluginS
         claims: the installed plugins, from `find_claims`.
 
     Raises:
-        PluginNotFoundError: no installed plugin has that name.
-        PluginConflictError: several distributions claim it.
+        PluginNotFoundError: if no installed plugin has that name.
+        PluginConflictError: if several distributions claim it.
     """
     name, base, file = split_item(item)
     if file is None and _CLASS_ITEM.fullmatch(item):

@@ -419,11 +419,11 @@ def check_processes(one: Outcome, outcomes: Sequence[Outcome]) -> None:
     for rank, outcome in enumerate(outcomes):
         where = f"Process {rank} of {len(outcomes)}"
         differing = _differing(outcomes[0].history, outcome.history, _same)
-        assert not differing, f"{where} records other values than process 0: {differing}"
+        assert not differing, f"{where} and process 0 record different values: {differing}"
         differing = _differing(one.history, outcome.history, _close)
-        assert not differing, f"{where} records other values than a single process: {differing}"
+        assert not differing, f"{where} and a single process record different values: {differing}"
         differing = _differing(one.weights, outcome.weights, _close)
-        assert not differing, f"{where} has other weights than a single process: {differing}"
+        assert not differing, f"{where} and a single process have different weights: {differing}"
 
 
 # -- Helpers --------------------------------------------------------------------------------------
@@ -460,7 +460,7 @@ def _assert_equal(first: Outcome, second: Outcome, message: str) -> None:
 
 
 def _differing(first: Mapping[str, Any], second: Mapping[str, Any], is_equal: _Equality) -> str:
-    """Describes the first entry that differs between two mappings; empty if they are equal."""
+    """Describe the first entry that differs between two mappings; empty if they are equal."""
     for name in dict.fromkeys([*first, *second]):
         if name not in first or name not in second:
             return f"{name!r} is missing in one of them"

@@ -30,8 +30,8 @@ def run_on_processes(
 ) -> list[Any]:
     """Run a function, or a script, on processes of this machine that train together on the CPU.
 
-    They are new Python processes with one thread each, connected by gloo. A `Trainer` made there
-    uses all of them. If one fails, the others are killed at once.
+    The processes are new ones, with one thread each, connected by gloo. A `Trainer` that is created
+    there uses all of them. If one fails, the others are killed at once.
 
     Args:
         function: a function at the top level of a module, which each process imports, or the path

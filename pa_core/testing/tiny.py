@@ -25,7 +25,7 @@ def tiny_model(
 
     Args:
         features: length of the vectors.
-        classes: number of scores.
+        classes: number of classes.
         dropout: probability of dropout, which makes training random.
         seed: seed of the weights. The global generator isn't changed.
 

@@ -35,7 +35,7 @@ _END_SECONDS = 2.0  # how long a thread that is stopping may take
 
 
 class Surroundings:
-    """The process-wide state at this moment, to be compared with a later one."""
+    """The process-wide state at the time of creation, to compare with a later one."""
 
     def __init__(self) -> None:
         self._threads = set(threading.enumerate())
@@ -43,7 +43,7 @@ class Surroundings:
         self._values = _values()
 
     def changes(self) -> list[str]:
-        """Describes what was added or changed since; threads get a moment to end."""
+        """Describe what was added or changed since then; threads get a moment to end."""
         deadline = time.monotonic() + _END_SECONDS
         threads: list[threading.Thread] = []
         for thread in set(threading.enumerate()) - self._threads:

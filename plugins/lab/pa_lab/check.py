@@ -26,7 +26,7 @@ PLUGIN = "pa_lab.check_plugin:CheckPlugin"
 """The plugin that `check_script` adds to the script's run."""
 
 REPORT_VARIABLE = "PA_LAB_CHECK_REPORT"
-"""The file that this plugin writes its report to."""
+"""The environment variable that names the file for this plugin's report."""
 
 
 def check_settings(place: Path) -> list[str]:

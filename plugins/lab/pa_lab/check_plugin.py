@@ -18,18 +18,18 @@ if TYPE_CHECKING:
     from pa_core import Trainer
 
 _LENGTHS = ("total_steps", "T_max", "num_updates")
-"""Attributes in which learning-rate schedulers keep the number of updates they are made for."""
+"""Attributes in which learning-rate schedulers keep the number of updates they were built for."""
 
 
 class CheckPlugin(TrainerCallback):
     """Describes a run, and tries to save and load its training state at the end.
 
     Args:
-        file: for the report, as JSON; rewritten whenever something is added. By default, the file
-            that the environment variable ``PA_LAB_CHECK_REPORT`` names.
+        file: the file for the report, as JSON; rewritten whenever something is added. By default,
+            the one that the environment variable ``PA_LAB_CHECK_REPORT`` names.
 
     Raises:
-        ValueError: neither names a file.
+        ValueError: if neither names a file.
     """
 
     def __init__(self, file: str | Path | None = None) -> None:
@@ -94,7 +94,7 @@ class CheckPlugin(TrainerCallback):
             length = getattr(scheduler, name, None)
             if isinstance(length, int) and updates is not None and length != updates:
                 self.report["problems"].append(
-                    f"The scheduler {type(scheduler).__name__} is made for {length} updates "
+                    f"The scheduler {type(scheduler).__name__} was built for {length} updates "
                     f"({name}), but the run has {updates}. A scheduler given by name, or made with "
                     "TrainerPlaceholderValues.NUM_UPDATE_STEPS_PER_EPOCH, gets the run's length"
                 )

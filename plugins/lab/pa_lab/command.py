@@ -33,7 +33,7 @@ def check(
         report, problems = check_script(script, arguments or [])
         typer.echo(report)
     for problem in problems:
-        typer.secho(f"wrong  {problem}", fg="red")
+        typer.secho(f"error  {problem}", fg="red")
     count = len(problems)
     typer.echo(f"{count or 'No'} {'problem' if count == 1 else 'problems'} found.")
     if problems:

@@ -52,7 +52,7 @@ def compare_states(
         Every difference, weights first; an empty list if the states are the same, bit for bit.
 
     Raises:
-        TrainingStateError: one of them is damaged.
+        TrainingStateError: if one of them is damaged.
     """
     parts = [_parts_of(state, ignore_plugins) for state in (first, second)]
     return [
@@ -69,13 +69,13 @@ def _parts_of(state: str | Path, ignore_plugins: Collection[str]) -> dict[str, A
     names = [name for group in content["parameters"] for name in group]
     weights = reader.read_tensors("model.safetensors")
     optimizer = content["optimizer"] or {"state": {}}
+    entries = {_parameter_name(names, index): v for index, v in optimizer["state"].items()}
     parts = {
         # In the order of the model, which a file of tensors doesn't keep.
         "weights": {name: weights.pop(name) for name in names if name in weights}
         | dict(sorted(weights.items()))
         | content["weights"]["extra"],
-        "optimizer": optimizer
-        | {"state": {_nth(names, index): value for index, value in optimizer["state"].items()}},
+        "optimizer": optimizer | {"state": entries},
         "scheduler": content["scheduler"],
         "scaler": content["scaler"],
         "run history": _by_metric(content["run_history"]),
@@ -93,7 +93,7 @@ def _parts_of(state: str | Path, ignore_plugins: Collection[str]) -> dict[str, A
     return parts
 
 
-def _nth(names: list[str], index: Any) -> str:
+def _parameter_name(names: list[str], index: Any) -> str:
     return names[index] if isinstance(index, int) and index < len(names) else str(index)
 
 

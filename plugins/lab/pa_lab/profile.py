@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from pa_core.plugin import Implementation
 
 _PHASES = ("data", "forward", "backward", "optimizer", "evaluation", "saving", "loop")
-_OF_A_STEP = ("data", "forward", "backward", "optimizer", "loop")
+_STEP_PHASES = ("data", "forward", "backward", "optimizer", "loop")
 _METHODS = {
     "calculate_train_batch_loss": "forward",
     "backward_step": "backward",
@@ -199,7 +199,7 @@ class ProfileCallback(TrainerCallback):
             yield batch
 
     def _around(self, found: Implementation) -> Callable[[dict[str, Any]], Any]:
-        """A plugin's call, timed; every tenth call is watched for synchronisation."""
+        """A plugin's call, timed; in a step, every tenth is watched for synchronisation."""
         device = self._device
         if found.name == "pa_core" or found.plugin is self:
             return found.call
@@ -257,8 +257,8 @@ class ProfileCallback(TrainerCallback):
         """Calculate where the run's time has gone so far.
 
         A hook that this plugin adds and implements. Other plugins implement it, marked with
-        ``@hookimpl(optionalhook=True)``, to answer in its place; the first value that isn't None
-        counts.
+        ``@hookimpl(optionalhook=True)``, to answer instead; the first value that isn't None is
+        used.
 
         Args:
             trainer: the trainer.
@@ -268,8 +268,8 @@ class ProfileCallback(TrainerCallback):
             ``phase``, each with ``count``, ``seconds``, ``mean``, ``per_step`` and ``share`` of the
             run; ``advice``.
 
-        When: whenever a plugin asks, such as `report`. Runs on: the process that asks. May
-        synchronise: no.
+        When: whenever a plugin asks, such as `report`. Runs on: the process that asks.
+        Collectives allowed: no. Reads the device: no.
         """
         return self.report()
 
@@ -319,7 +319,7 @@ class ProfileCallback(TrainerCallback):
 
     def _data_wait(self) -> float:
         spent = self._watch.spent
-        of_steps = [name for name in _OF_A_STEP if name in spent]
+        of_steps = [name for name in _STEP_PHASES if name in spent]
         of_steps += [
             name
             for name, (_, hook) in self._hooks.items()

@@ -40,7 +40,7 @@ def verify_resume(
         Whether both runs are the same, and the report.
 
     Raises:
-        CannotVerifyError: the script fails by itself, or ends too early.
+        CannotVerifyError: if the script fails by itself, or ends too early.
     """
     at = updates // 2 if at is None else at
     if not 0 < at < updates:

@@ -35,7 +35,7 @@ class Plan:
 
     Attributes:
         folder: for the training states ``at`` and ``end``, and the notes on the run.
-        output: where plugins write what they would write into the user's folders.
+        output: the folder that plugins write to instead of the user's folders.
         at: the update at which the state ``at`` is saved.
         until: the update at which the run ends.
         resume_from: the training state to resume from.
@@ -210,7 +210,7 @@ def _suspects(trainer: Trainer, probe: Probe) -> Iterator[str]:
 
 
 def _savers(trainer: Trainer) -> list[str]:
-    """Plugins that save states, by a clock perhaps, which changes nothing else."""
+    """Plugins that save states. They may do so by a clock, which changes nothing else."""
     return [
         name
         for name, plugin in trainer.plugins.by_name.items()

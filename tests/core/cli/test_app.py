@@ -213,7 +213,7 @@ def test_explain_shows_the_loop_in_order_with_all_who_are_called_the_core_last(s
     assert "weather" in names
     assert names[-1] == "pa_core"
     assert next(line for line in run.splitlines() if "weather" in line).endswith(
-        "(around the others)"
+        "(wraps the others)"
     )
     order = ["on_training_run_start", "calculate_train_batch_loss", "optimizer_step\n", "predict("]
     places = [text.index(name) for name in order]
@@ -254,7 +254,7 @@ def test_explain_and_plugins_say_what_is_called_on_the_main_process_only(shell):
 
 def test_doctor_finds_nothing_wrong_here_but_perhaps_the_installation(shell):
     result = shell.run("doctor")
-    wrong = [line for line in result.stdout.splitlines() if line.startswith("wrong")]
+    wrong = [line for line in result.stdout.splitlines() if line.startswith("error")]
     # From a source tree that isn't installed, versions can't be checked.
     assert [line for line in wrong if "runs from its source tree" not in line] == []
     assert result.returncode == (1 if wrong else 0)
@@ -275,7 +275,7 @@ def test_doctor_names_all_that_is_wrong_and_what_to_do(shell):
     result = shell.run("doctor")
     assert result.returncode == 1
     assert "Traceback" not in result.stderr
-    wrong = [line for line in result.stdout.splitlines() if line.startswith("wrong")]
+    wrong = [line for line in result.stdout.splitlines() if line.startswith("error")]
     for part in (
         "'same' is claimed by pa-",
         f"pa-one 1.0 (for pa-core >=7) doesn't support pa-core {__version__}",

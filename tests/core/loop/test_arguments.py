@@ -114,7 +114,7 @@ def test_processes_that_were_left_to_train_a_model_each(is_given, monkeypatch):
 
 def test_fsdp_where_there_is_no_gpu(monkeypatch):
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
-    with pytest.warns(UserWarning, match="each process has all of the model"):
+    with pytest.warns(UserWarning, match="each process holds the whole model"):
         trainer_of(accelerator={"cpu": True})
 
 

@@ -90,7 +90,7 @@ def test_a_failing_import_names_plugin_distribution_and_remedy(site, target, rea
     site.module("pa_broken", "import nonesuch_library")
     site.module("pa_fine", "")
     source = PluginSource("mine", target, "installed", "pa-mine", "3.2")
-    with pytest.raises(PluginLoadError, match="Install what it needs, or take it out") as caught:
+    with pytest.raises(PluginLoadError, match="Install what it needs, or remove it") as caught:
         load_plugin(source)
     assert "'mine' of pa-mine 3.2" in str(caught.value)
     assert reason in str(caught.value)

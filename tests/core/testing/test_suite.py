@@ -383,15 +383,16 @@ def test_processes_with_different_results_fail():
     one = Outcome({"w": torch.ones(2)}, {"loss": [1.0, float("nan")]})
     near = Outcome({"w": torch.ones(2) + 1e-6}, {"loss": [1.0 + 1e-6, float("nan")]})
     check_processes(one, [near, near])
-    with pytest.raises(AssertionError, match="Process 1 of 2 .* than process 0: loss"):
+    with pytest.raises(AssertionError, match="Process 1 of 2 and process 0 .*values: loss"):
         check_processes(one, [one, near])
     more = Outcome(one.weights, {**one.history, "more": [1]})
     with pytest.raises(
-        AssertionError, match="than a single process: 'more' is missing in one of them"
+        AssertionError,
+        match="a single process record different values: 'more' is missing in one of them",
     ):
         check_processes(one, [more, more])
     far = Outcome({"w": torch.zeros(2)}, one.history)
-    with pytest.raises(AssertionError, match="other weights"):
+    with pytest.raises(AssertionError, match="different weights"):
         check_processes(one, [far, far])
 
 

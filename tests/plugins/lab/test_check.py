@@ -92,7 +92,7 @@ def test_all_that_is_wrong_with_a_run_is_told(project):
     text, problems = check_script(project / "train.py", ["5"])
     assert "CosineAnnealingLR" in text
     schedule, stopping, best, failed = problems
-    assert "is made for 5 updates (T_max), but the run has 20" in schedule
+    assert "was built for 5 updates (T_max), but the run has 20" in schedule
     assert "early_stopping watches 'eval_loss_epochs'" in stopping
     assert "Did you mean 'eval_loss_epoch'?" in stopping
     assert "save_best_model watches 'accuracy'" in best
@@ -141,7 +141,7 @@ def test_mistakes_of_settings_and_hooks_are_told_all_at_once(project):
     assert {"checkpiont" in one for one in (unknown, key)} == {True, False}
     (done,) = start_warm("pa_core", "check")
     assert done.returncode == 1
-    assert done.stdout.count("wrong  ") == 2
+    assert done.stdout.count("error  ") == 2
     (done,) = start_warm("pa_core", "check", "nonesuch.py")
     assert done.returncode == 2
 
