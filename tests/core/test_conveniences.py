@@ -84,8 +84,9 @@ def test_a_trainer_says_what_it_is():
 def test_the_doctor_says_where_runs_are_and_what_accelerate_reads(monkeypatch, tmp_path):
     monkeypatch.setenv("ACCELERATE_CONFIG_FILE", str(tmp_path / "accelerate.yaml"))
     texts = [finding.what for finding in check_machine()]
-    assert texts[0].startswith("Runs are on ")
-    assert texts[1].startswith(f"accelerate launch reads none at {tmp_path}")
+    assert texts[0].startswith("Training runs on ")
+    expected = f"accelerate launch uses its defaults; there is no {tmp_path}"
+    assert texts[1].startswith(expected)
     (tmp_path / "accelerate.yaml").write_text("")
     assert [one.what for one in check_machine()][1].endswith(str(tmp_path / "accelerate.yaml"))
 
@@ -104,5 +105,5 @@ def test_the_doctor_finds_a_folder_that_states_cannot_be_written_to(tmp_path):
     )
     wrong = findings(tmp_path / "file" / "states")[-1]
     assert not wrong.is_right
-    assert f"{tmp_path / 'file'} is no folder" in wrong.what
+    assert f"{tmp_path / 'file'} is not a folder" in wrong.what
     assert "Set save_dir of checkpoint" in wrong.remedy

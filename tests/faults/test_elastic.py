@@ -20,7 +20,7 @@ def test_a_killed_process_ends_the_others_with_the_cause(tmp_path):
     assert ended.seconds < 30
     assert ended.code not in (0, 75)
     assert "SIGKILL" in ended.text
-    assert "another process of this run has ended" in ended.text
+    assert "waited for the other processes, but one of them has ended" in ended.text
 
 
 def test_restarts_after_a_kill_end_with_exactly_the_weights_of_the_uninterrupted_run(

@@ -1,4 +1,4 @@
-"""What can be checked: ``nox -l`` lists it, ``nox`` runs it all."""
+"""All checks: ``nox -l`` lists them, ``nox`` runs them."""
 
 import nox
 
@@ -29,7 +29,7 @@ def types(session: nox.Session) -> None:
 
 @nox.session
 def tests(session: nox.Session) -> None:
-    """Run the tests; what follows ``--`` goes to pytest."""
+    """Run the tests; arguments after ``--`` go to pytest."""
     session.install("-e", ".", *groups("test"))
     session.run("pytest", *session.posargs)
 
