@@ -32,7 +32,8 @@ class PrintProgressCallback(ConfigurableCallback):
             trainer.print(f"\nEvaluation{name}")
 
     def on_training_run_end(self, trainer: Trainer, **kwargs: Any) -> None:
-        trainer.print(f"\nTraining finished after {trainer.updates} updates")
+        updates = "1 update" if trainer.updates == 1 else f"{trainer.updates} updates"
+        trainer.print(f"\nTraining finished after {updates}")
 
     def on_evaluation_run_start(self, trainer: Trainer, **kwargs: Any) -> None:
         trainer.print("\nEvaluation starts")

@@ -220,8 +220,9 @@ class StateReader:
         """Read one safetensors file of the state, onto the CPU."""
         from pa_core.checkpoint.safetensors_io import read_tensors
 
+        content = self._read(name)
         try:
-            return read_tensors(self._read(name))
+            return read_tensors(content)
         except TrainingStateError as error:
             raise TrainingStateError(f"{self.directory / name} can't be read: {error}") from error
 

@@ -189,7 +189,7 @@ def check_settings(read: Callable[[], Settings]) -> Iterator[Finding]:
             manager.register(plugin, name, source)
     except SettingsError as error:
         for problem in error.problems:
-            yield Finding(problem, False, "Fix the settings")
+            yield Finding(problem, False, "Fix the settings, or the variable that is named")
     except PluginError as error:
         yield Finding(str(error), False, "Fix the plugin, or remove it from the settings")
     else:

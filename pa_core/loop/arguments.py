@@ -107,8 +107,8 @@ def check_batch_output(output: Any, method: str) -> None:
         return
     if not isinstance(output, Mapping):
         raise TypeError(
-            f"{method} returned {type(output).__name__}, not a dict with the keys "
-            + ", ".join(_REQUIRED)
+            f"{method} returned {'None' if output is None else type(output).__name__}, not a dict "
+            f"with the keys {', '.join(_REQUIRED)}"
         )
     missing = [key for key in _REQUIRED if key not in output]
     if missing:
@@ -118,8 +118,8 @@ def check_batch_output(output: Any, method: str) -> None:
         )
     loss = output["loss"]
     if not isinstance(loss, Tensor) or loss.ndim != 0:
-        what = f"of shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
+        shape = f"a tensor of shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else None
         raise TypeError(
-            f"{method} returned a loss {what}; it must be a scalar tensor (shape ()), such as the "
-            "mean over the batch"
+            f"{method} returned {shape or type(loss).__name__} as the loss; it must be a scalar "
+            "tensor (shape ()), such as the mean over the batch"
         )

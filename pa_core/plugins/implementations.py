@@ -258,6 +258,8 @@ def implementations_of(
                 f"there is no hook {hook_name!r}.{nearest(hook_name, hooks)} (Mark an "
                 "implementation of another plugin's hook @hookimpl(optionalhook=True))"
             )
+    if ("state_dict" in functions) != ("load_state_dict" in functions):
+        problems.append("its state needs both state_dict and load_state_dict")
     if not (is_callback(plugin) or marked or specified or "state_dict" in functions):
         problems.append("it has no function marked with @hookimpl")
     if problems:

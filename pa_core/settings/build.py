@@ -19,6 +19,7 @@ from pa_core.plugins.discovery import (
     load_plugin,
     only_claim,
 )
+from pa_core.plugins.distributions import how_to_install
 from pa_core.plugins.manager import build, free_name
 from pa_core.settings.table import TABLE, Settings, split_item, toml_key
 from pa_core.settings.validation import check_table, settings_model
@@ -50,7 +51,8 @@ def build_plugins(
     """
     for argument, given in (("callbacks", callbacks), ("plugins", plugins)):
         if given is not None and (isinstance(given, str) or not isinstance(given, Iterable)):
-            raise TypeError(f"{argument} must be a list, not {given!r}: write [{given!r}]")
+            shown = given.__name__ if inspect.isclass(given) else repr(given)
+            raise TypeError(f"{argument} must be a list, not {shown}: write [{shown}]")
     builder = _Builder(settings, in_code=plugins is not None)
     items = list(settings.plugins if plugins is None else plugins)
     builder.check_disabled()
@@ -114,9 +116,13 @@ class _Builder:
         for name in self.settings.tables.keys() - known:
             place = self._place(name, "")
             if name.partition(":")[0] in self.claims:
-                self.problems.append(f"{place}: {name!r} isn't enabled. Add it to plugins")
+                self.problems.append(
+                    f"{place}: {name!r} isn't enabled. Add it to plugins, or for a single run "
+                    "to the variable PA_CORE_PLUGINS"
+                )
             else:
-                hint = nearest(name, known | self.claims.keys())
+                base = name.partition(":")[0]
+                hint = how_to_install(base) or nearest(name, known | self.claims.keys())
                 self.problems.append(f"{place}: there is no plugin {name!r}.{hint}")
 
     def build_default(self, name: str) -> None:
@@ -139,8 +145,6 @@ class _Builder:
             self._build(name, file_source(folder / file).named(name))
             return
         if base not in self.claims or item.endswith(":"):
-            from pa_core.plugins.distributions import how_to_install
-
             hint = how_to_install(base)
             if not hint:
                 names = ", ".join(sorted(self.claims))

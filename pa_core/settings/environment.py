@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from pa_core.errors import (
+    PluginConflictError,
     PluginError,
     PluginLoadError,
     PluginNotFoundError,
@@ -26,6 +27,8 @@ from pa_core.plugins.discovery import (
     load_plugin,
     only_claim,
 )
+from pa_core.plugins.distributions import how_to_install
+from pa_core.plugins.manager import PluginManager
 from pa_core.settings.build import build_from_table, build_plugins
 from pa_core.settings.table import Settings, split_item
 
@@ -69,7 +72,7 @@ def build_all_plugins(
     configured = build_plugins(
         replace(settings, tables=tables), callbacks=callbacks, plugins=plugins
     )
-    enabled = {name for name, _, _ in configured}
+    enabled = {name: source for name, _, source in configured}
     return [*_environment_plugins(enabled, settings.tables), *configured]
 
 
@@ -105,10 +108,11 @@ def added_source(item: str, claims: Mapping[str, list[PluginSource]]) -> PluginS
     if file is not None:
         return file_source(Path(file)).named(name)
     if base not in claims:
-        from pa_core.plugins.distributions import how_to_install
-
         hint = how_to_install(base) or nearest(base, claims)
-        raise PluginNotFoundError(f"No plugin has this name.{hint}")
+        raise PluginNotFoundError(
+            f"there is no installed plugin {base!r}.{hint} (A file ends in .py, and a class is "
+            "written package.module:Class)"
+        )
     return only_claim(base, claims[base]).named(name)
 
 
@@ -119,19 +123,25 @@ def _name_of(item: str) -> str:
 
 
 def _environment_plugins(
-    enabled: Collection[str], tables: Mapping[str, Mapping[str, Any]]
+    enabled: Mapping[str, PluginSource], tables: Mapping[str, Mapping[str, Any]]
 ) -> Built:
     """Build the plugins that the environment adds to those that are enabled anyway."""
     built: Built = []
     problems: list[str] = []
-    items = added_items()
+    items, taken = added_items(), dict(enabled)
     claims = find_claims() if items else {}
     for item in items:
         try:
             source = added_source(item, claims)
-            if source.name in enabled or source.name in [name for name, _, _ in built]:
-                continue
-            built.append(_build(source, tables.get(source.name, {})))
+            other = taken.get(source.name)
+            if other is None:
+                built.append(_build(source, tables.get(source.name, {})))
+                taken[source.name] = source
+            elif other.target != source.target:
+                raise PluginConflictError(
+                    f"the name {source.name!r} is taken by {other}. Give this one another name, "
+                    f"such as '{item}:second'"
+                )
         except Exception as error:  # noqa: BLE001 - a plugin's module and class may raise anything
             problems.append(f"{PLUGINS_VARIABLE}: can't add {item!r}: {_reason(error)}")
     limit = os.environ.get(LIMIT_BATCHES_VARIABLE, "none")
@@ -141,10 +151,10 @@ def _environment_plugins(
     elif limit.lower() != "none":
         problems.append(f"{LIMIT_BATCHES_VARIABLE} must be a positive integer, not {limit!r}")
     wanted = os.environ.get(FAST_DEV_RUN_VARIABLE, "0")
-    if wanted == "1":
+    if wanted == "1" and "fast_dev_run" not in taken:
         source = builtin_sources()["fast_dev_run"].named("fast_dev_run:environment")
         built.append(_build(source, {}))
-    elif wanted not in ("", "0"):
+    elif wanted not in ("", "0", "1"):
         problems.append(f"{FAST_DEV_RUN_VARIABLE} must be 1 or 0, not {wanted!r}")
     if problems:
         raise SettingsError(problems)
@@ -154,12 +164,14 @@ def _environment_plugins(
 def _build(source: PluginSource, table: Mapping[str, Any]) -> tuple[str, object, PluginSource]:
     loaded = load_plugin(source)
     plugin = build_from_table(loaded, table)
-    return source.name, plugin, code_source(loaded) if source.origin == "code" else source
+    shown = code_source(loaded) if source.origin == "code" else source
+    PluginManager().register(plugin, source.name, shown)  # finds what is wrong with its hooks
+    return source.name, plugin, shown
 
 
 def _reason(error: Exception) -> str:
     if isinstance(error, SettingsError):
-        return "; ".join(error.problems)
+        return "; ".join(f"in its settings, {problem}" for problem in error.problems)
     if isinstance(error, PluginLoadError) and isinstance(error.__cause__, Exception):
         error = error.__cause__  # without the advice on the settings file
     return str(error) if isinstance(error, PluginError) else f"{type(error).__name__}: {error}"

@@ -127,7 +127,7 @@ def _unknown_keys(
 
 def _unknown_key(path: tuple[str | int, ...], known: list[str]) -> str:
     key = ".".join(map(str, path))
-    valid = f"Valid keys: {', '.join(known)}" if known else "It has no keys"
+    valid = f"Valid keys: {', '.join(known)}" if known else "This plugin has no settings"
     return f"has no key {key!r}.{nearest(str(path[-1]), known)} {valid}"
 
 

@@ -52,7 +52,7 @@ def test_a_callback_is_built_from_the_settings_that_were_given():
     assert (built.every, built.text) == (Duration(5, "updates"), "default of the constructor")
     assert Settings(every="2 epochs").every == Duration(2, "epochs")
     with pytest.raises(ValueError, match="Extra inputs are not permitted"):
-        Settings(**{"evry": 5})
+        Settings.model_validate({"evry": 5})
 
 
 @pytest.mark.parametrize("name", ["run", "run-1", "2030-01-01_10-00-00", "..hidden", "ü"])

@@ -85,7 +85,12 @@ def check_script(script: Path, arguments: list[str]) -> tuple[str, list[str]]:
     if done.returncode:
         # Mostly progress bars come before the traceback.
         error = "".join(done.stderr.rpartition("Traceback (most recent call last)")[1:]).rstrip()
-        problems.append(f"{script} failed with exit code {done.returncode}:\n{error}")
+        how = (
+            f"was killed by signal {-done.returncode}"
+            if done.returncode < 0
+            else f"failed with exit code {done.returncode}"
+        )
+        problems.append(f"{script} {how}:\n{error}" if error else f"{script} {how}")
     elif "run" not in report:
         problems.append(f"{script} doesn't train: it never called Trainer.train()")
     return _report_text(report), problems

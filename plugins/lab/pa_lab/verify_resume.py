@@ -54,9 +54,7 @@ def verify_resume(
         first = _run(Plan(str(whole), str(folder / "other"), at, updates), script, arguments)
         total = first["updates"]
         if not (whole / "at").is_dir() or total <= at:
-            raise CannotVerifyError(
-                f"The run ends after {total} updates: set --at to an earlier one"
-            )
+            raise CannotVerifyError(f"The run ends after {total} updates: set --at below {total}")
         second = _run(Plan(str(killed), output, at, at), script, arguments)
         found = compare_states(whole / "at", killed / "end", ignore_plugins=first["savers"])
         # Without a seed, Python's and NumPy's generators differ from process to process. If

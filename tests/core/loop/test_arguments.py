@@ -79,7 +79,7 @@ def returning(change):
 
 def test_a_loss_that_is_no_scalar():
     with pytest.raises(
-        TypeError, match=r"calculate_train_batch_loss returned a loss of shape \(2,\)"
+        TypeError, match=r"calculate_train_batch_loss returned a tensor of shape \(2,\) as the loss"
     ):
         returning(lambda output: output | {"loss": output["loss"].repeat(2)}).train(tiny_data(), 1)
 

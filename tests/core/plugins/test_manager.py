@@ -1036,6 +1036,16 @@ def test_state_is_saved_and_restored_by_name_whatever_the_order():
     }
 
 
+@pytest.mark.parametrize("method", ["state_dict", "load_state_dict"])
+def test_half_of_a_state_is_refused(method):
+    class Half(TrainerCallback):
+        def on_init_end(self, trainer): ...
+
+    setattr(Half, method, lambda self, *state: {})
+    with pytest.raises(PluginValidationError, match="needs both state_dict and load_state_dict"):
+        PluginManager().register(Half())
+
+
 def test_states_that_do_not_match_are_named_and_none_is_restored():
     manager = PluginManager()
     manager.register(Stateful(), "kept")

@@ -89,7 +89,7 @@ def test_a_plugin_that_is_added_has_its_table(site, tmp_path, monkeypatch):
     *_, (name, plugin, _) = build_all_plugins(settings, plugins=["overfit"])
     assert (name, plugin.num_batches) == ("overfit", 3)
     file.write_text("[tool.pa-core]\n[tool.pa-core.overfit]\nnum_batches = 0\n")
-    with pytest.raises(SettingsError, match="can't add 'overfit': num_batches"):
+    with pytest.raises(SettingsError, match="can't add 'overfit': in its settings, num_batches"):
         build_all_plugins(read_settings(file))
 
 
@@ -111,7 +111,7 @@ def test_everything_wrong_is_reported_at_once(site, monkeypatch):
     with pytest.raises(SettingsError) as caught:
         names()
     wrong, broken, dotless, module, required, file, limit, fast = caught.value.problems
-    assert wrong.startswith("PA_CORE_PLUGINS: can't add 'wotch': No plugin has this name.")
+    assert wrong.startswith("PA_CORE_PLUGINS: can't add 'wotch': there is no installed plugin")
     assert "Did you mean 'watch'?" in wrong
     assert broken.endswith("can't add 'broken': ModuleNotFoundError: No module named 'nowhere'")
     assert "can't add 'watching:Watch'" in dotless  # a name with a label, and no such plugin
@@ -121,6 +121,32 @@ def test_everything_wrong_is_reported_at_once(site, monkeypatch):
     assert "There is no plugin file" in file
     assert limit == "PT_ACC_LIMIT_BATCHES must be a positive integer, not '0'"
     assert fast == "PA_CORE_FAST_DEV_RUN must be 1 or 0, not 'yes'"
+
+
+def test_another_plugin_of_a_name_that_is_taken_is_an_error(site, tmp_path, monkeypatch):
+    code = WATCH.partition("class NeedsOne")[0]
+    (tmp_path / "one").mkdir(), (tmp_path / "two").mkdir()
+    for file in ("progress_bar.py", "one/own.py", "two/own.py"):
+        (tmp_path / file).write_text(code)
+    monkeypatch.setenv("PA_CORE_PLUGINS", "progress_bar.py,one/own.py,two/own.py,one/own.py")
+    with pytest.raises(SettingsError) as caught:
+        build_all_plugins(Settings())
+    built_in, other = caught.value.problems
+    assert "the name 'progress_bar' is taken by pa-core" in built_in
+    assert "such as 'progress_bar.py:second'" in built_in
+    assert "can't add 'two/own.py': the name 'own' is taken by" in other
+    monkeypatch.setenv("PA_CORE_PLUGINS", "one/own.py,two/own.py:second,one/own.py")
+    assert names() == ["own", "own:second"]
+
+
+@pytest.mark.parametrize("item", ["os.path:join", "deep.wrong:Wrong"])
+def test_what_cannot_be_a_plugin_is_reported_with_its_item(item, site, tmp_path, monkeypatch):
+    (tmp_path / "site" / "deep").mkdir()
+    wrong = "from pa_core import TrainerCallback\nclass Wrong(TrainerCallback):\n    "
+    site.module("deep/wrong", wrong + "def on_epoch(self, trainer): ...\n")
+    monkeypatch.setenv("PA_CORE_PLUGINS", item)
+    with pytest.raises(SettingsError, match=f"PA_CORE_PLUGINS: can't add '{item}': "):
+        names()
 
 
 # -- What isn't installed -------------------------------------------------------------------------
@@ -148,6 +174,9 @@ def test_a_plugin_of_this_project_that_is_not_installed_names_its_distribution(m
         names(plugins=["profile"])
     with pytest.raises(PluginNotFoundError, match=hint):
         added_source("profile", {})
+    table = Settings(tables={"profile": {}})
+    with pytest.raises(SettingsError, match=hint):
+        build_all_plugins(table)
 
 
 def test_a_callback_that_has_moved_says_where_it_is():
