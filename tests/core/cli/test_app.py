@@ -174,10 +174,7 @@ def test_plugins_that_the_environment_adds_are_listed_first_and_explained(shell,
     assert lines[3].split()[1] == "weather"
     monkeypatch.setenv("PA_CORE_PLUGINS", "wether")
     error = shell.error("plugins")
-    assert (
-        "PA_CORE_PLUGINS lists 'wether': there is no installed plugin 'wether'. Did you mean"
-        in error
-    )
+    assert "PA_CORE_PLUGINS lists 'wether': there is no installed plugin 'wether'." in error
 
 
 def test_hooks_prints_the_contract_of_each(shell):
