@@ -75,6 +75,20 @@ def test_a_script_that_is_right_is_told_whole_with_exit_code_0_and_writes_nothin
     assert sorted(path.name for path in project.iterdir()) == ["pyproject.toml", "train.py"]
 
 
+def test_settings_are_checked_with_the_plugins_that_the_script_passes(project):
+    settings(project, "[tool.pa-core]\n[tool.pa-core.early_stopping]\nearly_stopping_patience = 3")
+    assert "isn't enabled" in "".join(check_settings(project))
+    code = SCRIPT.replace("0.1))", '0.1), plugins=["early_stopping"])')
+    (project / "train.py").write_text(code)
+    (done,) = start_warm("pa_core", "check", "train.py", "20")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "early_stopping" in done.stdout
+    (project / "train.py").write_text(SCRIPT)
+    (done,) = start_warm("pa_core", "check", "train.py", "20")
+    assert done.returncode == 1
+    assert "'early_stopping' isn't enabled" in done.stdout
+
+
 def test_all_that_is_wrong_with_a_run_is_told(project):
     settings(
         project,
