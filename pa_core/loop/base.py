@@ -26,6 +26,7 @@ from pa_core.loop.accumulation import Accumulation
 from pa_core.loop.arguments import check_model_and_optimizer
 from pa_core.loop.consensus import Consensus
 from pa_core.loop.defaults import Defaults
+from pa_core.loop.error_hints import add_hints
 from pa_core.plugins.callers import BoundHooks
 from pa_core.plugins.manager import PluginManager
 from pa_core.run_config import TrainerRunConfig
@@ -355,9 +356,9 @@ class TrainerBase:
 
     def _report_exception(self, exception: BaseException) -> None:
         """Add a hint to an exception that ends the run, and call ``on_exception``."""
-        from pa_core.loop.error_hints import add_hints
-
-        add_hints(exception, self._trainer)  # first: it shuts down what would interrupt the rest
+        # First: it shuts down what would interrupt the rest. Imported with this module, since after
+        # the death of a worker PyTorch raises in whatever code is running, even in an import.
+        add_hints(exception, self._trainer)
         if "_saver" in vars(self):
             self._saver.wait_on_exception(exception)
         if isinstance(exception, PreemptedExit):

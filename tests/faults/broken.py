@@ -18,7 +18,7 @@ from pa_core.builtins.checkpoint import SaveTrainingStateCallback
 from pa_core.checkpoint import atomic_io, restore, storage
 from pa_core.control import TrainerControl
 from pa_core.data import loader, rng
-from pa_core.loop import consensus
+from pa_core.loop import consensus, randomness
 
 Patch = Callable[[Any, str, Any], None]
 """What `setattr` and ``monkeypatch.setattr`` have in common."""
@@ -61,7 +61,8 @@ def rotate_before_save(patch: Patch) -> None:
 def no_key(patch: Patch) -> None:
     """A step's randomness is a continuing stream, not a function of its position."""
     for module, names in (
-        (trainer, ("seed_model", "seed_all")),
+        (randomness, ("seed_model", "seed_all")),
+        (trainer, ("seed_all",)),
         (loader, ("seed_host", "seed_torch")),
     ):
         for name in names:
