@@ -108,12 +108,13 @@ def deepspeed(session: nox.Session) -> None:
 def bench(session: nox.Session) -> None:
     """Install other frameworks, and compare the cost of a step with theirs.
 
-    Arguments after ``--`` go to the first of the three programs, ``overhead.py``.
+    Arguments after ``--`` go to the first of the four programs, ``overhead.py``.
     """
     session.install("-r", "benchmarks/requirements.txt")
     session.run("python", "benchmarks/overhead.py", *session.posargs)
     session.run("python", "-m", "benchmarks.distributed")
     session.run("python", "-m", "benchmarks.speedups")
+    session.run("python", "benchmarks/loading.py")
 
 
 @nox.session(default=False, reuse_venv=True)
