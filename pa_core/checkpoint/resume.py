@@ -59,7 +59,9 @@ def _choose_state(resume_from: str | Path, trainer: Trainer) -> Path | None:
         return newest_intact_state(folder)
     path = Path(resume_from)
     if not path.is_dir():
-        raise TrainingStateError(f"There is no training state at {path}")
+        is_part = (path.parent / MANIFEST).is_file()
+        hint = f"; a training state is a folder, here {path.parent}" if is_part else ""
+        raise TrainingStateError(f"There is no training state at {path}{hint}")
     if (path / MANIFEST).exists() or (path / "state.json").exists():
         return path
     found = newest_intact_state(path)

@@ -163,7 +163,8 @@ def _by_key(
         key = ".".join(map(str, path))
         text = " or ".join([messages[0], *(m.removeprefix("expected ") for m in messages[1:])])
         got = f", got {values[path]!r}" if path in values and path else ""
-        sentences[path] = f"{key}: {text}{got}" if key else text
+        colon = " " if text.startswith("is ") else ": "
+        sentences[path] = f"{key}{colon}{text}{got}" if key else text
     return sentences
 
 

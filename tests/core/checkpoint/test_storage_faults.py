@@ -216,6 +216,17 @@ def test_an_error_of_a_dataset_names_the_sample(workers):
     assert "in sample 5 of Broken" in text
 
 
+def test_a_file_of_a_state_is_answered_with_its_folder(tmp_path):
+    trainer = new_trainer()
+    trainer.train(tiny_data(8), 1)
+    trainer.save_training_state(tmp_path / "state")
+    message = f"is a folder, here {tmp_path / 'state'}"
+    with pytest.raises(TrainingStateError, match=message):
+        new_trainer().train(tiny_data(8), 2, resume_from=tmp_path / "state" / "manifest.json")
+    with pytest.raises(TrainingStateError, match="no training state at .*nothing$"):
+        new_trainer().train(tiny_data(8), 2, resume_from=tmp_path / "nothing")
+
+
 def test_without_an_optimizer_a_model_can_be_saved_and_a_state_is_refused(tmp_path):
     trainer = Trainer(tiny_model(), nn.CrossEntropyLoss(), None, callbacks=(), plugins=())
     with pytest.raises(TrainingStateError, match="without an optimizer.* save_checkpoint"):

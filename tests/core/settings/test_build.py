@@ -161,7 +161,7 @@ def test_two_instances_of_a_class_in_code_get_different_names(site):
 
 
 def test_a_class_in_code_that_needs_settings_is_an_error(site):
-    with pytest.raises(PluginLoadError, match=r"LimitBatchesCallback can't .*num_batches: is req"):
+    with pytest.raises(PluginLoadError, match=r"LimitBatchesCallback can't .*num_batches is req"):
         build_plugins(Settings(), callbacks=[LimitBatchesCallback])
 
 
@@ -217,7 +217,7 @@ def test_all_mistakes_are_reported_with_file_table_key_expectation_and_nearest_n
         "[tool.pa-core.weather] either: expected a valid integer or a valid array, got {'a': 1}",
         "[tool.pa-core.\"weather:cold\"] 'weather:cold' can't be built: ValueError: too hot",
         "[tool.pa-core.plain] has colour, but the plugin has no settings",
-        "[tool.pa-core.needy] needed: is required",
+        "[tool.pa-core.needy] needed is required",
         "[tool.pa-core] plugins: 'plain' is listed twice. Give the second its own name, such",
         f"[tool.pa-core] plugins: There is no plugin file {tmp_path / 'no.py'}",
         "[tool.pa-core.checkpoint]: 'checkpoint' isn't enabled. Add it to plugins",
