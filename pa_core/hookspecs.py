@@ -48,6 +48,7 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
     from torch import nn
 
+    from pa_core.control import UpdateResult
     from pa_core.errors import StopTrainingError
     from pa_core.trainer import Trainer
 
@@ -143,10 +144,19 @@ def on_backward_end(trainer: Trainer, batch: Any, batch_output: dict[str, Any], 
 
 
 @hookspec
-def on_optimizer_step_start(trainer: Trainer) -> None:
-    """The accumulated batch is complete and its gradients are clipped; the update comes next.
+def on_gradients_ready(trainer: Trainer) -> None:
+    """The accumulated batch is complete: its gradients are reduced and unscaled, not clipped yet.
 
-    When: once per update. Runs on: every process.
+    When: once per accumulated batch, before `run_update`. Runs on: every process.
+    Collectives allowed: no. Reads the device: no.
+    """
+
+
+@hookspec
+def on_optimizer_step_start(trainer: Trainer) -> None:
+    """The gradients are unscaled and clipped; the update comes next.
+
+    When: once per accumulated batch, unless its update is skipped by then. Runs on: every process.
     Collectives allowed: no. Reads the device: no.
     """
 
@@ -155,7 +165,21 @@ def on_optimizer_step_start(trainer: Trainer) -> None:
 def on_optimizer_step_end(trainer: Trainer) -> None:
     """The parameters and the learning rate have been updated, and the gradients zeroed.
 
-    When: once per update. Runs on: every process.
+    When: once per update that was made. Runs on: every process.
+    Collectives allowed: no. Reads the device: no.
+    """
+
+
+@hookspec
+def on_optimizer_step_skipped(trainer: Trainer, reason: str) -> None:
+    """The update was skipped: the parameters are unchanged, and the gradients zeroed.
+
+    Args:
+        trainer: the trainer.
+        reason: ``"request"``, ``"overflow"`` of the gradient scaler, ``"non-finite"``, or what the
+            plugin gave that requested it.
+
+    When: once per skipped update. Runs on: every process.
     Collectives allowed: no. Reads the device: no.
     """
 
@@ -327,6 +351,20 @@ def on_save_training_state(trainer: Trainer, state_dir: Path) -> None:
 
 
 @hookspec
+def on_training_state_saved(trainer: Trainer, state_dir: Path) -> None:
+    """A training state is complete on disk.
+
+    Args:
+        trainer: the trainer, which may have trained on since.
+        state_dir: the state's directory.
+
+    When: at least once per state, at the next boundary, and before ``train(...)`` returns; once
+    more when a run resumes from it. Runs on: every process.
+    Collectives allowed: yes. Reads the device: yes.
+    """
+
+
+@hookspec
 def on_save_training_state_error(trainer: Trainer, state_dir: Path, error: Exception) -> None:
     """A training state could not be written, and the run continues.
 
@@ -471,6 +509,18 @@ def run_training(trainer: Trainer) -> Any:
 
     When: once per ``train(...)``. Runs on: every process.
     Collectives allowed: yes. Reads the device: yes.
+    """
+
+
+@hookspec(firstresult=True)
+def run_update(trainer: Trainer) -> UpdateResult:
+    """Make the update of an accumulated batch; wrap or replace it.
+
+    By default ``trainer.clip_gradients()`` and then ``trainer.apply_update()``. A replacement calls
+    both too, and returns the latter's result.
+
+    When: once per accumulated batch. Runs on: every process.
+    Collectives allowed: yes. Reads the device: no.
     """
 
 
