@@ -1,12 +1,12 @@
 """Sphinx settings: MyST pages, docstrings in Google style, furo."""
 
-import re
 from typing import Any
 
 from sphinx.util.nodes import make_refnode
 
 import pa_core
 from pa_core.plugins.discovery import find_plugins, load_plugin
+from pa_core.plugins.explain import LoopRow, loop_rows, read_contract
 from pa_core.plugins.implementations import hook_names
 from pa_core.plugins.manager import PluginManager
 
@@ -30,8 +30,7 @@ myst_enable_extensions = ["colon_fence"]
 myst_heading_anchors = 3
 
 HOOKS = PluginManager().hooks
-TAIL = re.compile(r"\s*(When|Runs on|Collectives allowed|Reads the device): ")
-"""The labels at the end of each hook's docstring, in this order."""
+ROWS = {row.hook: row for row in loop_rows() if row.hook}
 
 
 def setup(app: Any) -> None:
@@ -47,8 +46,8 @@ def add_to_hook(
     hook = HOOKS.get(name.removeprefix("pa_core.hookspecs."))
     if hook is None or hook.function is not obj:
         return
-    text, *tail = TAIL.split("\n".join(lines).rstrip())
-    contract = dict(zip(tail[::2], (" ".join(part.split()) for part in tail[1::2]), strict=True))
+    described = read_contract("\n".join(lines))
+    contract = {"In the loop": place_of(ROWS[hook.name]), **described.fields}
     if hook.firstresult:
         contract["Result"] = (
             "the first that isn't None; later implementations aren't called (firstresult)."
@@ -59,7 +58,13 @@ def add_to_hook(
         ", ".join(implementers().get(hook.name, [])) or "no plugin in this repository"
     )
     fields = [f":{key}: {value}" for key, value in contract.items()]
-    lines[:] = [*text.splitlines(), "", *fields, ""]
+    lines[:] = [*described.text.splitlines(), "", *fields, ""]
+
+
+def place_of(row: LoopRow) -> str:
+    """Where the table of the loop has a hook: its phases, and the method that comes before it."""
+    place = " › ".join(f"``{phase}``" for phase in row.phases)
+    return f"{place}, after ``Trainer.{row.method}``." if row.method else f"{place}."
 
 
 def implementers() -> dict[str, list[str]]:

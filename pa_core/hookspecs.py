@@ -1,38 +1,19 @@
-"""All hooks of the loop, in the order of the calls. This file is the reference for plugin authors.
+"""The hooks: the loop with each hook in its place, then the contract of each hook.
 
-A training run as pseudocode::
-
-    on_training_run_start
-    for each epoch:
-        on_train_epoch_start
-        for each micro-batch:
-            on_train_step_start
-            calculate_train_batch_loss
-            on_backward_start                  # may replace batch_output["loss"]
-            (the gradients are computed)
-            on_backward_end
-            if the accumulated batch is complete:
-                (the gradients are clipped)
-                on_optimizer_step_start
-                (optimizer and scheduler step, gradients are zeroed)
-                on_optimizer_step_end
-            on_train_step_end
-            (requests of `trainer.control`: log, evaluate, save, stop)
-        on_train_epoch_end
-        on_eval_epoch_start, on_eval_step_start, on_eval_step_end …, on_eval_epoch_end
-        on_training_run_epoch_end
-    on_training_run_end
+This file is the reference for plugin authors. `LOOP` is the loop in pseudocode, from top to bottom.
+`pa explain` and the pages of the documentation are made from it.
 
 A plugin implements any of these hooks with any subset of the arguments, which are passed by name.
-Events (``on_…``) return nothing. Providers (``create_…``, ``calculate_…``, ``run_…``) return a
-value: the first that isn't None is used, and the Trainer's default comes last. A method that the
-Trainer has for an event, such as ``train_epoch_start`` for `on_train_epoch_start`, is called before
-it. The events of a plugin with ``runs_on = "main"`` are called on the main process only, its other
-hooks on every process.
+Events (``on_…``) return nothing. Providers (``create_…``, ``calculate_…``) and runs (``run_…``)
+return a value: the first that isn't None is used, and the Trainer's default comes last. Registries
+(``register_…``) collect from all plugins. The events of a plugin with ``runs_on = "main"`` are
+called on the main process only, its other hooks on every process.
 
-Each hook states whether an implementation may use collectives (such as `trainer.gather`, or an
-evaluation), and whether it may read tensors on the device, which makes the host wait for the
-device. If the answer is no, a collective may hang, and either slows down every step.
+Each docstring ends with the hook's contract: when it is called and on which processes, whether an
+implementation may use collectives (such as `trainer.gather`, or an evaluation), and whether it may
+read tensors on the device, which makes the host wait for the device. If the answer is no, a
+collective may hang, and either slows down every step. Hooks in the innermost loops, over batches,
+allow neither, except that `run_update` allows collectives; most others allow both.
 """
 
 from __future__ import annotations
@@ -66,12 +47,106 @@ another plugin, which need not be enabled.
 """
 
 
+LOOP = """
+Trainer(...):
+    create_optimizer                            # unless one was given
+    create_accelerator                          # unless one was given
+    on_init_end
+
+train(...):
+    create_train_dataloader                     # again when the data change
+    create_eval_dataloader                      # for each evaluation dataset
+    create_scheduler
+    # A resumed run restores weights, optimizer, scheduler, scaler, history and position here.
+    run_training:                               # to wrap
+        training_run_start()                    on_training_run_start
+        # A run resumed between epochs, or before an evaluation, restores its plugins here.
+        for each epoch:                         # until the run has its length
+            train_epoch_start()                 on_train_epoch_start
+            # A run resumed within the epoch restores its plugins here.
+            for each micro-batch:               # a padding batch on a rank without samples
+                on_train_step_start             # the batch is on the device
+                calculate_train_batch_loss
+                on_backward_start               # may replace batch_output["loss"]
+                backward_step()                 # adds to the gradients of the accumulated batch
+                on_backward_end
+                if the accumulated batch is complete:
+                    on_gradients_ready          # reduced and unscaled, not clipped
+                    run_update:                 # to wrap or replace
+                        clip_gradients()
+                        apply_update():
+                            on_optimizer_step_start     # unless a skip was requested
+                            optimizer_step()            # unless a skip was requested
+                            scheduler_step()            # unless the update was skipped
+                            optimizer_zero_grad()
+                            on_optimizer_step_end       # the parameters have changed, or
+                            on_optimizer_step_skipped   # they have not
+                on_train_step_end               # after the update, if there was one
+                # After an update, requests are granted: log, evaluate, save, stop or pause.
+            train_epoch_end()                   on_train_epoch_end
+            # Requests are granted.
+            register_eval_models
+            for each model and evaluation dataset:      # on request also within the epoch
+                eval_epoch_start()              on_eval_epoch_start
+                for each evaluation batch:
+                    on_eval_step_start          # the batch is on the device
+                    calculate_eval_batch_loss
+                    on_eval_step_end
+                eval_epoch_end()                on_eval_epoch_end
+            training_run_epoch_end()            on_training_run_epoch_end
+            # Requests are granted.
+        if stopped or paused:                   # by a request, or a StopTrainingError
+            on_stop_training_error
+        # States being written are completed.
+        training_run_end()                      on_training_run_end
+        # States requested in on_training_run_end are saved, and completed.
+    if any other exception was raised:          # and nothing else follows
+        on_exception
+
+evaluate(...):                                  # in a run, too, which it leaves unchanged
+    # The evaluation loaders are created as in train(...).
+    run_evaluation:                             # to wrap
+        evaluation_run_start()                  on_evaluation_run_start
+        # Each model and dataset is evaluated as in train(...), then requests to stop are granted.
+        # If stopped: on_stop_training_error.
+        evaluation_run_end()                    on_evaluation_run_end
+    # If any other exception was raised: on_exception.
+
+predict(...):
+    # The loader is created by create_eval_dataloader; eval_epoch_start() has no event here.
+    for each batch:
+        calculate_predictions
+
+a training state is saved:                      # at a granted request; outside runs, at once
+    on_save_training_state                      # before anything is written
+    on_training_state_saved                     # complete on disk, perhaps at a later update, or
+    on_save_training_state_error                # not saved, and the run continues
+
+a training state is restored:                   # resuming, load_training_state(), rolling back
+    on_load_training_state                      # after the plugins' own state
+
+a name is looked up:
+    register_schedulers
+    register_models
+    register_metrics
+"""
+"""The loop in the order of the calls, one row a line; indented rows belong to the row above.
+
+A row is a method of the Trainer, ``name()``, which a subclass may override; a hook; or both, the
+method being called first. The method of a provider has the provider's name. Other rows begin a
+phase. What follows ``#`` is a remark: on its row, or on what the loop itself does at this point.
+"unless" means that the row may be left out, "or" that either it or the next one is called.
+"""
+
+
 # -- Events: training -----------------------------------------------------------------------------
 
 
 @hookspec
 def on_init_end(trainer: Trainer) -> None:
-    """The trainer is built.
+    """The trainer is built: it has its model, optimizer, accelerator and plugins, but no data yet.
+
+    The ``__init__`` of a subclass may still have more to do after the Trainer's own.
 
     When: once, at the end of ``Trainer(...)``. Runs on: every process.
     Collectives allowed: yes. Reads the device: yes.
@@ -82,6 +157,9 @@ def on_init_end(trainer: Trainer) -> None:
 def on_training_run_start(trainer: Trainer) -> None:
     """A training run starts: model, loaders, scheduler and `trainer.run_config` are ready.
 
+    In a resumed run, ``trainer.is_resuming`` is true: model, optimizer, scheduler and history are
+    restored, but the plugins' own state isn't yet. Data that are changed here are used at once.
+
     When: once per ``train(...)``. Runs on: every process.
     Collectives allowed: yes. Reads the device: yes.
     """
@@ -91,7 +169,11 @@ def on_training_run_start(trainer: Trainer) -> None:
 def on_train_epoch_start(trainer: Trainer) -> None:
     """The training part of an epoch starts; the model is in training mode.
 
-    When: once per epoch. Runs on: every process.
+    In a run that is resumed within an epoch, this is called again for that epoch, so that plugins
+    can set up, and the plugins' own state is restored afterwards. ``trainer.is_resuming`` is true
+    in that call only. Training data that are changed here are used in this epoch.
+
+    When: once per epoch, and again if a run resumes within it. Runs on: every process.
     Collectives allowed: yes. Reads the device: yes.
     """
 
@@ -100,12 +182,16 @@ def on_train_epoch_start(trainer: Trainer) -> None:
 def on_train_step_start(trainer: Trainer, batch: Any, step: int) -> None:
     """A micro-batch was fetched and is on the device.
 
+    If the last batches of an epoch have fewer samples than there are processes, a rank without
+    samples gets a padding batch, which counts for nothing: ``trainer.is_padding_batch`` is true in
+    this and the other hooks of the step.
+
     Args:
         trainer: the trainer.
         batch: what the training loader yields.
         step: index of the micro-batch in the epoch, from 0.
 
-    When: once per micro-batch. Runs on: every process.
+    When: once per micro-batch, padding batches included. Runs on: every process.
     Collectives allowed: no. Reads the device: no.
     """
 
@@ -123,7 +209,8 @@ def on_backward_start(
             whatever else the loss function returned.
         step: index of the micro-batch in the epoch.
 
-    When: once per micro-batch. Runs on: every process.
+    When: once per micro-batch, padding batches included, and again when ``recompute_gradients()``
+    runs it again. Runs on: every process.
     Collectives allowed: no. Reads the device: no.
     """
 
@@ -132,20 +219,30 @@ def on_backward_start(
 def on_backward_end(trainer: Trainer, batch: Any, batch_output: dict[str, Any], step: int) -> None:
     """The micro-batch's gradients have been added to the accumulated ones.
 
+    They aren't final yet: until the accumulated batch is complete, they are those of this process
+    alone, and a gradient scaler's factor is still in them. `on_gradients_ready` has the final ones.
+
     Args:
         trainer: the trainer.
         batch: the micro-batch.
         batch_output: as `on_backward_start` left it.
         step: index of the micro-batch in the epoch.
 
-    When: once per micro-batch. Runs on: every process.
+    When: once per micro-batch, padding batches included. Runs on: every process.
     Collectives allowed: no. Reads the device: no.
     """
 
 
 @hookspec
 def on_gradients_ready(trainer: Trainer) -> None:
-    """The accumulated batch is complete: its gradients are reduced and unscaled, not clipped yet.
+    """The gradients of the accumulated batch are final: reduced and unscaled, not clipped yet.
+
+    Each parameter's ``grad`` is the gradient of the mean loss over the accumulated batch, the same
+    on every process (under FSDP, each process has its shard). Change the gradients here, in place,
+    or request to skip the update. With a gradient scaler they may be infinite or NaN, in which case
+    the update is skipped afterwards. A padding batch adds nothing to them.
+
+    DeepSpeed keeps its gradients to itself: a plugin that implements this is refused under it.
 
     When: once per accumulated batch, before `run_update`. Runs on: every process.
     Collectives allowed: no. Reads the device: no.
@@ -154,30 +251,41 @@ def on_gradients_ready(trainer: Trainer) -> None:
 
 @hookspec
 def on_optimizer_step_start(trainer: Trainer) -> None:
-    """The gradients are unscaled and clipped; the update comes next.
+    """The gradients are final and clipped; the update comes next, unless it is skipped here.
 
-    When: once per accumulated batch, unless its update is skipped by then. Runs on: every process.
+    They are unscaled, too. Under DeepSpeed, which clips within its update, parameters have no
+    ``grad`` here.
+
+    When: once per accumulated batch, unless its update is skipped before. Runs on: every process.
     Collectives allowed: no. Reads the device: no.
     """
 
 
 @hookspec
 def on_optimizer_step_end(trainer: Trainer) -> None:
-    """The parameters and the learning rate have been updated, and the gradients zeroed.
+    """The parameters have changed: optimizer and scheduler have been stepped, the gradients zeroed.
 
-    When: once per update that was made. Runs on: every process.
+    ``trainer.updates`` counts this update already. `on_optimizer_step_skipped` is called instead
+    if the update was skipped.
+
+    When: once per update made. Runs on: every process.
     Collectives allowed: no. Reads the device: no.
     """
 
 
 @hookspec
 def on_optimizer_step_skipped(trainer: Trainer, reason: str) -> None:
-    """The update was skipped: the parameters are unchanged, and the gradients zeroed.
+    """The update was skipped: the parameters and the learning rate are unchanged, gradients zeroed.
+
+    ``trainer.updates`` doesn't count it, ``trainer.position.skipped`` does. A training state that
+    is due waits for the next update made, or the end of the epoch. After 100 skipped updates in a
+    row the run stops.
 
     Args:
         trainer: the trainer.
-        reason: ``"request"``, ``"overflow"`` of the gradient scaler, ``"non-finite"``, or what the
-            plugin gave that requested it.
+        reason: ``"request"`` (of ``trainer.control.skip_update()``, or its own text),
+            ``"overflow"`` (the gradient scaler found one, and lowers its scale) or ``"non-finite"``
+            (a gradient is infinite or NaN).
 
     When: once per skipped update. Runs on: every process.
     Collectives allowed: no. Reads the device: no.
@@ -190,13 +298,16 @@ def on_train_step_end(
 ) -> None:
     """A micro-batch is done, including the update if it completed one.
 
+    What is requested of `trainer.control` here is granted right after it, if the micro-batch
+    completed an accumulated batch.
+
     Args:
         trainer: the trainer.
         batch: the micro-batch.
         batch_output: the unscaled loss, the model's outputs and the batch size.
         step: index of the micro-batch in the epoch.
 
-    When: once per micro-batch. Runs on: every process.
+    When: once per micro-batch, padding batches included. Runs on: every process.
     Collectives allowed: no. Reads the device: no.
     """
 
@@ -205,7 +316,9 @@ def on_train_step_end(
 def on_train_epoch_end(trainer: Trainer) -> None:
     """The training part of an epoch is done, and ``train_loss_epoch`` is recorded.
 
-    When: once per epoch. Runs on: every process.
+    If the run is stopped or paused within the epoch, this and the epoch's evaluation don't follow.
+
+    When: once per completed epoch. Runs on: every process.
     Collectives allowed: yes. Reads the device: yes.
     """
 
@@ -217,9 +330,13 @@ def on_train_epoch_end(trainer: Trainer) -> None:
 def on_eval_epoch_start(trainer: Trainer, is_intermediate: bool) -> None:
     """An evaluation over one dataset starts; the model is in evaluation mode.
 
+    ``trainer.model`` is the evaluated model, and ``trainer.eval_name`` the name of the dataset if
+    there are several.
+
     Args:
-        trainer: the trainer; ``trainer.eval_name`` names the dataset if there are several.
-        is_intermediate: whether it takes place inside a training epoch.
+        trainer: the trainer.
+        is_intermediate: whether it was requested within a training epoch, rather than following
+            one or being part of ``evaluate(...)``.
 
     When: once per evaluation, dataset and evaluated model. Runs on: every process.
     Collectives allowed: yes. Reads the device: yes.
@@ -262,7 +379,7 @@ def on_eval_epoch_end(trainer: Trainer, is_intermediate: bool) -> None:
 
     Args:
         trainer: the trainer.
-        is_intermediate: whether it took place inside a training epoch.
+        is_intermediate: whether it was requested within a training epoch.
 
     When: once per evaluation, dataset and evaluated model. Runs on: every process.
     Collectives allowed: yes. Reads the device: yes.
@@ -271,18 +388,24 @@ def on_eval_epoch_end(trainer: Trainer, is_intermediate: bool) -> None:
 
 @hookspec
 def on_training_run_epoch_end(trainer: Trainer) -> None:
-    """Training and evaluation of an epoch are done, and all their metrics are in the run history.
+    """Training and evaluation of an epoch are done, and their metrics are in the run history.
 
-    When: once per epoch. Runs on: every process.
+    What is requested of `trainer.control` here is granted right after it, at the end of the epoch.
+
+    When: once per completed epoch. Runs on: every process.
     Collectives allowed: yes. Reads the device: yes.
     """
 
 
 @hookspec
 def on_training_run_end(trainer: Trainer) -> None:
-    """The run has ended, at its full length or stopped early; the model is unwrapped.
+    """The run has ended at its full length, or was stopped or paused; the model is unwrapped.
 
-    When: once per ``train(...)``, unless it fails. Runs on: every process.
+    States requested earlier are complete on disk. A state requested here with `trainer.control` is
+    saved right afterwards, and complete before ``train(...)`` returns; other requests come too
+    late.
+
+    When: once per ``train(...)``, unless it raises. Runs on: every process.
     Collectives allowed: yes. Reads the device: yes.
     """
 
@@ -298,9 +421,9 @@ def on_evaluation_run_start(trainer: Trainer) -> None:
 
 @hookspec
 def on_evaluation_run_end(trainer: Trainer) -> None:
-    """``evaluate(...)`` ends.
+    """``evaluate(...)`` ends, complete or stopped.
 
-    When: once per ``evaluate(...)``. Runs on: every process.
+    When: once per ``evaluate(...)``, unless it raises. Runs on: every process.
     Collectives allowed: yes. Reads the device: yes.
     """
 
@@ -310,26 +433,33 @@ def on_evaluation_run_end(trainer: Trainer) -> None:
 
 @hookspec
 def on_stop_training_error(trainer: Trainer, error: StopTrainingError) -> None:
-    """The run stops early, by ``trainer.control.stop`` or a raised `StopTrainingError`.
+    """A run, or ``evaluate(...)``, ends early: by a request to stop or pause, or by this error.
+
+    The event of the end follows, `on_training_run_end` or `on_evaluation_run_end`; those of an
+    unfinished epoch don't. ``trainer.position.is_paused`` is true if the run is to be resumed.
 
     Args:
         trainer: the trainer.
         error: its text is the reason.
 
-    When: at most once per run. Runs on: every process.
+    When: at most once per ``train(...)`` and ``evaluate(...)``. Runs on: every process.
     Collectives allowed: yes. Reads the device: yes.
     """
 
 
 @hookspec
 def on_exception(trainer: Trainer, exception: BaseException) -> None:
-    """Any other exception was raised, KeyboardInterrupt included, and propagates after this.
+    """Any other exception ends the run or ``evaluate(...)``; it propagates after this.
+
+    KeyboardInterrupt is included; the clean exit of the plugin `preemption` is not. No event of the
+    run follows, and the wrappers of `run_training` have already closed.
 
     Args:
         trainer: the trainer.
         exception: the exception.
 
-    When: at most once per run. Runs on: the process that raised it.
+    When: at most once per ``train(...)`` and ``evaluate(...)``, unless it is raised before their
+    first event. Runs on: the process that raised it.
     Collectives allowed: no, as other processes may have ended. Reads the device: yes.
     """
 
@@ -352,14 +482,17 @@ def on_save_training_state(trainer: Trainer, state_dir: Path) -> None:
 
 @hookspec
 def on_training_state_saved(trainer: Trainer, state_dir: Path) -> None:
-    """A training state is complete on disk.
+    """A training state is complete on disk; upload or copy it here.
+
+    It is called in the loop's own thread, so a state written in the background is reported between
+    two later updates, on every process at the same one, and before retention may remove the state.
 
     Args:
         trainer: the trainer, which may have trained on since.
         state_dir: the state's directory.
 
-    When: at least once per state, at the next boundary, and before ``train(...)`` returns; once
-    more when a run resumes from it. Runs on: every process.
+    When: at least once per state, before ``train(...)`` returns; again for the state that a run
+    resumes from, in case the run was killed in between. Runs on: every process.
     Collectives allowed: yes. Reads the device: yes.
     """
 
@@ -386,11 +519,15 @@ def on_save_training_state_error(trainer: Trainer, state_dir: Path, error: Excep
 def on_load_training_state(trainer: Trainer, state_dir: Path) -> None:
     """A training state was restored, including the state of the plugins.
 
+    In a resumed run this follows the last event before training continues: `on_training_run_start`,
+    or within an epoch `on_train_epoch_start`. Training data that are changed here are used at once.
+
     Args:
         trainer: the trainer.
         state_dir: the directory it was read from.
 
-    When: once per load. Runs on: every process.
+    When: once per resumed run and ``load_training_state(...)``; when the weights are rolled back,
+    only for plugins with ``follows_weights``. Runs on: every process.
     Collectives allowed: yes. Reads the device: yes.
     """
 
@@ -402,7 +539,7 @@ def on_load_training_state(trainer: Trainer, state_dir: Path) -> None:
 def create_accelerator(trainer: Trainer) -> Accelerator | None:
     """Create the accelerator; by default from the Trainer's arguments.
 
-    When: once, in ``Trainer(...)``. Runs on: every process.
+    When: once, in ``Trainer(...)``, unless it is given one. Runs on: every process.
     Collectives allowed: yes. Reads the device: yes.
     """
 
@@ -427,7 +564,7 @@ def create_train_dataloader(
         batch_size: samples per process.
         train_dl_kwargs: the user's arguments for the `DataLoader`.
 
-    When: once per ``train(...)``. Runs on: every process.
+    When: once per ``train(...)``, and again when the data change. Runs on: every process.
     Collectives allowed: yes. Reads the device: yes.
     """
 
@@ -443,7 +580,8 @@ def create_eval_dataloader(
         batch_size: samples per process.
         eval_dl_kwargs: the user's arguments for the `DataLoader`.
 
-    When: once per run and evaluation dataset. Runs on: every process.
+    When: once per evaluation dataset in ``train(...)`` and ``evaluate(...)``, again when the data
+    change, and once in ``predict(...)``. Runs on: every process.
     Collectives allowed: yes. Reads the device: yes.
     """
 
@@ -469,7 +607,8 @@ def calculate_train_batch_loss(trainer: Trainer, batch: Any) -> dict[str, Any] |
         trainer: the trainer.
         batch: the micro-batch, on the device.
 
-    When: once per micro-batch. Runs on: every process.
+    When: once per micro-batch, padding batches included, and again when ``recompute_gradients()``
+    runs it again. Runs on: every process.
     Collectives allowed: no. Reads the device: no.
     """
 
@@ -482,7 +621,8 @@ def calculate_eval_batch_loss(trainer: Trainer, batch: Any) -> dict[str, Any] | 
         trainer: the trainer.
         batch: the batch, on the device.
 
-    When: once per evaluation batch. Runs on: processes that have one.
+    When: once per evaluation batch. Runs on: processes that have one; with sharded weights, the
+    others repeat their last batch meanwhile.
     Collectives allowed: no. Reads the device: no.
     """
 
@@ -495,7 +635,8 @@ def calculate_predictions(trainer: Trainer, batch: Any) -> Any:
         trainer: the trainer.
         batch: the batch, on the device.
 
-    When: once per batch of ``predict(...)``. Runs on: processes that have one.
+    When: once per batch of ``predict(...)``. Runs on: processes that have one; with sharded
+    weights, the others repeat their last batch meanwhile.
     Collectives allowed: no. Reads the device: no.
     """
 
@@ -514,12 +655,22 @@ def run_training(trainer: Trainer) -> Any:
 
 @hookspec(firstresult=True)
 def run_update(trainer: Trainer) -> UpdateResult:
-    """Make the update of an accumulated batch; wrap or replace it.
+    """Make the update from the gradients of the accumulated batch. Wrap it, or replace it.
 
-    By default ``trainer.clip_gradients()`` and then ``trainer.apply_update()``. A replacement calls
-    both too, and returns the latter's result.
+    The default is ``trainer.clip_gradients()`` and then ``return trainer.apply_update()``, which
+    calls `on_optimizer_step_start`, steps optimizer and scheduler, and calls
+    `on_optimizer_step_end` or `on_optimizer_step_skipped`. A replacement calls both methods too and
+    returns the `UpdateResult` of ``apply_update()``. Returning None is an error, so that the
+    default can't run a second time.
 
-    When: once per accumulated batch. Runs on: every process.
+    A plugin class with ``needs_recompute = True`` may call ``trainer.recompute_gradients()`` here,
+    as sharpness-aware minimisation does: the accumulated micro-batches run again with their random
+    keys, padding batches included, and their final gradients replace the first ones. It returns the
+    mean loss over all processes, shape ``()``. `on_backward_start` is called again, the other hooks
+    of a step are not; losses and means count once, and buffers are updated once. With a gradient
+    scaler, an overflow of either pass skips the update. DeepSpeed refuses such a plugin.
+
+    When: once per accumulated batch, after `on_gradients_ready`. Runs on: every process.
     Collectives allowed: yes. Reads the device: no.
     """
 
@@ -577,7 +728,7 @@ def register_eval_models(trainer: Trainer) -> Mapping[str, nn.Module]:
     Each evaluation is repeated with each of them as ``trainer.model``, with all its events. The
     names of its metrics are prefixed: ``ema_eval_loss_epoch``, ``ema_accuracy``.
 
-    When: whenever an evaluation starts. Runs on: every process.
+    When: once per evaluation, before its first event. Runs on: every process.
     Collectives allowed: yes. Reads the device: yes.
     """
     return {}

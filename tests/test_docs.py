@@ -5,7 +5,6 @@ them, all in an empty folder. A comment on the line before a block changes that:
 ``<!-- file: NAME -->`` writes the block into that folder, ``<!-- not run: WHY -->`` skips it.
 """
 
-import inspect
 import json
 import os
 import re
@@ -120,46 +119,6 @@ def test_each_block_of_a_page_has_a_known_language(page: Path) -> None:
     for block in blocks(page):
         place = f"{page.name}:{block.line}"
         assert block.language in {"python", "sh", "toml"}, f"{place}: {block.language!r}"
-
-
-def specifications() -> dict[str, list[str]]:
-    """The arguments of each hook, by its name."""
-    from pa_core import hookspecs
-
-    return {
-        name: list(inspect.signature(value).parameters)
-        for name, value in vars(hookspecs).items()
-        if hasattr(value, "pa_core_spec")
-    }
-
-
-def test_the_tables_of_hooks_match_the_code() -> None:
-    row = re.compile(r"^\| `(\w+)` \| .+ \|( `[^|]+`)? \|$", re.MULTILINE)
-    documented = {
-        name: re.findall(r"`(\w+)`", arguments or "")
-        for name, arguments in row.findall((ROOT / "docs" / "loop.md").read_text())
-    }
-    assert documented == specifications()
-
-
-def test_the_docstring_of_every_hook_states_when_it_is_called() -> None:
-    from pa_core import hookspecs
-
-    for name in specifications():
-        assert "When" in (inspect.getdoc(getattr(hookspecs, name)) or ""), name
-
-
-def test_the_sketch_of_the_loop_has_the_events_in_order() -> None:
-    text = (ROOT / "docs" / "loop.md").read_text()
-    sketch = text.partition("```text\n")[2].partition("```")[0]
-    table = re.findall(r"^\| `(on_\w+)`", text, re.MULTILINE)
-    drawn = re.findall(r"\bon_\w+", sketch)
-    assert drawn == [name for name in table if name in drawn]
-    assert set(table) - set(drawn) == {
-        *("on_init_end", "on_evaluation_run_start", "on_evaluation_run_end"),
-        *("on_stop_training_error", "on_exception"),
-        *("on_save_training_state", "on_save_training_state_error", "on_load_training_state"),
-    }
 
 
 def test_the_page_of_built_ins_has_each_with_its_settings() -> None:

@@ -231,6 +231,8 @@ def hooks(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Show the hooks that plugins can implement, with their arguments and when they are called."""
+    from pa_core.plugins.explain import read_contract
+
     specs = PluginManager().hooks
     if name is not None:
         specs = {name: _find_hook(name, specs)}
@@ -241,7 +243,8 @@ def hooks(
                     "name": hook.name,
                     "arguments": list(hook.arguments),
                     "firstresult": hook.firstresult,
-                    "doc": inspect.getdoc(hook.function),
+                    "doc": (doc := inspect.getdoc(hook.function) or ""),
+                    "contract": dict(read_contract(doc).fields),
                 }
                 for hook in specs.values()
             ]

@@ -43,9 +43,11 @@ class NewPluginError(PaCoreError):
 
 
 def event_names() -> list[str]:
-    """The events that a new plugin may implement first: those of a training epoch."""
+    """The events that a new plugin may implement first: those of every training epoch."""
     events = [name for name in specifications(hookspecs) if name.startswith("on_")]
-    return events[events.index(_FIRST) : events.index(_LAST) + 1]
+    events = events[events.index(_FIRST) : events.index(_LAST) + 1]
+    events.remove("on_optimizer_step_skipped")  # the new package's tests need one that is called
+    return events
 
 
 def new_plugin(

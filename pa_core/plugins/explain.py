@@ -3,82 +3,90 @@
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pa_core.hookspecs import LOOP
 from pa_core.plugins.implementations import code_of
 
 if TYPE_CHECKING:
     from pa_core.plugins.implementations import Hook, Implementation
     from pa_core.plugins.manager import PluginManager
 
-LOOP = """
-Trainer(...)
-    create_optimizer
-    create_accelerator
-    on_init_end
-train(...)
-    create_train_dataloader
-    create_eval_dataloader
-    create_scheduler
-    run_training
-        training_run_start
-        on_training_run_start
-        for each epoch
-            train_epoch_start
-            on_train_epoch_start
-            for each micro-batch
-                on_train_step_start
-                calculate_train_batch_loss
-                on_backward_start
-                backward_step
-                on_backward_end
-                if the accumulated batch is complete
-                    on_optimizer_step_start
-                    optimizer_step
-                    scheduler_step
-                    optimizer_zero_grad
-                    on_optimizer_step_end
-                on_train_step_end
-            train_epoch_end
-            on_train_epoch_end
-            register_eval_models
-            for each evaluation dataset and model
-                eval_epoch_start
-                on_eval_epoch_start
-                for each batch
-                    on_eval_step_start
-                    calculate_eval_batch_loss
-                    on_eval_step_end
-                eval_epoch_end
-                on_eval_epoch_end
-            training_run_epoch_end
-            on_training_run_epoch_end
-        training_run_end
-        on_training_run_end
-    if the run is stopped early
-        on_stop_training_error
-    if any other exception is raised
-        on_exception
-evaluate(...)
-    run_evaluation
-        evaluation_run_start
-        on_evaluation_run_start
-        evaluation_run_end
-        on_evaluation_run_end
-predict(...)
-    calculate_predictions
-when a training state is saved or loaded
-    on_save_training_state
-    on_save_training_state_error
-    on_load_training_state
-when something is looked up by name
-    register_schedulers
-    register_models
-    register_metrics
-"""
-"""The loop in the order of the calls: hooks, methods of the Trainer, and the phases around them."""
+_CONTRACT = re.compile(r"\s*(When|Runs on|Collectives allowed|Reads the device): ")
+"""The labels at the end of each hook's docstring, in this order."""
+
+
+@dataclass(frozen=True)
+class LoopRow:
+    """A row of `pa_core.hookspecs.LOOP`.
+
+    Attributes:
+        phases: the rows that it belongs to, from the outermost, each as its hook, method or text.
+        text: a row that names no method and no hook: a phase, or "" for a remark alone.
+        method: the method of the Trainer, or "".
+        hook: the hook, or "".
+        remark: what follows ``#``, or "".
+    """
+
+    phases: tuple[str, ...]
+    text: str = ""
+    method: str = ""
+    hook: str = ""
+    remark: str = ""
+
+    @property
+    def depth(self) -> int:
+        """How far it is indented, in levels."""
+        return len(self.phases)
+
+
+def loop_rows() -> Iterator[LoopRow]:
+    """The rows of `pa_core.hookspecs.LOOP`, parsed."""
+    phases: list[str] = []
+    for line in LOOP.splitlines():
+        content, _, remark = line.partition("#")
+        del phases[(len(line) - len(line.lstrip())) // 4 :]
+        names = content.strip().removesuffix(":")
+        parts = names.split()
+        methods = [part.removesuffix("()") for part in parts if part.endswith("()")]
+        hooks = [part for part in parts if part.isidentifier()]
+        if len(parts) > 2 or len(methods) > 1 or len(hooks) > 1 or not (methods or hooks):
+            methods, hooks = [], []
+        if names or remark:
+            text = "" if methods or hooks else names
+            row = LoopRow(tuple(phases), text, "".join(methods), "".join(hooks), remark.strip())
+            phases.append(row.hook or row.method or row.text)
+            yield row
+
+
+@dataclass(frozen=True)
+class HookContract:
+    """What the docstring of a hook says, in parts.
+
+    Attributes:
+        text: the docstring without the fixed labels at its end.
+        fields: the labels, ``"When"``, ``"Runs on"``, ``"Collectives allowed"`` and ``"Reads the
+            device"``, each with its text. Empty for a hook whose docstring doesn't end with them.
+    """
+
+    text: str
+    fields: Mapping[str, str]
+
+    @property
+    def summary(self) -> str:
+        """The first line."""
+        return self.text.partition("\n")[0]
+
+
+def read_contract(docstring: str) -> HookContract:
+    """Split the docstring of a hook, of the core or of a plugin, into its text and its contract."""
+    text, *tail = _CONTRACT.split(docstring.rstrip())
+    values = [" ".join(part.split()) for part in tail[1::2]]
+    return HookContract(text, dict(zip(tail[::2], values, strict=True)))
 
 
 def describe_loop(
@@ -98,21 +106,27 @@ def describe_loop(
     Returns:
         ``settings``: the file. ``trainer``: the class and its ``overrides``. ``loop``: a list of
         steps in the order of the calls, each with ``name``, ``depth`` and ``kind``, which is
-        ``"text"``, ``"method"``, ``"event"``, ``"provider"``, ``"run"``, ``"registry"``, or
-        ``"hook"`` for a plugin's own. A hook has its ``implementations`` in the order of the calls,
-        a provider also ``decides``, which is whose value is used, and why. A method has
-        ``overridden``: the override, or None.
+        ``"text"``, ``"remark"``, ``"method"``, ``"event"``, ``"provider"``, ``"run"``,
+        ``"registry"``, or ``"hook"`` for a plugin's own. A step may have a ``remark``. A hook has
+        its ``contract``, by the labels of its docstring, and its ``implementations`` in the order
+        of the calls; a provider also has ``decides``, which is whose value is used, and why. A
+        method has ``overridden``: the override, or None.
     """
     overrides = {one["method"]: one for one in _overrides(trainer_class)}
     hooks = plugins.hooks
-    steps = []
-    named = set()
-    for line in LOOP.strip().splitlines():
-        name = line.strip()
-        depth = (len(line) - len(name)) // 4
-        named.add(name)
-        steps.append(_step(name, depth, plugins, hooks, overrides))
-    own = [name for name in hooks if name not in named]
+    steps: list[dict[str, Any]] = []
+    own = dict.fromkeys(hooks)
+    for row in loop_rows():
+        own.pop(row.hook, None)
+        names = [name for name in (row.method, row.hook) if name]
+        found = [_step(name, row.depth, plugins, hooks, overrides) for name in names]
+        if row.text:
+            found = [{"name": row.text, "depth": row.depth, "kind": "text"}]
+        if row.remark and found:
+            found[-1]["remark"] = row.remark
+        elif row.remark:
+            found = [{"name": row.remark, "depth": row.depth, "kind": "remark"}]
+        steps += found
     if own:
         steps.append({"name": "hooks of plugins", "depth": 0, "kind": "text"})
         steps += [_step(name, 1, plugins, hooks, overrides) for name in own]
@@ -136,6 +150,7 @@ def _step(
     step: dict[str, Any] = {"name": name, "depth": depth, "kind": _kind(name, name in hooks)}
     if name in hooks:
         found = plugins.implementations(name)
+        step["contract"] = dict(read_contract(inspect.getdoc(hooks[name].function) or "").fields)
         step["implementations"] = [_describe(one) for one in found]
         if step["kind"] == "provider":
             step["decides"] = _decides(found, overrides.get(name) or overrides.get(f"_{name}"))
@@ -145,8 +160,6 @@ def _step(
 
 
 def _kind(name: str, is_hook: bool) -> str:
-    if not name.isidentifier():
-        return "text"
     kinds = {"on": "event", "run": "run", "register": "registry"}
     kinds |= {"create": "provider", "calculate": "provider"}
     return kinds.get(name.partition("_")[0], "hook") if is_hook else "method"
@@ -231,11 +244,13 @@ def settings_line(data: dict[str, Any]) -> str:
 def step_lines(step: dict[str, Any], depth: int = 0) -> list[str]:
     """A step of the loop, with its implementations below it in the order of the calls."""
     pad = "    " * depth
-    title = f"{pad}{step['name']}"
+    title = f"{pad}{'# ' if step['kind'] == 'remark' else ''}{step['name']}"
     if "decides" in step:
         title += f"  [{step['decides']['why']}]"
     elif step.get("overridden"):
         title += f"  [{step['overridden']['class']} overrides it]"
+    if "remark" in step:
+        title += f"  # {step['remark']}"
     rows = [_cells(one) for one in step.get("implementations", ())]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = [title]

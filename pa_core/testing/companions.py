@@ -30,6 +30,7 @@ class Raises:
     def __init__(self, event: str, *, last: bool) -> None:
         self.has_raised = False
         self._stops = event == "on_stop_training_error"
+        self._skips = event == "on_optimizer_step_skipped"
 
         def fail() -> None:
             if not self.has_raised:
@@ -42,6 +43,8 @@ class Raises:
     def on_backward_end(self, trainer: Trainer) -> None:
         if self._stops:
             trainer.control.stop("Stopped on purpose")
+        if self._skips:
+            trainer.control.skip_update()
 
 
 class Saves:

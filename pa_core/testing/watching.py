@@ -5,28 +5,28 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import re
 import signal
 import sys
 import threading
 import time
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from pa_core import hookspecs
 from pa_core.diagnostics.device_syncs import watch_device_syncs
-from pa_core.plugins.implementations import Call, Implementation, specifications
+from pa_core.plugins.explain import loop_rows
 
-_PER_STEP = re.compile(r"When: once per (micro-batch|update|evaluation batch)\b")
+if TYPE_CHECKING:
+    from pa_core.plugins.implementations import Call, Implementation
+
 STEP_HOOKS = frozenset(
-    name
-    for name, hook in specifications(hookspecs).items()
-    if _PER_STEP.search(hook.function.__doc__ or "")
+    row.hook
+    for row in loop_rows()
+    if row.hook and {"for each micro-batch", "for each evaluation batch"} & {*row.phases}
 )
-"""The hooks that are called in every step, according to their specifications."""
+"""The hooks that are called in every step, according to the loop's table."""
 
 _END_SECONDS = 2.0  # how long a thread that is stopping may take
 

@@ -191,6 +191,7 @@ def test_hooks_prints_the_contract_of_each(shell):
     found = json.loads(shell.out("hooks", "--json"))
     assert [hook["name"] for hook in found] == list(PluginManager().hooks)
     assert all("When:" in hook["doc"] for hook in found)
+    assert all(len(hook["contract"]) == 4 for hook in found)
 
 
 def test_explain_says_who_is_called_in_order_with_distribution_file_and_line(shell):
@@ -208,14 +209,14 @@ def test_explain_says_who_is_called_in_order_with_distribution_file_and_line(she
 
 def test_explain_shows_the_loop_in_order_with_all_who_are_called_the_core_last(shell):
     text = shell.out("explain")
-    run = text.partition("\n    run_training\n")[2].partition("        training_run_start")[0]
+    run = text.partition("\n    run_training  # to wrap\n")[2].partition("        training_run_")[0]
     names = [line.split()[1] for line in run.splitlines()]
     assert "weather" in names
     assert names[-1] == "pa_core"
     assert next(line for line in run.splitlines() if "weather" in line).endswith(
         "(wraps the others)"
     )
-    order = ["on_training_run_start", "calculate_train_batch_loss", "optimizer_step\n", "predict("]
+    order = ["on_training_run_start", "calculate_train_batch_loss", " optimizer_step ", "predict("]
     places = [text.index(name) for name in order]
     assert places == sorted(places)
     assert shell.out("explain", "--hook", "on_init_end").endswith(
