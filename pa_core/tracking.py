@@ -401,7 +401,7 @@ class NamedMeans:
         if self._in_step:
             self._in_step = {}
 
-    def add(self, name: str, value: float | Tensor, items: float | Tensor, source: str) -> None:
+    def add(self, name: str, value: Any, items: float | Tensor, source: str) -> None:
         """Add a mean over the items of a micro-batch.
 
         Args:
