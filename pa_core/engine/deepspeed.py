@@ -36,6 +36,7 @@ class DeepSpeedEngine(Engine):
     """
 
     shows_gradients = False
+    sharded_by = "DeepSpeed"
     _engine: Any = None  # DeepSpeed's, once prepared
     _is_update = True
 
