@@ -290,7 +290,7 @@ class TrainerServices:
                 start=0,
                 limit=min(limits, default=None),
                 accumulation=1,
-                seeds_host=True,
+                seeds_host=False,  # if the caller draws numbers, a batch is fetched twice at worst
             ):
                 self.is_padding_batch = micro.is_padding
                 yield micro.data
@@ -392,18 +392,24 @@ class TrainerServices:
         Args:
             output_dir: the directory; a training state that is already there is replaced.
             checkpoint_kwargs: plain data and tensors that `load_training_state` returns.
-            now: save at once, also within a run; not while gradients accumulate.
+            now: save at once, also in `on_stop_training_error`, after which a run has no boundary
+                before its end events, which may change the model.
             must: whether a failure to write is an error; otherwise it is a warning.
             keep: how many intact states to keep in the folder, as in `TrainerControl.save`.
 
         Raises:
-            TrainingStateError: if there is no optimizer, the state can't be written, or a run has
-                begun an update.
+            TrainingStateError: if there is no optimizer, if the state can't be written, or with
+                `now` while a run goes on.
         """
         if self.optimizer is None:
             raise TrainingStateError(
                 "There is no training to resume without an optimizer: give the Trainer one, or "
                 "save the model with save_checkpoint"
+            )
+        if now and self._in_run and self.position.stop_reason is None:
+            raise TrainingStateError(
+                "A run that goes on saves its state at the next boundary, when every plugin is "
+                "done with the update: leave out now=True"
             )
         path, metadata = Path(output_dir), dict(checkpoint_kwargs or {})
         if self._in_run and not now:
