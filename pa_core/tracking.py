@@ -320,7 +320,7 @@ class RecordTable(Sequence[dict[str, Any]]):
     @classmethod
     def from_columns(
         cls,
-        names: Sequence[str],
+        names: list[str],
         columns: Mapping[str, np.ndarray],
         entries: Sequence[Any],
         lines: bytes,
@@ -340,7 +340,8 @@ class RecordTable(Sequence[dict[str, Any]]):
         shape = (length, len(_FIELDS))
         kinds = columns["kinds"] if "kinds" in columns else np.zeros(shape, np.uint8)
         is_valid = (
-            all(isinstance(name, str) for name in names)
+            isinstance(names, list)
+            and all(isinstance(name, str) for name in names)
             and all(
                 columns[name].shape == (length,) and columns[name].dtype == _ROW[name]
                 for name in ("metric", *_FIELDS)
@@ -369,7 +370,7 @@ class RecordTable(Sequence[dict[str, Any]]):
             table._rows[name] = columns[name]
         table._set_entries(entries)
         if len(table._entries) == len(entries):
-            table._lines = np.frombuffer(lines, np.uint8)
+            table._lines = np.frombuffer(lines, np.uint8).copy()  # PyTorch wants it writable
             table._lines_size, table._lines_count = len(lines), len(entries)
         return table
 
@@ -482,8 +483,9 @@ class RecordTable(Sequence[dict[str, Any]]):
                 to_json(value, f"{row}.{field}") + b"\n"
                 for row, field, value in self._entries[self._lines_count :]
             ]
-            self._add_lines(np.frombuffer(b"".join(lines), np.uint8))
-            self._lines_count = len(self._entries)
+            if lines:
+                self._add_lines(np.frombuffer(b"".join(lines), np.uint8))
+                self._lines_count = len(self._entries)
             columns["kinds"] = self._kinds[:end]
             columns["entries"] = self._lines[: self._lines_size]
         return columns
