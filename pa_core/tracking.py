@@ -309,12 +309,15 @@ class RecordTable(Sequence[dict[str, Any]]):
         """
         table, fields = cls(), ("metric", *_FIELDS)
         for record in records:
-            metric, value, *place = [record[field] for field in fields]
+            metric, *values = [record[field] for field in fields]
             if len(record) != len(fields):
                 raise ValueError(f"a record has other keys than those of a history: {list(record)}")
             if not isinstance(metric, str):
                 raise TypeError("the name of a metric must be a string")
-            table.add(metric, value if type(value) is float else _plain(value), *place)
+            value, epoch, update, samples, seconds = (
+                value if type(value) in (float, int) else _plain(value) for value in values
+            )
+            table.add(metric, value, epoch, update, samples, seconds)
         return table
 
     @classmethod
@@ -336,7 +339,7 @@ class RecordTable(Sequence[dict[str, Any]]):
         Raises:
             KeyError, TypeError, ValueError: if this isn't the content of a table.
         """
-        table, length = cls(), len(columns["metric"])
+        table, fields, length = cls(), list(_FIELDS), len(columns["metric"])
         shape = (length, len(_FIELDS))
         kinds = columns["kinds"] if "kinds" in columns else np.zeros(shape, np.uint8)
         is_valid = (
@@ -353,13 +356,15 @@ class RecordTable(Sequence[dict[str, Any]]):
             and kinds.dtype == np.uint8
             and kinds.max(initial=0) <= _IS_ENTRY
             and all(
-                _are_integers(columns[name][kinds[:, column] == kind], low, high)
+                _are_exact_integers(columns[name][kinds[:, column] == _IS_INTEGER])
                 for column, name in enumerate(_FIELDS)
-                for kind, low, high in (
-                    (_IS_INTEGER, -_LARGEST_EXACT, _LARGEST_EXACT),
-                    (_IS_ENTRY, 0, len(entries) - 1),
-                )
             )
+            # Each entry once, in the order of the rows.
+            and [
+                columns[fields[column]][row]
+                for row, column in np.argwhere(kinds == _IS_ENTRY).tolist()
+            ]
+            == list(range(len(entries)))
         )
         if not is_valid:
             raise ValueError("the columns of the run history don't belong together")
@@ -369,9 +374,8 @@ class RecordTable(Sequence[dict[str, Any]]):
         for name in ("metric", *_FIELDS):
             table._rows[name] = columns[name]
         table._set_entries(entries)
-        if len(table._entries) == len(entries):
-            table._lines = np.frombuffer(lines, np.uint8).copy()  # PyTorch wants it writable
-            table._lines_size, table._lines_count = len(lines), len(entries)
+        table._lines = np.frombuffer(lines, np.uint8).copy()  # PyTorch wants it writable
+        table._lines_size, table._lines_count = len(lines), len(entries)
         return table
 
     def copy(self) -> RecordTable:
@@ -555,9 +559,10 @@ def _grown(array: np.ndarray) -> np.ndarray:
     return larger
 
 
-def _are_integers(numbers: np.ndarray, low: int, high: int) -> bool:
-    """Whether all are integers between these two, both included."""
-    return bool(((numbers >= low) & (numbers <= high) & (numbers == np.floor(numbers))).all())
+def _are_exact_integers(numbers: np.ndarray) -> bool:
+    """Whether all are integers that float64 can tell from their neighbours."""
+    is_small = np.abs(numbers) <= _LARGEST_EXACT
+    return bool((is_small & (numbers == np.floor(numbers))).all())
 
 
 def count_values(history: RunHistory) -> dict[str, int]:

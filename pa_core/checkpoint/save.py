@@ -158,8 +158,9 @@ def _state_files(
 
 def _has_columns(history: object) -> TypeGuard[InMemoryRunHistory]:
     """Whether the columns of a history are its state: no subclass decides what else it is."""
-    overridden = getattr(getattr(history, "state_dict", None), "__func__", None)
-    return overridden is InMemoryRunHistory.state_dict
+    if not isinstance(history, InMemoryRunHistory):
+        return False
+    return getattr(history.state_dict, "__func__", None) is InMemoryRunHistory.state_dict
 
 
 def _process_state(trainer: Trainer) -> tuple[Any, Any]:
