@@ -342,7 +342,7 @@ FORGERIES = {
     "an entry between two": with_item("value", 1, 0.5),
     "an entry at NaN": with_item("value", 1, math.nan),
     "an entry that no row has": with_column("entries", text(b"[0.5]\n1\n")),
-    "an entry of two rows": with_item("kinds", (0, 0), 3),
+    "an entry beyond the last": with_item("kinds", (0, 0), 3),
     "an integer that is none": with_item("value", 0, 0.5),
     "an integer that is infinite": with_item("value", 0, math.inf),
     "an integer that is too large": with_item("value", 0, 2.0**60),
