@@ -654,7 +654,7 @@ def run_training(trainer: Trainer) -> Any:
 
 
 @hookspec(firstresult=True)
-def run_update(trainer: Trainer) -> UpdateResult:
+def run_update(trainer: Trainer) -> UpdateResult:  # type: ignore[empty-body]
     """Make the update from the gradients of the accumulated batch. Wrap it, or replace it.
 
     The default is ``trainer.clip_gradients()`` and then ``return trainer.apply_update()``, which

@@ -106,7 +106,12 @@ def test_a_hook_reaches_a_plugin_with_all_its_arguments(name):
 
     plugin = Plugin()
     result = object() if HOOKS[name].must_return else None
-    setattr(plugin, name, hookspecs.hookimpl(lambda **given: seen.append(given) or result))
+
+    def call(**arguments):
+        seen.append(arguments)
+        return result
+
+    setattr(plugin, name, hookspecs.hookimpl(call))
     manager = PluginManager()
     manager.register(plugin)
     bound = manager.bind(name)
