@@ -445,8 +445,9 @@ class TrainerBase(TrainerServices):
             self._load_train_data()
             self._plan_run(self.position)
             if self._fingerprint is not None:
-                self._fingerprint |= data_fingerprint(self._trainer) | {"data_changed": True}
-            self._manifest = None
+                changed = data_fingerprint(self._trainer) | {"data_changed": True}
+                # A new one, since the manifest of a state may still be being written.
+                self._fingerprint, self._manifest = self._fingerprint | changed, None
             if self.scheduler is not None and self.num_updates != before:
                 self._announce_length(before)
         if requested:
