@@ -102,7 +102,7 @@ class TrainerServices:
 
     @property
     def sharded_by(self) -> str | None:
-        """Who may shard model, gradients or optimizer: ``"FSDP"``, ``"DeepSpeed"`` or None."""
+        """What may shard model, gradients or optimizer: ``"FSDP"``, ``"DeepSpeed"``, or nothing."""
         return self._engine.sharded_by
 
     @property
@@ -461,10 +461,10 @@ class TrainerServices:
             plugins: classes or instances, called in this order.
             data: a dataset or loader whose own generators are restored as well.
             alone: let each process train by itself on the same data, with no collectives, so that
-                one may fail. Not while model or optimizer are sharded.
+                one may fail. Not while the model is sharded.
 
         Raises:
-            ValueError: for `alone` under FSDP or DeepSpeed.
+            ValueError: under DeepSpeed; and for `alone` under FSDP.
         """
         from pa_core.loop.trial import trial
 
