@@ -75,6 +75,8 @@ class Engine:
         self.rank: int = accelerator.process_index
         self.is_plain = accelerator.distributed_type in _PLAIN and accelerator.scaler is None
         self._uses_ddp = accelerator.distributed_type in _DDP
+        if accelerator.distributed_type is DistributedType.MEGATRON_LM:
+            self.sharded_by = "Megatron-LM"
         if self.num_processes > 1:
             _engines.add(self)
         self._prepared: dict[tuple[int, int], tuple[nn.Module, Any]] = {}

@@ -109,7 +109,7 @@ class TrainerServices:
 
     @property
     def sharded_by(self) -> str | None:
-        """Who may shard model, gradients or optimizer: ``"FSDP"``, ``"DeepSpeed"`` or None."""
+        """What may shard model, gradients or optimizer: ``"FSDP"``, ``"DeepSpeed"``, or nothing."""
         return self._engine.sharded_by
 
     @property
@@ -169,9 +169,9 @@ class TrainerServices:
         self._engine.broadcast(tensors)
 
     def run_on_all(self, action: Callable[[], T]) -> T:
-        """Run an action that may fail on every process, so that no process waits for a failed one.
+        """Run an action on every process; if it fails on one, all raise instead of waiting forever.
 
-        A collective, which also waits until every process is done.
+        A collective: it returns when every process is done.
 
         Args:
             action: called without arguments.
@@ -314,12 +314,11 @@ class TrainerServices:
         return num_batches(loaders.get(self.eval_name, first), self.eval_batch_limit)
 
     def train_batches(self, limit: int | None = None, *, epoch: int | None = None) -> Iterator[Any]:
-        """Iterate over the training batches of an epoch once more, without training on them.
+        """Iterate over the training batches of an epoch again, without training on them.
 
-        The batches are on the device. Their samples and augmentation are those that the loop gets
-        in this epoch. On several processes each one gets as many batches; `is_padding_batch` is
-        true for those that count for nothing. Don't use it between the steps of an epoch, where
-        the loader is in use.
+        The batches are on the device, with the same samples and augmentation as in the loop. Every
+        process gets the same number of batches; `is_padding_batch` is true for those that count for
+        nothing. Don't call it between the steps of an epoch, when the loader is in use.
 
         Args:
             limit: the maximum number of batches.
@@ -497,12 +496,12 @@ class TrainerServices:
     def trial(
         self, plugins: Iterable[Any] = (), *, data: Any = None, alone: bool = False
     ) -> AbstractContextManager[Trainer]:
-        """A copy of this trainer to try something out with; in the end everything is restored.
+        """A copy of this trainer for trial runs; on exit everything is restored.
 
         The copy shares model, optimizer, data and settings. It has its own run: history, control,
         position and scheduler. It prints nothing. It calls the given plugins, and the provider and
         registry hooks of the trainer's own plugins; their events, their wrappers of runs and their
-        `create_scheduler` aren't called. On exit, also after an exception, the model, the
+        `create_scheduler` aren't called. On exit, even after an exception, the model, the
         optimizer, the gradient scaler and the random generators are as before, bit for bit::
 
             with trainer.trial([RecordLosses()], data=dataset) as probe:
@@ -512,10 +511,10 @@ class TrainerServices:
             plugins: classes or instances, called in this order.
             data: a dataset or loader whose own generators are restored as well.
             alone: let each process train by itself on the same data, with no collectives, so that
-                one may fail. Not while model or optimizer are sharded.
+                one may fail. Not while the model is sharded.
 
         Raises:
-            ValueError: for `alone` under FSDP or DeepSpeed.
+            ValueError: under DeepSpeed; and for `alone` under FSDP.
         """
         from pa_core.loop.trial import trial
 

@@ -20,11 +20,17 @@ if TYPE_CHECKING:
 @contextmanager
 def trial(trainer: Trainer, plugins: Iterable[Any], *, data: Any, alone: bool) -> Iterator[Trainer]:
     """See `Trainer.trial`."""
+    if trainer.sharded_by not in (None, "FSDP"):
+        raise ValueError(
+            f"There are no trial runs under {trainer.sharded_by}, whose copies of the weights "
+            "can't be restored"
+        )
     probe = copy(trainer)
     if alone:
         probe._engine = LocalEngine(trainer._engine)
-        # Now, on every process: wrapping a model the first time needs them all.
-        probe.model, probe.optimizer = probe._engine.prepare(probe.model, probe.optimizer)
+    # Before the parameters are copied, since FSDP replaces them; and on every process, since
+    # wrapping a model the first time needs them all.
+    probe.model, probe.optimizer = probe._engine.prepare(probe.model, probe.optimizer)
     probe.plugins = trainer.plugins.without_events()
     for plugin in plugins:
         probe.plugins.register(plugin)
