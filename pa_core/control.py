@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -27,6 +28,19 @@ class SaveRequest:
             in_background=self.in_background and other.in_background,
             keep=other.keep if self.keep is None else self.keep,
         )
+
+
+@dataclass(frozen=True)
+class UpdateResult:
+    """What became of an accumulated batch.
+
+    Attributes:
+        is_updated: whether the parameters were updated.
+        reason: why they weren't; None if they were.
+    """
+
+    is_updated: bool
+    reason: str | None = None
 
 
 @dataclass
@@ -81,7 +95,7 @@ class TrainerControl:
     granted at once, as on a single process.
 
     Attributes:
-        should_skip_update: whether to skip the next update.
+        skip_reason: why to skip the next update; None to make it.
 
     >>> control = TrainerControl()
     >>> control.stop("the loss is NaN")
@@ -94,7 +108,8 @@ class TrainerControl:
 
     def reset(self) -> None:
         """Forget every request."""
-        self.should_skip_update = False
+        self.skip_reason: str | None = None
+        self._reloads_data = False
         self._everywhere, self._here = Requests(), Requests()
 
     def stop(self, reason: str, *, everywhere: bool = False) -> None:
@@ -162,14 +177,42 @@ class TrainerControl:
         """
         self._requests(everywhere).log = True
 
-    def skip_update(self) -> None:
+    def skip_update(self, reason: str = "request") -> None:
         """Skip the next update: zero its gradients, and keep the weights and the learning rate.
 
-        Request it before the update, in `on_backward_start`, `on_backward_end` or
-        `on_optimizer_step_start`, and on every process: this request isn't communicated, but
-        reduced gradients are the same everywhere.
+        Request it before the update, in `on_optimizer_step_start` or an earlier hook of the step,
+        and on every process: this request isn't communicated, but reduced gradients are the same
+        everywhere.
+
+        Args:
+            reason: given to `on_optimizer_step_skipped`; the first reason is kept.
         """
-        self.should_skip_update = True
+        if self.skip_reason is None:
+            self.skip_reason = reason
+
+    @property
+    def should_skip_update(self) -> bool:
+        """Whether to skip the next update."""
+        return self.skip_reason is not None
+
+    def take_skip(self) -> str | None:
+        """Take and clear the request to skip the next update: its reason, or None."""
+        reason, self.skip_reason = self.skip_reason, None
+        return reason
+
+    def reload_data(self) -> None:
+        """Create the data loaders again, because a dataset has changed in place.
+
+        Assigning `trainer.train_dataset` or `trainer.eval_dataset` needs no request. The training
+        data are loaded again at the next start of a training epoch, including the present one in
+        `on_train_epoch_start`; at once in `on_training_run_start`. Request it on every process.
+        """
+        self._reloads_data = True
+
+    def take_reload(self) -> bool:
+        """Take and clear the request to create the data loaders again."""
+        requested, self._reloads_data = self._reloads_data, False
+        return requested
 
     @property
     def stop_reason(self) -> str | None:
@@ -199,6 +242,10 @@ class TrainerControl:
         pending.add(self._here)
         return pending
 
+    def postpone(self, saves: Mapping[Path, SaveRequest]) -> None:
+        """Request again, on every process, states that could not be saved at this boundary."""
+        self._everywhere.add(Requests(saves=dict(saves)))
+
     @property
     def is_idle(self) -> bool:
         """Whether there is no request to grant at a boundary."""
@@ -218,6 +265,6 @@ class TrainerControl:
         return self._everywhere if everywhere else self._here
 
     def __repr__(self) -> str:
-        requested = vars(self.pending) | {"skip_update": self.should_skip_update}
+        requested = vars(self.pending) | {"skip_update": self.skip_reason}
         shown = ", ".join(f"{name}={value!r}" for name, value in requested.items() if value)
         return f"{type(self).__name__}({shown})"

@@ -142,13 +142,18 @@ class Every:
 
     def __init__(self, duration: int | str | Duration, default_unit: str = "epochs") -> None:
         self.duration = Duration.parse(duration, default_unit)
-        self._count = 0
+        self._count = self._updates = 0
 
     def due(self, progress: Progress) -> bool:
         """Whether another multiple was reached since the last call."""
         # A quotient such as 0.3 / 0.1 is just below an integer in floating point.
         count = math.floor(self.duration.measure(progress) / self.duration.value + 1e-9)
-        due, self._count = count > self._count, count
+        if progress.updates < self._updates:  # a new run
+            self._count = 0
+        self._updates = progress.updates
+        due = count > self._count
+        # The percentage falls if a run becomes longer; no multiple is due twice.
+        self._count = max(count, self._count)
         return due
 
     @property
@@ -169,15 +174,18 @@ class Every:
 class RunLength:
     """The length of a run, as passed to `Trainer.train`.
 
+    Epochs and samples are lengths of data, so a skipped update counts towards them. A number of
+    updates means updates that were made.
+
     Attributes:
         duration: the length as given.
-        num_updates: the same in updates; None if unknown in advance, as for a stream or a time
-            limit.
-        max_updates: the maximum number of updates; None without a maximum.
+        planned: the same in updates, made or skipped; None for a number of updates, and if it is
+            unknown in advance, as for a stream or a time limit.
+        max_updates: the maximum number of updates that are made; None without a maximum.
     """
 
     duration: Duration
-    num_updates: int | None
+    planned: int | None
     max_updates: int | None
 
     @classmethod
@@ -189,8 +197,12 @@ class RunLength:
         samples_per_epoch: int | None,
         global_batch_size: int,
         max_updates: int | None,
+        done: Progress | None = None,
     ) -> RunLength:
         """Count the updates of a run.
+
+        If the data change during a run, or it is resumed with others, the remaining epochs or
+        samples are counted with the new ones, and added to the updates so far.
 
         Args:
             duration: length of the run.
@@ -198,32 +210,66 @@ class RunLength:
             samples_per_epoch: over all processes; None if the data has no length.
             global_batch_size: samples per update.
             max_updates: upper limit of the number of updates; None for no limit.
+            done: the progress at the start of the epoch, its ``updates`` with skipped ones; None
+                for a fresh run.
 
         Raises:
             ValueError: if the duration is a percentage of the run itself.
         """
-        total: int | None = None
-        if duration.unit == "updates":
-            total = math.ceil(duration.value)
-        elif updates_per_epoch and duration.unit == "epochs":
-            total = math.ceil(duration.value * updates_per_epoch)
-        elif updates_per_epoch and samples_per_epoch and duration.unit == "samples":
-            epochs, rest = divmod(duration.value, samples_per_epoch)
-            total = int(epochs) * updates_per_epoch + math.ceil(rest / global_batch_size)
-        elif duration.unit == "percent":
+        if duration.unit == "percent":
             raise ValueError("num_epochs can't be a percentage: it sets the length of the run")
-        if total is not None and max_updates is not None:
-            total = min(total, max_updates)
-        return cls(duration, total, max_updates if total is None else total)
+        done = Progress(0, 0, 0, 0, None) if done is None else done
+        planned: int | None = None
+        if duration.unit == "updates":
+            limits = (math.ceil(duration.value), max_updates)
+            max_updates = min(limit for limit in limits if limit is not None)
+        elif updates_per_epoch and duration.unit == "epochs":
+            rest = max(duration.value - done.epochs, 0)
+            planned = done.updates + math.ceil(rest * updates_per_epoch)
+        elif updates_per_epoch and samples_per_epoch and duration.unit == "samples":
+            rest = max(duration.value - done.samples, 0)
+            epochs, rest = divmod(rest, samples_per_epoch)
+            planned = done.updates + int(epochs) * updates_per_epoch
+            planned += math.ceil(rest / global_batch_size)
+        return cls(duration, planned, max_updates)
+
+    @property
+    def num_updates(self) -> int | None:
+        """The number of updates, if none is skipped; None if unknown in advance."""
+        if self.planned is None:
+            return self.max_updates if self.duration.unit == "updates" else None
+        return self.planned if self.max_updates is None else min(self.planned, self.max_updates)
 
     @property
     def is_timed(self) -> bool:
         """Whether a clock ends the run; clocks differ between processes."""
         return self.duration.unit == "seconds"
 
-    def is_counted_out(self, updates: int) -> bool:
-        """Whether the run has made its maximum number of updates."""
-        return self.max_updates is not None and updates >= self.max_updates
+    def fraction(self, updates: int, skipped: int) -> float | None:
+        """How much of the run is done, from 0 to 1; None if its length is unknown in advance.
+
+        Args:
+            updates: number of updates made.
+            skipped: number of updates skipped.
+        """
+        if self.num_updates is None:
+            return None
+        parts = [0.0]
+        if self.planned:
+            parts.append((updates + skipped) / self.planned)
+        if self.max_updates:
+            parts.append(updates / self.max_updates)
+        return max(parts)
+
+    def is_counted_out(self, updates: int, skipped: int) -> bool:
+        """Whether the run has reached its number of updates."""
+        if self.max_updates is not None and updates >= self.max_updates:
+            return True
+        return self.planned is not None and updates + skipped >= self.planned
+
+    def is_last_epoch_done(self, epochs: int) -> bool:
+        """Whether a run over epochs has trained as many, even if they had fewer batches."""
+        return self.duration.unit == "epochs" and epochs >= math.ceil(self.duration.value)
 
     def is_over(self, progress: Progress) -> bool:
         """Whether a run of unknown `num_updates` has reached its length."""

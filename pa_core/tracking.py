@@ -27,11 +27,13 @@ class Position:
         phase: ``"start"`` of the epoch, ``"train"`` within its training part, or ``"eval"`` once
             only its evaluation is left.
         batch: micro-batches of the epoch that this process has used for updates.
-        updates: optimizer updates of the run.
+        updates: optimizer updates that the run has made.
         samples: samples consumed by the run on all processes.
         seconds: time that the run has taken.
         stop_reason: why the run was stopped early; None if it wasn't.
         is_paused: whether it was stopped in order to be resumed.
+        skipped: updates that were skipped.
+        skipped_in_a_row: those since the last update that was made.
     """
 
     epoch: int = 1
@@ -43,6 +45,18 @@ class Position:
     seconds: float = 0.0
     stop_reason: str | None = None
     is_paused: bool = False
+    skipped: int = 0
+    skipped_in_a_row: int = 0
+
+    @property
+    def attempts(self) -> int:
+        """The accumulated batches of the run so far, whether their update was made or skipped."""
+        return self.updates + self.skipped
+
+    @property
+    def epoch_of_run(self) -> int:
+        """The number of the epoch in the run, from 0 on."""
+        return self.epoch - self.first_epoch
 
 
 class RunHistory(ABC):
@@ -365,6 +379,93 @@ class LossTracker:
         self._total = float(state["total_loss"])
         self._count = state["running_count"]
         self._latest = float(state["loss_value"])
+
+
+class NamedMeans:
+    """The means of values that plugins and loss methods record by name, over the items of an epoch.
+
+    Values are summed on their device, so that recording doesn't synchronise.
+    """
+
+    def __init__(self) -> None:
+        self._trackers: dict[str, LossTracker] = {}
+        self._in_step: dict[str, str] = {}  # what the present step has recorded, and from where
+
+    def reset(self) -> None:
+        """Remove all values."""
+        self._trackers = {}
+        self._in_step = {}
+
+    def start_step(self) -> None:
+        """A name may be recorded once per step."""
+        if self._in_step:
+            self._in_step = {}
+
+    def add(self, name: str, value: float | Tensor, items: float | Tensor, source: str) -> None:
+        """Add a mean over the items of a micro-batch.
+
+        Args:
+            name: the name, without the prefix of the part of the run.
+            value: a number, or a tensor with one element.
+            items: how many items it is the mean of. If it is 0, the value is ignored, even if it is
+                NaN.
+            source: what records it, for the error.
+
+        Raises:
+            ValueError: if the name is taken or isn't valid.
+            TypeError: if the value isn't a number.
+        """
+        if not isinstance(name, str) or not name or name in _LOSS_NAMES:
+            raise ValueError(
+                f"{name!r} can't name a mean: give a text other than {', '.join(_LOSS_NAMES)}, "
+                "which name the loss"
+            )
+        if name in self._in_step:
+            raise ValueError(
+                f"The mean {name!r} is recorded twice in one step, by {self._in_step[name]} and by "
+                f"{source}: give one of them another name"
+            )
+        if isinstance(value, Tensor):
+            if value.numel() != 1 or value.is_complex():
+                raise TypeError(
+                    f"The mean {name!r} is a tensor of shape {tuple(value.shape)}; expected a real "
+                    "number, or a tensor with one"
+                )
+            value = value.reshape(())
+        elif isinstance(value, np.number):
+            value = float(value)
+        elif not isinstance(value, int | float):
+            raise TypeError(f"The mean {name!r} is a {type(value).__name__}; expected a number")
+        self._in_step[name] = source
+        tracker = self._trackers.get(name)
+        if tracker is None:
+            tracker = self._trackers[name] = LossTracker()
+        tracker.update(value, items)
+
+    @property
+    def names(self) -> list[str]:
+        """The names that this process has recorded, in their order."""
+        return list(self._trackers)
+
+    def sums(self, names: Iterable[str], device: torch.device) -> Tensor:
+        """Sum and count of each name, to be reduced over processes; shape ``(names, 2)``."""
+        trackers = [self._trackers.get(name) or LossTracker() for name in names]
+        return torch.stack([tracker.sums(device) for tracker in trackers])
+
+    def state_dict(self) -> dict[str, Any]:
+        """The state of each mean, by name."""
+        return {name: tracker.state_dict() for name, tracker in self._trackers.items()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore what `state_dict` returned."""
+        self.reset()
+        for name, saved in state.items():
+            self._trackers[name] = LossTracker()
+            self._trackers[name].load_state_dict(saved)
+
+
+_LOSS_NAMES = ("loss", "loss_epoch")
+"""With a prefix, these are the core's own metrics."""
 
 
 def _on_host(value: float | Tensor) -> float | Tensor:

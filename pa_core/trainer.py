@@ -8,7 +8,7 @@ Each step is a method that a subclass may override, followed by the hook of the 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,26 +17,29 @@ from torch import Tensor
 
 from pa_core.callbacks import get_default_callbacks
 from pa_core.checkpoint.manifest import run_fingerprint
+from pa_core.control import UpdateResult
 from pa_core.data.loader import evaluation_batches
 from pa_core.data.rng import derive_key, seed_all
 from pa_core.diagnostics.preserve import modes_kept
 from pa_core.errors import StopTrainingError
 from pa_core.loop.arguments import (
+    RunArguments,
     check_batch_output,
+    check_loss,
     check_model_and_optimizer,
     check_predict_arguments,
-    check_train_arguments,
+    check_update,
 )
 from pa_core.loop.base import TrainerBase
 from pa_core.loop.consensus import Consensus
-from pa_core.loop.micro_batches import MicroBatch, micro_batches
-from pa_core.loop.randomness import EpochRandomness
 from pa_core.placeholders import TrainerPlaceholderValues, replace_trainer_placeholder_values
-from pa_core.tracking import LossTracker, Position, count_values, values_since
+from pa_core.tracking import LossTracker, NamedMeans, Position, count_values, values_since
 
 if TYPE_CHECKING:
     from pa_core.control import Requests
     from pa_core.durations import Duration
+    from pa_core.loop.micro_batches import MicroBatch
+    from pa_core.loop.randomness import EpochRandomness
 
 __all__ = [
     "DEFAULT_CALLBACKS",
@@ -236,14 +239,17 @@ class Trainer(TrainerBase):
         """
         if self._in_run:
             raise RuntimeError("train() was called within a run of the same Trainer")
-        check_train_arguments(
-            train_dataset=train_dataset,
+        if train_dataset is None:
+            raise ValueError("train() needs a dataset, not None")
+        self._arguments = RunArguments(
             num_epochs=num_epochs,
             per_device_batch_size=per_device_batch_size,
             gradient_accumulation_steps=gradient_accumulation_steps,
             max_num_train_steps=max_num_train_steps,
             gradient_clip_value=gradient_clip_value,
             gradient_clip_norm=gradient_clip_norm,
+            train_dataloader_kwargs=train_dataloader_kwargs,
+            eval_dataloader_kwargs=eval_dataloader_kwargs,
         )
         check_model_and_optimizer(self.get_model(), self.optimizer, needs_optimizer=True)
         state = None
@@ -257,26 +263,19 @@ class Trainer(TrainerBase):
         if reset_run_history and state is None:
             self.run_history.reset()
 
-        self._train_dataloader = self._split_loader(
-            self.create_train_dataloader(per_device_batch_size, train_dataloader_kwargs), "train"
-        )
-        self._create_eval_dataloaders(per_device_batch_size, eval_dataloader_kwargs)
-        self.run_config = self._create_run_config(
-            per_device_batch_size=per_device_batch_size,
-            num_epochs=num_epochs,
-            gradient_accumulation_steps=gradient_accumulation_steps,
-            max_num_train_steps=max_num_train_steps,
-            gradient_clip_value=gradient_clip_value,
-            gradient_clip_norm=gradient_clip_norm,
-        )
+        epoch = self.run_history.current_epoch
+        position = Position(epoch=epoch, first_epoch=epoch) if state is None else state.position
+        self._load_train_data()
+        self._load_eval_data()
+        self._plan_run(position)
         self._engine.plan(self.run_config)
+        self._check_update_plugins()
         self._prepare_model_optimizer_and_dataloaders()
         self.scheduler = (
             self.create_scheduler()
             if create_scheduler_fn is not None
             else self._hooks.create_scheduler(trainer=self)
         )
-        epoch = self.run_history.current_epoch
         self.position = Position(epoch=epoch, first_epoch=epoch)
         self.control.reset()
         self._manifest, self._fingerprint = None, run_fingerprint(self)
@@ -284,6 +283,7 @@ class Trainer(TrainerBase):
         if state is not None:
             state.check_compatible(self, strict=strict)
             state.restore_training(self)
+            state.watch_start(self)
             self.print(
                 f"Resuming from {state.directory}: epoch {self.position.epoch}, "
                 f"update {self.position.updates}"
@@ -370,32 +370,37 @@ class Trainer(TrainerBase):
             self._report_exception(exception)
             raise
         finally:
-            self._in_run, self._resumed_state = False, None
+            self._in_run = self._is_in_step = False
+            state = self._resumed_state
+            if state is not None and hook == "run_training":  # failed before it was restored
+                state.stop_watching()
+                self._resumed_state = None
 
     # -- The training loop ------------------------------------------------------------------------
 
     def _run_training(self) -> None:
         """Run epochs until the run's length is reached or a plugin stops it."""
         position = self.position
-        self._consensus = Consensus(self._engine, position.updates)
-        self._engine.zero_grad(self.optimizer)  # of an interrupted run
+        self._consensus = Consensus(self._engine, position.attempts)
+        self._discard_accumulation()  # of an interrupted run
         self._print_plugins()
         try:
             self.training_run_start()
             self._event("on_training_run_start")
+            self._reload_changed_data()
             if position.phase != "train" or position.stop_reason is not None:
-                self._restore_after_start()
+                self._restore_plugins()
             if position.stop_reason is not None:
                 self.print(f"This run had already stopped: {position.stop_reason}")
             # An interrupted epoch is completed, whatever the run's length.
             while position.stop_reason is None and (
-                position.phase != "start" or not (self._is_finished() or self._is_last_epoch_done())
+                position.phase != "start" or not self._is_finished()
             ):
                 self._run_epoch()
         except StopTrainingError as error:
             position.stop_reason = str(error)
-            self.optimizer_zero_grad()  # an interrupted accumulation is discarded
-            self._accumulation.reset()
+            self.optimizer_zero_grad()
+            self._discard_accumulation()
             self.print(error)
             self._event("on_stop_training_error", error=error)
         self._wait_for_saves()
@@ -408,7 +413,8 @@ class Trainer(TrainerBase):
     def _run_epoch(self) -> None:
         """One epoch of the run: its training part, then its evaluation part."""
         if self.position.phase != "eval":
-            self._run_train_epoch(self._train_dataloader)
+            self._run_train_epoch()
+        self._reload_changed_eval_data()
         self._run_eval_epochs()
         self.training_run_epoch_end()
         self._event("on_training_run_epoch_end")
@@ -417,54 +423,40 @@ class Trainer(TrainerBase):
         self.position.batch, self.position.phase = 0, "start"
         self._handle_requests(now=True)
 
-    def _run_train_epoch(self, train_dl: Any) -> None:
+    def _run_train_epoch(self) -> None:
         """Train for one epoch, or for the rest of an interrupted one."""
-        position, hooks = self.position, self._hooks
-        hooks.refresh()
+        position, hooks, engine = self.position, self._hooks, self._engine
         if position.phase == "start":
-            self._loss_tracker.reset()
+            self._reset_means()
         self.train_epoch_start()
         self._event("on_train_epoch_start")
+        self._reload_changed_data()
         if position.phase == "train":
-            self._restore_after_start()
+            self._restore_plugins()
         position.phase = "train"
 
-        if not self._is_finished():
-            engine, seeds_host = self._engine, self._step_may_draw()
-            randomness = EpochRandomness(
-                self.seed, position.epoch, engine.rank, self.device, seeds_host=seeds_host
-            )
-            epoch = micro_batches(
-                train_dl,
-                engine,
-                seed=self.seed,
-                epoch=position.epoch,
-                start=position.batch,
-                limit=self.train_batch_limit,
-                accumulation=self.run_config.gradient_accumulation_steps,
-                seeds_host=seeds_host,
-            )
-            for micro in epoch:
-                self.is_padding_batch = micro.is_padding
-                if hooks.on_train_step_start is not None:
-                    randomness.seed_plugins(micro.step)
-                    hooks.on_train_step_start(trainer=self, batch=micro.data, step=micro.step)
-                with engine.accumulating(self.model, micro.completes_update):
-                    output = self._forward_backward(micro, randomness)
-                if micro.completes_update:
-                    self._update_parameters()
-                    position.batch = micro.step + 1
-                if hooks.on_train_step_end is not None:
-                    hooks.on_train_step_end(
-                        trainer=self, batch=micro.data, batch_output=output, step=micro.step
-                    )
-                if micro.completes_update:
-                    self._handle_requests()
-                    if self._is_finished():
-                        break
+        batches, randomness = self._rest_of_epoch()
+        for micro in () if self._is_finished() else batches:
+            self._start_step(is_padding=micro.is_padding)
+            if hooks.on_train_step_start is not None:
+                randomness.seed_plugins(micro.step)
+                hooks.on_train_step_start(trainer=self, batch=micro.data, step=micro.step)
+            with engine.accumulating(self.model, micro.completes_update):
+                output = self._forward_backward(micro, randomness)
+            if micro.completes_update:
+                self._update_parameters()
+            if hooks.on_train_step_end is not None:
+                hooks.on_train_step_end(
+                    trainer=self, batch=micro.data, batch_output=output, step=micro.step
+                )
+            self._is_in_step = False
+            if micro.completes_update:
+                self._handle_requests()
+                if self._is_finished():
+                    break
 
         self.train_epoch_end()
-        self._add_epoch_loss_to_run_history("train_loss_epoch")
+        self._record_means("train", "train_loss_epoch")
         self._event("on_train_epoch_end")
         position.phase = "eval"
         self._handle_requests(now=True)
@@ -473,50 +465,119 @@ class Trainer(TrainerBase):
         """Calculate the loss of a micro-batch and add its gradient to those accumulated."""
         hooks, batch, step = self._hooks, micro.data, micro.step
         self._is_between_updates = False
+        if self._recompute is not None:
+            self._recompute.keep(micro, randomness)
         randomness.seed_model(step)
         output = self.calculate_train_batch_loss(batch)
-        check_batch_output(output, "calculate_train_batch_loss")
+        output = check_batch_output(output, "calculate_train_batch_loss")
+        # The gradient is that of the mean over the accumulated batch, so each loss is weighted by
+        # its part of the items: n_i / N. A weight of None is 1.
+        weight, items = self._accumulation.weigh(output, micro)
+        self._step_items = items
+        if self._recompute is not None:
+            self._recompute.weigh(weight)
         if hooks.on_backward_start is not None:
             hooks.on_backward_start(trainer=self, batch=batch, batch_output=output, step=step)
-        loss, items = self._accumulation.scale(output, step, micro.is_padding)
-        self._update_loss_tracker(output["loss"], items)
-        self.backward_step(loss)
+        loss = check_loss(output["loss"], "on_backward_start left")
+        self._update_loss_tracker(loss, items)
+        self._record_log(output)
+        self.backward_step(loss if weight is None else loss * weight)
         if hooks.on_backward_end is not None:
             hooks.on_backward_end(trainer=self, batch=batch, batch_output=output, step=step)
         return output
 
     def _update_parameters(self) -> None:
         """Make one update from the gradients of the accumulated batch."""
-        position, control, hooks = self.position, self.control, self._hooks
-        samples = self._accumulation.finish(self.model.parameters())
-        if not control.should_skip_update:
-            self._clip_gradients()
-            if hooks.on_optimizer_step_start is not None:
-                hooks.on_optimizer_step_start(trainer=self)
-        skip, control.should_skip_update = control.should_skip_update, False
-        if skip:
-            self._consensus.count_skipped()
-        else:
-            self.optimizer_step()
-            if self.scheduler is not None and not self._engine.step_was_skipped:
-                self.scheduler_step()
-        self.optimizer_zero_grad()
-        position.updates += 1
-        position.samples += int(samples)
-        position.seconds = time.monotonic() - self._clock
-        self._is_between_updates = True
-        if not skip and hooks.on_optimizer_step_end is not None:
-            hooks.on_optimizer_step_end(trainer=self)
+        hooks = self._hooks
+        self._accumulation.finish(self.model.parameters())
+        self._engine.unscale(self.optimizer)
+        self._is_updating = True
+        if hooks.on_gradients_ready is not None:
+            hooks.on_gradients_ready(trainer=self)
+        check_update(hooks.run_update(trainer=self), is_applied=self._is_between_updates)
+        self._is_updating = False
+        if self._recompute is not None:
+            self._recompute.clear()
 
-    def _clip_gradients(self) -> None:
-        """Clip the accumulated gradients, once per update, by norm or by value."""
+    def clip_gradients(self) -> None:
+        """Clip the accumulated gradients by norm or by value, as the run is configured.
+
+        The default of the hook `run_update` calls it before `apply_update`; a replacement should
+        too. ``trainer.grad_norm`` is then the norm before clipping, of shape ``()``.
+        """
         config = self.run_config
+        if self.control.skip_reason is not None:
+            return
         if config.gradient_clip_norm is not None:
             self.grad_norm = self._engine.clip_norm(
                 self.model.parameters(), config.gradient_clip_norm
             )
         elif config.gradient_clip_value is not None:
             self._engine.clip_value(self.model.parameters(), config.gradient_clip_value)
+
+    def apply_update(self) -> UpdateResult:
+        """Update the parameters from their gradients, and zero these; or skip the update.
+
+        Called once per accumulated batch, by the default of the hook `run_update` or by its
+        replacement.
+
+        Returns:
+            Whether the parameters were updated, and if not, why.
+
+        Raises:
+            RuntimeError: if there is no update to make.
+        """
+        if not self._is_updating or self._is_between_updates:
+            raise RuntimeError("apply_update() is called in the hook run_update only, and once")
+        position, hooks = self.position, self._hooks
+        if self.control.skip_reason is None and hooks.on_optimizer_step_start is not None:
+            hooks.on_optimizer_step_start(trainer=self)
+        reason = self.control.take_skip()
+        if reason is None:
+            self.optimizer_step()
+            if self._engine.step_was_skipped:
+                reason = "overflow"
+            elif self.scheduler is not None:
+                self.scheduler_step()
+        else:
+            self._engine.discard_unscaled()
+        self.optimizer_zero_grad()
+        position.batch += self._accumulation.micro_batches
+        position.samples += self._accumulation.samples
+        position.seconds = time.monotonic() - self._clock
+        self._is_between_updates = True
+        if reason is not None:
+            self._count_skipped(reason)
+            if hooks.on_optimizer_step_skipped is not None:
+                hooks.on_optimizer_step_skipped(trainer=self, reason=reason)
+            return UpdateResult(False, reason)
+        position.updates += 1
+        position.skipped_in_a_row = 0
+        if hooks.on_optimizer_step_end is not None:
+            hooks.on_optimizer_step_end(trainer=self)
+        return UpdateResult(True)
+
+    def recompute_gradients(self) -> Tensor:
+        """Calculate the gradients of the accumulated batch again, with the present parameters.
+
+        For a plugin that declares ``needs_recompute = True``, in the hook `run_update`. The
+        micro-batches run again with the same random numbers, as they were after
+        `on_train_step_start`; `on_backward_start` is called again, and no other hook of a step.
+        Nothing is recorded or counted, and buffers such as running statistics stay as they are.
+        The gradients are then those of the new pass: reduced, unscaled and not clipped.
+
+        Returns:
+            The mean loss over the accumulated batch of all processes, shape ``()``.
+
+        Raises:
+            RuntimeError: outside `run_update`, or if no plugin declares `needs_recompute`.
+        """
+        if self._recompute is None or not self._is_updating or self._is_between_updates:
+            raise RuntimeError(
+                "recompute_gradients() is called in the hook run_update, before apply_update(), by "
+                "a plugin that declares needs_recompute = True"
+            )
+        return self._recompute.run(self)
 
     def _handle_requests(self, now: bool = False) -> None:
         """Grant what plugins have requested since the last boundary, the same on every process."""
@@ -529,6 +590,8 @@ class Trainer(TrainerBase):
         asked = self._decide(now)
         if asked.log:
             self._log_progress()
+        if asked.evaluate:
+            self._reload_changed_eval_data()
         if asked.evaluate and self._eval_dataloaders:
             self._evaluate_within_epoch()
             asked.add(self._decide(now=True))  # what plugins requested in the evaluation
@@ -536,7 +599,10 @@ class Trainer(TrainerBase):
         position.stop_reason, position.is_paused = asked.stop_reason, asked.is_pause
         if asked.wait_for_save:
             self._wait_for_saves()
-        self._save_states(asked.saves)
+        if position.skipped_in_a_row and not now and asked.stop_reason is None:
+            control.postpone(asked.saves)  # until an update is made
+        else:
+            self._save_states(asked.saves)
         if asked.stop_reason is not None:
             raise StopTrainingError(asked.stop_reason)
 
@@ -545,30 +611,21 @@ class Trainer(TrainerBase):
         timed = self._in_run and self._length.is_timed
         time_is_up = timed and self._length.is_over(self.progress)
         return self._consensus.decide(
-            self.control, self.position.updates, time_is_up=time_is_up, now=now
+            self.control, self.position.attempts, time_is_up=time_is_up, now=now
         )
-
-    def _restore_after_start(self) -> None:
-        """Restore the state again, in case the run's first events have changed what it restored."""
-        state, self._resumed_state = self._resumed_state, None
-        if state is not None:
-            state.restore_training(self)
-            state.restore_plugins(self)
 
     def _is_finished(self) -> bool:
         """Whether the run has reached its length, the same on every process."""
-        length = self._length
-        if length.is_counted_out(self.position.updates):
+        length, position = self._length, self.position
+        if length.is_counted_out(position.updates, position.skipped):
+            return True
+        if position.phase == "start" and length.is_last_epoch_done(position.epoch_of_run):
             return True
         if length.num_updates is not None:
             return False
         if length.is_timed and self._engine.num_processes > 1:
             return self._consensus.time_is_up
         return length.is_over(self.progress)
-
-    def _is_last_epoch_done(self) -> bool:
-        epochs, position = self.run_config.num_epochs, self.position
-        return epochs is not None and position.epoch - position.first_epoch >= epochs
 
     # -- The evaluation loop ----------------------------------------------------------------------
 
@@ -624,8 +681,9 @@ class Trainer(TrainerBase):
         """
         hooks, history = self._hooks, self.run_history
         hooks.refresh()
-        model, tracker, prefix = self.model, self._loss_tracker, history.metric_name_prefix
-        self._loss_tracker = LossTracker()
+        model, prefix = self.model, history.metric_name_prefix
+        kept = self._loss_tracker, self._means, self._is_in_step, self._step_items
+        self._loss_tracker, self._means = LossTracker(), NamedMeans()
         self.model = self._engine.for_evaluation(model)
         if self.eval_name is not None:
             history.set_metric_name_prefix(f"{prefix}{self.eval_name}_")
@@ -637,43 +695,109 @@ class Trainer(TrainerBase):
                 epoch_batches = evaluation_batches(
                     valid_dl,
                     self._engine,
-                    self.calculate_eval_batch_loss,
+                    self._calculate_padding,
                     seed=self.seed,
                     limit=self.eval_batch_limit,
                 )
                 for step, batch in enumerate(epoch_batches):
+                    self._start_step()
                     if hooks.on_eval_step_start is not None:
                         hooks.on_eval_step_start(trainer=self, batch=batch, step=step)
                     output = self.calculate_eval_batch_loss(batch)
-                    check_batch_output(output, "calculate_eval_batch_loss")
+                    output = check_batch_output(output, "calculate_eval_batch_loss")
                     items = output.get("num_items_in_batch", output["batch_size"])
+                    self._step_items = items
                     self._update_loss_tracker(output["loss"], items)
+                    self._record_log(output)
                     if hooks.on_eval_step_end is not None:
                         hooks.on_eval_step_end(
                             trainer=self, batch=batch, batch_output=output, step=step
                         )
+                self._is_in_step = False
                 self.eval_epoch_end()
             name = "eval_loss_epoch" if is_training else "evaluation_loss"
-            self._add_epoch_loss_to_run_history(
-                "intermediate_eval_loss" if is_intermediate else name
+            self._record_means(
+                "eval" if is_training else "evaluation",
+                "intermediate_eval_loss" if is_intermediate else name,
             )
             self._event("on_eval_epoch_end", is_intermediate=is_intermediate)
         finally:
-            self.model, self._loss_tracker, self.eval_name = model, tracker, None
+            self.model, self.eval_name = model, None
+            self._loss_tracker, self._means, self._is_in_step, self._step_items = kept
             history.set_metric_name_prefix(prefix)
 
     # -- Small parts of the above ---------------------------------------------------------------
+
+    def record_mean(
+        self, name: str, value: float | Tensor, items: float | Tensor | None = None
+    ) -> None:
+        """Record a value of this step, to be averaged over the items of the epoch like the loss.
+
+        The mean over all processes is recorded at the end of the epoch as ``train_NAME``,
+        ``eval_NAME`` or ``evaluation_NAME``. A loss method may instead return
+        ``{"log": {name: value}}`` in its output. Values stay on their device.
+
+        Args:
+            name: the name; once per step.
+            value: a number, or a tensor with one element: a mean over `items`.
+            items: how many items it is the mean of; by default those of the loss. Required where
+                the batch size isn't known yet: before the loss method has returned. With 0 items,
+                and in a padding batch, the value is ignored.
+
+        Raises:
+            RuntimeError: outside the steps of an epoch.
+            ValueError: if the name is recorded twice, or `items` is missing.
+        """
+        if not self._is_in_step:
+            raise RuntimeError(
+                "record_mean() is called in the hooks of a step and in loss methods; elsewhere, "
+                "record a value with run_history.update_metric()"
+            )
+        if items is None and self._step_items is None:
+            raise ValueError(
+                f"record_mean({name!r}) needs items here, before the batch size is known"
+            )
+        self._add_mean(name, value, items, "record_mean()")
+
+    def _add_mean(self, name: str, value: Any, items: float | Tensor | None, source: str) -> None:
+        if self._recompute is not None and self._recompute.is_running:
+            return  # the first pass has recorded it
+        if items is None:
+            items = self._step_items
+        assert items is not None
+        self._means.add(name, value, 0 if self.is_padding_batch else items, source)
+
+    def _record_log(self, output: Mapping[str, Any]) -> None:
+        """Record the named means that a loss method returns."""
+        if "log" not in output:
+            return
+        if not isinstance(output["log"], Mapping):
+            raise TypeError(
+                f'batch_output["log"] is a {type(output["log"]).__name__}; expected a dict of means'
+            )
+        for name, value in output["log"].items():
+            self._add_mean(name, value, None, 'batch_output["log"]')
 
     def _update_loss_tracker(self, batch_loss: Tensor, batch_size: Any) -> None:
         """Add a batch's unscaled mean loss to the mean of the epoch."""
         self._loss_tracker.update(batch_loss, batch_size)
 
-    def _add_epoch_loss_to_run_history(self, metric_name: str) -> None:
-        """Record the mean loss of the epoch over all samples of all processes."""
-        total, count = self._engine.sum(self._loss_tracker.sums(self.device)).tolist()
+    def _record_means(self, prefix: str, loss_name: str) -> None:
+        """Record the means of the epoch over all items of all processes: the loss and by name."""
+        loss = self._loss_tracker.sums(self.device)
+        count_of_names = loss.new_tensor([len(self._means.names)])
+        total, count, names = self._engine.sum(torch.cat([loss, count_of_names])).tolist()
         if not count:
             raise ValueError(
-                f"There is no {metric_name}, because the data yielded no batch. If the iterator is "
+                f"There is no {loss_name}, because the data yielded no batch. If the iterator is "
                 "exhausted, pass a dataset or a re-iterable loader"
             )
-        self.run_history.update_metric(metric_name, total / count)
+        self.run_history.update_metric(loss_name, total / count)
+        if not names:
+            return
+        gathered = self._engine.gather_objects(self._means.names)
+        ordered = sorted({name for of_rank in gathered for name in of_rank})
+        sums = self._engine.sum(self._means.sums(ordered, self.device)).tolist()
+        for name, (total, count) in zip(ordered, sums, strict=True):
+            if count:
+                self.run_history.update_metric(f"{prefix}_{name}", total / count)

@@ -89,13 +89,15 @@ class StateSaver:
         else:
             if request.in_background:
                 self._pending = pending
+            if pending.thread is None and not request.in_background:
+                self._announce(state_dir)
         if pending.thread is None:
             _warn(pending.warnings)
 
     def request_wait(self, control: TrainerControl) -> None:
-        """If saving has failed on this process, have all processes wait at the next boundary."""
+        """If the background save has ended, have all processes wait for it at the next boundary."""
         pending = self._pending
-        if pending is not None and (pending.error is not None or pending.warnings):
+        if pending is not None and pending.thread is not None and not pending.thread.is_alive():
             control.wait_for_save()
 
     def wait(self) -> None:
@@ -128,8 +130,12 @@ class StateSaver:
 
     def _wait(self) -> None:
         pending, self._pending = self._pending, None
-        if pending is not None:
-            self._trainer._engine.run_on_all(lambda: self._complete(pending))
+        if pending is None:
+            return
+        engine = self._trainer._engine
+        engine.run_on_all(lambda: self._complete(pending))
+        if not engine.largest(int(pending.error is not None))[0]:
+            self._announce(pending.state_dir)
 
     def _complete(self, pending: _PendingSave) -> None:
         if pending.thread is None:
@@ -142,6 +148,10 @@ class StateSaver:
             pending.error.add_note(f"while {pending.state_dir} was being saved in the background")
             raise pending.error
         self._report(pending, pending.error)
+
+    def _announce(self, state_dir: Path) -> None:
+        """Tell plugins, on every process, that a state is complete on disk."""
+        self._trainer._event("on_training_state_saved", state_dir=state_dir)
 
     def _report(self, pending: _PendingSave, error: Exception) -> None:
         """Notify plugins and warn the user that a state was not saved; training continues."""

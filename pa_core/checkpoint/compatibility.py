@@ -53,6 +53,15 @@ def differences(saved: Mapping[str, Any], present: Mapping[str, Any], *, strict:
         ]
         commit, commit_now = ((run["git"] or {}).get("commit") for run in (saved, present))
         pairs.append(("the git commit", commit, commit_now))
+    return _phrases(pairs)
+
+
+def differing_leaves(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """List the differences between two descriptions, a phrase for each as in `differences`."""
+    return _phrases(_pairs("", dict(before), dict(now)))
+
+
+def _phrases(pairs: list[tuple[str, Any, Any]]) -> list[str]:
     return [f"{name}: {before!r} → {now!r}" for name, before, now in pairs if before != now]
 
 
@@ -106,7 +115,7 @@ def mid_epoch_obstacle(
         now: ``run`` of the manifest of the run that is to be resumed.
         states: the plugins' states by name, for each process that has saved.
     """
-    if before["dataset_length"] != now["dataset_length"]:
+    if before.get("dataset_length", now["dataset_length"]) != now["dataset_length"]:
         return "A position in the middle of an epoch is only valid for the same dataset"
     sizes = [run["per_device_batch_size"] * run["num_processes"] for run in (before, now)]
     if sizes[0] != sizes[1]:

@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from torch.utils.data import ConcatDataset, DataLoader, Subset, TensorDataset
 
 from pa_core.data.loader import KeyedDataLoader
+from pa_core.data.source import length_of
 
 if TYPE_CHECKING:
     from pa_core.trainer import Trainer
@@ -121,7 +122,7 @@ def run_fingerprint(trainer: Trainer) -> dict[str, Any]:
     Optimizer and scheduler are described as they were created. So a learning rate that was changed
     in the script is found, although it has no effect: resuming restores the saved one.
     """
-    config, loader = trainer.run_config, trainer._train_dataloader
+    config = trainer.run_config
     model = trainer.get_model(keep_torch_compile=False)
     kwargs = trainer._train_dl_kwargs or {}
     return {
@@ -131,9 +132,7 @@ def run_fingerprint(trainer: Trainer) -> dict[str, Any]:
         "gradient_accumulation_steps": config and config.gradient_accumulation_steps,
         "gradient_clip_norm": config and config.gradient_clip_norm,
         "gradient_clip_value": config and config.gradient_clip_value,
-        "dataset_length": _length(trainer.train_dataset),
-        "dataset": describe_dataset(trainer.train_dataset),
-        "order": _describe_order(loader),
+        **data_fingerprint(trainer),
         "batch_limit": trainer.train_batch_limit,
         "collate_fn": describe(kwargs.get("collate_fn") or trainer.collate_fn),
         "loss": describe(trainer.loss_func),
@@ -143,6 +142,19 @@ def run_fingerprint(trainer: Trainer) -> dict[str, Any]:
         "optimizer": type(getattr(trainer.optimizer, "optimizer", trainer.optimizer)).__name__,
         "optimizer_settings": describe_groups(trainer.optimizer),
         "scheduler": describe(trainer.scheduler),
+    }
+
+
+DATA_ENTRIES = ("dataset_length", "dataset", "order")
+"""The entries of `data_fingerprint`."""
+
+
+def data_fingerprint(trainer: Trainer) -> dict[str, Any]:
+    """Describe the training data; plugins may change them between epochs."""
+    return {
+        "dataset_length": length_of(trainer.train_dataset),
+        "dataset": describe_dataset(trainer.train_dataset),
+        "order": _describe_order(trainer._train_dataloader),
     }
 
 
@@ -265,10 +277,3 @@ def _plain(value: Any) -> Any:
     if isinstance(value, Callable) and hasattr(value, "__qualname__"):  # type: ignore[arg-type]
         return value.__qualname__
     return None
-
-
-def _length(dataset: Any) -> int | None:
-    try:
-        return len(dataset)
-    except TypeError:
-        return None

@@ -16,9 +16,11 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from pa_core.checkpoint.codec import decode, decode_weights
-from pa_core.checkpoint.compatibility import differences, mid_epoch_obstacle
+from pa_core.checkpoint.compatibility import differences, differing_leaves, mid_epoch_obstacle
+from pa_core.checkpoint.manifest import DATA_ENTRIES, data_fingerprint
 from pa_core.checkpoint.optimizer_shards import read_shard
 from pa_core.checkpoint.save import parameter_names
+from pa_core.checkpoint.start_check import StartCheck, describe_culprits
 from pa_core.checkpoint.storage import StateReader
 from pa_core.errors import TrainingStateError
 from pa_core.tracking import Position
@@ -83,6 +85,7 @@ class TrainingState:
         counts = (
             *(position.epoch, position.first_epoch, position.batch),
             *(position.updates, position.samples),
+            *(position.skipped, position.skipped_in_a_row),
         )
         if not all(type(count) is int for count in counts):
             raise TypeError("the counts of the position must be integers")
@@ -105,11 +108,14 @@ class TrainingState:
         return {
             "generators": decode(process["generators"], tensors),
             "loss": decode(process["loss"], tensors),
+            "means": decode(process.get("means", {}), tensors),
             "plugins": {key: decode(value, tensors) for key, value in process["plugins"].items()},
         }
 
     def check_compatible(self, trainer: Trainer, *, strict: bool) -> None:
         """Warn of differences that change the numbers; refuse those that prevent resuming.
+
+        If plugins had changed the data of the saved run, `check_data` compares them later.
 
         Args:
             trainer: the trainer of the run that is to be resumed.
@@ -119,7 +125,10 @@ class TrainingState:
             TrainingStateError: for a different optimizer; and in the middle of an epoch, if the
                 position isn't valid for the present data or processes.
         """
+        self._strict = strict
         saved, present = self.reader.manifest, trainer.manifest
+        if self._has_changed_data:
+            saved = saved | {"run": _without_data(saved["run"])}
         found, obstacle = differences(saved, present, strict=strict), None
         if self._sharding != trainer._engine.sharding:
             found.append(self._sharding_difference(trainer))
@@ -130,17 +139,80 @@ class TrainingState:
             )
         elif saved["run"]["optimizer"] != present["run"]["optimizer"]:
             obstacle = "The state of one optimizer can't be loaded into another"
-        elif self.position.phase == "train" and self.position.batch:
+        elif self._is_within_epoch:
             states = [process["plugins"] for process in self._processes]
             obstacle = mid_epoch_obstacle(saved["run"], present["run"], states)
+        self._report(found, obstacle)
+
+    def check_data(self, trainer: Trainer) -> None:
+        """Check the data that plugins have put in place for the rest of the resumed epoch.
+
+        Raises:
+            TrainingStateError: if they have another length than in the saved run; and for every
+                other difference if the run resumes with ``strict=True``.
+        """
+        if not (self._has_changed_data and self._is_within_epoch):
+            return
+        saved, present = self.reader.manifest["run"], data_fingerprint(trainer)
+        found = differing_leaves({name: saved[name] for name in present}, present)
+        obstacle = None
+        if saved["dataset_length"] != present["dataset_length"]:
+            obstacle = (
+                "A position in the middle of an epoch is only valid for the same dataset: plugins "
+                "must assign it again in on_train_epoch_start or on_load_training_state"
+            )
+        self._report(found, obstacle)
+
+    @property
+    def _has_changed_data(self) -> bool:
+        return bool(self._run.get("data_changed"))
+
+    @property
+    def _is_within_epoch(self) -> bool:
+        return self.position.phase == "train" and bool(self.position.batch)
+
+    def _report(self, found: list[str], obstacle: str | None) -> None:
+        """Refuse to resume, or warn of what differs."""
         if not found and obstacle is None:
             return
         text = f"{self.directory} was saved by a run that differs: " + ", ".join(found)
         if obstacle is not None:
             raise TrainingStateError(f"{text}. {obstacle}")
-        if strict:
+        if self._strict:
             raise TrainingStateError(f"{text}. To allow this, pass strict=False")
-        warnings.warn(text, stacklevel=2)
+        warnings.warn(text, stacklevel=3)
+
+    def watch_start(self, trainer: Trainer) -> None:
+        """Watch the start events of the resumed run, which must not change what was restored."""
+        self._start_check = StartCheck(trainer)
+
+    def stop_watching(self) -> None:
+        """End `watch_start` without a check, if the run failed before."""
+        self._start_check.end()
+
+    def check_start(self, trainer: Trainer) -> None:
+        """Put back what start events have changed, and warn of it.
+
+        Raises:
+            TrainingStateError: if they have, and the run resumes with ``strict=True``.
+        """
+        is_changed, names, has_records = self._start_check.end()
+        engine = trainer._engine
+        changed, recorded = engine.largest(int(is_changed), int(has_records))
+        if recorded:  # of events that the history has from the run's first start
+            self._restore_history(trainer)
+        if not changed:
+            return
+        self.restore_weights(trainer)
+        if is_changed:
+            culprits = describe_culprits(names, type(trainer))
+            text = (
+                f"{culprits} has changed weights, optimizer or learning rate that were restored "
+                f"from {self.directory}. Leave them as they are while trainer.is_resuming is true"
+            )
+            if self._strict:
+                raise TrainingStateError(f"Resuming was refused: {text}")
+            warnings.warn(f"They were restored again: {text}", stacklevel=3)
 
     def restore_training(self, trainer: Trainer, *, in_run: bool = True) -> None:
         """Restore model, scaler, optimizer, scheduler, history and position, in this order.
@@ -148,11 +220,14 @@ class TrainingState:
         Arguments and errors are those of `restore_weights`.
         """
         self.restore_weights(trainer, in_run=in_run)
+        self._restore_history(trainer)
+        vars(trainer.position).update(asdict(self.position))
+        trainer._is_between_updates = True
+
+    def _restore_history(self, trainer: Trainer) -> None:
         if hasattr(trainer.run_history, "load_state_dict"):
             with self._invalid_content_reported():
                 trainer.run_history.load_state_dict(self._parts["run_history"])
-        vars(trainer.position).update(asdict(self.position))
-        trainer._is_between_updates = True
 
     def restore_weights(self, trainer: Trainer, *, in_run: bool = True) -> None:
         """Restore what updates change: model, scaler, optimizer and scheduler, in this order.
@@ -198,12 +273,12 @@ class TrainingState:
                 trainer.scheduler.load_state_dict(scheduler)
 
     def restore_plugins(self, trainer: Trainer) -> None:
-        """Restore running loss and plugins, call `on_load_training_state`, restore the generators.
+        """Restore running means and plugins, call `on_load_training_state`, restore the generators.
 
         In a run this comes after `restore_training`, once the events that reset them are over.
         """
         with self._invalid_content_reported():
-            self._restore_loss(trainer)
+            self._restore_means(trainer)
         saved = self._process["plugins"]
         stateful = trainer.plugins.state_dict()
         differing = sorted(set(saved) ^ set(stateful)) if trainer.is_main_process else []
@@ -218,6 +293,8 @@ class TrainingState:
             {name: state for name, state in saved.items() if name in stateful}, allow_missing=True
         )
         trainer._event("on_load_training_state", state_dir=self.directory)
+        if trainer.is_resuming:  # the saved run may have been killed before this event
+            trainer._event("on_training_state_saved", state_dir=self.directory)
         # Last, since everything before may draw random numbers.
         with self._invalid_content_reported():
             generators = self._process["generators"]
@@ -254,20 +331,36 @@ class TrainingState:
             if found.name in states:
                 found.call({"trainer": trainer, "state_dir": self.directory})
 
-    def _restore_loss(self, trainer: Trainer) -> None:
-        """Restore the epoch's running loss, of which each process has its own sums."""
+    def _restore_means(self, trainer: Trainer) -> None:
+        """Restore the epoch's running means, of which each process has its own sums."""
         if trainer._engine.num_processes == len(self._processes):
             trainer._loss_tracker.load_state_dict(self._process["loss"])
-        elif trainer._engine.rank == 0:  # a different number of processes: one has all of it
-            losses = [process["loss"] for process in self._processes]
-            total = {name: sum(loss[name] for loss in losses) for name in losses[0]}
-            trainer._loss_tracker.load_state_dict(total)
-        else:
-            trainer._loss_tracker.reset()
+            trainer._means.load_state_dict(self._process["means"])
+            return
+        trainer._reset_means()
+        if trainer._engine.rank == 0:  # a different number of processes: one has all of it
+            trainer._loss_tracker.load_state_dict(
+                _sum_of([process["loss"] for process in self._processes])
+            )
+            means = [process["means"] for process in self._processes]
+            names = dict.fromkeys(name for mean in means for name in mean)
+            trainer._means.load_state_dict(
+                {name: _sum_of([mean[name] for mean in means if name in mean]) for name in names}
+            )
 
     def _sharding_difference(self, trainer: Trainer) -> str:
         now = trainer._engine.sharding
         return f"the optimizer's state: {self._sharding or 'whole'} → {now or 'whole'}"
+
+
+def _sum_of(means: list[dict[str, float]]) -> dict[str, float]:
+    """The sums of several processes as those of one."""
+    return {name: sum(mean[name] for mean in means) for name in means[0]}
+
+
+def _without_data(run: Mapping[str, Any]) -> dict[str, Any]:
+    """A fingerprint without what describes the data."""
+    return {name: value for name, value in run.items() if name not in DATA_ENTRIES}
 
 
 def _check_same_model(trainer: Trainer, weights: Mapping[str, Any], state_dir: Path) -> None:

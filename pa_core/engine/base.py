@@ -17,6 +17,7 @@ from weakref import WeakSet
 
 import torch
 from accelerate import Accelerator, DistributedType
+from accelerate.optimizer import AcceleratedOptimizer
 from accelerate.utils import honor_type, send_to_device
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
@@ -81,6 +82,11 @@ class Engine:
 
     shows_gradients = True
     """Whether each parameter has its gradient between the backward pass and the update."""
+
+    @property
+    def reduces_gradients_before_update(self) -> bool:
+        """Whether gradients are reduced by the backward pass, so that plugins can look at them."""
+        return self.accelerator.distributed_type != DistributedType.XLA or self.num_processes == 1
 
     @property
     def forward_is_collective(self) -> bool:
@@ -229,15 +235,41 @@ class Engine:
             return _NO_CONTEXT
         return self.accelerator.no_sync(model)
 
+    def unscale(self, optimizer: Any) -> None:
+        """Unscale the gradients of an accumulated batch, if the precision scales the loss."""
+        if self.accelerator.scaler is not None:
+            self.accelerator.scaler.unscale_(_inner(optimizer))
+
+    def unscale_again(self, optimizer: Any) -> None:
+        """Unscale gradients that replace those that `unscale` has seen.
+
+        If either of them overflowed, the update is skipped.
+        """
+        scaler = self.accelerator.scaler
+        if scaler is None:
+            return
+        overflowed = scaler._found_inf_per_device(_inner(optimizer))
+        self.discard_unscaled()
+        scaler.unscale_(_inner(optimizer))
+        for device, found in scaler._found_inf_per_device(_inner(optimizer)).items():
+            if device in overflowed:
+                found.copy_(torch.maximum(found, overflowed[device]))
+
+    def discard_unscaled(self) -> None:
+        """Prepare the gradient scaler for new gradients, when an update isn't made."""
+        scaler = self.accelerator.scaler
+        if scaler is not None:
+            scaler.update(scaler.get_scale())  # keeps the scale, and forgets the gradients
+
     def clip_norm(self, parameters: Iterable[nn.Parameter], max_norm: float) -> Tensor | None:
         """Clip the total 2-norm of the gradients; returns the norm before (0-d, on the device)."""
-        if self.is_plain:
+        if self.is_plain or self.accelerator.scaler is not None:  # accelerate would unscale again
             return nn.utils.clip_grad_norm_(parameters, max_norm)
         return self.accelerator.clip_grad_norm_(parameters, max_norm)
 
     def clip_value(self, parameters: Iterable[nn.Parameter], max_value: float) -> None:
         """Clip each gradient to ``[-max_value, max_value]``."""
-        if self.is_plain:
+        if self.is_plain or self.accelerator.scaler is not None:
             nn.utils.clip_grad_value_(parameters, max_value)
         else:
             self.accelerator.clip_grad_value_(parameters, max_value)
@@ -318,6 +350,13 @@ class Engine:
         """Wait for every process to get here."""
         check_collectives_allowed()
         self.accelerator.wait_for_everyone()
+
+
+def _inner(optimizer: Any) -> Any:
+    """The user's optimizer, without accelerate's wrapper."""
+    while isinstance(optimizer, AcceleratedOptimizer):
+        optimizer = optimizer.optimizer
+    return optimizer
 
 
 def broadcast(tensors: Iterable[Tensor]) -> None:

@@ -36,6 +36,7 @@ class DeepSpeedEngine(Engine):
     """
 
     shows_gradients = False
+    reduces_gradients_before_update = False
     _engine: Any = None  # DeepSpeed's, once prepared
     _is_update = True
 

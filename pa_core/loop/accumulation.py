@@ -12,6 +12,7 @@ from pa_core.data.loader import KeyedDataLoader, num_batches
 
 if TYPE_CHECKING:
     from pa_core.engine.base import Engine
+    from pa_core.loop.micro_batches import MicroBatch
 
 Items = int | float | Tensor
 
@@ -21,7 +22,7 @@ class Accumulation:
 
     With :math:`n_i` items in micro-batch :math:`i`, a mean loss :math:`l_i` and
     :math:`N = \sum_i n_i`, the mean over the accumulated batch is :math:`\sum_i n_i l_i / N`, so
-    each loss is scaled by :math:`n_i / N`. If :math:`N` is known only at the end (streams, token
+    each loss has the weight :math:`n_i / N`. If :math:`N` is known only at the end (streams, token
     counts), it is estimated first and the gradients are corrected once, before they are clipped.
 
     Args:
@@ -29,7 +30,13 @@ class Accumulation:
         loader: the training loader.
         limit: the maximum number of batches per epoch.
         batch_size: the expected number of items of a micro-batch, the same on every process.
-        engine: averages gradients over its processes, which the scale undoes.
+        engine: averages gradients over its processes, which the weight undoes.
+
+    Attributes:
+        samples: of the last finished accumulated batch, on all processes.
+        micro_batches: of the last finished accumulated batch, on this process.
+        correction: what its gradients were multiplied by; None if the estimate of :math:`N` was
+            exact.
     """
 
     def __init__(
@@ -38,56 +45,60 @@ class Accumulation:
         self._steps, self._batch_size, self._engine = steps, batch_size, engine
         self._length = None if loader is None else num_batches(loader, limit)
         self._sampler = loader.batch_sampler if isinstance(loader, KeyedDataLoader) else None
-        # Every micro-batch is a whole batch, so there is nothing to scale.
+        # Every micro-batch is a whole batch, so there is nothing to weigh.
         self._is_whole = steps == 1 and engine.num_processes == 1
+        self.samples = self.micro_batches = 0
+        self.correction: Tensor | None = None
         self.reset()
 
     def reset(self) -> None:
         """Discard an interrupted accumulation."""
         self._is_open = False
-        self._samples = 0
+        self._samples = self._count = 0
         self._reference = 1
         self._total: Items | None = None  # the items whose number wasn't known in advance
         self._planned: int | None = None
 
-    def scale(self, output: Mapping[str, Any], step: int, is_padding: bool) -> tuple[Tensor, Items]:
-        """Scale a micro-batch's mean loss to its part of the accumulated batch's mean.
+    def weigh(
+        self, output: Mapping[str, Any], micro: MicroBatch
+    ) -> tuple[float | Tensor | None, Items]:
+        """The weight of a micro-batch's mean loss in the mean over the accumulated batch.
 
         Args:
-            output: its ``loss`` (shape ``()``, a mean), ``batch_size`` and, if the loss is a mean
-                over something else than samples, ``num_items_in_batch``.
-            step: its number in the epoch.
-            is_padding: whether it is a padding batch, which counts for nothing.
+            output: its ``batch_size`` and, if the loss is a mean over something else than samples,
+                ``num_items_in_batch``.
+            micro: the micro-batch.
 
         Returns:
-            The scaled loss, shape ``()``, and the number of items that count.
+            The weight, None for 1, and the number of items that count.
         """
-        loss, size = output["loss"], output["batch_size"]
+        size = output["batch_size"]
         items = output.get("num_items_in_batch", size)
+        self._count += 1
         if self._is_whole:
             self._samples += size
-            return loss, items
+            return None, items
         if not self._is_open:
-            self._open(step)
+            self._open(micro.step)
         if self._sampler is None:
-            size = 0 if is_padding else size
+            size = 0 if micro.is_padding else size
             self._samples += size
             items = items if size else 0
         else:
-            size = self._sampler.local_size(step)  # 0 for a padding batch
-            self._samples += self._sampler.global_size(step, step + 1)
+            size = self._sampler.local_size(micro.step)  # 0 for a padding batch
+            self._samples += self._sampler.global_size(micro.step, micro.step + 1)
             if "num_items_in_batch" not in output:
                 assert self._planned is not None
                 weight = size * self._engine.num_processes / self._planned
-                return loss if weight == 1 else loss * weight, size
+                return (None if weight == 1 else weight), size
             items = items if size else 0
         if not self._engine.shows_gradients:
-            return loss * self._scale_now(items), items
+            return self._weigh_now(items), items
         self._total = items if self._total is None else self._total + items
-        return loss * (items / self._reference), items
+        return items / self._reference, items
 
-    def _scale_now(self, items: Items) -> Tensor:
-        """The scale of a single micro-batch if its gradients can't be corrected afterwards."""
+    def _weigh_now(self, items: Items) -> Tensor:
+        """The weight of a single micro-batch if its gradients can't be corrected afterwards."""
         if self._steps > 1:
             raise ValueError(
                 "This engine can't accumulate micro-batches with different numbers of items "
@@ -108,32 +119,35 @@ class Accumulation:
         if self._sampler is not None:
             self._planned = self._sampler.global_size(step, end)
 
-    def finish(self, parameters: Iterable[nn.Parameter]) -> int:
-        """Correct the gradients if the number of items wasn't as estimated, and start afresh.
-
-        Returns:
-            The number of samples of the accumulated batch, on all processes.
-        """
+    def finish(self, parameters: Iterable[nn.Parameter]) -> None:
+        """Correct the gradients if the number of items wasn't as estimated, and start afresh."""
         samples, total, reference = self._samples, self._total, self._reference
+        self.samples, self.micro_batches, self.correction = int(samples), self._count, None
         self.reset()
         if total is None:  # the estimate was exact
-            return samples
+            return
         processes = self._engine.num_processes
         if processes > 1:
             numbers = torch.stack(
                 [_on_device(number, self._engine.device) for number in (total, samples)]
             )
             total, counted = self._engine.sum(numbers)
-            samples = samples if self._sampler is not None else int(counted)
+            self.samples = self.samples if self._sampler is not None else int(counted)
         elif not isinstance(total, Tensor) and total == reference:
-            return samples
+            return
+        factor = reference * processes / torch.as_tensor(total, dtype=torch.float32)
+        # Without items there is no gradient. (`torch.where` would copy a zero to the GPU and
+        # synchronise.)
+        self.correction = factor.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
+        self.correct(parameters)
+
+    def correct(self, parameters: Iterable[nn.Parameter]) -> None:
+        """Multiply the gradients by the correction of the last accumulated batch, if any."""
+        if self.correction is None:
+            return
         gradients = [p.grad for p in parameters if p.grad is not None]
         if gradients:
-            factor = reference * processes / torch.as_tensor(total, dtype=torch.float32)
-            # Without items there is no gradient. (`torch.where` would copy a zero to the GPU and
-            # synchronise.)
-            torch._foreach_mul_(gradients, factor.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0))
-        return samples
+            torch._foreach_mul_(gradients, self.correction)
 
 
 def _on_device(number: Items, device: torch.device) -> Tensor:

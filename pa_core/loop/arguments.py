@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, MutableMapping
+from dataclasses import dataclass
 from typing import Any, SupportsIndex
 
 from torch import Tensor, nn
 
+from pa_core.control import UpdateResult
 from pa_core.durations import Duration
 
 _REQUIRED = ("loss", "model_outputs", "batch_size")
@@ -43,39 +45,35 @@ def check_model_and_optimizer(
         )
 
 
-def check_train_arguments(
-    *,
-    train_dataset: Any,
-    num_epochs: int | str | Duration,
-    per_device_batch_size: int,
-    gradient_accumulation_steps: int,
-    max_num_train_steps: int | None,
-    gradient_clip_value: float | None,
-    gradient_clip_norm: float | None,
-) -> None:
-    """Check the numbers given to `Trainer.train`.
+@dataclass(frozen=True, kw_only=True)
+class RunArguments:
+    """How `Trainer.train` was asked to train; its docstring describes each.
 
     Raises:
         ValueError: naming the argument, its value and what would be right.
     """
-    if train_dataset is None:
-        raise ValueError("train() needs a dataset, not None")
-    Duration.parse(num_epochs)
-    for name, number in (
-        ("per_device_batch_size", per_device_batch_size),
-        ("gradient_accumulation_steps", gradient_accumulation_steps),
-        ("max_num_train_steps", max_num_train_steps),
-    ):
-        if number is not None and (not isinstance(number, SupportsIndex) or int(number) < 1):
-            raise ValueError(f"{name} must be a positive integer, not {number!r}")
-    for name, bound in (
-        ("gradient_clip_value", gradient_clip_value),
-        ("gradient_clip_norm", gradient_clip_norm),
-    ):
-        if bound is not None and not bound > 0:
-            raise ValueError(f"{name} must be a positive number, not {bound!r}")
-    if gradient_clip_value is not None and gradient_clip_norm is not None:
-        raise ValueError("Clip by gradient_clip_value or by gradient_clip_norm, not by both")
+
+    num_epochs: int | str | Duration
+    per_device_batch_size: int
+    gradient_accumulation_steps: int = 1
+    max_num_train_steps: int | None = None
+    gradient_clip_value: float | None = None
+    gradient_clip_norm: float | None = None
+    train_dataloader_kwargs: dict[str, Any] | None = None
+    eval_dataloader_kwargs: dict[str, Any] | None = None
+
+    def __post_init__(self) -> None:
+        Duration.parse(self.num_epochs)
+        for name in ("per_device_batch_size", "gradient_accumulation_steps", "max_num_train_steps"):
+            number = getattr(self, name)
+            if number is not None and (not isinstance(number, SupportsIndex) or int(number) < 1):
+                raise ValueError(f"{name} must be a positive integer, not {number!r}")
+        for name in ("gradient_clip_value", "gradient_clip_norm"):
+            bound = getattr(self, name)
+            if bound is not None and not bound > 0:
+                raise ValueError(f"{name} must be a positive number, not {bound!r}")
+        if self.gradient_clip_value is not None and self.gradient_clip_norm is not None:
+            raise ValueError("Clip by gradient_clip_value or by gradient_clip_norm, not by both")
 
 
 def check_predict_arguments(dataloader_kwargs: Mapping[str, Any] | None) -> None:
@@ -91,8 +89,11 @@ def check_predict_arguments(dataloader_kwargs: Mapping[str, Any] | None) -> None
             )
 
 
-def check_batch_output(output: Any, method: str) -> None:
+def check_batch_output(output: Any, method: str) -> Any:
     """Check that `method` returned what the loop needs.
+
+    Returns:
+        The output, with a loss of shape ``()`` in place of one with a single element.
 
     Raises:
         ValueError: naming the missing keys.
@@ -104,7 +105,7 @@ def check_batch_output(output: Any, method: str) -> None:
         and isinstance(loss := output["loss"], Tensor)
         and loss.ndim == 0
     ):
-        return
+        return output
     if not isinstance(output, Mapping):
         raise TypeError(
             f"{method} returned {'None' if output is None else type(output).__name__}, not a dict "
@@ -116,10 +117,45 @@ def check_batch_output(output: Any, method: str) -> None:
             f"{method} returned a dict without {', '.join(missing)}; it has "
             f"{', '.join(map(str, output)) or 'no keys'} and needs {', '.join(_REQUIRED)}"
         )
-    loss = output["loss"]
-    if not isinstance(loss, Tensor) or loss.ndim != 0:
-        shape = f"a tensor of shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else None
+    loss = check_loss(output["loss"], f"{method} returned")
+    if loss is not output["loss"]:
+        output = output if isinstance(output, MutableMapping) else dict(output)
+        output["loss"] = loss
+    return output
+
+
+def check_loss(loss: Any, origin: str) -> Tensor:
+    """Check that a loss is a scalar; one of shape ``(1,)`` becomes one of shape ``()``.
+
+    Args:
+        loss: the loss.
+        origin: the start of the error's sentence, such as ``"My.method returned"``.
+
+    Raises:
+        TypeError: if it isn't a tensor with one element.
+    """
+    if isinstance(loss, Tensor) and loss.ndim == 0:
+        return loss
+    if isinstance(loss, Tensor) and loss.numel() == 1:
+        return loss.reshape(())
+    shape = f"a tensor of shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else None
+    raise TypeError(
+        f"{origin} {shape or type(loss).__name__} as the loss; it must be a scalar tensor "
+        "(shape ()), such as the mean over the batch"
+    )
+
+
+def check_update(result: Any, *, is_applied: bool) -> None:
+    """Check what the hook `run_update` did and returned.
+
+    Raises:
+        TypeError: if it isn't an `UpdateResult`.
+        RuntimeError: if the update was neither made nor skipped by `Trainer.apply_update`.
+    """
+    if not isinstance(result, UpdateResult):
         raise TypeError(
-            f"{method} returned {shape or type(loss).__name__} as the loss; it must be a scalar "
-            "tensor (shape ()), such as the mean over the batch"
+            f"The hook run_update returned {result!r}; a replacement or wrapper must return the "
+            "UpdateResult of trainer.apply_update()"
         )
+    if not is_applied:
+        raise RuntimeError("The hook run_update returned without calling trainer.apply_update()")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
@@ -14,25 +14,29 @@ from accelerate import Accelerator
 from accelerate.utils.operations import recursively_apply
 
 from pa_core.callbacks import CallbackHandler
+from pa_core.checkpoint.manifest import data_fingerprint
 from pa_core.control import SaveRequest, TrainerControl
-from pa_core.data.loader import KeyedDataLoader, num_batches, num_samples
+from pa_core.data.loader import KeyedDataLoader, num_batches
 from pa_core.data.process_split import Purpose, split_between_processes
+from pa_core.data.source import Source
 from pa_core.diagnostics.preserve import modes_kept
 from pa_core.durations import Duration, Progress, RunLength
 from pa_core.engine.create import create_engine
 from pa_core.engine.process_group import check_connected
 from pa_core.errors import PreemptedExit, StopTrainingError, TrainingStateError
 from pa_core.loop.accumulation import Accumulation
-from pa_core.loop.arguments import check_model_and_optimizer
+from pa_core.loop.arguments import RunArguments, check_model_and_optimizer
 from pa_core.loop.consensus import Consensus
 from pa_core.loop.defaults import Defaults
 from pa_core.loop.error_hints import add_hints
+from pa_core.loop.micro_batches import MicroBatch, micro_batches
+from pa_core.loop.planning import plan_run
+from pa_core.loop.randomness import EpochRandomness
 from pa_core.plugins.callers import BoundHooks
 from pa_core.plugins.manager import PluginManager
-from pa_core.run_config import TrainerRunConfig
 from pa_core.settings.environment import build_all_plugins, where_enabled
 from pa_core.settings.table import Settings, find_settings_file, read_settings
-from pa_core.tracking import InMemoryRunHistory, LossTracker, Position, RunHistory
+from pa_core.tracking import InMemoryRunHistory, LossTracker, NamedMeans, Position, RunHistory
 
 if TYPE_CHECKING:
     import torch
@@ -40,18 +44,27 @@ if TYPE_CHECKING:
 
     from pa_core.checkpoint.background import StateSaver
     from pa_core.checkpoint.restore import TrainingState
+    from pa_core.loop.recompute import Recompute
     from pa_core.trainer import Trainer
 
 _OF_A_RUN = (
     *("model", "eval_dataset", "collate_fn", "eval_name", "run_config", "control", "_in_run"),
-    *("_is_between_updates", "_loss_tracker", "_eval_dataloader", "_eval_dataloaders"),
-    *("_eval_dl_kwargs", "_resumed_state"),
+    *("_is_between_updates", "_loss_tracker", "_means", "_step_items", "_is_in_step"),
+    *("_eval_dataloader", "_eval_dataloaders", "_eval_dl_kwargs", "_sources", "_resumed_state"),
 )
 """The attributes that an evaluation changes, and that a run in progress needs unchanged."""
 
 
 class TrainerBase:
-    """A trainer's parts and services; `pa_core.trainer.Trainer` adds the steps and the loop."""
+    """A trainer's parts and services; `pa_core.trainer.Trainer` adds the steps and the loop.
+
+    Attributes:
+        max_skipped_in_a_row: so many skipped updates in a row stop a run.
+    """
+
+    max_skipped_in_a_row = 100
+    _arguments: RunArguments  # of the present or last run
+    _accumulation: Accumulation
 
     def __init__(
         self,
@@ -120,9 +133,14 @@ class TrainerBase:
         self.num_updates: int | None = None
         self._length = RunLength(Duration.parse(1), None, None)
         self._loss_tracker = LossTracker()
+        self._means = NamedMeans()
+        self._step_items: float | Tensor | None = None  # of this step, once its batch size is known
+        self._is_in_step = False
+        self._recompute: Recompute | None = None
         self._train_dataloader: Any = None
         self._eval_dataloader: Any = None
         self._eval_dataloaders: dict[str | None, Any] = {}
+        self._sources: dict[str, Source] = {}
         self._train_dl_kwargs: dict[str, Any] | None = None
         self._eval_dl_kwargs: dict[str, Any] | None = None
         self._manifest: dict[str, Any] | None = None
@@ -131,6 +149,7 @@ class TrainerBase:
         self._save_metadata: dict[Path, dict[str, Any]] = {}
         self._in_run = False
         self._is_between_updates = True
+        self._is_updating = False
         self.is_padding_batch = False
         """Whether this process trains on a padding batch, which counts for nothing."""
         self._consensus = Consensus(self._engine, 0)
@@ -185,8 +204,13 @@ class TrainerBase:
         length = num_batches(self._train_dataloader, self.train_batch_limit)
         part = position.batch / length if length else 0.0
         epochs = position.epoch - position.first_epoch + part
-        fraction = position.updates / self.num_updates if self.num_updates else None
+        fraction = self._length.fraction(position.updates, position.skipped)
         return Progress(epochs, position.updates, position.samples, position.seconds, fraction)
+
+    @property
+    def is_resuming(self) -> bool:
+        """Whether the start events of a resumed run are fired, and plugins aren't restored yet."""
+        return self._resumed_state is not None
 
     @property
     def manifest(self) -> dict[str, Any]:
@@ -385,6 +409,107 @@ class TrainerBase:
         finally:
             vars(self).update(kept)
 
+    # -- Parts of the loop ----------------------------------------------------------------------
+
+    def _rest_of_epoch(self) -> tuple[Iterator[MicroBatch], EpochRandomness]:
+        """The micro-batches of the present epoch from the position on, and its randomness."""
+        engine, epoch, seeds_host = self._engine, self.position.epoch, self._step_may_draw()
+        batches = micro_batches(
+            self._train_dataloader,
+            engine,
+            seed=self.seed,
+            epoch=epoch,
+            start=self.position.batch,
+            limit=self.train_batch_limit,
+            accumulation=self.run_config.gradient_accumulation_steps,
+            seeds_host=seeds_host,
+        )
+        randomness = EpochRandomness(
+            self.seed, epoch, engine.rank, self.device, seeds_host=seeds_host
+        )
+        return batches, randomness
+
+    def _discard_accumulation(self) -> None:
+        """Discard gradients of an accumulated batch that was interrupted."""
+        self._engine.zero_grad(self.optimizer)
+        self._accumulation.reset()
+        if self._is_updating and not self._is_between_updates:
+            self._engine.discard_unscaled()
+        self._is_updating = self._is_in_step = False
+        if self._recompute is not None:
+            self._recompute.clear()
+
+    def _reset_means(self) -> None:
+        """Reset the means of the epoch: the loss, and what is recorded by name."""
+        self._loss_tracker.reset()
+        self._means.reset()
+
+    def _count_skipped(self, reason: str) -> None:
+        """Count a skipped update; too many in a row stop the run."""
+        position = self.position
+        position.skipped += 1
+        position.skipped_in_a_row += 1
+        self._consensus.count_skipped()
+        if position.skipped_in_a_row >= self.max_skipped_in_a_row:
+            self.control.stop(
+                f"{position.skipped_in_a_row} updates in a row were skipped, the last one because "
+                f"of: {reason}",
+                everywhere=True,
+            )
+
+    def _restore_plugins(self) -> None:
+        """Restore the rest of a resumed run's state, once its start events are over."""
+        state = self._resumed_state
+        if state is not None:
+            state.check_start(self._trainer)
+            state.restore_plugins(self._trainer)
+            self._resumed_state = None
+            self._reload_changed_data()
+            state.check_data(self._trainer)
+
+    def _calculate_padding(self, batch: Any) -> None:
+        """Run the forward pass of an evaluation batch that counts for nothing."""
+        self._start_step(is_padding=True)
+        self._trainer.calculate_eval_batch_loss(batch)
+        self._is_in_step = False
+
+    def _start_step(self, *, is_padding: bool = False) -> None:
+        self.is_padding_batch = is_padding
+        self._is_in_step, self._step_items = True, None
+        self._means.start_step()
+
+    def _check_update_plugins(self) -> None:
+        """Refuse plugins that need gradients which this engine doesn't show.
+
+        Raises:
+            ValueError: naming them.
+        """
+        recompute = [
+            name
+            for name, plugin in self.plugins.by_name.items()
+            if getattr(plugin, "needs_recompute", False)
+        ]
+        engine = self._engine
+        self._recompute = None
+        if recompute:
+            from pa_core.loop.recompute import Recompute
+
+            self._recompute = Recompute()
+        if engine.reduces_gradients_before_update:
+            return
+        found = [f"{name} (needs_recompute)" for name in recompute]
+        for hook in ("on_gradients_ready", "run_update"):
+            found += [
+                f"{one.name} ({hook})"
+                for one in self.plugins.implementations(hook)
+                if not one.is_default
+            ]
+        if found:
+            raise ValueError(
+                f"{type(engine).__name__} reduces gradients in its own update, so it can't be used "
+                f"with plugins that look at them before or replace it: {', '.join(found)}"
+            )
+
     def _step_may_draw(self) -> bool:
         """Whether a step runs code from outside torch, which may draw from any generator."""
         calculate = type(self._trainer).calculate_train_batch_loss
@@ -428,6 +553,7 @@ class TrainerBase:
         self, batch_size: int, dataloader_kwargs: dict[str, Any] | None
     ) -> None:
         given = self.eval_dataset
+        self._sources["eval"] = Source(given)
         named = given if isinstance(given, Mapping) else {None: given}
         self._eval_dataloaders = {}
         try:
@@ -456,7 +582,10 @@ class TrainerBase:
         if self._eval_dl_kwargs is not None:
             per_device_batch_size = self._eval_dl_kwargs.get("batch_size") or per_device_batch_size
         if self.run_config is None:
-            self.run_config = self._create_run_config(per_device_batch_size, 1, 1, None, None)
+            self._arguments = RunArguments(
+                num_epochs=1, per_device_batch_size=per_device_batch_size
+            )
+            self._plan_run(Position())
         self.run_config = replace(
             self.run_config,
             eval_dl_kwargs=self._eval_dl_kwargs,
@@ -464,63 +593,101 @@ class TrainerBase:
             eval_total_batch_size=per_device_batch_size * self._engine.num_processes,
         )
 
-    def _create_run_config(
-        self,
-        per_device_batch_size: int,
-        num_epochs: int | str | Duration,
-        gradient_accumulation_steps: int,
-        max_num_train_steps: int | None,
-        gradient_clip_value: float | None,
-        gradient_clip_norm: float | None = None,
-    ) -> TrainerRunConfig:
-        """Work out the sizes of a run: batches, and the updates of an epoch and of the run."""
-        processes = self._engine.num_processes
-        train_batch = int(
-            getattr(self._train_dataloader, "batch_size", None)  # of a ready loader
-            or (self._train_dl_kwargs or {}).get("batch_size")
-            or per_device_batch_size
-        )
-        eval_batch = int((self._eval_dl_kwargs or {}).get("batch_size") or train_batch)
-        loader = self._train_dataloader
-        length = 0 if loader is None else num_batches(loader, self.train_batch_limit)
-        per_epoch = None if length is None else math.ceil(length / gradient_accumulation_steps)
-        duration = Duration.parse(num_epochs)
-        global_batch = train_batch * processes * gradient_accumulation_steps
-        self._length = RunLength.plan(
-            duration,
-            updates_per_epoch=per_epoch,
-            samples_per_epoch=num_samples(loader, self.train_batch_limit),
-            global_batch_size=global_batch,
-            max_updates=max_num_train_steps,
+    def _plan_run(self, position: Position) -> None:
+        """Work out the sizes and the length of the run, the rest of it with the present data."""
+        loader, limit = self._train_dataloader, self.train_batch_limit
+        self.run_config, self._length = plan_run(
+            self._arguments,
+            self._accelerator,
+            loader,
+            position,
+            batch_limit=limit,
+            train_dl_kwargs=self._train_dl_kwargs,
+            eval_dl_kwargs=self._eval_dl_kwargs,
         )
         self.num_updates = self._length.num_updates
         self._accumulation = Accumulation(
-            gradient_accumulation_steps, loader, self.train_batch_limit, train_batch, self._engine
+            self._arguments.gradient_accumulation_steps,
+            loader,
+            limit,
+            self.run_config.train_per_device_batch_size,
+            self._engine,
         )
-        if self.num_updates is not None and per_epoch:
-            epochs: int | None = math.ceil(self.num_updates / per_epoch)
+
+    def _load_train_data(self) -> None:
+        """Create the loader of the training data."""
+        arguments = self._arguments
+        self._train_dataloader = self._split_loader(
+            self._trainer.create_train_dataloader(
+                arguments.per_device_batch_size, arguments.train_dataloader_kwargs
+            ),
+            "train",
+        )
+        self._sources["train"] = Source(self.train_dataset)
+
+    def _load_eval_data(self) -> None:
+        """Create the loaders of the run's evaluation data."""
+        arguments = self._arguments
+        self._create_eval_dataloaders(
+            arguments.per_device_batch_size, arguments.eval_dataloader_kwargs
+        )
+
+    def _reload_changed_data(self) -> None:
+        """Load data that a plugin has changed; the rest of the run is planned with them.
+
+        Raises:
+            RuntimeError: if the processes don't make the same change.
+        """
+        requested = self.control.take_reload()
+        if self._must_reload(self.train_dataset, "train", requested):
+            before = self.num_updates
+            self._load_train_data()
+            self._plan_run(self.position)
+            if self._fingerprint is not None:
+                self._fingerprint |= data_fingerprint(self._trainer) | {"data_changed": True}
+            self._manifest = None
+            if self.scheduler is not None and self.num_updates != before:
+                self._announce_length(before)
+        if requested:
+            self._load_eval_data()
+
+    def _reload_changed_eval_data(self) -> None:
+        """Load evaluation data that a plugin has changed since the last evaluation."""
+        if self._must_reload(self.eval_dataset, "eval", requested=False):
+            self._load_eval_data()
+
+    def _must_reload(self, data: Any, purpose: str, requested: bool) -> bool:
+        """Whether to load data again, the same on every process."""
+        source = self._sources[purpose]
+        change = source.change(data)
+        explicit, grown = int(requested or change == "data"), int(change == "length")
+        most, least, grown = self._engine.largest(explicit, -explicit, grown)
+        if most != -least:
+            raise RuntimeError(
+                f"The {purpose} data were changed on some processes only: assign "
+                f"trainer.{purpose}_dataset, or call control.reload_data(), on every process, in a "
+                "plugin that runs on all"
+            )
+        if grown and not explicit:
+            lengths = ", ".join(map(str, source.lengths))
+            warnings.warn(
+                f"The length of the {purpose} data has changed since they were loaded ({lengths}), "
+                "and they are loaded again. Call control.reload_data() when you change data",
+                stacklevel=2,
+            )
+        return bool(explicit or grown)
+
+    def _announce_length(self, before: int | None) -> None:
+        """Give a new run length to the scheduler, or warn that it was created for another one."""
+        follow = getattr(self.scheduler, "set_num_updates", None)
+        if callable(follow):
+            follow(self.num_updates)
         else:
-            epochs = math.ceil(duration.value) if duration.unit == "epochs" else None
-        return TrainerRunConfig(
-            num_epochs=epochs,
-            train_per_device_batch_size=train_batch,
-            train_dl_kwargs=self._train_dl_kwargs,
-            eval_per_device_batch_size=eval_batch,
-            eval_dl_kwargs=self._eval_dl_kwargs,
-            gradient_accumulation_steps=gradient_accumulation_steps,
-            gradient_clip_value=gradient_clip_value,
-            gradient_clip_norm=gradient_clip_norm,
-            train_total_batch_size=global_batch,
-            eval_total_batch_size=eval_batch * processes,
-            num_update_steps_per_epoch=per_epoch,
-            num_local_update_steps_per_epoch=per_epoch,
-            max_num_train_steps=max_num_train_steps,
-            is_local_process_zero=self._accelerator.is_local_main_process,
-            is_world_process_zero=self._accelerator.is_main_process,
-            is_distributed=processes > 1,
-            mixed_precision=self._accelerator.mixed_precision,
-            num_processes=processes,
-        )
+            warnings.warn(
+                f"With the new training data the run has {self.num_updates} updates instead of "
+                f"{before}. The scheduler ({type(self.scheduler).__name__}) isn't changed",
+                stacklevel=2,
+            )
 
 
 def _is_of_torch(module: Any) -> bool:

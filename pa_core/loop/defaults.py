@@ -19,6 +19,7 @@ from pa_core.hookspecs import hookimpl
 from pa_core.placeholders import replace_trainer_placeholder_values
 
 if TYPE_CHECKING:
+    from pa_core.control import UpdateResult
     from pa_core.trainer import Trainer
 
 
@@ -100,6 +101,11 @@ class Defaults:
     def run_training(self, trainer: Trainer) -> bool:
         trainer._run_training()
         return True  # not None: the first result ends the call
+
+    @hookimpl(trylast=True)
+    def run_update(self, trainer: Trainer) -> UpdateResult:
+        trainer.clip_gradients()
+        return trainer.apply_update()
 
     @hookimpl(trylast=True)
     def run_evaluation(self, trainer: Trainer) -> bool:

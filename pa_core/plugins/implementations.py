@@ -49,6 +49,12 @@ class Hook:
     firstresult: bool
     function: Callable[..., Any]
 
+    @property
+    def must_return(self) -> bool:
+        """Whether an implementation must return a value, so that the next one isn't called too."""
+        returns = str(getattr(self.function, "__annotations__", {}).get("return", None))
+        return self.firstresult and not any(word in returns for word in ("None", "Any"))
+
 
 @dataclass(frozen=True, eq=False)
 class Implementation:
@@ -281,6 +287,8 @@ def _implement(
     wrapper = bool(options.get("wrapper"))
     _check_kind(function, hook, options)
     call = adapt(function, hook)
+    if hook.must_return and not (wrapper or is_default):
+        call = _refusing_none(call, hook)
     note = blame_note(f"hook {hook.name}", name, source)
     # A hook that returns a value is called on every process, since each needs the value.
     processes = runs_on(plugin) if hook.name.startswith("on_") else "all"
@@ -294,6 +302,20 @@ def _implement(
     return Implementation(
         hook.name, plugin, name, function, source, wrapper, order, processes, is_default, call
     )
+
+
+def _refusing_none(call: Call, hook: Hook) -> Call:
+    def call_and_check(arguments: dict[str, Any]) -> Any:
+        result = call(arguments)
+        if result is None:
+            returns = hook.function.__annotations__["return"]
+            raise TypeError(
+                f"{hook.name} returned None; it must return {returns}. To add to the others "
+                "instead of replacing them, mark it @hookimpl(wrapper=True)"
+            )
+        return result
+
+    return call_and_check
 
 
 def _check_kind(function: Callable[..., Any], hook: Hook, options: Mapping[str, Any]) -> None:

@@ -101,9 +101,9 @@ def test_a18_gradients_are_clipped_once_per_update_when_they_are_whole():
     calls = []
 
     class Counts(Trainer):
-        def _clip_gradients(self):
+        def clip_gradients(self):
             calls.append(self.updates)
-            super()._clip_gradients()
+            super().clip_gradients()
 
     trainer = make(trainer_class=Counts)
     trainer.train(tiny_data(44), 1, gradient_accumulation_steps=4, gradient_clip_norm=1.0)

@@ -79,7 +79,7 @@ class Overflow(TrainerCallback):
     """Makes the scaled gradients of two updates infinite."""
 
     def on_backward_start(self, trainer, batch_output):
-        if trainer.updates in (0, 3):
+        if trainer.position.attempts in (0, 3):
             batch_output["loss"] = batch_output["loss"] * 1e38
 
 
@@ -93,8 +93,15 @@ class Updates(TrainerCallback):
         self.before = weights_of(trainer)
 
     def on_optimizer_step_end(self, trainer):
+        self.note(trainer, is_skipped=False)
+
+    def on_optimizer_step_skipped(self, trainer, reason):
+        assert reason == "overflow"
+        self.note(trainer, is_skipped=True)
+
+    def note(self, trainer, *, is_skipped):
         self.moved.append(largest_difference(self.before, weights_of(trainer)) > 0)
-        self.skipped.append(trainer._engine.step_was_skipped)
+        self.skipped.append(is_skipped)
 
 
 def schedule(optimizer):
@@ -127,7 +134,8 @@ def check_skipped(trainer, updates):
     assert updates.skipped[3]
     assert updates.moved == [not skipped for skipped in updates.skipped]
     taken = updates.skipped.count(False)
-    assert trainer.scheduler.last_epoch == taken
+    assert trainer.scheduler.last_epoch == trainer.updates == taken
+    assert trainer.position.skipped == len(updates.skipped) - taken
     assert trainer.optimizer.param_groups[0]["lr"] == pytest.approx(0.1 * 0.9**taken)
 
 
@@ -136,7 +144,7 @@ def test_an_update_that_the_scaler_skips_does_not_advance_the_scheduler():
     trainer = trained(
         None, Overflow(), updates, accelerator=scaled_on_the_cpu(), schedule=schedule, epochs=1
     )
-    assert updates.skipped == [number in (0, 3) for number in range(trainer.updates)]
+    assert updates.skipped == [number in (0, 3) for number in range(trainer.position.attempts)]
     check_skipped(trainer, updates)
     assert trainer._accelerator.scaler.get_scale() == 2.0**6  # halved twice
 

@@ -1,0 +1,101 @@
+"""Check that the start events of a resumed run leave what was restored as it is."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from pa_core.tracking import count_values
+
+if TYPE_CHECKING:
+    from pa_core.plugins.implementations import Call, Implementation
+    from pa_core.trainer import Trainer
+
+_EVENTS = ("on_training_run_start", "on_train_epoch_start")
+_SMALL = 2**28
+"""Bytes of weights and optimizer up to which they are compared after each plugin, to name it."""
+
+
+class StartCheck:
+    """Watches the start events of a resumed run, and finds out who changes what was restored.
+
+    Values are compared by their hashes, in which this process' shards of tensors count.
+
+    Args:
+        trainer: the trainer, whose state has just been restored.
+    """
+
+    def __init__(self, trainer: Trainer) -> None:
+        self._trainer = trainer
+        self._before = self._digest()
+        self._latest = self._before
+        self._names: list[str] = []
+        self._names_each = sum(t.nbytes for t in self._tensors()) <= _SMALL
+        self._history = count_values(trainer.run_history)
+        trainer.plugins.wrap_calls(self._around)
+
+    def end(self) -> tuple[bool, list[str], bool]:
+        """End the check.
+
+        Returns:
+            Whether weights, optimizer, scheduler or scaler have changed; the plugins that may have
+            changed them, if known; and whether the history has new records.
+        """
+        self._trainer.plugins.unwrap_calls(self._around)
+        is_changed = self._digest() != self._before
+        has_records = count_values(self._trainer.run_history) != self._history
+        return is_changed, list(dict.fromkeys(self._names)), has_records
+
+    def _around(self, found: Implementation) -> Call:
+        call: Call = found.call
+        if found.hook not in _EVENTS or found.wrapper:
+            return call
+
+        def call_and_compare(arguments: dict[str, Any]) -> Any:
+            result = call(arguments)
+            if self._names_each:
+                digest = self._digest()
+                if digest != self._latest:
+                    self._latest = digest
+                    self._names.append(found.name)
+            else:
+                self._names.append(found.name)
+            return result
+
+        return call_and_compare
+
+    def _tensors(self) -> Iterator[Tensor]:
+        trainer = self._trainer
+        yield from trainer.model.parameters()
+        yield from trainer.model.buffers()
+        for values in trainer.optimizer.state.values():
+            if isinstance(values, Mapping):
+                yield from (value for value in values.values() if isinstance(value, Tensor))
+
+    def _digest(self) -> bytes:
+        """A hash of weights, optimizer, scheduler and scaler."""
+        trainer, digest = self._trainer, hashlib.blake2b(digest_size=16)
+        for tensor in self._tensors():
+            local = tensor.to_local() if hasattr(tensor, "to_local") else tensor
+            content = local.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+            digest.update(content.numpy().data)
+        groups = [
+            {key: value for key, value in group.items() if key != "params"}
+            for group in trainer.optimizer.param_groups
+        ]
+        scheduler, scaler = trainer.scheduler, trainer._accelerator.scaler
+        others = (groups, scheduler and scheduler.state_dict(), scaler and scaler.state_dict())
+        digest.update(repr(others).encode())
+        return digest.digest()
+
+
+def describe_culprits(names: list[str], trainer_class: Callable[..., Any]) -> str:
+    """Name what has changed restored values: plugins, or else a method of the trainer."""
+    if names:
+        plugins = ", ".join(map(repr, names))
+        return f"a start event of the plugin{'s' * (len(names) > 1)} {plugins}"
+    return f"training_run_start or train_epoch_start of {trainer_class.__qualname__}"

@@ -1,0 +1,128 @@
+"""Run the micro-batches of an accumulated batch again, for updates that take more than one pass."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from pa_core.loop.arguments import check_batch_output, check_loss
+
+if TYPE_CHECKING:
+    from pa_core.loop.micro_batches import MicroBatch
+    from pa_core.loop.randomness import EpochRandomness
+    from pa_core.trainer import Trainer
+
+
+class _Kept(NamedTuple):
+    micro: MicroBatch
+    randomness: EpochRandomness
+    versions: list[int]  # how often each tensor of the batch had been changed in place
+    weight: float | Tensor | None
+
+
+class Recompute:
+    """Keeps the micro-batches of the present accumulated batch.
+
+    Attributes:
+        is_running: whether they are being run again.
+    """
+
+    def __init__(self) -> None:
+        self.is_running = False
+        self._kept: list[_Kept] = []
+
+    def clear(self) -> None:
+        """Forget the micro-batches."""
+        self._kept = []
+        self.is_running = False
+
+    def keep(self, micro: MicroBatch, randomness: EpochRandomness) -> None:
+        """Keep a micro-batch as it is before its forward pass.
+
+        Containers are copied, as a loss method may take entries out of them; tensors aren't.
+        """
+        data = _copy(micro.data)
+        versions = [tensor._version for tensor in _tensors(data)]
+        self._kept.append(_Kept(micro._replace(data=data), randomness, versions, None))
+
+    def weigh(self, weight: float | Tensor | None) -> None:
+        """Keep the weight of the last micro-batch's loss in the accumulated batch."""
+        self._kept[-1] = self._kept[-1]._replace(weight=weight)
+
+    def run(self, trainer: Trainer) -> Tensor:
+        """Replace the gradients by those with the present parameters; returns the mean loss.
+
+        Raises:
+            RuntimeError: if a batch has been changed in place since it was first used.
+        """
+        engine, model = trainer._engine, trainer.model
+        buffers = [(buffer, buffer.detach().clone()) for buffer in model.buffers()]
+        engine.zero_grad(trainer.optimizer)
+        total = torch.zeros((), device=engine.device)
+        self.is_running = True
+        try:
+            for kept in self._kept:
+                if [tensor._version for tensor in _tensors(kept.micro.data)] != kept.versions:
+                    raise RuntimeError(
+                        f"The batch of step {kept.micro.step} was changed in place, so that it "
+                        "can't be run again: change a copy, or change it in on_train_step_start"
+                    )
+                trainer.is_padding_batch = kept.micro.is_padding
+                with engine.accumulating(model, kept.micro.completes_update):
+                    loss = self._run_again(trainer, kept)
+                if not kept.micro.is_padding:
+                    total = total + loss
+        finally:
+            self.is_running = False
+            trainer.is_padding_batch = self._kept[-1].micro.is_padding
+            with torch.no_grad():
+                for buffer, value in buffers:
+                    buffer.copy_(value)
+        correction = trainer._accumulation.correction
+        if correction is not None:
+            trainer._accumulation.correct(model.parameters())
+            total = total * correction.to(total.device)
+        engine.unscale_again(trainer.optimizer)
+        return engine.sum(total) / engine.num_processes
+
+    def _run_again(self, trainer: Trainer, kept: _Kept) -> Tensor:
+        """Run a micro-batch again; returns its part of the mean loss, without its graph."""
+        hooks, step = trainer._hooks, kept.micro.step
+        batch = _copy(kept.micro.data)
+        kept.randomness.seed_model(step)
+        output = trainer.calculate_train_batch_loss(batch)
+        output = check_batch_output(output, "calculate_train_batch_loss")
+        if hooks.on_backward_start is not None:
+            hooks.on_backward_start(trainer=trainer, batch=batch, batch_output=output, step=step)
+        loss = check_loss(output["loss"], "on_backward_start left")
+        loss = loss if kept.weight is None else loss * kept.weight
+        trainer.backward_step(loss)
+        return loss.detach()
+
+
+def _copy(data: Any) -> Any:
+    """A copy of a batch's containers, with the same tensors."""
+    if isinstance(data, Mapping):
+        try:
+            return type(data)({key: _copy(value) for key, value in data.items()})  # type: ignore[call-arg]
+        except TypeError:
+            return data
+    if isinstance(data, tuple) and hasattr(data, "_fields"):
+        return type(data)(*map(_copy, data))
+    if isinstance(data, list | tuple):
+        return type(data)(map(_copy, data))
+    return data
+
+
+def _tensors(data: Any) -> Iterator[Tensor]:
+    if isinstance(data, Tensor):
+        yield data
+    elif isinstance(data, Mapping):
+        for value in data.values():
+            yield from _tensors(value)
+    elif isinstance(data, list | tuple):
+        for value in data:
+            yield from _tensors(value)
