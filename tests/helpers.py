@@ -62,10 +62,3 @@ def assert_identical(first: dict[str, torch.Tensor], second: dict[str, torch.Ten
 
 def largest_difference(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> float:
     return max((first[name].double() - second[name].double()).abs().max().item() for name in first)
-
-
-NOT_YET = {
-    *("on_gradients_ready", "on_optimizer_step_skipped", "on_training_state_saved"),
-    *("run_update", "clip_gradients", "apply_update"),
-}
-"""Hooks and methods that the table of the loop has and the loop doesn't call yet."""

@@ -14,7 +14,6 @@ import pytest
 
 from pa_core.hookspecs import LOOP
 from pa_core.plugins.manager import PluginManager
-from tests.helpers import NOT_YET
 from tests.test_docs import ROOT, blocks
 
 DOCS = ROOT / "docs"
@@ -74,7 +73,7 @@ class _EmptyImplementations(ast.NodeTransformer):
         return node
 
 
-@pytest.mark.parametrize("name", [name for name in HOOKS if name not in NOT_YET])
+@pytest.mark.parametrize("name", HOOKS)
 def test_the_example_of_a_hook_fails_if_its_implementation_does_nothing(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

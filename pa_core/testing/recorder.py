@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -33,7 +33,8 @@ class HookCall:
 class HookRecorder:
     """A plugin that records every call of every hook, before any other plugin is called.
 
-    It returns None from every hook, so it changes nothing. Tensors are not copied.
+    It changes nothing: it returns None, or wraps a hook that must return a value. Tensors are not
+    copied.
 
     Args:
         *specs: modules or classes with further hookspecs, for plugins that add hooks.
@@ -56,10 +57,13 @@ class HookRecorder:
         self.calls: list[HookCall] = []
         self._known: list[str] = []
         for spec in (hookspecs, *specs):
-            for name in specifications(spec):
+            for name, hook in specifications(spec).items():
                 self._known.append(name)
-                mark = hookspecs.hookimpl(tryfirst=True, optionalhook=True)
-                setattr(self, name, mark(self._record(name)))
+                record = self._record_around(name) if hook.must_return else self._record(name)
+                mark = hookspecs.hookimpl(
+                    tryfirst=True, optionalhook=True, wrapper=hook.must_return
+                )
+                setattr(self, name, mark(record))
 
     def _record(self, name: str) -> Callable[..., None]:
         def record(**arguments: Any) -> None:
@@ -67,6 +71,15 @@ class HookRecorder:
             self.calls.append(HookCall(name, now))
 
         return record
+
+    def _record_around(self, name: str) -> Callable[..., Generator[None, Any, Any]]:
+        record = self._record(name)
+
+        def wrapper(**arguments: Any) -> Generator[None, Any, Any]:
+            record(**arguments)
+            return (yield)
+
+        return wrapper
 
     @property
     def names(self) -> list[str]:
