@@ -491,8 +491,8 @@ def on_training_state_saved(trainer: Trainer, state_dir: Path) -> None:
         trainer: the trainer, which may have trained on since.
         state_dir: the state's directory.
 
-    When: once per state, before ``train(...)`` returns; again after `on_load_training_state` for the
-    state that a run resumes from, in case the run was killed in between. Runs on: every process.
+    When: once per state, before ``train(...)`` returns; once more after `on_load_training_state`,
+    for the state that a run resumes from, in case it was killed in between. Runs on: every process.
     Collectives allowed: yes. Reads the device: yes.
     """
 
