@@ -66,7 +66,7 @@ class TerminateOnNaNCallback(ConfigurableCallback):
     triggered = False
     _watch: _DeviceWatch | None = None
     _losses: float | Tensor = 0.0  # 0 if those of the coming update are finite, else NaN
-    _update = -1  # the updates made before the coming one
+    _update = -1  # the updates made or skipped before the coming one
     _in_a_row = _skipped = _rollbacks = 0
     _has_state = False
 
@@ -109,7 +109,7 @@ class TerminateOnNaNCallback(ConfigurableCallback):
         elif self._is_bad(batch_output["loss"]):
             self._trigger(trainer, "training")
             if trainer.run_config.num_processes == 1:
-                trainer.control.skip_update()
+                trainer.control.skip_update("non-finite")
 
     @hookimpl(trylast=True)
     def on_optimizer_step_start(self, trainer: Trainer, **kwargs: Any) -> None:
@@ -118,7 +118,7 @@ class TerminateOnNaNCallback(ConfigurableCallback):
         # A loss on another process shows in the reduced gradients, which are the same everywhere.
         elif trainer.run_config.num_processes > 1 and trainer.device.type == "cpu":
             if not torch.isfinite(_norm(trainer)):
-                trainer.control.skip_update()
+                trainer.control.skip_update("non-finite")
 
     def on_train_epoch_end(self, trainer: Trainer, **kwargs: Any) -> None:
         self._check_device(trainer, "training")
@@ -165,8 +165,8 @@ class TerminateOnNaNCallback(ConfigurableCallback):
 
     def _add_loss(self, trainer: Trainer, loss: Tensor) -> None:
         """Add a micro-batch's loss times 0 to those of the coming update: NaN if any is bad."""
-        if self._update != trainer.updates:
-            self._update, self._losses = trainer.updates, 0.0
+        if self._update != trainer.position.attempts:
+            self._update, self._losses = trainer.position.attempts, 0.0
         self._losses = self._losses + loss.detach() * 0
 
     def _check_update(self, trainer: Trainer) -> None:
@@ -177,7 +177,7 @@ class TerminateOnNaNCallback(ConfigurableCallback):
             return
         self.triggered = True
         self._in_a_row, self._skipped = self._in_a_row + 1, self._skipped + 1
-        trainer.control.skip_update()
+        trainer.control.skip_update("non-finite")
         trainer.print(f"Update {trainer.updates + 1} is skipped: its loss is NaN or infinite")
         trainer.run_history.update_metric("skipped_updates", self._skipped)
         reason = None

@@ -81,7 +81,8 @@ STEP = """
 on_train_step_start calculate_train_batch_loss on_backward_start backward_step on_backward_end
 """
 UPDATE = """
-on_optimizer_step_start optimizer_step scheduler_step optimizer_zero_grad on_optimizer_step_end
+on_gradients_ready on_optimizer_step_start optimizer_step scheduler_step optimizer_zero_grad
+on_optimizer_step_end
 """
 EPOCH = f"""
 train_epoch_start on_train_epoch_start

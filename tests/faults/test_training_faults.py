@@ -35,7 +35,7 @@ class BadUpdates(TrainerCallback):
         self.fired = 0
 
     def on_backward_start(self, trainer, batch_output):
-        if trainer.updates + 1 in self.updates:
+        if trainer.position.attempts + 1 in self.updates:
             self.fired += 1
             batch_output["loss"] = batch_output["loss"] * self.factor + self.constant
 
@@ -47,7 +47,7 @@ class SkipsUpdates(TrainerCallback):
         self.updates = updates
 
     def on_backward_end(self, trainer):
-        if trainer.updates + 1 in self.updates:
+        if trainer.position.attempts + 1 in self.updates:
             trainer.control.skip_update()
 
 
@@ -71,18 +71,18 @@ def test_a_bad_update_is_skipped_and_training_continues_as_without_it(factor, co
     assert bad.fired == 2
     assert guard.triggered
     assert trainer.stop_reason is None
-    assert trainer.updates == 12
+    assert (trainer.updates, trainer.position.skipped) == (10, 2)
     assert_identical(weights_of(trainer), weights_of(train(SkipsUpdates(3, 8))))
     history = trainer.run_history
     assert not any(map(math.isfinite, history.get_metric_values("train_loss_epoch")))
     records = [r for r in history.records if r["metric"] == "skipped_updates"]
-    assert [(r["value"], r["update"]) for r in records] == [(1, 2), (2, 7)]
+    assert [(r["value"], r["update"]) for r in records] == [(1, 2), (2, 6)]
 
 
 def test_gradients_that_are_not_finite_are_skipped_though_the_loss_is_finite():
     class BadGradient(TrainerCallback):
         def on_backward_end(self, trainer):
-            if trainer.updates == 4:
+            if trainer.position.attempts == 4:
                 next(trainer.model.parameters()).grad[0, 0] = math.inf
 
     trainer = train(TerminateOnNaNCallback(policy="skip"), BadGradient())
@@ -106,16 +106,16 @@ def test_too_many_skips_in_a_row_stop_the_run_and_a_good_update_resets_the_count
     assert trainer.stop_reason is None
     trainer = train(TerminateOnNaNCallback("skip", limit=2), BadUpdates(3, 4, 5))
     assert "3 updates in a row" in trainer.stop_reason
-    assert trainer.updates == 5
+    assert (trainer.updates, trainer.position.attempts) == (2, 5)
 
 
 def test_the_count_of_skips_survives_an_interruption(tmp_path):
     def plugins():
         guard = TerminateOnNaNCallback("skip", limit=2)
-        return guard, BadUpdates(3, 4, 5), SaveTrainingStateCallback(tmp_path, None, 1)
+        return guard, BadUpdates(5, 6, 7), SaveTrainingStateCallback(tmp_path, 1)
 
     train(*plugins())
-    again = train(*plugins(), resume_from=tmp_path / "update_00000004")
+    again = train(*plugins(), resume_from=tmp_path / "epoch_0001")
     assert "3 updates in a row" in again.stop_reason
     assert again.run_history.get_latest_metric("skipped_updates") == 3
 
@@ -127,7 +127,7 @@ class Blows(TrainerCallback):
         self.update, self.weight, self.fired = update, weight, 0
 
     def on_optimizer_step_end(self, trainer):
-        if trainer.updates == self.update:
+        if trainer.position.attempts >= self.update and not self.fired:
             self.fired += 1
             with torch.no_grad():
                 for parameter in trainer.model.parameters():
