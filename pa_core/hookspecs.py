@@ -182,9 +182,9 @@ def on_train_epoch_start(trainer: Trainer) -> None:
 def on_train_step_start(trainer: Trainer, batch: Any, step: int) -> None:
     """A micro-batch was fetched and is on the device.
 
-    If the last batches of an epoch have fewer samples than there are processes, a rank without
-    samples gets a padding batch, which counts for nothing: ``trainer.is_padding_batch`` is true in
-    this and the other hooks of the step.
+    If the last batch of an epoch has fewer samples than there are processes, a rank without samples
+    gets a padding batch, which counts for nothing: ``trainer.is_padding_batch`` is true in this and
+    the other hooks of the step. So does a rank whose own split of the data ends before another's.
 
     Args:
         trainer: the trainer.
@@ -491,8 +491,8 @@ def on_training_state_saved(trainer: Trainer, state_dir: Path) -> None:
         trainer: the trainer, which may have trained on since.
         state_dir: the state's directory.
 
-    When: once per state, before ``train(...)`` returns; once more after `on_load_training_state`,
-    for the state that a run resumes from, in case it was killed in between. Runs on: every process.
+    When: once per state, before ``train(...)`` returns; again after `on_load_training_state`, for
+    the state that a run resumes from, in case it was killed in between. Runs on: every process.
     Collectives allowed: yes. Reads the device: yes.
     """
 
@@ -655,7 +655,7 @@ def run_training(trainer: Trainer) -> Any:
 
 
 @hookspec(firstresult=True)
-def run_update(trainer: Trainer) -> UpdateResult:
+def run_update(trainer: Trainer) -> UpdateResult:  # type: ignore[empty-body]
     """Make the update from the gradients of the accumulated batch. Wrap it, or replace it.
 
     The default is ``trainer.clip_gradients()`` and then ``return trainer.apply_update()``, which

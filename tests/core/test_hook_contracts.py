@@ -288,7 +288,7 @@ def test_gradients_are_ready_then_clipped_then_gone() -> None:
         for name in ("on_gradients_ready", "on_optimizer_step_start", "on_optimizer_step_end")
     }
     plugins = [
-        In(event, lambda trainer, found=found: found.append(gradient_norm(trainer)))  # type: ignore[misc]
+        In(event, lambda trainer, found=found: found.append(gradient_norm(trainer)))
         for event, found in norms.items()
     ]
     tiny_trainer(*plugins).train(num_epochs=1, gradient_clip_norm=1e-3, **DATA)

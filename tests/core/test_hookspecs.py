@@ -104,8 +104,12 @@ def test_a_hook_reaches_a_plugin_with_all_its_arguments(name):
         pass
 
     plugin = Plugin()
-    result = object() if HOOKS[name].must_return else None
-    setattr(plugin, name, hookspecs.hookimpl(lambda **given: seen.append(given) or result))
+
+    def record(**arguments):
+        seen.append(arguments)
+        return object() if HOOKS[name].must_return else None
+
+    setattr(plugin, name, hookspecs.hookimpl(record))
     manager = PluginManager()
     manager.register(plugin)
     bound = manager.bind(name)
