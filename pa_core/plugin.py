@@ -172,8 +172,9 @@ def check_file_name(name: str) -> str:
 def to_uint8_images(images: Tensor, *, limit: int | None = None) -> list[NDArray[np.uint8]]:
     """Convert a tensor of images to the 8-bit RGB arrays that image libraries expect.
 
-    Floats are clamped to 0 to 1, multiplied by 255 and rounded. A single channel is repeated for
-    red, green and blue. A tensor on an accelerator is copied to the CPU, which synchronises.
+    Floats are clamped to 0 to 1, multiplied by 255 and rounded; NaN becomes 0. A single channel is
+    repeated for red, green and blue. A tensor on an accelerator is copied to the CPU, which
+    synchronises.
 
     Args:
         images: shape ``(samples, channels, height, width)`` or ``(channels, height, width)`` with 1
@@ -197,6 +198,6 @@ def to_uint8_images(images: Tensor, *, limit: int | None = None) -> list[NDArray
         )
     batch = batch[:limit]
     if batch.is_floating_point():
-        batch = (batch.float().clamp(0, 1) * 255).round()
+        batch = (batch.float().nan_to_num(0.0).clamp(0, 1) * 255).round()
     batch = batch.to("cpu", torch.uint8).expand(-1, 3, -1, -1).permute(0, 2, 3, 1)
     return list(batch.contiguous().numpy())

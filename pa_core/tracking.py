@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import struct
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 import torch
@@ -145,7 +146,7 @@ class InMemoryRunHistory(RunHistory):
     def reset(self) -> None:
         """Delete everything and return to epoch 1."""
         self._current_epoch = 1
-        self._records: list[dict[str, Any]] = []
+        self._table = RecordTable()
         self._values: dict[str, list[Any]] = {}
 
     @property
@@ -156,11 +157,11 @@ class InMemoryRunHistory(RunHistory):
         the run so far), ``samples`` (so far, over all processes) and ``seconds`` (time of the run
         so far). The last three are None outside a run.
         """
-        return self.latest_records(len(self._records))
+        return self._table[:]
 
     def latest_records(self, count: int) -> list[dict[str, Any]]:
         """The last `count` of the `records`, without copying the others."""
-        return [dict(record) for record in self._records[len(self._records) - count :]]
+        return self._table[len(self._table) - count :]
 
     def get_metric_names(self) -> Iterable[str]:
         """The names of all metrics in the order of their first record, each once.
@@ -194,18 +195,16 @@ class InMemoryRunHistory(RunHistory):
             metric_name: the name without the prefix.
             metric_value: a number, a 0-d tensor or NumPy scalar, or nested lists of them.
         """
-        name, value = f"{self._prefix}{metric_name}", _plain(metric_value)
+        name, value = f"{self._prefix}{metric_name}", metric_value
+        if type(value) not in (float, int):
+            value = _plain(value)
         progress = self._get_progress() if self._get_progress is not None else None
-        self._records.append(
-            {
-                "metric": name,
-                "value": value,
-                "epoch": self._current_epoch,
-                "update": progress.updates if progress is not None else None,
-                "samples": progress.samples if progress is not None else None,
-                "seconds": progress.seconds if progress is not None else None,
-            }
+        place = (
+            (progress.updates, progress.samples, progress.seconds)
+            if progress is not None
+            else (None, None, None)
         )
+        self._table.add(name, value, self._current_epoch, *place)
         self._values.setdefault(name, []).append(value)
 
     def delete_metric(self, metric_name: str) -> None:
@@ -215,7 +214,7 @@ class InMemoryRunHistory(RunHistory):
             KeyError: if the metric is unknown.
         """
         del self._values[metric_name]
-        self._records = [record for record in self._records if record["metric"] != metric_name]
+        self._table.delete(metric_name)
 
     def set_metric_name_prefix(self, prefix: str = "") -> None:
         """Prepend `prefix` to the name of every metric that is recorded from now on."""
@@ -246,16 +245,338 @@ class InMemoryRunHistory(RunHistory):
         return vars(self) | {"_get_progress": None}
 
     def state_dict(self) -> dict[str, Any]:
-        """Epoch and records, as plain data."""
+        """Epoch and records, as plain data.
+
+        A subclass may override this: what it returns is then saved instead of `snapshot`.
+        """
         return {"current_epoch": self._current_epoch, "records": self.records}
 
+    def snapshot(self) -> dict[str, Any]:
+        """The content of `state_dict` with the records as a `RecordTable`, without copying them.
+
+        The table grows with the history.
+        """
+        return {"current_epoch": self._current_epoch, "records": self._table}
+
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restore what `state_dict` returned."""
+        """Restore what `state_dict` or `snapshot` returned.
+
+        Raises:
+            TypeError, ValueError, KeyError: if it is something else; nothing has changed then.
+        """
+        epoch, records = state["current_epoch"], state["records"]
+        if type(epoch) is not int:
+            raise TypeError("the current epoch must be an integer")
+        if isinstance(records, RecordTable):
+            table = records.copy()
+        else:
+            table = RecordTable.from_records(records)
         self.reset()
-        self._current_epoch = state["current_epoch"]
-        for record in state["records"]:
-            self._records.append(dict(record))
-            self._values.setdefault(record["metric"], []).append(record["value"])
+        self._current_epoch, self._table = epoch, table
+        self._values = table.values_by_metric()
+
+
+_FIELDS: dict[str, type[Any]] = {
+    "value": float,
+    "epoch": int,
+    "update": int,
+    "samples": int,
+    "seconds": float,
+}
+_ROW = np.dtype(
+    [("metric", np.int64)]
+    + [(name, np.float64 if kind is float else np.int64) for name, kind in _FIELDS.items()]
+)
+_ROW_FORMAT = struct.Struct(
+    "=q" + "".join("d" if kind is float else "q" for kind in _FIELDS.values())
+)
+_IS_NUMBER, _IS_NONE, _IS_INTEGER, _IS_ENTRY = range(4)  # what a number in a column stands for
+_LARGEST_EXACT = 2**53  # all integers up to it are exact as float64
+
+
+class RecordTable(Sequence[dict[str, Any]]):
+    """The records of a history as numbers, which a training state holds by column.
+
+    Metrics are indices into a list of names. What isn't a number of its column's type is marked in
+    the column ``kinds``, and kept as it is in a list of entries.
+
+    Adding a record changes no row before it, and growing makes a new array. `columns` therefore
+    returns views, which another thread can write while records are added.
+    """
+
+    def __init__(self) -> None:
+        self._length = 0
+        self._names: dict[str, int] = {}
+        self._rows = np.zeros(0, _ROW)
+        self._kinds = np.zeros((0, len(_FIELDS)), np.uint8)
+        self._is_mixed = False  # whether any kind isn't `_IS_NUMBER`
+        self._entries: list[tuple[int, str, Any]] = []  # row, field, value
+        # The entries as JSON, a line each, as far as they have been encoded.
+        self._lines, self._lines_size, self._lines_count = np.zeros(0, np.uint8), 0, 0
+
+    @classmethod
+    def from_records(cls, records: Iterable[Mapping[str, Any]]) -> RecordTable:
+        """A table of records that are given as dictionaries.
+
+        Raises:
+            TypeError, ValueError, KeyError: if they aren't the records of a history.
+        """
+        table, fields = cls(), ("metric", *_FIELDS)
+        for record in records:
+            metric, *values = [record[field] for field in fields]
+            if len(record) != len(fields):
+                raise ValueError(f"a record has other keys than those of a history: {list(record)}")
+            if not isinstance(metric, str):
+                raise TypeError("the name of a metric must be a string")
+            value, epoch, update, samples, seconds = (
+                value if type(value) in (float, int) else _plain(value) for value in values
+            )
+            table.add(metric, value, epoch, update, samples, seconds)
+        return table
+
+    @classmethod
+    def from_columns(
+        cls,
+        names: list[str],
+        columns: Mapping[str, np.ndarray],
+        entries: Sequence[Any],
+        lines: bytes,
+    ) -> RecordTable:
+        """The table that has given `names` and `columns`.
+
+        Args:
+            names: of the metrics.
+            columns: all but ``entries``.
+            entries: the values in the column ``entries``.
+            lines: the content of that column.
+
+        Raises:
+            KeyError, TypeError, ValueError: if this isn't the content of a table.
+        """
+        table, fields, length = cls(), list(_FIELDS), len(columns["metric"])
+        shape = (length, len(_FIELDS))
+        kinds = columns["kinds"] if "kinds" in columns else np.zeros(shape, np.uint8)
+        is_valid = (
+            isinstance(names, list)
+            and all(isinstance(name, str) for name in names)
+            and all(
+                columns[name].shape == (length,) and columns[name].dtype == _ROW[name]
+                for name in ("metric", *_FIELDS)
+            )
+            # Each name once, and each with a value.
+            and np.array_equal(np.unique(columns["metric"]), np.arange(len(set(names))))
+            and len(set(names)) == len(names)
+            and kinds.shape == shape
+            and kinds.dtype == np.uint8
+            and kinds.max(initial=0) <= _IS_ENTRY
+            and all(
+                _are_exact_integers(columns[name][kinds[:, column] == _IS_INTEGER])
+                for column, name in enumerate(_FIELDS)
+            )
+            # Each entry once, in the order of the rows.
+            and [
+                columns[fields[column]][row]
+                for row, column in np.argwhere(kinds == _IS_ENTRY).tolist()
+            ]
+            == list(range(len(entries)))
+        )
+        if not is_valid:
+            raise ValueError("the columns of the run history don't belong together")
+        table._length, table._kinds, table._is_mixed = length, kinds, bool(kinds.any())
+        table._names = {name: number for number, name in enumerate(names)}
+        table._rows = np.zeros(length, _ROW)
+        for name in ("metric", *_FIELDS):
+            table._rows[name] = columns[name]
+        table._set_entries(entries)
+        table._lines = np.frombuffer(lines, np.uint8).copy()  # PyTorch wants it writable
+        table._lines_size, table._lines_count = len(lines), len(entries)
+        return table
+
+    def copy(self) -> RecordTable:
+        """A table that grows independently of this one."""
+        copied, end = RecordTable(), self._length
+        vars(copied).update(vars(self))
+        copied._names, copied._entries = dict(self._names), list(self._entries)
+        # Without room for more, so that adding a record makes new arrays.
+        copied._rows, copied._kinds = self._rows[:end], self._kinds[:end]
+        copied._lines = self._lines[: self._lines_size]
+        return copied
+
+    def add(
+        self, metric: str, value: Any, epoch: Any, update: Any, samples: Any, seconds: Any
+    ) -> None:
+        """Add a record."""
+        row = self._length
+        if row == len(self._rows):
+            self._rows, self._kinds = _grown(self._rows), _grown(self._kinds)
+        number = self._names.setdefault(metric, len(self._names))
+        values = (value, epoch, update, samples, seconds)
+        is_plain = (
+            type(value) is type(seconds) is float
+            and type(epoch) is type(update) is type(samples) is int
+        )
+        try:
+            if is_plain:
+                # Half the time that assigning to a row of the array takes.
+                place, rows = row * _ROW_FORMAT.size, self._rows
+                _ROW_FORMAT.pack_into(rows, place, number, *values)  # type: ignore[arg-type]
+        except struct.error:  # an integer of more than 64 bits
+            is_plain = False
+        if not is_plain:
+            self._add_mixed(row, number, values)
+        self._length = row + 1
+
+    def _add_mixed(self, row: int, metric: int, values: tuple[Any, ...]) -> None:
+        numbers: list[float] = [metric]
+        for column, (field, kind) in enumerate(_FIELDS.items()):
+            value = values[column]
+            if type(value) is kind and (kind is float or -(2**63) <= value < 2**63):
+                numbers.append(value)
+                continue
+            self._is_mixed = True
+            if value is None:
+                numbers.append(0)
+                self._kinds[row, column] = _IS_NONE
+            elif type(value) is int and kind is float and abs(value) <= _LARGEST_EXACT:
+                numbers.append(value)
+                self._kinds[row, column] = _IS_INTEGER
+            else:
+                numbers.append(len(self._entries))
+                self._kinds[row, column] = _IS_ENTRY
+                self._entries.append((row, field, value))
+        self._rows[row] = tuple(numbers)
+
+    def delete(self, metric: str) -> None:
+        """Delete all records of a metric."""
+        deleted, entries = self._names[metric], [value for *_, value in self._entries]
+        kept = np.flatnonzero(self._rows["metric"][: self._length] != deleted)
+        self._rows, self._kinds, self._length = self._rows[kept], self._kinds[kept], len(kept)
+        self._rows["metric"] -= self._rows["metric"] > deleted
+        names = [name for name in self._names if name != metric]
+        self._names = {name: number for number, name in enumerate(names)}
+        self._set_entries(entries)
+
+    def _set_entries(self, entries: Sequence[Any]) -> None:
+        """Find the entries of the rows among these, and number them anew."""
+        self._entries, fields = [], list(_FIELDS)
+        self._lines, self._lines_size, self._lines_count = np.zeros(0, np.uint8), 0, 0
+        for row, column in np.argwhere(self._kinds == _IS_ENTRY).tolist():
+            field = fields[column]
+            value = entries[int(self._rows[field][row])]
+            self._rows[field][row] = len(self._entries)
+            self._entries.append((row, field, value))
+
+    def values_by_metric(self) -> dict[str, list[Any]]:
+        """The values of each metric, oldest first."""
+        values: list[list[Any]] = [[] for _ in self._names]
+        metrics = self._rows["metric"][: self._length].tolist()
+        for metric, value in zip(metrics, self._cells("value", 0, self._length), strict=True):
+            values[metric].append(value)
+        return dict(zip(self._names, values, strict=True))
+
+    @property
+    def names(self) -> list[str]:
+        """The names of the metrics; the column ``metric`` holds indices into this list."""
+        return list(self._names)
+
+    def columns(self, to_json: Callable[[Any, str], bytes]) -> dict[str, np.ndarray]:
+        """The records as arrays that never change.
+
+        Args:
+            to_json: encodes an entry on one line. It is called once for each entry, with its value
+                and its place in the table, such as ``12.value``.
+
+        Returns:
+            ``metric``, ``epoch``, ``update`` and ``samples`` (int64), ``value`` and ``seconds``
+            (float64), each of shape ``(records,)``. If anything isn't a number of these types, also
+            ``kinds`` (uint8, of shape ``(records, 5)``): for each number but the metric, in the
+            order of a record's fields, 0 if it is what it is, 1 if it stands for None, 2 if it is
+            an integer among floats, and 3 if it is the index of an entry; and the ``entries``, a
+            line of JSON each (uint8).
+        """
+        end = self._length
+        columns = {name: self._rows[name][:end] for name in ("metric", *_FIELDS)}
+        if self._is_mixed:
+            lines = [
+                to_json(value, f"{row}.{field}") + b"\n"
+                for row, field, value in self._entries[self._lines_count :]
+            ]
+            if lines:
+                self._add_lines(np.frombuffer(b"".join(lines), np.uint8))
+                self._lines_count = len(self._entries)
+            columns["kinds"] = self._kinds[:end]
+            columns["entries"] = self._lines[: self._lines_size]
+        return columns
+
+    def _add_lines(self, text: np.ndarray) -> None:
+        start, self._lines_size = self._lines_size, self._lines_size + len(text)
+        while self._lines_size > len(self._lines):
+            self._lines = _grown(self._lines)
+        self._lines[start : self._lines_size] = text
+
+    def _cells(self, field: str, start: int, stop: int) -> list[Any]:
+        """The values in a column, from one row to another."""
+        cells: list[Any] = self._rows[field][start:stop].tolist()
+        if self._is_mixed:
+            kinds = self._kinds[start:stop, list(_FIELDS).index(field)]
+            for row in np.flatnonzero(kinds).tolist():
+                if kinds[row] == _IS_NONE:
+                    cells[row] = None
+                elif kinds[row] == _IS_INTEGER:
+                    cells[row] = int(cells[row])
+                else:
+                    cells[row] = self._entries[int(cells[row])][2]
+        return cells
+
+    def __len__(self) -> int:
+        return self._length
+
+    @overload
+    def __getitem__(self, index: int) -> dict[str, Any]: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> list[dict[str, Any]]: ...
+
+    def __getitem__(self, index: int | slice) -> dict[str, Any] | list[dict[str, Any]]:
+        if isinstance(index, int):
+            row = range(self._length)[index]
+            return self[row : row + 1][0]
+        start, stop, step = index.indices(self._length)
+        if step != 1:
+            return self[:][index]
+        stop = max(start, stop)
+        names = list(self._names)
+        metrics = [names[number] for number in self._rows["metric"][start:stop].tolist()]
+        columns = [self._cells(field, start, stop) for field in _FIELDS]
+        return [
+            {
+                "metric": metric,
+                "value": value,
+                "epoch": epoch,
+                "update": update,
+                "samples": samples,
+                "seconds": seconds,
+            }
+            for metric, value, epoch, update, samples, seconds in zip(
+                metrics, *columns, strict=True
+            )
+        ]
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        return iter(self[:])
+
+
+def _grown(array: np.ndarray) -> np.ndarray:
+    """A copy with room for as many rows again."""
+    larger = np.zeros((max(256, 2 * len(array)), *array.shape[1:]), array.dtype)
+    larger[: len(array)] = array
+    return larger
+
+
+def _are_exact_integers(numbers: np.ndarray) -> bool:
+    """Whether all are integers that float64 can tell from their neighbours."""
+    is_small = np.abs(numbers) <= _LARGEST_EXACT
+    return bool((is_small & (numbers == np.floor(numbers))).all())
 
 
 def count_values(history: RunHistory) -> dict[str, int]:
@@ -401,7 +722,7 @@ class NamedMeans:
         if self._in_step:
             self._in_step = {}
 
-    def add(self, name: str, value: float | Tensor, items: float | Tensor, source: str) -> None:
+    def add(self, name: str, value: Any, items: float | Tensor, source: str) -> None:
         """Add a mean over the items of a micro-batch.
 
         Args:

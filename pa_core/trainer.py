@@ -728,45 +728,6 @@ class Trainer(TrainerBase):
 
     # -- Small parts of the above ---------------------------------------------------------------
 
-    def record_mean(
-        self, name: str, value: float | Tensor, items: float | Tensor | None = None
-    ) -> None:
-        """Record a value of this step, to be averaged over the items of the epoch like the loss.
-
-        The mean over all processes is recorded at the end of the epoch as ``train_NAME``,
-        ``eval_NAME`` or ``evaluation_NAME``. A loss method may instead return
-        ``{"log": {name: value}}`` in its output. Values stay on their device.
-
-        Args:
-            name: the name; once per step.
-            value: a number, or a tensor with one element: a mean over `items`.
-            items: how many items it is the mean of; by default those of the loss. Required where
-                the batch size isn't known yet: before the loss method has returned. With 0 items,
-                and in a padding batch, the value is ignored.
-
-        Raises:
-            RuntimeError: outside the steps of an epoch.
-            ValueError: if the name is recorded twice, or `items` is missing.
-        """
-        if not self._is_in_step:
-            raise RuntimeError(
-                "record_mean() is called in the hooks of a step and in loss methods; elsewhere, "
-                "record a value with run_history.update_metric()"
-            )
-        if items is None and self._step_items is None:
-            raise ValueError(
-                f"record_mean({name!r}) needs items here, before the batch size is known"
-            )
-        self._add_mean(name, value, items, "record_mean()")
-
-    def _add_mean(self, name: str, value: Any, items: float | Tensor | None, source: str) -> None:
-        if self._recompute is not None and self._recompute.is_running:
-            return  # the first pass has recorded it
-        if items is None:
-            items = self._step_items
-        assert items is not None
-        self._means.add(name, value, 0 if self.is_padding_batch else items, source)
-
     def _record_log(self, output: Mapping[str, Any]) -> None:
         """Record the named means that a loss method returns."""
         if "log" not in output:

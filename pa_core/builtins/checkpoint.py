@@ -12,7 +12,6 @@ from pa_core.builtins.base import has_finite_weights
 # First used by the first save. Importing it now shows a missing library at once.
 from pa_core.checkpoint import background  # noqa: F401
 from pa_core.checkpoint.storage import remove_leftovers
-from pa_core.control import SaveRequest
 from pa_core.durations import Duration, Every
 from pa_core.hookspecs import hookimpl
 from pa_core.plugin import CallbackSettings, ConfigurableCallback
@@ -139,8 +138,12 @@ class SaveTrainingStateCallback(ConfigurableCallback):
         is_over = not trainer.position.is_paused
         if self.save_at_end and is_over and has_finite_weights(trainer):
             # Not in the background: nothing is left to do meanwhile.
-            request = SaveRequest(self.on_save_error == "stop", keep=self.max_checkpoints)
-            trainer._saver.save(self.save_dir / "final", request, {})
+            trainer.save_training_state(
+                self.save_dir / "final",
+                now=True,
+                must=self.on_save_error == "stop",
+                keep=self.max_checkpoints,
+            )
 
     def _request(self, trainer: Trainer, name: str, *, everywhere: bool = True) -> None:
         # If a clock decides, the main process does so for all.

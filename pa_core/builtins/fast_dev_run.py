@@ -37,7 +37,7 @@ class FastDevRunCallback(ConfigurableCallback):
             created = tempfile.mkdtemp(prefix="pa-core-fast-dev-run-")
             self._removal = weakref.finalize(self, shutil.rmtree, created, ignore_errors=True)
         # Every process writes its files of a training state into the same folder.
-        folder = Path(trainer._engine.gather_objects(created)[0])
+        folder = Path(trainer.gather_objects(created)[0])
         for name, plugin in trainer.plugins.by_name.items():
             for holder in (plugin, getattr(plugin, "settings", None)):
                 for attribute in _PATH_ATTRIBUTES:

@@ -21,7 +21,6 @@ from pa_core.builtins.base import has_finite_weights
 # First used after a signal. Importing it now shows a missing library at once.
 from pa_core.checkpoint import background  # noqa: F401
 from pa_core.checkpoint.storage import remove_leftovers
-from pa_core.control import SaveRequest
 from pa_core.errors import PreemptedExit
 from pa_core.hookspecs import hookimpl
 from pa_core.plugin import CallbackSettings, ConfigurableCallback
@@ -141,7 +140,7 @@ class PreemptionCallback(ConfigurableCallback):
     def on_stop_training_error(self, trainer: Trainer, **kwargs: Any) -> None:
         if trainer.position.is_paused and has_finite_weights(trainer):
             state_dir = self.save_dir / f"update_{trainer.updates:08d}"
-            trainer._saver.save(state_dir, SaveRequest(must=False), {})
+            trainer.save_training_state(state_dir, now=True, must=False)
             trainer.print(f"Saved {state_dir}; resume_from='auto' resumes from it")
 
     @contextmanager

@@ -26,7 +26,7 @@ class PrintProgressCallback(ConfigurableCallback):
 
     def on_eval_epoch_start(self, trainer: Trainer, **kwargs: Any) -> None:
         name = f" on {trainer.eval_name}" if trainer.eval_name is not None else ""
-        if trainer._in_run:
+        if trainer.in_run:
             trainer.print(f"\nEpoch {trainer.run_history.current_epoch}: evaluation{name}")
         elif name:  # on_evaluation_run_start has printed the rest
             trainer.print(f"\nEvaluation{name}")

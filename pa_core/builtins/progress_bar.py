@@ -9,12 +9,10 @@ from typing import TYPE_CHECKING, Any
 from pydantic import Field
 from tqdm.auto import tqdm
 
-from pa_core.data.loader import num_batches
 from pa_core.hookspecs import hookimpl
 from pa_core.plugin import CallbackSettings, ConfigurableCallback
 
 if TYPE_CHECKING:
-    from pa_core.tracking import LossTracker
     from pa_core.trainer import Trainer
 
 
@@ -60,7 +58,7 @@ class ProgressBarCallback(ConfigurableCallback):
     @hookimpl(trylast=True)  # below the lines that other plugins print
     def on_train_epoch_start(self, trainer: Trainer, **kwargs: Any) -> None:
         self.pbar = _Bar(
-            num_batches(trainer._train_dataloader, trainer.train_batch_limit),
+            trainer.num_train_batches,
             f"Epoch {trainer.run_history.current_epoch}",
             self.interval,
             initial=trainer.position.batch,
@@ -68,21 +66,20 @@ class ProgressBarCallback(ConfigurableCallback):
 
     def on_train_step_end(self, trainer: Trainer, **kwargs: Any) -> None:
         if self.pbar is not None:
-            self.pbar.advance(trainer._loss_tracker)
+            self.pbar.advance(trainer)
 
     @hookimpl(tryfirst=True)  # before the lines that other plugins print
     def on_train_epoch_end(self, trainer: Trainer, **kwargs: Any) -> None:
         if self.pbar is not None:
-            self.pbar.finish(trainer._loss_tracker)
+            self.pbar.finish(trainer)
             self.pbar = None
 
     @hookimpl(trylast=True)
     def on_eval_epoch_start(
         self, trainer: Trainer, is_intermediate: bool = False, **kwargs: Any
     ) -> None:
-        loader = trainer._eval_dataloaders.get(trainer.eval_name, trainer._eval_dataloader)
         self.eval_pbar = _Bar(
-            num_batches(loader, trainer.eval_batch_limit),
+            trainer.num_eval_batches,
             "Evaluation" if trainer.eval_name is None else f"Evaluation: {trainer.eval_name}",
             self.interval,
             leave=not is_intermediate,
@@ -90,12 +87,12 @@ class ProgressBarCallback(ConfigurableCallback):
 
     def on_eval_step_end(self, trainer: Trainer, **kwargs: Any) -> None:
         if self.eval_pbar is not None:
-            self.eval_pbar.advance(trainer._loss_tracker)
+            self.eval_pbar.advance(trainer)
 
     @hookimpl(tryfirst=True)
     def on_eval_epoch_end(self, trainer: Trainer, **kwargs: Any) -> None:
         if self.eval_pbar is not None:
-            self.eval_pbar.finish(trainer._loss_tracker)
+            self.eval_pbar.finish(trainer)
             self.eval_pbar = None
 
     def _close_all(self) -> None:
@@ -129,20 +126,20 @@ class _Bar(tqdm):
         self._interval, self._uncounted = interval, 0
         self._next_display = time.monotonic() + interval
 
-    def advance(self, tracker: LossTracker) -> None:
+    def advance(self, trainer: Trainer) -> None:
         """Count a batch, and show the mean loss if the interval has passed."""
         self._uncounted += 1
         now = time.monotonic()
         if now >= self._next_display:
             self._next_display = now + self._interval
-            self._show(tracker)
+            self._show(trainer)
 
-    def finish(self, tracker: LossTracker) -> None:
+    def finish(self, trainer: Trainer) -> None:
         """Show the final state and close."""
-        self._show(tracker)
+        self._show(trainer)
         self.close()
 
-    def _show(self, tracker: LossTracker) -> None:
-        self.set_postfix_str(f"loss={tracker.average:.4g}", refresh=False)
+    def _show(self, trainer: Trainer) -> None:
+        self.set_postfix_str(f"loss={trainer.mean_loss:.4g}", refresh=False)
         self.update(self._uncounted)
         self._uncounted = 0

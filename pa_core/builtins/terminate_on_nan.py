@@ -82,7 +82,7 @@ class TerminateOnNaNCallback(ConfigurableCallback):
         self._has_state = False
         if self.policy == "stop":
             return
-        if trainer._accelerator.scaler is not None or not trainer._engine.shows_gradients:
+        if trainer.scaler is not None or trainer.sharded_by == "DeepSpeed":
             raise ValueError(
                 f'terminate_on_nan doesn\'t support policy = "{self.policy}" in fp16 or under '
                 "DeepSpeed, whose gradient scaler skips updates itself: use bf16, or disable the "
@@ -172,7 +172,7 @@ class TerminateOnNaNCallback(ConfigurableCallback):
     def _check_update(self, trainer: Trainer) -> None:
         """Skip the coming update unless its losses and gradients are finite on every process."""
         is_bad = not torch.isfinite(_norm(trainer) + self._losses)
-        if not trainer._engine.largest(int(is_bad))[0]:
+        if not trainer.largest(int(is_bad))[0]:
             self._in_a_row = 0
             return
         self.triggered = True
@@ -197,7 +197,7 @@ class TerminateOnNaNCallback(ConfigurableCallback):
             return f"the limit on rollbacks ({self.limit}) has been reached"
         if not self._has_state:
             return "this run has not saved a training state yet"
-        trainer._wait_for_saves()  # the newest may not be complete yet
+        trainer.wait_for_saves()  # the newest may not be complete yet
         state = find_training_state("auto", trainer)
         if state is None:
             return f"{states_folder(trainer)} contains no training state"

@@ -1,11 +1,13 @@
 """Encode state as strict JSON plus named tensors, and decode it; never a pickle.
 
 What JSON lacks is written as an object with one key that begins with ``$``: tensors (by name),
-NumPy arrays, tuples, NaN and infinities, and dictionaries whose keys aren't all strings.
+NumPy arrays, tuples, NaN and infinities, dictionaries whose keys aren't all strings, and the
+records of a run history, whose columns are tensors.
 """
 
 from __future__ import annotations
 
+import json
 import math
 from collections import OrderedDict
 from collections.abc import Mapping
@@ -16,7 +18,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pa_core.checkpoint.storage import parse_json
 from pa_core.errors import TrainingStateError
+from pa_core.tracking import RecordTable
 
 Json = dict[str, Any] | list[Any] | str | int | float | bool | None
 
@@ -50,6 +54,13 @@ def encode(value: Any, tensors: dict[str, Tensor], owner: str) -> Json:
         return encode(value.item(), tensors, owner)
     if isinstance(value, PurePath):
         return str(value)
+    if isinstance(value, RecordTable):
+        columns = value.columns(lambda entry, place: _json_text(entry, f"{owner}.{place}"))
+        placed = {
+            name: _name_tensor(torch.from_numpy(column), tensors, f"{owner}.{name}")
+            for name, column in columns.items()
+        }
+        return {"$records": {"metrics": value.names, "columns": placed}}
     if isinstance(value, Mapping):
         if all(isinstance(key, str) and not key.startswith("$") for key in value):
             return {key: encode(item, tensors, f"{owner}.{key}") for key, item in value.items()}
@@ -65,6 +76,11 @@ def encode(value: Any, tensors: dict[str, Tensor], owner: str) -> Json:
         f"{owner} can't be saved: {type(value).__name__} is not a plain data type. A state may "
         "contain numbers, text, lists, tuples, dictionaries, tensors and NumPy arrays"
     )
+
+
+def _json_text(value: Any, owner: str) -> bytes:
+    encoded = encode(value, {}, owner)
+    return json.dumps(encoded, allow_nan=False, separators=(",", ":")).encode()
 
 
 def _name_tensor(value: Tensor, tensors: dict[str, Tensor], name: str) -> str:
@@ -88,10 +104,10 @@ def decode(value: Json, tensors: Mapping[str, Tensor]) -> Any:
     if len(value) == 1:
         ((kind, content),) = value.items()
         if kind in ("$tensor", "$array"):
-            if content not in tensors:
-                raise TrainingStateError(f"The state has no tensor named {content!r}")
-            tensor = tensors[content]
+            tensor = _tensor_named(content, tensors)
             return tensor if kind == "$tensor" else tensor.numpy()
+        if kind == "$records":
+            return _decode_records(content, tensors)
         if kind == "$tuple":
             return tuple(decode(item, tensors) for item in content)
         if kind == "$float":
@@ -99,6 +115,21 @@ def decode(value: Json, tensors: Mapping[str, Tensor]) -> Any:
         if kind == "$items":
             return {decode(key, tensors): decode(item, tensors) for key, item in content}
     return {key: decode(item, tensors) for key, item in value.items()}
+
+
+def _tensor_named(name: Json, tensors: Mapping[str, Tensor]) -> Tensor:
+    if name not in tensors:
+        raise TrainingStateError(f"The state has no tensor named {name!r}")
+    return tensors[name]  # type: ignore[index]
+
+
+def _decode_records(content: Any, tensors: Mapping[str, Tensor]) -> RecordTable:
+    columns = {
+        name: _tensor_named(placed, tensors).numpy() for name, placed in content["columns"].items()
+    }
+    lines = columns.pop("entries").tobytes() if "entries" in columns else b""
+    entries = parse_json(b"[" + lines.rstrip().replace(b"\n", b",") + b"]")
+    return RecordTable.from_columns(content["metrics"], columns, decode(entries, {}), lines)
 
 
 def encode_weights(state: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -20,7 +20,7 @@ from pa_core.checkpoint.compatibility import differences, differing_leaves, mid_
 from pa_core.checkpoint.manifest import DATA_ENTRIES, data_fingerprint
 from pa_core.checkpoint.optimizer_shards import read_shard
 from pa_core.checkpoint.save import parameter_names
-from pa_core.checkpoint.start_check import StartCheck, describe_culprits
+from pa_core.checkpoint.start_check import StartCheck
 from pa_core.checkpoint.storage import StateReader
 from pa_core.errors import TrainingStateError
 from pa_core.tracking import Position
@@ -50,9 +50,9 @@ class TrainingState:
 
     def __init__(self, state_dir: str | Path, rank: int) -> None:
         self.reader = StateReader(state_dir)
-        self.directory = Path(state_dir)
+        self.directory, self._rank = Path(state_dir), rank
         with self._invalid_content_reported():
-            self._read(rank)
+            self._read()
             self.reader.check_rest()
 
     @contextmanager
@@ -66,8 +66,8 @@ class TrainingState:
                 f"({type(error).__name__}: {error})"
             ) from error
 
-    def _read(self, rank: int) -> None:
-        reader = self.reader
+    def _read(self) -> None:
+        reader, rank = self.reader, self._rank
         state, tensors = reader.read_json("state.json"), reader.read_tensors("state.safetensors")
         self._parameters: list[list[str]] = [list(group) for group in state["parameters"]]
         self._parts = {
@@ -151,7 +151,8 @@ class TrainingState:
             TrainingStateError: if they have another length than in the saved run; and for every
                 other difference if the run resumes with ``strict=True``.
         """
-        if not (self._has_changed_data and self._is_within_epoch):
+        has_changed = self._has_changed_data or (trainer._fingerprint or {}).get("data_changed")
+        if not (has_changed and self._is_within_epoch):
             return
         saved, present = self.reader.manifest["run"], data_fingerprint(trainer)
         found = differing_leaves({name: saved[name] for name in present}, present)
@@ -196,18 +197,21 @@ class TrainingState:
         Raises:
             TrainingStateError: if they have, and the run resumes with ``strict=True``.
         """
-        is_changed, names, has_records = self._start_check.end()
+        culprit, has_records = self._start_check.end()
         engine = trainer._engine
-        changed, recorded = engine.largest(int(is_changed), int(has_records))
-        if recorded:  # of events that the history has from the run's first start
+        changed, recorded = engine.largest(int(culprit is not None), int(has_records))
+        if not (changed or recorded):
+            return
+        with self._invalid_content_reported():
+            self._read()  # the optimizer works on the tensors that were restored first
+        if recorded:  # again what the history has from the run's first start
             self._restore_history(trainer)
         if not changed:
             return
         self.restore_weights(trainer)
-        if is_changed:
-            culprits = describe_culprits(names, type(trainer))
+        if culprit is not None:
             text = (
-                f"{culprits} has changed weights, optimizer or learning rate that were restored "
+                f"{culprit} has changed weights, optimizer or learning rate that were restored "
                 f"from {self.directory}. Leave them as they are while trainer.is_resuming is true"
             )
             if self._strict:

@@ -64,6 +64,8 @@ def tensor_chunks(tensors: Mapping[str, Tensor]) -> Iterator[bytes | memoryview]
     yield len(text).to_bytes(8, "little") + text
     for name in order:
         tensor = tensors[name].detach().cpu().resolve_conj().resolve_neg().contiguous()
+        if tensor.numel() < 2:  # contiguous with any stride, but only 1 can be viewed as bytes
+            tensor = tensor.clone(memory_format=torch.contiguous_format)
         yield tensor.reshape(-1).view(torch.uint8).numpy().data
 
 

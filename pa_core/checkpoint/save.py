@@ -14,7 +14,7 @@ from contextlib import ExitStack
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 import numpy as np
 import torch
@@ -26,6 +26,7 @@ from pa_core.checkpoint.safetensors_io import HostMemory, has_room_in_memory, te
 from pa_core.checkpoint.storage import StateWriter
 from pa_core.data.loader import KeyedDataLoader
 from pa_core.errors import TrainingStateError
+from pa_core.tracking import InMemoryRunHistory
 
 if TYPE_CHECKING:
     from pa_core.trainer import Trainer
@@ -68,12 +69,14 @@ def save_training_state(
             process = _process_state(trainer)
             return process, cleanup.enter_context(StateWriter(state_dir)) if is_main else None
 
-        def collect() -> dict[str, Any]:
-            files = _state_files(trainer, metadata, processes, weights) if is_main else {}
+        def collect() -> tuple[dict[str, Any], dict[str, Tensor]]:
+            content: tuple[dict[str, Any], dict[str, Tensor]] = {}, {}
+            if is_main:
+                content = _state_files(trainer, metadata, processes, weights)
             if engine.sharding is not None:
                 write_shard(engine, trainer.optimizer, directory)
             trainer._event("on_save_training_state", state_dir=directory)
-            return files
+            return content
 
         def finish() -> None:
             if writer is None:
@@ -83,13 +86,14 @@ def save_training_state(
                 held = {name: part for name, part in files.items() if _holds_tensors(part)}
                 if has_room_in_memory(_size(held)):
                     content, begin_writing = files | memory.copy(held), write_in_background
+            content |= {"state.safetensors": content["state.safetensors"] | constant}
             manifest = _state_manifest(trainer)
             begin_writing(partial(_write, cleanup.pop_all(), writer, content, manifest))
 
         process, writer = engine.run_on_all(begin)
         processes = engine.gather_objects(process)
         directory = engine.gather_objects(writer and writer.directory)[0]
-        files = engine.run_on_all(collect)
+        files, constant = engine.run_on_all(collect)
         engine.run_on_all(finish)
 
 
@@ -113,9 +117,14 @@ def _state_files(
     metadata: Mapping[str, Any],
     processes: list[tuple[Any, Any]],
     weights: Mapping[str, Any],
-) -> dict[str, Any]:
-    """The content of a state by file name: plain data, named tensors, or bytes."""
-    engine, tensors = trainer._engine, dict[str, Tensor]()
+) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """The content of a state.
+
+    Returns:
+        Plain data, named tensors, or bytes, by file name; and further tensors of
+        ``state.safetensors``, which don't change while training continues.
+    """
+    engine, tensors, constant = trainer._engine, dict[str, Tensor](), dict[str, Tensor]()
     weight_tensors, other_weights = encode_weights(weights)
     scaler = trainer._accelerator.scaler
     parts = {
@@ -131,8 +140,11 @@ def _state_files(
     state["parameters"] = parameter_names(trainer)
     state["position"] = asdict(trainer.position)
     history = trainer.run_history
-    history_state = history.state_dict() if hasattr(history, "state_dict") else {}
-    state["run_history"] = encode(history_state, tensors, "run_history")
+    if _has_columns(history):
+        state["run_history"] = encode(history.snapshot(), constant, "run_history")
+    else:
+        history_state = history.state_dict() if hasattr(history, "state_dict") else {}
+        state["run_history"] = encode(history_state, tensors, "run_history")
     files = {
         "model.safetensors": weight_tensors,
         "state.json": state,
@@ -141,7 +153,14 @@ def _state_files(
     for rank, (process, process_tensors) in enumerate(processes):
         files[f"process-{rank:05d}.json"] = process
         files[f"process-{rank:05d}.safetensors"] = process_tensors
-    return files
+    return files, constant
+
+
+def _has_columns(history: object) -> TypeGuard[InMemoryRunHistory]:
+    """Whether the columns of a history are its state: no subclass decides what else it is."""
+    if not isinstance(history, InMemoryRunHistory):
+        return False
+    return getattr(history.state_dict, "__func__", None) is InMemoryRunHistory.state_dict
 
 
 def _process_state(trainer: Trainer) -> tuple[Any, Any]:

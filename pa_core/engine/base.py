@@ -82,6 +82,8 @@ class Engine:
 
     shows_gradients = True
     """Whether each parameter has its gradient between the backward pass and the update."""
+    sharded_by: str | None = None
+    """What may shard model, gradients or optimizer between processes."""
 
     @property
     def reduces_gradients_before_update(self) -> bool:
@@ -315,6 +317,16 @@ class Engine:
         padded = self.accelerator.gather(torch.cat([value, padding])).split(longest)
         return torch.cat([rows[:size] for rows, size in zip(padded, sizes.tolist(), strict=True)])
 
+    def broadcast(self, tensors: Iterable[Tensor]) -> None:
+        """Replace the content of tensors, on any device, by that of rank 0."""
+        check_collectives_allowed()
+        if self.num_processes == 1:
+            return
+        for tensor in tensors:
+            sent = tensor.detach().to(self.device).contiguous()
+            torch.distributed.broadcast(sent, 0)
+            tensor.detach().copy_(sent)
+
     def gather_objects(self, value: Any) -> list[Any]:
         """The `value` of each process in the order of ranks, on every process."""
         check_collectives_allowed()
@@ -350,6 +362,35 @@ class Engine:
         """Wait for every process to get here."""
         check_collectives_allowed()
         self.accelerator.wait_for_everyone()
+
+
+class LocalEngine(Engine):
+    """An engine for this process alone: it reduces nothing and needs no other process.
+
+    Args:
+        engine: the engine of all processes; it prepares the model.
+
+    Raises:
+        ValueError: if that engine may shard the model.
+    """
+
+    def __init__(self, engine: Engine) -> None:
+        if engine.sharded_by is not None:
+            raise ValueError(
+                f"A process can't train alone: {engine.sharded_by} shards the model between "
+                "processes"
+            )
+        vars(self).update(vars(engine))
+        self._of_all = engine
+        self.num_processes, self.rank, self._uses_ddp = 1, 0, False
+
+    def prepare(self, model: nn.Module, optimizer: Any) -> tuple[nn.Module, Any]:
+        """Place model and optimizer, without `DistributedDataParallel`.
+
+        The first time this needs all processes.
+        """
+        model, optimizer = self._of_all.prepare(model, optimizer)
+        return self.unwrap(model), optimizer
 
 
 def _inner(optimizer: Any) -> Any:

@@ -37,6 +37,7 @@ class DeepSpeedEngine(Engine):
 
     shows_gradients = False
     reduces_gradients_before_update = False
+    sharded_by = "DeepSpeed"
     _engine: Any = None  # DeepSpeed's, once prepared
     _is_update = True
 

@@ -33,6 +33,7 @@ class FsdpEngine(Engine):
         self._is_sharded = False
 
     forward_is_collective = True
+    sharded_by = "FSDP"
 
     @property
     def sharding(self) -> str | None:

@@ -11,6 +11,7 @@ import functools
 import inspect
 from collections import ChainMap
 from collections.abc import Callable, Mapping
+from copy import copy
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any
@@ -43,7 +44,11 @@ class _Registration:
     plugin: object
     source: PluginSource
     implementations: tuple[Implementation, ...]
+    is_quiet: bool = False  # no events and no runs, see `PluginManager.without_events`
 
+
+_NOT_IN_TRIALS = ("run_training", "run_evaluation", "create_scheduler")
+"""Hooks that aren't events, and that `PluginManager.without_events` doesn't call either."""
 
 _Registered = list[tuple[Implementation, Mapping[str, Any]]]
 """What the implementations of a registry hook returned."""
@@ -176,6 +181,21 @@ class PluginManager:
         self._instruments = (*self._instruments, around)
         self._change(self._registrations, self._hooks)
 
+    def without_events(self) -> PluginManager:
+        """A manager of the same plugins, for trial runs: it calls no events of theirs and no runs.
+
+        What they provide and register is called, except `create_scheduler`: a trial trains at the
+        learning rate that its caller sets. Plugins that are registered later have all their hooks.
+        """
+        quiet = copy(self)
+        quiet._instruments = ()
+        registrations = {
+            name: replace(registration, is_quiet=True)
+            for name, registration in self._registrations.items()
+        }
+        quiet._change(registrations, self._hooks)
+        return quiet
+
     def unwrap_calls(self, around: Callable[[Implementation], Call]) -> None:
         """Undo `wrap_calls`."""
         self._instruments = tuple(other for other in self._instruments if other != around)
@@ -208,7 +228,13 @@ class PluginManager:
             raise AttributeError(
                 f"There is no hook {hook_name!r}.{nearest(hook_name, self._hooks)}"
             )
-        every = [one for r in self._registrations.values() for one in r.implementations]
+        in_trials = not hook_name.startswith("on_") and hook_name not in _NOT_IN_TRIALS
+        every = [
+            one
+            for r in self._registrations.values()
+            if in_trials or not r.is_quiet
+            for one in r.implementations
+        ]
         found = [
             one
             for one in (*every, *self._defaults)
@@ -260,7 +286,11 @@ class PluginManager:
         for plugin_name, registration in self._registrations.items():
             plugin = registration.plugin
             static = inspect.getattr_static(plugin, name, None)
-            if static is None or isinstance(static, property | functools.cached_property):
+            if (
+                registration.is_quiet
+                or static is None
+                or isinstance(static, property | functools.cached_property)
+            ):
                 continue
             method, processes = getattr(plugin, name), runs_on(plugin)
             if callable(method) and self._runs_here(processes):

@@ -17,6 +17,11 @@ def test_floats_are_clamped_scaled_and_rounded():
         assert array[..., channel].tolist() == expected
 
 
+def test_nan_is_black_and_infinite_values_are_clamped():
+    (array,) = to_uint8_images(torch.tensor([[[float("nan"), float("inf"), -float("inf")]]]))
+    assert array[..., 0].tolist() == [[0, 255, 0]]
+
+
 def test_colours_come_last():
     image = torch.zeros(3, 2, 5)
     image[0, 0, 0] = image[1, 1, 4] = image[2, 0, 3] = 1.0

@@ -205,7 +205,7 @@ def ends() -> Iterator[tuple[str, Any]]:
     for way in ("step end", "backward pass", "evaluation", "request", "save"):
         trainer = new_trainer(Stop(way))
         train(trainer, tiny_data(45), 4, eval_dataset=tiny_data(7))
-        updates = trainer._engine.gather_objects(trainer.updates)
+        updates = trainer.gather_objects(trainer.updates)
         assert len(set(updates)) == 1, updates
         yield way, trainer.stop_reason
     yield "saved at the request of one process", (FOLDER / "requested" / "manifest.json").exists()
@@ -217,12 +217,12 @@ def ends() -> Iterator[tuple[str, Any]]:
         if "skipped_updates" in history.get_metric_names():
             skipped = list(history.get_metric_values("skipped_updates"))
         ended = [result["weights"], trainer.stop_reason, trainer.updates, skipped]
-        everywhere = trainer._engine.gather_objects(ended)
+        everywhere = trainer.gather_objects(ended)
         assert all(one == ended for one in everywhere), everywhere
         yield f"nan {policy}", ended
     trainer = new_trainer()
     trainer.train(tiny_data(45), "0.3 seconds")
-    assert len(set(trainer._engine.gather_objects(trainer.updates))) == 1
+    assert len(set(trainer.gather_objects(trainer.updates))) == 1
 
 
 def main() -> None:

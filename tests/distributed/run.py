@@ -39,7 +39,7 @@ def train(trainer: Trainer, epochs: int, resume_from: Path | None = None) -> Non
         tiny_data(45),  # the last global batch has 5 samples: 3 and 2 on two processes
         epochs,
         eval_dataset=tiny_data(7),
-        per_device_batch_size=8 // trainer._engine.num_processes,
+        per_device_batch_size=8 // trainer.num_processes,
         gradient_accumulation_steps=2,
         gradient_clip_norm=0.5,
         resume_from=resume_from,

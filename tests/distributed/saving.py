@@ -25,7 +25,7 @@ class Synchronises(TrainerCallback):
 
     def on_save_training_state(self, trainer: Trainer, state_dir: Path) -> None:
         total = trainer.gather(torch.ones(1, device=trainer.device)).sum()
-        (state_dir / f"from-{trainer._engine.rank}.txt").write_text(str(total.item()))
+        (state_dir / f"from-{trainer.rank}.txt").write_text(str(total.item()))
 
 
 def train(folder: Path, resume_from: str | None = None, **settings: str) -> Trainer:
@@ -76,7 +76,7 @@ def main(folder: Path) -> None:
     except (OSError, RuntimeError) as error:
         outcome["error"] = f"{type(error).__name__}: {error}"
     outcome["left"] = [path.name for path in (folder / "stopped").iterdir()]
-    ended = trainer._engine.gather_objects(outcome)
+    ended = trainer.gather_objects(outcome)
     if trainer.is_main_process:
         outcome["errors"] = [each.get("error", "none") for each in ended]
         (folder / "outcome.json").write_text(json.dumps(outcome))

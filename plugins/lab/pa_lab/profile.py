@@ -24,23 +24,9 @@ if TYPE_CHECKING:
 
 _PHASES = ("data", "forward", "backward", "optimizer", "evaluation", "saving", "loop")
 _STEP_PHASES = ("data", "forward", "backward", "optimizer", "loop")
-_METHODS = {
-    "calculate_train_batch_loss": "forward",
-    "backward_step": "backward",
-    "_clip_gradients": "optimizer",
-    "optimizer_step": "optimizer",
-    "scheduler_step": "optimizer",
-    "optimizer_zero_grad": "optimizer",
-    "_run_eval_epochs": "evaluation",
-    "save_checkpoint": "saving",
-    "_run_train_epoch": "loop",
-}
-"""Methods of the Trainer, and the phase that each belongs to."""
-
 _LONG_DATA_WAIT = 0.1  # of the time of all steps; above this, the report advises
 _WATCH_EVERY = 10  # calls; watching one for synchronisation slows its tensor operations
 _SMALL_SHARE = 0.001  # of the run; hooks below it are printed as one row
-_END = object()
 
 
 class ProfileSettings(BaseModel):
@@ -102,7 +88,7 @@ class ProfileCallback(TrainerCallback):
         self._start = self._epoch_start = time.perf_counter()
         self._seconds: float | None = None
         self._workers, self._device = 0, torch.device("cpu")
-        self._is_evaluating = self._traces = False
+        self._traces = False
         self._profiler: Any = None
 
     # -- Measuring ------------------------------------------------------------------------------
@@ -111,7 +97,7 @@ class ProfileCallback(TrainerCallback):
     def run_training(self, trainer: Trainer) -> Generator[None, Any, Any]:
         self._reset()
         self._traces = self.trace is not None and trainer.is_main_process
-        self._workers = (trainer._train_dl_kwargs or {}).get("num_workers") or 0
+        self._workers = getattr(trainer.train_dataloader, "num_workers", 0)
         with self._timing(trainer):
             result = yield
         self._close_epoch()
@@ -147,56 +133,28 @@ class ProfileCallback(TrainerCallback):
 
     @contextmanager
     def _timing(self, trainer: Trainer) -> Iterator[None]:
-        """Time the trainer's methods and its plugins, and undo it all at the end."""
-        owners: list[tuple[Any, str, str]] = [
-            (trainer, method, phase) for method, phase in _METHODS.items()
-        ]
-        owners += [(trainer._saver, method, "saving") for method in ("save", "wait")]
-        kept = [(owner, name, vars(owner).get(name, _END)) for owner, name, _ in owners]
-        kept.append((trainer._engine, "moved", vars(trainer._engine).get("moved", _END)))
-        for owner, name, phase in owners:
-            setattr(owner, name, self._watch.timed(phase, getattr(owner, name)))
-        self._time_data(trainer)
+        """Time the phases of the run and its plugins until the end of the block."""
         self._device = trainer.device
-        trainer.plugins.wrap_calls(self._around)
-        try:
-            yield
-        finally:
-            trainer.plugins.unwrap_calls(self._around)
-            for owner, name, value in kept:
-                if value is _END:
-                    delattr(owner, name)
-                else:
-                    setattr(owner, name, value)
-            self._end_trace()
-
-    def _time_data(self, trainer: Trainer) -> None:
-        """Time the wait for each training batch; an evaluation's batches count as evaluation."""
-        moved, evaluate = trainer._engine.moved, trainer._run_eval_epochs
-
-        def evaluate_apart(*args: Any, **kwargs: Any) -> None:
-            before, self._is_evaluating = self._is_evaluating, True
+        with trainer.wrap_phases(self._timed_phase):
+            trainer.plugins.wrap_calls(self._around)
             try:
-                evaluate(*args, **kwargs)
+                yield
             finally:
-                self._is_evaluating = before
+                trainer.plugins.unwrap_calls(self._around)
+                self._end_trace()
 
-        def timed(batches: Iterator[Any]) -> Iterator[Any]:
-            iterator = moved(batches)
-            return iterator if self._is_evaluating else self._timed_batches(iterator)
+    def _timed_phase(self, phase: str, call: Callable[..., Any]) -> Callable[..., Any]:
+        return self._timed_fetch(call) if phase == "data" else self._watch.timed(phase, call)
 
-        trainer._run_eval_epochs = evaluate_apart  # type: ignore[method-assign]
-        trainer._engine.moved = timed  # type: ignore[method-assign]
-
-    def _timed_batches(self, batches: Iterator[Any]) -> Iterator[Any]:
-        while True:
+    def _timed_fetch(self, fetch: Callable[[], Any]) -> Callable[[], Any]:
+        def call() -> Any:
             self._trace_step()
             with self._watch.lap("data"):
-                batch = next(batches, _END)
-            if batch is _END:
-                return
+                batch = fetch()
             self._steps += 1
-            yield batch
+            return batch
+
+        return call
 
     def _around(self, found: Implementation) -> Callable[[dict[str, Any]], Any]:
         """A plugin's call, timed; in a step, every tenth is watched for synchronisation."""

@@ -179,7 +179,7 @@ class ConvertSyncBatchNormCallback(TrainerCallback):
 
     def on_init_end(self, trainer: Trainer, **kwargs: Any) -> None:
         """Convert the model."""
-        if trainer._engine.num_processes == 1:
+        if trainer.num_processes == 1:
             return
         if trainer.device.type == "cpu":
             warnings.warn(
@@ -192,7 +192,7 @@ class ConvertSyncBatchNormCallback(TrainerCallback):
 
     def on_training_run_start(self, trainer: Trainer, **kwargs: Any) -> None:
         """Check that the model was converted."""
-        if trainer._engine.num_processes == 1 or trainer.device.type == "cpu":
+        if trainer.num_processes == 1 or trainer.device.type == "cpu":
             return
         model = trainer.get_model(keep_torch_compile=False)
         if any(type(m) in _PLAIN and not is_frozen_batch_norm(m) for m in model.modules()):

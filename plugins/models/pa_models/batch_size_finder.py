@@ -5,24 +5,20 @@ from __future__ import annotations
 import gc
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Generator
 from dataclasses import dataclass
+from functools import partial
 from importlib import import_module
-from itertools import islice
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
-from accelerate import DistributedType
 
-from pa_core.control import TrainerControl
-from pa_core.plugin import is_loader, preserved
-from pa_core.tracking import InMemoryRunHistory, Position
+from pa_core import TrainerCallback, hookimpl
+from pa_core.plugin import KeyedDataLoader, is_loader
 
 if TYPE_CHECKING:
     from pa_core import Trainer
 
-_UNSHARDED = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)
 _OUT_OF_MEMORY = (
     "out of memory",
     "DefaultCPUAllocator: can't allocate memory",
@@ -160,12 +156,31 @@ def find_batch_size(
     trials: list[BatchSizeTrial] = []
     largest_fit = 0
     smallest_misfit: int | None = None
-    with _trainer_restored(trainer):
-        trainer.train_dataset, trainer.collate_fn = train_dataset, collate_fn
-        trainer._hooks.refresh()
+    timer = _Timer()
+    # Alone: a process that runs out of memory would leave the others in a collective.
+    with trainer.trial([timer], data=train_dataset, alone=True) as probe:
+
+        def train(size: int) -> None:
+            # With several processes, reducing gradients needs buffers as large as these.
+            reduced = [p for p in probe.model.parameters() if p.requires_grad]
+            buffers = [torch.empty_like(p) for p in reduced] if trainer.num_processes > 1 else []
+            probe.train(
+                train_dataset,
+                f"{num_steps} updates",
+                per_device_batch_size=size,
+                collate_fn=collate_fn,
+                train_dataloader_kwargs={
+                    **(train_dataloader_kwargs or {}),
+                    "batch_size": size,
+                    "drop_last": True,
+                },
+            )
+            del buffers
+
         size = min(initial_batch_size, limit)
         while size > largest_fit:
-            trial = _run_trial(trainer, size, num_steps, train_dataloader_kwargs)
+            outcome = _try_size(probe, timer, partial(train, size))
+            trial = _agree(trainer, size, num_steps, outcome)
             if trial is not None:
                 trials.append(trial)
             if trial is not None and trial.fits:
@@ -200,12 +215,13 @@ def _check_arguments(
         )
     if dataloader_kwargs and dataloader_kwargs.get("batch_sampler") is not None:
         raise ValueError("find_batch_size sets batch_size, which a batch_sampler has fixed already")
-    kind = trainer._accelerator.distributed_type
-    if kind not in _UNSHARDED:
-        raise ValueError(f"find_batch_size doesn't support {kind.value}, which shards the model")
+    if trainer.sharded_by is not None:
+        raise ValueError(
+            f"find_batch_size doesn't support {trainer.sharded_by}, which shards the model"
+        )
     per_process = None
     if hasattr(dataset, "__len__"):
-        per_process = len(dataset) // trainer._engine.num_processes
+        per_process = len(dataset) // trainer.num_processes
     if max_batch_size is None and (trainer.device.type == "cpu" or per_process is None):
         raise ValueError(
             "find_batch_size needs max_batch_size "
@@ -227,81 +243,84 @@ def _next_size(largest_fit: int, smallest_misfit: int | None, limit: int) -> int
     return (largest_fit + smallest_misfit) // 2
 
 
-def _run_trial(
-    trainer: Trainer, size: int, num_steps: int, dataloader_kwargs: dict[str, Any] | None
-) -> BatchSizeTrial | None:
-    """Train with batches of `size`; None if the dataset has no batch of that size."""
-    engine, device = trainer._engine, trainer.device
+class _Outcome(NamedTuple):
+    """What trying a size has shown on one process."""
+
+    is_full: bool
+    has_batch: bool
+    seconds: float
+    peak_memory: int | None
+
+
+class _NoBatchError(Exception):
+    """A stream has no batch of the size that is tried."""
+
+
+class _Timer(TrainerCallback):
+    """Times all updates of a run but the first.
+
+    Attributes:
+        seconds: their time.
+    """
+
+    def __init__(self) -> None:
+        self.seconds, self._start = 0.0, 0.0
+
+    @hookimpl(wrapper=True)
+    def create_train_dataloader(self) -> Generator[None, Any, Any]:
+        """Check that a stream has a batch; a dataset with a length has been checked."""
+        loader = yield
+        if not isinstance(loader, KeyedDataLoader) and next(iter(loader), None) is None:
+            raise _NoBatchError
+        return loader
+
+    def on_optimizer_step_end(self, trainer: Trainer) -> None:
+        """Start after the first update."""
+        if trainer.updates == 1:
+            self._start = _now(trainer.device)
+
+    def on_training_run_end(self, trainer: Trainer) -> None:
+        """Stop after the last update."""
+        self.seconds = _now(trainer.device) - self._start
+
+
+def _try_size(probe: Trainer, timer: _Timer, train: Callable[[], None]) -> _Outcome:
+    """Train for a few updates with a batch size, and free the memory that this has taken."""
+    device = probe.device
     on_gpu = device.type == "cuda"
     if on_gpu:
         torch.cuda.reset_peak_memory_stats(device)
-    seconds, is_full = 0.0, False
-    has_batch = True
+    is_full, has_batch = False, True
     try:
-        seconds, has_batch = _time_updates(trainer, size, num_steps, dataloader_kwargs)
+        train()
+    except _NoBatchError:
+        has_batch = False
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
         is_full = True
     peak = torch.cuda.max_memory_allocated(device) if on_gpu else None
     # Outside of the except block, where the traceback would keep the step's tensors alive.
-    trainer.optimizer.zero_grad(set_to_none=True)
-    trainer.optimizer.state = defaultdict(dict)
+    probe.optimizer.zero_grad(set_to_none=True)
+    probe.optimizer.state = defaultdict(dict)
     if is_full:
         gc.collect()
     if on_gpu:
         torch.cuda.empty_cache()
-    # All processes must reach the same result.
-    outcomes = engine.gather_objects((is_full, not has_batch, seconds, peak or 0))
-    full, without_batch, times, peaks = zip(*outcomes, strict=True)
-    if any(full):
+    return _Outcome(is_full, has_batch, timer.seconds, peak)
+
+
+def _agree(trainer: Trainer, size: int, num_steps: int, outcome: _Outcome) -> BatchSizeTrial | None:
+    """The result of a size over all processes; None if the dataset has no batch of that size."""
+    outcomes: list[_Outcome] = trainer.gather_objects(outcome)
+    if any(one.is_full for one in outcomes):
         return BatchSizeTrial(size, fits=False)
-    if any(without_batch):
+    if not all(one.has_batch for one in outcomes):
         return None
-    speed = size * engine.num_processes * (num_steps - 1) / max(*times, 1e-9)
-    return BatchSizeTrial(size, True, speed, max(peaks) or None)
-
-
-def _time_updates(
-    trainer: Trainer, size: int, num_steps: int, dataloader_kwargs: dict[str, Any] | None
-) -> tuple[float, bool]:
-    """Make `num_steps` updates.
-
-    Returns:
-        The seconds of all updates but the first, and whether there were enough batches.
-    """
-    sizes = {"batch_size": size, "drop_last": True}
-    loader = trainer.create_train_dataloader(size, {**(dataloader_kwargs or {}), **sizes})
-    trainer._train_dataloader = loader
-    trainer.run_config = trainer._create_run_config(size, 1, 1, None, None)
-    trainer.model.train()
-    # With several processes, reducing gradients needs buffers as large as these.
-    reduces = trainer._engine.num_processes > 1
-    parameters = [p for p in trainer.model.parameters() if p.requires_grad]
-    buffers = [torch.empty_like(p) for p in parameters] if reduces else []
-    start, step = 0.0, 0
-    for step, batch in enumerate(_batches(loader, num_steps), 1):
-        output = trainer.calculate_train_batch_loss(trainer._engine.move(batch))
-        trainer.backward_step(output["loss"])
-        trainer.optimizer_step()
-        trainer.optimizer_zero_grad()
-        del output
-        if step == 1:
-            start = _now(trainer.device)
-    del buffers
-    return _now(trainer.device) - start, step == num_steps
-
-
-def _batches(loader: Any, count: int) -> Iterator[Any]:
-    """The first `count` batches of the loader, restarting it if it has fewer."""
-    yielded = 0
-    while yielded < count:
-        before = yielded
-        for batch in islice(loader, count - yielded):
-            yield batch
-            yielded += 1
-        if yielded == before:  # the loader has no batch of this size
-            return
+    seconds = max(*(one.seconds for one in outcomes), 1e-9)
+    peak = max(one.peak_memory or 0 for one in outcomes)
+    speed = size * trainer.num_processes * (num_steps - 1) / seconds
+    return BatchSizeTrial(size, True, speed, peak or None)
 
 
 def _now(device: torch.device) -> float:
@@ -319,21 +338,3 @@ def is_out_of_memory(error: BaseException) -> bool:
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
     return isinstance(error, RuntimeError) and any(text in str(error) for text in _OUT_OF_MEMORY)
-
-
-@contextmanager
-def _trainer_restored(trainer: Trainer) -> Iterator[None]:
-    """Prepare the trainer for the search, and restore all of it at the end or on an exception."""
-    attributes = dict(vars(trainer))
-    given = trainer.model
-    try:
-        trainer.model, trainer.optimizer = trainer._engine.prepare(given, trainer.optimizer)
-        # Without DDP: a rank that runs out of memory would leave the others in a collective.
-        trainer.model = trainer._engine.unwrap(trainer.model)
-        trainer.run_history = InMemoryRunHistory()
-        trainer.position, trainer.control = Position(), TrainerControl()
-        with preserved(trainer):
-            yield
-    finally:
-        vars(trainer).clear()
-        vars(trainer).update(attributes)

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import torch
-from accelerate import DistributedType
 from pydantic import BaseModel, ConfigDict, Field
 
 from pa_core import TrainerCallback, hookimpl
@@ -19,8 +18,6 @@ if TYPE_CHECKING:
     from torch import nn
 
     from pa_core import Trainer
-
-_UNSHARDED = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)
 
 
 class EmaSettings(BaseModel):
@@ -100,11 +97,10 @@ class EmaPlugin(TrainerCallback):
         self._start(trainer)
 
     def _start(self, trainer: Trainer) -> None:
-        kind = trainer._accelerator.distributed_type
-        if kind not in _UNSHARDED:
+        if trainer.sharded_by is not None:
             raise ValueError(
-                f"A moving average needs the whole model on each process, but {kind.value} shards "
-                "it: disable the average"
+                "A moving average needs the whole model on each process, but "
+                f"{trainer.sharded_by} shards it: disable the average"
             )
         self._is_main = trainer.is_main_process
         self.ema_model = self.create_ema(trainer.get_model(keep_torch_compile=False))
@@ -128,9 +124,7 @@ class EmaPlugin(TrainerCallback):
         # Running statistics differ between processes.
         module = self.ema_model.module
         weights = module.state_dict()
-        _broadcast_from_main(
-            trainer, [weights[name] for name, _ in module.named_buffers() if name in weights]
-        )
+        trainer.broadcast(weights[name] for name, _ in module.named_buffers() if name in weights)
         return {self.name: module}
 
     # -- State: saved once, not once per process, since a model may be large ----------------------
@@ -152,20 +146,9 @@ class EmaPlugin(TrainerCallback):
         if state and "ema" in state and self._is_main:
             self.ema_model.load_state_dict(state["ema"])
         whole = self.ema_model.state_dict()
-        _broadcast_from_main(trainer, whole.values())
+        trainer.broadcast(part for part in whole.values() if isinstance(part, torch.Tensor))
         rest = {name: part for name, part in whole.items() if not isinstance(part, torch.Tensor)}
-        self.ema_model.load_state_dict(whole | trainer._engine.gather_objects(rest)[0])
-
-
-def _broadcast_from_main(trainer: Trainer, values: Iterable[Any]) -> None:
-    """Broadcast the tensors among `values` from the main process to all others, in place."""
-    if trainer._engine.num_processes == 1:
-        return
-    for tensor in values:
-        if isinstance(tensor, torch.Tensor):
-            sent = tensor.detach().to(trainer.device).contiguous()
-            torch.distributed.broadcast(sent, 0)
-            tensor.detach().copy_(sent)
+        self.ema_model.load_state_dict(whole | trainer.gather_objects(rest)[0])
 
 
 class ModelEmaCallback(EmaPlugin):

@@ -187,7 +187,7 @@ class GradualUnfreezingCallback(TrainerCallback):
             reached += 1
         if self._done < len(self.stages) and self.stages[self._done].start.unit == "seconds":
             # Clocks differ, but all processes must unfreeze at the same update.
-            reached = max(trainer._engine.gather_objects(reached))
+            (reached,) = trainer.largest(reached)
         if reached > self._done:
             self._start_stages(trainer, reached)
             self._print_stage(trainer)

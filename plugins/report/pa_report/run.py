@@ -282,7 +282,7 @@ def _read_state(folder: Path) -> Run:
             raise ReportError(f"{folder} contains no training state")
         reader = StateReader(state)
         content = reader.read_json("state.json")
-        history = decode(content["run_history"], {})
+        history = decode(content["run_history"], reader.read_tensors("state.safetensors"))
         metrics, matrices = curves_and_matrices(history["records"])
         position = content["position"]
         progress = {

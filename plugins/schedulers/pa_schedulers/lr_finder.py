@@ -7,18 +7,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from copy import copy
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pa_core import StopTrainingError
-from pa_core.callbacks import CallbackHandler
-from pa_core.control import TrainerControl
+from pa_core import TrainerCallback
 from pa_core.errors import nearest
-from pa_core.plugin import PluginManager, preserved
-from pa_core.tracking import InMemoryRunHistory
+from pa_core.tracking import LossTracker
 from pa_schedulers.param_groups import as_number, set_value
 from pa_schedulers.preview import new_axes
 
@@ -193,18 +189,8 @@ def find_learning_rate(
         raise ValueError(f"stop_factor must be above 1 or None, got {stop_factor}")
     _check_method(suggest)
     lrs = np.geomspace(start_lr, end_lr, num_updates).tolist()
-    probe = copy(trainer)  # shares model, optimizer and data, but has its own run
-    sweep = _Sweep(probe, lrs, stop_factor, smoothing)
-    hidden: Any = probe  # instance attributes that shadow the class's methods
-    hidden.plugins = PluginManager()
-    hidden.callback_handler = CallbackHandler(hidden.plugins)
-    trainer._hooks.refresh()
-    hidden._hooks = _QuietHooks(trainer._hooks, sweep)
-    hidden._run = lambda hook: probe._run_training()  # without the wrappers of run_training
-    hidden.print = lambda *args, **kwargs: None
-    hidden.run_history, hidden.control = InMemoryRunHistory(), TrainerControl()
-    hidden.eval_dataset = None
-    with preserved(trainer, train_dataset):
+    sweep = _Sweep(lrs, stop_factor, smoothing)
+    with trainer.trial([sweep], data=train_dataset) as probe:
         probe.train(
             train_dataset,
             f"{num_updates} updates",
@@ -221,66 +207,52 @@ def find_learning_rate(
     )
 
 
-class _QuietHooks:
-    """A trainer's hooks without a scheduler, and with no events but the finder's own."""
-
-    def __init__(self, hooks: Any, sweep: _Sweep) -> None:
-        self._hooks = hooks
-        self.on_train_epoch_start = sweep.start_epoch
-        self.on_optimizer_step_start = sweep.start_update
-
-    def create_scheduler(self, trainer: Trainer) -> None:
-        """Create none: the finder sets the learning rate."""
-
-    def refresh(self) -> None:
-        """Do nothing: no plugin is added or removed during the search."""
-
-    def __getattr__(self, name: str) -> Any:
-        return None if name.startswith("on_") else getattr(self._hooks, name)
-
-
-class _Sweep:
+class _Sweep(TrainerCallback):
     """Sets the learning rate of each update and records its loss."""
 
-    def __init__(
-        self, trainer: Trainer, lrs: list[float], stop_factor: float | None, smoothing: float
-    ) -> None:
-        self.trainer, self.lrs = trainer, lrs
-        self.stop_factor, self.smoothing = stop_factor, smoothing
+    def __init__(self, lrs: list[float], stop_factor: float | None, smoothing: float) -> None:
+        self.lrs, self.stop_factor, self.smoothing = lrs, stop_factor, smoothing
         self.losses: list[float] = []
         self.smoothed: list[float] = []
         self._ratios: list[float] = []
         self._average = 0.0
-        self._sums = [0.0, 0.0]
+        self._tracker = LossTracker()
 
-    def start_epoch(self, trainer: Trainer) -> None:
-        """Reset the loss sums, which the trainer resets at the start of an epoch."""
-        self._sums = [0.0, 0.0]
+    def on_backward_end(self, trainer: Trainer, batch_output: dict[str, Any]) -> None:
+        """Add the loss of a micro-batch to that of the accumulated batch."""
+        items = batch_output.get("num_items_in_batch", batch_output["batch_size"])
+        self._tracker.update(batch_output["loss"], 0 if trainer.is_padding_batch else items)
 
-    def start_update(self, trainer: Trainer) -> None:
+    def on_optimizer_step_start(self, trainer: Trainer) -> None:
         """Record the loss of the accumulated batch and set the learning rate of its update."""
-        groups = self.trainer.optimizer.param_groups
+        groups = trainer.optimizer.param_groups
         if not self._ratios:
             peaks = [float(as_number(group["lr"])) for group in groups]
             self._ratios = [peak / max(peaks) if max(peaks) > 0 else 1.0 for peak in peaks]
-        loss = self._mean_loss()
+        loss = self._mean_loss(trainer)
         if not math.isfinite(loss):
-            raise StopTrainingError("The loss is NaN or infinite")
+            _stop(trainer, "The loss is NaN or infinite")
+            return
         count = len(self.losses) + 1
         self._average = self.smoothing * self._average + (1 - self.smoothing) * loss
         smoothed = self._average / (1 - self.smoothing**count)
         lowest = min([*self.smoothed, smoothed])
         if self.stop_factor is not None and smoothed > self.stop_factor * lowest > 0:
-            raise StopTrainingError("The loss has grown beyond stop_factor times its minimum")
+            _stop(trainer, "The loss has grown beyond stop_factor times its minimum")
+            return
         self.losses.append(loss)
         self.smoothed.append(smoothed)
         for group, ratio in zip(groups, self._ratios, strict=True):
             set_value(group, "lr", self.lrs[count - 1] * ratio)
 
-    def _mean_loss(self) -> float:
+    def _mean_loss(self, trainer: Trainer) -> float:
         """The mean over the samples of this update, over all processes."""
-        trainer = self.trainer
-        sums = trainer._engine.sum(trainer._loss_tracker.sums(trainer.device)).tolist()
-        total, items = (now - before for now, before in zip(sums, self._sums, strict=True))
-        self._sums = sums
+        total, items = trainer.sum(self._tracker.sums(trainer.device)).tolist()
+        self._tracker.reset()
         return total / items if items else math.nan
+
+
+def _stop(trainer: Trainer, reason: str) -> None:
+    """Stop before the update; every process has the same losses, and stops as well."""
+    trainer.control.skip_update()
+    trainer.control.stop(reason, everywhere=True)

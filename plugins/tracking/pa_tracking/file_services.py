@@ -19,6 +19,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from pa_core.plugin import save_file
 from pa_tracking.service import Place, Service, Status
 
 if TYPE_CHECKING:
@@ -109,7 +110,7 @@ class FileService(Service):
     def _write_description(self, status: str) -> None:
         self._description["status"] = status
         text = json.dumps(self._description, indent=1, default=str)
-        _replace(self.folder / "run.json", text.encode())
+        save_file(self.folder / "run.json", lambda path: path.write_text(text, encoding="utf-8"))
 
 
 class JsonLinesFile(FileService):
@@ -142,7 +143,8 @@ class CsvFile(FileService):
         self._columns += new
         padded = (row + [""] * (len(self._columns) - len(row)) for row in rows)
         self._out.close()
-        _replace(self.file, b"".join(map(_line, [self._columns, *padded])))
+        content = b"".join(map(_line, [self._columns, *padded]))
+        save_file(self.file, lambda path: path.write_bytes(content))
         self._out = self.file.open("ab", buffering=0)
 
 
@@ -155,12 +157,6 @@ def _truncate(file: Path, num_header_lines: int, num_rows: int | None) -> int:
         lines = lines[: num_header_lines + num_rows] if num_rows else []
     os.truncate(file, sum(len(line) + 1 for line in lines))
     return max(0, len(lines) - num_header_lines)
-
-
-def _replace(file: Path, content: bytes) -> None:
-    temporary = file.with_name(f".{file.name}.tmp")
-    temporary.write_bytes(content)
-    os.replace(temporary, file)
 
 
 def _rows(file: Path) -> Iterator[list[str]]:

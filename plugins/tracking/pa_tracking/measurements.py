@@ -52,20 +52,13 @@ def gradient_norm(trainer: Trainer) -> Tensor | None:
         for parameter in group["params"]
         if parameter.grad is not None
     ]
-    if not gradients or not _holds_all_gradients(trainer):
+    if not gradients or not trainer.has_whole_gradients:
         return None
     norm = torch.nn.utils.get_total_norm(gradients)
-    scaler = trainer._accelerator.scaler
+    scaler = trainer.scaler
     if scaler is not None and trainer.run_config.gradient_clip_value is None:
         norm = norm / scaler.get_scale()  # not unscaled yet, since nothing clips
     return norm
-
-
-def _holds_all_gradients(trainer: Trainer) -> bool:
-    from accelerate import DistributedType
-
-    kinds = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)
-    return trainer._accelerator.distributed_type in kinds
 
 
 def memory(trainer: Trainer) -> dict[str, float]:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pa_core.plugin import save_file
 from pa_core.tracking import count_values
 from pa_tracking.service import Place, Run
 
@@ -168,10 +168,8 @@ class Receipts:
 
     def write(self, sent: Mapping[str, int]) -> None:
         """Replace the counts atomically."""
-        self._file.parent.mkdir(parents=True, exist_ok=True)
-        temporary = self._file.with_suffix(".tmp")
-        temporary.write_text(json.dumps(dict(sent)))
-        os.replace(temporary, self._file)
+        text = json.dumps(dict(sent))
+        save_file(self._file, lambda path: path.write_text(text))
 
 
 def place_now(trainer: Trainer) -> Place:

@@ -21,8 +21,9 @@ from torch import nn
 from torch.utils.data import TensorDataset
 
 from pa_core import Trainer, TrainerCallback
+from pa_core.checkpoint.codec import decode
 from pa_core.checkpoint.compatibility import differences
-from pa_core.checkpoint.storage import read_manifest
+from pa_core.checkpoint.storage import StateReader, read_manifest
 
 ARCHIVE = Path(__file__).with_name("state-format-1.zip")
 SETTINGS = """\
@@ -170,15 +171,31 @@ def test_states_are_written_as_before(tmp_path):
     manifests = read_manifest(before), read_manifest(now)
     assert manifests[0].keys() == manifests[1].keys()
     assert manifests[0]["run"] == manifests[1]["run"]
-    for name in ("model.safetensors", "state.safetensors"):
-        assert (now / name).read_bytes() == (before / name).read_bytes(), name
-    states = [json.loads((path / "state.json").read_text()) for path in (before, now)]
+    name = "model.safetensors"
+    assert (now / name).read_bytes() == (before / name).read_bytes()
+    readers = [StateReader(path) for path in (before, now)]
+    tensors = [reader.read_tensors("state.safetensors") for reader in readers]
+    states = [reader.read_json("state.json") for reader in readers]
+    # The history was JSON. Its records are now columns among the tensors.
+    histories = [
+        decode(state.pop("run_history"), named)
+        for state, named in zip(states, tensors, strict=True)
+    ]
+    for history in histories:
+        records = [record | {"seconds": None} for record in history.pop("records")]
+        assert [(record["metric"], record["epoch"]) for record in records] == [
+            ("train_loss_epoch", 1),
+            ("eval_loss_epoch", 1),
+        ]
+        history["records"] = records
+    assert histories[0] == histories[1]
+    others = {name: value for name, value in tensors[1].items() if "run_history" not in name}
+    assert others.keys() == tensors[0].keys()
+    assert all(torch.equal(value, tensors[0][name]) for name, value in others.items())
     for state in states:
         state["position"]["seconds"] = None
         for added in ("skipped", "skipped_in_a_row"):
             state["position"].pop(added, None)
-        for record in state["run_history"]["records"]:
-            record["seconds"] = None
     assert list(states[0]) == list(states[1])
     assert states[0] == states[1]
     processes = [json.loads((path / "process-00000.json").read_text()) for path in (before, now)]

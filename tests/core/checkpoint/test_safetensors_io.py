@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 
@@ -37,3 +38,14 @@ def test_every_type_shape_and_layout_comes_back_as_it_was():
 def test_a_tensor_of_an_unsupported_type_is_refused_by_its_name(tensor):
     with pytest.raises(TrainingStateError, match="optimizer.moment can't be saved"):
         tensor_bytes({"optimizer.moment": tensor})
+
+
+@pytest.mark.parametrize(
+    "tensor",
+    [
+        torch.arange(12.0).reshape(2, 6)[:1, 0],  # contiguous, with a stride of 6
+        torch.from_numpy(np.zeros(0)),  # with a stride of 0
+    ],
+)
+def test_a_tensor_of_one_element_or_none_may_have_any_stride(tensor):
+    assert torch.equal(read_tensors(tensor_bytes({"x": tensor}))["x"], tensor)

@@ -61,7 +61,7 @@ def run(folder: Path, *callbacks, resume_from: Path | None = None) -> tuple[Trai
         tiny_data(45),  # the last global batch has 5 samples
         4,
         eval_dataset=tiny_data(7),
-        per_device_batch_size=8 // trainer._engine.num_processes,
+        per_device_batch_size=8 // trainer.num_processes,
         gradient_accumulation_steps=2,
         gradient_clip_norm=0.5,
         resume_from=resume_from,
@@ -91,7 +91,7 @@ def found_batch_size() -> int:
         plugins=(),
         accelerator={"cpu": True},
     )
-    if trainer._engine.rank == trainer._engine.num_processes - 1:
+    if trainer.rank == trainer.num_processes - 1:
         model.bound = 4  # this process has less memory than the other
     return find_batch_size(trainer, tiny_data(40), max_batch_size=16).batch_size
 
@@ -112,7 +112,7 @@ def main(folder: Path) -> None:
     trainer, ema = run(folder, Save(folder))
     trained = outcome(trainer, ema)
     resumed = outcome(*run(folder, resume_from=folder / "state"))
-    everywhere = trainer._engine.gather_objects(trained)
+    everywhere = trainer.gather_objects(trained)
     model = nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.Linear(8, 3))
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
@@ -132,7 +132,7 @@ def main(folder: Path) -> None:
         (folder / "outcome.json").write_text(
             json.dumps(
                 {
-                    "processes": trainer._engine.num_processes,
+                    "processes": trainer.num_processes,
                     "trained": trained,
                     "resumed": resumed,
                     "ranks_agree": all(each == trained for each in everywhere),

@@ -130,7 +130,7 @@ def test_one_process_keeps_its_batch_norms():
 def test_a_callback_that_is_added_too_late_raises():
     def fake(model):  # what the callback reads from a trainer on two GPUs
         return SimpleNamespace(
-            _engine=SimpleNamespace(num_processes=2),
+            num_processes=2,
             device=torch.device("cuda"),
             model=model,
             get_model=lambda keep_torch_compile: model,

@@ -36,7 +36,7 @@ def rates(**settings: Any) -> list[float]:
         data(45),
         num_epochs=2,
         eval_dataset=data(8),
-        per_device_batch_size=4 // trainer._engine.num_processes,
+        per_device_batch_size=4 // trainer.num_processes,
         gradient_accumulation_steps=2,
     )
     return [rate for (rate,) in recorder.seen]
@@ -49,7 +49,7 @@ def main(folder: Path) -> None:
         data(45),
         num_updates=40,
         end_lr=100.0,
-        per_device_batch_size=4 // trainer._engine.num_processes,
+        per_device_batch_size=4 // trainer.num_processes,
     )
     outcome = {
         "cosine": rates(name="cosine", warmup="1 epoch"),

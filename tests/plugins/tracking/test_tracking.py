@@ -5,7 +5,6 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from accelerate import DistributedType
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from pa_core import Trainer, hookimpl
@@ -223,8 +222,9 @@ def test_the_gradient_norm_is_unscaled_under_a_gradient_scaler(clip_value):
 
 def _half(model, optimizer, scaler, clip_value):
     config = SimpleNamespace(gradient_clip_norm=None, gradient_clip_value=clip_value)
-    accelerator = SimpleNamespace(scaler=scaler, distributed_type=DistributedType.NO)
-    return SimpleNamespace(optimizer=optimizer, run_config=config, _accelerator=accelerator)
+    return SimpleNamespace(
+        optimizer=optimizer, run_config=config, scaler=scaler, has_whole_gradients=True
+    )
 
 
 def test_the_gradient_norm_of_an_epoch_is_that_of_its_last_update(tmp_path):

@@ -188,13 +188,9 @@ class GradientNoisePlugin:
 
 def _check_support(trainer: Trainer) -> None:
     """Check that updates have several micro-batches and that gradients aren't sharded."""
-    from accelerate import DistributedType
-    from accelerate.state import AcceleratorState
-
-    engine = AcceleratorState().distributed_type
-    if engine in (DistributedType.DEEPSPEED, DistributedType.FSDP, DistributedType.MEGATRON_LM):
+    if not trainer.has_whole_gradients:
         raise ValueError(
-            f"gradient_noise doesn't support {engine.value}, which shards gradients between "
+            f"gradient_noise doesn't support {trainer.sharded_by}, which shards gradients between "
             "processes: disable the plugin"
         )
     steps, processes = trainer.run_config.gradient_accumulation_steps, trainer.num_processes

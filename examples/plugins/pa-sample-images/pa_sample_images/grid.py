@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from pa_core.plugin import to_uint8_images
 from PIL import Image, ImageDraw, ImageFont
 
 if TYPE_CHECKING:
@@ -70,10 +71,8 @@ def _draw_cell(sample: Sample, size: int) -> Image.Image:
 
 def to_pillow(image: Tensor) -> Image.Image:
     """Convert a tensor of shape ``(channels, height, width)`` to a Pillow image."""
-    if image.is_floating_point():
-        image = (image.float().nan_to_num(0.0).clamp(0, 1) * 255).round()
-    pixels = image.byte().expand(3, -1, -1).permute(1, 2, 0).contiguous()
-    return Image.fromarray(pixels.cpu().numpy())
+    (pixels,) = to_uint8_images(image)
+    return Image.fromarray(pixels)
 
 
 def to_tensor(picture: Image.Image) -> Tensor:

@@ -1,0 +1,49 @@
+"""A copy of a trainer for trial runs, which leave no trace."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from copy import copy
+from typing import TYPE_CHECKING, Any
+
+from pa_core.control import TrainerControl
+from pa_core.diagnostics.preserve import preserved
+from pa_core.engine.base import LocalEngine
+from pa_core.plugins.callers import BoundHooks
+from pa_core.tracking import InMemoryRunHistory, LossTracker, Position
+
+if TYPE_CHECKING:
+    from pa_core.trainer import Trainer
+
+
+@contextmanager
+def trial(trainer: Trainer, plugins: Iterable[Any], *, data: Any, alone: bool) -> Iterator[Trainer]:
+    """See `Trainer.trial`."""
+    probe = copy(trainer)
+    if alone:
+        probe._engine = LocalEngine(trainer._engine)
+        # Now, on every process: wrapping a model the first time needs them all.
+        probe.model, probe.optimizer = probe._engine.prepare(probe.model, probe.optimizer)
+    probe.plugins = trainer.plugins.without_events()
+    for plugin in plugins:
+        probe.plugins.register(plugin)
+    on_stop = probe._request_stop if probe.num_processes > 1 else None
+    probe._hooks = BoundHooks(probe.plugins, on_stop)
+    probe.callback_handler = probe._create_callback_handler()
+    probe.print = _print_nothing  # type: ignore[method-assign]
+    # What a run changes in place, or reads from the run before.
+    probe.run_history, probe.control, probe.position = (
+        InMemoryRunHistory(),
+        TrainerControl(),
+        Position(),
+    )
+    probe.scheduler, probe.eval_dataset, probe.eval_name = None, None, None
+    probe._loss_tracker, probe._save_metadata, probe._in_run = LossTracker(), {}, False
+    vars(probe).pop("_saver", None)  # it belongs to the trainer
+    with preserved(trainer, data):
+        yield probe
+
+
+def _print_nothing(*args: Any, **kwargs: Any) -> None:
+    """Print nothing."""

@@ -1,0 +1,134 @@
+"""What a trainer offers to plugins, on several processes; writes the results as JSON."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pa_core import Trainer, TrainerCallback, hookimpl
+from pa_core.errors import OtherProcessError
+from tests.distributed.run import RANK, new_trainer
+from tests.helpers import tiny_data, weights_of
+
+
+def failures(trainer: Trainer) -> list[str]:
+    """What each process raises if an action fails on rank 1 only."""
+
+    def action() -> int:
+        if trainer.rank == 1:
+            raise ZeroDivisionError("on rank 1")
+        return 7
+
+    try:
+        trainer.run_on_all(action)
+    except (ZeroDivisionError, OtherProcessError) as error:
+        return trainer.gather_objects(f"{type(error).__name__}: {error}")
+    return []
+
+
+def broadcast(trainer: Trainer) -> list[Any]:
+    tensors = [torch.full((2, 2), trainer.rank), torch.full((), 10.0 + trainer.rank)]
+    strided = torch.arange(4.0).view(2, 2).t() + trainer.rank
+    trainer.broadcast([*tensors, strided])
+    return trainer.gather_objects([tensor.tolist() for tensor in (*tensors, strided)])
+
+
+class Batches(TrainerCallback):
+    """The samples of an epoch as the loop sees them and as `train_batches` yields them."""
+
+    def __init__(self) -> None:
+        self.seen: list[Any] = []
+        self.again: list[Any] = []
+
+    def on_train_step_start(self, trainer: Trainer, batch: Any) -> None:
+        self.seen.append([trainer.is_padding_batch, batch[0].tolist()])
+
+    def on_train_epoch_end(self, trainer: Trainer) -> None:
+        for batch in trainer.train_batches():
+            self.again.append([trainer.is_padding_batch, batch[0].tolist()])
+
+
+def batches() -> dict[str, Any]:
+    watch = Batches()
+    trainer = new_trainer(watch)
+    # The last global batch has one sample, so that rank 1 gets a padding batch.
+    trainer.train(tiny_data(9), 1, per_device_batch_size=8 // trainer.num_processes)
+    return {
+        "seen": trainer.gather_objects(watch.seen),
+        "again": trainer.gather_objects(watch.again),
+        "num_batches": trainer.gather_objects(trainer.num_train_batches),
+    }
+
+
+class Fails(TrainerCallback):
+    """Fails on rank 1, in the second update."""
+
+    def on_optimizer_step_end(self, trainer: Trainer) -> None:
+        if trainer.updates == 2 and RANK == 1:
+            raise MemoryError
+
+
+class Stops(TrainerCallback):
+    """Stops every process after the second update."""
+
+    def on_optimizer_step_start(self, trainer: Trainer) -> None:
+        if trainer.updates == 1:
+            trainer.control.stop("enough", everywhere=True)
+
+
+class Forbidden:
+    """A plugin of the trainer, whose events no trial calls."""
+
+    @hookimpl
+    def on_train_step_end(self, trainer: Trainer) -> None:
+        raise AssertionError
+
+
+def trials() -> dict[str, Any]:
+    """Trials on all processes together, and on each alone, where one of them fails."""
+    trainer = new_trainer(Forbidden())
+    before = weights_of(trainer)
+    with trainer.trial([Stops()]) as probe:
+        probe.train(tiny_data(45), 2, per_device_batch_size=8 // trainer.num_processes)
+        together = [probe.updates, probe.num_processes]
+        weights = {name: value.tolist() for name, value in weights_of(probe).items()}
+    outcome = "trained"
+    with trainer.trial([Fails()], alone=True) as probe:
+        numbers = [probe.num_processes, probe.rank]
+        try:
+            probe.train(tiny_data(45), "4 updates", per_device_batch_size=8)
+        except MemoryError:
+            outcome = "failed"
+        updates = probe.updates
+    is_same = all(torch.equal(before[name], value) for name, value in weights_of(trainer).items())
+    return {
+        "together": trainer.gather_objects(together),
+        "weights": weights,
+        "alone": trainer.gather_objects([*numbers, outcome, updates, is_same]),
+    }
+
+
+def main(folder: Path) -> None:
+    trainer = new_trainer()
+    tensor = torch.tensor([1.0, 10.0]) * (trainer.rank + 1)
+    outcome = {
+        "ranks": trainer.gather_objects(trainer.rank),
+        "sum": trainer.gather_objects([trainer.sum(tensor).tolist(), tensor.tolist()]),
+        "largest": trainer.gather_objects(list(trainer.largest(trainer.rank, -trainer.rank))),
+        "results": trainer.run_on_all(lambda: trainer.rank + 5),
+        "failures": failures(trainer),
+        "broadcast": broadcast(trainer),
+        "whole": trainer.has_whole_gradients,
+        "batches": batches(),
+        "trials": trials(),
+    }
+    if trainer.rank == 0:
+        (folder / "outcome.json").write_text(json.dumps(outcome))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

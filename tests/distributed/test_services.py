@@ -1,0 +1,50 @@
+"""What a trainer offers to plugins, by value, on two processes."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.distributed.launch import flat, outcome_of
+
+pytestmark = [pytest.mark.distributed, pytest.mark.slow]
+
+
+@pytest.fixture(scope="module")
+def one(tmp_path_factory):
+    return outcome_of(tmp_path_factory.mktemp("services") / "one", "services.py")
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory):
+    return outcome_of(tmp_path_factory.mktemp("services") / "two", "services.py", 2)
+
+
+def test_collectives_give_every_process_the_same(two):
+    assert two["ranks"] == [0, 1]
+    assert two["sum"] == [[[3.0, 30.0], [1.0, 10.0]], [[3.0, 30.0], [2.0, 20.0]]]
+    assert two["largest"] == [[1, 0], [1, 0]]
+    assert two["whole"]
+    whole, number, strided = [[0, 0], [0, 0]], 10.0, [[0.0, 2.0], [1.0, 3.0]]
+    assert two["broadcast"] == [[whole, number, strided]] * 2
+
+
+def test_an_action_that_fails_on_one_process_raises_on_all(one, two):
+    assert one["results"] == two["results"] == 5
+    assert one["failures"] == []
+    own, other = two["failures"][1], two["failures"][0]
+    assert own == "ZeroDivisionError: on rank 1"
+    assert other.startswith("OtherProcessError: Another process has failed")
+
+
+def test_each_process_gets_its_batches_once_more_padding_included(one, two):
+    for outcome in (one, two):
+        assert outcome["batches"]["again"] == outcome["batches"]["seen"]
+    assert two["batches"]["num_batches"] == [2, 2]
+    padding = [[is_padding for is_padding, _ in rank] for rank in two["batches"]["seen"]]
+    assert padding == [[False, False], [False, True]]
+
+
+def test_a_trial_trains_on_all_processes_or_on_each_alone(one, two):
+    assert two["trials"]["together"] == [[2, 2], [2, 2]]
+    assert flat(two["trials"]["weights"]) == pytest.approx(flat(one["trials"]["weights"]), abs=1e-6)
+    assert two["trials"]["alone"] == [[1, 0, "trained", 4, True], [1, 0, "failed", 2, True]]
