@@ -209,13 +209,14 @@ class TrainingState:
         if not changed:
             return
         self.restore_weights(trainer)
+        text = (
+            f"{culprit or 'a start event on another process'} has changed weights, optimizer or "
+            f"learning rate that were restored from {self.directory}. Leave them as they are while "
+            "trainer.is_resuming is true"
+        )
+        if self._strict:
+            raise TrainingStateError(f"Resuming was refused: {text}")
         if culprit is not None:
-            text = (
-                f"{culprit} has changed weights, optimizer or learning rate that were restored "
-                f"from {self.directory}. Leave them as they are while trainer.is_resuming is true"
-            )
-            if self._strict:
-                raise TrainingStateError(f"Resuming was refused: {text}")
             warnings.warn(f"They were restored again: {text}", stacklevel=3)
 
     def restore_training(self, trainer: Trainer, *, in_run: bool = True) -> None:
