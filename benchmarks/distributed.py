@@ -100,7 +100,9 @@ def time_training(name: str, samples: int, processes: int, folder: str) -> dict[
     steps = samples // (BATCH_SIZE * processes)
     clock = UpdateClock(net, steps, None)
     prepare = ddp if name == "hand" else CONTENDERS[name].prepare
-    job = Job(net, loss_func, clock.optimizer, dataset, EPOCHS, BATCH_SIZE, "cpu", folder, processes)
+    job = Job(
+        net, loss_func, clock.optimizer, dataset, EPOCHS, BATCH_SIZE, "cpu", folder, processes
+    )
     prepare(job)()
     on_processor = clock.processor_stamps
     if len(clock.stamps) != EPOCHS * steps:
