@@ -278,6 +278,7 @@ class Trainer(TrainerBase):
         )
         epoch = self.run_history.current_epoch
         self.position = Position(epoch=epoch, first_epoch=epoch)
+        self._drawing = set()
         self.control.reset()
         self._manifest, self._fingerprint = None, run_fingerprint(self)
         self._resumed_state = state
@@ -430,9 +431,9 @@ class Trainer(TrainerBase):
         position.phase = "train"
 
         if not self._is_finished():
-            engine, seeds_host = self._engine, self._step_may_draw()
+            engine = self._engine
             randomness = EpochRandomness(
-                self.seed, position.epoch, engine.rank, self.device, seeds_host=seeds_host
+                self.seed, position.epoch, engine.rank, self.device, self._drawing
             )
             epoch = micro_batches(
                 train_dl,
@@ -442,7 +443,6 @@ class Trainer(TrainerBase):
                 start=position.batch,
                 limit=self.train_batch_limit,
                 accumulation=self.run_config.gradient_accumulation_steps,
-                seeds_host=seeds_host,
             )
             for micro in epoch:
                 self.is_padding_batch = micro.is_padding
@@ -458,6 +458,7 @@ class Trainer(TrainerBase):
                     hooks.on_train_step_end(
                         trainer=self, batch=micro.data, batch_output=output, step=micro.step
                     )
+                randomness.end_step()
                 if micro.completes_update:
                     self._handle_requests()
                     if self._is_finished():
@@ -476,6 +477,7 @@ class Trainer(TrainerBase):
         randomness.seed_model(step)
         output = self.calculate_train_batch_loss(batch)
         check_batch_output(output, "calculate_train_batch_loss")
+        randomness.seed_hooks(step)
         if hooks.on_backward_start is not None:
             hooks.on_backward_start(trainer=self, batch=batch, batch_output=output, step=step)
         loss, items = self._accumulation.scale(output, step, micro.is_padding)

@@ -105,6 +105,8 @@ class TrainingState:
         return {
             "generators": decode(process["generators"], tensors),
             "loss": decode(process["loss"], tensors),
+            # Earlier versions seeded every part of a step.
+            "drawing": set(process.get("drawing", ("model", "plugins"))),
             "plugins": {key: decode(value, tensors) for key, value in process["plugins"].items()},
         }
 
@@ -204,6 +206,7 @@ class TrainingState:
         """
         with self._invalid_content_reported():
             self._restore_loss(trainer)
+        trainer._drawing = set(self._process["drawing"])
         saved = self._process["plugins"]
         stateful = trainer.plugins.state_dict()
         differing = sorted(set(saved) ^ set(stateful)) if trainer.is_main_process else []

@@ -160,6 +160,7 @@ def _process_state(trainer: Trainer) -> tuple[Any, Any]:
     state = {
         "generators": encode(generators, tensors, "generators"),
         "loss": encode(trainer._loss_tracker.state_dict(), tensors, "loss"),
+        "drawing": sorted(trainer._drawing),
         "plugins": {
             name: encode(plugin_state, tensors, f"plugin {name!r}")
             for name, plugin_state in trainer.plugins.state_dict().items()

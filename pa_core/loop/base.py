@@ -130,6 +130,7 @@ class TrainerBase:
         self._resumed_state: TrainingState | None = None
         self._save_metadata: dict[Path, dict[str, Any]] = {}
         self._in_run = False
+        self._drawing: set[str] = set()  # see EpochRandomness
         self._is_between_updates = True
         self.is_padding_batch = False
         """Whether this process trains on a padding batch, which counts for nothing."""
@@ -385,19 +386,6 @@ class TrainerBase:
         finally:
             vars(self).update(kept)
 
-    def _step_may_draw(self) -> bool:
-        """Whether a step runs code from outside torch, which may draw from any generator."""
-        calculate = type(self._trainer).calculate_train_batch_loss
-        plugins = self.plugins.implementations("calculate_train_batch_loss")
-        modules = list(self.model.modules())
-        return (
-            calculate.__module__ != "pa_core.trainer"
-            or any(not isinstance(found.plugin, Defaults) for found in plugins)
-            or not all(map(_is_of_torch, modules))
-            or any(module._forward_hooks or module._forward_pre_hooks for module in modules)
-            or not (self.loss_func is None or _is_of_torch(self.loss_func))
-        )
-
     def _log_progress(self) -> None:
         """Record the mean training loss of the epoch so far, and the learning rate."""
         total, count = self._engine.sum(self._loss_tracker.sums(self.device)).tolist()
@@ -521,8 +509,3 @@ class TrainerBase:
             mixed_precision=self._accelerator.mixed_precision,
             num_processes=processes,
         )
-
-
-def _is_of_torch(module: Any) -> bool:
-    """Whether a module or function is PyTorch's, which draws from its own generators only."""
-    return str(getattr(module, "__module__", "")).startswith("torch.")

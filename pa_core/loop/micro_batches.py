@@ -37,7 +37,6 @@ def micro_batches(
     start: int,
     limit: int | None,
     accumulation: int,
-    seeds_host: bool,
 ) -> Iterator[MicroBatch]:
     """Iterate over the micro-batches of an epoch, every random draw of fetching keyed.
 
@@ -49,13 +48,8 @@ def micro_batches(
         start: number of the first micro-batch.
         limit: maximum number of micro-batches of the epoch, those before `start` included.
         accumulation: micro-batches per update; the last group of an epoch may be shorter.
-        seeds_host: whether steps may draw from Python's and NumPy's generators, so that our own
-            loaders can't tell from these generators whether fetching has drawn.
     """
-    sampler = None
-    if isinstance(loader, KeyedDataLoader):
-        sampler = loader.batch_sampler
-        loader.seeds_always |= seeds_host
+    sampler = loader.batch_sampler if isinstance(loader, KeyedDataLoader) else None
     # Our own loaders know their length; for any other, one batch is fetched ahead.
     length = None if sampler is None else num_batches(loader, limit)
     fetched = batches(loader, seed=seed, epoch=epoch, start=start, limit=limit)
