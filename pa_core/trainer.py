@@ -139,7 +139,7 @@ class Trainer(TrainerBase):
 
     def optimizer_step(self) -> None:
         """Update the parameters."""
-        self.optimizer.step()
+        self._engine.step(self.optimizer)
 
     def scheduler_step(self) -> None:
         """Step the scheduler, if there is one: once per update, on any number of processes."""
