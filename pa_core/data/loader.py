@@ -310,7 +310,7 @@ def batches(
     stop = None if limit is None else max(limit - start, 0)
     if isinstance(loader, KeyedDataLoader):
         loader.batch_sampler.set_position(epoch, start)
-        return islice(iter(loader), stop)
+        return iter(loader) if stop is None else islice(iter(loader), stop)
     if isinstance(loader, SplitLoader):
         replayed = loader.iterate(seed, epoch)
     else:
@@ -373,20 +373,12 @@ def _without_padding(items: Iterator[Any]) -> Iterator[Any]:
             yield batch.batch
 
 
-def mark_last(items: Iterable[Any], count: int | None = None) -> Iterator[tuple[Any, bool]]:
-    """Yield each item, and whether it is the last one.
-
-    Args:
-        items: what to yield.
-        count: their exact number; if None, one item is fetched ahead to find the last.
+def mark_last(items: Iterable[Any]) -> Iterator[tuple[Any, bool]]:
+    """Yield each item, and whether it is the last one, for which one item is fetched ahead.
 
     >>> list(mark_last("ab"))
     [('a', False), ('b', True)]
     """
-    if count is not None:
-        for number, item in enumerate(items, 1):
-            yield item, number == count
-        return
     iterator = iter(items)
     current = next(iterator, _END)
     while current is not _END:

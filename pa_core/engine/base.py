@@ -203,7 +203,7 @@ class Engine:
             from pa_core.engine.prefetch import StreamCopier, prefetched
 
             return prefetched(batches, StreamCopier(self.device, self.move))
-        return map(self.move, batches)
+        return batches if self._is_cpu else map(self.move, batches)
 
     def backward(self, loss: Tensor) -> None:
         """Run the backward pass, with the loss scaled if the precision needs it."""
