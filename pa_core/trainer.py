@@ -142,7 +142,7 @@ class Trainer(TrainerBase):
 
     def optimizer_step(self) -> None:
         """Update the parameters."""
-        self.optimizer.step()
+        self._engine.step(self.optimizer)
 
     def scheduler_step(self) -> None:
         """Step the scheduler, if there is one: once per update, on any number of processes."""
@@ -277,6 +277,7 @@ class Trainer(TrainerBase):
             else self._hooks.create_scheduler(trainer=self)
         )
         self.position = Position(epoch=epoch, first_epoch=epoch)
+        self._drawing = set()
         self.control.reset()
         self._manifest, self._fingerprint = None, run_fingerprint(self)
         self._resumed_state = state
@@ -449,6 +450,7 @@ class Trainer(TrainerBase):
                 hooks.on_train_step_end(
                     trainer=self, batch=micro.data, batch_output=output, step=micro.step
                 )
+            randomness.end_step()
             self._is_in_step = False
             if micro.completes_update:
                 self._handle_requests()
@@ -470,6 +472,7 @@ class Trainer(TrainerBase):
         randomness.seed_model(step)
         output = self.calculate_train_batch_loss(batch)
         output = check_batch_output(output, "calculate_train_batch_loss")
+        randomness.seed_hooks(step)
         # The gradient is that of the mean over the accumulated batch, so each loss is weighted by
         # its part of the items: n_i / N. A weight of None is 1.
         weight, items = self._accumulation.weigh(output, micro)

@@ -109,6 +109,8 @@ class TrainingState:
             "generators": decode(process["generators"], tensors),
             "loss": decode(process["loss"], tensors),
             "means": decode(process.get("means", {}), tensors),
+            # Earlier versions seeded every part of a step.
+            "drawing": set(process.get("drawing", ("model", "plugins"))),
             "plugins": {key: decode(value, tensors) for key, value in process["plugins"].items()},
         }
 
@@ -284,6 +286,7 @@ class TrainingState:
         """
         with self._invalid_content_reported():
             self._restore_means(trainer)
+        trainer._drawing = set(self._process["drawing"])
         saved = self._process["plugins"]
         stateful = trainer.plugins.state_dict()
         differing = sorted(set(saved) ^ set(stateful)) if trainer.is_main_process else []

@@ -180,6 +180,7 @@ def _process_state(trainer: Trainer) -> tuple[Any, Any]:
         "generators": encode(generators, tensors, "generators"),
         "loss": encode(trainer._loss_tracker.state_dict(), tensors, "loss"),
         "means": encode(trainer._means.state_dict(), tensors, "means"),
+        "drawing": sorted(trainer._drawing),
         "plugins": {
             name: encode(plugin_state, tensors, f"plugin {name!r}")
             for name, plugin_state in trainer.plugins.state_dict().items()

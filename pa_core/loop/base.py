@@ -146,6 +146,7 @@ class TrainerBase(TrainerServices):
         self._resumed_state: TrainingState | None = None
         self._save_metadata: dict[Path, dict[str, Any]] = {}
         self._in_run = False
+        self._drawing: set[str] = set()  # see EpochRandomness
         self._is_between_updates = True
         self._is_updating = False
         self.is_padding_batch = False
@@ -214,7 +215,7 @@ class TrainerBase(TrainerServices):
 
     def _rest_of_epoch(self) -> tuple[Iterator[MicroBatch], EpochRandomness]:
         """The micro-batches of the present epoch from the position on, and its randomness."""
-        engine, epoch, seeds_host = self._engine, self.position.epoch, self._step_may_draw()
+        engine, epoch = self._engine, self.position.epoch
         batches = micro_batches(
             self._train_dataloader,
             engine,
@@ -223,11 +224,8 @@ class TrainerBase(TrainerServices):
             start=self.position.batch,
             limit=self.train_batch_limit,
             accumulation=self.run_config.gradient_accumulation_steps,
-            seeds_host=seeds_host,
         )
-        randomness = EpochRandomness(
-            self.seed, epoch, engine.rank, self.device, seeds_host=seeds_host
-        )
+        randomness = EpochRandomness(self.seed, epoch, engine.rank, self.device, self._drawing)
         return batches, randomness
 
     def _discard_accumulation(self) -> None:
@@ -310,19 +308,6 @@ class TrainerBase(TrainerServices):
                 f"{type(engine).__name__} reduces gradients in its own update, so it can't be used "
                 f"with plugins that look at them before or replace it: {', '.join(found)}"
             )
-
-    def _step_may_draw(self) -> bool:
-        """Whether a step runs code from outside torch, which may draw from any generator."""
-        calculate = type(self._trainer).calculate_train_batch_loss
-        plugins = self.plugins.implementations("calculate_train_batch_loss")
-        modules = list(self.model.modules())
-        return (
-            calculate.__module__ != "pa_core.trainer"
-            or any(not isinstance(found.plugin, Defaults) for found in plugins)
-            or not all(map(_is_of_torch, modules))
-            or any(module._forward_hooks or module._forward_pre_hooks for module in modules)
-            or not (self.loss_func is None or _is_of_torch(self.loss_func))
-        )
 
     def _log_progress(self) -> None:
         """Record the mean training loss of the epoch so far, and the learning rate."""
@@ -490,8 +475,3 @@ class TrainerBase(TrainerServices):
                 f"{before}. The scheduler ({type(self.scheduler).__name__}) isn't changed",
                 stacklevel=2,
             )
-
-
-def _is_of_torch(module: Any) -> bool:
-    """Whether a module or function is PyTorch's, which draws from its own generators only."""
-    return str(getattr(module, "__module__", "")).startswith("torch.")

@@ -95,6 +95,7 @@ class Recompute:
         kept.randomness.seed_model(step)
         output = trainer.calculate_train_batch_loss(batch)
         output = check_batch_output(output, "calculate_train_batch_loss")
+        kept.randomness.seed_hooks(step)
         if hooks.on_backward_start is not None:
             hooks.on_backward_start(trainer=trainer, batch=batch, batch_output=output, step=step)
         loss = check_loss(output["loss"], "on_backward_start left")

@@ -340,7 +340,6 @@ class TrainerServices:
                 start=0,
                 limit=min(limits, default=None),
                 accumulation=1,
-                seeds_host=False,  # if the caller draws numbers, a batch is fetched twice at worst
             ):
                 self.is_padding_batch = micro.is_padding
                 yield micro.data

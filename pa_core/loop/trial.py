@@ -11,7 +11,7 @@ from pa_core.control import TrainerControl
 from pa_core.diagnostics.preserve import preserved
 from pa_core.engine.base import LocalEngine
 from pa_core.plugins.callers import BoundHooks
-from pa_core.tracking import InMemoryRunHistory, LossTracker, Position
+from pa_core.tracking import InMemoryRunHistory, LossTracker, NamedMeans, Position
 
 if TYPE_CHECKING:
     from pa_core.trainer import Trainer
@@ -45,7 +45,8 @@ def trial(trainer: Trainer, plugins: Iterable[Any], *, data: Any, alone: bool) -
         Position(),
     )
     probe.scheduler, probe.eval_dataset, probe.eval_name = None, None, None
-    probe._loss_tracker, probe._save_metadata, probe._in_run = LossTracker(), {}, False
+    probe._loss_tracker, probe._means, probe._sources = LossTracker(), NamedMeans(), {}
+    probe._save_metadata, probe._in_run = {}, False
     vars(probe).pop("_saver", None)  # it belongs to the trainer
     with preserved(trainer, data):
         yield probe
