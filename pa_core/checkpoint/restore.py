@@ -229,7 +229,7 @@ class TrainingState:
         self.restore_weights(trainer, in_run=in_run)
         self._restore_history(trainer)
         vars(trainer.position).update(asdict(self.position))
-        trainer._is_between_updates = True
+        trainer._accumulation.reset()
 
     def _restore_history(self, trainer: Trainer) -> None:
         if hasattr(trainer.run_history, "load_state_dict"):
@@ -342,19 +342,17 @@ class TrainingState:
     def _restore_means(self, trainer: Trainer) -> None:
         """Restore the epoch's running means, of which each process has its own sums."""
         if trainer._engine.num_processes == len(self._processes):
-            trainer._loss_tracker.load_state_dict(self._process["loss"])
-            trainer._means.load_state_dict(self._process["means"])
+            trainer._means.load(self._process["loss"], self._process["means"])
             return
-        trainer._reset_means()
+        trainer._means.reset()
         if trainer._engine.rank == 0:  # a different number of processes: one has all of it
-            trainer._loss_tracker.load_state_dict(
-                _sum_of([process["loss"] for process in self._processes])
-            )
+            loss = _sum_of([process["loss"] for process in self._processes])
             means = [process["means"] for process in self._processes]
             names = dict.fromkeys(name for mean in means for name in mean)
-            trainer._means.load_state_dict(
-                {name: _sum_of([mean[name] for mean in means if name in mean]) for name in names}
-            )
+            named = {
+                name: _sum_of([mean[name] for mean in means if name in mean]) for name in names
+            }
+            trainer._means.load(loss, named)
 
     def _sharding_difference(self, trainer: Trainer) -> str:
         now = trainer._engine.sharding

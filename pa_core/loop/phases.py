@@ -14,7 +14,7 @@ Around = Callable[[str, Callable[..., Any]], Callable[..., Any]]
 _PHASES = {
     "calculate_train_batch_loss": "forward",
     "backward_step": "backward",
-    "_clip_gradients": "optimizer",
+    "clip_gradients": "optimizer",
     "optimizer_step": "optimizer",
     "scheduler_step": "optimizer",
     "optimizer_zero_grad": "optimizer",

@@ -24,10 +24,10 @@ if TYPE_CHECKING:
     from pa_core.control import TrainerControl
     from pa_core.durations import RunLength
     from pa_core.engine.base import Engine
-    from pa_core.loop.recompute import Recompute
+    from pa_core.loop.means import EpochMeans
     from pa_core.plugins.manager import PluginManager
     from pa_core.settings.table import Settings
-    from pa_core.tracking import LossTracker, NamedMeans, Position
+    from pa_core.tracking import Position
     from pa_core.trainer import Trainer
 
 T = TypeVar("T")
@@ -52,12 +52,8 @@ class TrainerServices:
     _engine: Engine
     _in_run: bool
     _length: RunLength
-    _loss_tracker: LossTracker
     _resumed_state: TrainingState | None
-    _means: NamedMeans
-    _is_in_step: bool
-    _step_items: float | Tensor | None
-    _recompute: Recompute | None
+    _means: EpochMeans
     _manifest: dict[str, Any] | None
     _save_metadata: dict[Path, dict[str, Any]]
     _train_dataloader: Any
@@ -231,7 +227,7 @@ class TrainerServices:
         It is calculated when it is read, which synchronises host and device. 0 before the first
         batch; the run history has the mean over all processes at the end of the epoch.
         """
-        return self._loss_tracker.average
+        return self._means.loss.average
 
     def record_mean(
         self, name: str, value: float | Tensor, items: float | Tensor | None = None
@@ -253,24 +249,7 @@ class TrainerServices:
             RuntimeError: outside the steps of an epoch.
             ValueError: if the name is recorded twice, or `items` is missing.
         """
-        if not self._is_in_step:
-            raise RuntimeError(
-                "record_mean() is called in the hooks of a step and in loss methods; elsewhere, "
-                "record a value with run_history.update_metric()"
-            )
-        if items is None and self._step_items is None:
-            raise ValueError(
-                f"record_mean({name!r}) needs items here, before the batch size is known"
-            )
-        self._add_mean(name, value, items, "record_mean()")
-
-    def _add_mean(self, name: str, value: Any, items: float | Tensor | None, source: str) -> None:
-        if self._recompute is not None and self._recompute.is_running:
-            return  # the first pass has recorded it
-        if items is None:
-            items = self._step_items
-        assert items is not None
-        self._means.add(name, value, 0 if self.is_padding_batch else items, source)
+        self._means.record(name, value, items)
 
     @property
     def is_resuming(self) -> bool:

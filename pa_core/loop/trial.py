@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 from pa_core.control import TrainerControl
 from pa_core.diagnostics.preserve import preserved
 from pa_core.engine.base import LocalEngine
+from pa_core.loop.means import EpochMeans
 from pa_core.plugins.callers import BoundHooks
-from pa_core.tracking import InMemoryRunHistory, LossTracker, NamedMeans, Position
+from pa_core.tracking import InMemoryRunHistory, Position
 
 if TYPE_CHECKING:
     from pa_core.trainer import Trainer
@@ -45,7 +46,7 @@ def trial(trainer: Trainer, plugins: Iterable[Any], *, data: Any, alone: bool) -
         Position(),
     )
     probe.scheduler, probe.eval_dataset, probe.eval_name = None, None, None
-    probe._loss_tracker, probe._means, probe._sources = LossTracker(), NamedMeans(), {}
+    probe._means, probe._sources = EpochMeans(), {}
     probe._save_metadata, probe._in_run = {}, False
     vars(probe).pop("_saver", None)  # it belongs to the trainer
     with preserved(trainer, data):
