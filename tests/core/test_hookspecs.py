@@ -104,14 +104,6 @@ def test_a_hook_reaches_a_plugin_with_all_its_arguments(name):
         pass
 
     plugin = Plugin()
-<<<<<<< HEAD
-
-    def record(**arguments):
-        seen.append(arguments)
-        return object() if HOOKS[name].must_return else None
-
-    setattr(plugin, name, hookspecs.hookimpl(record))
-=======
     result = object() if HOOKS[name].must_return else None
 
     def call(**arguments):
@@ -119,7 +111,6 @@ def test_a_hook_reaches_a_plugin_with_all_its_arguments(name):
         return result
 
     setattr(plugin, name, hookspecs.hookimpl(call))
->>>>>>> main
     manager = PluginManager()
     manager.register(plugin)
     bound = manager.bind(name)
