@@ -104,12 +104,13 @@ def test_a_hook_reaches_a_plugin_with_all_its_arguments(name):
         pass
 
     plugin = Plugin()
+    result = object() if HOOKS[name].must_return else None
 
-    def record(**arguments):
+    def call(**arguments):
         seen.append(arguments)
-        return object() if HOOKS[name].must_return else None
+        return result
 
-    setattr(plugin, name, hookspecs.hookimpl(record))
+    setattr(plugin, name, hookspecs.hookimpl(call))
     manager = PluginManager()
     manager.register(plugin)
     bound = manager.bind(name)
