@@ -17,7 +17,7 @@ from torch import Tensor
 
 from pa_core.callbacks import get_default_callbacks
 from pa_core.checkpoint.manifest import run_fingerprint
-from pa_core.control import UpdateResult
+from pa_core.control import Requests, UpdateResult
 from pa_core.diagnostics.preserve import modes_kept
 from pa_core.errors import StopTrainingError
 from pa_core.loop.arguments import (
@@ -34,7 +34,6 @@ from pa_core.placeholders import TrainerPlaceholderValues, replace_trainer_place
 from pa_core.tracking import Position, count_values, values_since
 
 if TYPE_CHECKING:
-    from pa_core.control import Requests
     from pa_core.durations import Duration
     from pa_core.loop.micro_batches import MicroBatch
     from pa_core.loop.randomness import EpochRandomness
@@ -407,7 +406,7 @@ class Trainer(TrainerBase):
         self._in_run = False
         self.training_run_end()
         self._event("on_training_run_end")
-        self._save_states(self._decide(now=True).saves)
+        self._save_requested(self._decide(now=True) or Requests(), now=True)
         self._wait_for_saves()
 
     def _run_epoch(self) -> None:
@@ -568,38 +567,16 @@ class Trainer(TrainerBase):
 
     def _handle_requests(self, now: bool = False) -> None:
         """Grant what plugins have requested since the last boundary, the same on every process."""
-        control, position = self.control, self.position
-        self._hooks.refresh()
-        if "_saver" in vars(self):  # a state has been saved
-            self._saver.request_wait(control)
-        if self._engine.num_processes == 1 and control.is_idle:
+        granted = self._decide(now)
+        if granted is None:
             return
-        asked = self._decide(now)
-        if asked.log:
+        if granted.log:
             self._log_progress()
-        if asked.evaluate:
-            self._reload_changed_eval_data()
-        if asked.evaluate and self._eval_dataloaders:
-            self._evaluate_within_epoch()
-            asked.add(self._decide(now=True))  # what plugins requested in the evaluation
-        # Recorded in the states saved now: only after a pause does resuming continue the run.
-        position.stop_reason, position.is_paused = asked.stop_reason, asked.is_pause
-        if asked.wait_for_save:
-            self._wait_for_saves()
-        if position.skipped_in_a_row and not now and asked.stop_reason is None:
-            control.postpone(asked.saves)  # until an update is made
-        else:
-            self._save_states(asked.saves)
-        if asked.stop_reason is not None:
-            raise StopTrainingError(asked.stop_reason)
-
-    def _decide(self, now: bool = False) -> Requests:
-        """The requests to grant at this boundary, the same on every process."""
-        timed = self._in_run and self._length.is_timed
-        time_is_up = timed and self._length.is_over(self.progress)
-        return self._consensus.decide(
-            self.control, self.position.attempts, time_is_up=time_is_up, now=now
-        )
+        if granted.evaluate:
+            granted.add(self._evaluate_within_epoch())  # and what plugins requested in it
+        self._save_requested(granted, now)
+        if granted.stop_reason is not None:
+            raise StopTrainingError(granted.stop_reason)
 
     def _is_finished(self) -> bool:
         """Whether the run has reached its length, the same on every process."""
@@ -623,19 +600,21 @@ class Trainer(TrainerBase):
         self._event("on_evaluation_run_start")
         try:
             self._run_eval_epochs(is_training=False)
-            reason = self._decide(now=True).stop_reason
-            if reason is not None:
-                raise StopTrainingError(reason)
+            granted = self._decide(now=True)
+            if granted is not None and granted.stop_reason is not None:
+                raise StopTrainingError(granted.stop_reason)
         except StopTrainingError as error:
             self.print(error)
             self._event("on_stop_training_error", error=error)
         self.evaluation_run_end()
         self._event("on_evaluation_run_end")
 
-    def _evaluate_within_epoch(self) -> None:
-        """Evaluate between two updates, leaving the model as it was."""
+    def _evaluate_within_epoch(self) -> Requests:
+        """Evaluate between two updates, leaving the model as it was; returns what was requested."""
+        self._reload_changed_eval_data()
         with modes_kept(self.model):
             self._run_eval_epochs(is_intermediate=True)
+        return self._decide(now=True) or Requests()
 
     def _run_eval_epochs(self, **kind: bool) -> None:
         """Evaluate on each evaluation dataset; names of datasets prefix their metrics.

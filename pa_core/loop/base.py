@@ -15,7 +15,7 @@ from accelerate import Accelerator
 
 from pa_core.callbacks import CallbackHandler
 from pa_core.checkpoint.manifest import data_fingerprint
-from pa_core.control import SaveRequest, TrainerControl
+from pa_core.control import Requests, TrainerControl
 from pa_core.data.loader import KeyedDataLoader, evaluation_batches
 from pa_core.data.process_split import Purpose, split_between_processes
 from pa_core.data.rng import derive_key, seed_all
@@ -164,11 +164,6 @@ class TrainerBase(TrainerServices):
 
         return StateSaver(self._trainer)
 
-    def _save_states(self, requests: Mapping[Path, SaveRequest]) -> None:
-        """Save the requested training states; called on every process at an update boundary."""
-        for state_dir, request in requests.items():
-            self._saver.save(state_dir, request, self._save_metadata.pop(state_dir, {}))
-
     def _wait_for_saves(self) -> None:
         """Wait until the training state being saved is complete; called on every process."""
         if "_saver" in vars(self):
@@ -302,6 +297,36 @@ class TrainerBase(TrainerServices):
         self._means.start_step(is_padding=True)
         self._trainer.calculate_eval_batch_loss(batch)
         self.is_padding_batch = False
+
+    def _decide(self, now: bool = False) -> Requests | None:
+        """The requests to grant at this boundary, the same on every process; None for none."""
+        self._hooks.refresh()
+        if "_saver" in vars(self):  # a state has been saved
+            self._saver.request_wait(self.control)
+        if self._engine.num_processes == 1 and self.control.is_idle:
+            return None
+        timed = self._in_run and self._length.is_timed
+        time_is_up = timed and self._length.is_over(self.progress)
+        return self._consensus.decide(
+            self.control, self.position.attempts, time_is_up=time_is_up, now=now
+        )
+
+    def _save_requested(self, granted: Requests, now: bool) -> None:
+        """Save the granted training states, with the reason to stop if there is one.
+
+        After a skipped update within an epoch they wait until an update is made.
+        """
+        position = self.position
+        # Recorded in the states saved now: only after a pause does resuming continue the run.
+        if self._in_run:
+            position.stop_reason, position.is_paused = granted.stop_reason, granted.is_pause
+        if granted.wait_for_save:
+            self._wait_for_saves()
+        if position.skipped_in_a_row and not now and granted.stop_reason is None:
+            self.control.postpone(granted.saves)
+        else:
+            for state_dir, request in granted.saves.items():
+                self._saver.save(state_dir, request, self._save_metadata.pop(state_dir, {}))
 
     def _restore_plugins(self) -> None:
         """Restore the rest of a resumed run's state, once its start events are over."""

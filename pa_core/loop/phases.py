@@ -21,7 +21,7 @@ _PHASES = {
     "_run_eval_epochs": "evaluation",
     "save_checkpoint": "saving",
     "save_training_state": "saving",
-    "_save_states": "saving",
+    "_save_requested": "saving",
     "_wait_for_saves": "saving",
     "_run_train_epoch": "loop",
 }
