@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from pa_core.checkpoint.restore import TrainingState
     from pa_core.checkpoint.safetensors_io import tensor_bytes
     from pa_core.checkpoint.storage import MANIFEST, StateReader, newest_intact_state, state_folders
+    from pa_core.control import UpdateResult
     from pa_core.data.loader import KeyedDataLoader, is_loader
     from pa_core.data.rng import seed_host
     from pa_core.diagnostics.device_syncs import watch_device_syncs
@@ -56,6 +57,7 @@ __all__ = [
     "Stopwatch",
     "TrainingState",
     "UpdateDuration",
+    "UpdateResult",
     "build_all_plugins",
     "check_file_name",
     "check_table",
@@ -89,6 +91,7 @@ _HOMES = {
     "StateReader": "pa_core.checkpoint.storage",
     "Stopwatch": "pa_core.diagnostics.stopwatch",
     "TrainingState": "pa_core.checkpoint.restore",
+    "UpdateResult": "pa_core.control",
     "build_all_plugins": "pa_core.settings.environment",
     "check_table": "pa_core.settings.validation",
     "decode": "pa_core.checkpoint.codec",

@@ -30,7 +30,7 @@ from pa_core.testing.processes import find
 
 ROOT = Path(__file__).parent.parent
 EXAMPLES = sorted((ROOT / "examples" / "plugins").iterdir())
-NAMES = ["gradient-noise", "sample-images", "webhook"]
+NAMES = ["curriculum", "distillation", "gradient-noise", "sam", "sample-images", "swa", "webhook"]
 each_example = pytest.mark.parametrize("example", EXAMPLES, ids=lambda example: example.name)
 
 
@@ -40,7 +40,7 @@ def package_of(example: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the three packages installed."""
+    """A folder with the packages installed."""
     folder = tmp_path_factory.mktemp("site")
     quiet = ("--quiet", "--disable-pip-version-check", "--no-index", "--no-deps")
     command = (sys.executable, "-m", "pip", "install", *quiet, "--no-build-isolation")
@@ -222,7 +222,7 @@ def test_they_record_the_same_on_two_processes_as_on_one(on_path, tmp_path, monk
             thread.join()
     for number, one in enumerate(on_one):
         check_processes(Outcome(*one), [Outcome(*process[number]) for process in on_two])
-    assert "gradient_noise_scale" in on_one[0][1]
+    assert "gradient_noise_scale" in on_one[NAMES.index("gradient-noise")][1]
     assert posts == 4  # by the main process: the start, two epochs, the end
     assert server.posts == 2 * posts
 

@@ -1,0 +1,61 @@
+"""The example plugins give the numbers of hand-written loops: alone, on two processes, resumed."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.distributed.launch import ROOT, flat, outcome_of
+
+pytestmark = pytest.mark.slow
+PACKAGES = [str(path) for path in (ROOT / "examples" / "plugins").iterdir()]
+
+
+@pytest.fixture(scope="module")
+def importable() -> Any:
+    with pytest.MonkeyPatch.context() as patch:
+        for package in PACKAGES:
+            patch.syspath_prepend(package)
+        patch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), *PACKAGES]))
+        yield
+
+
+@pytest.fixture(scope="module", params=[1, pytest.param(2, marks=pytest.mark.distributed)])
+def outcome(importable, request, tmp_path_factory) -> dict[str, Any]:
+    folder: Path = tmp_path_factory.mktemp("contract")
+    if request.param == 2:
+        return outcome_of(folder / "two", "plugin_contract.py", 2)
+    from tests.distributed import plugin_contract
+
+    return {name: plugin_contract.results(name, folder) for name in plugin_contract.JOBS}
+
+
+def difference(one: dict[str, Any], other: dict[str, Any]) -> float:
+    assert one.keys() == other.keys()
+    found = flat(one), flat({name: other[name] for name in one})
+    if len(found[0]) != len(found[1]):
+        return float("inf")
+    return max(abs(first - second) for first, second in zip(*found, strict=True))
+
+
+def test_the_plugins_give_the_numbers_of_the_loops_by_hand(outcome):
+    found = {
+        (name, way): difference(results[way], results["by hand"])
+        for name, results in outcome.items()
+        for way in ("trainer", "resumed")
+    }
+    print(*sorted(f"{value:.1e}: {name}" for name, value in found.items()), sep="\n")
+    assert all(value < 1e-9 for value in found.values()), found
+
+
+def test_the_comparison_notices_each_mistake(outcome):
+    found = {
+        mistake: difference(results[mistake], results["by hand"])
+        for results in outcome.values()
+        for mistake in results.keys() - {"trainer", "resumed", "by hand"}
+    }
+    assert len(found) == (7 if "local gradients" in found else 6)
+    assert all(value > 1e-4 for value in found.values()), found
