@@ -29,7 +29,6 @@ from typing import Any
 
 from benchmarks.overhead import (
     CONTENDERS,
-    LEARNING_RATE,
     LOSS_TOLERANCE,
     ROOT,
     SEED,
@@ -98,13 +97,14 @@ def time_training(name: str, samples: int, processes: int, folder: str) -> dict[
 
     net, dataset = make_net(), make_dataset("tensor", samples)
     loss_func = torch.nn.CrossEntropyLoss()
-    optimizer = torch.optim.Adam(net.parameters(), lr=LEARNING_RATE)
     steps = samples // (BATCH_SIZE * processes)
-    clock, on_processor = UpdateClock(optimizer, steps, None), []
-    optimizer.register_step_post_hook(lambda *_: on_processor.append(time.process_time()))
+    clock = UpdateClock(net, steps, None)
     prepare = ddp if name == "hand" else CONTENDERS[name].prepare
-    job = Job(net, loss_func, optimizer, dataset, EPOCHS, BATCH_SIZE, "cpu", folder, processes)
+    job = Job(
+        net, loss_func, clock.optimizer, dataset, EPOCHS, BATCH_SIZE, "cpu", folder, processes
+    )
     prepare(job)()
+    on_processor = clock.processor_stamps
     if len(clock.stamps) != EPOCHS * steps:
         raise BenchmarkError(f"{name} made {len(clock.stamps)} updates, not {EPOCHS * steps}")
     return {

@@ -123,7 +123,7 @@ a training state is saved:                      # at a granted request; outside 
     on_save_training_state_error                # not saved, and the run continues
 
 a training state is restored:                   # resuming, load_training_state(), rolling back
-    on_load_training_state                      # after the plugins' own state
+    on_load_training_state                      # then on_training_state_saved, if a run resumes
 
 a name is looked up:
     register_schedulers
@@ -182,9 +182,9 @@ def on_train_epoch_start(trainer: Trainer) -> None:
 def on_train_step_start(trainer: Trainer, batch: Any, step: int) -> None:
     """A micro-batch was fetched and is on the device.
 
-    If the last batches of an epoch have fewer samples than there are processes, a rank without
-    samples gets a padding batch, which counts for nothing: ``trainer.is_padding_batch`` is true in
-    this and the other hooks of the step.
+    If the last batch of an epoch has fewer samples than there are processes, a rank without samples
+    gets a padding batch, which counts for nothing: ``trainer.is_padding_batch`` is true in this and
+    the other hooks of the step. So does a rank whose own split of the data ends before another's.
 
     Args:
         trainer: the trainer.
@@ -279,13 +279,13 @@ def on_optimizer_step_skipped(trainer: Trainer, reason: str) -> None:
 
     ``trainer.updates`` doesn't count it, ``trainer.position.skipped`` does. A training state that
     is due waits for the next update made, or the end of the epoch. After 100 skipped updates in a
-    row the run stops.
+    row (``trainer.max_skipped_in_a_row``) the run stops.
 
     Args:
         trainer: the trainer.
         reason: ``"request"`` (of ``trainer.control.skip_update()``, or its own text),
             ``"overflow"`` (the gradient scaler found one, and lowers its scale) or ``"non-finite"``
-            (a gradient is infinite or NaN).
+            (a plugin found a gradient that is infinite or NaN).
 
     When: once per skipped update. Runs on: every process.
     Collectives allowed: no. Reads the device: no.
@@ -491,8 +491,8 @@ def on_training_state_saved(trainer: Trainer, state_dir: Path) -> None:
         trainer: the trainer, which may have trained on since.
         state_dir: the state's directory.
 
-    When: at least once per state, before ``train(...)`` returns; again for the state that a run
-    resumes from, in case the run was killed in between. Runs on: every process.
+    When: once per state, before ``train(...)`` returns; again after `on_load_training_state`, for
+    the state that a run resumes from, in case it was killed in between. Runs on: every process.
     Collectives allowed: yes. Reads the device: yes.
     """
 
@@ -520,7 +520,8 @@ def on_load_training_state(trainer: Trainer, state_dir: Path) -> None:
     """A training state was restored, including the state of the plugins.
 
     In a resumed run this follows the last event before training continues: `on_training_run_start`,
-    or within an epoch `on_train_epoch_start`. Training data that are changed here are used at once.
+    or within an epoch `on_train_epoch_start`; ``trainer.is_resuming`` is still true. Training data
+    that are changed here are used at once.
 
     Args:
         trainer: the trainer.
@@ -668,7 +669,9 @@ def run_update(trainer: Trainer) -> UpdateResult:  # type: ignore[empty-body]
     keys, padding batches included, and their final gradients replace the first ones. It returns the
     mean loss over all processes, shape ``()``. `on_backward_start` is called again, the other hooks
     of a step are not; losses and means count once, and buffers are updated once. With a gradient
-    scaler, an overflow of either pass skips the update. DeepSpeed refuses such a plugin.
+    scaler, an overflow of either pass skips the update.
+
+    DeepSpeed makes its updates itself: a plugin that implements this is refused under it.
 
     When: once per accumulated batch, after `on_gradients_ready`. Runs on: every process.
     Collectives allowed: yes. Reads the device: no.

@@ -8,7 +8,7 @@ Each step is a method that a subclass may override, followed by the hook of the 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,9 +17,7 @@ from torch import Tensor
 
 from pa_core.callbacks import get_default_callbacks
 from pa_core.checkpoint.manifest import run_fingerprint
-from pa_core.control import UpdateResult
-from pa_core.data.loader import evaluation_batches
-from pa_core.data.rng import derive_key, seed_all
+from pa_core.control import Requests, UpdateResult
 from pa_core.diagnostics.preserve import modes_kept
 from pa_core.errors import StopTrainingError
 from pa_core.loop.arguments import (
@@ -33,10 +31,9 @@ from pa_core.loop.arguments import (
 from pa_core.loop.base import TrainerBase
 from pa_core.loop.consensus import Consensus
 from pa_core.placeholders import TrainerPlaceholderValues, replace_trainer_placeholder_values
-from pa_core.tracking import LossTracker, NamedMeans, Position, count_values, values_since
+from pa_core.tracking import Position, count_values, values_since
 
 if TYPE_CHECKING:
-    from pa_core.control import Requests
     from pa_core.durations import Duration
     from pa_core.loop.micro_batches import MicroBatch
     from pa_core.loop.randomness import EpochRandomness
@@ -142,7 +139,7 @@ class Trainer(TrainerBase):
 
     def optimizer_step(self) -> None:
         """Update the parameters."""
-        self.optimizer.step()
+        self._engine.step(self.optimizer)
 
     def scheduler_step(self) -> None:
         """Step the scheduler, if there is one: once per update, on any number of processes."""
@@ -277,6 +274,7 @@ class Trainer(TrainerBase):
             else self._hooks.create_scheduler(trainer=self)
         )
         self.position = Position(epoch=epoch, first_epoch=epoch)
+        self._drawing = set()
         self.control.reset()
         self._manifest, self._fingerprint = None, run_fingerprint(self)
         self._resumed_state = state
@@ -359,7 +357,7 @@ class Trainer(TrainerBase):
 
     def _run(self, hook: str) -> None:
         """Call the hook of a run, which plugins may wrap, and ``on_exception`` if it raises."""
-        self._in_run, self._is_between_updates = hook == "run_training", True
+        self._in_run = hook == "run_training"
         if hasattr(self.run_history, "follow"):
             self.run_history.follow(lambda: self.progress)
         self._clock = time.monotonic() - self.position.seconds
@@ -370,7 +368,8 @@ class Trainer(TrainerBase):
             self._report_exception(exception)
             raise
         finally:
-            self._in_run = self._is_in_step = False
+            self._in_run = False
+            self._means.end_step()
             state = self._resumed_state
             if state is not None and hook == "run_training":  # failed before it was restored
                 state.stop_watching()
@@ -407,7 +406,7 @@ class Trainer(TrainerBase):
         self._in_run = False
         self.training_run_end()
         self._event("on_training_run_end")
-        self._save_states(self._decide(now=True).saves)
+        self._save_requested(self._decide(now=True) or Requests(), now=True)
         self._wait_for_saves()
 
     def _run_epoch(self) -> None:
@@ -427,7 +426,7 @@ class Trainer(TrainerBase):
         """Train for one epoch, or for the rest of an interrupted one."""
         position, hooks, engine = self.position, self._hooks, self._engine
         if position.phase == "start":
-            self._reset_means()
+            self._means.reset()
         self.train_epoch_start()
         self._event("on_train_epoch_start")
         self._reload_changed_data()
@@ -437,7 +436,8 @@ class Trainer(TrainerBase):
 
         batches, randomness = self._rest_of_epoch()
         for micro in () if self._is_finished() else batches:
-            self._start_step(is_padding=micro.is_padding)
+            self.is_padding_batch = micro.is_padding
+            self._means.start_step(is_padding=micro.is_padding)
             if hooks.on_train_step_start is not None:
                 randomness.seed_plugins(micro.step)
                 hooks.on_train_step_start(trainer=self, batch=micro.data, step=micro.step)
@@ -449,7 +449,8 @@ class Trainer(TrainerBase):
                 hooks.on_train_step_end(
                     trainer=self, batch=micro.data, batch_output=output, step=micro.step
                 )
-            self._is_in_step = False
+            randomness.end_step()
+            self._means.end_step()
             if micro.completes_update:
                 self._handle_requests()
                 if self._is_finished():
@@ -464,40 +465,32 @@ class Trainer(TrainerBase):
     def _forward_backward(self, micro: MicroBatch, randomness: EpochRandomness) -> dict[str, Any]:
         """Calculate the loss of a micro-batch and add its gradient to those accumulated."""
         hooks, batch, step = self._hooks, micro.data, micro.step
-        self._is_between_updates = False
-        if self._recompute is not None:
-            self._recompute.keep(micro, randomness)
+        self._accumulation.begin(micro, randomness)
         randomness.seed_model(step)
         output = self.calculate_train_batch_loss(batch)
         output = check_batch_output(output, "calculate_train_batch_loss")
-        # The gradient is that of the mean over the accumulated batch, so each loss is weighted by
-        # its part of the items: n_i / N. A weight of None is 1.
-        weight, items = self._accumulation.weigh(output, micro)
-        self._step_items = items
-        if self._recompute is not None:
-            self._recompute.weigh(weight)
+        randomness.seed_hooks(step)
+        # The gradient is that of the mean over the accumulated batch, in which this mean over n of
+        # its N items has the weight n / N; None stands for 1.
+        weight, self._means.items = self._accumulation.weigh(output, micro)
         if hooks.on_backward_start is not None:
             hooks.on_backward_start(trainer=self, batch=batch, batch_output=output, step=step)
         loss = check_loss(output["loss"], "on_backward_start left")
-        self._update_loss_tracker(loss, items)
-        self._record_log(output)
+        self._means.add(loss, output)
         self.backward_step(loss if weight is None else loss * weight)
         if hooks.on_backward_end is not None:
             hooks.on_backward_end(trainer=self, batch=batch, batch_output=output, step=step)
         return output
 
     def _update_parameters(self) -> None:
-        """Make one update from the gradients of the accumulated batch."""
+        """Make one update from the gradients of the accumulated batch, or skip it."""
         hooks = self._hooks
         self._accumulation.finish(self.model.parameters())
         self._engine.unscale(self.optimizer)
-        self._is_updating = True
         if hooks.on_gradients_ready is not None:
             hooks.on_gradients_ready(trainer=self)
-        check_update(hooks.run_update(trainer=self), is_applied=self._is_between_updates)
-        self._is_updating = False
-        if self._recompute is not None:
-            self._recompute.clear()
+        result = hooks.run_update(trainer=self)
+        check_update(result, is_applied=self._accumulation.is_empty)
 
     def clip_gradients(self) -> None:
         """Clip the accumulated gradients by norm or by value, as the run is configured.
@@ -527,12 +520,12 @@ class Trainer(TrainerBase):
         Raises:
             RuntimeError: if there is no update to make.
         """
-        if not self._is_updating or self._is_between_updates:
+        if not self._accumulation.is_complete:
             raise RuntimeError("apply_update() is called in the hook run_update only, and once")
-        position, hooks = self.position, self._hooks
-        if self.control.skip_reason is None and hooks.on_optimizer_step_start is not None:
+        hooks, control = self._hooks, self.control
+        if control.skip_reason is None and hooks.on_optimizer_step_start is not None:
             hooks.on_optimizer_step_start(trainer=self)
-        reason = self.control.take_skip()
+        reason = control.take_skip()
         if reason is None:
             self.optimizer_step()
             if self._engine.step_was_skipped:
@@ -542,20 +535,12 @@ class Trainer(TrainerBase):
         else:
             self._engine.discard_unscaled()
         self.optimizer_zero_grad()
-        position.batch += self._accumulation.micro_batches
-        position.samples += self._accumulation.samples
-        position.seconds = time.monotonic() - self._clock
-        self._is_between_updates = True
-        if reason is not None:
-            self._count_skipped(reason)
-            if hooks.on_optimizer_step_skipped is not None:
-                hooks.on_optimizer_step_skipped(trainer=self, reason=reason)
-            return UpdateResult(False, reason)
-        position.updates += 1
-        position.skipped_in_a_row = 0
-        if hooks.on_optimizer_step_end is not None:
+        self._count_update(skipped=reason)
+        if reason is None and hooks.on_optimizer_step_end is not None:
             hooks.on_optimizer_step_end(trainer=self)
-        return UpdateResult(True)
+        elif reason is not None and hooks.on_optimizer_step_skipped is not None:
+            hooks.on_optimizer_step_skipped(trainer=self, reason=reason)
+        return UpdateResult(reason is None, reason)
 
     def recompute_gradients(self) -> Tensor:
         """Calculate the gradients of the accumulated batch again, with the present parameters.
@@ -572,47 +557,26 @@ class Trainer(TrainerBase):
         Raises:
             RuntimeError: outside `run_update`, or if no plugin declares `needs_recompute`.
         """
-        if self._recompute is None or not self._is_updating or self._is_between_updates:
+        recompute = self._accumulation.recompute
+        if recompute is None or not self._accumulation.is_complete:
             raise RuntimeError(
                 "recompute_gradients() is called in the hook run_update, before apply_update(), by "
                 "a plugin that declares needs_recompute = True"
             )
-        return self._recompute.run(self)
+        return recompute.run(self)
 
     def _handle_requests(self, now: bool = False) -> None:
         """Grant what plugins have requested since the last boundary, the same on every process."""
-        control, position = self.control, self.position
-        self._hooks.refresh()
-        if "_saver" in vars(self):  # a state has been saved
-            self._saver.request_wait(control)
-        if self._engine.num_processes == 1 and control.is_idle:
+        granted = self._decide(now)
+        if granted is None:
             return
-        asked = self._decide(now)
-        if asked.log:
+        if granted.log:
             self._log_progress()
-        if asked.evaluate:
-            self._reload_changed_eval_data()
-        if asked.evaluate and self._eval_dataloaders:
-            self._evaluate_within_epoch()
-            asked.add(self._decide(now=True))  # what plugins requested in the evaluation
-        # Recorded in the states saved now: only after a pause does resuming continue the run.
-        position.stop_reason, position.is_paused = asked.stop_reason, asked.is_pause
-        if asked.wait_for_save:
-            self._wait_for_saves()
-        if position.skipped_in_a_row and not now and asked.stop_reason is None:
-            control.postpone(asked.saves)  # until an update is made
-        else:
-            self._save_states(asked.saves)
-        if asked.stop_reason is not None:
-            raise StopTrainingError(asked.stop_reason)
-
-    def _decide(self, now: bool = False) -> Requests:
-        """The requests to grant at this boundary, the same on every process."""
-        timed = self._in_run and self._length.is_timed
-        time_is_up = timed and self._length.is_over(self.progress)
-        return self._consensus.decide(
-            self.control, self.position.attempts, time_is_up=time_is_up, now=now
-        )
+        if granted.evaluate:
+            granted.add(self._evaluate_within_epoch())  # and what plugins requested in it
+        self._save_requested(granted, now)
+        if granted.stop_reason is not None:
+            raise StopTrainingError(granted.stop_reason)
 
     def _is_finished(self) -> bool:
         """Whether the run has reached its length, the same on every process."""
@@ -636,19 +600,21 @@ class Trainer(TrainerBase):
         self._event("on_evaluation_run_start")
         try:
             self._run_eval_epochs(is_training=False)
-            reason = self._decide(now=True).stop_reason
-            if reason is not None:
-                raise StopTrainingError(reason)
+            granted = self._decide(now=True)
+            if granted is not None and granted.stop_reason is not None:
+                raise StopTrainingError(granted.stop_reason)
         except StopTrainingError as error:
             self.print(error)
             self._event("on_stop_training_error", error=error)
         self.evaluation_run_end()
         self._event("on_evaluation_run_end")
 
-    def _evaluate_within_epoch(self) -> None:
-        """Evaluate between two updates, leaving the model as it was."""
+    def _evaluate_within_epoch(self) -> Requests:
+        """Evaluate between two updates, leaving the model as it was; returns what was requested."""
+        self._reload_changed_eval_data()
         with modes_kept(self.model):
             self._run_eval_epochs(is_intermediate=True)
+        return self._decide(now=True) or Requests()
 
     def _run_eval_epochs(self, **kind: bool) -> None:
         """Evaluate on each evaluation dataset; names of datasets prefix their metrics.
@@ -663,102 +629,43 @@ class Trainer(TrainerBase):
             self.run_history.set_metric_name_prefix(prefix + (model_name and f"{model_name}_"))
             try:
                 for name, loader in self._eval_dataloaders.items():
-                    self.eval_name = name
-                    self._run_eval_epoch(loader, **kind)
+                    with self._evaluation_of(name):
+                        self._run_eval_epoch(loader, **kind)
             finally:
                 self.model = model
                 self.run_history.set_metric_name_prefix(prefix)
 
     def _run_eval_epoch(
-        self, valid_dl: Any, is_training: bool = True, is_intermediate: bool = False
+        self, loader: Any, is_training: bool = True, is_intermediate: bool = False
     ) -> None:
         """Evaluate on each batch once.
 
         Args:
-            valid_dl: the loader.
+            loader: the loader.
             is_training: whether this is part of a training run.
             is_intermediate: whether it is within a training epoch.
         """
-        hooks, history = self._hooks, self.run_history
-        hooks.refresh()
-        model, prefix = self.model, history.metric_name_prefix
-        kept = self._loss_tracker, self._means, self._is_in_step, self._step_items
-        self._loss_tracker, self._means = LossTracker(), NamedMeans()
-        self.model = self._engine.for_evaluation(model)
-        if self.eval_name is not None:
-            history.set_metric_name_prefix(f"{prefix}{self.eval_name}_")
-        try:
-            self.eval_epoch_start()
-            self._event("on_eval_epoch_start", is_intermediate=is_intermediate)
-            seed_all(derive_key(self.seed, "eval", self._engine.rank), self.device)
-            with torch.no_grad():
-                epoch_batches = evaluation_batches(
-                    valid_dl,
-                    self._engine,
-                    self._calculate_padding,
-                    seed=self.seed,
-                    limit=self.eval_batch_limit,
-                )
-                for step, batch in enumerate(epoch_batches):
-                    self._start_step()
-                    if hooks.on_eval_step_start is not None:
-                        hooks.on_eval_step_start(trainer=self, batch=batch, step=step)
-                    output = self.calculate_eval_batch_loss(batch)
-                    output = check_batch_output(output, "calculate_eval_batch_loss")
-                    items = output.get("num_items_in_batch", output["batch_size"])
-                    self._step_items = items
-                    self._update_loss_tracker(output["loss"], items)
-                    self._record_log(output)
-                    if hooks.on_eval_step_end is not None:
-                        hooks.on_eval_step_end(
-                            trainer=self, batch=batch, batch_output=output, step=step
-                        )
-                self._is_in_step = False
-                self.eval_epoch_end()
-            name = "eval_loss_epoch" if is_training else "evaluation_loss"
-            self._record_means(
-                "eval" if is_training else "evaluation",
-                "intermediate_eval_loss" if is_intermediate else name,
-            )
-            self._event("on_eval_epoch_end", is_intermediate=is_intermediate)
-        finally:
-            self.model, self.eval_name = model, None
-            self._loss_tracker, self._means, self._is_in_step, self._step_items = kept
-            history.set_metric_name_prefix(prefix)
-
-    # -- Small parts of the above ---------------------------------------------------------------
-
-    def _record_log(self, output: Mapping[str, Any]) -> None:
-        """Record the named means that a loss method returns."""
-        if "log" not in output:
-            return
-        if not isinstance(output["log"], Mapping):
-            raise TypeError(
-                f'batch_output["log"] is a {type(output["log"]).__name__}; expected a dict of means'
-            )
-        for name, value in output["log"].items():
-            self._add_mean(name, value, None, 'batch_output["log"]')
-
-    def _update_loss_tracker(self, batch_loss: Tensor, batch_size: Any) -> None:
-        """Add a batch's unscaled mean loss to the mean of the epoch."""
-        self._loss_tracker.update(batch_loss, batch_size)
-
-    def _record_means(self, prefix: str, loss_name: str) -> None:
-        """Record the means of the epoch over all items of all processes: the loss and by name."""
-        loss = self._loss_tracker.sums(self.device)
-        count_of_names = loss.new_tensor([len(self._means.names)])
-        total, count, names = self._engine.sum(torch.cat([loss, count_of_names])).tolist()
-        if not count:
-            raise ValueError(
-                f"There is no {loss_name}, because the data yielded no batch. If the iterator is "
-                "exhausted, pass a dataset or a re-iterable loader"
-            )
-        self.run_history.update_metric(loss_name, total / count)
-        if not names:
-            return
-        gathered = self._engine.gather_objects(self._means.names)
-        ordered = sorted({name for of_rank in gathered for name in of_rank})
-        sums = self._engine.sum(self._means.sums(ordered, self.device)).tolist()
-        for name, (total, count) in zip(ordered, sums, strict=True):
-            if count:
-                self.run_history.update_metric(f"{prefix}_{name}", total / count)
+        hooks, means = self._hooks, self._means
+        self.eval_epoch_start()
+        self._event("on_eval_epoch_start", is_intermediate=is_intermediate)
+        with torch.no_grad():
+            for step, batch in enumerate(self._evaluation_batches(loader)):
+                means.start_step()
+                if hooks.on_eval_step_start is not None:
+                    hooks.on_eval_step_start(trainer=self, batch=batch, step=step)
+                output = self.calculate_eval_batch_loss(batch)
+                output = check_batch_output(output, "calculate_eval_batch_loss")
+                means.items = output.get("num_items_in_batch", output["batch_size"])
+                means.add(output["loss"], output)
+                if hooks.on_eval_step_end is not None:
+                    hooks.on_eval_step_end(
+                        trainer=self, batch=batch, batch_output=output, step=step
+                    )
+            means.end_step()
+            self.eval_epoch_end()
+        loss = "eval_loss_epoch" if is_training else "evaluation_loss"
+        self._record_means(
+            "eval" if is_training else "evaluation",
+            "intermediate_eval_loss" if is_intermediate else loss,
+        )
+        self._event("on_eval_epoch_end", is_intermediate=is_intermediate)

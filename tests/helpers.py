@@ -62,7 +62,3 @@ def assert_identical(first: dict[str, torch.Tensor], second: dict[str, torch.Ten
 
 def largest_difference(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> float:
     return max((first[name].double() - second[name].double()).abs().max().item() for name in first)
-
-
-NOT_YET: frozenset[str] = frozenset()
-"""Hooks and methods that the table of the loop has and the loop doesn't call yet."""

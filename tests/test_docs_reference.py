@@ -14,7 +14,6 @@ import pytest
 
 from pa_core.hookspecs import LOOP
 from pa_core.plugins.manager import PluginManager
-from tests.helpers import NOT_YET
 from tests.test_docs import ROOT, blocks
 
 DOCS = ROOT / "docs"
@@ -74,7 +73,7 @@ class _EmptyImplementations(ast.NodeTransformer):
         return node
 
 
-@pytest.mark.parametrize("name", [name for name in HOOKS if name not in NOT_YET])
+@pytest.mark.parametrize("name", HOOKS)
 def test_the_example_of_a_hook_fails_if_its_implementation_does_nothing(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -138,6 +137,23 @@ def test_the_picture_has_every_module_and_every_distribution() -> None:
             assert re.search(rf"\b{file.stem}\b", shown), file
     for file in ROOT.glob("plugins/*/pyproject.toml"):
         assert tomllib.loads(file.read_text())["project"]["name"] in shown
+
+
+# -- Links into the code --------------------------------------------------------------------------
+
+
+def test_links_to_lines_lead_to_the_lines_that_they_quote() -> None:
+    figures = runpy.run_path(str(DOCS / "figures.py"))
+    page = DOCS / "inside.md"
+    assert figures["with_line_numbers"](page) == page.read_text(), "run: python docs/figures.py"
+    links = figures["LINE_LINK"].findall(page.read_text())
+    assert len(links) == len(re.findall(r"#L\d+", page.read_text())), "a link has another form"
+    files = {path.rpartition("/")[2] for _, path, *_ in links}
+    assert {"trainer.py", "hookspecs.py"} <= files
+    with pytest.raises(ValueError, match=r"2 lines of lines_of in figures\.py contain 'files'"):
+        figures["line_of"](DOCS / "figures.py", "lines_of", "files")
+    with pytest.raises(ValueError, match=r"figures\.py has no lines_in"):
+        figures["line_of"](DOCS / "figures.py", "lines_in", "files")
 
 
 # -- Links ----------------------------------------------------------------------------------------

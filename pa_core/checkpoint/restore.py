@@ -20,7 +20,7 @@ from pa_core.checkpoint.compatibility import differences, differing_leaves, mid_
 from pa_core.checkpoint.manifest import DATA_ENTRIES, data_fingerprint
 from pa_core.checkpoint.optimizer_shards import read_shard
 from pa_core.checkpoint.save import parameter_names
-from pa_core.checkpoint.start_check import StartCheck, describe_culprits
+from pa_core.checkpoint.start_check import StartCheck
 from pa_core.checkpoint.storage import StateReader
 from pa_core.errors import TrainingStateError
 from pa_core.tracking import Position
@@ -50,9 +50,9 @@ class TrainingState:
 
     def __init__(self, state_dir: str | Path, rank: int) -> None:
         self.reader = StateReader(state_dir)
-        self.directory = Path(state_dir)
+        self.directory, self._rank = Path(state_dir), rank
         with self._invalid_content_reported():
-            self._read(rank)
+            self._read()
             self.reader.check_rest()
 
     @contextmanager
@@ -66,8 +66,8 @@ class TrainingState:
                 f"({type(error).__name__}: {error})"
             ) from error
 
-    def _read(self, rank: int) -> None:
-        reader = self.reader
+    def _read(self) -> None:
+        reader, rank = self.reader, self._rank
         state, tensors = reader.read_json("state.json"), reader.read_tensors("state.safetensors")
         self._parameters: list[list[str]] = [list(group) for group in state["parameters"]]
         self._parts = {
@@ -109,6 +109,8 @@ class TrainingState:
             "generators": decode(process["generators"], tensors),
             "loss": decode(process["loss"], tensors),
             "means": decode(process.get("means", {}), tensors),
+            # Earlier versions seeded every part of a step.
+            "drawing": set(process.get("drawing", ("model", "plugins"))),
             "plugins": {key: decode(value, tensors) for key, value in process["plugins"].items()},
         }
 
@@ -151,7 +153,8 @@ class TrainingState:
             TrainingStateError: if they have another length than in the saved run; and for every
                 other difference if the run resumes with ``strict=True``.
         """
-        if not (self._has_changed_data and self._is_within_epoch):
+        has_changed = self._has_changed_data or (trainer._fingerprint or {}).get("data_changed")
+        if not (has_changed and self._is_within_epoch):
             return
         saved, present = self.reader.manifest["run"], data_fingerprint(trainer)
         found = differing_leaves({name: saved[name] for name in present}, present)
@@ -196,22 +199,26 @@ class TrainingState:
         Raises:
             TrainingStateError: if they have, and the run resumes with ``strict=True``.
         """
-        is_changed, names, has_records = self._start_check.end()
+        culprit, has_records = self._start_check.end()
         engine = trainer._engine
-        changed, recorded = engine.largest(int(is_changed), int(has_records))
-        if recorded:  # of events that the history has from the run's first start
+        changed, recorded = engine.largest(int(culprit is not None), int(has_records))
+        if not (changed or recorded):
+            return
+        with self._invalid_content_reported():
+            self._read()  # the optimizer works on the tensors that were restored first
+        if recorded:  # again what the history has from the run's first start
             self._restore_history(trainer)
         if not changed:
             return
         self.restore_weights(trainer)
-        if is_changed:
-            culprits = describe_culprits(names, type(trainer))
-            text = (
-                f"{culprits} has changed weights, optimizer or learning rate that were restored "
-                f"from {self.directory}. Leave them as they are while trainer.is_resuming is true"
-            )
-            if self._strict:
-                raise TrainingStateError(f"Resuming was refused: {text}")
+        text = (
+            f"{culprit or 'a start event on another process'} has changed weights, optimizer or "
+            f"learning rate that were restored from {self.directory}. Leave them as they are while "
+            "trainer.is_resuming is true"
+        )
+        if self._strict:
+            raise TrainingStateError(f"Resuming was refused: {text}")
+        if culprit is not None:
             warnings.warn(f"They were restored again: {text}", stacklevel=3)
 
     def restore_training(self, trainer: Trainer, *, in_run: bool = True) -> None:
@@ -222,7 +229,7 @@ class TrainingState:
         self.restore_weights(trainer, in_run=in_run)
         self._restore_history(trainer)
         vars(trainer.position).update(asdict(self.position))
-        trainer._is_between_updates = True
+        trainer._accumulation.reset()
 
     def _restore_history(self, trainer: Trainer) -> None:
         if hasattr(trainer.run_history, "load_state_dict"):
@@ -279,6 +286,7 @@ class TrainingState:
         """
         with self._invalid_content_reported():
             self._restore_means(trainer)
+        trainer._drawing = set(self._process["drawing"])
         saved = self._process["plugins"]
         stateful = trainer.plugins.state_dict()
         differing = sorted(set(saved) ^ set(stateful)) if trainer.is_main_process else []
@@ -334,19 +342,17 @@ class TrainingState:
     def _restore_means(self, trainer: Trainer) -> None:
         """Restore the epoch's running means, of which each process has its own sums."""
         if trainer._engine.num_processes == len(self._processes):
-            trainer._loss_tracker.load_state_dict(self._process["loss"])
-            trainer._means.load_state_dict(self._process["means"])
+            trainer._means.load(self._process["loss"], self._process["means"])
             return
-        trainer._reset_means()
+        trainer._means.reset()
         if trainer._engine.rank == 0:  # a different number of processes: one has all of it
-            trainer._loss_tracker.load_state_dict(
-                _sum_of([process["loss"] for process in self._processes])
-            )
+            loss = _sum_of([process["loss"] for process in self._processes])
             means = [process["means"] for process in self._processes]
             names = dict.fromkeys(name for mean in means for name in mean)
-            trainer._means.load_state_dict(
-                {name: _sum_of([mean[name] for mean in means if name in mean]) for name in names}
-            )
+            named = {
+                name: _sum_of([mean[name] for mean in means if name in mean]) for name in names
+            }
+            trainer._means.load(loss, named)
 
     def _sharding_difference(self, trainer: Trainer) -> str:
         now = trainer._engine.sharding

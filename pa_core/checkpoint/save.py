@@ -56,7 +56,7 @@ def save_training_state(
             then unchanged.
     """
     engine = trainer._engine
-    if not trainer._is_between_updates and trainer.position.stop_reason is None:
+    if not trainer._accumulation.is_empty and trainer.position.stop_reason is None:
         raise TrainingStateError(
             "The run was interrupted in the middle of an update, so a training state saved now "
             "would not resume exactly. Resume from the last one that was saved"
@@ -178,8 +178,9 @@ def _process_state(trainer: Trainer) -> tuple[Any, Any]:
         generators["cuda"] = torch.cuda.get_rng_state(trainer.device)
     state = {
         "generators": encode(generators, tensors, "generators"),
-        "loss": encode(trainer._loss_tracker.state_dict(), tensors, "loss"),
-        "means": encode(trainer._means.state_dict(), tensors, "means"),
+        "loss": encode(trainer._means.loss.state_dict(), tensors, "loss"),
+        "means": encode(trainer._means.named_state(), tensors, "means"),
+        "drawing": sorted(trainer._drawing),
         "plugins": {
             name: encode(plugin_state, tensors, f"plugin {name!r}")
             for name, plugin_state in trainer.plugins.state_dict().items()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from pa_core.trainer import Trainer
 
 _EVENTS = ("on_training_run_start", "on_train_epoch_start")
+_METHOD = "training_run_start or train_epoch_start of the Trainer's class"
 _SMALL = 2**28
 """Bytes of weights and optimizer up to which they are compared after each plugin, to name it."""
 
@@ -33,22 +34,25 @@ class StartCheck:
         self._trainer = trainer
         self._before = self._digest()
         self._latest = self._before
-        self._names: list[str] = []
+        self._culprits: list[str] = []
         self._names_each = sum(t.nbytes for t in self._tensors()) <= _SMALL
         self._history = count_values(trainer.run_history)
         trainer.plugins.wrap_calls(self._around)
 
-    def end(self) -> tuple[bool, list[str], bool]:
+    def end(self) -> tuple[str | None, bool]:
         """End the check.
 
         Returns:
-            Whether weights, optimizer, scheduler or scaler have changed; the plugins that may have
-            changed them, if known; and whether the history has new records.
+            Who has changed weights, optimizer, scheduler or scaler; None if nobody has. And whether
+            the history has new records.
         """
         self._trainer.plugins.unwrap_calls(self._around)
-        is_changed = self._digest() != self._before
         has_records = count_values(self._trainer.run_history) != self._history
-        return is_changed, list(dict.fromkeys(self._names)), has_records
+        if self._digest() == self._before:
+            return None, has_records
+        self._compare(_METHOD)
+        found = dict.fromkeys(self._culprits or ["a start event"])
+        return " and ".join(found), has_records
 
     def _around(self, found: Implementation) -> Call:
         call: Call = found.call
@@ -56,17 +60,20 @@ class StartCheck:
             return call
 
         def call_and_compare(arguments: dict[str, Any]) -> Any:
+            self._compare(_METHOD)
             result = call(arguments)
-            if self._names_each:
-                digest = self._digest()
-                if digest != self._latest:
-                    self._latest = digest
-                    self._names.append(found.name)
-            else:
-                self._names.append(found.name)
+            self._compare(f"the plugin {found.name!r}")
             return result
 
         return call_and_compare
+
+    def _compare(self, culprit: str) -> None:
+        """Note who has changed something since the last comparison."""
+        if self._names_each:
+            digest = self._digest()
+            if digest != self._latest:
+                self._latest = digest
+                self._culprits.append(culprit)
 
     def _tensors(self) -> Iterator[Tensor]:
         trainer = self._trainer
@@ -91,11 +98,3 @@ class StartCheck:
         others = (groups, scheduler and scheduler.state_dict(), scaler and scaler.state_dict())
         digest.update(repr(others).encode())
         return digest.digest()
-
-
-def describe_culprits(names: list[str], trainer_class: Callable[..., Any]) -> str:
-    """Name what has changed restored values: plugins, or else a method of the trainer."""
-    if names:
-        plugins = ", ".join(map(repr, names))
-        return f"a start event of the plugin{'s' * (len(names) > 1)} {plugins}"
-    return f"training_run_start or train_epoch_start of {trainer_class.__qualname__}"

@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, Tenso
 from torch.utils.data import default_collate as _default_collate
 
 from pa_core.data.process_split import SplitBatch, SplitLoader, keyed_batches, seed_order
-from pa_core.data.rng import DrawWatch, derive_key, seed_host, seed_torch
+from pa_core.data.rng import derive_key, generator_positions, seed_host, seed_torch
 from pa_core.data.sampler import EpochSampler, IndexBatch
 
 if TYPE_CHECKING:
@@ -141,8 +141,8 @@ class KeyedDataLoader(DataLoader[Any]):
     Without workers a plain loop fetches the batches, which avoids the overhead of `DataLoader`.
 
     Attributes:
-        seeds_always: whether Python's and NumPy's generators are seeded for every batch, as some
-            code is known to draw from them.
+        seeds_always: whether Python's and NumPy's generators are seeded for every batch, as
+            fetching one has drawn from them.
     """
 
     batch_sampler: EpochSampler
@@ -170,26 +170,24 @@ class KeyedDataLoader(DataLoader[Any]):
         """Fetch each batch under its key, without seeding generators that no code draws from.
 
         torch's generator is seeded for every batch. Seeding Python's and NumPy's costs three times
-        as much, so they are seeded for the first batch and watched from then on. If a batch draws
-        from them, it is fetched again under its key, and so are all batches after it.
+        as much, so they are watched instead. If fetching a batch draws from them, it is fetched
+        again under its key, and so are all batches after it.
         """
         dataset: Any = self.dataset
-        fetch, collate = dataset.fetch, self.collate_fn
+        fetch, collate, may_draw = dataset.fetch, self.collate_fn, dataset.may_draw
         if dataset._collate is _default_collate:
             dataset._collate = _fast_collate
-        watch: DrawWatch | None = None
         for batch in self.batch_sampler:
-            if watch is not None:
+            if may_draw and not self.seeds_always:
                 seed_torch(batch.key)
+                before = generator_positions()
                 samples = collate(fetch(batch.indices))
-                if not watch.has_drawn():
+                if generator_positions() == before:
                     yield samples
                     continue
-                watch, self.seeds_always = None, True
-            if dataset.may_draw:
+                self.seeds_always = True
+            if may_draw:
                 seed_host(batch.key)
-                if not self.seeds_always:
-                    watch = DrawWatch()
             yield collate(fetch(batch.indices))
 
 
@@ -312,7 +310,7 @@ def batches(
     stop = None if limit is None else max(limit - start, 0)
     if isinstance(loader, KeyedDataLoader):
         loader.batch_sampler.set_position(epoch, start)
-        return islice(iter(loader), stop)
+        return iter(loader) if stop is None else islice(iter(loader), stop)
     if isinstance(loader, SplitLoader):
         replayed = loader.iterate(seed, epoch)
     else:
@@ -344,6 +342,9 @@ def evaluation_batches(
     Raises:
         ValueError: if this process has no batch at all to use as padding.
     """
+    if isinstance(loader, KeyedDataLoader):
+        # The same in each evaluation: seeding for a batch affects what the forward pass draws.
+        loader.seeds_always = False
     mine = batches(loader, seed=seed, epoch=1, limit=limit)
     if engine.num_processes == 1 or not engine.forward_is_collective:
         yield from engine.moved(_without_padding(mine))
@@ -372,20 +373,12 @@ def _without_padding(items: Iterator[Any]) -> Iterator[Any]:
             yield batch.batch
 
 
-def mark_last(items: Iterable[Any], count: int | None = None) -> Iterator[tuple[Any, bool]]:
-    """Yield each item, and whether it is the last one.
-
-    Args:
-        items: what to yield.
-        count: their exact number; if None, one item is fetched ahead to find the last.
+def mark_last(items: Iterable[Any]) -> Iterator[tuple[Any, bool]]:
+    """Yield each item, and whether it is the last one, for which one item is fetched ahead.
 
     >>> list(mark_last("ab"))
     [('a', False), ('b', True)]
     """
-    if count is not None:
-        for number, item in enumerate(items, 1):
-            yield item, number == count
-        return
     iterator = iter(items)
     current = next(iterator, _END)
     while current is not _END:

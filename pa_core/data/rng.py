@@ -6,8 +6,13 @@ anywhere: after an interruption, with a different number of workers, whatever a 
 
 from __future__ import annotations
 
+import _random
 import random
+import sys
+from collections.abc import Callable
+from ctypes import c_uint32
 from hashlib import blake2b
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -49,27 +54,81 @@ def seed_torch(key: int) -> None:
 
 def seed_host(key: int) -> None:
     """Seed Python's, NumPy's and torch's CPU generators, which augmentation may draw from."""
-    random.seed(key)
-    np.random.seed(key & 0xFFFFFFFF)  # NumPy takes 32 bits
+    seed_python_and_numpy(key)
     torch.default_generator.manual_seed(key)
 
 
-class DrawWatch:
-    """Detects draws from Python's or NumPy's global generator.
+def seed_python_and_numpy(key: int) -> None:
+    """Seed Python's and NumPy's global generators."""
+    random.seed(key)
+    np.random.seed(key & 0xFFFFFFFF)  # NumPy takes 32 bits
 
-    It keeps a copy of each generator and draws from both. As long as they return the same number,
-    no other code has drawn. A check costs a fiftieth of seeding the two.
+
+def generator_positions() -> tuple[Any, ...]:
+    """Where Python's and NumPy's global generators stand; any draw and any seeding changes it.
+
+    Both are Mersenne Twisters: a draw moves the position in the 624 words of the state, and once
+    all words are used up, they are replaced. So the position and one word tell whether anybody has
+    drawn. Reading them in place takes a tenth of a microsecond and draws nothing; `getstate` and
+    `get_state` copy all words, at a hundred times the cost.
     """
+    python, python_word, numpy, numpy_word = _cells
+    return python.value, python_word.value, numpy.value, numpy_word.value
 
-    def __init__(self) -> None:
-        self._python, self._numpy = random.Random(), np.random.RandomState()
-        self._python.setstate(random.getstate())
-        self._numpy.set_state(np.random.get_state())
 
-    def has_drawn(self) -> bool:
-        """Whether other code has drawn since the last call."""
-        python = random.random() == self._python.random()
-        return not (np.random.random_sample() == self._numpy.random_sample() and python)
+class _Cell(Protocol):
+    """A number in memory, like ctypes' `c_uint32`."""
+
+    @property
+    def value(self) -> Any: ...
+
+
+class _Copy:
+    """A number that is read from a copy of the state, where it can't be read in place."""
+
+    def __init__(self, read: Callable[[], Any]) -> None:
+        self._read = read
+
+    @property
+    def value(self) -> Any:
+        return self._read()
+
+
+def _cells_of_python() -> list[_Cell]:
+    """Position and second word of Python's generator; the first word is always seeded alike."""
+    *words, position = random.getstate()[1]
+    room = _random.Random.__basicsize__ - object.__basicsize__
+    if sys.implementation.name == "cpython" and room >= 4 * 625:
+        address = id(random._inst) + object.__basicsize__
+        cells = _cells_at(address, [position, *words], 0, 2)
+        if cells is not None:
+            return cells
+    return [_Copy(lambda: random.getstate()[1][-1]), _Copy(lambda: random.getstate()[1][1])]
+
+
+def _cells_of_numpy() -> list[_Cell]:
+    """Position and first word of NumPy's generator."""
+    state: Any = np.random.get_state(legacy=False)
+    if state["bit_generator"] == "MT19937":
+        words = [*state["state"]["key"].tolist(), int(state["state"]["pos"])]
+        cells = _cells_at(_numpy_generator.ctypes.state_address, words, 624, 0)
+        if cells is not None:
+            return cells
+    return [
+        _Copy(lambda: np.random.get_state()[2]),
+        _Copy(lambda: int(np.random.get_state()[1][0])),  # type: ignore[index]
+    ]
+
+
+def _cells_at(address: int, words: list[int], *places: int) -> list[_Cell] | None:
+    """Some words of a generator's state in memory; None if it doesn't hold all the given words."""
+    if list((c_uint32 * len(words)).from_address(address)) != words:
+        return None
+    return [c_uint32.from_address(address + 4 * place) for place in places]
+
+
+_numpy_generator: Any = np.random.get_bit_generator()  # keeps its memory alive
+_cells = (*_cells_of_python(), *_cells_of_numpy())
 
 
 def seed_model(key: int, device: torch.device) -> None:
@@ -87,6 +146,5 @@ def seed_model(key: int, device: torch.device) -> None:
 
 def seed_all(key: int, device: torch.device) -> None:
     """Seed Python's, NumPy's and torch's generators, which a user's code may draw from."""
-    random.seed(key)
-    np.random.seed(key & 0xFFFFFFFF)
+    seed_python_and_numpy(key)
     seed_model(key, device)

@@ -22,6 +22,7 @@ from accelerate.utils import honor_type, send_to_device
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from pa_core.engine.optimizer_step import step_optimizer
 from pa_core.errors import OtherProcessError
 from pa_core.plugins.process_scope import check_collectives_allowed
 
@@ -75,6 +76,8 @@ class Engine:
         self.rank: int = accelerator.process_index
         self.is_plain = accelerator.distributed_type in _PLAIN and accelerator.scaler is None
         self._uses_ddp = accelerator.distributed_type in _DDP
+        if accelerator.distributed_type is DistributedType.MEGATRON_LM:
+            self.sharded_by = "Megatron-LM"
         if self.num_processes > 1:
             _engines.add(self)
         self._prepared: dict[tuple[int, int], tuple[nn.Module, Any]] = {}
@@ -210,7 +213,7 @@ class Engine:
             from pa_core.engine.prefetch import StreamCopier, prefetched
 
             return prefetched(batches, StreamCopier(self.device, self.move))
-        return map(self.move, batches)
+        return batches if self._is_cpu else map(self.move, batches)
 
     def backward(self, loss: Tensor) -> None:
         """Run the backward pass, with the loss scaled if the precision needs it."""
@@ -219,10 +222,15 @@ class Engine:
         else:
             self.accelerator.backward(loss)
 
+    def step(self, optimizer: Any) -> None:
+        """Update the parameters."""
+        step_optimizer(optimizer)
+
     def zero_grad(self, optimizer: Any) -> None:
         """Set the gradients of the optimizer's parameters to None."""
-        if type(optimizer).zero_grad is not torch.optim.Optimizer.zero_grad:
-            optimizer.zero_grad()  # a custom method
+        is_custom = type(optimizer).zero_grad is not torch.optim.Optimizer.zero_grad
+        if is_custom or "zero_grad" in vars(optimizer):
+            optimizer.zero_grad()
             return
         # As PyTorch does, but without its profiler mark, which costs ten microseconds.
         for group in optimizer.param_groups:

@@ -13,6 +13,8 @@ from pa_core.data.loader import KeyedDataLoader, num_batches
 if TYPE_CHECKING:
     from pa_core.engine.base import Engine
     from pa_core.loop.micro_batches import MicroBatch
+    from pa_core.loop.randomness import EpochRandomness
+    from pa_core.loop.recompute import Recompute
 
 Items = int | float | Tensor
 
@@ -33,6 +35,9 @@ class Accumulation:
         engine: averages gradients over its processes, which the weight undoes.
 
     Attributes:
+        is_empty: whether no micro-batch has begun, so that a training state can be saved.
+        is_complete: whether its gradients are waiting for the update.
+        recompute: keeps the micro-batches for plugins that run them again; None without any.
         samples: of the last finished accumulated batch, on all processes.
         micro_batches: of the last finished accumulated batch, on this process.
         correction: what its gradients were multiplied by; None if the estimate of :math:`N` was
@@ -49,15 +54,28 @@ class Accumulation:
         self._is_whole = steps == 1 and engine.num_processes == 1
         self.samples = self.micro_batches = 0
         self.correction: Tensor | None = None
+        self.recompute: Recompute | None = None
         self.reset()
 
     def reset(self) -> None:
-        """Discard an interrupted accumulation."""
+        """Start afresh, after an update or an interruption."""
+        self.is_empty, self.is_complete = True, False
+        if self.recompute is not None:
+            self.recompute.clear()
+        self._start()
+
+    def _start(self) -> None:
         self._is_open = False
         self._samples = self._count = 0
         self._reference = 1
         self._total: Items | None = None  # the items whose number wasn't known in advance
         self._planned: int | None = None
+
+    def begin(self, micro: MicroBatch, randomness: EpochRandomness) -> None:
+        """Begin the forward pass of a micro-batch."""
+        self.is_empty = False
+        if self.recompute is not None:
+            self.recompute.keep(micro, randomness)
 
     def weigh(
         self, output: Mapping[str, Any], micro: MicroBatch
@@ -72,9 +90,17 @@ class Accumulation:
         Returns:
             The weight, None for 1, and the number of items that count.
         """
+        weight, items = self._weigh(output, micro)
+        self._count += 1
+        if self.recompute is not None:
+            self.recompute.weigh(weight)
+        return weight, items
+
+    def _weigh(
+        self, output: Mapping[str, Any], micro: MicroBatch
+    ) -> tuple[float | Tensor | None, Items]:
         size = output["batch_size"]
         items = output.get("num_items_in_batch", size)
-        self._count += 1
         if self._is_whole:
             self._samples += size
             return None, items
@@ -120,10 +146,11 @@ class Accumulation:
             self._planned = self._sampler.global_size(step, end)
 
     def finish(self, parameters: Iterable[nn.Parameter]) -> None:
-        """Correct the gradients if the number of items wasn't as estimated, and start afresh."""
+        """Complete the accumulated batch: correct the gradients if the estimate wasn't exact."""
         samples, total, reference = self._samples, self._total, self._reference
         self.samples, self.micro_batches, self.correction = int(samples), self._count, None
-        self.reset()
+        self.is_complete = True
+        self._start()
         if total is None:  # the estimate was exact
             return
         processes = self._engine.num_processes

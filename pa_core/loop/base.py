@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -14,9 +15,10 @@ from accelerate import Accelerator
 
 from pa_core.callbacks import CallbackHandler
 from pa_core.checkpoint.manifest import data_fingerprint
-from pa_core.control import SaveRequest, TrainerControl
-from pa_core.data.loader import KeyedDataLoader
+from pa_core.control import Requests, TrainerControl
+from pa_core.data.loader import KeyedDataLoader, evaluation_batches
 from pa_core.data.process_split import Purpose, split_between_processes
+from pa_core.data.rng import derive_key, seed_all
 from pa_core.data.source import Source
 from pa_core.diagnostics.preserve import modes_kept
 from pa_core.durations import Duration, RunLength
@@ -28,6 +30,7 @@ from pa_core.loop.arguments import RunArguments, check_model_and_optimizer
 from pa_core.loop.consensus import Consensus
 from pa_core.loop.defaults import Defaults
 from pa_core.loop.error_hints import add_hints
+from pa_core.loop.means import EpochMeans
 from pa_core.loop.micro_batches import MicroBatch, micro_batches
 from pa_core.loop.planning import plan_run
 from pa_core.loop.randomness import EpochRandomness
@@ -36,19 +39,24 @@ from pa_core.plugins.callers import BoundHooks
 from pa_core.plugins.manager import PluginManager
 from pa_core.settings.environment import build_all_plugins, where_enabled
 from pa_core.settings.table import Settings, find_settings_file, read_settings
-from pa_core.tracking import InMemoryRunHistory, LossTracker, NamedMeans, Position, RunHistory
+from pa_core.tracking import InMemoryRunHistory, Position, RunHistory
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from pa_core.checkpoint.background import StateSaver
     from pa_core.checkpoint.restore import TrainingState
-    from pa_core.loop.recompute import Recompute
 
 _OF_A_RUN = (
     *("model", "eval_dataset", "collate_fn", "eval_name", "run_config", "control", "_in_run"),
-    *("_is_between_updates", "_loss_tracker", "_means", "_step_items", "_is_in_step"),
-    *("_eval_dataloader", "_eval_dataloaders", "_eval_dl_kwargs", "_sources", "_resumed_state"),
+    *(
+        "_means",
+        "_eval_dataloader",
+        "_eval_dataloaders",
+        "_eval_dl_kwargs",
+        "_sources",
+        "_resumed_state",
+    ),
 )
 """The attributes that an evaluation changes, and that a run in progress needs unchanged."""
 
@@ -62,7 +70,6 @@ class TrainerBase(TrainerServices):
 
     max_skipped_in_a_row = 100
     _arguments: RunArguments  # of the present or last run
-    _accumulation: Accumulation
 
     def __init__(
         self,
@@ -130,11 +137,7 @@ class TrainerBase(TrainerServices):
         self.run_config: Any = None  # a TrainerRunConfig from the first run on
         self.num_updates: int | None = None
         self._length = RunLength(Duration.parse(1), None, None)
-        self._loss_tracker = LossTracker()
-        self._means = NamedMeans()
-        self._step_items: float | Tensor | None = None  # of this step, once its batch size is known
-        self._is_in_step = False
-        self._recompute: Recompute | None = None
+        self._means = EpochMeans()
         self._train_dataloader: Any = None
         self._eval_dataloader: Any = None
         self._eval_dataloaders: dict[str | None, Any] = {}
@@ -146,11 +149,11 @@ class TrainerBase(TrainerServices):
         self._resumed_state: TrainingState | None = None
         self._save_metadata: dict[Path, dict[str, Any]] = {}
         self._in_run = False
-        self._is_between_updates = True
-        self._is_updating = False
+        self._drawing: set[str] = set()  # see EpochRandomness
         self.is_padding_batch = False
         """Whether this process trains on a padding batch, which counts for nothing."""
         self._consensus = Consensus(self._engine, 0)
+        self._accumulation = Accumulation(1, None, None, 1, self._engine)
         self._clock = 0.0
         self._event("on_init_end")
 
@@ -160,11 +163,6 @@ class TrainerBase(TrainerServices):
         from pa_core.checkpoint.background import StateSaver
 
         return StateSaver(self._trainer)
-
-    def _save_states(self, requests: Mapping[Path, SaveRequest]) -> None:
-        """Save the requested training states; called on every process at an update boundary."""
-        for state_dir, request in requests.items():
-            self._saver.save(state_dir, request, self._save_metadata.pop(state_dir, {}))
 
     def _wait_for_saves(self) -> None:
         """Wait until the training state being saved is complete; called on every process."""
@@ -214,7 +212,7 @@ class TrainerBase(TrainerServices):
 
     def _rest_of_epoch(self) -> tuple[Iterator[MicroBatch], EpochRandomness]:
         """The micro-batches of the present epoch from the position on, and its randomness."""
-        engine, epoch, seeds_host = self._engine, self.position.epoch, self._step_may_draw()
+        engine, epoch = self._engine, self.position.epoch
         batches = micro_batches(
             self._train_dataloader,
             engine,
@@ -223,40 +221,112 @@ class TrainerBase(TrainerServices):
             start=self.position.batch,
             limit=self.train_batch_limit,
             accumulation=self.run_config.gradient_accumulation_steps,
-            seeds_host=seeds_host,
         )
-        randomness = EpochRandomness(
-            self.seed, epoch, engine.rank, self.device, seeds_host=seeds_host
-        )
+        randomness = EpochRandomness(self.seed, epoch, engine.rank, self.device, self._drawing)
         return batches, randomness
 
     def _discard_accumulation(self) -> None:
         """Discard gradients of an accumulated batch that was interrupted."""
         self._engine.zero_grad(self.optimizer)
-        self._accumulation.reset()
-        if self._is_updating and not self._is_between_updates:
+        if self._accumulation.is_complete:
             self._engine.discard_unscaled()
-        self._is_updating = self._is_in_step = False
-        if self._recompute is not None:
-            self._recompute.clear()
+        self._accumulation.reset()
+        self._means.end_step()
 
-    def _reset_means(self) -> None:
-        """Reset the means of the epoch: the loss, and what is recorded by name."""
-        self._loss_tracker.reset()
-        self._means.reset()
-
-    def _count_skipped(self, reason: str) -> None:
-        """Count a skipped update; too many in a row stop the run."""
-        position = self.position
+    def _count_update(self, skipped: str | None) -> None:
+        """Count an update, made or skipped for a reason; too many skipped in a row stop the run."""
+        position, batch = self.position, self._accumulation
+        position.batch += batch.micro_batches
+        position.samples += batch.samples
+        position.seconds = time.monotonic() - self._clock
+        batch.reset()
+        if skipped is None:
+            position.updates, position.skipped_in_a_row = position.updates + 1, 0
+            return
         position.skipped += 1
         position.skipped_in_a_row += 1
         self._consensus.count_skipped()
         if position.skipped_in_a_row >= self.max_skipped_in_a_row:
             self.control.stop(
                 f"{position.skipped_in_a_row} updates in a row were skipped, the last one because "
-                f"of: {reason}",
+                f"of: {skipped}",
                 everywhere=True,
             )
+
+    def _record_means(self, prefix: str, loss_name: str) -> None:
+        """Record the means of the epoch over all items of all processes: the loss and by name."""
+        loss, named = self._means.reduce(self._engine)
+        if loss is None:
+            raise ValueError(
+                f"There is no {loss_name}, because the data yielded no batch. If the iterator is "
+                "exhausted, pass a dataset or a re-iterable loader"
+            )
+        self.run_history.update_metric(loss_name, loss)
+        for name, mean in named.items():
+            self.run_history.update_metric(f"{prefix}_{name}", mean)
+
+    @contextmanager
+    def _evaluation_of(self, name: str | None) -> Iterator[None]:
+        """Prepare the model, the names of metrics and separate means to evaluate on one dataset."""
+        history = self.run_history
+        kept, prefix = (self.model, self._means), history.metric_name_prefix
+        self.model, self._means = self._engine.for_evaluation(self.model), EpochMeans()
+        self.eval_name = name
+        if name is not None:
+            history.set_metric_name_prefix(f"{prefix}{name}_")
+        try:
+            yield
+        finally:
+            (self.model, self._means), self.eval_name = kept, None
+            history.set_metric_name_prefix(prefix)
+
+    def _evaluation_batches(self, loader: Any) -> Iterator[Any]:
+        """This process' batches of an evaluation, everything that they draw being keyed."""
+        seed_all(derive_key(self.seed, "eval", self._engine.rank), self.device)
+        return evaluation_batches(
+            loader,
+            self._engine,
+            self._calculate_padding,
+            seed=self.seed,
+            limit=self.eval_batch_limit,
+        )
+
+    def _calculate_padding(self, batch: Any) -> None:
+        """Run the forward pass of an evaluation batch that counts for nothing."""
+        self.is_padding_batch = True
+        self._means.start_step(is_padding=True)
+        self._trainer.calculate_eval_batch_loss(batch)
+        self.is_padding_batch = False
+
+    def _decide(self, now: bool = False) -> Requests | None:
+        """The requests to grant at this boundary, the same on every process; None for none."""
+        self._hooks.refresh()
+        if "_saver" in vars(self):  # a state has been saved
+            self._saver.request_wait(self.control)
+        if self._engine.num_processes == 1 and self.control.is_idle:
+            return None
+        timed = self._in_run and self._length.is_timed
+        time_is_up = timed and self._length.is_over(self.progress)
+        return self._consensus.decide(
+            self.control, self.position.attempts, time_is_up=time_is_up, now=now
+        )
+
+    def _save_requested(self, granted: Requests, now: bool) -> None:
+        """Save the granted training states, with the reason to stop if there is one.
+
+        After a skipped update within an epoch they wait until an update is made.
+        """
+        position = self.position
+        # Recorded in the states saved now: only after a pause does resuming continue the run.
+        if self._in_run:
+            position.stop_reason, position.is_paused = granted.stop_reason, granted.is_pause
+        if granted.wait_for_save:
+            self._wait_for_saves()
+        if position.skipped_in_a_row and not now and granted.stop_reason is None:
+            self.control.postpone(granted.saves)
+        else:
+            for state_dir, request in granted.saves.items():
+                self._saver.save(state_dir, request, self._save_metadata.pop(state_dir, {}))
 
     def _restore_plugins(self) -> None:
         """Restore the rest of a resumed run's state, once its start events are over."""
@@ -268,16 +338,11 @@ class TrainerBase(TrainerServices):
             self._reload_changed_data()
             state.check_data(self._trainer)
 
-    def _calculate_padding(self, batch: Any) -> None:
-        """Run the forward pass of an evaluation batch that counts for nothing."""
-        self._start_step(is_padding=True)
-        self._trainer.calculate_eval_batch_loss(batch)
-        self._is_in_step = False
-
-    def _start_step(self, *, is_padding: bool = False) -> None:
-        self.is_padding_batch = is_padding
-        self._is_in_step, self._step_items = True, None
-        self._means.start_step()
+    @property
+    def _recomputing(self) -> list[str]:
+        """The plugins that run the micro-batches of an accumulated batch again."""
+        plugins = self.plugins.by_name.items()
+        return [name for name, plugin in plugins if getattr(plugin, "needs_recompute", False)]
 
     def _check_update_plugins(self) -> None:
         """Refuse plugins that need gradients which this engine doesn't show.
@@ -285,20 +350,10 @@ class TrainerBase(TrainerServices):
         Raises:
             ValueError: naming them.
         """
-        recompute = [
-            name
-            for name, plugin in self.plugins.by_name.items()
-            if getattr(plugin, "needs_recompute", False)
-        ]
         engine = self._engine
-        self._recompute = None
-        if recompute:
-            from pa_core.loop.recompute import Recompute
-
-            self._recompute = Recompute()
         if engine.reduces_gradients_before_update:
             return
-        found = [f"{name} (needs_recompute)" for name in recompute]
+        found = [f"{name} (needs_recompute)" for name in self._recomputing]
         for hook in ("on_gradients_ready", "run_update"):
             found += [
                 f"{one.name} ({hook})"
@@ -311,22 +366,9 @@ class TrainerBase(TrainerServices):
                 f"with plugins that look at them before or replace it: {', '.join(found)}"
             )
 
-    def _step_may_draw(self) -> bool:
-        """Whether a step runs code from outside torch, which may draw from any generator."""
-        calculate = type(self._trainer).calculate_train_batch_loss
-        plugins = self.plugins.implementations("calculate_train_batch_loss")
-        modules = list(self.model.modules())
-        return (
-            calculate.__module__ != "pa_core.trainer"
-            or any(not isinstance(found.plugin, Defaults) for found in plugins)
-            or not all(map(_is_of_torch, modules))
-            or any(module._forward_hooks or module._forward_pre_hooks for module in modules)
-            or not (self.loss_func is None or _is_of_torch(self.loss_func))
-        )
-
     def _log_progress(self) -> None:
         """Record the mean training loss of the epoch so far, and the learning rate."""
-        total, count = self._engine.sum(self._loss_tracker.sums(self.device)).tolist()
+        total, count = self._engine.sum(self._means.loss.sums(self.device)).tolist()
         if count:
             self.run_history.update_metric("train_loss", total / count)
         self.run_history.update_metric("learning_rate", self.optimizer.param_groups[0]["lr"])
@@ -414,6 +456,10 @@ class TrainerBase(TrainerServices):
             self.run_config.train_per_device_batch_size,
             self._engine,
         )
+        if self._recomputing:
+            from pa_core.loop.recompute import Recompute
+
+            self._accumulation.recompute = Recompute()
 
     def _load_train_data(self) -> None:
         """Create the loader of the training data."""
@@ -445,8 +491,9 @@ class TrainerBase(TrainerServices):
             self._load_train_data()
             self._plan_run(self.position)
             if self._fingerprint is not None:
-                self._fingerprint |= data_fingerprint(self._trainer) | {"data_changed": True}
-            self._manifest = None
+                changed = data_fingerprint(self._trainer) | {"data_changed": True}
+                # A new one, since the manifest of a state may still be being written.
+                self._fingerprint, self._manifest = self._fingerprint | changed, None
             if self.scheduler is not None and self.num_updates != before:
                 self._announce_length(before)
         if requested:
@@ -489,8 +536,3 @@ class TrainerBase(TrainerServices):
                 f"{before}. The scheduler ({type(self.scheduler).__name__}) isn't changed",
                 stacklevel=2,
             )
-
-
-def _is_of_torch(module: Any) -> bool:
-    """Whether a module or function is PyTorch's, which draws from its own generators only."""
-    return str(getattr(module, "__module__", "")).startswith("torch.")

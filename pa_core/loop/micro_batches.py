@@ -37,7 +37,6 @@ def micro_batches(
     start: int,
     limit: int | None,
     accumulation: int,
-    seeds_host: bool,
 ) -> Iterator[MicroBatch]:
     """Iterate over the micro-batches of an epoch, every random draw of fetching keyed.
 
@@ -49,21 +48,19 @@ def micro_batches(
         start: number of the first micro-batch.
         limit: maximum number of micro-batches of the epoch, those before `start` included.
         accumulation: micro-batches per update; the last group of an epoch may be shorter.
-        seeds_host: whether steps may draw from Python's and NumPy's generators, so that our own
-            loaders can't tell from these generators whether fetching has drawn.
     """
-    sampler = None
+    fetched = engine.moved(batches(loader, seed=seed, epoch=epoch, start=start, limit=limit))
     if isinstance(loader, KeyedDataLoader):
-        sampler = loader.batch_sampler
-        loader.seeds_always |= seeds_host
-    # Our own loaders know their length; for any other, one batch is fetched ahead.
-    length = None if sampler is None else num_batches(loader, limit)
-    fetched = batches(loader, seed=seed, epoch=epoch, start=start, limit=limit)
-    marked = mark_last(engine.moved(fetched), length and length - start)
-    for step, (batch, is_last) in enumerate(marked, start):
+        # Its length is known, so nothing needs to be fetched ahead to find the last batch.
+        sampler, last = loader.batch_sampler, (num_batches(loader, limit) or 0) - 1
+        for step, batch in enumerate(fetched, start):
+            is_last = step == last
+            # Only the last global batch may have fewer samples than there are processes.
+            is_padding = is_last and not sampler.local_size(step)
+            yield MicroBatch(step, batch, is_last or (step + 1) % accumulation == 0, is_padding)
+        return
+    for step, (batch, is_last) in enumerate(mark_last(fetched), start):
+        is_padding = False
         if type(batch) is SplitBatch:
             batch, is_padding = batch
-        else:
-            # Only the last global batch may have fewer samples than there are processes.
-            is_padding = is_last and sampler is not None and not sampler.local_size(step)
         yield MicroBatch(step, batch, is_last or (step + 1) % accumulation == 0, is_padding)

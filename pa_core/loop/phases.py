@@ -14,14 +14,14 @@ Around = Callable[[str, Callable[..., Any]], Callable[..., Any]]
 _PHASES = {
     "calculate_train_batch_loss": "forward",
     "backward_step": "backward",
-    "_clip_gradients": "optimizer",
+    "clip_gradients": "optimizer",
     "optimizer_step": "optimizer",
     "scheduler_step": "optimizer",
     "optimizer_zero_grad": "optimizer",
     "_run_eval_epochs": "evaluation",
     "save_checkpoint": "saving",
     "save_training_state": "saving",
-    "_save_states": "saving",
+    "_save_requested": "saving",
     "_wait_for_saves": "saving",
     "_run_train_epoch": "loop",
 }

@@ -1,38 +1,98 @@
-"""Keyed randomness of an epoch's steps: what the model and plugins draw depends on the step."""
+"""Keyed randomness of an epoch's steps: what is drawn depends on the step, not on earlier draws.
+
+A step has three parts that may draw: the hook `on_train_step_start`, the model with its loss, and
+the hooks after it. Each has its own key. PyTorch's generators are seeded for every step. Seeding
+Python's and NumPy's costs more, and most code doesn't draw from them, so they are seeded only for
+code that has drawn before, which the training state records.
+
+Otherwise they rest: they are in the state in which a key of the epoch leaves them, and a step that
+doesn't draw leaves them there. So the first draw of a run gives the same numbers wherever the run
+was resumed, and so does every draw after it.
+"""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from pa_core.data.rng import derive_key, key_at, seed_all, seed_model
+from pa_core.data.rng import (
+    derive_key,
+    generator_positions,
+    key_at,
+    seed_model,
+    seed_python_and_numpy,
+)
 
 if TYPE_CHECKING:
     import torch
 
 
 class EpochRandomness:
-    """Seeds the global generators for each step, so that other draws change nothing.
+    """Seeds the global generators for each part of a step, so that other draws change nothing.
+
+    The parts, in this order: ``seed_plugins(step)``, ``seed_model(step)``, ``seed_hooks(step)`` and
+    ``end_step()``. A step that is computed again has the same numbers as before.
 
     Args:
         seed: of the run.
         epoch: number of the epoch.
         rank: of this process.
         device: of the model.
-        seeds_host: whether a forward pass may draw from Python's and NumPy's generators. Models
-            made of torch's modules don't, and seeding these generators costs time.
+        drawing: whose code has drawn from Python's or NumPy's generator in this run: ``"model"``,
+            ``"plugins"``. It is added to.
     """
 
     def __init__(
-        self, seed: int, epoch: int, rank: int, device: torch.device, *, seeds_host: bool
+        self, seed: int, epoch: int, rank: int, device: torch.device, drawing: set[str]
     ) -> None:
         self._key, self._device = derive_key(seed, "model", epoch, rank), device
-        self._seed = seed_all if seeds_host else seed_model
-
-    def seed_model(self, step: int) -> None:
-        """Seed what the forward pass of a step draws from."""
-        self._seed(key_at(self._key, step), self._device)
+        self._hooks_key = derive_key(seed, "hooks", epoch, rank)
+        self._rest_key = derive_key(seed, "rest", epoch, rank)
+        self._rest: tuple[Any, ...] | None = None  # the generators' positions at rest
+        self._drawing = drawing
+        self._first_draw = dict.fromkeys(drawing, -1)  # the step of it, in this epoch
+        self._part: str | None = None  # what runs now, if the generators were at rest before
+        self._step = 0
 
     def seed_plugins(self, step: int) -> None:
         """Seed what plugins draw from at the start of a step, whatever fetching drew."""
-        # No step has a negative number, so the model never gets this key.
-        seed_all(key_at(self._key, ~step), self._device)
+        key = key_at(self._key, ~step)  # no step has a negative number: the model never gets it
+        seed_model(key, self._device)
+        self._begin("plugins", step, key)
+
+    def seed_model(self, step: int) -> None:
+        """Seed what the forward pass of a step draws from."""
+        key = key_at(self._key, step)
+        seed_model(key, self._device)
+        self._begin("model", step, key)
+
+    def seed_hooks(self, step: int) -> None:
+        """Seed Python's and NumPy's generators for the hooks after a forward pass."""
+        self._begin("plugins", step, key_at(self._hooks_key, step))
+
+    def end_step(self) -> None:
+        """Note whether the hooks have drawn; what runs until the next step isn't part of it."""
+        if self._part is not None and generator_positions() != self._rest:
+            self._note_draw()
+        self._part = None
+
+    def _begin(self, part: str, step: int, key: int) -> None:
+        """Seed for a part of the step that has drawn in an earlier one; else let generators rest.
+
+        Within the step of its first draw, a part isn't seeded: computed again, it draws the same.
+        """
+        is_at_rest = generator_positions() == self._rest
+        if self._part is not None and not is_at_rest:
+            self._note_draw()
+        if step > self._first_draw.get(part, step):
+            seed_python_and_numpy(key)
+            self._part = None
+            return
+        if not is_at_rest:
+            seed_python_and_numpy(self._rest_key)
+            self._rest = generator_positions()
+        self._part, self._step = part, step
+
+    def _note_draw(self) -> None:
+        assert self._part is not None
+        self._first_draw.setdefault(self._part, self._step)
+        self._drawing.add(self._part)

@@ -24,20 +24,14 @@ class _Kept(NamedTuple):
 
 
 class Recompute:
-    """Keeps the micro-batches of the present accumulated batch.
-
-    Attributes:
-        is_running: whether they are being run again.
-    """
+    """Keeps the micro-batches of the present accumulated batch."""
 
     def __init__(self) -> None:
-        self.is_running = False
         self._kept: list[_Kept] = []
 
     def clear(self) -> None:
         """Forget the micro-batches."""
         self._kept = []
-        self.is_running = False
 
     def keep(self, micro: MicroBatch, randomness: EpochRandomness) -> None:
         """Keep a micro-batch as it is before its forward pass.
@@ -62,7 +56,7 @@ class Recompute:
         buffers = [(buffer, buffer.detach().clone()) for buffer in model.buffers()]
         engine.zero_grad(trainer.optimizer)
         total = torch.zeros((), device=engine.device)
-        self.is_running = True
+        trainer._means.is_muted = True
         try:
             for kept in self._kept:
                 if [tensor._version for tensor in _tensors(kept.micro.data)] != kept.versions:
@@ -76,7 +70,7 @@ class Recompute:
                 if not kept.micro.is_padding:
                     total = total + loss
         finally:
-            self.is_running = False
+            trainer._means.is_muted = False
             trainer.is_padding_batch = self._kept[-1].micro.is_padding
             with torch.no_grad():
                 for buffer, value in buffers:
@@ -95,6 +89,7 @@ class Recompute:
         kept.randomness.seed_model(step)
         output = trainer.calculate_train_batch_loss(batch)
         output = check_batch_output(output, "calculate_train_batch_loss")
+        kept.randomness.seed_hooks(step)
         if hooks.on_backward_start is not None:
             hooks.on_backward_start(trainer=trainer, batch=batch, batch_output=output, step=step)
         loss = check_loss(output["loss"], "on_backward_start left")

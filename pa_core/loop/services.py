@@ -24,10 +24,10 @@ if TYPE_CHECKING:
     from pa_core.control import TrainerControl
     from pa_core.durations import RunLength
     from pa_core.engine.base import Engine
-    from pa_core.loop.recompute import Recompute
+    from pa_core.loop.means import EpochMeans
     from pa_core.plugins.manager import PluginManager
     from pa_core.settings.table import Settings
-    from pa_core.tracking import LossTracker, NamedMeans, Position
+    from pa_core.tracking import Position
     from pa_core.trainer import Trainer
 
 T = TypeVar("T")
@@ -52,12 +52,8 @@ class TrainerServices:
     _engine: Engine
     _in_run: bool
     _length: RunLength
-    _loss_tracker: LossTracker
     _resumed_state: TrainingState | None
-    _means: NamedMeans
-    _is_in_step: bool
-    _step_items: float | Tensor | None
-    _recompute: Recompute | None
+    _means: EpochMeans
     _manifest: dict[str, Any] | None
     _save_metadata: dict[Path, dict[str, Any]]
     _train_dataloader: Any
@@ -109,7 +105,7 @@ class TrainerServices:
 
     @property
     def sharded_by(self) -> str | None:
-        """Who may shard model, gradients or optimizer: ``"FSDP"``, ``"DeepSpeed"`` or None."""
+        """What may shard model, gradients or optimizer: ``"FSDP"``, ``"DeepSpeed"``, or nothing."""
         return self._engine.sharded_by
 
     @property
@@ -169,9 +165,9 @@ class TrainerServices:
         self._engine.broadcast(tensors)
 
     def run_on_all(self, action: Callable[[], T]) -> T:
-        """Run an action that may fail on every process, so that no process waits for a failed one.
+        """Run an action on every process; if it fails on one, all raise instead of waiting forever.
 
-        A collective, which also waits until every process is done.
+        A collective: it returns when every process is done.
 
         Args:
             action: called without arguments.
@@ -231,7 +227,7 @@ class TrainerServices:
         It is calculated when it is read, which synchronises host and device. 0 before the first
         batch; the run history has the mean over all processes at the end of the epoch.
         """
-        return self._loss_tracker.average
+        return self._means.loss.average
 
     def record_mean(
         self, name: str, value: float | Tensor, items: float | Tensor | None = None
@@ -253,24 +249,7 @@ class TrainerServices:
             RuntimeError: outside the steps of an epoch.
             ValueError: if the name is recorded twice, or `items` is missing.
         """
-        if not self._is_in_step:
-            raise RuntimeError(
-                "record_mean() is called in the hooks of a step and in loss methods; elsewhere, "
-                "record a value with run_history.update_metric()"
-            )
-        if items is None and self._step_items is None:
-            raise ValueError(
-                f"record_mean({name!r}) needs items here, before the batch size is known"
-            )
-        self._add_mean(name, value, items, "record_mean()")
-
-    def _add_mean(self, name: str, value: Any, items: float | Tensor | None, source: str) -> None:
-        if self._recompute is not None and self._recompute.is_running:
-            return  # the first pass has recorded it
-        if items is None:
-            items = self._step_items
-        assert items is not None
-        self._means.add(name, value, 0 if self.is_padding_batch else items, source)
+        self._means.record(name, value, items)
 
     @property
     def is_resuming(self) -> bool:
@@ -314,12 +293,11 @@ class TrainerServices:
         return num_batches(loaders.get(self.eval_name, first), self.eval_batch_limit)
 
     def train_batches(self, limit: int | None = None, *, epoch: int | None = None) -> Iterator[Any]:
-        """Iterate over the training batches of an epoch once more, without training on them.
+        """Iterate over the training batches of an epoch again, without training on them.
 
-        The batches are on the device. Their samples and augmentation are those that the loop gets
-        in this epoch. On several processes each one gets as many batches; `is_padding_batch` is
-        true for those that count for nothing. Don't use it between the steps of an epoch, where
-        the loader is in use.
+        The batches are on the device, with the same samples and augmentation as in the loop. Every
+        process gets the same number of batches; `is_padding_batch` is true for those that count for
+        nothing. Don't call it between the steps of an epoch, when the loader is in use.
 
         Args:
             limit: the maximum number of batches.
@@ -341,7 +319,6 @@ class TrainerServices:
                 start=0,
                 limit=min(limits, default=None),
                 accumulation=1,
-                seeds_host=False,  # if the caller draws numbers, a batch is fetched twice at worst
             ):
                 self.is_padding_batch = micro.is_padding
                 yield micro.data
@@ -497,12 +474,12 @@ class TrainerServices:
     def trial(
         self, plugins: Iterable[Any] = (), *, data: Any = None, alone: bool = False
     ) -> AbstractContextManager[Trainer]:
-        """A copy of this trainer to try something out with; in the end everything is restored.
+        """A copy of this trainer for trial runs; on exit everything is restored.
 
         The copy shares model, optimizer, data and settings. It has its own run: history, control,
         position and scheduler. It prints nothing. It calls the given plugins, and the provider and
         registry hooks of the trainer's own plugins; their events, their wrappers of runs and their
-        `create_scheduler` aren't called. On exit, also after an exception, the model, the
+        `create_scheduler` aren't called. On exit, even after an exception, the model, the
         optimizer, the gradient scaler and the random generators are as before, bit for bit::
 
             with trainer.trial([RecordLosses()], data=dataset) as probe:
@@ -512,10 +489,10 @@ class TrainerServices:
             plugins: classes or instances, called in this order.
             data: a dataset or loader whose own generators are restored as well.
             alone: let each process train by itself on the same data, with no collectives, so that
-                one may fail. Not while model or optimizer are sharded.
+                one may fail. Not while the model is sharded.
 
         Raises:
-            ValueError: for `alone` under FSDP or DeepSpeed.
+            ValueError: under DeepSpeed; and for `alone` under FSDP.
         """
         from pa_core.loop.trial import trial
 

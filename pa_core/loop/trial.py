@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 from pa_core.control import TrainerControl
 from pa_core.diagnostics.preserve import preserved
 from pa_core.engine.base import LocalEngine
+from pa_core.loop.means import EpochMeans
 from pa_core.plugins.callers import BoundHooks
-from pa_core.tracking import InMemoryRunHistory, LossTracker, Position
+from pa_core.tracking import InMemoryRunHistory, Position
 
 if TYPE_CHECKING:
     from pa_core.trainer import Trainer
@@ -20,11 +21,17 @@ if TYPE_CHECKING:
 @contextmanager
 def trial(trainer: Trainer, plugins: Iterable[Any], *, data: Any, alone: bool) -> Iterator[Trainer]:
     """See `Trainer.trial`."""
+    if trainer.sharded_by not in (None, "FSDP"):
+        raise ValueError(
+            f"There are no trial runs under {trainer.sharded_by}, whose copies of the weights "
+            "can't be restored"
+        )
     probe = copy(trainer)
     if alone:
         probe._engine = LocalEngine(trainer._engine)
-        # Now, on every process: wrapping a model the first time needs them all.
-        probe.model, probe.optimizer = probe._engine.prepare(probe.model, probe.optimizer)
+    # Before the parameters are copied, since FSDP replaces them; and on every process, since
+    # wrapping a model the first time needs them all.
+    probe.model, probe.optimizer = probe._engine.prepare(probe.model, probe.optimizer)
     probe.plugins = trainer.plugins.without_events()
     for plugin in plugins:
         probe.plugins.register(plugin)
@@ -39,7 +46,8 @@ def trial(trainer: Trainer, plugins: Iterable[Any], *, data: Any, alone: bool) -
         Position(),
     )
     probe.scheduler, probe.eval_dataset, probe.eval_name = None, None, None
-    probe._loss_tracker, probe._save_metadata, probe._in_run = LossTracker(), {}, False
+    probe._means, probe._sources = EpochMeans(), {}
+    probe._save_metadata, probe._in_run = {}, False
     vars(probe).pop("_saver", None)  # it belongs to the trainer
     with preserved(trainer, data):
         yield probe

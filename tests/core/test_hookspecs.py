@@ -9,7 +9,6 @@ import pytest
 from pa_core import hookspecs
 from pa_core.plugins.explain import loop_rows, read_contract
 from pa_core.plugins.manager import PluginManager
-from tests.helpers import NOT_YET
 
 ROOT = Path(__file__).parents[2]
 HOOKS = PluginManager().hooks
@@ -89,7 +88,7 @@ def test_a_hook_takes_the_trainer_first_and_has_no_defaults(name):
     assert names[:1] == ["trainer"] or name in REGISTRIES
 
 
-@pytest.mark.parametrize("name", [name for name in HOOKS if name not in NOT_YET])
+@every_hook
 def test_a_hook_has_a_test_somewhere(name):
     files = [*ROOT.glob("tests/**/test_*.py"), *ROOT.glob("plugins/*/tests/**/*.py")]
     others = [file.read_text() for file in files if file.name != Path(__file__).name]

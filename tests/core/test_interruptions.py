@@ -237,7 +237,7 @@ def test_what_the_first_events_of_a_run_change_does_not_change_a_resumed_one(tmp
 
     whole = run(tmp_path / "whole")
     for update in (3, 6):
-        with pytest.warns(UserWarning, match="start event of the plugin 'Begin' has changed"):
+        with pytest.warns(UserWarning, match="the plugin 'Begin' has changed"):
             resumed = run(tmp_path, resume_from=tmp_path / "whole" / f"update_{update:08d}")
         assert_identical(weights_of(resumed), weights_of(whole))
         assert resumed.optimizer.param_groups[0]["lr"] == whole.optimizer.param_groups[0]["lr"]

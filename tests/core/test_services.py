@@ -138,7 +138,7 @@ def test_the_loaders_and_their_batches_within_the_limits():
     watches = Watches()
     trainer = make_trainer(watches)
     assert trainer.train_dataloader is None
-    assert trainer.num_train_batches is trainer.num_eval_batches is None
+    assert (trainer.num_train_batches, trainer.num_eval_batches) == (None, None)
     sets = {"small": tiny_data(9), "large": tiny_data(25)}
     trainer.train(tiny_data(44), 1, eval_dataset=sets)
     assert len(trainer.train_dataloader) == trainer.num_train_batches == 6

@@ -111,7 +111,12 @@ def train(trainer: Trainer, epochs: int, **options: Any) -> Trainer:
 def numbers(engine: str, folder: Path) -> dict[str, Any]:
     """The results that are compared with those of a plain run."""
     trainer = new_trainer(engine)
+    sharded_by = {"none": None, "fsdp": "FSDP"}.get(engine, "DeepSpeed")
+    assert trainer.sharded_by == sharded_by
+    assert trainer.has_whole_gradients == (sharded_by is None)
+    try_something(trainer)  # changes none of the results below
     train(trainer, 2, gradient_accumulation_steps=2, gradient_clip_norm=0.5)
+    try_something(trainer)
     train(trainer, 1, reset_run_history=False)  # continues, without clipping
     trainer.save_checkpoint(folder / "model.pt", save_optimizer=False, save_scheduler=False)
     history = trainer.run_history
@@ -142,6 +147,23 @@ def numbers(engine: str, folder: Path) -> dict[str, Any]:
     outcome["best"] = listed(trainer)
     outcome["on"] = listed(train(trainer, 1))
     return outcome
+
+
+def try_something(trainer: Trainer) -> None:
+    """A trial run, before the first run or between two."""
+    if trainer.sharded_by == "DeepSpeed":
+        with pytest.raises(ValueError, match="no trial runs under DeepSpeed"), trainer.trial():
+            pass
+        return
+    with trainer.trial() as probe:
+        train(probe, 1, gradient_clip_norm=0.5)
+        assert probe.updates == 6
+    if trainer.sharded_by == "FSDP":
+        with (
+            pytest.raises(ValueError, match="can't train alone: FSDP shards"),
+            trainer.trial(alone=True),
+        ):
+            pass
 
 
 def clipped(engine: str) -> Trainer:

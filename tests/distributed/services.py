@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.utils.data import DataLoader
 
 from pa_core import Trainer, TrainerCallback, hookimpl
 from pa_core.errors import OtherProcessError
@@ -52,11 +53,10 @@ class Batches(TrainerCallback):
             self.again.append([trainer.is_padding_batch, batch[0].tolist()])
 
 
-def batches() -> dict[str, Any]:
+def batches(data: Any) -> dict[str, Any]:
     watch = Batches()
     trainer = new_trainer(watch)
-    # The last global batch has one sample, so that rank 1 gets a padding batch.
-    trainer.train(tiny_data(9), 1, per_device_batch_size=8 // trainer.num_processes)
+    trainer.train(data, 1, per_device_batch_size=8 // trainer.num_processes)
     return {
         "seen": trainer.gather_objects(watch.seen),
         "again": trainer.gather_objects(watch.again),
@@ -123,7 +123,9 @@ def main(folder: Path) -> None:
         "failures": failures(trainer),
         "broadcast": broadcast(trainer),
         "whole": trainer.has_whole_gradients,
-        "batches": batches(),
+        # The last global batch has one sample, so that rank 1 gets a padding batch.
+        "batches": batches(tiny_data(9)),
+        "ready": batches(DataLoader(tiny_data(9), batch_size=3, shuffle=True)),
         "trials": trials(),
     }
     if trainer.rank == 0:

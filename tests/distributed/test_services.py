@@ -38,10 +38,12 @@ def test_an_action_that_fails_on_one_process_raises_on_all(one, two):
 
 def test_each_process_gets_its_batches_once_more_padding_included(one, two):
     for outcome in (one, two):
-        assert outcome["batches"]["again"] == outcome["batches"]["seen"]
-    assert two["batches"]["num_batches"] == [2, 2]
-    padding = [[is_padding for is_padding, _ in rank] for rank in two["batches"]["seen"]]
-    assert padding == [[False, False], [False, True]]
+        for data in ("batches", "ready"):
+            assert outcome[data]["again"] == outcome[data]["seen"]
+    assert two["batches"]["num_batches"] == two["ready"]["num_batches"] == [2, 2]
+    for data in ("batches", "ready"):
+        padding = [[is_padding for is_padding, _ in rank] for rank in two[data]["seen"]]
+        assert padding == [[False, False], [False, True]]
 
 
 def test_a_trial_trains_on_all_processes_or_on_each_alone(one, two):

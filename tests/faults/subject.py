@@ -89,7 +89,7 @@ class Trace(TrainerCallback):
     @hookimpl(trylast=True)
     def on_train_step_end(self, trainer, batch):
         self.ids += batch[0][:, 0].int().tolist()
-        if trainer._is_between_updates:
+        if trainer._accumulation.is_empty:
             line = {
                 "update": trainer.updates,
                 "epoch": trainer.position.epoch,
@@ -120,7 +120,7 @@ def digest(trainer) -> str:
         "model": model.state_dict() if main else dict(model.named_parameters()),
         "optimizer": trainer.optimizer.state_dict(),
         "scheduler": trainer.scheduler.state_dict(),
-        "loss": trainer._loss_tracker.state_dict(),
+        "loss": trainer._means.loss.state_dict(),
         "place": place,
         "history": history,
         "plugins": plugins,

@@ -22,7 +22,7 @@ from pa_core.callbacks import (
 from pa_core.checkpoint.storage import StateReader, find_states, read_manifest, verify
 from tests.builtin_trainer import make_trainer
 from tests.distributed.launch import environment
-from tests.helpers import NOT_YET, assert_identical, tiny_data, tiny_model, weights_of
+from tests.helpers import assert_identical, tiny_data, tiny_model, weights_of
 
 # -- NaN and infinite losses ----------------------------------------------------------------------
 
@@ -382,7 +382,7 @@ def test_a_killed_worker_ends_the_run_and_the_error_says_what_to_try(tmp_path):
 EVENTS = [
     name
     for name, value in vars(hookspecs).items()
-    if name.startswith("on_") and hasattr(value, "pa_core_spec") and name not in NOT_YET
+    if name.startswith("on_") and hasattr(value, "pa_core_spec")
 ]
 OF_AN_EVALUATION = {
     *("on_evaluation_run_start", "on_eval_epoch_start", "on_eval_step_start"),

@@ -147,7 +147,7 @@ class TrackingPlugin:
 
     @hookimpl
     def on_train_epoch_start(self, trainer: Trainer) -> None:
-        if trainer.position.phase != "train":  # else the state is restored after this event
+        if not trainer.is_resuming:  # else the state is restored after this event
             self._open(trainer)
         self._last_update = _last_update(trainer)
         self._throughput.start(trainer)

@@ -171,7 +171,7 @@ def test_c1_the_loss_is_read_once_per_display_and_not_per_step(interval, most, c
     class Counted(Trainer):
         def train_epoch_start(self):
             super().train_epoch_start()
-            self._loss_tracker = CountedTracker()
+            self._means.loss = CountedTracker()
 
     CountedTracker.reads = 0
     trainer = make_trainer(ProgressBarCallback(interval), trainer_class=Counted)

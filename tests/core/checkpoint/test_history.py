@@ -194,10 +194,10 @@ def test_two_histories_that_load_one_state_grow_independently():
     state = first.snapshot()
     second = InMemoryRunHistory()
     second.load_state_dict(state)
-    second.update_metric("accuracy", [2.0])
-    first.update_metric("loss", "x")
-    assert [record["value"] for record in first.records] == [1.0, "x"]
-    assert [record["value"] for record in second.records] == [1.0, [2.0]]
+    second.update_metric("accuracy", 2.0)
+    first.update_metric("loss", 3.0)
+    assert [record["value"] for record in first.records] == [1.0, 3.0]
+    assert [record["value"] for record in second.records] == [1.0, 2.0]
     assert list(first.get_metric_names()) == ["loss"]
 
 

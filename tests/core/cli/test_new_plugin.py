@@ -16,7 +16,6 @@ from pa_core.cli import new_plugin as new_plugin_module
 from pa_core.cli.new_plugin import FILES, NewPluginError, event_names, new_plugin
 from pa_core.testing import HookRecorder, run_tiny
 from tests.fake_plugins import site_in
-from tests.helpers import NOT_YET
 
 ROOT = Path(__file__).parents[3]
 
@@ -63,7 +62,7 @@ def test_the_metadata_is_that_of_a_package_that_can_be_published(tmp_path):
     assert "O'Neill, München" in (folder / "LICENSE").read_text()
 
 
-@pytest.mark.parametrize("hook", [name for name in event_names() if name not in NOT_YET])
+@pytest.mark.parametrize("hook", event_names())
 def test_a_plugin_of_any_event_counts_its_calls(hook, tmp_path):
     file = new_plugin("counting", tmp_path, hook=hook) / "pa_counting" / "plugin.py"
     spec = importlib.util.spec_from_file_location("counting_plugin", file)

@@ -11,8 +11,9 @@ import torch
 from torch import nn
 
 from pa_core import Trainer
+from pa_core.data import rng
 from pa_core.data.loader import batches, create_dataloader
-from pa_core.data.rng import DrawWatch, derive_key, key_at, seed_host
+from pa_core.data.rng import derive_key, key_at
 from tests.helpers import NoisyData, assert_identical, tiny_data, tiny_model, weights_of
 
 
@@ -66,32 +67,64 @@ def test_a_batch_is_fetched_again_at_most_once_and_only_if_the_data_draws():
     epoch_of(draws_always)
     epoch_of(draws_once)
     assert len(draws_always.fetched) == 44
-    assert len(draws_once.fetched) == 40 + (4 if 0 in draws_once.fetched[4:] else 0)
+    assert len(draws_once.fetched) == 44  # sample 0 draws
 
 
-def keyed_number(batch) -> float:
-    """The next number of Python's generator after `Rarely` was fetched under the batch's key."""
-    seed_host(batch.key)
-    return [random.random() for _ in range(2 if 0 in batch.indices else 1)][-1]
-
-
-def test_a_draw_between_two_fetches_is_detected():
+def test_a_draw_between_two_fetches_changes_no_batch_and_repeats_no_fetch():
+    data = Rarely(random.random, 1000)
     loader = create_dataloader(
-        Rarely(random.random, 1000), None, {"batch_size": 4},
+        data, None, {"batch_size": 4, "shuffle": True},
         seed=5, rank=0, num_processes=1, purpose="train",
     )  # fmt: skip
-    # The loop draws between fetches, as a model may in its forward pass.
-    seen = [random.random() for _ in batches(loader, seed=5, epoch=1)]
-    assert seen == [keyed_number(batch) for batch in loader.batch_sampler]
+    got = []
+    for batch in batches(loader, seed=5, epoch=1):
+        random.random()  # as a model may in its forward pass
+        got.append(batch)
+    expected = epoch_of(Rarely(random.random, 1000), always=True)
+    assert all(map(torch.equal, got, expected))
+    assert len(data.fetched) == 44  # sample 0 draws
 
 
-@pytest.mark.parametrize("draw", [random.random, np.random.rand])
-def test_the_watch_detects_a_draw(draw):
-    watch = DrawWatch()
-    assert not watch.has_drawn()
-    assert not watch.has_drawn()
-    draw()
-    assert watch.has_drawn()
+DRAWING = {
+    "a number": random.random,
+    "bits": lambda: random.getrandbits(1),
+    "all words": lambda: [random.random() for _ in range(312)],
+    "a Gaussian": lambda: random.gauss(0, 1),
+    "a seed": lambda: random.seed(3),
+    "NumPy's number": np.random.rand,
+    "NumPy's bits": lambda: np.random.randint(2),
+    "all of NumPy's words": lambda: np.random.rand(312),
+    "NumPy's seed": lambda: np.random.seed(3),
+}
+
+
+@pytest.fixture(params=["in place", "copied"])
+def way_of_reading(request, monkeypatch):
+    if request.param == "copied":  # as where the generators have another layout
+        monkeypatch.setattr(rng, "_cells_at", lambda *_: None)
+        monkeypatch.setattr(rng, "_cells", (*rng._cells_of_python(), *rng._cells_of_numpy()))
+    assert isinstance(rng._cells[0], rng._Copy) == (request.param == "copied")
+
+
+@pytest.mark.usefixtures("way_of_reading")
+@pytest.mark.parametrize("draw", DRAWING.values(), ids=DRAWING)
+def test_every_draw_and_seeding_moves_the_generators(draw):
+    for key in (1, 2**62 + 5):
+        rng.seed_python_and_numpy(key)
+        before = rng.generator_positions()
+        torch.rand(3), random.Random(7).random(), np.random.default_rng(7).random()
+        assert rng.generator_positions() == before
+        draw()
+        assert rng.generator_positions() != before
+
+
+@pytest.mark.usefixtures("way_of_reading")
+def test_looking_at_the_generators_draws_nothing():
+    rng.seed_python_and_numpy(5)
+    expected = random.random(), np.random.rand()
+    rng.seed_python_and_numpy(5)
+    rng.generator_positions()
+    assert (random.random(), np.random.rand()) == expected
 
 
 def test_neighbouring_keys_are_unrelated():

@@ -27,8 +27,8 @@ class Forbidden(TrainerCallback):
 
     @hookimpl(wrapper=True)
     def run_training(self, trainer):
-        raise AssertionError("a wrapper of a run")
         yield
+        raise AssertionError("a wrapper of a run")
 
     @hookimpl
     def create_scheduler(self, trainer):

@@ -951,6 +951,32 @@ def test_hookspecs_may_be_in_a_class_an_object_or_a_module(form):
     assert calls_of(manager, "choose_dish", trainer=None, menu=[1, 2]) == (2, 2)
 
 
+def test_without_events_plugins_only_provide_and_later_ones_do_everything():
+    log = []
+    provides = says("provides", log, "create_train_dataloader")
+    quiet = [
+        says(hook, log, hook)
+        for hook in ("on_init_end", "run_evaluation", "create_scheduler", "register_models")
+    ]
+    manager = manager_of(provides, *quiet, surrounds("a", log), defaults=says("core", log))
+    trial = manager.without_events()
+    later = [says("later", log, hook) for hook in ("on_init_end", "create_scheduler")]
+    for plugin in later:
+        trial.register(plugin)
+    calls_of(trial, "on_init_end", trainer=None)
+    calls_of(trial, "create_scheduler", trainer=None)
+    assert log == ["later", "core", "later", "core", "later", "later"]
+    log.clear()
+    trial.hook.create_train_dataloader(trainer=None, batch_size=1, train_dl_kwargs=None)
+    trial.registry("register_models")
+    assert trial.bind("run_training") is trial.bind("run_evaluation") is None
+    assert log == ["provides", "register_models"]
+    log.clear()
+    calls_of(manager, "on_init_end", trainer=None)  # which is as before
+    assert log == ["on_init_end", "core"] * 2
+    assert len(manager.by_name) == 6
+
+
 # -- Registries -----------------------------------------------------------------------------------
 
 

@@ -1,0 +1,245 @@
+"""Data that plugins change between epochs."""
+
+from __future__ import annotations
+
+import warnings
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, Dataset, Subset
+
+from pa_core import Trainer, TrainerCallback
+from pa_core.builtins.checkpoint import SaveTrainingStateCallback
+from pa_core.errors import TrainingStateError
+from tests.helpers import assert_identical, tiny_data, tiny_model, weights_of
+
+DATA = tiny_data(64)
+
+
+def part(samples):
+    return Subset(DATA, range(samples))
+
+
+def make(*plugins):
+    model = tiny_model()
+    return Trainer(
+        model,
+        nn.CrossEntropyLoss(),
+        torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9),
+        callbacks=plugins,
+        plugins=(),
+    )
+
+
+class Seen(TrainerCallback):
+    """Counts the samples of each epoch and evaluation."""
+
+    def __init__(self):
+        self.train, self.evaluated, self.fractions, self.lengths = {}, [], [], []
+
+    def on_train_epoch_start(self, trainer):
+        self.train[trainer.run_history.current_epoch] = 0
+
+    def on_train_step_end(self, trainer, batch):
+        self.train[trainer.run_history.current_epoch] += len(batch[0])
+
+    def on_train_epoch_end(self, trainer):
+        self.fractions.append(trainer.progress.fraction)
+        self.lengths.append((trainer.num_updates, trainer.run_config.num_update_steps_per_epoch))
+
+    def on_eval_epoch_start(self, trainer):
+        self.evaluated.append(0)
+
+    def on_eval_step_end(self, trainer, batch):
+        self.evaluated[-1] += len(batch[0])
+
+
+class Grows(TrainerCallback):
+    """Trains on 8 samples more in each epoch."""
+
+    def __init__(self, event="on_train_epoch_start", ahead=0):
+        def assign(trainer, **arguments):
+            trainer.train_dataset = part(8 * (trainer.run_history.current_epoch + ahead))
+
+        setattr(self, event, assign)
+
+
+@pytest.mark.parametrize(
+    ("event", "ahead"),
+    [
+        ("on_train_epoch_start", 0),
+        ("on_training_run_epoch_end", 1),
+        ("on_train_step_end", 1),
+        ("on_train_epoch_end", 1),
+    ],
+)
+def test_an_assigned_dataset_is_used_from_that_epoch_or_the_next(event, ahead):
+    seen = Seen()
+    trainer = make(Grows(event, ahead), seen)
+    trainer.train(part(8), 4, per_device_batch_size=4)
+    assert seen.train == {1: 8, 2: 16, 3: 24, 4: 32}
+    assert trainer.updates == 2 + 4 + 6 + 8
+    # The rest of the run is counted with the data of the epoch.
+    assert seen.lengths == [(8, 2), (2 + 3 * 4, 4), (2 + 4 + 2 * 6, 6), (20, 8)]
+    assert seen.fractions == [2 / 8, 6 / 14, 12 / 18, 1]
+
+
+def test_a_dataset_assigned_as_the_run_starts_is_used_at_once():
+    class Replaces(TrainerCallback):
+        def on_training_run_start(self, trainer):
+            trainer.train_dataset = part(24)
+
+    seen = Seen()
+    trainer = make(Replaces(), seen)
+    trainer.train(part(8), 2, per_device_batch_size=4)
+    assert seen.train == {1: 24, 2: 24}
+    assert seen.lengths[0] == (12, 6)
+    assert trainer.updates == 12
+
+
+@pytest.mark.parametrize(
+    ("length", "updates"),
+    [("10 updates", 10), ("60 samples", 2 + 4 + 9), ("2.5 epochs", 2 + 4 + 3)],
+)
+def test_lengths_in_any_unit_follow_the_data(length, updates):
+    trainer = make(Grows())
+    trainer.train(part(8), length, per_device_batch_size=4)
+    assert trainer.updates == updates
+
+
+def test_the_numbers_are_those_of_runs_over_each_dataset():
+    trainer = make(Grows())
+    trainer.train(part(8), 3, per_device_batch_size=4, gradient_accumulation_steps=3)
+    again = make()
+    for epoch in (1, 2, 3):
+        again.train(
+            part(8 * epoch),
+            1,
+            per_device_batch_size=4,
+            gradient_accumulation_steps=3,
+            reset_run_history=False,
+        )
+    assert_identical(weights_of(trainer), weights_of(again))
+    name = "train_loss_epoch"
+    assert trainer.run_history.get_metric_values(name) == again.run_history.get_metric_values(name)
+
+
+class Growing(Dataset):
+    """Grows in place."""
+
+    def __init__(self):
+        self.samples = 8
+
+    def __len__(self):
+        return self.samples
+
+    def __getitem__(self, index):
+        return DATA[index]
+
+
+@pytest.mark.parametrize("asks", [True, False])
+def test_data_that_grow_in_place_are_loaded_again_and_reported_unless_that_was_requested(asks):
+    class Grow(TrainerCallback):
+        def on_train_epoch_end(self, trainer):
+            trainer.train_dataset.samples += 8
+            trainer.eval_dataset.samples += 4
+            if asks:
+                trainer.control.reload_data()
+
+    seen = Seen()
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        make(Grow(), seen).train(Growing(), 3, eval_dataset=Growing(), per_device_batch_size=4)
+    assert seen.train == {1: 8, 2: 16, 3: 24}
+    assert seen.evaluated == [12, 16, 20]
+    texts = [str(warning.message) for warning in caught]
+    assert any("length of the train data has changed" in text for text in texts) == (not asks)
+    assert any("length of the eval data has changed" in text for text in texts)
+
+
+def test_an_assigned_evaluation_dataset_is_used_by_the_next_evaluation():
+    class Replaces(TrainerCallback):
+        def on_train_epoch_end(self, trainer):
+            if trainer.run_history.current_epoch == 2:
+                trainer.eval_dataset = {"a": part(4), "b": part(12)}
+
+    seen = Seen()
+    trainer = make(Replaces(), seen)
+    trainer.train(part(8), 2, eval_dataset=part(16), per_device_batch_size=4)
+    assert seen.evaluated == [16, 4, 12]
+    assert len(trainer.run_history.get_metric_values("b_eval_loss_epoch")) == 1
+
+
+def test_a_ready_loader_can_be_replaced_by_another():
+    class Replaces(TrainerCallback):
+        def on_train_epoch_start(self, trainer):
+            size = 2 * trainer.run_history.current_epoch
+            trainer.train_dataset = DataLoader(part(8), batch_size=size)
+
+    trainer = make(Replaces())
+    trainer.train(DataLoader(part(8), batch_size=8), 2)
+    assert trainer.updates == 4 + 2
+
+
+def test_a_scheduler_is_told_of_the_new_length_or_the_user_is_warned():
+    lengths = []
+
+    class Follows(torch.optim.lr_scheduler.LambdaLR):
+        def set_num_updates(self, number):
+            lengths.append(number)
+
+    def create(kind):
+        return lambda optimizer: kind(optimizer, lambda update: 1.0)
+
+    trainer = make(Grows())
+    trainer.train(part(8), 2, per_device_batch_size=4, create_scheduler_fn=create(Follows))
+    assert lengths == [6]
+    with pytest.warns(UserWarning, match=r"has 6 updates instead of 4. The scheduler \(LambdaLR\)"):
+        make(Grows()).train(
+            part(8),
+            2,
+            per_device_batch_size=4,
+            create_scheduler_fn=create(torch.optim.lr_scheduler.LambdaLR),
+        )
+
+
+@pytest.mark.parametrize("update", [1, 2, 4, 6, 9])
+def test_a_run_with_changing_data_resumes_exactly_from_any_place(tmp_path, update):
+    def run(folder, **options):
+        checkpoint = SaveTrainingStateCallback(folder, None, 1, save_at_end=False)
+        trainer = make(Grows(), checkpoint)
+        trainer.train(
+            part(8), 3, per_device_batch_size=4, eval_dataset=part(8), strict=True, **options
+        )
+        return trainer
+
+    whole = run(tmp_path / "whole")
+    state = tmp_path / "whole" / f"update_{update:08d}"
+    resumed = run(tmp_path / "resumed", resume_from=state)
+    assert_identical(weights_of(resumed), weights_of(whole))
+    assert resumed.updates == whole.updates == 12
+    name = "train_loss_epoch"
+    assert resumed.run_history.get_metric_values(name) == whole.run_history.get_metric_values(name)
+    assert resumed.progress.fraction == 1
+
+
+def test_resuming_in_an_epoch_without_its_data_is_refused(tmp_path):
+    def run(*plugins, **options):
+        checkpoint = SaveTrainingStateCallback(tmp_path, None, 1, save_at_end=False)
+        trainer = make(*plugins, checkpoint)
+        trainer.train(part(8), 3, per_device_batch_size=4, **options)
+
+    run(Grows())
+    with pytest.raises(TrainingStateError, match="dataset_length: 16 → 8.*assign it again"):
+        run(resume_from=tmp_path / "update_00000004")
+
+
+def test_an_evaluation_outside_a_run_leaves_the_runs_data_alone():
+    class Evaluates(TrainerCallback):
+        def on_train_epoch_end(self, trainer):
+            trainer.evaluate(part(4))
+
+    seen = Seen()
+    make(Evaluates(), seen).train(part(8), 2, eval_dataset=part(16), per_device_batch_size=4)
+    assert seen.evaluated == [4, 16, 4, 16]
