@@ -17,6 +17,7 @@ from torch.futures import Future
 from torch.nn.parallel import DistributedDataParallel
 
 from pa_core import Trainer, hookimpl
+from tests.event_scenarios import as_text, padding_batch
 from tests.helpers import tiny_data, tiny_model, weights_of
 
 RANK = int(os.environ.get("RANK", "0"))
@@ -176,6 +177,7 @@ def main(folder: Path) -> None:
         "frozen": frozen(),
         "running_means": running_means(),
         "reductions": reductions(),
+        "events": trainer.gather_objects(as_text(padding_batch())),
         "gathered": trainer.gather(Ranks(torch.full((RANK + 1,), float(RANK)))).ranks.tolist(),
     }
     if RANK == 0:

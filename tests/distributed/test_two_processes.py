@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tests.distributed.launch import flat, outcome_of
+from tests.event_scenarios import golden
 
 
 @pytest.mark.distributed
@@ -21,5 +22,7 @@ def test_two_processes_train_evaluate_predict_save_and_resume_as_one_does(tmp_pa
     first, second = two["running_means"]
     assert first == second != [0.0] * 6  # though each has seen other samples
     assert two["reductions"] == [6, 6]  # one for each update of two micro-batches
+    title = "padding batch on two processes, rank"
+    assert two["events"] == [golden()[f"{title} {rank}"] for rank in (0, 1)]
     assert one["gathered"] == [0.0]
     assert two["gathered"] == [0.0, 1.0, 1.0]
