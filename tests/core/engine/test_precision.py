@@ -8,7 +8,7 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from torch import nn
 
-from pa_core import Trainer, TrainerCallback
+from pa_core import Trainer, TrainerCallback, hookimpl
 from tests.helpers import largest_difference, tiny_data, tiny_model, weights_of
 
 
@@ -147,6 +147,46 @@ def test_an_update_that_the_scaler_skips_does_not_advance_the_scheduler():
     assert updates.skipped == [number in (0, 3) for number in range(trainer.position.attempts)]
     check_skipped(trainer, updates)
     assert trainer._accelerator.scaler.get_scale() == 2.0**6  # halved twice
+
+
+class Recomputes(TrainerCallback):
+    """Calculates the gradients of each update a second time, at the same weights."""
+
+    needs_recompute = True
+
+    @hookimpl
+    def run_update(self, trainer):
+        trainer.recompute_gradients()
+        trainer.clip_gradients()
+        return trainer.apply_update()
+
+
+@pytest.mark.parametrize("accumulation", [1, 2])
+def test_recomputed_gradients_are_unscaled_like_the_first_ones(accumulation):
+    options = {"gradient_accumulation_steps": accumulation, "gradient_clip_norm": 0.1}
+    twice = trained(None, Recomputes(), accelerator=scaled_on_the_cpu(), **options)
+    once = trained(None, accelerator=scaled_on_the_cpu(), **options)
+    assert largest_difference(weights_of(twice), weights_of(once)) == 0
+    assert twice.updates == once.updates > 0
+
+
+@pytest.mark.parametrize("failing", [1, 2])
+def test_an_overflow_of_either_pass_skips_the_update(failing):
+    class OverflowsInOnePass(TrainerCallback):
+        def on_train_step_start(self, trainer):
+            self.passes = 0
+
+        def on_backward_start(self, trainer, batch_output):
+            self.passes += 1
+            if trainer.position.attempts == 1 and self.passes == failing:
+                batch_output["loss"] = batch_output["loss"] * 1e38
+
+    updates = Updates()
+    plugins = Recomputes(), OverflowsInOnePass(), updates
+    trainer = trained(None, *plugins, accelerator=scaled_on_the_cpu(), epochs=1)
+    assert updates.skipped == [number == 1 for number in range(trainer.position.attempts)]
+    assert updates.moved == [not skipped for skipped in updates.skipped]
+    assert trainer._accelerator.scaler.get_scale() == 2.0**7
 
 
 def test_a_scaled_run_resumes_bit_for_bit(tmp_path):
