@@ -210,7 +210,7 @@ def _size(groups: Mapping[str, Mapping[str, Tensor]]) -> int:
 
 
 def _state_manifest(trainer: Trainer) -> dict[str, Any]:
-    loader = trainer._train_dataloader
+    loader = trainer.train_dataloader
     is_exact = loader is None or isinstance(loader, KeyedDataLoader)
     return {
         "saved_at": time.time(),
