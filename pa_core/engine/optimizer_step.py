@@ -26,6 +26,7 @@ _KNOWN_IN_WRAPPER = {
     *("isinstance", "tuple", "len", "RuntimeError"),
 }
 _KNOWN_IN_SCHEDULER = {"_opt_called", "__get__", "__class__"}
+_is_profiling: Any = getattr(torch.autograd, "_profiler_enabled", None)
 _KINETO_MAY_START = "KINETO_USE_DAEMON" in os.environ  # a profiler that PyTorch doesn't know of
 
 
@@ -39,7 +40,7 @@ def step_optimizer(optimizer: Any) -> None:
     if (
         (patch is not None and not _only_counts(patch, wrapper))
         or profiler._is_profiler_enabled
-        or torch.autograd._profiler_enabled()
+        or _is_profiling()
         or optimizer._optimizer_step_pre_hooks
         or optimizer._optimizer_step_post_hooks
         or _optimizer._global_optimizer_pre_hooks
@@ -71,7 +72,7 @@ def _code_of_wrapper() -> CodeType | None:
         isinstance(code, CodeType)
         and _KNOWN_IN_WRAPPER.issuperset(code.co_names)
         and hasattr(profiler, "_is_profiler_enabled")
-        and hasattr(torch.autograd, "_profiler_enabled")
+        and _is_profiling is not None
         and all(hasattr(_optimizer, name) for name in _HOOKS)
     )
     return code if is_known and not _KINETO_MAY_START else None

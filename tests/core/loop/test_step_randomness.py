@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import random
+from typing import Any
 
 import numpy as np
 import pytest
@@ -175,7 +176,7 @@ class Evaluate(TrainerCallback):
 def test_other_draws_do_not_change_what_the_model_draws(others, model, tmp_path):
     plugins = [jitter(hook, first, changes_training=False) for hook in HOOKS for first in (0, 5)]
     callbacks = {"plugins": plugins, "evaluations": [Evaluate()], "states": [Save(tmp_path)]}
-    options = {"eval_dataset": Rows(0)} if others == "evaluations" else {}
+    options: dict[str, Any] = {"eval_dataset": Rows(0)} if others == "evaluations" else {}
     if others == "data":  # a draw that changes no number
         options["collate_fn"] = lambda samples: draw() and default_collate(samples)
     assert_identical(run(callbacks.get(others, ()), model=model, **options), run(model=model))
@@ -234,11 +235,13 @@ def test_generators_are_not_seeded_in_runs_that_do_not_draw(monkeypatch):
     from pa_core.data import rng
     from pa_core.loop import randomness
 
-    seeded = []
-    seed = rng.seed_python_and_numpy
+    seeded, seed = [], rng.seed_python_and_numpy
+
+    def record(key):
+        seeded.append(key)
+        seed(key)
+
     for module in (rng, randomness):
-        monkeypatch.setattr(
-            module, "seed_python_and_numpy", lambda key: (seeded.append(key), seed(key))
-        )
+        monkeypatch.setattr(module, "seed_python_and_numpy", record)
     run()
     assert len(seeded) == EPOCHS
