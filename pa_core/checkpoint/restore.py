@@ -259,7 +259,7 @@ class TrainingState:
 
     def _restore_loss(self, trainer: Trainer) -> None:
         """Restore the epoch's running loss, of which each process has its own sums."""
-        if trainer._engine.num_processes == len(self._processes):
+        if trainer.num_processes == len(self._processes):
             trainer._loss_tracker.load_state_dict(self._process["loss"])
         elif trainer._engine.rank == 0:  # a different number of processes: one has all of it
             losses = [process["loss"] for process in self._processes]
