@@ -2,7 +2,7 @@
 
 PyTorch wraps the `step` of each class of optimizers in a mark for its profiler and in loops over
 hooks, which takes a quarter of the update of a small network. A learning-rate scheduler wraps the
-`step` of its optimizer once more, to note that it was called. Whether anything else has wrapped
+`step` of its optimizer again, to note that it was called. Whether anything else has wrapped
 `step`, whether anybody profiles and whether there are hooks is checked at each call.
 """
 
@@ -34,7 +34,7 @@ def step_optimizer(optimizer: Any) -> None:
     """Do what ``optimizer.step()`` does; directly, where PyTorch's wrappers would do nothing."""
     wrapper = type(optimizer).step
     if _WRAPPER is None or getattr(wrapper, "__code__", None) is not _WRAPPER:
-        optimizer.step()  # not a class of PyTorch's, or one that somebody has patched
+        optimizer.step()  # not a class of PyTorch's, or a patched one
         return
     patch = vars(optimizer).get("step")
     if (
