@@ -68,7 +68,8 @@ def generator_positions() -> tuple[Any, ...]:
     """Where Python's and NumPy's global generators stand; any draw and any seeding changes it.
 
     Both are Mersenne Twisters: a draw moves the position in the 624 words of the state, and once
-    they are exhausted, all of them are replaced. So a draw changes the position or each word. Reading them in place takes a tenth of a microsecond and draws nothing; `getstate` and
+    they are exhausted, all of them are replaced. So a draw changes the position or each word.
+    Reading them in place takes a tenth of a microsecond and draws nothing; `getstate` and
     `get_state` copy all words, at a hundred times the cost.
     """
     python, python_word, numpy, numpy_word = _cells
