@@ -186,7 +186,7 @@ def _process_state(trainer: Trainer) -> tuple[Any, Any]:
             for name, plugin_state in trainer.plugins.state_dict().items()
         },
     }
-    return state, tensors if trainer._engine.num_processes == 1 else tensor_bytes(tensors)
+    return state, tensors if trainer.num_processes == 1 else tensor_bytes(tensors)
 
 
 def parameter_names(trainer: Trainer) -> list[list[str]]:
