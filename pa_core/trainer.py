@@ -489,7 +489,7 @@ class Trainer(TrainerBase):
         if hooks.on_gradients_ready is not None:
             hooks.on_gradients_ready(trainer=self)
         result = hooks.run_update(trainer=self)
-        check_update(result, is_applied=self._accumulation.is_empty)
+        check_update(result, self.plugins, is_applied=self._accumulation.is_empty)
 
     def clip_gradients(self) -> None:
         """Clip the accumulated gradients by norm or by value, as the run is configured.

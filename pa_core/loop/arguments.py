@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, MutableMapping
 from dataclasses import dataclass
-from typing import Any, SupportsIndex
+from typing import TYPE_CHECKING, Any, SupportsIndex
 
 from torch import Tensor, nn
 
 from pa_core.control import UpdateResult
 from pa_core.durations import Duration
+
+if TYPE_CHECKING:
+    from pa_core.plugins.manager import PluginManager
 
 _REQUIRED = ("loss", "model_outputs", "batch_size")
 _KEYS = frozenset(_REQUIRED)
@@ -145,17 +148,20 @@ def check_loss(loss: Any, origin: str) -> Tensor:
     )
 
 
-def check_update(result: Any, *, is_applied: bool) -> None:
+def check_update(result: Any, plugins: PluginManager, *, is_applied: bool) -> None:
     """Check what the hook `run_update` did and returned.
 
     Raises:
         TypeError: if it isn't an `UpdateResult`.
         RuntimeError: if the update was neither made nor skipped by `Trainer.apply_update`.
     """
+    if is_applied and isinstance(result, UpdateResult):
+        return
+    found = [one.name for one in plugins.implementations("run_update") if not one.is_default]
+    hook = f"The hook run_update of {' or '.join(found)} returned"
     if not isinstance(result, UpdateResult):
         raise TypeError(
-            f"The hook run_update returned {result!r}; a replacement or wrapper must return the "
-            "UpdateResult of trainer.apply_update()"
+            f"{hook} {result!r}; a replacement or wrapper must return the UpdateResult of "
+            "trainer.apply_update()"
         )
-    if not is_applied:
-        raise RuntimeError("The hook run_update returned without calling trainer.apply_update()")
+    raise RuntimeError(f"{hook} without calling trainer.apply_update()")

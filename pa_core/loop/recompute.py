@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, MutableMapping
+from copy import copy
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -36,7 +37,8 @@ class Recompute:
     def keep(self, micro: MicroBatch, randomness: EpochRandomness) -> None:
         """Keep a micro-batch as it is before its forward pass.
 
-        Containers are copied, as a loss method may take entries out of them; tensors aren't.
+        Containers and other objects are copied, as a loss method may take entries out of them, or
+        replace them; tensors aren't.
         """
         data = _copy(micro.data)
         versions = [tensor._version for tensor in _tensors(data)]
@@ -53,7 +55,12 @@ class Recompute:
             RuntimeError: if a batch has been changed in place since it was first used.
         """
         engine, model = trainer._engine, trainer.model
-        buffers = [(buffer, buffer.detach().clone()) for buffer in model.buffers()]
+        buffers = [
+            (module, name, buffer, buffer.detach().clone())
+            for module in model.modules()
+            for name, buffer in module._buffers.items()
+            if buffer is not None
+        ]
         engine.zero_grad(trainer.optimizer)
         total = torch.zeros((), device=engine.device)
         trainer._means.is_muted = True
@@ -73,7 +80,8 @@ class Recompute:
             trainer._means.is_muted = False
             trainer.is_padding_batch = self._kept[-1].micro.is_padding
             with torch.no_grad():
-                for buffer, value in buffers:
+                for module, name, buffer, value in buffers:
+                    module._buffers[name] = buffer  # the module may have replaced the tensor
                     buffer.copy_(value)
         correction = trainer._accumulation.correction
         if correction is not None:
@@ -99,25 +107,37 @@ class Recompute:
 
 
 def _copy(data: Any) -> Any:
-    """A copy of a batch's containers, with the same tensors."""
-    if isinstance(data, Mapping):
-        try:
-            return type(data)({key: _copy(value) for key, value in data.items()})  # type: ignore[call-arg]
-        except TypeError:
-            return data
-    if isinstance(data, tuple) and hasattr(data, "_fields"):
-        return type(data)(*map(_copy, data))
-    if isinstance(data, list | tuple):
-        return type(data)(map(_copy, data))
-    return data
+    """A copy of a batch's containers and other objects, with the same tensors."""
+    if isinstance(data, Tensor):
+        return data
+    if isinstance(data, tuple):
+        items = map(_copy, data)
+        return type(data)(*items) if hasattr(data, "_fields") else type(data)(items)
+    try:
+        copied = copy(data)
+    except TypeError:  # an object that can't be copied
+        return data
+    if isinstance(copied, MutableMapping):
+        for key in list(copied):
+            copied[key] = _copy(copied[key])
+    elif isinstance(copied, list):
+        copied[:] = map(_copy, copied)
+    return copied
 
 
-def _tensors(data: Any) -> Iterator[Tensor]:
+def _tensors(data: Any, seen: set[int] | None = None) -> Iterator[Tensor]:
+    """The tensors of a batch, in containers and in the attributes of objects."""
+    seen = set() if seen is None else seen
     if isinstance(data, Tensor):
         yield data
-    elif isinstance(data, Mapping):
-        for value in data.values():
-            yield from _tensors(value)
+        return
+    if isinstance(data, Mapping):
+        values: Iterable[Any] = data.values()
     elif isinstance(data, list | tuple):
-        for value in data:
-            yield from _tensors(value)
+        values = data
+    else:
+        values = vars(data).values() if hasattr(data, "__dict__") else ()
+    if id(data) not in seen:
+        seen.add(id(data))  # objects may refer to each other
+        for value in values:
+            yield from _tensors(value, seen)

@@ -229,15 +229,15 @@ class Loop:
         flat = torch.cat([(s * g).flatten() for s, g in zip(sizes, gradients, strict=True)])
         with torch.no_grad():
             for p, s, g in zip(parameters, sizes, gradients, strict=True):
-                p += RHO * s**2 * g / flat.norm()
+                p.add_(RHO * s**2 * g / flat.norm())
         self.optimizer.zero_grad()
         self.accumulate(epoch, micros, size, is_first=False)
         with torch.no_grad():
             for p, value in zip(parameters, before, strict=True):
                 p.copy_(value)
             if self.job.mistake != "statistics updated twice":
-                for buffer, value in zip(self.model.buffers(), buffers, strict=True):
-                    buffer.copy_(value)
+                for buffer, saved in zip(self.model.buffers(), buffers, strict=True):
+                    buffer.copy_(saved)
 
     def evaluate(self) -> None:
         if PROCESSES > 1:

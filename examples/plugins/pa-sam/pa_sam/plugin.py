@@ -69,9 +69,10 @@ class SamPlugin:
         groups = trainer.optimizer.param_groups
         weights = [w for group in groups for w in group["params"] if w.grad is not None]
         kept = [weight.detach().clone() for weight in weights]
+        moves = self.moves(weights, [weight.grad for weight in weights])
         with torch.no_grad():
-            for weight, step in zip(weights, self.perturbation(weights), strict=True):
-                weight.add_(step)
+            for weight, move in zip(weights, moves, strict=True):
+                weight.add_(move)
         try:
             yield
         finally:
@@ -79,16 +80,18 @@ class SamPlugin:
                 for weight, value in zip(weights, kept, strict=True):
                     weight.copy_(value)
 
-    def perturbation(self, weights: list[Tensor]) -> list[Tensor]:
-        r"""The step from each weight :math:`w` with the gradient :math:`g`.
+    def moves(self, weights: list[Tensor], gradients: list[Tensor]) -> list[Tensor]:
+        r"""The move of each weight :math:`w` with the gradient :math:`g`.
 
         It is :math:`\rho g / \|g\|` (Foret et al. 2021, https://arxiv.org/abs/2010.01412), or
         :math:`\rho w^2 g / \||w| g\|` if it is adaptive (Kwon et al. 2021,
-        https://arxiv.org/abs/2102.11600); the norm is over all weights.
+        https://arxiv.org/abs/2102.11600). The norm is over all weights.
         """
         from torch.nn.utils import get_total_norm
 
-        sizes = [weight.abs() if self.settings.adaptive else 1.0 for weight in weights]
-        scaled = [weight.grad * size for weight, size in zip(weights, sizes, strict=True)]
-        factor = self.settings.rho / (get_total_norm(scaled) + 1e-12)
-        return [size * gradient * factor for size, gradient in zip(sizes, scaled, strict=True)]
+        if not self.settings.adaptive:
+            factor = self.settings.rho / (get_total_norm(gradients) + 1e-12)
+            return [gradient * factor for gradient in gradients]
+        pairs = list(zip((weight.detach().abs() for weight in weights), gradients, strict=True))
+        factor = self.settings.rho / (get_total_norm([size * g for size, g in pairs]) + 1e-12)
+        return [size.square() * g * factor for size, g in pairs]

@@ -28,16 +28,15 @@ def by_hand(rho: float, adaptive: bool, epochs: int = 2) -> list[Tensor]:
     model, loss_func = tiny_model(), nn.CrossEntropyLoss()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
     inputs, targets = tiny_data().tensors
-    weights = list(model.parameters())
+    weights: list[Tensor] = list(model.parameters())
     for _ in range(epochs):
-        optimizer.zero_grad()
-        loss_func(model(inputs), targets).backward()
+        gradients = torch.autograd.grad(loss_func(model(inputs), targets), weights)
         before = [weight.detach().clone() for weight in weights]
+        sizes = [weight.abs() if adaptive else torch.ones_like(weight) for weight in before]
+        flat = torch.cat([(s * g).flatten() for s, g in zip(sizes, gradients, strict=True)])
         with torch.no_grad():
-            scale = [weight.abs() if adaptive else torch.ones_like(weight) for weight in weights]
-            flat = torch.cat([(s * w.grad).flatten() for s, w in zip(scale, weights, strict=True)])
-            for weight, s in zip(weights, scale, strict=True):
-                weight += rho * s**2 * weight.grad / flat.norm()
+            for weight, s, gradient in zip(weights, sizes, gradients, strict=True):
+                weight.add_(rho * s**2 * gradient / flat.norm())
         optimizer.zero_grad()
         loss_func(model(inputs), targets).backward()
         with torch.no_grad():
