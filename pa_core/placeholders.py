@@ -133,7 +133,7 @@ _NUMBERS: dict[TrainerPlaceholderValues, Callable[[Any], int | None]] = {
     TrainerPlaceholderValues.NUM_UPDATES: lambda t: t.num_updates,
     TrainerPlaceholderValues.TRAIN_DATALOADER_LEN: lambda t: len(t.train_dataloader),
     TrainerPlaceholderValues.EVAL_DATALOADER_LEN: (
-        lambda t: len(next(iter(t.eval_dataloaders.values()), None))  # of the first dataset
+        lambda t: len([*t.eval_dataloaders.values(), None][0])  # of the first dataset
     ),
 }
 
