@@ -85,17 +85,19 @@ def measure(records: int, folder: Path) -> dict[str, float]:
     x = torch.rand(STEPS * BATCH, WIDTH)
     data, clock = TensorDataset(x, x), Clock()
     saver = SaveTrainingStateCallback(folder, save_every_n_steps=SAVE_EVERY, save_at_end=False)
-    trainer = new_trainer(new_history(records), clock, saver)
+    history = new_history(records)
+    trainer = new_trainer(history, clock, saver)
     trainer.train(data, 1, per_device_batch_size=BATCH, reset_run_history=False)
     state = max(folder.iterdir())
     if verify(state):
         raise SystemExit(f"{state} is damaged")
     resumed_clock = Clock(is_ending=True)
-    resumed = new_trainer(InMemoryRunHistory(), resumed_clock)
+    resumed_history = InMemoryRunHistory()
+    resumed = new_trainer(resumed_history, resumed_clock)
     start = time.perf_counter()
     with suppress(KeyboardInterrupt):
         resumed.train(data, 2, per_device_batch_size=BATCH, resume_from=state)
-    if resumed.run_history.records[:records] != trainer.run_history.records[:records]:
+    if resumed_history.records[:records] != history.records[:records]:
         raise SystemExit("the resumed run has a different history")
     return {
         "gap": statistics.median(clock.longest_gaps()),

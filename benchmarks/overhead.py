@@ -423,17 +423,25 @@ def make_dataset(kind: str, samples: int) -> Any:
 
 
 def make_net() -> Any:
-    """The network, with the same weights in every process."""
+    """The network, a module as users write them, with the same weights in every process."""
     import torch
 
+    class Net(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layers = torch.nn.Sequential(
+                torch.nn.Linear(784, 128),
+                torch.nn.ReLU(),
+                torch.nn.Linear(128, 64),
+                torch.nn.ReLU(),
+                torch.nn.Linear(64, 10),
+            )
+
+        def forward(self, inputs: torch.Tensor) -> Any:
+            return self.layers(inputs)
+
     torch.manual_seed(SEED)
-    return torch.nn.Sequential(
-        torch.nn.Linear(784, 128),
-        torch.nn.ReLU(),
-        torch.nn.Linear(128, 64),
-        torch.nn.ReLU(),
-        torch.nn.Linear(64, 10),
-    )
+    return Net()
 
 
 def mean_loss(net: Any, loss_func: Any, dataset: Any, device: str) -> float:

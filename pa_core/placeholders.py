@@ -131,8 +131,10 @@ _NUMBERS: dict[TrainerPlaceholderValues, Callable[[Any], int | None]] = {
         lambda t: t.run_config.num_local_update_steps_per_epoch
     ),
     TrainerPlaceholderValues.NUM_UPDATES: lambda t: t.num_updates,
-    TrainerPlaceholderValues.TRAIN_DATALOADER_LEN: lambda t: len(t._train_dataloader),
-    TrainerPlaceholderValues.EVAL_DATALOADER_LEN: lambda t: len(t._eval_dataloader),
+    TrainerPlaceholderValues.TRAIN_DATALOADER_LEN: lambda t: len(t.train_dataloader),
+    TrainerPlaceholderValues.EVAL_DATALOADER_LEN: (
+        lambda t: len([*t.eval_dataloaders.values(), None][0])  # of the first dataset
+    ),
 }
 
 

@@ -262,8 +262,8 @@ class Trainer(TrainerBase):
 
         epoch = self.run_history.current_epoch
         position = Position(epoch=epoch, first_epoch=epoch) if state is None else state.position
-        self._load_train_data()
-        self._load_eval_data()
+        self._data.load_train(self._arguments)
+        self._data.load_eval(per_device_batch_size, eval_dataloader_kwargs)
         self._plan_run(position)
         self._engine.plan(self.run_config)
         self._check_update_plugins()
@@ -312,7 +312,7 @@ class Trainer(TrainerBase):
         with self._run_preserved():
             self.eval_dataset, self.collate_fn = dataset, collate_fn or self.collate_fn
             self._hooks.refresh()
-            self._create_eval_dataloaders(per_device_batch_size, dataloader_kwargs)
+            self._data.load_eval(per_device_batch_size, dataloader_kwargs)
             self._prepare_model_optimizer_and_dataloaders()
             self._set_eval_batch_size(per_device_batch_size)
             before = count_values(self.run_history)
@@ -336,15 +336,14 @@ class Trainer(TrainerBase):
         from pa_core.loop.predict import collect_predictions
 
         check_predict_arguments(dataloader_kwargs)
-        given = self.eval_dataset, self.collate_fn
-        self.eval_dataset, self.collate_fn = dataset, collate_fn or self.collate_fn
+        self._hooks.refresh()
+        given, self.collate_fn = self.collate_fn, collate_fn or self.collate_fn
         try:
-            self._hooks.refresh()
-            loader = self._split_loader(
-                self.create_eval_dataloader(per_device_batch_size, dataloader_kwargs), "predict"
-            )
+            with self._data.evaluating_on(dataset):
+                loader = self.create_eval_dataloader(per_device_batch_size, dataloader_kwargs)
         finally:
-            self.eval_dataset, self.collate_fn = given
+            self.collate_fn = given
+        loader = self._data.split(loader, "predict")
         model = self.model
         self._prepare_model_optimizer_and_dataloaders()
         self.model = self._engine.for_evaluation(self.model)
@@ -413,7 +412,7 @@ class Trainer(TrainerBase):
         """One epoch of the run: its training part, then its evaluation part."""
         if self.position.phase != "eval":
             self._run_train_epoch()
-        self._reload_changed_eval_data()
+        self._data.reload_eval(self._arguments)
         self._run_eval_epochs()
         self.training_run_epoch_end()
         self._event("on_training_run_epoch_end")
@@ -611,7 +610,7 @@ class Trainer(TrainerBase):
 
     def _evaluate_within_epoch(self) -> Requests:
         """Evaluate between two updates, leaving the model as it was; returns what was requested."""
-        self._reload_changed_eval_data()
+        self._data.reload_eval(self._arguments)
         with modes_kept(self.model):
             self._run_eval_epochs(is_intermediate=True)
         return self._decide(now=True) or Requests()
@@ -628,7 +627,7 @@ class Trainer(TrainerBase):
             self.model = evaluated
             self.run_history.set_metric_name_prefix(prefix + (model_name and f"{model_name}_"))
             try:
-                for name, loader in self._eval_dataloaders.items():
+                for name, loader in self._data.eval_loaders.items():
                     with self._evaluation_of(name):
                         self._run_eval_epoch(loader, **kind)
             finally:

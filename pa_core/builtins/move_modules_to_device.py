@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from pa_core.trainer import Trainer
 
 # Not searched: datasets may be long lists, and have no modules.
-_DATA = {"train_dataset", "eval_dataset", "_train_dataloader", "_eval_dataloader"}
+_DATA = {"train_dataset", "eval_dataset", "_data"}
 
 
 class MoveModulesToDeviceCallback(ConfigurableCallback):

@@ -124,7 +124,7 @@ def run_fingerprint(trainer: Trainer) -> dict[str, Any]:
     """
     config = trainer.run_config
     model = trainer.get_model(keep_torch_compile=False)
-    kwargs = trainer._train_dl_kwargs or {}
+    kwargs = trainer._data.train_kwargs or {}
     return {
         "num_processes": trainer._engine.num_processes,
         "mixed_precision": trainer._accelerator.mixed_precision,
@@ -154,7 +154,7 @@ def data_fingerprint(trainer: Trainer) -> dict[str, Any]:
     return {
         "dataset_length": length_of(trainer.train_dataset),
         "dataset": describe_dataset(trainer.train_dataset),
-        "order": _describe_order(trainer._train_dataloader),
+        "order": _describe_order(trainer.train_dataloader),
     }
 
 

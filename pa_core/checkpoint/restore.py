@@ -341,7 +341,7 @@ class TrainingState:
 
     def _restore_means(self, trainer: Trainer) -> None:
         """Restore the epoch's running means, of which each process has its own sums."""
-        if trainer._engine.num_processes == len(self._processes):
+        if trainer.num_processes == len(self._processes):
             trainer._means.load(self._process["loss"], self._process["means"])
             return
         trainer._means.reset()

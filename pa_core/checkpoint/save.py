@@ -186,7 +186,7 @@ def _process_state(trainer: Trainer) -> tuple[Any, Any]:
             for name, plugin_state in trainer.plugins.state_dict().items()
         },
     }
-    return state, tensors if trainer._engine.num_processes == 1 else tensor_bytes(tensors)
+    return state, tensors if trainer.num_processes == 1 else tensor_bytes(tensors)
 
 
 def parameter_names(trainer: Trainer) -> list[list[str]]:
@@ -210,7 +210,7 @@ def _size(groups: Mapping[str, Mapping[str, Tensor]]) -> int:
 
 
 def _state_manifest(trainer: Trainer) -> dict[str, Any]:
-    loader = trainer._train_dataloader
+    loader = trainer.train_dataloader
     is_exact = loader is None or isinstance(loader, KeyedDataLoader)
     return {
         "saved_at": time.time(),

@@ -68,8 +68,8 @@ def generator_positions() -> tuple[Any, ...]:
     """Where Python's and NumPy's global generators stand; any draw and any seeding changes it.
 
     Both are Mersenne Twisters: a draw moves the position in the 624 words of the state, and once
-    all words are used up, they are replaced. So the position and one word tell whether anybody has
-    drawn. Reading them in place takes a tenth of a microsecond and draws nothing; `getstate` and
+    they are exhausted, all of them are replaced. So a draw changes the position or each word.
+    Reading them in place takes a tenth of a microsecond and draws nothing; `getstate` and
     `get_state` copy all words, at a hundred times the cost.
     """
     python, python_word, numpy, numpy_word = _cells
@@ -115,8 +115,8 @@ def _cells_of_numpy() -> list[_Cell]:
         if cells is not None:
             return cells
     return [
-        _Copy(lambda: np.random.get_state()[2]),
-        _Copy(lambda: int(np.random.get_state()[1][0])),  # type: ignore[index]
+        _Copy(lambda: int(np.random.get_state(legacy=False)["state"]["pos"])),
+        _Copy(lambda: int(np.random.get_state(legacy=False)["state"]["key"][0])),
     ]
 
 
@@ -127,7 +127,8 @@ def _cells_at(address: int, words: list[int], *places: int) -> list[_Cell] | Non
     return [c_uint32.from_address(address + 4 * place) for place in places]
 
 
-_numpy_generator: Any = np.random.get_bit_generator()  # keeps its memory alive
+# Kept, since it owns the memory.
+_numpy_generator: Any = np.random.get_bit_generator()  # type: ignore[attr-defined]
 _cells = (*_cells_of_python(), *_cells_of_numpy())
 
 

@@ -2,7 +2,7 @@
 
 PyTorch wraps the `step` of each class of optimizers in a mark for its profiler and in loops over
 hooks, which takes a quarter of the update of a small network. A learning-rate scheduler wraps the
-`step` of its optimizer once more, to note that it was called. Whether anything else has wrapped
+`step` of its optimizer again, to note that it was called. Whether anything else has wrapped
 `step`, whether anybody profiles and whether there are hooks is checked at each call.
 """
 
@@ -26,6 +26,7 @@ _KNOWN_IN_WRAPPER = {
     *("isinstance", "tuple", "len", "RuntimeError"),
 }
 _KNOWN_IN_SCHEDULER = {"_opt_called", "__get__", "__class__"}
+_is_profiling: Any = getattr(torch.autograd, "_profiler_enabled", None)
 _KINETO_MAY_START = "KINETO_USE_DAEMON" in os.environ  # a profiler that PyTorch doesn't know of
 
 
@@ -33,13 +34,13 @@ def step_optimizer(optimizer: Any) -> None:
     """Do what ``optimizer.step()`` does; directly, where PyTorch's wrappers would do nothing."""
     wrapper = type(optimizer).step
     if _WRAPPER is None or getattr(wrapper, "__code__", None) is not _WRAPPER:
-        optimizer.step()  # not a class of PyTorch's, or one that somebody has patched
+        optimizer.step()  # not a class of PyTorch's, or a patched one
         return
     patch = vars(optimizer).get("step")
     if (
         (patch is not None and not _only_counts(patch, wrapper))
         or profiler._is_profiler_enabled
-        or torch.autograd._profiler_enabled()
+        or _is_profiling()
         or optimizer._optimizer_step_pre_hooks
         or optimizer._optimizer_step_post_hooks
         or _optimizer._global_optimizer_pre_hooks
@@ -71,7 +72,7 @@ def _code_of_wrapper() -> CodeType | None:
         isinstance(code, CodeType)
         and _KNOWN_IN_WRAPPER.issuperset(code.co_names)
         and hasattr(profiler, "_is_profiler_enabled")
-        and hasattr(torch.autograd, "_profiler_enabled")
+        and _is_profiling is not None
         and all(hasattr(_optimizer, name) for name in _HOOKS)
     )
     return code if is_known and not _KINETO_MAY_START else None

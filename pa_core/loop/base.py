@@ -6,6 +6,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from copy import copy
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -16,10 +17,8 @@ from accelerate import Accelerator
 from pa_core.callbacks import CallbackHandler
 from pa_core.checkpoint.manifest import data_fingerprint
 from pa_core.control import Requests, TrainerControl
-from pa_core.data.loader import KeyedDataLoader, evaluation_batches
-from pa_core.data.process_split import Purpose, split_between_processes
+from pa_core.data.loader import evaluation_batches
 from pa_core.data.rng import derive_key, seed_all
-from pa_core.data.source import Source
 from pa_core.diagnostics.preserve import modes_kept
 from pa_core.durations import Duration, RunLength
 from pa_core.engine.create import create_engine
@@ -34,6 +33,7 @@ from pa_core.loop.means import EpochMeans
 from pa_core.loop.micro_batches import MicroBatch, micro_batches
 from pa_core.loop.planning import plan_run
 from pa_core.loop.randomness import EpochRandomness
+from pa_core.loop.run_data import RunData
 from pa_core.loop.services import TrainerServices
 from pa_core.plugins.callers import BoundHooks
 from pa_core.plugins.manager import PluginManager
@@ -48,15 +48,8 @@ if TYPE_CHECKING:
     from pa_core.checkpoint.restore import TrainingState
 
 _OF_A_RUN = (
-    *("model", "eval_dataset", "collate_fn", "eval_name", "run_config", "control", "_in_run"),
-    *(
-        "_means",
-        "_eval_dataloader",
-        "_eval_dataloaders",
-        "_eval_dl_kwargs",
-        "_sources",
-        "_resumed_state",
-    ),
+    *("model", "eval_dataset", "collate_fn", "eval_name", "run_config", "control"),
+    *("_data", "_means", "_in_run", "_resumed_state"),
 )
 """The attributes that an evaluation changes, and that a run in progress needs unchanged."""
 
@@ -138,12 +131,7 @@ class TrainerBase(TrainerServices):
         self.num_updates: int | None = None
         self._length = RunLength(Duration.parse(1), None, None)
         self._means = EpochMeans()
-        self._train_dataloader: Any = None
-        self._eval_dataloader: Any = None
-        self._eval_dataloaders: dict[str | None, Any] = {}
-        self._sources: dict[str, Source] = {}
-        self._train_dl_kwargs: dict[str, Any] | None = None
-        self._eval_dl_kwargs: dict[str, Any] | None = None
+        self._data = RunData(self._trainer)
         self._manifest: dict[str, Any] | None = None
         self._fingerprint: dict[str, Any] | None = None
         self._resumed_state: TrainingState | None = None
@@ -201,7 +189,7 @@ class TrainerBase(TrainerServices):
             yield
             return
         kept = {name: vars(self)[name] for name in _OF_A_RUN}
-        self.control = TrainerControl()
+        self.control, self._data = TrainerControl(), copy(self._data)
         try:
             with modes_kept(self.model):
                 yield
@@ -214,7 +202,7 @@ class TrainerBase(TrainerServices):
         """The micro-batches of the present epoch from the position on, and its randomness."""
         engine, epoch = self._engine, self.position.epoch
         batches = micro_batches(
-            self._train_dataloader,
+            self._data.train_loader,
             engine,
             seed=self.seed,
             epoch=epoch,
@@ -392,38 +380,15 @@ class TrainerBase(TrainerServices):
         factory: Any = self.plugins.find("register_models", name)
         return factory()
 
-    def _create_eval_dataloaders(
-        self, batch_size: int, dataloader_kwargs: dict[str, Any] | None
-    ) -> None:
-        given = self.eval_dataset
-        self._sources["eval"] = Source(given)
-        named = given if isinstance(given, Mapping) else {None: given}
-        self._eval_dataloaders = {}
-        try:
-            for name, self.eval_dataset in named.items():
-                if self.eval_dataset is not None:
-                    self._eval_dataloaders[name] = self._split_loader(
-                        self._trainer.create_eval_dataloader(batch_size, dataloader_kwargs),
-                        "evaluate",
-                    )
-        finally:
-            self.eval_dataset = given
-        self._eval_dataloader = next(iter(self._eval_dataloaders.values()), None)
-
     def _prepare_model_optimizer_and_dataloaders(self) -> None:
         """Place and wrap model and optimizer."""
         self.model, self.optimizer = self._engine.prepare(self.model, self.optimizer)
 
-    def _split_loader(self, loader: Any, purpose: Purpose) -> Any:
-        """Split the batches of a loader between processes; our own loaders do it themselves."""
-        if self._engine.num_processes == 1 or isinstance(loader, KeyedDataLoader):
-            return loader
-        return split_between_processes(loader, self._engine, purpose)
-
     def _set_eval_batch_size(self, per_device_batch_size: int) -> None:
         """Record in the run config how an evaluation outside a training run is done."""
-        if self._eval_dl_kwargs is not None:
-            per_device_batch_size = self._eval_dl_kwargs.get("batch_size") or per_device_batch_size
+        kwargs = self._data.eval_kwargs
+        if kwargs is not None:
+            per_device_batch_size = kwargs.get("batch_size") or per_device_batch_size
         if self.run_config is None:
             self._arguments = RunArguments(
                 num_epochs=1, per_device_batch_size=per_device_batch_size
@@ -431,22 +396,22 @@ class TrainerBase(TrainerServices):
             self._plan_run(Position())
         self.run_config = replace(
             self.run_config,
-            eval_dl_kwargs=self._eval_dl_kwargs,
+            eval_dl_kwargs=kwargs,
             eval_per_device_batch_size=per_device_batch_size,
             eval_total_batch_size=per_device_batch_size * self._engine.num_processes,
         )
 
     def _plan_run(self, position: Position) -> None:
         """Work out the sizes and the length of the run, the rest of it with the present data."""
-        loader, limit = self._train_dataloader, self.train_batch_limit
+        loader, limit = self._data.train_loader, self.train_batch_limit
         self.run_config, self._length = plan_run(
             self._arguments,
             self._accelerator,
             loader,
             position,
             batch_limit=limit,
-            train_dl_kwargs=self._train_dl_kwargs,
-            eval_dl_kwargs=self._eval_dl_kwargs,
+            train_dl_kwargs=self._data.train_kwargs,
+            eval_dl_kwargs=self._data.eval_kwargs,
         )
         self.num_updates = self._length.num_updates
         self._accumulation = Accumulation(
@@ -461,69 +426,20 @@ class TrainerBase(TrainerServices):
 
             self._accumulation.recompute = Recompute()
 
-    def _load_train_data(self) -> None:
-        """Create the loader of the training data."""
-        arguments = self._arguments
-        self._train_dataloader = self._split_loader(
-            self._trainer.create_train_dataloader(
-                arguments.per_device_batch_size, arguments.train_dataloader_kwargs
-            ),
-            "train",
-        )
-        self._sources["train"] = Source(self.train_dataset)
-
-    def _load_eval_data(self) -> None:
-        """Create the loaders of the run's evaluation data."""
-        arguments = self._arguments
-        self._create_eval_dataloaders(
-            arguments.per_device_batch_size, arguments.eval_dataloader_kwargs
-        )
-
     def _reload_changed_data(self) -> None:
-        """Load data that a plugin has changed; the rest of the run is planned with them.
-
-        Raises:
-            RuntimeError: if the processes don't make the same change.
-        """
-        requested = self.control.take_reload()
-        if self._must_reload(self.train_dataset, "train", requested):
-            before = self.num_updates
-            self._load_train_data()
-            self._plan_run(self.position)
-            if self._fingerprint is not None:
-                changed = data_fingerprint(self._trainer) | {"data_changed": True}
-                # A new one, since the manifest of a state may still be being written.
-                self._fingerprint, self._manifest = self._fingerprint | changed, None
-            if self.scheduler is not None and self.num_updates != before:
-                self._announce_length(before)
+        """Load data that a plugin has changed; the rest of the run is planned with them."""
+        requested, before = self.control.take_reload(), self.num_updates
         if requested:
-            self._load_eval_data()
-
-    def _reload_changed_eval_data(self) -> None:
-        """Load evaluation data that a plugin has changed since the last evaluation."""
-        if self._must_reload(self.eval_dataset, "eval", requested=False):
-            self._load_eval_data()
-
-    def _must_reload(self, data: Any, purpose: str, requested: bool) -> bool:
-        """Whether to load data again, the same on every process."""
-        source = self._sources[purpose]
-        change = source.change(data)
-        explicit, grown = int(requested or change == "data"), int(change == "length")
-        most, least, grown = self._engine.largest(explicit, -explicit, grown)
-        if most != -least:
-            raise RuntimeError(
-                f"The {purpose} data were changed on some processes only: assign "
-                f"trainer.{purpose}_dataset, or call control.reload_data(), on every process, in a "
-                "plugin that runs on all"
-            )
-        if grown and not explicit:
-            lengths = ", ".join(map(str, source.lengths))
-            warnings.warn(
-                f"The length of the {purpose} data has changed since they were loaded ({lengths}), "
-                "and they are loaded again. Call control.reload_data() when you change data",
-                stacklevel=2,
-            )
-        return bool(explicit or grown)
+            self._data.reload_eval(self._arguments, requested=True)
+        if not self._data.reload_train(self._arguments, requested=requested):
+            return
+        self._plan_run(self.position)
+        if self._fingerprint is not None:
+            changed = data_fingerprint(self._trainer) | {"data_changed": True}
+            # A new one, since the manifest of a state may still be being written.
+            self._fingerprint, self._manifest = self._fingerprint | changed, None
+        if self.scheduler is not None and self.num_updates != before:
+            self._announce_length(before)
 
     def _announce_length(self, before: int | None) -> None:
         """Give a new run length to the scheduler, or warn that it was created for another one."""

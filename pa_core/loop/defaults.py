@@ -41,7 +41,7 @@ class Defaults:
         self, trainer: Trainer, batch_size: int, train_dl_kwargs: dict[str, Any] | None
     ) -> Any:
         kwargs = trainer.get_default_train_dl_kwargs(batch_size) | (train_dl_kwargs or {})
-        trainer._train_dl_kwargs = kwargs
+        trainer._data.train_kwargs = kwargs
         return self._create_dataloader(trainer, trainer.train_dataset, kwargs, "train")
 
     @hookimpl(trylast=True)
@@ -49,7 +49,7 @@ class Defaults:
         self, trainer: Trainer, batch_size: int, eval_dl_kwargs: dict[str, Any] | None
     ) -> Any:
         kwargs = trainer.get_default_eval_dl_kwargs(batch_size) | (eval_dl_kwargs or {})
-        trainer._eval_dl_kwargs = kwargs
+        trainer._data.eval_kwargs = kwargs
         return self._create_dataloader(trainer, trainer.eval_dataset, kwargs, "eval")
 
     def _create_dataloader(

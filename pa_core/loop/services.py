@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from pa_core.durations import RunLength
     from pa_core.engine.base import Engine
     from pa_core.loop.means import EpochMeans
+    from pa_core.loop.run_data import RunData
     from pa_core.plugins.manager import PluginManager
     from pa_core.settings.table import Settings
     from pa_core.tracking import Position
@@ -56,8 +57,7 @@ class TrainerServices:
     _means: EpochMeans
     _manifest: dict[str, Any] | None
     _save_metadata: dict[Path, dict[str, Any]]
-    _train_dataloader: Any
-    _eval_dataloaders: dict[str | None, Any]
+    _data: RunData
 
     @property
     def _trainer(self) -> Trainer:
@@ -209,7 +209,7 @@ class TrainerServices:
     def progress(self) -> Progress:
         """The progress of the run, in each unit of a `Duration`."""
         position = self.position
-        length = num_batches(self._train_dataloader, self.train_batch_limit)
+        length = num_batches(self._data.train_loader, self.train_batch_limit)
         part = position.batch / length if length else 0.0
         epochs = position.epoch - position.first_epoch + part
         fraction = self._length.fraction(position.updates, position.skipped)
@@ -270,17 +270,17 @@ class TrainerServices:
     @property
     def train_dataloader(self) -> Any:
         """The training loader of this process; None before the first run."""
-        return self._train_dataloader
+        return self._data.train_loader
 
     @property
     def eval_dataloaders(self) -> Mapping[str | None, Any]:
         """The evaluation loaders of this process by dataset name; None names a single dataset."""
-        return self._eval_dataloaders
+        return self._data.eval_loaders
 
     @property
     def num_train_batches(self) -> int | None:
         """The training batches of an epoch on this process; None if unknown in advance."""
-        return num_batches(self._train_dataloader, self.train_batch_limit)
+        return num_batches(self._data.train_loader, self.train_batch_limit)
 
     @property
     def num_eval_batches(self) -> int | None:
@@ -288,7 +288,7 @@ class TrainerServices:
 
         Between evaluations, those of the first evaluation dataset.
         """
-        loaders = self._eval_dataloaders
+        loaders = self._data.eval_loaders
         first = next(iter(loaders.values()), None)
         return num_batches(loaders.get(self.eval_name, first), self.eval_batch_limit)
 
@@ -306,13 +306,13 @@ class TrainerServices:
         Raises:
             ValueError: before the first run, when there is no training data.
         """
-        if self._train_dataloader is None:
+        if self._data.train_loader is None:
             raise ValueError("There are no training batches yet: train_batches() needs a run")
         limits = [one for one in (limit, self.train_batch_limit) if one is not None]
         before = self.is_padding_batch
         try:
             for micro in micro_batches(
-                self._train_dataloader,
+                self._data.train_loader,
                 self._engine,
                 seed=self.seed,
                 epoch=self.position.epoch if epoch is None else epoch,

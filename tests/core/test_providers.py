@@ -52,7 +52,8 @@ def test_a_dataloader_of_a_plugin_is_the_one_that_is_used(part):
     kwargs = {f"{part}_dataloader_kwargs": {"num_workers": 0}}
     trainer.train(tiny_data(8), 1, eval_dataset=tiny_data(8), per_device_batch_size=4, **kwargs)
     assert seen == [(4, {"num_workers": 0})]
-    assert getattr(trainer, f"_{part}_dataloader") is loader
+    used = {"train": trainer.train_dataloader, "eval": trainer.eval_dataloaders[None]}
+    assert used[part] is loader
 
 
 def test_create_train_dataloader_and_create_eval_dataloader_may_leave_it_to_the_core():
@@ -60,7 +61,7 @@ def test_create_train_dataloader_and_create_eval_dataloader_may_leave_it_to_the_
     plugin.create_eval_dataloader = hookimpl(lambda trainer: None)
     trainer = trainer_with(plugin)
     trainer.train(tiny_data(8), 1, eval_dataset=tiny_data(8), per_device_batch_size=4)
-    assert len(trainer._train_dataloader) == len(trainer._eval_dataloader) == 2
+    assert len(trainer.train_dataloader) == len(trainer.eval_dataloaders[None]) == 2
 
 
 def test_create_scheduler_gives_a_schedule_to_a_run_without_one():

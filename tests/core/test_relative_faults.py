@@ -204,7 +204,7 @@ def test_c1_the_loss_is_not_read_on_the_host_within_the_loop_beyond_the_cpu():
 def test_c3_no_worker_is_started_unless_asked_for():
     trainer = make()
     trainer.train(tiny_data(), 1)
-    assert trainer._train_dataloader.num_workers == 0
+    assert trainer.train_dataloader.num_workers == 0
 
 
 def test_c4_evaluate_returns_its_metrics_and_keeps_history_and_collate_function():

@@ -77,7 +77,7 @@ def same_order(patch: Patch) -> None:
 
     def broken(self: Any, trainer: Any, **kwargs: Any) -> None:
         restore_training(self, trainer, **kwargs)
-        trainer._train_dataloader.batch_sampler.seed = rng.derive_key(trainer.seed, "another")
+        trainer.train_dataloader.batch_sampler.seed = rng.derive_key(trainer.seed, "another")
 
     patch(restore.TrainingState, "restore_training", broken)
 

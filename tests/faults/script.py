@@ -49,7 +49,7 @@ class Seen(TrainerCallback):
         self.file = folder / f"seen-{RANK}.jsonl"
 
     def on_train_step_end(self, trainer: Trainer, batch: Any, step: int) -> None:
-        place = trainer._train_dataloader.batch_sampler.local_slice(step)
+        place = trainer.train_dataloader.batch_sampler.local_slice(step)
         mine = batch[2].tolist()[: place.stop - place.start]  # without padding
         record = {"epoch": trainer.position.epoch, "update": trainer.updates, "samples": mine}
         with self.file.open("a") as file:

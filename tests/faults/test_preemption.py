@@ -289,7 +289,7 @@ def test_a_signal_ends_a_worker_once_the_run_is_over(tmp_path):
         loader={"num_workers": 1},
         epochs=1,
     )
-    iterator = iter(trainer._train_dataloader)
+    iterator = iter(trainer.train_dataloader)
     next(iterator)
     (worker,) = iterator._workers
     worker.terminate()

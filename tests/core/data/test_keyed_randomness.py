@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from itertools import pairwise
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from torch import nn
 
 from pa_core import Trainer
 from pa_core.data import rng
-from pa_core.data.loader import batches, create_dataloader
+from pa_core.data.loader import batches, create_dataloader, evaluation_batches
 from pa_core.data.rng import derive_key, key_at
 from tests.helpers import NoisyData, assert_identical, tiny_data, tiny_model, weights_of
 
@@ -83,6 +84,26 @@ def test_a_draw_between_two_fetches_changes_no_batch_and_repeats_no_fetch():
     expected = epoch_of(Rarely(random.random, 1000), always=True)
     assert all(map(torch.equal, got, expected))
     assert len(data.fetched) == 44  # sample 0 draws
+
+
+def test_each_evaluation_draws_the_same_between_its_batches():
+    class Once(Rarely):
+        def __getitem__(self, index):
+            return torch.tensor(self.draw() if index == 9 else 0.0)
+
+    def new_loader():
+        return create_dataloader(
+            Once(random.random, 1), None, {"batch_size": 4},
+            seed=5, rank=0, num_processes=1, purpose="eval",
+        )  # fmt: skip
+
+    def drawn(loader) -> list[float]:
+        rng.seed_python_and_numpy(3)  # as an evaluation begins
+        engine = SimpleNamespace(num_processes=1, moved=iter)
+        return [random.random() for _ in evaluation_batches(loader, engine, print, seed=5)]
+
+    loader = new_loader()
+    assert drawn(loader) == drawn(loader) == drawn(new_loader())  # also after a resume
 
 
 DRAWING = {

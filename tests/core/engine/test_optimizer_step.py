@@ -24,9 +24,8 @@ from tests.helpers import assert_identical, tiny_data, tiny_model, weights_of
 def marks(monkeypatch):
     """The marks for PyTorch's profiler: each step that isn't direct makes one."""
     made = []
-    record = torch.autograd.profiler.record_function
 
-    class Recorded(record):
+    class Recorded(torch.autograd.profiler.record_function):
         def __init__(self, name: str) -> None:
             made.append(name)
             super().__init__(name)

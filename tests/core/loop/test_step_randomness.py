@@ -8,7 +8,10 @@ resumed from its training states, each in a process in which other numbers were 
 from __future__ import annotations
 
 import json
+import os
 import random
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,6 +22,7 @@ from torch.utils.data import Dataset, default_collate
 from pa_core import Trainer, TrainerCallback
 from pa_core.data.rng import seed_python_and_numpy
 from pa_core.loop.randomness import EpochRandomness
+from pa_core.testing import run_on_processes
 from tests.helpers import assert_identical, weights_of
 
 EPOCHS, STEPS, BATCH = 3, 4, 4
@@ -144,6 +148,34 @@ def test_resuming_is_exact_wherever_the_first_draw_comes(place, first, tmp_path)
         assert_identical(resumed, whole)
 
 
+def on_two_processes() -> bool:
+    """Whether a run on two processes, of which only one draws at first, resumes exactly."""
+    rank = int(os.environ["RANK"])
+    folder = Path(os.environ["STATES"])
+
+    def drawn(*callbacks, **options):
+        plugin = jitter("on_backward_end", 2 + 4 * rank, changes_training=False)
+        weights = run([plugin, *callbacks], loss=3 + 5 * rank, data=5, **options)
+        return weights, plugin.drawn
+
+    options = {"per_device_batch_size": BATCH // 2}
+    whole, expected = drawn(Save(folder), **options)
+    for update in SAVED:
+        weights, found = drawn(resume_from=folder / str(update), **options)
+        assert_identical(weights, whole)
+        assert found == {step: number for step, number in expected.items() if step >= update}
+    return len(set(expected.values())) == len(expected)
+
+
+@pytest.mark.slow
+@pytest.mark.distributed
+def test_each_process_knows_whose_code_draws_on_it(tmp_path, monkeypatch):
+    monkeypatch.setenv("STATES", str(tmp_path))
+    assert run_on_processes(on_two_processes, 2) == [True, True]
+    states = [json.loads((tmp_path / f"3/process-0000{n}.json").read_text()) for n in (0, 1)]
+    assert [state["drawing"] for state in states] == [["plugins"], []]
+
+
 def test_no_draw_is_repeated_in_another_step():
     plugins = [jitter(hook, first=2) for hook in HOOKS]
     run(plugins, model=3)
@@ -175,7 +207,7 @@ class Evaluate(TrainerCallback):
 def test_other_draws_do_not_change_what_the_model_draws(others, model, tmp_path):
     plugins = [jitter(hook, first, changes_training=False) for hook in HOOKS for first in (0, 5)]
     callbacks = {"plugins": plugins, "evaluations": [Evaluate()], "states": [Save(tmp_path)]}
-    options = {"eval_dataset": Rows(0)} if others == "evaluations" else {}
+    options: dict[str, Any] = {"eval_dataset": Rows(0)} if others == "evaluations" else {}
     if others == "data":  # a draw that changes no number
         options["collate_fn"] = lambda samples: draw() and default_collate(samples)
     assert_identical(run(callbacks.get(others, ()), model=model, **options), run(model=model))
@@ -234,11 +266,13 @@ def test_generators_are_not_seeded_in_runs_that_do_not_draw(monkeypatch):
     from pa_core.data import rng
     from pa_core.loop import randomness
 
-    seeded = []
-    seed = rng.seed_python_and_numpy
+    seeded, seed = [], rng.seed_python_and_numpy
+
+    def record(key):
+        seeded.append(key)
+        seed(key)
+
     for module in (rng, randomness):
-        monkeypatch.setattr(
-            module, "seed_python_and_numpy", lambda key: (seeded.append(key), seed(key))
-        )
+        monkeypatch.setattr(module, "seed_python_and_numpy", record)
     run()
     assert len(seeded) == EPOCHS

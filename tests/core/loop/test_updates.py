@@ -294,6 +294,7 @@ def test_a_buffer_that_its_module_replaces_is_updated_once():
     class Mean(nn.Module):
         def __init__(self):
             super().__init__()
+            self.mean: torch.Tensor | None
             self.register_buffer("mean", None)
 
         def forward(self, x):
