@@ -21,12 +21,14 @@ from pa_distillation import DistillationPlugin
 from pa_sam import SamPlugin
 from pa_swa import SwaPlugin
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import TensorDataset
 
 from pa_core import Trainer, hookimpl
 from pa_core.data.rng import derive_key, key_at
 from pa_core.testing import tiny_data, tiny_trainer
+from tests.deepspeed.run import fsdp_accelerator
 
 RANK, PROCESSES = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
 GLOBAL_BATCH, ACCUMULATION, EPOCHS, CLIP = 8, 2, 3, 0.2
@@ -61,12 +63,14 @@ class Job:
         samples: of the training data. The last global batch of 45 has five, which is uneven; that
             of 41 has one, so that a second process has none.
         has_norm: whether the model has a batch norm.
+        is_sharded: whether FSDP shards the model of the Trainer between processes.
         mistake: what the loop by hand does wrong, to see that the comparison notices.
     """
 
     kind: str
     samples: int = 45
     has_norm: bool = False
+    is_sharded: bool = False
     settings: dict[str, Any] = field(default_factory=dict)
     mistake: str = ""
 
@@ -106,7 +110,8 @@ class Saves:
 
 def by_trainer(job: Job, *plugins: Any, **arguments: Any) -> dict[str, Any]:
     model = new_model(has_norm=job.has_norm)
-    trainer = tiny_trainer(job.plugin(), *plugins, model=model, accelerator={"cpu": True})
+    accelerator = fsdp_accelerator() if job.is_sharded else {"cpu": True}
+    trainer = tiny_trainer(job.plugin(), *plugins, model=model, accelerator=accelerator)
     trainer.train(
         data(job.samples),
         EPOCHS,
@@ -123,7 +128,10 @@ def by_trainer(job: Job, *plugins: Any, **arguments: Any) -> dict[str, Any]:
 
 
 def weights_of(model: nn.Module) -> dict[str, Any]:
-    return {name: value.tolist() for name, value in model.state_dict().items()}
+    return {
+        name: (value.full_tensor() if isinstance(value, DTensor) else value).tolist()
+        for name, value in model.state_dict().items()
+    }
 
 
 # -- By hand --------------------------------------------------------------------------------------
@@ -293,6 +301,9 @@ JOBS = {
     "swa": Job("swa", has_norm=True),
     "swa 41": Job("swa", samples=41, has_norm=True),
 }
+if PROCESSES > 1:
+    JOBS["sam sharded"] = Job("sam", samples=41, is_sharded=True)
+    JOBS["sam adaptive sharded"] = Job("sam", is_sharded=True, settings={"adaptive": True})
 MISTAKES = {
     "sam": ["clipped before", "other masks", "local gradients"],
     "sam batch norm": ["statistics updated twice"],

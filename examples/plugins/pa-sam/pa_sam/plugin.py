@@ -25,9 +25,6 @@ class SamPlugin:
 
     Args:
         settings: the plugin's table.
-
-    Raises:
-        ValueError: at the start of a run whose engine (DeepSpeed, FSDP) shards gradients.
     """
 
     needs_recompute = True
@@ -44,14 +41,6 @@ class SamPlugin:
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
-
-    @hookimpl
-    def on_training_run_start(self, trainer: Trainer) -> None:
-        if not trainer.has_whole_gradients:
-            raise ValueError(
-                "sam needs whole gradients on each process, but "
-                f"{trainer.sharded_by} shards them: disable the plugin"
-            )
 
     @hookimpl
     def run_update(self, trainer: Trainer) -> UpdateResult:

@@ -78,12 +78,3 @@ def test_a_skipped_update_takes_no_second_pass(
     assert hook_recorder.count("on_backward_start") == 11
     for weight, expected in zip(trainer.model.parameters(), tiny_model().parameters(), strict=True):
         assert torch.equal(weight, expected)
-
-
-def test_gradients_that_are_sharded_are_an_error(
-    run_tiny: RunTiny, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(Trainer, "has_whole_gradients", False)
-    monkeypatch.setattr(Trainer, "sharded_by", "FSDP")
-    with pytest.raises(ValueError, match="but FSDP shards them"):
-        run_tiny(sam())
