@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, MutableMapping
+from collections.abc import Iterator, Mapping, MutableMapping
 from copy import copy
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -132,11 +132,13 @@ def _tensors(data: Any, seen: set[int] | None = None) -> Iterator[Tensor]:
         yield data
         return
     if isinstance(data, Mapping):
-        values: Iterable[Any] = data.values()
+        values = list(data.values())
     elif isinstance(data, list | tuple):
-        values = data
+        values = list(data)
     else:
-        values = vars(data).values() if hasattr(data, "__dict__") else ()
+        slots = getattr(type(data), "__slots__", ())
+        values = [*vars(data).values()] if hasattr(data, "__dict__") else []
+        values += [getattr(data, name, None) for name in slots]
     if id(data) not in seen:
         seen.add(id(data))  # objects may refer to each other
         for value in values:

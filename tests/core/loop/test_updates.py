@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import make_dataclass
 
 import pytest
 import torch
@@ -335,14 +335,11 @@ def test_only_on_backward_start_runs_again_and_nothing_is_counted_or_recorded_tw
     assert trainer.run_history.get_metric_values("train_one") == [1.0]
 
 
-@dataclass
-class Samples:
-    inputs: torch.Tensor
-    targets: torch.Tensor
-
-
+@pytest.mark.parametrize("slots", [False, True])
 @pytest.mark.parametrize("in_place", [False, True])
-def test_a_batch_that_is_an_object_is_kept_and_watched_like_a_list(in_place):
+def test_a_batch_that_is_an_object_is_kept_and_watched_like_a_list(in_place, slots):
+    make_samples = make_dataclass("Samples", ["inputs", "targets"], slots=slots)
+
     class Objects(Trainer):
         def calculate_train_batch_loss(self, batch):
             if in_place:
@@ -352,7 +349,7 @@ def test_a_batch_that_is_an_object_is_kept_and_watched_like_a_list(in_place):
             return super().calculate_train_batch_loss((batch.inputs, batch.targets))
 
     def collate(samples):
-        return Samples(*map(torch.stack, zip(*samples, strict=True)))
+        return make_samples(*map(torch.stack, zip(*samples, strict=True)))
 
     seen = []
 
