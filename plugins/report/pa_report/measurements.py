@@ -55,6 +55,8 @@ class Measurements:
         rate = trainer.optimizer.param_groups[0]["lr"]
         if hasattr(rate, "clone"):  # a tensor: reading its value now might synchronise
             rate = rate.detach().clone()
+        if self._rates and self._rates[-1].update > trainer.updates:
+            self._rates.pop()  # of an update that was skipped
         self._rates.append(_point(trainer, rate, updates=trainer.updates + 1))
         if len(self._rates) >= MAX_RATES:
             del self._rates[1::2]

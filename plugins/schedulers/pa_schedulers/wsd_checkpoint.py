@@ -126,11 +126,12 @@ class WSDCheckpointCallback(ConfigurableCallback):
     @hookimpl(trylast=True)
     def on_training_run_end(self, trainer: Trainer, **kwargs: Any) -> None:
         """Save after the last decay, unless that is done."""
-        # The scheduler doesn't count updates that the gradient scaler has skipped. Then the run
-        # ends before the scheduler's last period does.
+        # The scheduler doesn't count updates that were skipped. Then the run ends before the
+        # scheduler's last period does.
         total = self._scheduler(trainer).get_checkpoint_steps()[-1]
-        is_complete = trainer.stop_reason is None and trainer.updates == trainer.num_updates
-        if is_complete and trainer.updates == total != self.last_checkpoint_step:
+        attempts = trainer.position.attempts
+        is_complete = trainer.stop_reason is None and attempts == trainer.num_updates
+        if is_complete and attempts == total != self.last_checkpoint_step:
             self._save_post_decay(trainer, total)
 
     def _save_post_decay(self, trainer: Trainer, step: int) -> None:

@@ -57,7 +57,7 @@ class TrackingPlugin:
         self._throughput = Throughput()
         self._norm: Tensor | float | None = None
         self._is_training = self._has_warned = self._has_failed = False
-        self._is_due = self._has_new_records = False
+        self._is_due = self._is_skipped = self._has_new_records = False
         self._measured_at = -1
         self._last_update: int | None = None
 
@@ -71,7 +71,7 @@ class TrackingPlugin:
             self._queue.skip_history(trainer)
         every = self.settings.every
         self._every = None if every is None else Every(every)
-        self._is_due = self._has_new_records = self._has_warned = False
+        self._is_due = self._is_skipped = self._has_new_records = self._has_warned = False
         self._is_training, self._measured_at, self._norm = True, -1, None
         try:
             with self._closing(trainer):
@@ -155,12 +155,18 @@ class TrackingPlugin:
     @hookimpl
     def on_optimizer_step_start(self, trainer: Trainer) -> None:
         if self._every is not None:
-            self._is_due = self._every.due(_after_update(trainer, self._every.duration.unit))
+            # What was due at a skipped update waits for one that is made.
+            is_due = self._every.due(_after_update(trainer, self._every.duration.unit))
+            self._is_due, self._is_skipped = is_due or self._is_due, False
         if self._is_due or trainer.position.updates + 1 == self._last_update:
             if "gradient_norm" in self.settings.log and trainer.is_main_process:
                 from pa_tracking.measurements import gradient_norm
 
                 self._norm = gradient_norm(trainer)
+
+    @hookimpl
+    def on_optimizer_step_skipped(self, trainer: Trainer) -> None:
+        self._is_skipped = True
 
     @hookimpl(trylast=True)
     def on_train_step_end(self, trainer: Trainer) -> None:
@@ -168,7 +174,7 @@ class TrackingPlugin:
             self._has_new_records = False
             if not self._has_failed:
                 self._send(trainer)
-        if self._is_due and self._every is not None:
+        if self._is_due and not self._is_skipped and self._every is not None:
             self._is_due, is_counted = False, self._every.is_counted
             # The processes' clocks differ, so that only the main one decides by time.
             if is_counted or trainer.is_main_process:

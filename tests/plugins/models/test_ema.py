@@ -260,7 +260,7 @@ class Leaves(TrainerCallback):
     """Skips the updates that a rollback undoes, and the one with the infinite loss."""
 
     def on_backward_end(self, trainer) -> None:
-        if trainer.updates + 1 in (5, 6, 7, 8):
+        if trainer.position.attempts + 1 in (5, 6, 7, 8):
             trainer.control.skip_update()
 
 

@@ -254,7 +254,7 @@ def test_accumulated_micro_batches_save_no_state_twice(tmp_path):
 def test_the_last_decay_is_saved_if_updates_were_skipped(tmp_path):
     class Skip(TrainerCallback):
         def on_optimizer_step_start(self, trainer):
-            if trainer.updates == 3:  # as a gradient scaler does
+            if trainer.position.attempts == 3:  # as a gradient scaler does
                 trainer.control.skip_update()
 
     trainer, _ = wsd_run(tmp_path, Skip(), num_checkpoints=1)
