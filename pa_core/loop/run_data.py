@@ -73,11 +73,24 @@ class RunData:
             trainer.eval_dataset = given
 
     def split(self, loader: Any, purpose: Purpose) -> Any:
-        """Split the batches of a loader between processes; our own loaders do it themselves."""
+        """Split the batches of a loader between processes; our own loaders do it themselves.
+
+        Raises:
+            RuntimeError: if a dataset hasn't the same length on every process.
+        """
         engine = self._trainer._engine
-        if engine.num_processes == 1 or isinstance(loader, KeyedDataLoader):
+        if engine.num_processes == 1:
             return loader
-        return split_between_processes(loader, engine, purpose)
+        is_own = isinstance(loader, KeyedDataLoader)
+        length = len(loader.dataset) if is_own else -1
+        most, least = engine.largest(length, -length)
+        if most != -least:
+            raise RuntimeError(
+                f"The dataset to {purpose} on has {length} samples on process {engine.rank}, and "
+                "more or fewer on others. Use the same dataset on every process: its batches are "
+                "split between them"
+            )
+        return loader if is_own else split_between_processes(loader, engine, purpose)
 
     def reload_train(self, arguments: RunArguments, *, requested: bool) -> bool:
         """Load the training data again if they have changed; returns whether they have.

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from pa_curriculum import CurriculumPlugin
 from pa_distillation import DistillationPlugin
@@ -326,7 +327,32 @@ def results(name: str, folder: Path) -> dict[str, dict[str, Any]]:
     return found
 
 
+class Assigns:
+    """Assigns a dataset with this many samples, None for no assignment, before an epoch."""
+
+    def __init__(self, samples: int | None) -> None:
+        self.samples = samples
+
+    @hookimpl
+    def on_train_epoch_start(self, trainer: Trainer) -> None:
+        if trainer.position.epoch == 2 and self.samples is not None:
+            trainer.train_dataset = data(self.samples)
+
+
+def refused(samples: int | None, *, first: int = 16) -> str:
+    """The error if a process assigns a dataset with this many samples."""
+    trainer = tiny_trainer(Assigns(samples), model=new_model(), accelerator={"cpu": True})
+    with pytest.raises(RuntimeError) as caught:
+        trainer.train(data(first), 2)
+    return str(caught.value)
+
+
 if __name__ == "__main__":
-    outcome = {name: results(name, Path(sys.argv[1])) for name in JOBS}
+    outcome: dict[str, Any] = {name: results(name, Path(sys.argv[1])) for name in JOBS}
+    outcome["refused"] = {
+        "changed on one": refused(16 if RANK else None),
+        "changed differently": refused(16 + RANK),
+        "different": refused(None, first=16 + RANK),
+    }
     if RANK == 0:
         (Path(sys.argv[1]) / "outcome.json").write_text(json.dumps(outcome))

@@ -33,6 +33,11 @@ def outcome(importable, request, tmp_path_factory) -> dict[str, Any]:
     return {name: plugin_contract.results(name, folder) for name in plugin_contract.JOBS}
 
 
+@pytest.fixture
+def results(outcome) -> dict[str, Any]:
+    return {name: found for name, found in outcome.items() if name != "refused"}
+
+
 def difference(one: dict[str, Any], other: dict[str, Any]) -> float:
     assert one.keys() == other.keys()
     found = flat(one), flat({name: other[name] for name in one})
@@ -41,21 +46,30 @@ def difference(one: dict[str, Any], other: dict[str, Any]) -> float:
     return max(abs(first - second) for first, second in zip(*found, strict=True))
 
 
-def test_the_plugins_give_the_numbers_of_the_loops_by_hand(outcome):
+def test_the_plugins_give_the_numbers_of_the_loops_by_hand(results):
     found = {
-        (name, way): difference(results[way], results["by hand"])
-        for name, results in outcome.items()
+        (name, way): difference(job[way], job["by hand"])
+        for name, job in results.items()
         for way in ("trainer", "resumed")
     }
     print(*sorted(f"{value:.1e}: {name}" for name, value in found.items()), sep="\n")
     assert all(value < 1e-9 for value in found.values()), found
 
 
-def test_the_comparison_notices_each_mistake(outcome):
+def test_the_comparison_notices_each_mistake(results):
     found = {
-        mistake: difference(results[mistake], results["by hand"])
-        for results in outcome.values()
-        for mistake in results.keys() - {"trainer", "resumed", "by hand"}
+        mistake: difference(job[mistake], job["by hand"])
+        for job in results.values()
+        for mistake in job.keys() - {"trainer", "resumed", "by hand"}
     }
     assert len(found) == (7 if "local gradients" in found else 6)
     assert all(value > 1e-4 for value in found.values()), found
+
+
+def test_processes_must_change_their_data_in_the_same_way(outcome):
+    if "refused" not in outcome:
+        pytest.skip("one process")
+    refused = outcome["refused"]
+    assert "train data were changed on some processes only" in refused["changed on one"]
+    for name in ("changed differently", "different"):
+        assert "has 16 samples on process 0, and more or fewer on others" in refused[name]
