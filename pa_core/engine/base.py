@@ -80,6 +80,7 @@ class Engine:
             self.sharded_by = "Megatron-LM"
         if self.num_processes > 1:
             _engines.add(self)
+        self._may_be_unscaled = False  # by the gradient scaler
         self._prepared: dict[tuple[int, int], tuple[nn.Module, Any]] = {}
         self._trainable: dict[int, list[bool]] = {}  # by wrapped model
 
@@ -249,6 +250,7 @@ class Engine:
         """Unscale the gradients of an accumulated batch, if the precision scales the loss."""
         if self.accelerator.scaler is not None:
             self.accelerator.scaler.unscale_(_inner(optimizer))
+            self._may_be_unscaled = True
 
     def unscale_again(self, optimizer: Any) -> None:
         """Unscale gradients that replace those that `unscale` has seen.
@@ -260,16 +262,17 @@ class Engine:
             return
         overflowed = scaler._found_inf_per_device(_inner(optimizer))
         self.discard_unscaled()
-        scaler.unscale_(_inner(optimizer))
+        self.unscale(optimizer)
         for device, found in scaler._found_inf_per_device(_inner(optimizer)).items():
             if device in overflowed:
                 found.copy_(torch.maximum(found, overflowed[device]))
 
     def discard_unscaled(self) -> None:
         """Prepare the gradient scaler for new gradients, when an update isn't made."""
-        scaler = self.accelerator.scaler
-        if scaler is not None:
+        if self._may_be_unscaled:
+            scaler = self.accelerator.scaler
             scaler.update(scaler.get_scale())  # keeps the scale, and forgets the gradients
+            self._may_be_unscaled = False
 
     def clip_norm(self, parameters: Iterable[nn.Parameter], max_norm: float) -> Tensor | None:
         """Clip the total 2-norm of the gradients; returns the norm before (0-d, on the device)."""

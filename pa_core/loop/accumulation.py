@@ -90,8 +90,12 @@ class Accumulation:
         Returns:
             The weight, None for 1, and the number of items that count.
         """
-        weight, items = self._weigh(output, micro)
         self._count += 1
+        if self._is_whole:
+            size = output["batch_size"]
+            self._samples += size
+            return None, output.get("num_items_in_batch", size)
+        weight, items = self._weigh(output, micro)
         if self.recompute is not None:
             self.recompute.weigh(weight)
         return weight, items
@@ -101,9 +105,6 @@ class Accumulation:
     ) -> tuple[float | Tensor | None, Items]:
         size = output["batch_size"]
         items = output.get("num_items_in_batch", size)
-        if self._is_whole:
-            self._samples += size
-            return None, items
         if not self._is_open:
             self._open(micro.step)
         if self._sampler is None:

@@ -216,8 +216,7 @@ class TrainerBase(TrainerServices):
     def _discard_accumulation(self) -> None:
         """Discard gradients of an accumulated batch that was interrupted."""
         self._engine.zero_grad(self.optimizer)
-        if self._accumulation.is_complete:
-            self._engine.discard_unscaled()
+        self._engine.discard_unscaled()
         self._accumulation.reset()
         self._means.end_step()
 
@@ -429,8 +428,7 @@ class TrainerBase(TrainerServices):
     def _reload_changed_data(self) -> None:
         """Load data that a plugin has changed; the rest of the run is planned with them."""
         requested, before = self.control.take_reload(), self.num_updates
-        if requested:
-            self._data.reload_eval(self._arguments, requested=True)
+        self._data.reload_eval(self._arguments, requested=requested)
         if not self._data.reload_train(self._arguments, requested=requested):
             return
         self._plan_run(self.position)

@@ -206,6 +206,30 @@ def test_a_scaled_run_resumes_bit_for_bit(tmp_path):
     assert scalers[0] == scalers[1]
 
 
+def test_a_run_after_one_that_failed_between_unscaling_and_the_update_trains_on():
+    class FailsOnce(TrainerCallback):
+        failed = False
+
+        def on_gradients_ready(self, trainer):
+            if not self.failed:
+                self.failed = True
+                raise ValueError("not now")
+
+    model = tiny_model()
+    trainer = Trainer(
+        model,
+        nn.CrossEntropyLoss(),
+        torch.optim.SGD(model.parameters(), lr=0.1),
+        callbacks=[FailsOnce()],
+        plugins=(),
+        accelerator=scaled_on_the_cpu(),
+    )
+    with pytest.raises(ValueError, match="not now"):
+        trainer.train(tiny_data(8), 1, per_device_batch_size=4)
+    trainer.train(tiny_data(8), 1, per_device_batch_size=4)
+    assert trainer.updates == 2
+
+
 @pytest.mark.gpu
 def test_fp16_skips_an_overflow_without_advancing_the_scheduler():
     updates = Updates()
