@@ -34,7 +34,6 @@ class SwaPlugin:
         ValueError: at the start of a run whose engine (DeepSpeed, FSDP) shards the weights.
     """
 
-    changes_training = False
     follows_weights = ("average",)
 
     class Settings(BaseModel):
