@@ -13,12 +13,11 @@ from typing import Any
 
 import torch
 
-from pa_core import trainer
 from pa_core.builtins.checkpoint import SaveTrainingStateCallback
 from pa_core.checkpoint import atomic_io, restore, storage
 from pa_core.control import TrainerControl
 from pa_core.data import loader, rng
-from pa_core.loop import consensus, randomness
+from pa_core.loop import base, consensus, randomness
 
 Patch = Callable[[Any, str, Any], None]
 """What `setattr` and ``monkeypatch.setattr`` have in common."""
@@ -61,8 +60,8 @@ def rotate_before_save(patch: Patch) -> None:
 def no_key(patch: Patch) -> None:
     """A step's randomness is a continuing stream, not a function of its position."""
     for module, names in (
-        (randomness, ("seed_model", "seed_all")),
-        (trainer, ("seed_all",)),
+        (randomness, ("seed_model", "seed_python_and_numpy")),
+        (base, ("seed_all",)),
         (loader, ("seed_host", "seed_torch")),
     ):
         for name in names:

@@ -192,6 +192,8 @@ def test_no_state_and_no_best_model_contains_nan_or_infinity(tmp_path, policy):
     for state in saved:
         for name in ("model.safetensors", "state.safetensors"):
             for key, tensor in StateReader(state).read_tensors(name).items():
+                if key.startswith("run_history"):
+                    continue  # which has the losses as they were
                 assert torch.isfinite(tensor).all(), (state, key)
     finite = [
         value
