@@ -577,6 +577,19 @@ class Trainer(TrainerBase):
         if granted.stop_reason is not None:
             raise StopTrainingError(granted.stop_reason)
 
+    def _decide(self, now: bool = False) -> Requests | None:
+        """The requests to grant at this boundary, the same on every process; None for none."""
+        self._hooks.refresh()
+        if "_saver" in vars(self):  # a state has been saved
+            self._saver.request_wait(self.control)
+        if self._engine.num_processes == 1 and self.control.is_idle:
+            return None
+        timed = self._in_run and self._length.is_timed
+        time_is_up = timed and self._length.is_over(self.progress)
+        return self._consensus.decide(
+            self.control, self.position.attempts, time_is_up=time_is_up, now=now
+        )
+
     def _is_finished(self) -> bool:
         """Whether the run has reached its length, the same on every process."""
         length, position = self._length, self.position

@@ -281,3 +281,32 @@ def test_the_figures_of_the_page_are_about_what_the_code_has() -> None:
     assert numbers.keys() == recorded.keys(), "run: python docs/figures.py"
     for name, number in numbers.items():
         assert number == pytest.approx(recorded[name], rel=0.05), f"{name}: python docs/figures.py"
+
+
+def test_the_loop_can_be_read_in_one_sitting() -> None:
+    """An aim of the design, and a bound of what its readers need from elsewhere."""
+    tree = ast.parse((ROOT / "pa_core" / "trainer.py").read_text())
+    trainer = next(node for node in tree.body if isinstance(node, ast.ClassDef))
+    methods = {node.name: node for node in trainer.body if isinstance(node, ast.FunctionDef)}
+    loop = [
+        methods[name]
+        for name in (
+            *("_run_train_epoch", "_forward_backward", "_update_parameters", "apply_update"),
+            *("_handle_requests", "_run_eval_epoch"),
+        )
+    ]
+    lines = 0
+    for method in loop:
+        has_docstring = ast.get_docstring(method) is not None
+        first = method.body[1] if has_docstring else method.body[0]
+        lines += (method.end_lineno or 0) - first.lineno + 1
+    attributes = {
+        node.attr
+        for method in loop
+        for node in ast.walk(method)
+        if isinstance(node, ast.Attribute)
+        and isinstance(node.value, ast.Name)
+        and node.value.id == "self"
+    }
+    assert lines <= 150
+    assert len(attributes - methods.keys()) <= 20, sorted(attributes - methods.keys())

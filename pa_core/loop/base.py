@@ -81,28 +81,17 @@ class TrainerBase(TrainerServices):
         if not isinstance(settings, Settings):
             settings = read_settings(Path(settings) if settings else find_settings_file())
         self.settings = settings
-        self.plugins = PluginManager(Defaults())
-        for name, plugin, source in build_all_plugins(
-            settings, callbacks=callbacks, plugins=plugins
-        ):
-            self.plugins.register(plugin, name, source)
+        self.plugins = _create_plugins(settings, callbacks, plugins)
         self._hooks = BoundHooks(self.plugins)
         self.callback_handler = self._create_callback_handler()
 
-        if isinstance(model, str):
-            model = self._create_model(model)
-        self.model: Any = model
+        self.model: Any = self._create_model(model) if isinstance(model, str) else model
         self.loss_func: Any = loss_func
-        if (callable(optimizer) and not hasattr(optimizer, "step")) or isinstance(optimizer, type):
-            optimizer = optimizer(model.parameters())
-        self.optimizer = optimizer
-        if optimizer is None:
-            self.optimizer = self._hooks.create_optimizer and self._hooks.create_optimizer(
-                trainer=self
-            )
+        self.optimizer: Any = self._create_optimizer(optimizer)
         check_model_and_optimizer(self.model, self.optimizer)
         self.seed = seed
         self.run_history = InMemoryRunHistory() if run_history is None else run_history
+
         self.accelerator_kwargs = dict(accelerator) if isinstance(accelerator, Mapping) else {}
         if mixed_precision is not None:
             self.accelerator_kwargs["mixed_precision"] = mixed_precision
@@ -115,34 +104,37 @@ class TrainerBase(TrainerServices):
             self._hooks = BoundHooks(self.plugins, self._request_stop)
         self.plugins.set_process(is_main=self.is_main_process)
 
-        # What a run sets.
+        # What `train` and `evaluate` are given.
         self.create_scheduler_fn: Callable[[Any], Any] | str | None = None
-        self.scheduler: Any = None
         self.collate_fn: Callable[[Any], Any] | None = None
         self.train_dataset: Any = None
         self.eval_dataset: Any = None
-        self.eval_name: str | None = None
-        self.train_batch_limit: int | None = None
-        self.eval_batch_limit: int | None = None
-        self.grad_norm: Tensor | None = None
-        self.control = TrainerControl()
-        self.position = Position()
+        self._data = RunData(self._trainer)
+
+        # What describes and limits the present run.
         self.run_config: Any = None  # a TrainerRunConfig from the first run on
         self.num_updates: int | None = None
+        self.train_batch_limit: int | None = None
+        self.eval_batch_limit: int | None = None
         self._length = RunLength(Duration.parse(1), None, None)
-        self._means = EpochMeans()
-        self._data = RunData(self._trainer)
         self._manifest: dict[str, Any] | None = None
         self._fingerprint: dict[str, Any] | None = None
+
+        # Where it stands.
+        self.control = TrainerControl()
+        self.position = Position()
+        self.scheduler: Any = None
+        self.eval_name: str | None = None
+        self.grad_norm: Tensor | None = None
+        self.is_padding_batch = False
+        self._in_run = False
+        self._clock = 0.0
+        self._means = EpochMeans()
+        self._accumulation = Accumulation(1, None, None, 1, self._engine)
+        self._consensus = Consensus(self._engine, 0)
+        self._drawing: set[str] = set()  # see EpochRandomness
         self._resumed_state: TrainingState | None = None
         self._save_metadata: dict[Path, dict[str, Any]] = {}
-        self._in_run = False
-        self._drawing: set[str] = set()  # see EpochRandomness
-        self.is_padding_batch = False
-        """Whether this process trains on a padding batch, which counts for nothing."""
-        self._consensus = Consensus(self._engine, 0)
-        self._accumulation = Accumulation(1, None, None, 1, self._engine)
-        self._clock = 0.0
         self._event("on_init_end")
 
     @cached_property
@@ -285,19 +277,6 @@ class TrainerBase(TrainerServices):
         self._trainer.calculate_eval_batch_loss(batch)
         self.is_padding_batch = False
 
-    def _decide(self, now: bool = False) -> Requests | None:
-        """The requests to grant at this boundary, the same on every process; None for none."""
-        self._hooks.refresh()
-        if "_saver" in vars(self):  # a state has been saved
-            self._saver.request_wait(self.control)
-        if self._engine.num_processes == 1 and self.control.is_idle:
-            return None
-        timed = self._in_run and self._length.is_timed
-        time_is_up = timed and self._length.is_over(self.progress)
-        return self._consensus.decide(
-            self.control, self.position.attempts, time_is_up=time_is_up, now=now
-        )
-
     def _save_requested(self, granted: Requests, now: bool) -> None:
         """Save the granted training states, with the reason to stop if there is one.
 
@@ -332,25 +311,27 @@ class TrainerBase(TrainerServices):
         return [name for name, plugin in plugins if getattr(plugin, "needs_recompute", False)]
 
     def _check_update_plugins(self) -> None:
-        """Refuse plugins that need gradients which this engine doesn't show.
+        """Refuse plugins that make the update in a way that isn't possible here.
 
         Raises:
             ValueError: naming them.
         """
-        engine = self._engine
-        if engine.reduces_gradients_before_update:
+        own = [one for one in self.plugins.implementations("run_update") if not one.is_default]
+        replacing = [one.name for one in own if not one.wrapper]
+        if len(replacing) > 1:
+            raise ValueError(
+                f"The plugins {', '.join(map(repr, replacing))} each replace run_update, and only "
+                "the first would be called: disable all but one of them"
+            )
+        if self._engine.reduces_gradients_before_update:
             return
         found = [f"{name} (needs_recompute)" for name in self._recomputing]
-        for hook in ("on_gradients_ready", "run_update"):
-            found += [
-                f"{one.name} ({hook})"
-                for one in self.plugins.implementations(hook)
-                if not one.is_default
-            ]
+        looking = self.plugins.implementations("on_gradients_ready")
+        found += [f"{one.name} ({one.hook})" for one in (*looking, *own)]
         if found:
             raise ValueError(
-                f"{type(engine).__name__} reduces gradients in its own update, so it can't be used "
-                f"with plugins that look at them before or replace it: {', '.join(found)}"
+                f"{type(self._engine).__name__} reduces gradients in its own update, so it can't "
+                "be used with plugins that look at them before or replace it: " + ", ".join(found)
             )
 
     def _log_progress(self) -> None:
@@ -374,6 +355,15 @@ class TrainerBase(TrainerServices):
     def _create_accelerator(self) -> Accelerator:
         """Create the accelerator, once per trainer, since it owns the gradient scaler."""
         return self._hooks.create_accelerator(trainer=self)
+
+    def _create_optimizer(self, optimizer: Any) -> Any:
+        """The given optimizer, that of a given function or class, or that of a plugin."""
+        if optimizer is None:
+            create = self._hooks.create_optimizer
+            return create and create(trainer=self)
+        if isinstance(optimizer, type) or (callable(optimizer) and not hasattr(optimizer, "step")):
+            return optimizer(self.model.parameters())
+        return optimizer
 
     def _create_model(self, name: str) -> nn.Module:
         factory: Any = self.plugins.find("register_models", name)
@@ -450,3 +440,12 @@ class TrainerBase(TrainerServices):
                 f"{before}. The scheduler ({type(self.scheduler).__name__}) isn't changed",
                 stacklevel=2,
             )
+
+
+def _create_plugins(
+    settings: Settings, callbacks: Iterable[Any] | None, plugins: Iterable[Any] | None
+) -> PluginManager:
+    manager = PluginManager(Defaults())
+    for name, plugin, source in build_all_plugins(settings, callbacks=callbacks, plugins=plugins):
+        manager.register(plugin, name, source)
+    return manager

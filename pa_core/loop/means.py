@@ -100,6 +100,8 @@ class EpochMeans:
                 f"The mean {name!r} is recorded twice in one step, by {self._sources[name]} and by "
                 f"{source}: give one of them another name"
             )
+        if not isinstance(items, Tensor) and items < 0:
+            raise ValueError(f"The mean {name!r} is over {items} items; expected 0 or more")
         self._sources[name] = source
         tracker = self._named.get(name)
         if tracker is None:

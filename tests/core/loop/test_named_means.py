@@ -148,6 +148,15 @@ def test_a_value_that_is_no_number_is_refused(value):
         make(Wrong()).train(tiny_data(8), 1)
 
 
+def test_a_negative_number_of_items_is_refused():
+    class Wrong(TrainerCallback):
+        def on_train_step_end(self, trainer):
+            trainer.record_mean("x", 1.0, -1)
+
+    with pytest.raises(ValueError, match="'x' is over -1 items"):
+        make(Wrong()).train(tiny_data(8), 1)
+
+
 def test_means_belong_in_steps():
     class Late(TrainerCallback):
         def on_train_epoch_end(self, trainer):

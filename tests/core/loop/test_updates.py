@@ -193,6 +193,20 @@ def test_a_wrong_replacement_is_an_error(update, error, text):
         assert trainer.updates <= 1  # the default didn't run as well
 
 
+def test_two_replacements_of_the_update_are_refused():
+    class First:
+        @hookimpl
+        def run_update(self, trainer):
+            return trainer.apply_update()
+
+    class Second(First):
+        pass
+
+    trainer = make(First(), Second())
+    with pytest.raises(ValueError, match="'First', 'Second' each replace run_update"):
+        trainer.train(tiny_data(8), 1)
+
+
 def test_updates_and_recomputation_belong_in_the_hook():
     with pytest.raises(RuntimeError, match="in the hook run_update only"):
         make().apply_update()
