@@ -13,6 +13,9 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 # It marks the conformance suite's slow tests, and imports no torch.
 pytest_plugins = ["pa_core.testing.pytest_plugin"]
 
+# It imports the example plugins, which its test puts on the path.
+collect_ignore = ["tests/distributed/plugin_contract.py"]
+
 # What libraries write on import: accelerate, torch's compiler (through transformers), scikit-learn,
 # and DeepSpeed, which accelerate imports where it is installed.
 MAY_CHANGE = ("ACCELERATE_", "PYTEST_", "TORCHINDUCTOR_", "KMP_", "PYTORCH_NVML_")
