@@ -194,7 +194,7 @@ class TrainingState:
         self._start_check.end()
 
     def check_start(self, trainer: Trainer) -> None:
-        """Put back what start events have changed, and warn of it.
+        """Restore again what start events have changed, and warn of it.
 
         Raises:
             TrainingStateError: if they have, and the run resumes with ``strict=True``.

@@ -43,8 +43,8 @@ class StartCheck:
         """End the check.
 
         Returns:
-            Who has changed weights, optimizer, scheduler or scaler; None if nobody has. And whether
-            the history has new records.
+            What has changed weights, optimizer, scheduler or scaler, None if nothing has; and
+            whether the history has new records.
         """
         self._trainer.plugins.unwrap_calls(self._around)
         has_records = count_values(self._trainer.run_history) != self._history

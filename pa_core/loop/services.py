@@ -427,7 +427,7 @@ class TrainerServices:
 
         Raises:
             TrainingStateError: if there is no optimizer, if the state can't be written, or with
-                `now` while a run goes on.
+                `now` during a run.
         """
         if self.optimizer is None:
             raise TrainingStateError(
@@ -436,7 +436,7 @@ class TrainerServices:
             )
         if now and self._in_run and self.position.stop_reason is None:
             raise TrainingStateError(
-                "A run that goes on saves its state at the next boundary, when every plugin is "
+                "A run in progress saves its state at the next boundary, when every plugin is "
                 "done with the update: leave out now=True"
             )
         path, metadata = Path(output_dir), dict(checkpoint_kwargs or {})
