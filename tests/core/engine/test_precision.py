@@ -206,6 +206,20 @@ def test_a_scaled_run_resumes_bit_for_bit(tmp_path):
     assert scalers[0] == scalers[1]
 
 
+def test_a_requested_skip_under_a_scaler_leaves_its_scale_and_the_next_update_right():
+    class SkipSecond(TrainerCallback):
+        def on_gradients_ready(self, trainer):
+            if trainer.position.attempts == 1:
+                trainer.control.skip_update()
+
+    scaled = trained(None, SkipSecond(), accelerator=scaled_on_the_cpu(), epochs=1)
+    plain = trained("no", SkipSecond(), epochs=1)
+    assert scaled.position.skipped == plain.position.skipped == 1
+    assert scaled.updates == plain.updates > 1
+    assert largest_difference(weights_of(scaled), weights_of(plain)) < 1e-4
+    assert scaled.scaler.get_scale() == 2.0**8
+
+
 def test_a_run_after_one_that_failed_between_unscaling_and_the_update_trains_on():
     class FailsOnce(TrainerCallback):
         failed = False
