@@ -172,7 +172,7 @@ def clipped(engine: str) -> Trainer:
         return train(new_trainer(engine), 1, gradient_clip_norm=0.1)
     settings = {"gradient_clipping": 0.1, "gradient_accumulation_steps": 3}
     trainer = new_trainer(engine, configuration=settings)
-    with pytest.warns(UserWarning, match="gradient_accumulation_steps=3, and train.. says 1"):
+    with pytest.warns(UserWarning, match="steps=3; train.. overrides it with 1"):
         return train(trainer, 1)
 
 
