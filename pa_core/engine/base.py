@@ -214,7 +214,9 @@ class Engine:
             from pa_core.engine.prefetch import StreamCopier, prefetched
 
             return prefetched(batches, StreamCopier(self.device, self.move))
-        return batches if self._is_cpu else map(self.move, batches)
+        if self._is_cpu and type(self).move is Engine.move:  # which has nothing to do here
+            return batches
+        return map(self.move, batches)
 
     def backward(self, loss: Tensor) -> None:
         """Run the backward pass, with the loss scaled if the precision needs it."""
