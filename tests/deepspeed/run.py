@@ -18,7 +18,7 @@ from accelerate.state import AcceleratorState
 from torch import nn
 from torch.utils.data import DataLoader
 
-from pa_core import Trainer, hookimpl
+from pa_core import Trainer, TrainerCallback, hookimpl
 from pa_core.callbacks import SaveBestModelCallback
 from pa_core.errors import TrainingStateError
 from tests.helpers import NoisyModel, assert_identical, tiny_data, tiny_model
@@ -114,6 +114,8 @@ def numbers(engine: str, folder: Path) -> dict[str, Any]:
     sharded_by = {"none": None, "fsdp": "FSDP"}.get(engine, "DeepSpeed")
     assert trainer.sharded_by == sharded_by
     assert trainer.has_whole_gradients == (sharded_by is None)
+    if sharded_by == "DeepSpeed":
+        refuse_what_looks_at_gradients(engine)
     try_something(trainer)  # changes none of the results below
     train(trainer, 2, gradient_accumulation_steps=2, gradient_clip_norm=0.5)
     try_something(trainer)
@@ -164,6 +166,21 @@ def try_something(trainer: Trainer) -> None:
             trainer.trial(alone=True),
         ):
             pass
+
+
+def refuse_what_looks_at_gradients(engine: str) -> None:
+    """DeepSpeed keeps its gradients to itself."""
+
+    class Looks(TrainerCallback):
+        def on_gradients_ready(self, trainer: Trainer) -> None:
+            raise AssertionError("there are no gradients to look at")
+
+    class Repeats(TrainerCallback):
+        needs_recompute = True
+
+    for callback, reason in ((Looks(), "on_gradients_ready"), (Repeats(), "needs_recompute")):
+        with pytest.raises(ValueError, match=rf"in its own update.*\({reason}\)"):
+            train(new_trainer(engine, callbacks=(callback,)), 1)
 
 
 def clipped(engine: str) -> Trainer:
