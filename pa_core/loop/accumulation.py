@@ -65,7 +65,6 @@ class Accumulation:
         self._start()
 
     def _start(self) -> None:
-        self._is_open = False
         self._samples = self._count = 0
         self._reference = 1
         self._total: Items | None = None  # the items whose number wasn't known in advance
@@ -105,7 +104,7 @@ class Accumulation:
     ) -> tuple[float | Tensor | None, Items]:
         size = output["batch_size"]
         items = output.get("num_items_in_batch", size)
-        if not self._is_open:
+        if self._count == 1:
             self._open(micro.step)
         if self._sampler is None:
             size = 0 if micro.is_padding else size
@@ -141,7 +140,6 @@ class Accumulation:
         """Work out how many micro-batches and samples the accumulated batch will have."""
         end = step + self._steps
         end = end if self._length is None else min(end, self._length)
-        self._is_open = True
         self._reference = (end - step) * self._batch_size
         if self._sampler is not None:
             self._planned = self._sampler.global_size(step, end)
