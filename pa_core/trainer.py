@@ -401,12 +401,12 @@ class Trainer(TrainerBase):
             self._discard_accumulation()
             self.print(error)
             self._event("on_stop_training_error", error=error)
-        self._wait_for_saves()
+        self.wait_for_saves()
         self._in_run = False
         self.training_run_end()
         self._event("on_training_run_end")
         self._save_requested(self._decide(now=True) or Requests(), now=True)
-        self._wait_for_saves()
+        self.wait_for_saves()
 
     def _run_epoch(self) -> None:
         """One epoch of the run: its training part, then its evaluation part."""
@@ -624,6 +624,8 @@ class Trainer(TrainerBase):
     def _evaluate_within_epoch(self) -> Requests:
         """Evaluate between two updates, leaving the model as it was; returns what was requested."""
         self._data.reload_eval(self._arguments)
+        if not self._data.eval_loaders:
+            return Requests()
         with modes_kept(self.model):
             self._run_eval_epochs(is_intermediate=True)
         return self._decide(now=True) or Requests()

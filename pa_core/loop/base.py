@@ -144,11 +144,6 @@ class TrainerBase(TrainerServices):
 
         return StateSaver(self._trainer)
 
-    def _wait_for_saves(self) -> None:
-        """Wait until the training state being saved is complete; called on every process."""
-        if "_saver" in vars(self):
-            self._saver.wait()
-
     # -- Set-up ---------------------------------------------------------------------------------
 
     def _event(self, name: str, **arguments: Any) -> None:
@@ -287,7 +282,7 @@ class TrainerBase(TrainerServices):
         if self._in_run:
             position.stop_reason, position.is_paused = granted.stop_reason, granted.is_pause
         if granted.wait_for_save:
-            self._wait_for_saves()
+            self.wait_for_saves()
         if position.skipped_in_a_row and not now and granted.stop_reason is None:
             self.control.postpone(granted.saves)
         else:

@@ -22,7 +22,7 @@ _PHASES = {
     "save_checkpoint": "saving",
     "save_training_state": "saving",
     "_save_requested": "saving",
-    "_wait_for_saves": "saving",
+    "wait_for_saves": "saving",
     "_run_train_epoch": "loop",
 }
 """The trainer's methods that are phases."""

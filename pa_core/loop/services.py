@@ -452,7 +452,8 @@ class TrainerServices:
         Raises:
             OSError: if it could not be written, and had to be.
         """
-        self._trainer._wait_for_saves()
+        if "_saver" in vars(self):  # a state has been saved
+            self._trainer._saver.wait()
 
     def load_training_state(self, input_dir: str | Path) -> dict[str, Any]:
         """Load a training state outside a run; to resume, use ``train(resume_from=…)``.

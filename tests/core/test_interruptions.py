@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, WeightedRandomSampler
 
-from pa_core import Trainer, TrainerCallback
+from pa_core import Trainer, TrainerCallback, hookimpl
 from pa_core.callbacks import (
     LimitBatchesCallback,
     SaveBestModelCallback,
@@ -326,3 +326,21 @@ def test_a_plugin_that_comes_or_goes_within_a_run_does_so_for_all_events_alike()
 
     new_trainer(Inviting()).train(tiny_data(24), 1, per_device_batch_size=4)
     assert log == [("start", 2), ("end", 2), ("start", 3), ("end", 3)]
+
+
+def test_a_requested_evaluation_without_data_asks_no_plugin_for_models():
+    class Evaluates:
+        @hookimpl
+        def on_train_step_end(self, trainer):
+            trainer.control.evaluate()
+
+        @hookimpl
+        def register_eval_models(self, trainer):
+            asked.append(trainer.updates)
+            return {}
+
+    asked = []
+    trainer = new_trainer()
+    trainer.plugins.register(Evaluates())
+    trainer.train(tiny_data(16), 1, per_device_batch_size=4)
+    assert asked == [4]  # at the end of the epoch, and not after each update
