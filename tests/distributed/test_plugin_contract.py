@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,16 +12,22 @@ import pytest
 from tests.distributed.launch import ROOT, flat, outcome_of
 
 pytestmark = pytest.mark.slow
-PACKAGES = [str(path) for path in (ROOT / "examples" / "plugins").iterdir()]
+PACKAGES = sorted((ROOT / "examples" / "plugins").iterdir())
 
 
 @pytest.fixture(scope="module")
 def importable() -> Any:
+    """The packages can be imported during this module only: other tests count them as missing."""
+    before = set(sys.modules)
     with pytest.MonkeyPatch.context() as patch:
         for package in PACKAGES:
-            patch.syspath_prepend(package)
-        patch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), *PACKAGES]))
+            patch.syspath_prepend(str(package))
+        patch.setenv("PYTHONPATH", os.pathsep.join(map(str, (ROOT, *PACKAGES))))
         yield
+    names = {package.name.replace("-", "_") for package in PACKAGES}
+    for module in set(sys.modules) - before:
+        if module.partition(".")[0] in names or module == "tests.distributed.plugin_contract":
+            del sys.modules[module]
 
 
 @pytest.fixture(scope="module", params=[1, pytest.param(2, marks=pytest.mark.distributed)])
