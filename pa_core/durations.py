@@ -182,11 +182,13 @@ class RunLength:
         planned: the same in updates, made or skipped; None for a number of updates, and if it is
             unknown in advance, as for a stream or a time limit.
         max_updates: the maximum number of updates that are made; None without a maximum.
+        past: the epochs and updates of the run at each earlier change of an epoch's length.
     """
 
     duration: Duration
     planned: int | None
     max_updates: int | None
+    past: tuple[tuple[float, int], ...] = ()
 
     @classmethod
     def plan(

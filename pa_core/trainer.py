@@ -268,11 +268,7 @@ class Trainer(TrainerBase):
         self._engine.plan(self.run_config)
         self._check_update_plugins()
         self._prepare_model_optimizer_and_dataloaders()
-        self.scheduler = (
-            self.create_scheduler()
-            if create_scheduler_fn is not None
-            else self._hooks.create_scheduler(trainer=self)
-        )
+        self._create_scheduler(state and state.scheduled_for)
         self.position = Position(epoch=epoch, first_epoch=epoch)
         self._drawing = set()
         self.control.reset()
@@ -431,6 +427,7 @@ class Trainer(TrainerBase):
         self._reload_changed_data()
         if position.phase == "train":
             self._restore_plugins()
+        self._follow_length()
         position.phase = "train"
 
         batches, randomness = self._rest_of_epoch()

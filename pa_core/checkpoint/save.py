@@ -139,6 +139,8 @@ def _state_files(
     state["division"] = engine.sharding
     state["parameters"] = parameter_names(trainer)
     state["position"] = asdict(trainer.position)
+    numbers = trainer._scheduled_for
+    state["scheduled_for"] = None if numbers is None else asdict(numbers)
     history = trainer.run_history
     if _has_columns(history):
         state["run_history"] = encode(history.snapshot(), constant, "run_history")

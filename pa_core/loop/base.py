@@ -31,9 +31,10 @@ from pa_core.loop.defaults import Defaults
 from pa_core.loop.error_hints import add_hints
 from pa_core.loop.means import EpochMeans
 from pa_core.loop.micro_batches import MicroBatch, micro_batches
-from pa_core.loop.planning import plan_run
+from pa_core.loop.planning import epoch_start, plan_run
 from pa_core.loop.randomness import EpochRandomness
 from pa_core.loop.run_data import RunData
+from pa_core.loop.run_numbers import Groups, RunNumbers, set_values, values_of
 from pa_core.loop.services import TrainerServices
 from pa_core.plugins.callers import BoundHooks
 from pa_core.plugins.manager import PluginManager
@@ -117,6 +118,9 @@ class TrainerBase(TrainerServices):
         self.train_batch_limit: int | None = None
         self.eval_batch_limit: int | None = None
         self._length = RunLength(Duration.parse(1), None, None)
+        self._scheduled_for: RunNumbers | None = None  # what the scheduler was created for
+        self._scheduler_groups: Groups = []  # the optimizer's, before the scheduler was created
+        self._scheduler_is_restored = False  # and hasn't followed the present run yet
         self._manifest: dict[str, Any] | None = None
         self._fingerprint: dict[str, Any] | None = None
 
@@ -412,7 +416,7 @@ class TrainerBase(TrainerServices):
 
     def _reload_changed_data(self) -> None:
         """Load data that a plugin has changed; the rest of the run is planned with them."""
-        requested, before = self.control.take_reload(), self.num_updates
+        requested = self.control.take_reload()
         self._data.reload_eval(self._arguments, requested=requested)
         if not self._data.reload_train(self._arguments, requested=requested):
             return
@@ -421,20 +425,87 @@ class TrainerBase(TrainerServices):
             changed = data_fingerprint(self._trainer) | {"data_changed": True}
             # A new one, since the manifest of a state may still be being written.
             self._fingerprint, self._manifest = self._fingerprint | changed, None
-        if self.scheduler is not None and self.num_updates != before:
-            self._announce_length(before)
 
-    def _announce_length(self, before: int | None) -> None:
-        """Give a new run length to the scheduler, or warn that it was created for another one."""
-        follow = getattr(self.scheduler, "set_num_updates", None)
-        if callable(follow):
-            follow(self.num_updates)
-        else:
-            warnings.warn(
-                f"With the new training data the run has {self.num_updates} updates instead of "
-                f"{before}. The scheduler ({type(self.scheduler).__name__}) isn't changed",
-                stacklevel=2,
+    # -- The scheduler --------------------------------------------------------------------------
+
+    def _create_scheduler(self, saved: Mapping[str, Any] | None = None) -> None:
+        """Create the scheduler of the run.
+
+        Args:
+            saved: the `RunNumbers` that it was created for, if its state is restored next.
+                `_follow_length` then lets it follow the run's present ones, the default.
+        """
+        present = self.num_updates, self.run_config, self._length
+        numbers = RunNumbers.of(self._trainer) if saved is None else RunNumbers(**saved)
+        if saved is not None:
+            self.num_updates = numbers.num_updates
+            self.run_config = replace(
+                self.run_config,
+                num_epochs=numbers.num_epochs,
+                num_update_steps_per_epoch=numbers.updates_per_epoch,
+                num_local_update_steps_per_epoch=numbers.updates_per_epoch,
             )
+        self._length = replace(self._length, past=numbers.past)
+        self._scheduled_for, self._scheduler_is_restored = numbers, saved is not None
+        if self.optimizer is not None:
+            self._scheduler_groups = values_of(self.optimizer)
+        try:
+            self.scheduler = (
+                self._trainer.create_scheduler()
+                if self.create_scheduler_fn is not None
+                else self._hooks.create_scheduler(trainer=self)
+            )
+        finally:
+            self.num_updates, self.run_config, self._length = present
+
+    def _recreate_scheduler(self, saved: Mapping[str, Any] | None) -> None:
+        """Create the scheduler again, for a state of this run that is rolled back to."""
+        if saved is not None and RunNumbers(**saved) != self._scheduled_for:
+            set_values(self.optimizer, self._scheduler_groups)
+            self._create_scheduler(saved)
+
+    def _follow_length(self) -> None:
+        """Let the scheduler follow the length of the run, if that has changed since the last epoch.
+
+        A scheduler that can't keeps what it was created for, with a warning.
+        """
+        before = self._scheduled_for
+        now = RunNumbers.of(self._trainer, before.past if before is not None else ())
+        is_restored, self._scheduler_is_restored = self._scheduler_is_restored, False
+        if before is None or now.length == before.length:
+            return
+        steps = self.run_config.gradient_accumulation_steps
+        done = epoch_start(self.position, self._data.train_loader, steps)
+        if now.updates_per_epoch != before.updates_per_epoch:
+            past = (*before.past, (done.epochs, done.updates))
+            now = RunNumbers.of(self._trainer, past)
+        self._length = replace(self._length, past=now.past)
+        self._scheduled_for = now
+        if self.scheduler is None:
+            return
+        from pa_core.loop.schedule import INDEPENDENT, replace_scheduler
+
+        kind, rates = type(self.scheduler).__name__, self._learning_rates
+        length = f"The run now has {now.num_updates} updates instead of {before.num_updates}"
+        follow, reason = getattr(self.scheduler, "set_num_updates", None), None
+        if now.num_updates is None or not callable(follow) or follow(now.num_updates) is False:
+            reason = replace_scheduler(self._trainer, before, now)
+        unchanged = f"{length}. The scheduler ({kind}) isn't changed: {reason}"
+        if reason is None:
+            self.print(
+                f"{length}. The scheduler ({kind}) follows: the next update has the learning rate "
+                f"{self._learning_rates}; it would have been {rates}"
+            )
+        elif is_restored and reason == INDEPENDENT:  # as in a run that was so long from its start
+            self.print(unchanged)
+        elif now.num_updates != before.num_updates:
+            warnings.warn(unchanged, stacklevel=2)
+
+    @property
+    def _learning_rates(self) -> str:
+        """The learning rates of the optimizer, each once, for a message."""
+        rates = [float(group["lr"]) for group in self.optimizer.param_groups]
+        return ", ".join(dict.fromkeys(f"{rate:.6g}" for rate in rates))
 
 
 def _create_plugins(
