@@ -435,26 +435,31 @@ class TrainerBase(TrainerServices):
             saved: the `RunNumbers` that it was created for, if its state is restored next.
                 `_follow_length` then lets it follow the run's present ones, the default.
         """
-        present = self.num_updates, self.run_config, self._length
         numbers = RunNumbers.of(self._trainer) if saved is None else RunNumbers(**saved)
-        if saved is not None:
-            self.num_updates = numbers.num_updates
-            self.run_config = replace(
-                self.run_config,
-                num_epochs=numbers.num_epochs,
-                num_update_steps_per_epoch=numbers.updates_per_epoch,
-                num_local_update_steps_per_epoch=numbers.updates_per_epoch,
-            )
-        self._length = replace(self._length, past=numbers.past)
-        self._scheduled_for, self._scheduler_is_restored = numbers, saved is not None
+        self._scheduler_is_restored = saved is not None
         if self.optimizer is not None:
             self._scheduler_groups = values_of(self.optimizer)
-        try:
+        with self._scheduling_for(numbers):
             self.scheduler = (
                 self._trainer.create_scheduler()
                 if self.create_scheduler_fn is not None
                 else self._hooks.create_scheduler(trainer=self)
             )
+
+    @contextmanager
+    def _scheduling_for(self, numbers: RunNumbers) -> Iterator[None]:
+        """Let the trainer have these numbers, while its scheduler is created or follows them."""
+        present = self.num_updates, self.run_config, self._length
+        self._scheduled_for, self.num_updates = numbers, numbers.num_updates
+        self.run_config = replace(
+            self.run_config,
+            num_epochs=numbers.num_epochs,
+            num_update_steps_per_epoch=numbers.updates_per_epoch,
+            num_local_update_steps_per_epoch=numbers.updates_per_epoch,
+        )
+        self._length = replace(self._length, past=numbers.past)
+        try:
+            yield
         finally:
             self.num_updates, self.run_config, self._length = present
 
@@ -479,23 +484,37 @@ class TrainerBase(TrainerServices):
         if now.updates_per_epoch != before.updates_per_epoch:
             past = (*before.past, (done.epochs, done.updates))
             now = RunNumbers.of(self._trainer, past)
-        self._length = replace(self._length, past=now.past)
-        self._scheduled_for = now
-        if self.scheduler is None:
-            return
-        from pa_core.loop.schedule import INDEPENDENT, replace_scheduler
+        with self._scheduling_for(now):
+            if self.scheduler is not None:
+                self._change_scheduler(before, now, is_restored=is_restored)
 
-        kind, rates = type(self.scheduler).__name__, self._learning_rates
+    def _change_scheduler(self, before: RunNumbers, now: RunNumbers, *, is_restored: bool) -> None:
+        """Let the scheduler follow `now`, and report whether it does."""
+        from pa_core.loop.schedule import (
+            INDEPENDENT,
+            equal,
+            innermost,
+            replace_scheduler,
+            state_of,
+        )
+
+        kind = type(innermost(self.scheduler)).__name__
+        rates, state = self._learning_rates, state_of(self.scheduler)
         length = f"The run now has {now.num_updates} updates instead of {before.num_updates}"
-        follow, reason = getattr(self.scheduler, "set_num_updates", None), None
-        if now.num_updates is None or not callable(follow) or follow(now.num_updates) is False:
-            reason = replace_scheduler(self._trainer, before, now)
+        follow: Any = getattr(self.scheduler, "set_num_updates", None)
+        reason: str | None = None
+        try:
+            if now.num_updates is None or not callable(follow) or follow(now.num_updates) is False:
+                reason = replace_scheduler(self._trainer, before, now)
+        except ValueError as error:  # such as a warm-up that is longer than the run
+            reason = str(error)
         unchanged = f"{length}. The scheduler ({kind}) isn't changed: {reason}"
         if reason is None:
-            self.print(
-                f"{length}. The scheduler ({kind}) follows: the next update has the learning rate "
-                f"{self._learning_rates}; it would have been {rates}"
-            )
+            if rates != self._learning_rates or not equal(state_of(self.scheduler), state):
+                self.print(
+                    f"{length}. The scheduler ({kind}) follows: the next update has the learning "
+                    f"rate {self._learning_rates}; it would have been {rates}"
+                )
         elif is_restored and reason == INDEPENDENT:  # as in a run that was so long from its start
             self.print(unchanged)
         elif now.num_updates != before.num_updates:

@@ -68,6 +68,18 @@ def replace_scheduler(trainer: Trainer, before: RunNumbers, now: RunNumbers) -> 
     return reason
 
 
+def state_of(scheduler: Any) -> Any:
+    """A copy of a scheduler's state; None if it has none."""
+    return deepcopy(scheduler.state_dict()) if hasattr(scheduler, "state_dict") else None
+
+
+def innermost(scheduler: Any) -> Any:
+    """The scheduler inside its adapters."""
+    while hasattr(scheduler, "scheduler"):
+        scheduler = scheduler.scheduler
+    return scheduler
+
+
 def _check_end(trainer: Trainer, before: RunNumbers, now: RunNumbers) -> None:
     """Raise an error if the scheduler, as it is, would raise before the run ends."""
     try:
@@ -134,13 +146,13 @@ class _Trial:
         scheduler = build_scheduler(trainer, numbers, optimizer)
         optimizer.step()  # torch's schedulers warn if there was none before theirs
         if type(scheduler) is not type(self._scheduler):
-            raise TypeError(f"it would be a {type(scheduler).__name__}")
+            raise TypeError(f"create_scheduler_fn makes a {type(scheduler).__name__}")
         return _Built(scheduler, optimizer)
 
     def _is_present(self, built: _Built) -> bool:
         """Whether a scheduler has the state and the values of the present one."""
-        return _equal(built.scheduler.state_dict(), self._state) and all(
-            _equal(group["lr"], own["lr"])
+        return equal(built.scheduler.state_dict(), self._state) and all(
+            equal(group["lr"], own["lr"])
             for group, own in zip(built.optimizer.param_groups, self._values, strict=True)
         )
 
@@ -152,7 +164,7 @@ class _Trial:
         loaded, stepped = self.loaded(numbers), self._stepped(numbers)
         loaded.scheduler.step()
         stepped.scheduler.step()
-        return _equal(loaded.scheduler.state_dict(), stepped.scheduler.state_dict())
+        return equal(loaded.scheduler.state_dict(), stepped.scheduler.state_dict())
 
     def _adopt(self, numbers: RunNumbers, stepped: _Built) -> None:
         """Give the run's optimizer a scheduler with the state and the values of a stand-in's."""
@@ -164,7 +176,7 @@ class _Trial:
             | {
                 key: value
                 for key, value in after.items()
-                if key == "lr" or key not in before or not _equal(value, before[key])
+                if key == "lr" or key not in before or not equal(value, before[key])
             }
             for own, before, after in zip(self._values, created, changed, strict=True)
         ]
@@ -191,15 +203,15 @@ class _StandIn(Optimizer):
         """Do nothing."""
 
 
-def _equal(first: Any, second: Any) -> bool:
+def equal(first: Any, second: Any) -> bool:
     """Whether two states are equal, apart from the rounding of numbers."""
     if isinstance(first, Tensor) or isinstance(second, Tensor):
         pair = torch.as_tensor(first).double(), torch.as_tensor(second).double()
         return pair[0].shape == pair[1].shape and torch.allclose(*pair, rtol=1e-9, atol=1e-15)
     if isinstance(first, Mapping) and isinstance(second, Mapping):
-        return first.keys() == second.keys() and all(_equal(first[k], second[k]) for k in first)
+        return first.keys() == second.keys() and all(equal(first[k], second[k]) for k in first)
     if isinstance(first, list | tuple) and isinstance(second, list | tuple):
-        return len(first) == len(second) and all(map(_equal, first, second))
+        return len(first) == len(second) and all(map(equal, first, second))
     if isinstance(first, float | int) and isinstance(second, float | int):
         return math.isclose(first, second, rel_tol=1e-9, abs_tol=1e-15) or first == second
     return bool(first == second)
