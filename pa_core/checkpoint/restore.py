@@ -144,7 +144,7 @@ class TrainingState:
             obstacle = "The state of one optimizer can't be loaded into another"
         elif self._is_within_epoch:
             states = [process["plugins"] for process in self._processes]
-            obstacle = mid_epoch_obstacle(saved["run"], present["run"], states)
+            obstacle = mid_epoch_obstacle(saved["run"], present["run"], states, self.position.batch)
         self._report(found, obstacle)
 
     def check_data(self, trainer: Trainer) -> None:

@@ -454,10 +454,12 @@ class TrainerBase(TrainerServices):
         self.run_config = replace(
             self.run_config,
             num_epochs=numbers.num_epochs,
-            num_update_steps_per_epoch=numbers.updates_per_epoch,
-            num_local_update_steps_per_epoch=numbers.updates_per_epoch,
+            num_update_steps_per_epoch=numbers.mean_updates_per_epoch,
+            num_local_update_steps_per_epoch=numbers.mean_updates_per_epoch,
         )
-        self._length = replace(self._length, past=numbers.past)
+        self._length = replace(
+            self._length, updates_per_epoch=numbers.updates_per_epoch, past=numbers.past
+        )
         try:
             yield
         finally:

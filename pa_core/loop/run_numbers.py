@@ -23,8 +23,7 @@ class RunNumbers:
 
     Attributes:
         num_updates: the run's length in updates.
-        num_epochs: the same in epochs. If the length of an epoch has changed within the run, in
-            epochs of the present length, so that their product is `num_updates`.
+        num_epochs: the same in epochs.
         updates_per_epoch: of the present data.
         train_batches: training batches of an epoch on this process.
         eval_batches: batches of the first evaluation dataset on this process.
@@ -41,16 +40,11 @@ class RunNumbers:
     @classmethod
     def of(cls, trainer: Trainer, past: tuple[tuple[float, int], ...] = ()) -> RunNumbers:
         """Those of the trainer's present run."""
-        config, total = trainer.run_config, trainer.num_updates
-        epochs, per_epoch = config.num_epochs, config.num_update_steps_per_epoch
-        if past and total and per_epoch:
-            epochs = total / per_epoch
-            epochs = int(epochs) if epochs.is_integer() else epochs
         evaluated = next(iter(trainer.eval_dataloaders.values()), None)
         return cls(
-            total,
-            epochs,
-            per_epoch,
+            trainer.num_updates,
+            trainer.run_config.num_epochs,
+            trainer.run_config.num_update_steps_per_epoch,
             num_batches(trainer.train_dataloader),
             num_batches(evaluated),
             past,
@@ -61,12 +55,31 @@ class RunNumbers:
         """What a scheduler follows: the updates of the run and of an epoch."""
         return self.num_updates, self.updates_per_epoch
 
-    def as_trainer(self) -> Any:
-        """Stands in for a trainer whose placeholders have these numbers."""
+    @property
+    def mean_updates_per_epoch(self) -> float | None:
+        """The mean over all epochs of the run, once their lengths differ."""
+        if not (self.past and self.num_updates and self.num_epochs):
+            return self.updates_per_epoch
+        return _integer(self.num_updates / self.num_epochs)
+
+    def as_trainer(self, *, with_means: bool = True) -> Any:
+        """Stands in for a trainer whose placeholders have these numbers.
+
+        The product of epochs and updates per epoch must be the updates of the run. If the lengths
+        of epochs differ, one of them isn't what it was.
+
+        Args:
+            with_means: whether the updates per epoch are their mean; else the epochs are counted in
+                epochs of the present length.
+        """
+        epochs, per_epoch = self.num_epochs, self.mean_updates_per_epoch
+        if not with_means and self.num_updates and self.updates_per_epoch:
+            per_epoch = self.updates_per_epoch
+            epochs = _integer(self.num_updates / per_epoch)
         config = SimpleNamespace(
-            num_epochs=self.num_epochs,
-            num_update_steps_per_epoch=self.updates_per_epoch,
-            num_local_update_steps_per_epoch=self.updates_per_epoch,
+            num_epochs=epochs,
+            num_update_steps_per_epoch=per_epoch,
+            num_local_update_steps_per_epoch=per_epoch,
         )
         return SimpleNamespace(
             run_config=config,
@@ -80,7 +93,14 @@ def build_scheduler(trainer: Trainer, numbers: RunNumbers, optimizer: Any) -> An
     """Build the scheduler of ``trainer.create_scheduler_fn`` for a run with these numbers."""
     create: Any = trainer.create_scheduler_fn
     if not isinstance(create, str):
-        return replace_trainer_placeholder_values(numbers.as_trainer(), create)(optimizer)
+        try:
+            return replace_trainer_placeholder_values(numbers.as_trainer(), create)(optimizer)
+        except (TypeError, ValueError):
+            if not isinstance(numbers.mean_updates_per_epoch, float):
+                raise
+        # Some schedulers take whole numbers only.
+        numbers_now = numbers.as_trainer(with_means=False)
+        return replace_trainer_placeholder_values(numbers_now, create)(optimizer)
     factory: Any = trainer.plugins.find("register_schedulers", create)
     total, per_epoch = numbers.length
     # Not the number of epochs: "500 updates" may end inside an epoch.
@@ -89,6 +109,10 @@ def build_scheduler(trainer: Trainer, numbers: RunNumbers, optimizer: Any) -> An
         num_updates=total,
         num_epochs=total / per_epoch if total and per_epoch else None,
     )
+
+
+def _integer(number: float) -> float:
+    return int(number) if number.is_integer() else number
 
 
 def values_of(optimizer: Any) -> Groups:

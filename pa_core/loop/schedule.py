@@ -61,10 +61,12 @@ def replace_scheduler(trainer: Trainer, before: RunNumbers, now: RunNumbers) -> 
         warnings.simplefilter("ignore")
         try:
             reason = _Trial(trainer).replace(before, now)
+        except _AdaptedError:
+            reason = INDEPENDENT
         except Exception as error:  # noqa: BLE001 - of the user's code
             reason = f"it couldn't be built for the new one ({type(error).__name__}: {error})"
         if reason is not None:
-            _check_end(trainer, before, now)
+            _check_end(trainer, before, now, reason)
     return reason
 
 
@@ -80,7 +82,7 @@ def innermost(scheduler: Any) -> Any:
     return scheduler
 
 
-def _check_end(trainer: Trainer, before: RunNumbers, now: RunNumbers) -> None:
+def _check_end(trainer: Trainer, before: RunNumbers, now: RunNumbers, reason: str) -> None:
     """Raise an error if the scheduler, as it is, would raise before the run ends."""
     try:
         scheduler = _Trial(trainer).loaded(before).scheduler
@@ -91,11 +93,16 @@ def _check_end(trainer: Trainer, before: RunNumbers, now: RunNumbers) -> None:
             scheduler.step()
     except Exception as error:
         raise RuntimeError(
-            f"The run has {now.num_updates} updates, but the scheduler "
-            f"{type(scheduler).__name__}, as it was created for {before.num_updates}, can't step "
-            f"so often: {error}. Give it the length as TrainerPlaceholderValues.NUM_UPDATES, so "
-            "that it can follow that of the run, or train for as many updates as before"
+            f"The run now has {now.num_updates} updates instead of {before.num_updates}, since its "
+            "epochs, batch size, accumulation, processes or data have changed. The scheduler "
+            f"({type(scheduler).__name__}) doesn't follow: {reason}. It can't go on as it is: "
+            f"{error}. Give it the length as TrainerPlaceholderValues.NUM_UPDATES, or train for as "
+            "many updates as before"
         ) from error
+
+
+class _AdaptedError(Exception):
+    """The scheduler is an adapter of the one that ``create_scheduler_fn`` makes."""
 
 
 class _Built(NamedTuple):
@@ -146,6 +153,8 @@ class _Trial:
         scheduler = build_scheduler(trainer, numbers, optimizer)
         optimizer.step()  # torch's schedulers warn if there was none before theirs
         if type(scheduler) is not type(self._scheduler):
+            if type(scheduler) is type(innermost(self._scheduler)):
+                raise _AdaptedError  # and its adapter can't let it follow
             raise TypeError(f"create_scheduler_fn makes a {type(scheduler).__name__}")
         return _Built(scheduler, optimizer)
 

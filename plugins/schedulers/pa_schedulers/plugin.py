@@ -199,9 +199,9 @@ def _spec(
 
 
 def _run_length(trainer: Trainer) -> RunLength:
-    per_epoch = trainer.run_config.num_update_steps_per_epoch
+    length = trainer.run_length
+    total, per_epoch, past = trainer.num_updates, length.updates_per_epoch, length.past
     # Not run_config.num_epochs: a run of "500 updates" may end within an epoch.
-    total, past = trainer.num_updates, trainer.run_length.past
     if not (total and per_epoch):
         return RunLength(total)
     epochs, updates = past[-1] if past else (0, 0)
