@@ -108,9 +108,22 @@ class RunData:
         if self._must_reload("eval", self._eval_source, requested):
             self.load_eval(arguments.per_device_batch_size, arguments.eval_dataloader_kwargs)
 
+    def changed_lengths(self) -> list[str]:
+        """Describe the data whose length has changed since they were loaded, for an error."""
+        found = []
+        for purpose, source in (("train", self._train_source), ("eval", self._eval_source)):
+            try:
+                lengths = source.describe_lengths(getattr(self._trainer, f"{purpose}_dataset"))
+            except Exception:  # noqa: BLE001 - of the dataset, which has failed already
+                continue
+            if lengths is not None:
+                found.append(f"The {purpose} data have changed their length ({lengths})")
+        return found
+
     def _must_reload(self, purpose: str, source: Source, requested: bool) -> bool:
         """Whether to load data again, the same on every process."""
-        change = source.change(getattr(self._trainer, f"{purpose}_dataset"))
+        data = getattr(self._trainer, f"{purpose}_dataset")
+        change = source.change(data)
         explicit, grown = int(requested or change == "data"), int(change == "length")
         most, least, grown = self._trainer._engine.largest(explicit, -explicit, grown)
         if most != -least:
@@ -120,7 +133,7 @@ class RunData:
                 "plugin that runs on all"
             )
         if grown and not explicit:
-            lengths = ", ".join(map(str, source.lengths))
+            lengths = source.describe_lengths(data) or "on another process"
             warnings.warn(
                 f"The length of the {purpose} data has changed since they were loaded ({lengths}), "
                 "and they are loaded again. Call control.reload_data() when you change data",
