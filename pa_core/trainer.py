@@ -268,7 +268,7 @@ class Trainer(TrainerBase):
         self._engine.plan(self.run_config)
         self._check_update_plugins()
         self._prepare_model_optimizer_and_dataloaders()
-        self._create_scheduler(state and state.scheduled_for)
+        self._create_scheduler(None if state is None else state.scheduled_for)
         self.position = Position(epoch=epoch, first_epoch=epoch)
         self._drawing = set()
         self.control.reset()

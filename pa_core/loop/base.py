@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from accelerate import Accelerator
 
 from pa_core.callbacks import CallbackHandler
-from pa_core.checkpoint.manifest import data_fingerprint
+from pa_core.checkpoint.manifest import data_fingerprint, describe
 from pa_core.control import Requests, TrainerControl
 from pa_core.data.loader import evaluation_batches
 from pa_core.data.rng import derive_key, seed_all
@@ -418,11 +418,14 @@ class TrainerBase(TrainerServices):
         """Load data that a plugin has changed; the rest of the run is planned with them."""
         requested = self.control.take_reload()
         self._data.reload_eval(self._arguments, requested=requested)
-        if not self._data.reload_train(self._arguments, requested=requested):
+        change = self._data.reload_train(self._arguments, requested=requested)
+        if change is None:
             return
         self._plan_run(self.position)
         if self._fingerprint is not None:
-            changed = data_fingerprint(self._trainer) | {"data_changed": True}
+            changed = data_fingerprint(self._trainer)
+            if change == "data":  # a resumed run will change them, too
+                changed["data_changed"] = True
             # A new one, since the manifest of a state may still be being written.
             self._fingerprint, self._manifest = self._fingerprint | changed, None
 
@@ -502,12 +505,16 @@ class TrainerBase(TrainerServices):
 
         kind = type(innermost(self.scheduler)).__name__
         rates, state = self._learning_rates, state_of(self.scheduler)
+        described = describe(self.scheduler)
         length = f"The run now has {now.num_updates} updates instead of {before.num_updates}"
         follow: Any = getattr(self.scheduler, "set_num_updates", None)
         reason: str | None = None
         try:
             if now.num_updates is None or not callable(follow) or follow(now.num_updates) is False:
                 reason = replace_scheduler(self._trainer, before, now)
+            else:
+                found = describe(self.scheduler).items()
+                self._record_scheduler({k: v for k, v in found if v != described.get(k)})
         except ValueError as error:  # such as a warm-up that is longer than the run
             reason = str(error)
         unchanged = f"{length}. The scheduler ({kind}) isn't changed: {reason}"
@@ -521,6 +528,13 @@ class TrainerBase(TrainerServices):
             self.print(unchanged)
         elif now.num_updates != before.num_updates:
             warnings.warn(unchanged, stacklevel=2)
+
+    def _record_scheduler(self, changed: Mapping[str, Any]) -> None:
+        """Record in the states saved from now on how the scheduler would be created now."""
+        if self._fingerprint is not None and changed:
+            scheduler = {**self._fingerprint["scheduler"], **changed}
+            self._fingerprint = self._fingerprint | {"scheduler": scheduler}
+            self._manifest = None
 
     @property
     def _learning_rates(self) -> str:

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from pa_core.checkpoint.manifest import describe
 from pa_core.loop.run_numbers import (
     Groups,
     RunNumbers,
@@ -129,7 +130,10 @@ class _Trial:
             if self._is_present(followed):
                 return INDEPENDENT
         elif not self._ignores_state(now):
-            return "its values aren't a function of the number of updates"
+            return (
+                "a new one has another state after as many updates, so it may depend on more than "
+                "their number"
+            )
         self._adopt(now, followed)
         return None
 
@@ -171,7 +175,10 @@ class _Trial:
         So it is with a `LambdaLR`, whose functions aren't part of its state.
         """
         loaded, stepped = self.loaded(numbers), self._stepped(numbers)
-        loaded.scheduler.step()
+        try:
+            loaded.scheduler.step()
+        except Exception:  # noqa: BLE001 - as torch's one-cycle scheduler after its end
+            return False
         stepped.scheduler.step()
         return equal(loaded.scheduler.state_dict(), stepped.scheduler.state_dict())
 
@@ -192,12 +199,14 @@ class _Trial:
         try:
             set_values(optimizer, created)
             scheduler = build_scheduler(trainer, numbers, optimizer)
+            description = describe(scheduler)
             scheduler.load_state_dict(deepcopy(stepped.scheduler.state_dict()))
             set_values(optimizer, values)
         except BaseException:
             set_values(optimizer, self._values)
             raise
         trainer.scheduler = scheduler
+        trainer._record_scheduler(description)
 
 
 class _StandIn(Optimizer):

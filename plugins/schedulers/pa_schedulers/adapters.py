@@ -262,5 +262,8 @@ class TimmSchedule(CountsUpdates):
 
 def _plain(scheduler: Any) -> dict[str, Any]:
     """The plain attributes of a scheduler, which its arguments have set."""
-    kinds = bool | int | float | str | list | tuple | None
-    return {key: value for key, value in vars(scheduler).items() if isinstance(value, kinds)}
+    return {
+        key: value
+        for key, value in vars(scheduler).items()
+        if value is None or isinstance(value, int | float | str | list | tuple)
+    }

@@ -40,7 +40,8 @@ class OnGroups(SchedulerAdapter):
     ) -> None:
         super().__init__(schedule)
         self.proxy = proxy
-        self._rebuild, self._run_length = rebuild, None
+        self._rebuild = rebuild
+        self._run_length: Callable[[], RunLength] | None = None
         self.is_driven = False
         self.watch_metric = getattr(schedule, "watch_metric", None)
         self.follows_epochs = getattr(schedule, "follows_epochs", False)
