@@ -40,8 +40,9 @@ if TYPE_CHECKING:
         PLUGINS_VARIABLE,
         build_all_plugins,
     )
+    from pa_core.settings.secrets import is_secret, mask_secrets
     from pa_core.settings.table import find_settings_file, read_settings
-    from pa_core.settings.validation import check_table, is_secret
+    from pa_core.settings.validation import check_table
 
 __all__ = [
     "FAST_DEV_RUN_VARIABLE",
@@ -68,6 +69,7 @@ __all__ = [
     "is_loader",
     "is_secret",
     "loop_as_text",
+    "mask_secrets",
     "newest_intact_state",
     "preserved",
     "read_settings",
@@ -99,8 +101,9 @@ _HOMES = {
     "encode": "pa_core.checkpoint.codec",
     "find_settings_file": "pa_core.settings.table",
     "is_loader": "pa_core.data.loader",
-    "is_secret": "pa_core.settings.validation",
+    "is_secret": "pa_core.settings.secrets",
     "loop_as_text": "pa_core.plugins.explain",
+    "mask_secrets": "pa_core.settings.secrets",
     "newest_intact_state": "pa_core.checkpoint.storage",
     "preserved": "pa_core.diagnostics.preserve",
     "read_settings": "pa_core.settings.table",

@@ -28,6 +28,7 @@ from torch.utils.data import ConcatDataset, DataLoader, Subset, TensorDataset
 
 from pa_core.data.loader import KeyedDataLoader
 from pa_core.data.source import length_of
+from pa_core.settings.secrets import mask_secrets
 
 if TYPE_CHECKING:
     from pa_core.trainer import Trainer
@@ -261,7 +262,8 @@ def _hash(tensor: Tensor) -> str:
 
 def _plain_items(items: Mapping[str, Any]) -> dict[str, Any]:
     found = {str(name): _plain(value) for name, value in items.items()}
-    return {name: value for name, value in found.items() if value is not None and name[0] != "_"}
+    plain = {name: value for name, value in found.items() if value is not None and name[0] != "_"}
+    return dict(mask_secrets(plain))
 
 
 def _plain(value: Any) -> Any:

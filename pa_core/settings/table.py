@@ -42,9 +42,7 @@ class Settings:
 
     def shown(self, name: str, plugin: object) -> dict[str, Any]:
         """A plugin's table with its secrets masked, as it may be recorded."""
-        table = self.tables.get(name, {})
-        model = settings_model(type(plugin))
-        return dict(table) if model is None else without_secrets(model, table)
+        return without_secrets(settings_model(type(plugin)), self.tables.get(name, {}))
 
 
 def find_settings_file(script: Path | None = None, cwd: Path | None = None) -> Path | None:

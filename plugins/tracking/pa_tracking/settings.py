@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from pa_core.plugin import UpdateDuration, check_file_name, is_secret
+from pa_core.plugin import UpdateDuration, check_file_name, mask_secrets
 
 Topic = Literal["learning_rates", "gradient_norm", "throughput", "memory", "config"]
 ServiceName = Literal[
@@ -62,7 +62,8 @@ class TrackingSettings(BaseModel):
     @field_validator("options")
     @classmethod
     def _secrets_stay_out(cls, value: dict[str, Any]) -> dict[str, Any]:
-        secrets = [name for name in value if is_secret(name)]
+        masked = mask_secrets(value)
+        secrets = [name for name in value if masked[name] != value[name]]
         if secrets:
             raise ValueError(
                 f"{', '.join(secrets)}: secrets don't belong in settings. Set the environment "
