@@ -163,14 +163,15 @@ def check_file_name(name: str) -> str:
         The name.
 
     Raises:
-        ValueError: if it is empty, ``.`` or ``..``, or contains a path separator or another
-            character that some operating system doesn't allow in names.
+        ValueError: if it isn't a text, is empty, ``.`` or ``..``, or contains a path separator or
+            another character that some operating system doesn't allow in names.
 
     >>> check_file_name("run-1")
     'run-1'
     """
     forbidden = set('/\\:*?"<>|')
-    if name in ("", ".", "..") or any(char in forbidden or ord(char) < 32 for char in name):
+    is_text = isinstance(name, str) and name not in ("", ".", "..")
+    if not is_text or any(char in forbidden or ord(char) < 32 for char in name):
         raise ValueError(f"{name!r} can't name a file or folder; leave out {' '.join('/:*?<>|')}")
     return name
 

@@ -130,7 +130,8 @@ class TrackingPlugin:
         run, settings = state["run"] and Run(**state["run"]), self.settings
         if run is None or not trainer.is_main_process:
             return
-        check_file_name(run.name)  # a file service makes a folder of it
+        for name in (run.name, run.id):  # folders and receipts are named after them
+            check_file_name(name)
         wanted = (settings.service, settings.project, settings.run_name)
         if wanted == (run.service, run.project, state["run_name"]):
             self._run, self._queue = run, SendQueue()
