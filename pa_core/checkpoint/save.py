@@ -84,8 +84,9 @@ def save_training_state(
             content, begin_writing = files, write
             if write_in_background is not None and memory is not None:
                 held = {name: part for name, part in files.items() if _holds_tensors(part)}
-                if has_room_in_memory(_size(held)):
-                    content, begin_writing = files | memory.copy(held), write_in_background
+                copies = _copies(held, memory)
+                if copies is not None:
+                    content, begin_writing = files | copies, write_in_background
             content |= {"state.safetensors": content["state.safetensors"] | constant}
             manifest = _state_manifest(trainer)
             begin_writing(partial(_write, cleanup.pop_all(), writer, content, manifest))
@@ -203,6 +204,19 @@ def parameter_names(trainer: Trainer) -> list[list[str]]:
 
 def _holds_tensors(part: Any) -> bool:
     return isinstance(part, dict) and any(isinstance(value, Tensor) for value in part.values())
+
+
+def _copies(
+    groups: Mapping[str, Mapping[str, Tensor]], memory: HostMemory
+) -> dict[str, dict[str, Tensor]] | None:
+    """Copies of the tensors; None if the host has no memory for them."""
+    if not has_room_in_memory(_size(groups)):
+        return None
+    try:
+        return memory.copy(groups)
+    except (MemoryError, RuntimeError):  # PyTorch's allocator raises the latter
+        memory.free()
+        return None
 
 
 def _size(groups: Mapping[str, Mapping[str, Tensor]]) -> int:

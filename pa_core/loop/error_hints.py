@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
+from pa_core.checkpoint.background import NOT_SAVED
+
 if TYPE_CHECKING:
     from pa_core.trainer import Trainer
 
@@ -71,6 +73,8 @@ def _add_hints(error: BaseException, trainer: Trainer) -> None:
                 error.add_note(advice)
     if not isinstance(error, RuntimeError | MemoryError):
         return
+    if any(NOT_SAVED in note for note in getattr(error, "__notes__", ())):
+        return  # not an error of training
     if isinstance(error, MemoryError | torch.OutOfMemoryError) or _has(text, _OUT_OF_MEMORY):
         error.add_note(_out_of_memory(trainer))
     elif _is_of_lost_worker(error):
