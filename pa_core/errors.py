@@ -33,6 +33,10 @@ class SettingsError(PaCoreError, ValueError):
         super().__init__("\n".join(self.problems))
 
 
+class AddressError(PaCoreError, ValueError):
+    """An address such as ``s3://bucket/run`` was given where a path on this machine is needed."""
+
+
 class PluginError(PaCoreError):
     """Base of the errors about plugins."""
 

@@ -8,12 +8,14 @@ that adds a command starts as quickly as `pa` itself.
 from __future__ import annotations
 
 from importlib import import_module
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict
 
 from pa_core.callbacks import TrainerCallback
 from pa_core.durations import Duration
+from pa_core.settings.paths import local_path
 
 if TYPE_CHECKING:
     import numpy as np
@@ -52,6 +54,7 @@ __all__ = [
     "ConfigurableCallback",
     "Implementation",
     "KeyedDataLoader",
+    "LocalPath",
     "PluginManager",
     "Spent",
     "StateReader",
@@ -68,6 +71,7 @@ __all__ = [
     "find_settings_file",
     "is_loader",
     "is_secret",
+    "local_path",
     "loop_as_text",
     "mask_secrets",
     "newest_intact_state",
@@ -128,6 +132,16 @@ UpdateDuration = Annotated[
     Duration, BeforeValidator(lambda given: Duration.parse(given, "updates"))
 ]
 """The type of a setting: a duration, where a plain number means updates."""
+
+
+def _without_scheme(given: Any) -> Any:
+    if isinstance(given, str | Path):
+        local_path(given)
+    return given
+
+
+LocalPath = Annotated[Path, BeforeValidator(_without_scheme)]
+"""The type of a setting: a path, as opposed to an address such as ``s3://bucket/run``."""
 
 
 class CallbackSettings(BaseModel):

@@ -23,7 +23,8 @@ from pa_core.checkpoint import background  # noqa: F401
 from pa_core.checkpoint.storage import remove_leftovers
 from pa_core.errors import PreemptedExit
 from pa_core.hookspecs import hookimpl
-from pa_core.plugin import CallbackSettings, ConfigurableCallback
+from pa_core.plugin import CallbackSettings, ConfigurableCallback, LocalPath
+from pa_core.settings.paths import local_path
 
 if TYPE_CHECKING:
     from types import FrameType
@@ -53,7 +54,7 @@ class PreemptionSettings(CallbackSettings):
         le=255,
         description="The exit code of the process, which tells a job scheduler to start it again.",
     )
-    save_dir: Path = Field(
+    save_dir: LocalPath = Field(
         Path("training_states"),
         description="The folder for the state; if checkpoint is enabled, its folder is used.",
     )
@@ -95,7 +96,7 @@ class PreemptionCallback(ConfigurableCallback):
             raise ValueError(f"This system has no signal {', '.join(unknown)}")
         self.signals = tuple(signal.Signals[name] for name in signals)
         self.exit_code = exit_code
-        self.save_dir = Path(save_dir)
+        self.save_dir = local_path(save_dir)
         self._received: tuple[signal.Signals, float] | None = None
         self._handlers: dict[signal.Signals, Any] = {}
         # In shared memory, for the workers to read.

@@ -10,6 +10,8 @@ from pydantic import Field
 
 from pa_core.builtins.base import MetricWatcher, WatchSettings
 from pa_core.hookspecs import hookimpl
+from pa_core.plugin import LocalPath  # noqa: TC001 - pydantic reads the type
+from pa_core.settings.paths import local_path
 
 if TYPE_CHECKING:
     from pa_core.trainer import Trainer
@@ -18,7 +20,7 @@ if TYPE_CHECKING:
 class SaveBestModelSettings(WatchSettings):
     """Settings of the built-in plugin `save_best_model`."""
 
-    save_path: Path = Field(
+    save_path: LocalPath = Field(
         Path("best_model.pt"), description="The checkpoint file, usually ending in .pt."
     )
     save_optimizer: bool = Field(True, description="Whether to save the optimizer too.")
@@ -72,7 +74,7 @@ class SaveBestModelCallback(MetricWatcher):
         model: str | None = None,
     ) -> None:
         super().__init__(watch_metric, greater_is_better, reset_on_train)
-        self.save_path = save_path
+        self.save_path = local_path(save_path)
         self.save_optimizer = save_optimizer
         self.save_scheduler = save_scheduler
         self.load_saved_checkpoint = load_saved_checkpoint

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from pa_core.checkpoint.atomic_io import save_file
+from pa_core.settings.paths import local_path
 
 if TYPE_CHECKING:
     from torch import nn
@@ -52,7 +53,9 @@ def load_checkpoint(
 ) -> dict[str, Any]:
     """Load a checkpoint file without executing anything in it; see `Trainer.load_checkpoint`."""
     trainer._engine.wait()
-    content: dict[str, Any] = torch.load(checkpoint_path, map_location="cpu", weights_only=True)
+    content: dict[str, Any] = torch.load(
+        local_path(checkpoint_path), map_location="cpu", weights_only=True
+    )
     wanted = (
         ("optimizer", trainer.optimizer, load_optimizer),
         ("scheduler", trainer.scheduler, load_scheduler),

@@ -23,6 +23,7 @@ from pa_core.checkpoint.save import parameter_names
 from pa_core.checkpoint.start_check import StartCheck
 from pa_core.checkpoint.storage import StateReader
 from pa_core.errors import TrainingStateError
+from pa_core.settings.paths import local_path
 from pa_core.tracking import Position
 
 if TYPE_CHECKING:
@@ -50,7 +51,7 @@ class TrainingState:
 
     def __init__(self, state_dir: str | Path, rank: int) -> None:
         self.reader = StateReader(state_dir)
-        self.directory, self._rank = Path(state_dir), rank
+        self.directory, self._rank = local_path(state_dir), rank
         with self._invalid_content_reported():
             self._read()
             self.reader.check_rest()

@@ -14,6 +14,7 @@ from pa_core.data.loader import num_batches
 from pa_core.durations import Progress
 from pa_core.errors import TrainingStateError
 from pa_core.loop.micro_batches import micro_batches
+from pa_core.settings.paths import local_path
 
 if TYPE_CHECKING:
     import torch
@@ -439,7 +440,7 @@ class TrainerServices:
                 "A run in progress saves its state at the next boundary, when every plugin is "
                 "done with the update: leave out now=True"
             )
-        path, metadata = Path(output_dir), dict(checkpoint_kwargs or {})
+        path, metadata = local_path(output_dir), dict(checkpoint_kwargs or {})
         if self._in_run and not now:
             self._save_metadata[path] = metadata
             self.control.save(path, must=must, keep=keep)

@@ -5,11 +5,13 @@ from __future__ import annotations
 import inspect
 import json
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeGuard, get_args, get_origin
 
 from pydantic import AliasChoices, BaseModel, Secret, SecretBytes, SecretStr, ValidationError
 
-from pa_core.errors import nearest
+from pa_core.errors import AddressError, nearest
+from pa_core.settings.paths import local_path
 from pa_core.settings.secrets import MASK, mask_secrets, mask_values
 
 if TYPE_CHECKING:
@@ -46,6 +48,8 @@ def check_table(
         shown = without_secrets(model, table)
         for path, messages in _by_key(error, table, shown).items():
             problems.setdefault(path, messages)
+    if values is not None:
+        problems |= dict(_addresses(values, table))
     return (None if problems else values), list(problems.values())
 
 
@@ -104,6 +108,25 @@ def _fields(model: type[BaseModel]) -> dict[str, FieldInfo]:
         if model.model_config.get("populate_by_name") or model.model_config.get("validate_by_name"):
             fields[name] = info
     return fields
+
+
+def _addresses(
+    values: BaseModel, table: Mapping[str, Any], path: tuple[str | int, ...] = ()
+) -> Iterator[tuple[tuple[str | int, ...], str]]:
+    """The place of each path that is an address in truth, with a message."""
+    for key, info in _fields(type(values)).items():
+        if key not in table:
+            continue
+        names = [name for name, other in type(values).model_fields.items() if other is info]
+        value = getattr(values, names[0])
+        if isinstance(value, BaseModel) and isinstance(table[key], Mapping):
+            yield from _addresses(value, table[key], (*path, key))
+        elif isinstance(value, Path):
+            try:
+                local_path(table[key])
+            except AddressError as error:
+                where = ".".join(map(str, (*path, key)))
+                yield (*path, key), f"{where}: {mask_secrets(str(error))}"
 
 
 def _unknown_keys(

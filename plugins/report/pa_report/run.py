@@ -13,7 +13,14 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from pa_core.errors import PaCoreError, TrainingStateError
-from pa_core.plugin import MANIFEST, StateReader, mask_secrets, newest_intact_state, state_folders
+from pa_core.plugin import (
+    MANIFEST,
+    StateReader,
+    local_path,
+    mask_secrets,
+    newest_intact_state,
+    state_folders,
+)
 
 if TYPE_CHECKING:
     from pa_core.tracking import RunHistory
@@ -215,7 +222,7 @@ def read_run(path: str | Path) -> Run:
     Raises:
         ReportError: if the path is none of these.
     """
-    path = Path(path)
+    path = local_path(path)
     if path.is_dir():
         return _read_state(path)
     try:
