@@ -6,8 +6,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from pa_core.settings.paths import local_path
-
 
 @dataclass(frozen=True)
 class SaveRequest:
@@ -165,7 +163,7 @@ class TrainerControl:
                 plugin has named; older ones are removed once this one is complete.
         """
         request = SaveRequest(must, in_background, keep)
-        self._requests(everywhere).add(Requests(saves={local_path(state_dir): request}))
+        self._requests(everywhere).add(Requests(saves={Path(state_dir): request}))
 
     def wait_for_save(self) -> None:
         """Wait after this update for the training state that is being written in the background."""

@@ -61,6 +61,10 @@ class TrainingStateError(PaCoreError):
     """A training state is damaged, doesn't match, or can't be saved."""
 
 
+class CheckpointError(PaCoreError, ValueError):
+    """A file isn't one that `Trainer.save_checkpoint` writes."""
+
+
 class OtherProcessError(PaCoreError, RuntimeError):
     """An operation that all processes perform has failed on another process."""
 

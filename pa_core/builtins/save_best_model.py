@@ -5,10 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
 from pydantic import Field
 
 from pa_core.builtins.base import MetricWatcher, WatchSettings
+from pa_core.checkpoint.model_file import read_checkpoint
+from pa_core.errors import CheckpointError
 from pa_core.hookspecs import hookimpl
 from pa_core.plugin import LocalPath  # noqa: TC001 - pydantic reads the type
 from pa_core.settings.paths import local_path
@@ -121,9 +122,10 @@ class SaveBestModelCallback(MetricWatcher):
 
     def _is_own_file(self) -> bool:
         """Whether the file is the one that this run saved last, by its metric and epoch."""
-        if not Path(self.save_path).is_file():
+        try:
+            content = read_checkpoint(self.save_path, map_location="meta", mmap=True)
+        except (OSError, CheckpointError):
             return False
-        content = torch.load(self.save_path, map_location="meta", weights_only=True, mmap=True)
         mine = (self.best_metric, self.best_metric_epoch)
         return (content.get(self.watch_metric), content.get("epoch")) == mine
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from pa_core.errors import SettingsError, nearest
+from pa_core.plugins.ownership import warn_if_planted
 from pa_core.settings.validation import settings_model, without_secrets
 
 CONFIG_VARIABLE = "PA_CORE_CONFIG"
@@ -100,6 +101,7 @@ def read_settings(path: Path | None) -> Settings:
     if path is None:
         return Settings()
     path = path.resolve()
+    warn_if_planted(path)
     table = _table_in(_parse(path))
     if not isinstance(table, dict):
         raise SettingsError([f"{path} has no table [{TABLE}]"])
