@@ -6,7 +6,7 @@ import gc
 import multiprocessing
 from collections.abc import Collection
 
-from torch.utils.data._utils.signal_handling import _remove_worker_pids
+from torch._C import _remove_worker_pids
 from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 

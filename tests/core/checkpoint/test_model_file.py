@@ -25,14 +25,15 @@ CONTENTS = {
     "text": lambda path: path.write_text("not a checkpoint"),
     "a pickle": lambda path: path.write_bytes(pickle.dumps(Path("x"))),
     "a whole model": _saved(torch.nn.Linear(1, 1)),
-    "half a file": lambda path: (torch.save({"a": torch.zeros(999)}, path), _cut(path)),
+    "half a file": lambda path: _save_half(path),
     "a bare state": _saved({"weight": torch.zeros(1)}),
     "a tensor": _saved(torch.zeros(3)),
     "a folder": lambda path: path.mkdir(),
 }
 
 
-def _cut(path: Path) -> None:
+def _save_half(path: Path) -> None:
+    torch.save({"a": torch.zeros(999)}, path)
     path.write_bytes(path.read_bytes()[:500])
 
 

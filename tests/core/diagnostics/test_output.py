@@ -56,7 +56,7 @@ def test_characters_that_the_encoding_lacks_are_replaced(monkeypatch):
     monkeypatch.setattr(sys, "stdout", stream)
     print_line("5 × faster", 1, sep="|")
     stream.flush()
-    assert stream.buffer.getvalue() == b"5 ? faster|1\n"  # type: ignore[attr-defined]
+    assert stream.buffer.getvalue() == b"5 ? faster|1\n"
 
 
 def test_print_takes_the_arguments_of_print(capsys):
