@@ -20,21 +20,21 @@ def _saved(value: object) -> Callable[[Path], object]:
     return lambda path: torch.save(value, path)
 
 
+def _save_half(path: Path) -> None:
+    torch.save({"a": torch.zeros(999)}, path)
+    path.write_bytes(path.read_bytes()[:500])
+
+
 CONTENTS = {
     "nothing": lambda path: path.write_bytes(b""),
     "text": lambda path: path.write_text("not a checkpoint"),
     "a pickle": lambda path: path.write_bytes(pickle.dumps(Path("x"))),
     "a whole model": _saved(torch.nn.Linear(1, 1)),
-    "half a file": lambda path: _save_half(path),
+    "half a file": _save_half,
     "a bare state": _saved({"weight": torch.zeros(1)}),
     "a tensor": _saved(torch.zeros(3)),
     "a folder": lambda path: path.mkdir(),
 }
-
-
-def _save_half(path: Path) -> None:
-    torch.save({"a": torch.zeros(999)}, path)
-    path.write_bytes(path.read_bytes()[:500])
 
 
 @pytest.mark.parametrize("content", CONTENTS)
