@@ -14,7 +14,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from functools import partial
 from hashlib import blake2b
-from types import CodeType, FunctionType, MethodType, ModuleType
+from types import BuiltinMethodType, CodeType, FunctionType, MethodType, ModuleType
 from typing import Any
 
 import numpy as np
@@ -33,12 +33,17 @@ _LIBRARIES = {"torch", "numpy", "builtins", *sys.stdlib_module_names} - {"__main
 """Their classes and functions hold nothing of the user's."""
 
 
-def find_generators(*roots: Any) -> list[Generator]:
+def find_generators(*roots: Any, without: Iterable[Any] = ()) -> list[Generator]:
     """The random generators that objects hold, in the order of the search, each once.
 
     The global ones of Python, NumPy and torch aren't among them.
+
+    Args:
+        roots: the objects.
+        without: objects whose generators don't count.
     """
-    return [value for _, value in _walk(roots) if _is_generator(value) and _can_be_seeded(value)]
+    found = (value for _, value in _walk(roots, without))
+    return [value for value in found if _is_generator(value) and _can_be_seeded(value)]
 
 
 def find_unseedable(*roots: Any) -> dict[str, Any]:
@@ -65,10 +70,15 @@ def seed_generators(generators: Iterable[Generator], key: int) -> None:
             bits.state = type(bits)(own).state
 
 
-def digest_of_values(*roots: Any) -> str:
-    """A digest of the numbers and texts that objects hold, such as a count of epochs."""
+def digest_of_values(*roots: Any, without: Iterable[Any] = ()) -> str:
+    """A digest of the numbers and texts that objects hold, such as a count of epochs.
+
+    Args:
+        roots: the objects.
+        without: objects whose content doesn't count.
+    """
     digest = blake2b(digest_size=16)
-    for path, value in _walk(roots):
+    for path, value in _walk(roots, without):
         if _is_value(value):
             digest.update(f"{path} {batch_digest(value)}\n".encode())
     return digest.hexdigest()
@@ -92,12 +102,12 @@ def _is_value(value: Any) -> bool:
     return isinstance(value, bool | int | float | str | np.generic)
 
 
-def _walk(roots: Iterable[Any]) -> Iterator[tuple[str, Any]]:
+def _walk(roots: Iterable[Any], without: Iterable[Any] = ()) -> Iterator[tuple[str, Any]]:
     """Everything that objects hold, breadth first, each object once, with its path."""
     roots = [root for root in roots if root is not None]
     queue = deque((type(root).__name__, root) for root in roots)
     global_generators = (random._inst, np.random.mtrand._rand, torch.default_generator)
-    seen = set(map(id, (*global_generators, *roots)))
+    seen = set(map(id, (*global_generators, *roots, *without)))
     kept = []  # what the search itself has made must not pass its id on to another object
     while queue and len(seen) < _MOST_OBJECTS:
         path, value = queue.popleft()
@@ -130,6 +140,8 @@ def _inner(value: Any) -> Iterator[tuple[str, Any]]:
     elif isinstance(value, MethodType):
         yield ".__self__", value.__self__
         yield ".__func__", value.__func__
+    elif isinstance(value, BuiltinMethodType):
+        yield ".__self__", value.__self__
     elif isinstance(value, FunctionType):
         yield from _inner_of_function(value)
     else:

@@ -14,6 +14,7 @@ from weakref import WeakKeyDictionary
 
 from torch.utils.data import DataLoader, Dataset, IterableDataset, get_worker_info
 
+from pa_core.data.inspection import find_generators, seed_generators
 from pa_core.data.rng import derive_key, seed_host
 
 LOADER_OPTIONS = (
@@ -63,8 +64,6 @@ class KeyedAccess(Dataset[Any]):
         return [self.dataset[index] for index in batch.indices]
 
     def _seed(self, batch: KeyedIndices) -> None:
-        from pa_core.data.inspection import find_generators, seed_generators
-
         if batch.epoch != self._epoch:
             self._epoch = batch.epoch
             # The main process has called it for its own copy.
@@ -87,8 +86,8 @@ class ShowDataset:
         self._init = init
 
     def __call__(self, worker_id: int) -> None:
-        info = get_worker_info()
-        assert info is not None
+        """Called by each worker when it starts."""
+        info: Any = get_worker_info()
         object.__setattr__(info, "dataset", info.dataset.dataset)  # it is frozen
         if self._init is not None:
             self._init(worker_id)
@@ -174,10 +173,11 @@ def keyed_loader(
     order = KeyedOrder(loader._index_sampler, rank, num_processes)
     if options["num_workers"]:
         options["worker_init_fn"] = ShowDataset(options["worker_init_fn"])
+    places: Any = order
     access = KeyedAccess(loader.dataset, options["collate_fn"])
     if loader._auto_collation:
-        keyed = DataLoader(access, batch_sampler=order, **options)
+        keyed = DataLoader(access, batch_sampler=places, **options)
     else:
-        keyed = DataLoader(access, batch_size=None, sampler=order, **options)
+        keyed = DataLoader(access, batch_size=None, sampler=places, **options)
     _keyed[loader] = given, keyed, order
     return keyed, order

@@ -46,7 +46,8 @@ class Data:
         self.again = self.rng
         self.transforms = {"all": [nn.Sequential(Noise()), Slotted()]}
         closed = random.Random(2)
-        self.draw = lambda: closed.random()
+        self.draw = lambda: closed.random() + 1
+        self.bound = random.Random(3).random
         self.part = partial(jitter, 1)
         self.globals = (random.random, np.random.rand, torch.default_generator, random._inst)
         self.itself = self
@@ -66,7 +67,7 @@ class Counts:
 def test_generators_are_found_wherever_data_hold_them_and_seeded():
     data = Data()
     found = find_generators(Subset(data, [0]))
-    assert len(found) == 6
+    assert len(found) == 7
     assert {type(one) for one in found} == {
         *(random.Random, np.random.Generator, np.random.RandomState, torch.Generator)
     }
@@ -91,7 +92,7 @@ def test_generators_that_cant_be_seeded_are_found_with_their_place():
     data = Data()
     data.transforms["secret"] = random.SystemRandom()
     assert list(find_unseedable(data)) == ["Data.transforms['secret']"]
-    assert len(find_generators(data)) == 6
+    assert len(find_generators(data)) == 7
 
 
 def test_counts_change_the_digest_of_values():
