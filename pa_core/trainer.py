@@ -264,6 +264,7 @@ class Trainer(TrainerBase):
         position = Position(epoch=epoch, first_epoch=epoch) if state is None else state.position
         self._data.load_train(self._arguments)
         self._data.load_eval(per_device_batch_size, eval_dataloader_kwargs)
+        self._data.check_exact(strict=strict)
         self._plan_run(position)
         self._engine.plan(self.run_config)
         self._check_update_plugins()

@@ -146,17 +146,19 @@ def run_fingerprint(trainer: Trainer) -> dict[str, Any]:
     }
 
 
-DATA_ENTRIES = ("dataset_length", "dataset", "order")
-"""The entries of `data_fingerprint`."""
+DATA_ENTRIES = ("dataset_length", "dataset", "order", "stream")
+"""The entries of `data_fingerprint`; ``stream`` only for a loader whose workers decide its order."""
 
 
 def data_fingerprint(trainer: Trainer) -> dict[str, Any]:
     """Describe the training data; plugins may change them between epochs."""
-    return {
+    described = {
         "dataset_length": length_of(trainer.train_dataset),
         "dataset": describe_dataset(trainer.train_dataset),
         "order": _describe_order(trainer.train_dataloader),
     }
+    stream = _describe_stream(trainer.train_dataloader)
+    return described if stream is None else described | {"stream": stream}
 
 
 def describe(value: Any) -> Any:
@@ -243,6 +245,17 @@ def _describe_order(loader: Any) -> dict[str, Any] | None:
         "drop_last": _plain(getattr(inner, "drop_last", None)),
         **{name: type(value).__qualname__ for name, value in samplers.items() if value is not None},
     }
+
+
+def _describe_stream(loader: Any) -> dict[str, Any] | None:
+    """The number of workers of a loader whose batches depend on it; None for any other."""
+    if loader is None or isinstance(loader, KeyedDataLoader):
+        return None
+    from pa_core.data.keyed_fetch import can_be_keyed
+
+    inner = getattr(loader, "loader", loader)
+    workers = None if can_be_keyed(inner) else _plain(getattr(inner, "num_workers", None))
+    return None if workers is None else {"num_workers": workers}
 
 
 def _describe_rows(tensor: Tensor) -> dict[str, Any]:

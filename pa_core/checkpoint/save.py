@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import random
 import time
+import warnings
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import asdict
@@ -187,7 +188,31 @@ def _process_state(trainer: Trainer) -> tuple[Any, Any]:
             for name, plugin_state in trainer.plugins.state_dict().items()
         },
     }
+    data, data_tensors = _data_state(trainer)
+    if data:
+        state["data"] = data
+        tensors |= data_tensors
     return state, tensors if trainer.num_processes == 1 else tensor_bytes(tensors)
+
+
+def _data_state(trainer: Trainer) -> tuple[Any, dict[str, Tensor]]:
+    """The state of the data, encoded, and its tensors.
+
+    A state that the data save themselves and that isn't plain data is left out, with a warning.
+    """
+    tensors: dict[str, Tensor] = {}
+    data = trainer._data.state_dict()
+    try:
+        return encode(data, tensors, "data"), tensors
+    except TrainingStateError as error:
+        warnings.warn(
+            f"{error}. It is left out: resuming reads these data again, from their first epoch if "
+            "they change from epoch to epoch",
+            stacklevel=2,
+        )
+    data.pop("eval", None)
+    data["train"]["parts"] = {}
+    return encode(data, {}, "data"), {}
 
 
 def parameter_names(trainer: Trainer) -> list[list[str]]:

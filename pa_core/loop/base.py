@@ -196,6 +196,7 @@ class TrainerBase(TrainerServices):
             start=self.position.batch,
             limit=self.train_batch_limit,
             accumulation=self.run_config.gradient_accumulation_steps,
+            state=self._data.train_state,
         )
         randomness = EpochRandomness(self.seed, epoch, engine.rank, self.device, self._drawing)
         return batches, randomness
@@ -298,6 +299,7 @@ class TrainerBase(TrainerServices):
             self._resumed_state = None
             self._reload_changed_data()
             state.check_data(self._trainer)
+            state.restore_data(self._trainer)
 
     @property
     def _recomputing(self) -> list[str]:
