@@ -30,6 +30,7 @@ from pa_core.loop.arguments import (
 )
 from pa_core.loop.base import TrainerBase
 from pa_core.loop.consensus import Consensus
+from pa_core.loop.no_items import gradients_of, weighted
 from pa_core.placeholders import TrainerPlaceholderValues, replace_trainer_placeholder_values
 from pa_core.tracking import Position, count_values, values_since
 
@@ -403,6 +404,7 @@ class Trainer(TrainerBase):
             self._event("on_stop_training_error", error=error)
         self.wait_for_saves()
         self._in_run = False
+        self._report_skipped()
         self.training_run_end()
         self._event("on_training_run_end")
         self._save_requested(self._decide(now=True) or Requests(), now=True)
@@ -476,7 +478,9 @@ class Trainer(TrainerBase):
             hooks.on_backward_start(trainer=self, batch=batch, batch_output=output, step=step)
         loss = check_loss(output["loss"], "on_backward_start left")
         self._means.add(loss, output)
-        self.backward_step(loss if weight is None else loss * weight)
+        items = self._means.items
+        with gradients_of(items, lambda: self._engine.gradient_leaves(self.model)):
+            self.backward_step(weighted(loss, weight, items))
         if hooks.on_backward_end is not None:
             hooks.on_backward_end(trainer=self, batch=batch, batch_output=output, step=step)
         return output

@@ -240,6 +240,10 @@ class Engine:
             for parameter in group["params"]:
                 parameter.grad = None
 
+    def gradient_leaves(self, model: nn.Module) -> list[nn.Parameter]:
+        """The parameters at which a backward pass of the model ends, on this process."""
+        return [parameter for parameter in model.parameters() if parameter.requires_grad]
+
     def accumulating(self, model: nn.Module, is_update: bool) -> AbstractContextManager[Any]:
         """Keep gradients local while they accumulate; they are reduced once, for the update."""
         if not self.is_plain:
