@@ -7,7 +7,6 @@ Each step is a method that a subclass may override, followed by the hook of the 
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -287,6 +286,9 @@ class Trainer(TrainerBase):
                 f"Resuming from {state.directory}: epoch {self.position.epoch}, "
                 f"update {self.position.updates}"
             )
+        # Before the clock starts, so that all processes agree.
+        time_is_up = self._is_time_up()
+        self._consensus = Consensus(self._engine, self.position.attempts, time_is_up=time_is_up)
         self._run("run_training")
 
     def evaluate(
@@ -357,10 +359,11 @@ class Trainer(TrainerBase):
 
     def _run(self, hook: str) -> None:
         """Call the hook of a run, which plugins may wrap, and ``on_exception`` if it raises."""
-        self._in_run = hook == "run_training"
+        self._in_run = is_training = hook == "run_training"
         if hasattr(self.run_history, "follow"):
             self.run_history.follow(lambda: self.progress)
-        self._clock = time.monotonic() - self.position.seconds
+        if is_training:
+            self.position.start_clock()
         try:
             getattr(self.plugins.hook, hook)(trainer=self)
         except BaseException as exception:
@@ -369,9 +372,11 @@ class Trainer(TrainerBase):
             raise
         finally:
             self._in_run = False
+            if is_training:
+                self.position.stop_clock()
             self._means.end_step()
             state = self._resumed_state
-            if state is not None and hook == "run_training":  # failed before it was restored
+            if state is not None and is_training:  # failed before it was restored
                 state.stop_watching()
                 self._resumed_state = None
 
@@ -380,7 +385,7 @@ class Trainer(TrainerBase):
     def _run_training(self) -> None:
         """Run epochs until the run's length is reached or a plugin stops it."""
         position = self.position
-        self._consensus = Consensus(self._engine, position.attempts)
+        self._skip_reasons = {}
         self._discard_accumulation()  # of an interrupted run
         self._print_plugins()
         try:
@@ -586,10 +591,9 @@ class Trainer(TrainerBase):
         self._hooks.refresh()
         if "_saver" in vars(self):  # a state has been saved
             self._saver.request_wait(self.control)
-        if self._engine.num_processes == 1 and self.control.is_idle:
+        time_is_up = self._in_run and self._is_time_up()
+        if self._engine.num_processes == 1 and self.control.is_idle and not time_is_up:
             return None
-        timed = self._in_run and self._length.is_timed
-        time_is_up = timed and self._length.is_over(self.progress)
         return self._consensus.decide(
             self.control, self.position.attempts, time_is_up=time_is_up, now=now
         )
@@ -603,7 +607,7 @@ class Trainer(TrainerBase):
             return True
         if length.num_updates is not None:
             return False
-        if length.is_timed and self._engine.num_processes > 1:
+        if length.is_timed:
             return self._consensus.time_is_up
         return length.is_over(self.progress)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -128,7 +127,6 @@ class TrainerBase(TrainerServices):
         self.grad_norm: Tensor | None = None
         self.is_padding_batch = False
         self._in_run = False
-        self._clock = 0.0
         self._skip_reasons: dict[str, int] = {}  # of the updates skipped since the run has started
         self._means = EpochMeans()
         self._accumulation = Accumulation(1, None, None, 1, self._engine)
@@ -201,6 +199,10 @@ class TrainerBase(TrainerServices):
         randomness = EpochRandomness(self.seed, epoch, engine.rank, self.device, self._drawing)
         return batches, randomness
 
+    def _is_time_up(self) -> bool:
+        """Whether the run's time is up, by the clock of this process."""
+        return self._length.is_timed and self._length.is_over(self.progress)
+
     def _discard_accumulation(self) -> None:
         """Discard gradients of an accumulated batch that was interrupted."""
         self._engine.zero_grad(self.optimizer)
@@ -213,7 +215,6 @@ class TrainerBase(TrainerServices):
         position, batch = self.position, self._accumulation
         position.batch += batch.micro_batches
         position.samples += batch.samples
-        position.seconds = time.monotonic() - self._clock
         batch.reset()
         if skipped is None:
             position.updates, position.skipped_in_a_row = position.updates + 1, 0
@@ -230,7 +231,7 @@ class TrainerBase(TrainerServices):
             )
 
     def _report_skipped(self) -> None:
-        """Print how many updates were skipped, and warn if none was made."""
+        """Print how many updates were skipped; warn if none was made, and nobody asked for that."""
         reasons, self._skip_reasons = self._skip_reasons, {}
         if not reasons:
             return
@@ -238,7 +239,8 @@ class TrainerBase(TrainerServices):
         counts = ", ".join(f"{reason}: {count}" for reason, count in reasons.items())
         text = f"Skipped updates: {position.skipped} of {position.attempts} ({counts})"
         self.print(text)
-        if not position.updates and position.stop_reason is None and self.is_main_process:
+        is_unwanted = not position.updates and reasons.keys() & {"overflow", "non-finite"}
+        if is_unwanted and position.stop_reason is None and self.is_main_process:
             warnings.warn(f"No update was made: the weights haven't changed. {text}", stacklevel=2)
 
     def _record_means(self, prefix: str, loss_name: str) -> None:

@@ -213,13 +213,15 @@ def test_large_finite_gradients_whose_norm_overflows_are_no_failure():
     assert (trainer.updates, trainer.position.skipped) == (2, 0)
 
 
-def test_a_run_without_a_single_update_is_reported():
+def test_a_run_without_a_single_update_is_reported(capsys):
     class SkipsAll(TrainerCallback):
         def on_backward_end(self, trainer):
             trainer.control.skip_update("too long")
 
-    trainer = make_trainer(SkipsAll)
-    with pytest.warns(UserWarning, match=r"No update was made: .* 2 of 2 \(too long: 2\)"):
+    make_trainer(SkipsAll).train(tiny_data(16), 1)  # as somebody wished
+    assert "Skipped updates: 2 of 2 (too long: 2)" in capsys.readouterr().out
+    trainer = make_trainer(TerminateOnNaNCallback("skip"), SpoilsGradients(0, 1))
+    with pytest.warns(UserWarning, match=r"No update was made: .* 2 of 2 \(non-finite: 2\)"):
         trainer.train(tiny_data(16), 1)
 
 
