@@ -289,8 +289,7 @@ def test_the_shares_of_the_time_add_up_whatever_takes_it(tmp_path, monkeypatch):
     expected |= {"other": ("1 min 0 s", "33 %"), "total": ("3 min 0 s", "100 %")}
     assert shares(Page(tmp_path / "run.html")) == expected
     now[0] += 1e6
-    with pytest.warns(UserWarning, match="Save"):
-        train(new_trainer(Clock(), reported(tmp_path)), 1, resume_from=tmp_path / "state")
+    train(new_trainer(Clock(), reported(tmp_path)), 1, resume_from=tmp_path / "state")
     assert shares(Page(tmp_path / "run.html")) == expected
 
 
