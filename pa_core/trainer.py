@@ -536,12 +536,12 @@ class Trainer(TrainerBase):
         reason = control.take_skip()
         if reason is None:
             self.optimizer_step()
-            if self._engine.step_was_skipped:
+            if self._engine.step_was_skipped(self.optimizer):
                 reason = "overflow"
             elif self.scheduler is not None:
                 self.scheduler_step()
         else:
-            self._engine.discard_unscaled()
+            self._engine.skip_unscaled(self.optimizer)
         self.optimizer_zero_grad()
         self._count_update(skipped=reason)
         if reason is None and hooks.on_optimizer_step_end is not None:
