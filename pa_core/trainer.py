@@ -7,7 +7,6 @@ Each step is a method that a subclass may override, followed by the hook of the 
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,6 +29,7 @@ from pa_core.loop.arguments import (
 )
 from pa_core.loop.base import TrainerBase
 from pa_core.loop.consensus import Consensus
+from pa_core.loop.no_items import gradients_of, weighted
 from pa_core.placeholders import TrainerPlaceholderValues, replace_trainer_placeholder_values
 from pa_core.tracking import Position, count_values, values_since
 
@@ -287,6 +287,9 @@ class Trainer(TrainerBase):
                 f"Resuming from {state.directory}: epoch {self.position.epoch}, "
                 f"update {self.position.updates}"
             )
+        # Before the clock starts, so that all processes agree.
+        time_is_up = self._is_time_up()
+        self._consensus = Consensus(self._engine, self.position.attempts, time_is_up=time_is_up)
         self._run("run_training")
 
     def evaluate(
@@ -357,10 +360,11 @@ class Trainer(TrainerBase):
 
     def _run(self, hook: str) -> None:
         """Call the hook of a run, which plugins may wrap, and ``on_exception`` if it raises."""
-        self._in_run = hook == "run_training"
+        self._in_run = is_training = hook == "run_training"
         if hasattr(self.run_history, "follow"):
             self.run_history.follow(lambda: self.progress)
-        self._clock = time.monotonic() - self.position.seconds
+        if is_training:
+            self.position.start_clock()
         try:
             getattr(self.plugins.hook, hook)(trainer=self)
         except BaseException as exception:
@@ -369,9 +373,11 @@ class Trainer(TrainerBase):
             raise
         finally:
             self._in_run = False
+            if is_training:
+                self.position.stop_clock()
             self._means.end_step()
             state = self._resumed_state
-            if state is not None and hook == "run_training":  # failed before it was restored
+            if state is not None and is_training:  # failed before it was restored
                 state.stop_watching()
                 self._resumed_state = None
 
@@ -380,7 +386,7 @@ class Trainer(TrainerBase):
     def _run_training(self) -> None:
         """Run epochs until the run's length is reached or a plugin stops it."""
         position = self.position
-        self._consensus = Consensus(self._engine, position.attempts)
+        self._skip_reasons = {}
         self._discard_accumulation()  # of an interrupted run
         self._print_plugins()
         try:
@@ -404,6 +410,7 @@ class Trainer(TrainerBase):
             self._event("on_stop_training_error", error=error)
         self.wait_for_saves()
         self._in_run = False
+        self._report_skipped()
         self.training_run_end()
         self._event("on_training_run_end")
         self._save_requested(self._decide(now=True) or Requests(), now=True)
@@ -477,7 +484,9 @@ class Trainer(TrainerBase):
             hooks.on_backward_start(trainer=self, batch=batch, batch_output=output, step=step)
         loss = check_loss(output["loss"], "on_backward_start left")
         self._means.add(loss, output)
-        self.backward_step(loss if weight is None else loss * weight)
+        items = self._means.items
+        with gradients_of(items, lambda: self._engine.gradient_leaves(self.model)):
+            self.backward_step(weighted(loss, weight, items))
         if hooks.on_backward_end is not None:
             hooks.on_backward_end(trainer=self, batch=batch, batch_output=output, step=step)
         return output
@@ -528,12 +537,12 @@ class Trainer(TrainerBase):
         reason = control.take_skip()
         if reason is None:
             self.optimizer_step()
-            if self._engine.step_was_skipped:
+            if self._engine.step_was_skipped(self.optimizer):
                 reason = "overflow"
             elif self.scheduler is not None:
                 self.scheduler_step()
         else:
-            self._engine.discard_unscaled()
+            self._engine.skip_unscaled(self.optimizer)
         self.optimizer_zero_grad()
         self._count_update(skipped=reason)
         if reason is None and hooks.on_optimizer_step_end is not None:
@@ -583,10 +592,9 @@ class Trainer(TrainerBase):
         self._hooks.refresh()
         if "_saver" in vars(self):  # a state has been saved
             self._saver.request_wait(self.control)
-        if self._engine.num_processes == 1 and self.control.is_idle:
+        time_is_up = self._in_run and self._is_time_up()
+        if self._engine.num_processes == 1 and self.control.is_idle and not time_is_up:
             return None
-        timed = self._in_run and self._length.is_timed
-        time_is_up = timed and self._length.is_over(self.progress)
         return self._consensus.decide(
             self.control, self.position.attempts, time_is_up=time_is_up, now=now
         )
@@ -600,7 +608,7 @@ class Trainer(TrainerBase):
             return True
         if length.num_updates is not None:
             return False
-        if length.is_timed and self._engine.num_processes > 1:
+        if length.is_timed:
             return self._consensus.time_is_up
         return length.is_over(self.progress)
 

@@ -272,7 +272,8 @@ class TrainingState:
         """
         self.restore_weights(trainer, in_run=in_run)
         self._restore_history(trainer)
-        vars(trainer.position).update(asdict(self.position))
+        for name, value in asdict(self.position).items():
+            setattr(trainer.position, name, value)
         trainer._accumulation.reset()
 
     def _restore_history(self, trainer: Trainer) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -128,7 +127,7 @@ class TrainerBase(TrainerServices):
         self.grad_norm: Tensor | None = None
         self.is_padding_batch = False
         self._in_run = False
-        self._clock = 0.0
+        self._skip_reasons: dict[str, int] = {}  # of the updates skipped since the run has started
         self._means = EpochMeans()
         self._accumulation = Accumulation(1, None, None, 1, self._engine)
         self._consensus = Consensus(self._engine, 0)
@@ -201,6 +200,10 @@ class TrainerBase(TrainerServices):
         randomness = EpochRandomness(self.seed, epoch, engine.rank, self.device, self._drawing)
         return batches, randomness
 
+    def _is_time_up(self) -> bool:
+        """Whether the run's time is up, by the clock of this process."""
+        return self._length.is_timed and self._length.is_over(self.progress)
+
     def _discard_accumulation(self) -> None:
         """Discard gradients of an accumulated batch that was interrupted."""
         self._engine.zero_grad(self.optimizer)
@@ -213,13 +216,13 @@ class TrainerBase(TrainerServices):
         position, batch = self.position, self._accumulation
         position.batch += batch.micro_batches
         position.samples += batch.samples
-        position.seconds = time.monotonic() - self._clock
         batch.reset()
         if skipped is None:
             position.updates, position.skipped_in_a_row = position.updates + 1, 0
             return
         position.skipped += 1
         position.skipped_in_a_row += 1
+        self._skip_reasons[skipped] = self._skip_reasons.get(skipped, 0) + 1
         self._consensus.count_skipped()
         if position.skipped_in_a_row >= self.max_skipped_in_a_row:
             self.control.stop(
@@ -228,15 +231,35 @@ class TrainerBase(TrainerServices):
                 everywhere=True,
             )
 
+    def _report_skipped(self) -> None:
+        """Print how many updates were skipped; warn if none was made, and nobody asked for that."""
+        reasons, self._skip_reasons = self._skip_reasons, {}
+        if not reasons:
+            return
+        position = self.position
+        counts = ", ".join(f"{reason}: {count}" for reason, count in reasons.items())
+        text = f"Skipped updates: {position.skipped} of {position.attempts} ({counts})"
+        self.print(text)
+        is_unwanted = not position.updates and reasons.keys() & {"overflow", "non-finite"}
+        if is_unwanted and position.stop_reason is None and self.is_main_process:
+            warnings.warn(f"No update was made: the weights haven't changed. {text}", stacklevel=2)
+
     def _record_means(self, prefix: str, loss_name: str) -> None:
         """Record the means of the epoch over all items of all processes: the loss and by name."""
-        loss, named = self._means.reduce(self._engine)
-        if loss is None:
+        loss, named, has_batches = self._means.reduce(self._engine)
+        if loss is not None:
+            self.run_history.update_metric(loss_name, loss)
+        elif has_batches or (prefix == "train" and self.position.batch):
+            warnings.warn(
+                f"There is no {loss_name}: none of the batches had an item that counts, such as a "
+                "labelled token",
+                stacklevel=2,
+            )
+        else:
             raise ValueError(
                 f"There is no {loss_name}, because the data yielded no batch. If the iterator is "
                 "exhausted, pass a dataset or a re-iterable loader"
             )
-        self.run_history.update_metric(loss_name, loss)
         for name, mean in named.items():
             self.run_history.update_metric(f"{prefix}_{name}", mean)
 

@@ -340,7 +340,9 @@ def as_text(report: dict[str, Any]) -> str:
                 table.add_row(f"{row['plugin']}: {row['hook']}", *_cells(row))
         if rest:
             seconds = sum(row["seconds"] for row in rest)
-            table.add_row(f"{len(rest)} more, below {_SMALL_SHARE:.1%} each", "", f"{seconds:.3f}")
+            share = sum(row["share"] for row in rest)
+            small = f"{len(rest)} more, below {_SMALL_SHARE:.1%} each"
+            table.add_row(small, "", f"{seconds:.3f}", "", "", f"{share:.1%}")
         console.print(table)
     if len(report["epochs"]) > 1:
         table = Table("epoch", "seconds", *report["epochs"][0]["phases"], box=None, pad_edge=False)
