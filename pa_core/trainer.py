@@ -30,6 +30,7 @@ from pa_core.loop.arguments import (
 )
 from pa_core.loop.base import TrainerBase
 from pa_core.loop.consensus import Consensus
+from pa_core.loop.watched import WatchedMetrics
 from pa_core.placeholders import TrainerPlaceholderValues, replace_trainer_placeholder_values
 from pa_core.tracking import Position, count_values, values_since
 
@@ -277,7 +278,7 @@ class Trainer(TrainerBase):
         self._drawing = set()
         self.control.reset()
         self._manifest, self._fingerprint = None, run_fingerprint(self)
-        self._resumed_state = state
+        self._resumed_state, self._watched = state, WatchedMetrics(state and state.unseen)
         if state is not None:
             state.check_compatible(self, strict=strict)
             state.restore_training(self)
@@ -286,6 +287,7 @@ class Trainer(TrainerBase):
                 f"Resuming from {state.directory}: epoch {self.position.epoch}, "
                 f"update {self.position.updates}"
             )
+        self._watched.find_watchers(self)
         self._run("run_training")
 
     def evaluate(
@@ -369,6 +371,8 @@ class Trainer(TrainerBase):
         finally:
             self._in_run = False
             self._means.end_step()
+            if hook == "run_training":
+                self._watched.close(self.run_history)
             state = self._resumed_state
             if state is not None and hook == "run_training":  # failed before it was restored
                 state.stop_watching()
@@ -386,6 +390,9 @@ class Trainer(TrainerBase):
             self.training_run_start()
             self._event("on_training_run_start")
             self._reload_changed_data()
+            self._watched.check_data(self)
+            if not self.is_resuming:  # what a resumed run has in its history follows at its place
+                self._announce_metrics()
             if position.phase != "train" or position.stop_reason is not None:
                 self._restore_plugins()
             if position.stop_reason is not None:
@@ -401,6 +408,9 @@ class Trainer(TrainerBase):
             self._discard_accumulation()
             self.print(error)
             self._event("on_stop_training_error", error=error)
+            self._watched.report_missing(self, is_over=False)
+        if not position.is_paused:
+            self._announce_metrics()
         self.wait_for_saves()
         self._in_run = False
         self.training_run_end()
@@ -416,10 +426,12 @@ class Trainer(TrainerBase):
         self._run_eval_epochs()
         self.training_run_epoch_end()
         self._event("on_training_run_epoch_end")
+        self._announce_metrics()
         self.run_history._increment_epoch()
         self.position.epoch += 1
         self.position.batch, self.position.phase = 0, "start"
         self._handle_requests(now=True)
+        self._watched.report_missing(self, is_over=self._is_finished())
 
     def _run_train_epoch(self) -> None:
         """Train for one epoch, or for the rest of an interrupted one."""
@@ -572,7 +584,11 @@ class Trainer(TrainerBase):
         if granted.log:
             self._log_progress()
         if granted.evaluate:
-            granted.add(self._evaluate_within_epoch())  # and what plugins requested in it
+            self._evaluate_within_epoch()
+        has_values = granted.evaluate or ((granted.log or granted.announce) and not now)
+        if has_values and self._watched:
+            self._announce_metrics()
+            granted.add(self._decide(now=True) or Requests())  # what plugins requested in it
         self._save_requested(granted, now)
         if granted.stop_reason is not None:
             raise StopTrainingError(granted.stop_reason)
@@ -582,6 +598,8 @@ class Trainer(TrainerBase):
         self._hooks.refresh()
         if "_saver" in vars(self):  # a state has been saved
             self._saver.request_wait(self.control)
+        if not now and self._watched.has_new(self):
+            self.control.announce_metrics()
         if self._engine.num_processes == 1 and self.control.is_idle:
             return None
         timed = self._in_run and self._length.is_timed
@@ -621,14 +639,13 @@ class Trainer(TrainerBase):
         self.evaluation_run_end()
         self._event("on_evaluation_run_end")
 
-    def _evaluate_within_epoch(self) -> Requests:
-        """Evaluate between two updates, leaving the model as it was; returns what was requested."""
+    def _evaluate_within_epoch(self) -> None:
+        """Evaluate between two updates, leaving the model as it was."""
         self._data.reload_eval(self._arguments)
-        if not self._data.eval_loaders:
-            return Requests()
-        with modes_kept(self.model):
-            self._run_eval_epochs(is_intermediate=True)
-        return self._decide(now=True) or Requests()
+        if self._data.eval_loaders:
+            with modes_kept(self.model):
+                self._run_eval_epochs(is_intermediate=True)
+            self._watched.report_within_epoch(self)
 
     def _run_eval_epochs(self, **kind: bool) -> None:
         """Evaluate on each evaluation dataset; names of datasets prefix their metrics.

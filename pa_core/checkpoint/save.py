@@ -140,6 +140,7 @@ def _state_files(
     state["parameters"] = parameter_names(trainer)
     state["position"] = asdict(trainer.position)
     history = trainer.run_history
+    state["unseen_metrics"] = trainer._watched.unseen(history)
     if _has_columns(history):
         state["run_history"] = encode(history.snapshot(), constant, "run_history")
     else:
