@@ -154,20 +154,17 @@ class WatchedMetrics:
     def report_within_epoch(self, trainer: Trainer) -> None:
         """After an evaluation within an epoch, warn of a metric that it should have recorded.
 
-        That is a metric with a similar name, or any if it isn't known when the epoch ends.
+        That is one that is named after it, or any if it isn't known when the epoch ends.
         """
         if self._has_warned:
             return
         endless = trainer.num_train_batches is None
-        known = set(trainer.run_history.get_metric_names())
-        self._warn(
-            trainer,
-            [
-                name
-                for name in self._missing(trainer)
-                if not name.endswith("_epoch") and (endless or nearest(name, known))
-            ],
-        )
+        due = [
+            name
+            for name in self._missing(trainer)
+            if "intermediate" in name or (endless and not name.endswith("_epoch"))
+        ]
+        self._warn(trainer, due)
 
     def report_missing(self, trainer: Trainer, *, is_over: bool) -> None:
         """After an epoch, or at the end of a run, report metrics without a value.

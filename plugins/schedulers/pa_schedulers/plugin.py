@@ -165,7 +165,8 @@ class SchedulersPlugin:
     @property
     def watched_metrics(self) -> list[str]:
         """The metrics that the run's schedulers step on."""
-        schedulers = getattr(self._scheduler, "schedulers", [self._scheduler])
+        present = self._scheduler
+        schedulers = present.schedulers if isinstance(present, ScheduleSet) else [present]
         names = (getattr(each, "watch_metric", None) for each in schedulers)
         return sorted({name for name in names if name is not None})
 
