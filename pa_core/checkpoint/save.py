@@ -140,7 +140,9 @@ def _state_files(
     state["parameters"] = parameter_names(trainer)
     state["position"] = asdict(trainer.position)
     history = trainer.run_history
-    state["unseen_metrics"] = trainer._watched.unseen(history)
+    unseen = trainer._watched.unseen(history)
+    if unseen:
+        state["unseen_metrics"] = unseen
     if _has_columns(history):
         state["run_history"] = encode(history.snapshot(), constant, "run_history")
     else:
