@@ -405,14 +405,14 @@ def on_watched_metric(trainer: Trainer, metric: str, value: float) -> None:
     """A watched metric has a new value; decide here what follows from it.
 
     A plugin lists the metrics that it watches as ``watched_metrics``, an attribute or property with
-    their names. It is told of each value that is recorded within the run once, in the order of
-    recording, also if the run is interrupted and resumed in between. It is told of the metrics of
-    other plugins, too, so compare `metric`.
+    their names. The event is called once for each value that is recorded within the run, in the
+    order of recording, also if the run is interrupted and resumed in between. It is called for the
+    metrics of other plugins, too, so compare `metric`.
 
     The weights are still those that the value belongs to: it is called after an evaluation within
     an epoch, after an update if a value was recorded in its step, at the start of the run, at the
     end of an epoch for what was recorded since its last update, and at the end of a stopped run.
-    With several processes a value that was recorded in a step is passed on when they next agree on
+    With several processes a value that was recorded in a step is announced when they next agree on
     requests, or at once with ``trainer.control.announce_metrics(everywhere=True)``.
 
     The value is that of the main process, on every process. If only others have recorded it, that

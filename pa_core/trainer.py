@@ -278,7 +278,7 @@ class Trainer(TrainerBase):
         self._drawing = set()
         self.control.reset()
         self._manifest, self._fingerprint = None, run_fingerprint(self)
-        self._resumed_state, self._watched = state, WatchedMetrics(state and state.unseen)
+        self._resumed_state, self._watched = state, WatchedMetrics(state.unseen if state else None)
         if state is not None:
             state.check_compatible(self, strict=strict)
             state.restore_training(self)

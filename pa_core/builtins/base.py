@@ -63,7 +63,7 @@ class MetricWatcher(ConfigurableCallback):
 
     @property
     def watched_metrics(self) -> tuple[str, ...]:
-        """The metrics of which `on_watched_metric` is told."""
+        """The metrics for which `on_watched_metric` is called."""
         return (self.watch_metric,)
 
     def on_training_run_start(self, trainer: Trainer, **kwargs: Any) -> None:

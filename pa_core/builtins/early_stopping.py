@@ -28,10 +28,10 @@ class EarlyStoppingSettings(WatchSettings):
 
 
 class EarlyStoppingCallback(MetricWatcher):
-    """Stops the run when a number of values of a metric in a row were no improvement.
+    """Stops the run when a metric hasn't improved for a number of values. NaN never improves.
 
-    Each new value counts, whether it is recorded at the end of an epoch or within it. NaN is never
-    an improvement. An epoch that records no value doesn't count.
+    Each new value counts, whether it is recorded at the end of an epoch or within it. An epoch
+    without a value doesn't count.
 
     Args:
         early_stopping_patience: number of values without improvement after which to stop.

@@ -341,11 +341,11 @@ class TrainerBase(TrainerServices):
         self.run_history.update_metric("learning_rate", self.optimizer.param_groups[0]["lr"])
 
     def _announce_metrics(self) -> None:
-        """Tell plugins of the new values of the metrics that they watch."""
+        """Announce the new values of watched metrics to plugins."""
         for metric, value in self._watched.take_new(self._trainer):
             try:
                 self._event("on_watched_metric", metric=metric, value=value)
-            except StopTrainingError as error:  # the other values are still told
+            except StopTrainingError as error:  # the other values are still announced
                 self._request_stop(error)
 
     def _print_plugins(self) -> None:

@@ -1,4 +1,4 @@
-"""Watched metrics: plugins are told of each new value once, on every process."""
+"""Watched metrics: each new value is announced to plugins once, on every process."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ _FROM_EVALUATIONS = ("eval_loss_epoch", "intermediate_eval_loss")
 
 
 class WatchedMetrics:
-    """The metrics that plugins watch in a run, and how many values of each they were told of.
+    """The metrics that plugins watch in a run, and how many values of each were announced.
 
     What counts is the number of values in the history, not the time at which they are recorded. A
-    value that is recorded in any event is therefore passed on at the next opportunity, and once.
+    value that is recorded in any event is therefore announced at the next opportunity, and once.
 
     Args:
-        unseen: how many values of each metric a resumed run has recorded without passing them on.
+        unseen: how many values of each metric a resumed run has recorded without announcing them.
     """
 
     def __init__(self, unseen: Mapping[str, int] | None = None) -> None:
@@ -33,7 +33,7 @@ class WatchedMetrics:
         self._version = -1
         self._seen: dict[str, int] = {}
         self._before: dict[str, int] = {}  # values of earlier runs in the same history
-        self._told: set[str] = set()
+        self._announced: set[str] = set()
         self._has_warned = False
 
     def __bool__(self) -> bool:
@@ -56,21 +56,21 @@ class WatchedMetrics:
                 self._before[name] = count if self._restored is None else 0
 
     def _num_new(self, history: RunHistory, name: str) -> int:
-        """The number of values that plugins haven't been told of."""
+        """The number of values to announce."""
         count = num_recorded(history, name)
-        if count < self._seen[name]:  # somebody has emptied the history
+        if count < self._seen[name]:  # the history was emptied
             self._seen[name] = 0
         return count - self._seen[name]
 
     def unseen(self, history: RunHistory) -> dict[str, int]:
-        """The number of values of each metric to pass on later; for a training state."""
+        """The number of values of each metric to announce later; for a training state."""
         if not self._watchers:
             return dict(self._restored or {})
         found = {name: self._num_new(history, name) for name in self._watchers}
         return {name: number for name, number in found.items() if number}
 
     def has_new(self, trainer: Trainer) -> bool:
-        """Whether this process has recorded a value to pass on; without communication."""
+        """Whether this process has recorded a value to announce; without communication."""
         self.find_watchers(trainer)
         history = trainer.run_history
         return any(self._num_new(history, name) for name in self._watchers)
@@ -98,7 +98,7 @@ class WatchedMetrics:
         for name in self._watchers:
             self._check_source(name, by_rank)
             if name in by_rank[0]:
-                self._told.add(name)
+                self._announced.add(name)
         for name, values in by_rank[0].items():
             for value in values:
                 yield name, self._as_number(name, value)
@@ -174,7 +174,7 @@ class WatchedMetrics:
             is_over: whether the run has reached its full length.
 
         Raises:
-            ValueError: if the run has had one epoch only, so that there was no warning before.
+            ValueError: at the end of a run of one epoch, which leaves no time for a warning.
         """
         missing = self._missing(trainer)
         if missing and is_over:
@@ -185,11 +185,11 @@ class WatchedMetrics:
 
     def _missing(self, trainer: Trainer) -> list[str]:
         """The watched metrics of which the run has no value yet, the same on every process."""
-        untold = [name for name in self._watchers if name not in self._told]
-        if not untold:
+        waiting = [name for name in self._watchers if name not in self._announced]
+        if not waiting:
             return []
         history = trainer.run_history
-        missing = [name for name in untold if num_recorded(history, name) <= self._before[name]]
+        missing = [name for name in waiting if num_recorded(history, name) <= self._before[name]]
         found: list[str] = trainer.gather_objects(missing)[0]
         return found
 

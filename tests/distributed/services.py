@@ -143,7 +143,7 @@ class Told(TrainerCallback):
     def __init__(self) -> None:
         self.told: list[Any] = []
 
-    def on_watched_metric(self, metric: str, value: float) -> None:
+    def on_watched_metric(self, trainer: Trainer, metric: str, value: float) -> None:
         self.told.append([metric, round(value, 6)])
 
 

@@ -401,9 +401,13 @@ def test_a_metric_of_evaluations_needs_an_evaluation_set(name):
 
 
 def test_a_value_that_is_not_a_number_raises_with_the_metric():
+    class ListRecords(TrainerCallback):
+        def on_train_epoch_end(self, trainer):
+            trainer.run_history.update_metric("score", [1, 2])
+
     best = SaveBestModelCallback("best.pt", "score")
     with pytest.raises(ValueError, match=r"watches 'score', whose value is not a number: \[1, 2\]"):
-        train(make_trainer(best, Records([[1, 2]])), 1)
+        train(make_trainer(best, ListRecords()), 1)
 
 
 def test_nobody_watches_in_a_trial():

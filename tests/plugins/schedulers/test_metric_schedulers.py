@@ -63,13 +63,13 @@ def test_timms_scheduler_steps_within_an_epoch_as_at_its_end(warmup):
 
     options = {"patience_t": 0, "decay_rate": 0.5, "warmup_t": warmup, "mode": "min"}
     build = partial(PlateauLRScheduler, **options, noise_range_t=[0, 9], noise_seed=3)
-    values = Falls()
+    falls = Falls()
     plugin = SchedulersPlugin(watch_metric="accuracy")
-    trainer = new_trainer(values, EvaluateWithin(), plugins=[plugin])
+    trainer = new_trainer(falls, EvaluateWithin(), plugins=[plugin])
     found = seen_in(trainer, 3, create_scheduler_fn=build)
 
     target = new_trainer(plugins=()).optimizer
-    scheduler, rates, values = build(target), [], list(values.values)
+    scheduler, rates, values = build(target), [], falls.values
     assert [updates for updates, _ in values] == [5, 10, 10, 15, 20, 20, 25, 30, 30]
     for update in range(1, 31):
         rates.append([group["lr"] for group in target.param_groups])
