@@ -30,6 +30,7 @@ from pa_core.loop.arguments import (
 from pa_core.loop.base import TrainerBase
 from pa_core.loop.consensus import Consensus
 from pa_core.loop.no_items import gradients_of, weighted
+from pa_core.loop.watched import WatchedMetrics
 from pa_core.placeholders import TrainerPlaceholderValues, replace_trainer_placeholder_values
 from pa_core.tracking import Position, count_values, values_since
 
@@ -278,7 +279,7 @@ class Trainer(TrainerBase):
         self._drawing = set()
         self.control.reset()
         self._manifest, self._fingerprint = None, run_fingerprint(self)
-        self._resumed_state = state
+        self._resumed_state, self._watched = state, WatchedMetrics(state.unseen if state else None)
         if state is not None:
             state.check_compatible(self, strict=strict)
             state.restore_training(self)
@@ -290,6 +291,7 @@ class Trainer(TrainerBase):
         # Before the clock starts, so that all processes agree.
         time_is_up = self._is_time_up()
         self._consensus = Consensus(self._engine, self.position.attempts, time_is_up=time_is_up)
+        self._watched.find_watchers(self)
         self._run("run_training")
 
     def evaluate(
@@ -375,6 +377,7 @@ class Trainer(TrainerBase):
             self._in_run = False
             if is_training:
                 self.position.stop_clock()
+                self._watched.close(self.run_history)
             self._means.end_step()
             state = self._resumed_state
             if state is not None and is_training:  # failed before it was restored
@@ -393,6 +396,9 @@ class Trainer(TrainerBase):
             self.training_run_start()
             self._event("on_training_run_start")
             self._reload_changed_data()
+            self._watched.check_data(self)
+            if not self.is_resuming:  # what a resumed run has in its history follows at its place
+                self._announce_metrics()
             if position.phase != "train" or position.stop_reason is not None:
                 self._restore_plugins()
             if position.stop_reason is not None:
@@ -408,6 +414,9 @@ class Trainer(TrainerBase):
             self._discard_accumulation()
             self.print(error)
             self._event("on_stop_training_error", error=error)
+            self._watched.report_missing(self, is_over=False)
+        if not position.is_paused:
+            self._announce_metrics()
         self.wait_for_saves()
         self._in_run = False
         self._report_skipped()
@@ -424,10 +433,12 @@ class Trainer(TrainerBase):
         self._run_eval_epochs()
         self.training_run_epoch_end()
         self._event("on_training_run_epoch_end")
+        self._announce_metrics()
         self.run_history._increment_epoch()
         self.position.epoch += 1
         self.position.batch, self.position.phase = 0, "start"
         self._handle_requests(now=True)
+        self._watched.report_missing(self, is_over=self._is_finished())
 
     def _run_train_epoch(self) -> None:
         """Train for one epoch, or for the rest of an interrupted one."""
@@ -582,7 +593,11 @@ class Trainer(TrainerBase):
         if granted.log:
             self._log_progress()
         if granted.evaluate:
-            granted.add(self._evaluate_within_epoch())  # and what plugins requested in it
+            self._evaluate_within_epoch()
+        has_values = granted.evaluate or ((granted.log or granted.announce) and not now)
+        if has_values and self._watched:
+            self._announce_metrics()
+            granted.add(self._decide(now=True) or Requests())  # what plugins requested in it
         self._save_requested(granted, now)
         if granted.stop_reason is not None:
             raise StopTrainingError(granted.stop_reason)
@@ -592,6 +607,8 @@ class Trainer(TrainerBase):
         self._hooks.refresh()
         if "_saver" in vars(self):  # a state has been saved
             self._saver.request_wait(self.control)
+        if not now and self._watched.has_new(self):
+            self.control.announce_metrics()
         time_is_up = self._in_run and self._is_time_up()
         if self._engine.num_processes == 1 and self.control.is_idle and not time_is_up:
             return None
@@ -630,14 +647,13 @@ class Trainer(TrainerBase):
         self.evaluation_run_end()
         self._event("on_evaluation_run_end")
 
-    def _evaluate_within_epoch(self) -> Requests:
-        """Evaluate between two updates, leaving the model as it was; returns what was requested."""
+    def _evaluate_within_epoch(self) -> None:
+        """Evaluate between two updates, leaving the model as it was."""
         self._data.reload_eval(self._arguments)
-        if not self._data.eval_loaders:
-            return Requests()
-        with modes_kept(self.model):
-            self._run_eval_epochs(is_intermediate=True)
-        return self._decide(now=True) or Requests()
+        if self._data.eval_loaders:
+            with modes_kept(self.model):
+                self._run_eval_epochs(is_intermediate=True)
+            self._watched.report_within_epoch(self)
 
     def _run_eval_epochs(self, **kind: bool) -> None:
         """Evaluate on each evaluation dataset; names of datasets prefix their metrics.

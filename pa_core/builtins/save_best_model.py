@@ -39,7 +39,10 @@ class SaveBestModelSettings(WatchSettings):
 
 
 class SaveBestModelCallback(MetricWatcher):
-    """Saves the model after each epoch that is the best so far, and loads the best at the end.
+    """Saves the model with the best value of a metric so far, and loads the best at the end.
+
+    Each new value counts, whether it is recorded at the end of an epoch or within it, as
+    ``intermediate_eval_loss`` is. The model is saved before its next update.
 
     The checkpoint file is written by `Trainer.save_checkpoint`, and contains the metric under its
     name. At the end only a file that this run has saved is loaded, never one of another run.
@@ -87,9 +90,8 @@ class SaveBestModelCallback(MetricWatcher):
         self.best_metric_epoch = None
 
     @hookimpl(trylast=True)
-    def on_training_run_epoch_end(self, trainer: Trainer, **kwargs: Any) -> None:
-        value = self.read_metric(trainer)
-        if not self.is_better(value):
+    def on_watched_metric(self, trainer: Trainer, metric: str, value: float, **kwargs: Any) -> None:
+        if metric != self.watch_metric or not self.is_better(value):
             return
         self.best_metric = value
         self.best_metric_epoch = trainer.run_history.current_epoch

@@ -85,6 +85,7 @@ class TrainingState:
         )
         self.metadata: dict[str, Any] = decode(state["metadata"], tensors)
         self.position = Position(**state["position"])
+        self.unseen: dict[str, int] = dict(state.get("unseen_metrics", {}))
         position = self.position
         if position.is_paused:  # and resumed now
             position.stop_reason, position.is_paused = None, False
@@ -92,9 +93,10 @@ class TrainingState:
             *(position.epoch, position.first_epoch, position.batch),
             *(position.updates, position.samples),
             *(position.skipped, position.skipped_in_a_row),
+            *self.unseen.values(),
         )
         if not all(type(count) is int for count in counts):
-            raise TypeError("the counts of the position must be integers")
+            raise TypeError("the counts of the position and of metrics must be integers")
         if position.phase not in ("start", "train", "eval"):
             raise ValueError(f"there is no phase {position.phase!r}")
         if not isinstance(self._parts["run_history"], dict | None):

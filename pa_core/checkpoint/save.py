@@ -142,6 +142,9 @@ def _state_files(
     state["parameters"] = parameter_names(trainer)
     state["position"] = asdict(trainer.position)
     history = trainer.run_history
+    unseen = trainer._watched.unseen(history)
+    if unseen:
+        state["unseen_metrics"] = unseen
     if _has_columns(history):
         state["run_history"] = encode(history.snapshot(), constant, "run_history")
     else:
@@ -171,6 +174,7 @@ def _process_state(trainer: Trainer) -> tuple[Any, Any]:
     The second item holds its tensors, as bytes if they have to go to another process.
     """
     tensors: dict[str, Tensor] = {}
+    means = trainer._means
     generators: dict[str, Any] = {
         "python": random.getstate(),
         "numpy": np.random.get_state(legacy=True),
@@ -180,8 +184,8 @@ def _process_state(trainer: Trainer) -> tuple[Any, Any]:
         generators["cuda"] = torch.cuda.get_rng_state(trainer.device)
     state = {
         "generators": encode(generators, tensors, "generators"),
-        "loss": encode(trainer._means.loss.state_dict(), tensors, "loss"),
-        "means": encode(trainer._means.named_state(), tensors, "means"),
+        "loss": encode(means.loss.state_dict(), tensors, "loss"),
+        "means": encode(means.named_state(), tensors, "means"),
         "drawing": sorted(trainer._drawing),
         "plugins": {
             name: encode(plugin_state, tensors, f"plugin {name!r}")

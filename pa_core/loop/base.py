@@ -34,6 +34,7 @@ from pa_core.loop.planning import plan_run
 from pa_core.loop.randomness import EpochRandomness
 from pa_core.loop.run_data import RunData
 from pa_core.loop.services import TrainerServices
+from pa_core.loop.watched import WatchedMetrics
 from pa_core.plugins.callers import BoundHooks
 from pa_core.plugins.manager import PluginManager
 from pa_core.settings.environment import build_all_plugins, where_enabled
@@ -131,6 +132,7 @@ class TrainerBase(TrainerServices):
         self._means = EpochMeans()
         self._accumulation = Accumulation(1, None, None, 1, self._engine)
         self._consensus = Consensus(self._engine, 0)
+        self._watched = WatchedMetrics()
         self._drawing: set[str] = set()  # see EpochRandomness
         self._resumed_state: TrainingState | None = None
         self._save_metadata: dict[Path, dict[str, Any]] = {}
@@ -175,12 +177,14 @@ class TrainerBase(TrainerServices):
             yield
             return
         kept = {name: vars(self)[name] for name in _OF_A_RUN}
+        unseen = self._watched.unseen(self.run_history)
         self.control, self._data = TrainerControl(), copy(self._data)
         try:
             with modes_kept(self.model):
                 yield
         finally:
             vars(self).update(kept)
+            self._watched.skip(self.run_history, unseen)
 
     # -- Parts of the loop ----------------------------------------------------------------------
 
@@ -360,6 +364,14 @@ class TrainerBase(TrainerServices):
         if count:
             self.run_history.update_metric("train_loss", total / count)
         self.run_history.update_metric("learning_rate", self.optimizer.param_groups[0]["lr"])
+
+    def _announce_metrics(self) -> None:
+        """Announce the new values of watched metrics to plugins."""
+        for metric, value in self._watched.take_new(self._trainer):
+            try:
+                self._event("on_watched_metric", metric=metric, value=value)
+            except StopTrainingError as error:  # the other values are still announced
+                self._request_stop(error)
 
     def _print_plugins(self) -> None:
         """Print the plugins of the run and where their settings come from."""
