@@ -18,7 +18,6 @@ from torch import Tensor
 from pa_core.callbacks import get_default_callbacks
 from pa_core.checkpoint.manifest import run_fingerprint
 from pa_core.control import Requests, UpdateResult
-from pa_core.diagnostics.preserve import modes_kept
 from pa_core.errors import StopTrainingError
 from pa_core.loop.arguments import (
     RunArguments,
@@ -348,7 +347,7 @@ class Trainer(TrainerBase):
         self._prepare_model_optimizer_and_dataloaders()
         self.model = self._engine.for_evaluation(self.model)
         try:
-            with torch.no_grad(), modes_kept(self.model):
+            with torch.no_grad(), self._modes_of_evaluation():
                 self.eval_epoch_start()
                 return collect_predictions(self, loader)
         finally:
@@ -373,6 +372,8 @@ class Trainer(TrainerBase):
             if state is not None and hook == "run_training":  # failed before it was restored
                 state.stop_watching()
                 self._resumed_state = None
+            if hook == "run_training":
+                self._engine.end_run()
 
     # -- The training loop ------------------------------------------------------------------------
 
@@ -397,6 +398,7 @@ class Trainer(TrainerBase):
                 self._run_epoch()
         except StopTrainingError as error:
             position.stop_reason = str(error)
+            self._engine.set_mode(self.optimizer, training=False)
             self.optimizer_zero_grad()
             self._discard_accumulation()
             self.print(error)
@@ -434,6 +436,7 @@ class Trainer(TrainerBase):
         position.phase = "train"
 
         batches, randomness = self._rest_of_epoch()
+        engine.set_mode(self.optimizer, training=True)
         for micro in () if self._is_finished() else batches:
             self.is_padding_batch = micro.is_padding
             self._means.start_step(is_padding=micro.is_padding)
@@ -455,6 +458,7 @@ class Trainer(TrainerBase):
                 if self._is_finished():
                     break
 
+        engine.set_mode(self.optimizer, training=False)
         self.train_epoch_end()
         self._record_means("train", "train_loss_epoch")
         self._event("on_train_epoch_end")
@@ -626,7 +630,7 @@ class Trainer(TrainerBase):
         self._data.reload_eval(self._arguments)
         if not self._data.eval_loaders:
             return Requests()
-        with modes_kept(self.model):
+        with self._modes_of_evaluation():
             self._run_eval_epochs(is_intermediate=True)
         return self._decide(now=True) or Requests()
 

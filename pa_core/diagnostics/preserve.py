@@ -29,9 +29,12 @@ def preserved(trainer: Trainer, data: Any = None) -> Iterator[None]:
         stack.enter_context(_generators(trainer.device, data))
         stack.enter_context(_model(trainer.get_model(keep_torch_compile=False)))
         if trainer.optimizer is not None:
+            modes = trainer._engine.modes(trainer.optimizer)
+            if modes is not None:
+                stack.enter_context(_attributes(modes))
             stack.enter_context(_optimizer(trainer.optimizer))
-        if trainer._accelerator.scaler is not None:
-            stack.enter_context(_scaler(trainer._accelerator.scaler))
+        if trainer.scaler is not None:
+            stack.enter_context(_attributes(trainer.scaler))
         yield
 
 
@@ -102,13 +105,14 @@ def _copy(value: Any) -> Any:
 
 
 @contextmanager
-def _scaler(scaler: Any) -> Iterator[None]:
-    values = {name: _copy(value) for name, value in vars(scaler).items()}
+def _attributes(thing: Any) -> Iterator[None]:
+    """Restore the attributes of a gradient scaler, or of what switches an optimizer's modes."""
+    values = {name: _copy(value) for name, value in vars(thing).items()}
     try:
         yield
     finally:
-        vars(scaler).clear()
-        vars(scaler).update(values)
+        vars(thing).clear()
+        vars(thing).update(values)
 
 
 @contextmanager

@@ -173,15 +173,22 @@ class TrainerBase(TrainerServices):
     def _run_preserved(self) -> Iterator[None]:
         """Preserve a run in progress while something else is evaluated."""
         if not self._in_run:
-            yield
+            with self._engine.evaluation_mode(self.optimizer):
+                yield
             return
         kept = {name: vars(self)[name] for name in _OF_A_RUN}
         self.control, self._data = TrainerControl(), copy(self._data)
         try:
-            with modes_kept(self.model):
+            with self._modes_of_evaluation():
                 yield
         finally:
             vars(self).update(kept)
+
+    @contextmanager
+    def _modes_of_evaluation(self) -> Iterator[None]:
+        """Restore the modes of each module on exit; the optimizer is in evaluation mode."""
+        with modes_kept(self.model), self._engine.evaluation_mode(self.optimizer):
+            yield
 
     # -- Parts of the loop ----------------------------------------------------------------------
 

@@ -379,15 +379,16 @@ class TrainerServices:
         """
         from pa_core.checkpoint import model_file
 
-        model_file.save_checkpoint(
-            self._trainer,
-            save_path,
-            checkpoint_kwargs,
-            save_optimizer,
-            save_scheduler,
-            save_per_node,
-            self.model if model is None else model,
-        )
+        with self._engine.evaluation_mode(self.optimizer):
+            model_file.save_checkpoint(
+                self._trainer,
+                save_path,
+                checkpoint_kwargs,
+                save_optimizer,
+                save_scheduler,
+                save_per_node,
+                self.model if model is None else model,
+            )
 
     def load_checkpoint(
         self, checkpoint_path: str | Path, load_optimizer: bool = True, load_scheduler: bool = True
@@ -399,9 +400,10 @@ class TrainerServices:
         """
         from pa_core.checkpoint import model_file
 
-        return model_file.load_checkpoint(
-            self._trainer, checkpoint_path, load_optimizer, load_scheduler
-        )
+        with self._engine.evaluation_mode(self.optimizer):
+            return model_file.load_checkpoint(
+                self._trainer, checkpoint_path, load_optimizer, load_scheduler
+            )
 
     def save_training_state(
         self,
