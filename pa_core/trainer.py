@@ -8,7 +8,7 @@ Each step is a method that a subclass may override, followed by the hook of the 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +18,7 @@ from torch import Tensor
 from pa_core.callbacks import get_default_callbacks
 from pa_core.checkpoint.manifest import run_fingerprint
 from pa_core.control import Requests, UpdateResult
+from pa_core.engine.optimizers import as_one
 from pa_core.errors import StopTrainingError
 from pa_core.loop.arguments import (
     RunArguments,
@@ -25,6 +26,7 @@ from pa_core.loop.arguments import (
     check_loss,
     check_model_and_optimizer,
     check_predict_arguments,
+    check_scheduler_source,
     check_update,
 )
 from pa_core.loop.base import TrainerBase
@@ -34,6 +36,7 @@ from pa_core.tracking import Position, count_values, values_since
 
 if TYPE_CHECKING:
     from pa_core.durations import Duration
+    from pa_core.loop.arguments import SchedulerSource
     from pa_core.loop.micro_batches import MicroBatch
     from pa_core.loop.randomness import EpochRandomness
 
@@ -53,8 +56,9 @@ class Trainer(TrainerBase):
     Args:
         model: the model, or the name of one that a plugin registers.
         loss_func: called with the model's outputs and the targets; returns a mean over the batch.
-        optimizer: an optimizer of the model's parameters, or a function that creates one from
-            them. With None, a plugin may create it; evaluating and predicting need none.
+        optimizer: an optimizer of the model's parameters, a function that creates one from them,
+            or a list of optimizers, each of its own parameters. With None, a plugin may create it;
+            evaluating and predicting need none.
         callbacks: classes or instances of `TrainerCallback`; they replace the default built-ins.
         run_history: records losses and metrics; in memory by default.
         plugins: names, classes, instances or modules; they replace the settings' list.
@@ -193,7 +197,7 @@ class Trainer(TrainerBase):
         max_num_train_steps: int | None = None,
         gradient_accumulation_steps: int = 1,
         gradient_clip_value: float | None = None,
-        create_scheduler_fn: Callable[[Any], Any] | str | None = None,
+        create_scheduler_fn: SchedulerSource | Sequence[SchedulerSource] = None,
         train_dataloader_kwargs: dict[str, Any] | None = None,
         eval_dataloader_kwargs: dict[str, Any] | None = None,
         reset_run_history: bool = True,
@@ -216,8 +220,10 @@ class Trainer(TrainerBase):
             gradient_accumulation_steps: micro-batches per update. The gradient is that of the
                 mean over all of them, also in a shorter last group.
             gradient_clip_value: clip each accumulated gradient to ``[-value, value]``.
-            create_scheduler_fn: a function of the optimizer, or the name of a scheduler that a
-                plugin registers.
+            create_scheduler_fn: a function of the optimizer, the name of a scheduler that a plugin
+                registers, or a scheduler that was created with the Trainer's optimizer. With
+                several optimizers, a function or name is used for each of them; or a list with one
+                entry, or None, for each. Schedulers are stepped once per update.
             train_dataloader_kwargs: arguments of the training `DataLoader`.
             eval_dataloader_kwargs: arguments of the evaluation `DataLoader`.
             reset_run_history: forget earlier runs; otherwise epochs are counted from theirs.
@@ -247,7 +253,9 @@ class Trainer(TrainerBase):
             train_dataloader_kwargs=train_dataloader_kwargs,
             eval_dataloader_kwargs=eval_dataloader_kwargs,
         )
+        self.optimizer = as_one(self.optimizer)
         check_model_and_optimizer(self.get_model(), self.optimizer, needs_optimizer=True)
+        check_scheduler_source(create_scheduler_fn, self.optimizers)
         state = None
         if resume_from is not None:
             from pa_core.checkpoint.resume import find_training_state
@@ -489,6 +497,7 @@ class Trainer(TrainerBase):
         """Make one update from the gradients of the accumulated batch, or skip it."""
         hooks = self._hooks
         self._accumulation.finish(self.model.parameters())
+        self._engine.choose(self.optimizer, self._accumulation.chosen)
         self._engine.unscale(self.optimizer)
         if hooks.on_gradients_ready is not None:
             hooks.on_gradients_ready(trainer=self)

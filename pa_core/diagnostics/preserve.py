@@ -32,7 +32,8 @@ def preserved(trainer: Trainer, data: Any = None) -> Iterator[None]:
             modes = trainer._engine.modes(trainer.optimizer)
             if modes is not None:
                 stack.enter_context(_attributes(modes))
-            stack.enter_context(_optimizer(trainer.optimizer))
+            for optimizer in trainer.optimizers:
+                stack.enter_context(_optimizer(optimizer))
         if trainer.scaler is not None:
             stack.enter_context(_attributes(trainer.scaler))
         yield
@@ -81,17 +82,16 @@ def _model(model: nn.Module) -> Iterator[None]:
 @contextmanager
 def _optimizer(optimizer: Any) -> Iterator[None]:
     """Let the optimizer work on copies of its state, and restore the originals."""
-    inner = getattr(optimizer, "optimizer", optimizer)  # accelerate wraps the user's
-    attributes = dict(vars(inner))
-    groups = list(inner.param_groups)
+    attributes = dict(vars(optimizer))
+    groups = list(optimizer.param_groups)
     values = [[(key, value, _copy(value)) for key, value in group.items()] for group in groups]
-    state = {parameter: deepcopy(values) for parameter, values in inner.state.items()}
-    inner.state = defaultdict(dict, state)
+    state = {parameter: deepcopy(values) for parameter, values in optimizer.state.items()}
+    optimizer.state = defaultdict(dict, state)
     try:
         yield
     finally:
-        vars(inner).clear()
-        vars(inner).update(attributes)
+        vars(optimizer).clear()
+        vars(optimizer).update(attributes)
         for group, saved in zip(groups, values, strict=True):
             group.clear()
             for key, value, before in saved:

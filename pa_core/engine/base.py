@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from pa_core.engine.optimizer_step import step_optimizer
-from pa_core.engine.optimizers import given_optimizers, unwrapped
+from pa_core.engine.optimizers import OptimizerList, given_optimizers, unwrapped
 from pa_core.errors import OtherProcessError
 from pa_core.plugins.process_scope import check_collectives_allowed
 
@@ -165,6 +165,11 @@ class Engine:
         Raises:
             ValueError: if it can't, naming the optimizer.
         """
+        if self.sharded_by is not None and len(given_optimizers(optimizer)) > 1:
+            raise ValueError(
+                f"Several optimizers aren't supported under {self.sharded_by}: use one with "
+                "several parameter groups"
+            )
         modes = self.modes(optimizer)
         if modes is not None and not modes.is_training:
             modes.set(training=False)
@@ -315,6 +320,17 @@ class Engine:
         if is_update or self.num_processes == 1:
             return _NO_CONTEXT
         return self.accelerator.no_sync(model)
+
+    def choose(self, optimizer: Any, chosen: frozenset[int] | None) -> None:
+        """Have the coming update step only some of several optimizers; the others lose gradients.
+
+        Args:
+            optimizer: the optimizer, or several.
+            chosen: the positions of some; all of them if None.
+        """
+        inner = unwrapped(optimizer)
+        if isinstance(inner, OptimizerList):
+            inner.choose(chosen)
 
     def unscale(self, optimizer: Any) -> None:
         """Unscale the gradients of an accumulated batch, if the precision scales the loss."""
