@@ -7,7 +7,7 @@ Each step is a method that a subclass may override, followed by the hook of the 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +17,7 @@ from torch import Tensor
 from pa_core.callbacks import get_default_callbacks
 from pa_core.checkpoint.manifest import run_fingerprint
 from pa_core.control import Requests, UpdateResult
-from pa_core.diagnostics.preserve import modes_kept
+from pa_core.engine.optimizers import as_one
 from pa_core.errors import StopTrainingError
 from pa_core.loop.arguments import (
     RunArguments,
@@ -25,6 +25,7 @@ from pa_core.loop.arguments import (
     check_loss,
     check_model_and_optimizer,
     check_predict_arguments,
+    check_scheduler_source,
     check_update,
 )
 from pa_core.loop.base import TrainerBase
@@ -36,6 +37,7 @@ from pa_core.tracking import Position, count_values, values_since
 
 if TYPE_CHECKING:
     from pa_core.durations import Duration
+    from pa_core.loop.arguments import SchedulerSource
     from pa_core.loop.micro_batches import MicroBatch
     from pa_core.loop.randomness import EpochRandomness
 
@@ -55,8 +57,9 @@ class Trainer(TrainerBase):
     Args:
         model: the model, or the name of one that a plugin registers.
         loss_func: called with the model's outputs and the targets; returns a mean over the batch.
-        optimizer: an optimizer of the model's parameters, or a function that creates one from
-            them. With None, a plugin may create it; evaluating and predicting need none.
+        optimizer: an optimizer of the model's parameters, a function that creates one from them,
+            or a list of optimizers, each of its own parameters. With None, a plugin may create it;
+            evaluating and predicting need none.
         callbacks: classes or instances of `TrainerCallback`; they replace the default built-ins.
         run_history: records losses and metrics; in memory by default.
         plugins: names, classes, instances or modules; they replace the settings' list.
@@ -195,7 +198,7 @@ class Trainer(TrainerBase):
         max_num_train_steps: int | None = None,
         gradient_accumulation_steps: int = 1,
         gradient_clip_value: float | None = None,
-        create_scheduler_fn: Callable[[Any], Any] | str | None = None,
+        create_scheduler_fn: SchedulerSource | Sequence[SchedulerSource] = None,
         train_dataloader_kwargs: dict[str, Any] | None = None,
         eval_dataloader_kwargs: dict[str, Any] | None = None,
         reset_run_history: bool = True,
@@ -218,8 +221,10 @@ class Trainer(TrainerBase):
             gradient_accumulation_steps: micro-batches per update. The gradient is that of the
                 mean over all of them, also in a shorter last group.
             gradient_clip_value: clip each accumulated gradient to ``[-value, value]``.
-            create_scheduler_fn: a function of the optimizer, or the name of a scheduler that a
-                plugin registers.
+            create_scheduler_fn: a function of the optimizer, the name of a scheduler that a plugin
+                registers, or a scheduler that was created with the Trainer's optimizer. With
+                several optimizers, a function or name is used for each of them; or a list with one
+                entry, or None, for each. Schedulers are stepped once per update.
             train_dataloader_kwargs: arguments of the training `DataLoader`.
             eval_dataloader_kwargs: arguments of the evaluation `DataLoader`.
             reset_run_history: forget earlier runs; otherwise epochs are counted from theirs.
@@ -249,7 +254,9 @@ class Trainer(TrainerBase):
             train_dataloader_kwargs=train_dataloader_kwargs,
             eval_dataloader_kwargs=eval_dataloader_kwargs,
         )
+        self.optimizer = as_one(self.optimizer)
         check_model_and_optimizer(self.get_model(), self.optimizer, needs_optimizer=True)
+        check_scheduler_source(create_scheduler_fn, self.optimizers)
         state = None
         if resume_from is not None:
             from pa_core.checkpoint.resume import find_training_state
@@ -354,7 +361,7 @@ class Trainer(TrainerBase):
         self._prepare_model_optimizer_and_dataloaders()
         self.model = self._engine.for_evaluation(self.model)
         try:
-            with torch.no_grad(), modes_kept(self.model):
+            with torch.no_grad(), self._modes_of_evaluation():
                 self.eval_epoch_start()
                 return collect_predictions(self, loader)
         finally:
@@ -378,6 +385,7 @@ class Trainer(TrainerBase):
             if is_training:
                 self.position.stop_clock()
                 self._watched.close(self.run_history)
+                self._engine.end_run()
             self._means.end_step()
             state = self._resumed_state
             if state is not None and is_training:  # failed before it was restored
@@ -410,6 +418,7 @@ class Trainer(TrainerBase):
                 self._run_epoch()
         except StopTrainingError as error:
             position.stop_reason = str(error)
+            self._engine.set_mode(self.optimizer, training=False)
             self.optimizer_zero_grad()
             self._discard_accumulation()
             self.print(error)
@@ -453,6 +462,7 @@ class Trainer(TrainerBase):
         position.phase = "train"
 
         batches, randomness = self._rest_of_epoch()
+        engine.set_mode(self.optimizer, training=True)
         for micro in () if self._is_finished() else batches:
             self.is_padding_batch = micro.is_padding
             self._means.start_step(is_padding=micro.is_padding)
@@ -474,6 +484,7 @@ class Trainer(TrainerBase):
                 if self._is_finished():
                     break
 
+        engine.set_mode(self.optimizer, training=False)
         self.train_epoch_end()
         self._record_means("train", "train_loss_epoch")
         self._event("on_train_epoch_end")
@@ -506,6 +517,7 @@ class Trainer(TrainerBase):
         """Make one update from the gradients of the accumulated batch, or skip it."""
         hooks = self._hooks
         self._accumulation.finish(self.model.parameters())
+        self._engine.choose(self.optimizer, self._accumulation.chosen)
         self._engine.unscale(self.optimizer)
         if hooks.on_gradients_ready is not None:
             hooks.on_gradients_ready(trainer=self)
@@ -651,7 +663,7 @@ class Trainer(TrainerBase):
         """Evaluate between two updates, leaving the model as it was."""
         self._data.reload_eval(self._arguments)
         if self._data.eval_loaders:
-            with modes_kept(self.model):
+            with self._modes_of_evaluation():
                 self._run_eval_epochs(is_intermediate=True)
             self._watched.report_within_epoch(self)
 

@@ -80,6 +80,7 @@ class TrainingState:
             name: decode(state[name], tensors)
             for name in ("optimizer", "scheduler", "scaler", "run_history")
         }
+        self._parts["training_weights"] = decode(state.get("training_weights"), tensors)
         self._weights = decode_weights(
             reader.read_tensors("model.safetensors"), decode(state["weights"], tensors)
         )
@@ -315,13 +316,14 @@ class TrainingState:
                 f"{self.directory} was saved {'without' if scheduler is None else 'with'} a "
                 f"scheduler, but this run has {'one' if scheduler is None else 'none'}"
             )
-        with self._invalid_content_reported():
+        with self._invalid_content_reported(), engine.evaluation_mode(optimizer):
             engine.load_weights(trainer.model, self._weights)
             scaler = trainer._accelerator.scaler
             if scaler is not None and self._parts["scaler"] is not None:
                 scaler.load_state_dict(self._parts["scaler"])
             if optimizer is not None:
                 engine.load_optimizer_state(optimizer, self._parts["optimizer"])
+                engine.load_training_weights(optimizer, self._parts["training_weights"] or {})
             # After the optimizer: creating the scheduler has set the optimizer's learning rate.
             if trainer.scheduler is not None and scheduler is not None:
                 trainer.scheduler.load_state_dict(scheduler)

@@ -62,9 +62,9 @@ def save_training_state(
             "The run was interrupted in the middle of an update, so a training state saved now "
             "would not resume exactly. Resume from the last one that was saved"
         )
-    weights = engine.weights(trainer.model)
     is_main = engine.rank == 0
-    with ExitStack() as cleanup:
+    with engine.evaluation_mode(trainer.optimizer), ExitStack() as cleanup:
+        weights = engine.weights(trainer.model)
 
         def begin() -> tuple[Any, StateWriter | None]:
             process = _process_state(trainer)
@@ -140,6 +140,9 @@ def _state_files(
     # How the optimizer is sharded. Resuming compares the text, so its words must not change.
     state["division"] = engine.sharding
     state["parameters"] = parameter_names(trainer)
+    training_weights = engine.training_weights(trainer.optimizer)
+    if training_weights:  # the weights of the model are those of the optimizer's evaluation mode
+        state["training_weights"] = encode(training_weights, tensors, "training_weights")
     state["position"] = asdict(trainer.position)
     history = trainer.run_history
     unseen = trainer._watched.unseen(history)
