@@ -609,6 +609,7 @@ class Trainer(TrainerBase):
         has_values = granted.evaluate or ((granted.log or granted.announce) and not now)
         if has_values and self._watched:
             self._announce_metrics()
+        if granted.evaluate or (has_values and self._watched):
             granted.add(self._decide(now=True) or Requests())  # what plugins requested in it
         self._save_requested(granted, now)
         if granted.stop_reason is not None:
