@@ -28,6 +28,7 @@ from pa_core.checkpoint.save import parameter_names
 from pa_core.checkpoint.start_check import StartCheck
 from pa_core.checkpoint.storage import StateReader
 from pa_core.errors import TrainingStateError
+from pa_core.settings.paths import local_path
 from pa_core.tracking import Position
 
 if TYPE_CHECKING:
@@ -55,7 +56,7 @@ class TrainingState:
 
     def __init__(self, state_dir: str | Path, rank: int) -> None:
         self.reader = StateReader(state_dir)
-        self.directory, self._rank = Path(state_dir), rank
+        self.directory, self._rank = local_path(state_dir), rank
         with self._invalid_content_reported():
             self._read()
             self.reader.check_rest()
@@ -79,11 +80,13 @@ class TrainingState:
             name: decode(state[name], tensors)
             for name in ("optimizer", "scheduler", "scaler", "run_history")
         }
+        self._parts["training_weights"] = decode(state.get("training_weights"), tensors)
         self._weights = decode_weights(
             reader.read_tensors("model.safetensors"), decode(state["weights"], tensors)
         )
         self.metadata: dict[str, Any] = decode(state["metadata"], tensors)
         self.position = Position(**state["position"])
+        self.unseen: dict[str, int] = dict(state.get("unseen_metrics", {}))
         position = self.position
         if position.is_paused:  # and resumed now
             position.stop_reason, position.is_paused = None, False
@@ -91,9 +94,10 @@ class TrainingState:
             *(position.epoch, position.first_epoch, position.batch),
             *(position.updates, position.samples),
             *(position.skipped, position.skipped_in_a_row),
+            *self.unseen.values(),
         )
         if not all(type(count) is int for count in counts):
-            raise TypeError("the counts of the position must be integers")
+            raise TypeError("the counts of the position and of metrics must be integers")
         if position.phase not in ("start", "train", "eval"):
             raise ValueError(f"there is no phase {position.phase!r}")
         if not isinstance(self._parts["run_history"], dict | None):
@@ -271,7 +275,8 @@ class TrainingState:
         """
         self.restore_weights(trainer, in_run=in_run)
         self._restore_history(trainer)
-        vars(trainer.position).update(asdict(self.position))
+        for name, value in asdict(self.position).items():
+            setattr(trainer.position, name, value)
         trainer._accumulation.reset()
 
     def _restore_history(self, trainer: Trainer) -> None:
@@ -311,13 +316,14 @@ class TrainingState:
                 f"{self.directory} was saved {'without' if scheduler is None else 'with'} a "
                 f"scheduler, but this run has {'one' if scheduler is None else 'none'}"
             )
-        with self._invalid_content_reported():
+        with self._invalid_content_reported(), engine.evaluation_mode(optimizer):
             engine.load_weights(trainer.model, self._weights)
             scaler = trainer._accelerator.scaler
             if scaler is not None and self._parts["scaler"] is not None:
                 scaler.load_state_dict(self._parts["scaler"])
             if optimizer is not None:
                 engine.load_optimizer_state(optimizer, self._parts["optimizer"])
+                engine.load_training_weights(optimizer, self._parts["training_weights"] or {})
             # After the optimizer: creating the scheduler has set the optimizer's learning rate.
             if trainer.scheduler is not None and scheduler is not None:
                 trainer.scheduler.load_state_dict(scheduler)
