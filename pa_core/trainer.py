@@ -7,7 +7,6 @@ Each step is a method that a subclass may override, followed by the hook of the 
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,6 +30,8 @@ from pa_core.loop.arguments import (
 )
 from pa_core.loop.base import TrainerBase
 from pa_core.loop.consensus import Consensus
+from pa_core.loop.no_items import gradients_of, weighted
+from pa_core.loop.watched import WatchedMetrics
 from pa_core.placeholders import TrainerPlaceholderValues, replace_trainer_placeholder_values
 from pa_core.tracking import Position, count_values, values_since
 
@@ -271,6 +272,7 @@ class Trainer(TrainerBase):
         position = Position(epoch=epoch, first_epoch=epoch) if state is None else state.position
         self._data.load_train(self._arguments)
         self._data.load_eval(per_device_batch_size, eval_dataloader_kwargs)
+        self._data.check_exact(strict=strict)
         self._plan_run(position)
         self._engine.plan(self.run_config)
         self._check_update_plugins()
@@ -284,7 +286,7 @@ class Trainer(TrainerBase):
         self._drawing = set()
         self.control.reset()
         self._manifest, self._fingerprint = None, run_fingerprint(self)
-        self._resumed_state = state
+        self._resumed_state, self._watched = state, WatchedMetrics(state.unseen if state else None)
         if state is not None:
             state.check_compatible(self, strict=strict)
             state.restore_training(self)
@@ -293,6 +295,10 @@ class Trainer(TrainerBase):
                 f"Resuming from {state.directory}: epoch {self.position.epoch}, "
                 f"update {self.position.updates}"
             )
+        # Before the clock starts, so that all processes agree.
+        time_is_up = self._is_time_up()
+        self._consensus = Consensus(self._engine, self.position.attempts, time_is_up=time_is_up)
+        self._watched.find_watchers(self)
         self._run("run_training")
 
     def evaluate(
@@ -363,10 +369,11 @@ class Trainer(TrainerBase):
 
     def _run(self, hook: str) -> None:
         """Call the hook of a run, which plugins may wrap, and ``on_exception`` if it raises."""
-        self._in_run = hook == "run_training"
+        self._in_run = is_training = hook == "run_training"
         if hasattr(self.run_history, "follow"):
             self.run_history.follow(lambda: self.progress)
-        self._clock = time.monotonic() - self.position.seconds
+        if is_training:
+            self.position.start_clock()
         try:
             getattr(self.plugins.hook, hook)(trainer=self)
         except BaseException as exception:
@@ -375,26 +382,31 @@ class Trainer(TrainerBase):
             raise
         finally:
             self._in_run = False
+            if is_training:
+                self.position.stop_clock()
+                self._watched.close(self.run_history)
+                self._engine.end_run()
             self._means.end_step()
             state = self._resumed_state
-            if state is not None and hook == "run_training":  # failed before it was restored
+            if state is not None and is_training:  # failed before it was restored
                 state.stop_watching()
                 self._resumed_state = None
-            if hook == "run_training":
-                self._engine.end_run()
 
     # -- The training loop ------------------------------------------------------------------------
 
     def _run_training(self) -> None:
         """Run epochs until the run's length is reached or a plugin stops it."""
         position = self.position
-        self._consensus = Consensus(self._engine, position.attempts)
+        self._skip_reasons = {}
         self._discard_accumulation()  # of an interrupted run
         self._print_plugins()
         try:
             self.training_run_start()
             self._event("on_training_run_start")
             self._reload_changed_data()
+            self._watched.check_data(self)
+            if not self.is_resuming:  # what a resumed run has in its history follows at its place
+                self._announce_metrics()
             if position.phase != "train" or position.stop_reason is not None:
                 self._restore_plugins()
             if position.stop_reason is not None:
@@ -411,8 +423,12 @@ class Trainer(TrainerBase):
             self._discard_accumulation()
             self.print(error)
             self._event("on_stop_training_error", error=error)
+            self._watched.report_missing(self, is_over=False)
+        if not position.is_paused:
+            self._announce_metrics()
         self.wait_for_saves()
         self._in_run = False
+        self._report_skipped()
         self.training_run_end()
         self._event("on_training_run_end")
         self._save_requested(self._decide(now=True) or Requests(), now=True)
@@ -426,10 +442,12 @@ class Trainer(TrainerBase):
         self._run_eval_epochs()
         self.training_run_epoch_end()
         self._event("on_training_run_epoch_end")
+        self._announce_metrics()
         self.run_history._increment_epoch()
         self.position.epoch += 1
         self.position.batch, self.position.phase = 0, "start"
         self._handle_requests(now=True)
+        self._watched.report_missing(self, is_over=self._is_finished())
 
     def _run_train_epoch(self) -> None:
         """Train for one epoch, or for the rest of an interrupted one."""
@@ -488,7 +506,9 @@ class Trainer(TrainerBase):
             hooks.on_backward_start(trainer=self, batch=batch, batch_output=output, step=step)
         loss = check_loss(output["loss"], "on_backward_start left")
         self._means.add(loss, output)
-        self.backward_step(loss if weight is None else loss * weight)
+        items = self._means.items
+        with gradients_of(items, lambda: self._engine.gradient_leaves(self.model)):
+            self.backward_step(weighted(loss, weight, items))
         if hooks.on_backward_end is not None:
             hooks.on_backward_end(trainer=self, batch=batch, batch_output=output, step=step)
         return output
@@ -540,12 +560,12 @@ class Trainer(TrainerBase):
         reason = control.take_skip()
         if reason is None:
             self.optimizer_step()
-            if self._engine.step_was_skipped:
+            if self._engine.step_was_skipped(self.optimizer):
                 reason = "overflow"
             elif self.scheduler is not None:
                 self.scheduler_step()
         else:
-            self._engine.discard_unscaled()
+            self._engine.skip_unscaled(self.optimizer)
         self.optimizer_zero_grad()
         self._count_update(skipped=reason)
         if reason is None and hooks.on_optimizer_step_end is not None:
@@ -585,7 +605,11 @@ class Trainer(TrainerBase):
         if granted.log:
             self._log_progress()
         if granted.evaluate:
-            granted.add(self._evaluate_within_epoch())  # and what plugins requested in it
+            self._evaluate_within_epoch()
+        has_values = granted.evaluate or ((granted.log or granted.announce) and not now)
+        if has_values and self._watched:
+            self._announce_metrics()
+            granted.add(self._decide(now=True) or Requests())  # what plugins requested in it
         self._save_requested(granted, now)
         if granted.stop_reason is not None:
             raise StopTrainingError(granted.stop_reason)
@@ -595,10 +619,11 @@ class Trainer(TrainerBase):
         self._hooks.refresh()
         if "_saver" in vars(self):  # a state has been saved
             self._saver.request_wait(self.control)
-        if self._engine.num_processes == 1 and self.control.is_idle:
+        if not now and self._watched.has_new(self):
+            self.control.announce_metrics()
+        time_is_up = self._in_run and self._is_time_up()
+        if self._engine.num_processes == 1 and self.control.is_idle and not time_is_up:
             return None
-        timed = self._in_run and self._length.is_timed
-        time_is_up = timed and self._length.is_over(self.progress)
         return self._consensus.decide(
             self.control, self.position.attempts, time_is_up=time_is_up, now=now
         )
@@ -612,7 +637,7 @@ class Trainer(TrainerBase):
             return True
         if length.num_updates is not None:
             return False
-        if length.is_timed and self._engine.num_processes > 1:
+        if length.is_timed:
             return self._consensus.time_is_up
         return length.is_over(self.progress)
 
@@ -634,14 +659,13 @@ class Trainer(TrainerBase):
         self.evaluation_run_end()
         self._event("on_evaluation_run_end")
 
-    def _evaluate_within_epoch(self) -> Requests:
-        """Evaluate between two updates, leaving the model as it was; returns what was requested."""
+    def _evaluate_within_epoch(self) -> None:
+        """Evaluate between two updates, leaving the model as it was."""
         self._data.reload_eval(self._arguments)
-        if not self._data.eval_loaders:
-            return Requests()
-        with self._modes_of_evaluation():
-            self._run_eval_epochs(is_intermediate=True)
-        return self._decide(now=True) or Requests()
+        if self._data.eval_loaders:
+            with self._modes_of_evaluation():
+                self._run_eval_epochs(is_intermediate=True)
+            self._watched.report_within_epoch(self)
 
     def _run_eval_epochs(self, **kind: bool) -> None:
         """Evaluate on each evaluation dataset; names of datasets prefix their metrics.

@@ -304,6 +304,7 @@ class Engine:
 
     def zero_grad(self, optimizer: Any) -> None:
         """Set the gradients of the optimizer's parameters to None."""
+        optimizer = unwrapped(optimizer)  # accelerate's wrapper does nothing between two updates
         is_custom = type(optimizer).zero_grad is not torch.optim.Optimizer.zero_grad
         if is_custom or "zero_grad" in vars(optimizer):
             optimizer.zero_grad()
@@ -312,6 +313,10 @@ class Engine:
         for group in optimizer.param_groups:
             for parameter in group["params"]:
                 parameter.grad = None
+
+    def gradient_leaves(self, model: nn.Module) -> list[nn.Parameter]:
+        """The parameters at which a backward pass of the model ends, on this process."""
+        return [parameter for parameter in model.parameters() if parameter.requires_grad]
 
     def accumulating(self, model: nn.Module, is_update: bool) -> AbstractContextManager[Any]:
         """Keep gradients local while they accumulate; they are reduced once, for the update."""
@@ -353,8 +358,25 @@ class Engine:
             if device in overflowed:
                 found.copy_(torch.maximum(found, overflowed[device]))
 
+    def skip_unscaled(self, optimizer: Any) -> None:
+        """Prepare the gradient scaler for new gradients, when an update isn't made on request.
+
+        It lowers its scale if the gradients overflowed: otherwise those of the next updates would,
+        too. If they didn't, its state stays as it is.
+        """
+        scaler = self.accelerator.scaler
+        if scaler is None or not scaler._found_inf_per_device(unwrapped(optimizer)):
+            self.discard_unscaled()
+            return
+        interval = scaler.get_growth_interval()
+        scaler.set_growth_interval(torch.iinfo(torch.int32).max)
+        scaler.update()
+        scaler.set_growth_interval(interval)
+        scaler._growth_tracker.sub_(1).clamp_(min=0)  # the update counted, unless it was set to 0
+        self._may_be_unscaled = False
+
     def discard_unscaled(self) -> None:
-        """Prepare the gradient scaler for new gradients, when an update isn't made."""
+        """Prepare the gradient scaler for new gradients, as if it had not seen these."""
         if self._may_be_unscaled:
             scaler = self.accelerator.scaler
             scaler.update(scaler.get_scale())  # keeps the scale, and forgets the gradients
@@ -373,10 +395,10 @@ class Engine:
         else:
             self.accelerator.clip_grad_value_(parameters, max_value)
 
-    @property
-    def step_was_skipped(self) -> bool:
+    def step_was_skipped(self, optimizer: Any) -> bool:
         """Whether the gradient scaler skipped the last update because of an overflow."""
-        return not self.is_plain and self.accelerator.optimizer_step_was_skipped
+        # Not the accelerator's own property, which is about all optimizers that it has prepared.
+        return not self.is_plain and bool(getattr(optimizer, "step_was_skipped", False))
 
     def sum(self, tensor: Tensor) -> Tensor:
         """Sum over all processes."""

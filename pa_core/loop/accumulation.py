@@ -92,13 +92,16 @@ class Accumulation:
             The weight, None for 1, and the number of items that count.
         """
         self._count += 1
+        weight: float | Tensor | None
+        items: Items
         if self._is_whole:
             size = output["batch_size"]
             self._samples += size
-            return None, output.get("num_items_in_batch", size)
-        weight, items = self._weigh(output, micro)
+            weight, items = None, output.get("num_items_in_batch", size)
+        else:
+            weight, items = self._weigh(output, micro)
         if self.recompute is not None:
-            self.recompute.weigh(weight)
+            self.recompute.weigh(weight, items)
         return weight, items
 
     def _weigh(

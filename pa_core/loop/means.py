@@ -39,6 +39,7 @@ class EpochMeans:
         self._named: dict[str, LossTracker] = {}
         self._sources: dict[str, str] = {}  # who has recorded each name in the present step
         self.items: float | Tensor | None = None
+        self._steps = 0
         self.is_in_step = self._is_padding = False
 
     def start_step(self, *, is_padding: bool = False) -> None:
@@ -63,6 +64,7 @@ class EpochMeans:
             TypeError: if what was logged aren't numbers by name.
         """
         assert self.items is not None
+        self._steps += 1
         self.loss.update(loss, self.items)
         if "log" not in output:
             return
@@ -109,24 +111,26 @@ class EpochMeans:
             tracker = self._named[name] = LossTracker()
         tracker.update(_as_number(name, value), items)
 
-    def reduce(self, engine: Engine) -> tuple[float | None, dict[str, float]]:
+    def reduce(self, engine: Engine) -> tuple[float | None, dict[str, float], bool]:
         """Take the means over all processes; a collective.
 
         Returns:
-            The mean loss, None without any item, and the other means by name.
+            The mean loss, None without any item; the other means by name; and whether there was a
+            batch, with items or without.
         """
         loss = self.loss.sums(engine.device)
-        number_of_names = loss.new_tensor([len(self._named)])
-        total, count, names = engine.sum(torch.cat([loss, number_of_names])).tolist()
+        numbers = loss.new_tensor([len(self._named), self._steps])
+        total, count, names, steps = engine.sum(torch.cat([loss, numbers])).tolist()
         mean = total / count if count else None
         if not names:
-            return mean, {}
+            return mean, {}, bool(steps)
         united = sorted(
             {name for of_rank in engine.gather_objects([*self._named]) for name in of_rank}
         )
         sums = [(self._named.get(name) or LossTracker()).sums(engine.device) for name in united]
         reduced = zip(united, engine.sum(torch.stack(sums)).tolist(), strict=True)
-        return mean, {name: total / count for name, (total, count) in reduced if count}
+        means = {name: total / count for name, (total, count) in reduced if count}
+        return mean, means, bool(steps)
 
     def named_state(self) -> dict[str, Any]:
         """The sums by name of this process, as numbers."""

@@ -11,10 +11,12 @@ from accelerate.utils.operations import recursively_apply
 
 from pa_core.control import SaveRequest
 from pa_core.data.loader import num_batches
+from pa_core.diagnostics.output import print_line
 from pa_core.durations import Progress
 from pa_core.engine.optimizers import given_optimizers, positions_of
 from pa_core.errors import TrainingStateError
 from pa_core.loop.micro_batches import micro_batches
+from pa_core.settings.paths import local_path
 
 if TYPE_CHECKING:
     import torch
@@ -371,9 +373,9 @@ class TrainerServices:
     # -- Model, output and inspection -----------------------------------------------------------
 
     def print(self, *args: Any, **kwargs: Any) -> None:
-        """Print once per run: on the main process."""
+        """Print once per run: on the main process; a closed output doesn't end the run."""
         if self.is_main_process:
-            print(*args, **kwargs)
+            print_line(*args, **kwargs)
 
     def get_model(self, keep_torch_compile: bool = True) -> Any:
         """The model without its distributed wrappers and, if asked, without `torch.compile`'s."""
@@ -439,6 +441,7 @@ class TrainerServices:
         """Load a file of `save_checkpoint`; returns all its entries.
 
         Raises:
+            CheckpointError: if it isn't such a file.
             ValueError: if it holds an optimizer or a scheduler and the trainer has none.
         """
         from pa_core.checkpoint import model_file
@@ -484,7 +487,7 @@ class TrainerServices:
                 "A run in progress saves its state at the next boundary, when every plugin is "
                 "done with the update: leave out now=True"
             )
-        path, metadata = Path(output_dir), dict(checkpoint_kwargs or {})
+        path, metadata = local_path(output_dir), dict(checkpoint_kwargs or {})
         if self._in_run and not now:
             self._save_metadata[path] = metadata
             self.control.save(path, must=must, keep=keep)
