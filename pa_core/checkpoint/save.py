@@ -25,6 +25,7 @@ from pa_core.checkpoint.optimizer_shards import write_shard
 from pa_core.checkpoint.safetensors_io import HostMemory, has_room_in_memory, tensor_bytes
 from pa_core.checkpoint.storage import StateWriter
 from pa_core.data.loader import KeyedDataLoader
+from pa_core.engine.wrappers import named_parameters
 from pa_core.errors import TrainingStateError
 from pa_core.tracking import InMemoryRunHistory
 
@@ -192,7 +193,7 @@ def _process_state(trainer: Trainer) -> tuple[Any, Any]:
 def parameter_names(trainer: Trainer) -> list[list[str]]:
     """Names of the optimizer's parameters, a list for each group."""
     model = trainer.get_model(keep_torch_compile=False)
-    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    names = {id(parameter): name for name, parameter in named_parameters(model)}
     if trainer.optimizer is None:
         return []
     return [

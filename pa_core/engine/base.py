@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from pa_core.engine.optimizer_step import step_optimizer
+from pa_core.engine.wrappers import clean_state_dict, load_clean_state_dict, unwrap
 from pa_core.errors import OtherProcessError
 from pa_core.plugins.process_scope import check_collectives_allowed
 
@@ -108,12 +109,15 @@ class Engine:
         return None
 
     def weights(self, model: nn.Module) -> dict[str, Any]:
-        """The full state dict of the model; a collective if the model is sharded."""
-        return self.unwrap(model, keep_torch_compile=False).state_dict()
+        """The full state dict of the model, without the names of wrappers.
+
+        A collective if the model is sharded.
+        """
+        return clean_state_dict(self.unwrap(model, keep_torch_compile=False))
 
     def shapes(self, model: nn.Module) -> dict[str, tuple[int, ...] | None]:
         """The full shape of each entry of the model's state dict; None if it isn't a tensor."""
-        state = self.unwrap(model, keep_torch_compile=False).state_dict(keep_vars=True)
+        state = clean_state_dict(self.unwrap(model, keep_torch_compile=False), keep_vars=True)
         return {name: self._shape(value) for name, value in state.items()}
 
     def _shape(self, value: Any) -> tuple[int, ...] | None:
@@ -121,7 +125,7 @@ class Engine:
 
     def load_weights(self, model: nn.Module, weights: Mapping[str, Any]) -> None:
         """Load a full state dict into the model; a collective if the model is sharded."""
-        self.unwrap(model, keep_torch_compile=False).load_state_dict(weights)
+        load_clean_state_dict(self.unwrap(model, keep_torch_compile=False), weights)
 
     def parameter_groups(self, optimizer: Any) -> list[list[nn.Parameter]]:
         """The model's parameters in each parameter group of the optimizer."""
@@ -196,7 +200,7 @@ class Engine:
 
     def unwrap(self, model: nn.Module, keep_torch_compile: bool = True) -> nn.Module:
         """The model without its distributed wrappers."""
-        return self.accelerator.unwrap_model(model, keep_torch_compile=keep_torch_compile)
+        return unwrap(model, keep_torch_compile=keep_torch_compile)
 
     def for_evaluation(self, model: nn.Module) -> nn.Module:
         """The model to evaluate: unwrapped, so processes may have different numbers of batches."""

@@ -12,6 +12,7 @@ from accelerate.utils.operations import recursively_apply
 from torch import Tensor, nn
 
 from pa_core.engine.base import Engine, broadcast
+from pa_core.engine.wrappers import clean_state_dict
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -171,7 +172,7 @@ class DeepSpeedEngine(Engine):
 
         full: dict[str, Any] = {}
         copies: dict[int, Tensor] = {}  # tied weights stay one tensor
-        for name, value in model.state_dict(keep_vars=True).items():
+        for name, value in clean_state_dict(model, keep_vars=True).items():
             if isinstance(value, Tensor) and id(value) not in copies:
                 with GatheredParameters([value]):
                     copies[id(value)] = value.detach().cpu().clone()

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
+from pa_core.engine.wrappers import named_parameters
+
 if TYPE_CHECKING:
     from pa_core.trainer import Trainer
 
@@ -108,7 +110,7 @@ def _out_of_memory(trainer: Trainer) -> str:
 
 
 def _no_gradient(text: str, trainer: Trainer) -> str:
-    names = [name for name, p in trainer.get_model().named_parameters() if p.requires_grad]
+    names = [name for name, p in named_parameters(trainer.get_model()) if p.requires_grad]
     numbers = re.search(r"did not receive grad for rank \d+: ([\d ]+)", text)
     unused = [names[int(number)] for number in numbers[1].split()] if numbers else []
     shown = ", ".join(unused[:5]) + (f" and {len(unused) - 5} more" if len(unused) > 5 else "")
