@@ -63,6 +63,15 @@ def unwrap(model: nn.Module, *, keep_torch_compile: bool = False) -> nn.Module:
             return model
 
 
+def distributed_layer(model: nn.Module) -> DistributedDataParallel | None:
+    """The `DistributedDataParallel` of a wrapped model, which may be compiled as a whole."""
+    inner = model._modules.get("_orig_mod", model)
+    for one in (model, inner):
+        if isinstance(one, DistributedDataParallel):
+            return one
+    return None
+
+
 def clean_name(model: nn.Module, name: str) -> str:
     """The name of a module, parameter or entry of the state dict, without those of wrappers.
 

@@ -22,6 +22,7 @@ from pa_core.data.rng import derive_key, seed_all
 from pa_core.diagnostics.preserve import modes_kept
 from pa_core.durations import Duration, RunLength
 from pa_core.engine.create import create_engine
+from pa_core.engine.parallelism import check_supported, check_whole
 from pa_core.engine.process_group import check_connected
 from pa_core.errors import PreemptedExit, StopTrainingError
 from pa_core.loop.accumulation import Accumulation
@@ -46,6 +47,7 @@ if TYPE_CHECKING:
 
     from pa_core.checkpoint.background import StateSaver
     from pa_core.checkpoint.restore import TrainingState
+    from pa_core.loop.parameters import ParameterWatch
 
 _OF_A_RUN = (
     *("model", "eval_dataset", "collate_fn", "eval_name", "run_config", "control"),
@@ -63,6 +65,7 @@ class TrainerBase(TrainerServices):
 
     max_skipped_in_a_row = 100
     _arguments: RunArguments  # of the present or last run
+    _parameters: ParameterWatch  # likewise
 
     def __init__(
         self,
@@ -98,8 +101,10 @@ class TrainerBase(TrainerServices):
         self._accelerator = (
             accelerator if isinstance(accelerator, Accelerator) else self._create_accelerator()
         )
+        check_supported(self._accelerator)
         check_connected(self._accelerator)
         self._engine = create_engine(self._accelerator)
+        check_whole(self.model, self._engine.sharded_by)
         if self._engine.num_processes > 1:
             self._hooks = BoundHooks(self.plugins, self._request_stop)
         self.plugins.set_process(is_main=self.is_main_process)
@@ -187,6 +192,7 @@ class TrainerBase(TrainerServices):
 
     def _rest_of_epoch(self) -> tuple[Iterator[MicroBatch], EpochRandomness]:
         """The micro-batches of the present epoch from the position on, and its randomness."""
+        self._follow_parameters()
         engine, epoch = self._engine, self.position.epoch
         batches = micro_batches(
             self._data.train_loader,
@@ -199,6 +205,11 @@ class TrainerBase(TrainerServices):
         )
         randomness = EpochRandomness(self.seed, epoch, engine.rank, self.device, self._drawing)
         return batches, randomness
+
+    def _follow_parameters(self) -> None:
+        """Wrap the model again, and check the optimizer, if parameters were frozen or replaced."""
+        self.rewrap_model()
+        self._parameters.check(self._trainer)
 
     def _discard_accumulation(self) -> None:
         """Discard gradients of an accumulated batch that was interrupted."""

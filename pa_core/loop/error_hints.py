@@ -11,8 +11,6 @@ from typing import TYPE_CHECKING
 import torch
 from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
-from pa_core.engine.wrappers import named_parameters
-
 if TYPE_CHECKING:
     from pa_core.trainer import Trainer
 
@@ -110,7 +108,7 @@ def _out_of_memory(trainer: Trainer) -> str:
 
 
 def _no_gradient(text: str, trainer: Trainer) -> str:
-    names = [name for name, p in named_parameters(trainer.get_model()) if p.requires_grad]
+    names = trainer._engine.reduced_names(trainer.model)
     numbers = re.search(r"did not receive grad for rank \d+: ([\d ]+)", text)
     unused = [names[int(number)] for number in numbers[1].split()] if numbers else []
     shown = ", ".join(unused[:5]) + (f" and {len(unused) - 5} more" if len(unused) > 5 else "")
