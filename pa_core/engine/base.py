@@ -18,7 +18,7 @@ from weakref import WeakSet
 import torch
 from accelerate import Accelerator, DistributedType
 from accelerate.optimizer import AcceleratedOptimizer
-from accelerate.utils import honor_type, send_to_device
+from accelerate.utils import compile_regions, honor_type, send_to_device
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -218,10 +218,9 @@ class Engine:
                 self.accelerator.ddp_handler.register_comm_hook(wrapped)
             wrapped.training = inner.training
             dynamo = self.accelerator.state.dynamo_plugin
-            if old is not None and old is not model and dynamo.backend != "NO":
-                wrapped = torch.compile(wrapped, **dynamo.to_kwargs())
-        if "_orig_mod" in model.__dict__:  # of which accelerate has compiled regions
-            wrapped.__dict__["_orig_mod"] = self.unwrap(model, keep_torch_compile=False)
+            if dynamo.backend != "NO":  # as accelerate does, around the wrapper
+                compiled = compile_regions if dynamo.use_regional_compilation else torch.compile
+                wrapped = compiled(wrapped, **dynamo.to_kwargs())
         for key, (other, prepared) in list(self._prepared.items()):
             if other is model:
                 self._prepared[key] = wrapped, prepared

@@ -49,7 +49,7 @@ def unwrap(model: nn.Module, *, keep_torch_compile: bool = False) -> nn.Module:
     while True:
         regions = model.__dict__.get(_COMPILED)  # the model whose regions accelerate has compiled
         name = wrapped_name(model)
-        if regions is not None and not keep_torch_compile:
+        if regions is not None and (not keep_torch_compile or isinstance(model, _DISTRIBUTED)):
             model = regions
         elif isinstance(model, _DISTRIBUTED):
             model = model.module
