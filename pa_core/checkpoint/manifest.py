@@ -26,6 +26,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import ConcatDataset, DataLoader, Subset, TensorDataset
 
+from pa_core.checkpoint.subclasses import plain_parts
 from pa_core.data.loader import KeyedDataLoader
 from pa_core.data.source import length_of
 from pa_core.engine.wrappers import clean_state_dict, wrapped_module
@@ -258,8 +259,11 @@ def _describe_rows(tensor: Tensor) -> dict[str, Any]:
 
 
 def _hash(tensor: Tensor) -> str:
-    content = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
-    return hashlib.sha256(content).hexdigest()[:16]
+    digest = hashlib.sha256()
+    for part in plain_parts(tensor):
+        flat = part.detach().cpu().contiguous().reshape(-1)
+        digest.update(flat.view(torch.uint8).numpy().data)
+    return digest.hexdigest()[:16]
 
 
 def _plain_items(items: Mapping[str, Any]) -> dict[str, Any]:
