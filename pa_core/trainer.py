@@ -382,6 +382,7 @@ class Trainer(TrainerBase):
         position = self.position
         self._consensus = Consensus(self._engine, position.attempts)
         self._discard_accumulation()  # of an interrupted run
+        self._is_first_update = True
         self._parameters = ParameterWatch(self.get_model(keep_torch_compile=False))
         self._print_plugins()
         try:

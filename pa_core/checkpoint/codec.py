@@ -230,4 +230,4 @@ def _place(tensor: Tensor) -> tuple[Any, ...]:
         (part.device, part.data_ptr(), part.shape, part.stride(), part.dtype)
         for part in plain_parts(tensor)
     ]
-    return type(tensor), tensor.shape, *parts
+    return None if is_plain(tensor) else type(tensor), *parts

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from pa_core.checkpoint.atomic_io import save_file
+from pa_core.checkpoint.subclasses import find_class
 
 if TYPE_CHECKING:
     from torch import nn
@@ -52,7 +54,7 @@ def load_checkpoint(
 ) -> dict[str, Any]:
     """Load a checkpoint file without executing anything in it; see `Trainer.load_checkpoint`."""
     trainer._engine.wait()
-    content: dict[str, Any] = torch.load(checkpoint_path, map_location="cpu", weights_only=True)
+    content = _read(checkpoint_path)
     wanted = (
         ("optimizer", trainer.optimizer, load_optimizer),
         ("scheduler", trainer.scheduler, load_scheduler),
@@ -70,6 +72,23 @@ def load_checkpoint(
     for name, target in present:
         target.load_state_dict(content[f"{name}_state_dict"])
     return content
+
+
+def _read(path: str | Path) -> dict[str, Any]:
+    """The content of a file, in which tensor subclasses that are loaded may be rebuilt."""
+
+    def load() -> dict[str, Any]:
+        return torch.load(path, map_location="cpu", weights_only=True)  # type: ignore[no-any-return]
+
+    try:
+        return load()
+    except pickle.UnpicklingError:
+        names = torch.serialization.get_unsafe_globals_in_checkpoint(path)
+        classes = [cls for name in names if (cls := find_class(name)) is not None]
+        if not classes:
+            raise
+        with torch.serialization.safe_globals(classes):
+            return load()
 
 
 def _plain(value: Any) -> Any:

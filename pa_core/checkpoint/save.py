@@ -24,6 +24,7 @@ from pa_core.checkpoint.codec import encode, encode_weights
 from pa_core.checkpoint.optimizer_shards import write_shard
 from pa_core.checkpoint.safetensors_io import HostMemory, has_room_in_memory, tensor_bytes
 from pa_core.checkpoint.storage import StateWriter
+from pa_core.checkpoint.subclasses import is_plain, is_wrapper
 from pa_core.data.loader import KeyedDataLoader
 from pa_core.engine.wrappers import named_parameters
 from pa_core.errors import TrainingStateError
@@ -188,6 +189,23 @@ def _process_state(trainer: Trainer) -> tuple[Any, Any]:
         },
     }
     return state, tensors if trainer.num_processes == 1 else tensor_bytes(tensors)
+
+
+def check_tensors_can_be_saved(trainer: Trainer) -> None:
+    """Check the tensor subclasses in weights and optimizer, before there is much to lose.
+
+    Raises:
+        TrainingStateError: for one that can't be saved, naming it.
+    """
+    model = trainer.get_model(keep_torch_compile=False)
+    for name, value in (*named_parameters(model), *model.named_buffers()):
+        if is_wrapper(value):
+            encode(value, {}, name)
+    state = trainer._engine.optimizer_state(trainer.optimizer)
+    for index, values in state.get("state", {}).items():
+        for key, value in values.items() if isinstance(values, Mapping) else ():
+            if isinstance(value, Tensor) and not is_plain(value):
+                encode(value, {}, f"optimizer.state.{index}.{key}")
 
 
 def parameter_names(trainer: Trainer) -> list[list[str]]:

@@ -133,6 +133,7 @@ class TrainerBase(TrainerServices):
         self.grad_norm: Tensor | None = None
         self.is_padding_batch = False
         self._in_run = False
+        self._is_first_update = True
         self._clock = 0.0
         self._means = EpochMeans()
         self._accumulation = Accumulation(1, None, None, 1, self._engine)
@@ -227,6 +228,11 @@ class TrainerBase(TrainerServices):
         batch.reset()
         if skipped is None:
             position.updates, position.skipped_in_a_row = position.updates + 1, 0
+            if self._is_first_update and self._saves_states():
+                from pa_core.checkpoint.save import check_tensors_can_be_saved
+
+                check_tensors_can_be_saved(self._trainer)
+            self._is_first_update = False
             return
         position.skipped += 1
         position.skipped_in_a_row += 1
@@ -237,6 +243,11 @@ class TrainerBase(TrainerServices):
                 f"of: {skipped}",
                 everywhere=True,
             )
+
+    def _saves_states(self) -> bool:
+        """Whether a plugin will save training states."""
+        plugins = self.plugins.by_name.values()
+        return any(getattr(type(plugin), "saves_training_states", False) for plugin in plugins)
 
     def _record_means(self, prefix: str, loss_name: str) -> None:
         """Record the means of the epoch over all items of all processes: the loss and by name."""
