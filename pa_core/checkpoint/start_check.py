@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from pa_core.checkpoint.subclasses import plain_parts
+from pa_core.checkpoint.subclasses import local_part, plain_parts
 from pa_core.tracking import count_values
 
 if TYPE_CHECKING:
@@ -88,8 +88,7 @@ class StartCheck:
         """A hash of weights, optimizer, scheduler and scaler."""
         trainer, digest = self._trainer, hashlib.blake2b(digest_size=16)
         for tensor in self._tensors():
-            local = tensor.to_local() if hasattr(tensor, "to_local") else tensor
-            for part in plain_parts(local):
+            for part in plain_parts(local_part(tensor)):
                 content = part.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
                 digest.update(content.numpy().data)
         groups = [

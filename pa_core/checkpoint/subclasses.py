@@ -43,6 +43,12 @@ def flatten(tensor: Any) -> tuple[dict[str, Tensor], Any]:
     return {name: getattr(tensor, name) for name in names}, context
 
 
+def local_part(tensor: Any) -> Tensor:
+    """This process' shard of a DTensor; any other tensor as it is."""
+    part: Tensor = tensor.to_local() if hasattr(tensor, "to_local") else tensor
+    return part
+
+
 def plain_parts(tensor: Tensor) -> Iterator[Tensor]:
     """The plain tensors in a wrapper, in nested ones too; a plain tensor itself."""
     if not is_wrapper(tensor):
