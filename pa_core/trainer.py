@@ -31,6 +31,7 @@ from pa_core.loop.arguments import (
 from pa_core.loop.base import TrainerBase
 from pa_core.loop.consensus import Consensus
 from pa_core.loop.no_items import gradients_of, weighted
+from pa_core.loop.parameters import ParameterWatch
 from pa_core.loop.watched import WatchedMetrics
 from pa_core.placeholders import TrainerPlaceholderValues, replace_trainer_placeholder_values
 from pa_core.tracking import Position, count_values, values_since
@@ -399,6 +400,8 @@ class Trainer(TrainerBase):
         position = self.position
         self._skip_reasons = {}
         self._discard_accumulation()  # of an interrupted run
+        self._is_first_update = True
+        self._parameters = ParameterWatch(self.get_model(keep_torch_compile=False))
         self._print_plugins()
         try:
             self.training_run_start()
@@ -438,6 +441,7 @@ class Trainer(TrainerBase):
         """One epoch of the run: its training part, then its evaluation part."""
         if self.position.phase != "eval":
             self._run_train_epoch()
+            self._follow_parameters()
         self._data.reload_eval(self._arguments)
         self._run_eval_epochs()
         self.training_run_epoch_end()
@@ -516,6 +520,7 @@ class Trainer(TrainerBase):
     def _update_parameters(self) -> None:
         """Make one update from the gradients of the accumulated batch, or skip it."""
         hooks = self._hooks
+        self.model = self._engine.complete_gradients(self.model, self.optimizer)
         self._accumulation.finish(self.model.parameters())
         self._engine.choose(self.optimizer, self._accumulation.chosen)
         self._engine.unscale(self.optimizer)

@@ -26,9 +26,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import ConcatDataset, DataLoader, Subset, TensorDataset
 
+from pa_core.checkpoint.subclasses import plain_parts
 from pa_core.data.loader import KeyedDataLoader
 from pa_core.data.source import length_of
 from pa_core.engine.optimizers import given_schedulers
+from pa_core.engine.wrappers import clean_state_dict, wrapped_module
 from pa_core.settings.secrets import mask_secrets
 
 if TYPE_CHECKING:
@@ -179,10 +181,12 @@ def describe(value: Any) -> Any:
         return {"function": describe(value.func), **_plain_items(arguments)}
     if isinstance(value, type) or hasattr(value, "__qualname__"):
         return value.__qualname__
+    if isinstance(value, nn.Module):
+        value = wrapped_module(value)
     described = {"class": type(value).__qualname__, **_plain_items(getattr(value, "__dict__", {}))}
     if isinstance(value, nn.Module):
         described.pop("training", None)
-        for name, tensor in value.state_dict().items():
+        for name, tensor in clean_state_dict(value).items():
             if isinstance(tensor, Tensor) and tensor.numel() <= _SMALL:
                 described[name] = _hash(tensor)
     return described
@@ -222,7 +226,7 @@ def describe_layers(model: nn.Module) -> dict[str, int]:
     >>> describe_layers(nn.Sequential(nn.Dropout(0.1), nn.Dropout(0.1)))
     {'Dropout(p=0.1, inplace=False)': 2}
     """
-    leaves = [module for module in model.modules() if not any(module.children())]
+    leaves = [module for module in model.modules() if not list(module.children())]
     return dict(Counter(f"{type(leaf).__name__}({leaf.extra_repr()})" for leaf in leaves))
 
 
@@ -276,8 +280,11 @@ def _describe_rows(tensor: Tensor) -> dict[str, Any]:
 
 
 def _hash(tensor: Tensor) -> str:
-    content = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
-    return hashlib.sha256(content).hexdigest()[:16]
+    digest = hashlib.sha256()
+    for part in plain_parts(tensor):
+        flat = part.detach().cpu().contiguous().reshape(-1)
+        digest.update(flat.view(torch.uint8).numpy().data)
+    return digest.hexdigest()[:16]
 
 
 def _plain_items(items: Mapping[str, Any]) -> dict[str, Any]:
