@@ -206,7 +206,8 @@ def create_dataloader(
     """Create the loader of a dataset; a ready loader is returned as it is.
 
     Args:
-        data: a map dataset, an iterable dataset, or a ready loader of batches.
+        data: a map dataset, an iterable dataset, or a ready loader of batches. A map dataset with
+            ``is_sharded = True`` is this process' split already.
         collate_fn: makes a batch of a list of samples; torch's default if None. If the items are
             ready batches, it is applied to each of them.
         kwargs: arguments of `torch.utils.data.DataLoader`. A ``sampler`` or ``batch_sampler``
@@ -261,6 +262,11 @@ def create_dataloader(
         )
     for name in ("sampler", "batch_sampler"):  # both are None
         kwargs.pop(name, None)
+    if num_processes > 1:
+        from pa_core.data.split_marks import is_marked
+
+        if is_marked(data):  # the user has split it: each process has an order of its own
+            seed, rank, num_processes = derive_key(seed, "split", rank), 0, 1
     sampler = EpochSampler(
         len(data),
         kwargs.pop("batch_size", 1),

@@ -1,0 +1,221 @@
+"""Tell by their content whether processes read the same data, or each its own split."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+import numpy as np
+import torch
+from accelerate.utils import send_to_device
+from torch.utils.data import DataLoader, Dataset, Subset
+
+from pa_core.data.digest import batch_digest
+from pa_core.data.rng import derive_key, host_generators_kept, seed_host
+
+if TYPE_CHECKING:
+    from pa_core.engine.base import Engine
+
+Verdict = Literal["same", "random", "different"]
+
+_IDS = (
+    *("id", "ids", "idx", "idxs", "index", "indices", "key", "keys", "__key__", "uid", "uids"),
+    *("sample_id", "sample_ids", "sample_index", "example_id", "image_id", "image_ids"),
+)
+_LABELS = ("labels", "label", "targets", "target", "y")
+_MOST_LABELS = 4096
+_CERTAIN = math.log(1e9)
+"""Labels say that samples are the same if they would agree by chance once in 1e9."""
+_FEW, _MANY = 4, 16  # samples of a map dataset that are compared
+
+
+class Sight(NamedTuple):
+    """What a process sees of a batch, to be compared with other processes.
+
+    Attributes:
+        whole: the digest of the batch.
+        ids: the digest of its sample ids, if it has any.
+        labels: the digest of its labels, if it has any.
+        information: the negative logarithm of the chance that labels like these agree.
+        place: the index of a subset's sample in the whole dataset.
+    """
+
+    whole: str
+    ids: str | None = None
+    labels: str | None = None
+    information: float = 0.0
+    place: int | None = None
+
+
+def sight_of(batch: Any) -> Sight:
+    """What can be compared of a batch, or of a sample."""
+    batch = send_to_device(batch, "cpu")  # a digest leaves out what is on another device
+    ids, labels = _ids_and_labels(batch)
+    return Sight(
+        batch_digest(batch),
+        None if ids is None else batch_digest(ids),
+        None if labels is None else batch_digest(labels),
+        0.0 if labels is None else _information(labels),
+    )
+
+
+def _ids_and_labels(batch: Any) -> tuple[Any, Any]:
+    if isinstance(batch, Mapping):
+        ids = {key: value for key, value in batch.items() if str(key).lower() in _IDS}
+        labels = next((batch[key] for key in _LABELS if key in batch), None)
+        return ids or None, labels
+    if isinstance(batch, list | tuple) and len(batch) > 1 and not isinstance(batch[0], str):
+        return None, batch[1]
+    return None, None
+
+
+def _information(labels: Any) -> float:
+    try:
+        values = torch.as_tensor(labels).reshape(-1)[:_MOST_LABELS].numpy()
+        counts = np.unique(values, return_counts=True)[1]
+    except (TypeError, ValueError, RuntimeError):
+        return 0.0
+    agreeing = float(np.square(counts / max(len(values), 1)).sum())  # of a pair drawn at random
+    return -len(values) * math.log(agreeing) if agreeing else 0.0
+
+
+def compare_batches(seen: Sequence[Sequence[Sight]]) -> Verdict:
+    """Compare what each process sees of the first batches of a stream, which can't be read twice.
+
+    Ids decide; without ids, labels decide, if they say enough; else everything in the batches.
+
+    Args:
+        seen: of each process, its first batches.
+
+    Returns:
+        ``"random"`` if the labels say that these are the same samples with other random numbers.
+    """
+    if len({len(sights) for sights in seen}) > 1:
+        return "different"
+    if _agree([[sight.whole for sight in sights] for sights in seen]):
+        return "same"
+    everything = [sight for sights in seen for sight in sights]
+    if all(sight.ids is not None for sight in everything):
+        return "same" if _agree([[one.ids for one in sights] for sights in seen]) else "different"
+    if any(sight.labels is None for sight in everything):
+        return "different"
+    information = min(sum(sight.information for sight in sights) for sights in seen)
+    is_equal = _agree([[sight.labels for sight in sights] for sights in seen])
+    return "random" if is_equal and information > _CERTAIN else "different"
+
+
+def compare_samples(seen: Sequence[Sequence[Sequence[Sight]]]) -> Verdict:
+    """Compare some samples of a map dataset, which each process has fetched twice.
+
+    What differs between two fetches on one process is random, and says nothing.
+
+    Args:
+        seen: of each process, the samples of the first and of the second fetch.
+
+    Returns:
+        ``"random"`` if nothing that isn't random differs.
+    """
+    for part in ("place", "ids", "whole", "labels"):
+        fetched = [[[getattr(one, part) for one in sights] for sights in twice] for twice in seen]
+        is_random = any(first != second for first, second in fetched)
+        if is_random or any(one is None for first, _ in fetched for one in first):
+            continue
+        if not _agree([first for first, _ in fetched]):
+            return "different"
+        if part in ("ids", "whole"):
+            return "same"
+    return "random"
+
+
+def _agree(values: Sequence[Any]) -> bool:
+    return all(value == values[0] for value in values)
+
+
+def compare_datasets(dataset: Any, loader: DataLoader[Any], engine: Engine) -> Verdict:
+    """Compare a few samples of a map dataset between processes; a collective.
+
+    If they differ, more of them are fetched twice, to tell what is random in them.
+
+    Args:
+        dataset: the user's dataset.
+        loader: if it has workers, a worker fetches the samples, since a dataset may open files
+            that mustn't be open when workers are started.
+        engine: connects the processes.
+    """
+    look = first_look(dataset, loader)
+    most, least = engine.largest(look, -look)
+    return settle(dataset, loader, engine, most, -least)
+
+
+def settle(dataset: Any, loader: DataLoader[Any], engine: Engine, most: int, least: int) -> Verdict:
+    """The verdict of `compare_datasets`, from the largest and the smallest `first_look`."""
+    if most == least or least < 0:
+        return "same"
+    seen = engine.gather_objects(_sights_of_samples(dataset, loader, _MANY, 2))
+    return "same" if None in seen else compare_samples(seen)
+
+
+def first_look(dataset: Any, loader: DataLoader[Any]) -> int:
+    """A number that is the same wherever the dataset is; -1 if no sample can be fetched."""
+    sights = _sights_of_samples(dataset, loader, _FEW, 1)
+    return -1 if sights is None else derive_key(*(sight.whole for sight in sights[0]))
+
+
+def _sights_of_samples(
+    dataset: Any, loader: DataLoader[Any], count: int, times: int
+) -> list[list[Sight]] | None:
+    """What is seen of samples that are spread over a map dataset; None if fetching them fails."""
+    try:
+        last = len(dataset) - 1
+        places = sorted({number * last // (count - 1) for number in range(count)})
+        samples = _Samples(dataset, places, times)
+        if loader.num_workers == 0:
+            with host_generators_kept():
+                return [samples[number] for number in range(times)]
+        worker: DataLoader[Any] = DataLoader(
+            samples,
+            batch_size=None,
+            collate_fn=_unchanged,
+            num_workers=1,
+            worker_init_fn=loader.worker_init_fn,
+            multiprocessing_context=loader.multiprocessing_context,
+            generator=torch.Generator(),  # draws nothing from the global one
+        )
+        return list(worker)
+    except Exception:  # noqa: BLE001 - raised again where the sample is needed, with its index
+        return None
+
+
+def _unchanged(sights: list[Sight]) -> list[Sight]:
+    return sights
+
+
+class _Samples(Dataset[Any]):
+    """Some samples of a map dataset as they are seen, fetched again for each item."""
+
+    def __init__(self, dataset: Any, places: Sequence[int], times: int) -> None:
+        self.dataset, self.places, self.times = dataset, places, times
+
+    def __len__(self) -> int:
+        return self.times
+
+    def __getitem__(self, number: int) -> list[Sight]:
+        seed_host(derive_key("compare", "samples"))
+        if hasattr(self.dataset, "__getitems__"):
+            samples = self.dataset.__getitems__(list(self.places))
+        else:
+            samples = [self.dataset[place] for place in self.places]
+        return [
+            sight_of(sample)._replace(place=_place_in_whole(self.dataset, place))
+            for place, sample in zip(self.places, samples, strict=True)
+        ]
+
+
+def _place_in_whole(dataset: Any, place: int) -> int | None:
+    """The index of a subset's sample in the dataset that it is a subset of."""
+    if not isinstance(dataset, Subset):
+        return None
+    while isinstance(dataset, Subset):
+        dataset, place = dataset.dataset, int(dataset.indices[place])
+    return place
