@@ -89,11 +89,12 @@ def split_between_processes(loader: Any, engine: Engine, purpose: Purpose) -> An
     look = first_look(dataset, loader) if is_looked_at else 0
     most, least, highest, lowest = engine.largest(length, -length, look, -look)
     if most != -least:
-        found = f"has {length} samples" if length >= 0 else "is of another kind or marked as split"
+        found = f"has {length} samples" if length >= 0 else "is a loader or marked as split"
+        others = "more or fewer" if length >= 0 else "not"
         raise RuntimeError(
-            f"The dataset to {purpose} on {found} on process {engine.rank}, and isn't so on "
+            f"The dataset to {purpose} on {found} on process {engine.rank}, and {others} on "
             "others. Use the same dataset on every process: its batches are split between them. "
-            "If each process has its own split, set is_sharded = True on every one"
+            "If each process has its own split, set is_sharded = True on each"
         )
     if is_split:
         mark = SplitMark(f"{type(dataset).__name__}.is_sharded", "marked")
@@ -192,8 +193,8 @@ def warn_of_part(loader: Any) -> None:
     mark = find_mark(loader)
     if mark is not None and mark.kind == "known" and mark.world_size is not None:
         warnings.warn(
-            f"{name_of(loader)} is split for {mark.world_size} processes ({mark}), but this run has one "
-            "process, which reads this split only",
+            f"{name_of(loader)} is split for {mark.world_size} processes ({mark}), but this run "
+            "has one process, which reads this split only",
             stacklevel=2,
         )
 
