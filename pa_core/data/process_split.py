@@ -8,16 +8,9 @@ batch with weight 0, so that it can take part in the update.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from hashlib import blake2b
+from collections.abc import Iterator
 from itertools import chain, islice
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
-
-import numpy as np
-import torch
-from torch.utils.data import BatchSampler, DataLoader, IterableDataset
-
-from pa_core.data.rng import derive_key, seed_host
 
 if TYPE_CHECKING:
     from pa_core.data.split_marks import SplitMark
@@ -27,10 +20,7 @@ Purpose = Literal["train", "evaluate", "predict"]
 
 _END = object()
 _MOST_COMPARED = 4  # batches of a stream
-LOADER_OPTIONS = (
-    *("num_workers", "collate_fn", "pin_memory", "timeout", "worker_init_fn", "generator"),
-    *("multiprocessing_context", "prefetch_factor", "persistent_workers", "pin_memory_device"),
-)
+_MOST_INDICES = 64  # batches of indices
 
 
 class SplitBatch(NamedTuple):
@@ -77,29 +67,31 @@ class SplitLoader:
         Raises:
             RuntimeError: from the iterator, on every process, if the processes read different data.
         """
-        seed_order(self.loader, seed, epoch)
-        if not has_batch_sampler(self.loader):
-            yield from self._split(self._checked(keyed_batches(self.loader, seed, epoch)))
-            return
-        order = OrderDigest(self.loader.batch_sampler)
-        planned = list(self._split(iter(order)))
-        order.check(self._engine, self.loader)
-        mine = [item.batch if isinstance(item, SplitBatch) else item for item in planned]
-        options = {name: getattr(self.loader, name) for name in LOADER_OPTIONS}
-        loader = DataLoader(self.loader.dataset, batch_sampler=mine, **options)
-        fetched = keyed_batches(loader, seed, epoch, self.rank, self.num_processes)
-        for batch, item in zip(fetched, planned, strict=True):
-            yield SplitBatch(batch, item.is_padding) if isinstance(item, SplitBatch) else batch
+        from pa_core.data.ready_loader import can_be_keyed, keyed_epoch
+
+        if can_be_keyed(self.loader):
+            return keyed_epoch(
+                self.loader, seed, epoch, self.rank, self.num_processes, self._check_order
+            )
+        return self._split(self._checked(keyed_epoch(self.loader, seed, epoch)))
+
+    def _check_order(self, items: Iterator[Any]) -> Iterator[Any]:
+        """The same indices, after comparing the first ones between processes."""
+        from pa_core.data.self_split import check_same_order
+
+        first = list(islice(items, _MOST_INDICES))
+        check_same_order(first, self._engine, self.loader)
+        return chain(first, items)
 
     def _checked(self, items: Iterator[Any]) -> Iterator[Any]:
         """The same batches, after comparing the first ones between processes."""
         from pa_core.data.self_split import check_same_batches
 
-        if self.is_marked:
-            return items
-        first = list(islice(items, min(self.num_processes, _MOST_COMPARED)))
-        check_same_batches(first, self._engine, self.loader)
-        return chain(first, items)
+        if not self.is_marked:
+            first = list(islice(items, min(self.num_processes, _MOST_COMPARED)))
+            check_same_batches(first, self._engine, self.loader)
+            items = chain(first, items)
+        yield from items
 
     def _split(self, items: Iterator[Any]) -> Iterator[Any]:
         mine, number, item = _END, 0, None
@@ -143,33 +135,31 @@ class OwnSplitLoader(SplitLoader):
                 nothing but their fields says that they are split.
             ValueError: likewise, if an evaluation would count samples twice.
         """
-        seed_order(self.loader, seed, epoch)
-        loader = self._planned() if self._is_evaluation else self.loader
-        sampler: Any = getattr(loader, "batch_sampler", None)
+        from pa_core.data.ready_loader import can_be_keyed, keyed_epoch
+
+        sampler: Any = getattr(self.loader, "batch_sampler", None)
         if hasattr(sampler, "set_position"):  # of our own loader
             sampler.set_position(epoch)
-        yield from self._split(self._checked(keyed_batches(loader, seed, epoch)))
+        watch = self._check_order if self._is_evaluation and can_be_keyed(self.loader) else None
+        return self._split(self._checked(keyed_epoch(self.loader, seed, epoch, watch=watch)))
 
-    def _planned(self) -> Any:
-        """The loader, after checking that its sampler yields no sample on two processes."""
-        if not has_batch_sampler(self.loader):
-            return self.loader
+    def _check_order(self, items: Iterator[Any]) -> Iterator[Any]:
+        """The same indices, after checking that no sample is on two processes."""
         from pa_core.data.self_split import check_each_once
 
-        batches = list(self.loader.batch_sampler)
-        check_each_once(batches, self._engine, self._mark)
-        options = {name: getattr(self.loader, name) for name in LOADER_OPTIONS}
-        return DataLoader(self.loader.dataset, batch_sampler=batches, **options)
+        indices = list(items)
+        check_each_once(indices, self._engine, self._mark)
+        return iter(indices)
 
     def _checked(self, items: Iterator[Any]) -> Iterator[Any]:
         from pa_core.data.self_split import check_own_batches
 
-        if self._is_compared:
-            return items
-        self._is_compared = True
-        first = list(islice(items, 1))
-        check_own_batches(first, self._engine, self._mark)
-        return chain(first, items)
+        if not self._is_compared:
+            self._is_compared = True
+            first = list(islice(items, 1))
+            check_own_batches(first, self._engine, self._mark)
+            items = chain(first, items)
+        yield from items
 
     @property
     def _is_evaluation(self) -> bool:
@@ -199,104 +189,3 @@ class UnevenSplitLoader(OwnSplitLoader):
             if item is _END:
                 raise ValueError("This process' split of the training data has no batch")
             yield SplitBatch(item, True)
-
-
-class OrderDigest:
-    """Iterates over the batches of indices of a sampler, and compares them between processes.
-
-    Args:
-        batches: yields lists of indices.
-    """
-
-    def __init__(self, batches: Iterable[Any]) -> None:
-        self._batches, self._digest = batches, blake2b(digest_size=7)
-
-    def __iter__(self) -> Iterator[Any]:
-        for batch in self._batches:
-            self._digest.update(_index_bytes(batch))
-            yield batch
-
-    def check(self, engine: Engine, loader: Any) -> None:
-        """Check that every process has iterated over the same; a collective.
-
-        Raises:
-            RuntimeError: on every process, if it hasn't.
-        """
-        number = int.from_bytes(self._digest.digest(), "big")
-        most, least = engine.largest(number, -number)
-        if most == -least:
-            return
-        sampler = loader.batch_sampler
-        if type(sampler) is BatchSampler:
-            sampler = sampler.sampler
-        raise RuntimeError(
-            f"{type(sampler).__name__} yields different indices on each process. If it splits the "
-            "samples between processes, give it the attribute is_sharded = True. Otherwise seed it "
-            "the same on every process, from its generator or from its set_epoch(epoch)"
-        )
-
-
-def _index_bytes(batch: Any) -> bytes:
-    try:
-        indices = np.asarray(batch)
-    except ValueError:  # entries of different lengths
-        indices = np.empty(0, dtype=object)
-    if indices.dtype.kind in "iu":
-        return np.append(indices.astype(np.int64), len(indices)).tobytes()
-    from pa_core.data.digest import batch_digest
-
-    return batch_digest(batch).encode()
-
-
-def seed_order(loader: Any, seed: int, epoch: int) -> None:
-    """Seed all generators that may decide the order of a loader's epoch."""
-    batch_sampler = getattr(loader, "batch_sampler", None)
-    holders: list[Any] = [
-        loader,
-        getattr(loader, "dataset", None),
-        getattr(loader, "sampler", None),
-        batch_sampler,
-        getattr(batch_sampler, "sampler", None),
-    ]
-    for holder in holders:
-        generator = getattr(holder, "generator", None)
-        if isinstance(generator, torch.Generator):
-            generator.manual_seed(derive_key(seed, "order", epoch))
-        if hasattr(holder, "set_epoch"):
-            holder.set_epoch(epoch)
-    seed_host(derive_key(seed, "order", epoch))
-
-
-def keyed_batches(
-    loader: Iterable[Any], seed: int, epoch: int, first: int = 0, step: int = 1
-) -> Iterator[Any]:
-    """Iterate over a loader, with the generators seeded for the number of each batch.
-
-    Args:
-        loader: yields batches.
-        seed: of the run.
-        epoch: number of the epoch.
-        first: number of the first batch.
-        step: difference between the numbers of consecutive batches.
-    """
-    iterator, number = iter(loader), first
-    while True:
-        seed_host(derive_key(seed, "batch", epoch, number))
-        try:
-            batch = next(iterator, _END)
-        except Exception as error:
-            error.add_note(f"in batch {number} of epoch {epoch} (counted from 0)")
-            raise
-        if batch is _END:
-            return
-        yield batch
-        number += step
-
-
-def has_batch_sampler(loader: Any) -> bool:
-    """Whether it is a `DataLoader` that fetches batches of indices from a map dataset."""
-    return (
-        type(loader) is DataLoader
-        and loader.batch_sampler is not None
-        and not isinstance(loader.dataset, IterableDataset)
-    )

@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from torch.utils.data import BatchSampler, DataLoader, DistributedSampler, IterableDataset, Sampler
 
+from pa_core.data.digest import batch_digest
+from pa_core.data.keyed_fetch import LOADER_OPTIONS, can_be_keyed
 from pa_core.data.loader import KeyedDataLoader
 from pa_core.data.process_split import (
-    LOADER_OPTIONS,
     OwnSplitLoader,
     Purpose,
     SplitLoader,
     UnevenSplitLoader,
-    has_batch_sampler,
 )
 from pa_core.data.same_stream import (
     compare_batches,
@@ -133,7 +133,7 @@ def agree_on_split(loader: Any, engine: Engine, purpose: Purpose) -> Split:
         RuntimeError: on every process, naming what is wrong.
     """
     name, mark = name_of(loader), find_mark(loader)
-    described = engine.gather_objects(Described(mark, length_of(loader), has_batch_sampler(loader)))
+    described = engine.gather_objects(Described(mark, length_of(loader), can_be_keyed(loader)))
     is_split = decide(described, name, purpose)
     kinds = {one.mark and one.mark.kind for one in described}
     lengths = [one.length for one in described]
@@ -321,8 +321,8 @@ def check_each_once(batches: Sequence[Any], engine: Engine, mark: SplitMark) -> 
     Raises:
         ValueError: on every process, if a sample is.
     """
-    numbers = [index for batch in batches for index in batch]
-    mine = np.array(numbers) if numbers else np.empty(0, dtype=np.int64)
+    numbers = [np.ravel(batch) for batch in batches]
+    mine = np.concatenate(numbers) if numbers else np.empty(0, dtype=np.int64)
     splits = engine.gather_objects(mine if mine.dtype.kind in "iu" else None)
     if any(split is None for split in splits):  # keys of another kind
         return
@@ -334,6 +334,31 @@ def check_each_once(batches: Sequence[Any], engine: Engine, mark: SplitMark) -> 
             "but an evaluation counts each sample once: pass the dataset, or a DataLoader over it "
             "without the sampler"
         )
+
+
+def check_same_order(first: Sequence[Any], engine: Engine, loader: Any) -> None:
+    """Check that a sampler begins with the same indices on every process; a collective.
+
+    Args:
+        first: what it yields first.
+        engine: connects the processes.
+        loader: the loader that has the sampler.
+
+    Raises:
+        RuntimeError: on every process, if it doesn't.
+    """
+    number = int(batch_digest(first)[:14], 16)
+    most, least = engine.largest(number, -number)
+    if most == -least:
+        return
+    sampler = loader.batch_sampler
+    if sampler is None or type(sampler) is BatchSampler:
+        sampler = loader.sampler if sampler is None else sampler.sampler
+    raise RuntimeError(
+        f"{type(sampler).__name__} yields different indices on each process. If it splits the "
+        "samples between processes, set is_sharded = True on it. Otherwise seed it the same on "
+        "every process, with a generator or in set_epoch(epoch)"
+    )
 
 
 def check_same_batches(first: Sequence[Any], engine: Engine, loader: Any) -> None:
