@@ -60,6 +60,11 @@ class KeyedDataset(Dataset[Any]):
         return self.dataset[index]
 
     @property
+    def collation(self) -> Callable[[Any], Any] | None:
+        """The function that makes a batch of samples; None if nothing but tensors is indexed."""
+        return None if self._fetch_tensors else self._collate
+
+    @property
     def may_draw(self) -> bool:
         """Whether a fetch runs the user's code, which may draw random numbers."""
         return self._fetch_tensors is None

@@ -8,6 +8,7 @@ batch with weight 0, so that it can take part in the update.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from itertools import chain, islice
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
@@ -47,7 +48,7 @@ class SplitLoader:
     """
 
     def __init__(self, loader: Any, engine: Engine, *, is_marked: bool = False) -> None:
-        self.loader, self.is_marked = loader, is_marked
+        self.loader, self.is_marked, self._is_reported = loader, is_marked, False
         self._engine, self.rank, self.num_processes = engine, engine.rank, engine.num_processes
 
     def __getattr__(self, name: str) -> Any:
@@ -89,7 +90,10 @@ class SplitLoader:
 
         if not self.is_marked:
             first = list(islice(items, min(self.num_processes, _MOST_COMPARED)))
-            check_same_batches(first, self._engine, self.loader)
+            note = check_same_batches(first, self._engine, self.loader)
+            if note is not None and self.rank == 0 and not self._is_reported:
+                self._is_reported = True
+                warnings.warn(note, stacklevel=2)
             items = chain(first, items)
         yield from items
 
@@ -157,7 +161,7 @@ class OwnSplitLoader(SplitLoader):
         if not self._is_compared:
             self._is_compared = True
             first = list(islice(items, 1))
-            check_own_batches(first, self._engine, self._mark)
+            check_own_batches(first, self._engine, self._mark, is_training=not self._is_evaluation)
             items = chain(first, items)
         yield from items
 

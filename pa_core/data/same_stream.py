@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 import torch
-from accelerate.utils import send_to_device
-from torch.utils.data import DataLoader, Dataset, Subset
+from accelerate.utils import recursively_apply
+from torch.utils.data import DataLoader, Dataset, Subset, default_collate, default_convert
 
 from pa_core.data.digest import batch_digest
 from pa_core.data.rng import derive_key, host_generators_kept, seed_host
@@ -25,38 +26,55 @@ _IDS = (
 )
 _LABELS = ("labels", "label", "targets", "target", "y")
 _MOST_LABELS = 4096
-_CERTAIN = math.log(1e9)
-"""Labels say that samples are the same if they would agree by chance once in 1e9."""
+_CERTAIN = math.log(1e6)
+"""Labels say that samples are the same if they would agree by chance once in a million."""
 _FEW, _MANY = 4, 16  # samples of a map dataset that are compared
 
 
 class Sight(NamedTuple):
-    """What a process sees of a batch, to be compared with other processes.
+    """What a process sees of a batch or of a sample, to be compared with other processes.
 
     Attributes:
-        whole: the digest of the batch.
+        whole: the digest of all of it.
         ids: the digest of its sample ids, if it has any.
         labels: the digest of its labels, if it has any.
-        information: the negative logarithm of the chance that labels like these agree.
         place: the index of a subset's sample in the whole dataset.
     """
 
     whole: str
     ids: str | None = None
     labels: str | None = None
-    information: float = 0.0
     place: int | None = None
+
+
+class Seen(NamedTuple):
+    """What a process sees of the first batches of a stream.
+
+    Attributes:
+        sights: of each batch.
+        information: the negative logarithm of the chance that labels like these agree.
+    """
+
+    sights: list[Sight]
+    information: float
+
+
+def see_batches(batches: Sequence[Any]) -> Seen:
+    """What can be compared of the first batches of a stream."""
+    labels = [_ids_and_labels(batch)[1] for batch in batches]
+    return Seen([sight_of(batch) for batch in batches], _information(labels))
 
 
 def sight_of(batch: Any) -> Sight:
     """What can be compared of a batch, or of a sample."""
-    batch = send_to_device(batch, "cpu")  # a digest leaves out what is on another device
+    with suppress(TypeError, ValueError):  # a mapping that can't be created from a dict
+        # A digest leaves out what is on another device.
+        batch = recursively_apply(lambda tensor: tensor.detach().cpu(), batch)
     ids, labels = _ids_and_labels(batch)
     return Sight(
         batch_digest(batch),
         None if ids is None else batch_digest(ids),
         None if labels is None else batch_digest(labels),
-        0.0 if labels is None else _information(labels),
     )
 
 
@@ -65,44 +83,43 @@ def _ids_and_labels(batch: Any) -> tuple[Any, Any]:
         ids = {key: value for key, value in batch.items() if str(key).lower() in _IDS}
         labels = next((batch[key] for key in _LABELS if key in batch), None)
         return ids or None, labels
-    if isinstance(batch, list | tuple) and len(batch) > 1 and not isinstance(batch[0], str):
+    if isinstance(batch, list | tuple) and len(batch) > 1:
         return None, batch[1]
     return None, None
 
 
-def _information(labels: Any) -> float:
+def _information(labels: Sequence[Any]) -> float:
     try:
-        values = torch.as_tensor(labels).reshape(-1)[:_MOST_LABELS].numpy()
-        counts = np.unique(values, return_counts=True)[1]
-    except (TypeError, ValueError, RuntimeError):
+        flat = [torch.as_tensor(one).detach().cpu().reshape(-1)[:_MOST_LABELS] for one in labels]
+        values = torch.cat(flat).numpy()
+    except (TypeError, ValueError, RuntimeError):  # no numbers, or no batch
         return 0.0
+    counts = np.unique(values, return_counts=True)[1]
     agreeing = float(np.square(counts / max(len(values), 1)).sum())  # of a pair drawn at random
     return -len(values) * math.log(agreeing) if agreeing else 0.0
 
 
-def compare_batches(seen: Sequence[Sequence[Sight]]) -> Verdict:
+def compare_batches(seen: Sequence[Seen]) -> Verdict:
     """Compare what each process sees of the first batches of a stream, which can't be read twice.
 
     Ids decide; without ids, labels decide, if they say enough; else everything in the batches.
 
-    Args:
-        seen: of each process, its first batches.
-
     Returns:
         ``"random"`` if the labels say that these are the same samples with other random numbers.
     """
-    if len({len(sights) for sights in seen}) > 1:
+    if len({len(one.sights) for one in seen}) > 1:
         return "different"
-    if _agree([[sight.whole for sight in sights] for sights in seen]):
+    if _agree([[sight.whole for sight in one.sights] for one in seen]):
         return "same"
-    everything = [sight for sights in seen for sight in sights]
+    everything = [sight for one in seen for sight in one.sights]
     if all(sight.ids is not None for sight in everything):
-        return "same" if _agree([[one.ids for one in sights] for sights in seen]) else "different"
+        is_same = _agree([[sight.ids for sight in one.sights] for one in seen])
+        return "same" if is_same else "different"
     if any(sight.labels is None for sight in everything):
         return "different"
-    information = min(sum(sight.information for sight in sights) for sights in seen)
-    is_equal = _agree([[sight.labels for sight in sights] for sights in seen])
-    return "random" if is_equal and information > _CERTAIN else "different"
+    is_same = _agree([[sight.labels for sight in one.sights] for one in seen])
+    is_certain = min(one.information for one in seen) > _CERTAIN
+    return "random" if is_same and is_certain else "different"
 
 
 def compare_samples(seen: Sequence[Sequence[Sequence[Sight]]]) -> Verdict:
@@ -111,17 +128,28 @@ def compare_samples(seen: Sequence[Sequence[Sequence[Sight]]]) -> Verdict:
     What differs between two fetches on one process is random, and says nothing.
 
     Args:
-        seen: of each process, the samples of the first and of the second fetch.
+        seen: of each process, what it sees in the first and in the second fetch.
 
     Returns:
         ``"random"`` if nothing that isn't random differs.
     """
+    if len({len(sights) for fetches in seen for sights in fetches}) > 1:
+        return "different"
+    verdicts = {
+        _compare_sample([(first[number], second[number]) for first, second in seen])
+        for number in range(len(seen[0][0]))
+    }
+    if "different" in verdicts:
+        return "different"
+    return "random" if "random" in verdicts else "same"
+
+
+def _compare_sample(seen: Sequence[tuple[Sight, Sight]]) -> Verdict:
     for part in ("place", "ids", "whole", "labels"):
-        fetched = [[[getattr(one, part) for one in sights] for sights in twice] for twice in seen]
-        is_random = any(first != second for first, second in fetched)
-        if is_random or any(one is None for first, _ in fetched for one in first):
+        fetched = [[getattr(sight, part) for sight in twice] for twice in seen]
+        if any(first != second or first is None for first, second in fetched):
             continue
-        if not _agree([first for first, _ in fetched]):
+        if not _agree(fetched):
             return "different"
         if part in ("ids", "whole"):
             return "same"
@@ -169,7 +197,7 @@ def _sights_of_samples(
     try:
         last = len(dataset) - 1
         places = sorted({number * last // (count - 1) for number in range(count)})
-        samples = _Samples(dataset, places, times)
+        samples = _Samples(dataset, places, _collation_of(loader), times)
         if loader.num_workers == 0:
             with host_generators_kept():
                 return [samples[number] for number in range(times)]
@@ -187,29 +215,37 @@ def _sights_of_samples(
         return None
 
 
+def _collation_of(loader: DataLoader[Any]) -> Any:
+    """The collation of a loader that the user has written, if it makes batches."""
+    collate = getattr(loader.dataset, "collation", loader.collate_fn)
+    is_standard = collate in (None, default_collate, default_convert)
+    return None if is_standard or loader.batch_sampler is None else collate
+
+
 def _unchanged(sights: list[Sight]) -> list[Sight]:
     return sights
 
 
 class _Samples(Dataset[Any]):
-    """Some samples of a map dataset as they are seen, fetched again for each item."""
+    """Some samples of a map dataset as they are seen, and their batch; fetched for each item."""
 
-    def __init__(self, dataset: Any, places: Sequence[int], times: int) -> None:
-        self.dataset, self.places, self.times = dataset, places, times
+    def __init__(self, dataset: Any, places: Sequence[int], collate: Any, times: int) -> None:
+        self.dataset, self.places, self.collate, self.times = dataset, places, collate, times
 
     def __len__(self) -> int:
         return self.times
 
     def __getitem__(self, number: int) -> list[Sight]:
         seed_host(derive_key("compare", "samples"))
-        if hasattr(self.dataset, "__getitems__"):
+        if getattr(self.dataset, "__getitems__", None) is not None:
             samples = self.dataset.__getitems__(list(self.places))
         else:
             samples = [self.dataset[place] for place in self.places]
-        return [
+        seen = [
             sight_of(sample)._replace(place=_place_in_whole(self.dataset, place))
             for place, sample in zip(self.places, samples, strict=True)
         ]
+        return seen if self.collate is None else [*seen, sight_of(self.collate(samples))]
 
 
 def _place_in_whole(dataset: Any, place: int) -> int | None:

@@ -22,11 +22,12 @@ from pa_core.data.same_stream import (
     compare_batches,
     compare_datasets,
     first_look,
+    see_batches,
     settle,
     sight_of,
 )
 from pa_core.data.source import length_of
-from pa_core.data.split_marks import SplitMark, find_mark, is_marked, repeats_of
+from pa_core.data.split_marks import SplitMark, find_mark, is_marked, name_of, repeats_of
 
 if TYPE_CHECKING:
     from pa_core.engine.base import Engine
@@ -70,7 +71,7 @@ class Split(NamedTuple):
 def split_between_processes(loader: Any, engine: Engine, purpose: Purpose) -> Any:
     """Wrap a loader so that each process iterates over its split; our own loaders do it themselves.
 
-    A single process reads everything. On several, this is a collective.
+    A collective.
 
     Raises:
         RuntimeError: on every process, if the data are split for other processes than these, or
@@ -78,9 +79,6 @@ def split_between_processes(loader: Any, engine: Engine, purpose: Purpose) -> An
         ValueError: for predictions from data that the user has split, whose order is unknown; for
             an evaluation that would count samples more than once.
     """
-    if engine.num_processes == 1:
-        warn_of_part(loader)
-        return loader
     is_own = isinstance(loader, KeyedDataLoader)
     is_split = is_own and loader.batch_sampler.num_processes == 1  # by the user
     length = -1 if not is_own else -2 if is_split else loader.batch_sampler.dataset_length
@@ -119,7 +117,7 @@ def _own_split(
         raise ValueError(
             "predict() returns outputs in the order of the data, which is unknown for data "
             f"that is already split between processes ({mark}): pass the whole data on every "
-            "process"
+            "process" + ("; if it isn't split, set is_sharded = False" * (mark.kind == "fields"))
         )
     check_repeats(loader, purpose)
     kind = UnevenSplitLoader if purpose == "train" else OwnSplitLoader
@@ -138,17 +136,17 @@ def agree_on_split(loader: Any, engine: Engine, purpose: Purpose) -> Split:
     kinds = {one.mark and one.mark.kind for one in described}
     lengths = [one.length for one in described]
     have_samples = all(one.has_samples for one in described)
-    if have_samples and (kinds == {"fields"} if is_split else "marked" not in kinds):
-        is_same = compare_datasets(loader.dataset, loader, engine) != "different"
-        if is_split:
-            is_split = not is_same or len(set(lengths)) > 1
-        elif not is_same:
-            raise RuntimeError(different_dataset(loader.dataset, purpose))
-    if not is_split and len(set(lengths)) > 1:
+    if is_split and kinds == {"fields"} and have_samples and len(set(lengths)) == 1:
+        # The fields may be there for something else.
+        is_split = compare_datasets(loader.dataset, loader, engine) == "different"
+    elif not is_split and len(set(lengths)) > 1:
         raise RuntimeError(
             f"{name} to {purpose} on has {lengths[engine.rank]} batches on process {engine.rank}, "
             f"and more or fewer on others. {_HOW_TO_MARK}"
         )
+    elif not is_split and have_samples and "marked" not in kinds:
+        if compare_datasets(loader.dataset, loader, engine) == "different":
+            raise RuntimeError(different_dataset(loader.dataset, purpose))
     length = None if None in lengths else max(lengths)
     return Split(is_split, mark, "marked" in kinds, length)
 
@@ -186,17 +184,6 @@ def decide(described: Sequence[Described], name: str, purpose: Purpose) -> bool:
         f"({found}). Split it by rank and world size, or pass the whole data on every process. "
         "If these numbers mean something else, set is_sharded = False"
     )
-
-
-def warn_of_part(loader: Any) -> None:
-    """Warn if a single process reads only one of several splits of its data."""
-    mark = find_mark(loader)
-    if mark is not None and mark.kind == "known" and mark.world_size is not None:
-        warnings.warn(
-            f"{name_of(loader)} is split for {mark.world_size} processes ({mark}), but this run "
-            "has one process, which reads this split only",
-            stacklevel=2,
-        )
 
 
 def whole_loader(loader: Any, purpose: Purpose) -> DataLoader[Any] | None:
@@ -361,37 +348,43 @@ def check_same_order(first: Sequence[Any], engine: Engine, loader: Any) -> None:
     )
 
 
-def check_same_batches(first: Sequence[Any], engine: Engine, loader: Any) -> None:
+def check_same_batches(first: Sequence[Any], engine: Engine, loader: Any) -> str | None:
     """Check that the first batches are the same on every process; a collective.
+
+    Returns:
+        What to warn of, if they are the same but for random numbers.
 
     Raises:
         RuntimeError: on every process, if they aren't.
     """
-    verdict = compare_batches(engine.gather_objects([sight_of(batch) for batch in first]))
+    verdict = compare_batches(engine.gather_objects(see_batches(first)))
     if verdict == "different":
         raise RuntimeError(
             f"{name_of(loader)} yields different batches on each process, so that splitting them "
             f"would leave out samples. {_HOW_TO_MARK}"
         )
-    if verdict == "random" and engine.rank == 0:
-        warnings.warn(
-            f"The first batches of {name_of(loader)} differ between processes in all but their "
-            f"labels: its random numbers aren't seeded by the run. {_HOW_TO_MARK}",
-            stacklevel=2,
-        )
+    if verdict == "same":
+        return None
+    return (
+        f"The first batches of {name_of(loader)} differ between processes in all but their "
+        f"labels: its random numbers aren't seeded by the run. {_HOW_TO_MARK}"
+    )
 
 
-def check_own_batches(first: Sequence[Any], engine: Engine, mark: SplitMark) -> None:
+def check_own_batches(
+    first: Sequence[Any], engine: Engine, mark: SplitMark, *, is_training: bool
+) -> None:
     """Report data that are said to be split, but are the same on every process; a collective.
 
     Raises:
-        RuntimeError: on every process, if nothing but the fields of an object says so.
+        RuntimeError: on every process, if nothing but the fields of an object says so, or in an
+            evaluation, which counts each sample once.
     """
     seen = engine.gather_objects([sight_of(batch).whole for batch in first])
     if not first or any(sights != seen[0] for sights in seen):
         return
     text = f"The data are split between processes ({mark}), but the first batches are the same"
-    if mark.kind == "fields":
+    if mark.kind == "fields" or not is_training:
         raise RuntimeError(f"{text} on every process. {_HOW_TO_MARK}")
     if engine.rank == 0:
         warnings.warn(
@@ -409,9 +402,3 @@ def different_dataset(dataset: Any, purpose: str) -> str:
         "If it is split already, set is_sharded = True on it. If it is the same and only random, "
         "set is_sharded = False"
     )
-
-
-def name_of(loader: Any) -> str:
-    """The class of a loader's data, or of the loader if it is one of the user's own."""
-    data = loader.dataset if type(loader) is DataLoader else loader
-    return type(data).__name__

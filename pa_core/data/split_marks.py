@@ -6,6 +6,7 @@ attributes of a loader to the loaders, datasets and samplers that it holds.
 
 from __future__ import annotations
 
+import warnings
 from collections import deque
 from collections.abc import Iterator, Mapping
 from types import FunctionType
@@ -161,6 +162,23 @@ def _is_part(value: Any) -> bool:
     if isinstance(value, Tensor | nn.Module | FunctionType | type):
         return False
     return hasattr(value, "__dict__") and (hasattr(value, "__iter__") or hasattr(value, "__next__"))
+
+
+def warn_of_part(loader: Any) -> None:
+    """Warn if a single process reads only one of several splits of its data."""
+    mark = find_mark(loader)
+    if mark is not None and mark.kind == "known" and mark.world_size is not None:
+        warnings.warn(
+            f"{name_of(loader)} is split for {mark.world_size} processes ({mark}), but this run "
+            "has one process, which reads this split only",
+            stacklevel=2,
+        )
+
+
+def name_of(loader: Any) -> str:
+    """The class of a loader's data, or of the loader if it is one of the user's own."""
+    data = loader.dataset if type(loader) is DataLoader else loader
+    return type(data).__name__
 
 
 def repeats_of(loader: Any) -> int:

@@ -80,7 +80,11 @@ class RunData:
                 other processes than these.
             ValueError: for what can't be done with data that the user has split.
         """
-        if self._trainer._engine.num_processes == 1 and isinstance(loader, KeyedDataLoader):
+        if self._trainer._engine.num_processes == 1:
+            if not isinstance(loader, KeyedDataLoader):
+                from pa_core.data.split_marks import warn_of_part
+
+                warn_of_part(loader)
             return loader
         from pa_core.data.self_split import split_between_processes
 
