@@ -95,6 +95,7 @@ class SplitLoader:
                 self._is_reported = True
                 warnings.warn(note, stacklevel=2)
             items = chain(first, items)
+            del first  # the batches can be freed once they are used
         yield from items
 
     def _split(self, items: Iterator[Any]) -> Iterator[Any]:
@@ -144,6 +145,8 @@ class OwnSplitLoader(SplitLoader):
         sampler: Any = getattr(self.loader, "batch_sampler", None)
         if hasattr(sampler, "set_position"):  # of our own loader
             sampler.set_position(epoch)
+            if not self._is_evaluation and hasattr(self.loader.dataset.dataset, "set_epoch"):
+                self.loader.dataset.dataset.set_epoch(epoch)
         watch = self._check_order if self._is_evaluation and can_be_keyed(self.loader) else None
         return self._split(self._checked(keyed_epoch(self.loader, seed, epoch, watch=watch)))
 
@@ -163,6 +166,7 @@ class OwnSplitLoader(SplitLoader):
             first = list(islice(items, 1))
             check_own_batches(first, self._engine, self._mark, is_training=not self._is_evaluation)
             items = chain(first, items)
+            del first
         yield from items
 
     @property
@@ -181,7 +185,7 @@ class UnevenSplitLoader(OwnSplitLoader):
     every batch.
 
     Raises:
-        ValueError: from the iterator, if a process has no batch to repeat.
+        ValueError: from the iterator, on every process, if one has no batch to repeat.
     """
 
     def _split(self, items: Iterator[Any]) -> Iterator[Any]:

@@ -379,8 +379,14 @@ def check_own_batches(
     Raises:
         RuntimeError: on every process, if nothing but the fields of an object says so, or in an
             evaluation, which counts each sample once.
+        ValueError: on every process, if one of them has nothing to train on.
     """
     seen = engine.gather_objects([sight_of(batch).whole for batch in first])
+    if is_training and [] in seen and any(seen):
+        raise ValueError(
+            f"Process {seen.index([])} has no batch of the training data, which are split between "
+            f"processes ({mark}): every process needs at least one"
+        )
     if not first or any(sights != seen[0] for sights in seen):
         return
     text = f"The data are split between processes ({mark}), but the first batches are the same"

@@ -148,12 +148,15 @@ def parts_of(loader: Any) -> Iterator[Any]:
                     queue.append(inner)
 
 
-def _items(value: Any) -> Any:
+def _items(value: Any) -> Iterator[Any]:
+    """A value, or those in a short list, tuple or dict."""
     if isinstance(value, Mapping) and not hasattr(value, "__dict__"):
-        value = list(value.values()) if len(value) <= _MOST_ITEMS else []
-    if isinstance(value, list | tuple):
-        return value if len(value) <= _MOST_ITEMS else ()
-    return (value,)
+        value = list(value.values()) if len(value) <= _MOST_ITEMS else ()
+    if not isinstance(value, list | tuple):
+        yield value
+    elif len(value) <= _MOST_ITEMS:
+        for item in value:
+            yield from _items(item)
 
 
 def _is_part(value: Any) -> bool:

@@ -28,6 +28,7 @@ from torch.utils.data import (
 )
 
 from pa_core import Trainer, TrainerCallback
+from pa_core.callbacks import SaveTrainingStateCallback
 
 RANK, PROCESSES = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
 SAMPLES = 26  # not a multiple of the processes or of the batch sizes
@@ -48,14 +49,14 @@ class Seen(TrainerCallback):
         self.trained: list[list[int]] = []
         self.evaluated: list[int] = []
 
-    def on_train_epoch_start(self) -> None:
+    def on_train_epoch_start(self, trainer: Trainer) -> None:
         self.trained.append([])
 
     def on_train_step_end(self, trainer: Trainer, batch: Any) -> None:
         if not trainer.is_padding_batch:
             self.trained[-1] += batch[0][:, 0].long().tolist()
 
-    def on_eval_step_end(self, batch: Any) -> None:
+    def on_eval_step_end(self, trainer: Trainer, batch: Any) -> None:
         self.evaluated += batch[0][:, 0].long().tolist()
 
 
@@ -128,7 +129,7 @@ class Pipeline(IterableDataset[Any]):
         self.pipeline = [Lines(), split_by_node]
 
     def __iter__(self) -> Iterator[Any]:
-        return self.pipeline[1](self.pipeline[0])  # type: ignore[operator]
+        return self.pipeline[1](self.pipeline[0])
 
 
 class NoisyLines(Lines):
@@ -238,6 +239,13 @@ class ExplainedLines(KnowingLines):
     is_sharded = False
 
 
+class SplitSubset(MarkedLines):
+    """One process has nothing."""
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter([DATA[0]] if RANK == 0 else [])
+
+
 class Noisy(Dataset[Any]):
     """The same samples with random numbers that the run can't seed."""
 
@@ -327,6 +335,7 @@ CASES: dict[str, Callable[[], dict[str, Any]]] = {
     "half in a loader": lambda: {"data": DataLoader(Half(), 4, shuffle=True)},
     "subset by rank": lambda: {"data": Subset(DATA, list(range(RANK, SAMPLES, PROCESSES))[:12])},
     "subset of noisy data": lambda: {"data": Subset(Noisy(), list(range(RANK, 24, PROCESSES)))},
+    "nothing on one process": lambda: {"data": SplitSubset()},
     "loaders of different lengths": lambda: {
         "data": DataLoader(Subset(DATA, list(range(4 + 4 * RANK))), 4)
     },
@@ -385,9 +394,50 @@ def uses(data: Any, dataloader_kwargs: Any = None) -> dict[str, Callable[[Traine
     return {"train": train, "evaluate": evaluate, "predict": predict}
 
 
+RESUMED = (
+    "in a batch sampler",
+    "in a holder",
+    "every other, marked",
+    "ranked lines",
+    "prepared by accelerate",
+    "half, marked",
+)
+
+
+def resume(name: str) -> list[Any]:
+    """The weights of a whole run, and of one that is resumed within its second epoch."""
+
+    def new(*callbacks: Any) -> Trainer:
+        torch.manual_seed(0)
+        model = nn.Linear(4, 30)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.001)
+        return Trainer(
+            model,
+            nn.CrossEntropyLoss(),
+            optimizer,
+            callbacks=callbacks,
+            plugins=(),
+            accelerator={"cpu": True},
+        )
+
+    def train(trainer: Trainer, **options: Any) -> list[Any]:
+        arguments = CASES[name]()
+        kwargs = arguments.get("dataloader_kwargs")
+        trainer.train(
+            arguments["data"], 2, per_device_batch_size=4, train_dataloader_kwargs=kwargs, **options
+        )
+        return trainer.get_model().weight.tolist()
+
+    folder = Path(sys.argv[1]) / name
+    states = SaveTrainingStateCallback(folder, save_every_n_steps=5, save_at_end=False)
+    again = SaveTrainingStateCallback(folder / "again", save_every_n_steps=5, save_at_end=False)
+    whole = train(new(states))
+    return [whole, train(new(again), resume_from=folder)]
+
+
 def main() -> None:
     chosen = sys.argv[2:]
-    found: dict[str, dict[str, Any]] = {}
+    found: dict[str, Any] = {}
     for name, make in CASES.items():
         if chosen and name not in chosen:
             continue
@@ -399,6 +449,7 @@ def main() -> None:
             found[name][use] = everyone
             if RANK == 0 and chosen:
                 print(name, use, *everyone, sep="\n    ")
+    found |= {f"resumed: {name}": resume(name) for name in RESUMED if not chosen}
     if RANK == 0:
         (Path(sys.argv[1]) / "outcome.json").write_text(json.dumps(found))
 
