@@ -204,16 +204,19 @@ def whole_loader(loader: Any, purpose: Purpose) -> DataLoader[Any] | None:
         return None
     if purpose == "train" and type(loader) is not DataLoader:
         return None  # it may have a state of its own
-    options = {name: getattr(loader, name) for name in LOADER_OPTIONS}
-    batches = loader.batch_sampler
-    if type(batches) is not BatchSampler:
+    batches: Any = loader.batch_sampler
+    if loader.batch_size is not None or batches is None:
+        sampler, batches = loader.sampler, loader
+    elif type(batches) is BatchSampler:
+        sampler = batches.sampler
+    else:
         return None
-    order = _WholeOrder.of(batches.sampler, purpose)
+    order = _WholeOrder.of(sampler, purpose)
     if order is None:
         return None
-    return DataLoader(
-        loader.dataset, batches.batch_size, sampler=order, drop_last=batches.drop_last, **options
-    )
+    options = {name: getattr(loader, name) for name in LOADER_OPTIONS}
+    size, drop_last = batches.batch_size, batches.drop_last
+    return DataLoader(loader.dataset, size, sampler=order, drop_last=drop_last, **options)
 
 
 class _WholeOrder(Sampler[int]):
