@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils.data import DataLoader
 
 from pa_core.data.digest import batch_digest
 from pa_core.data.rng import key_at
@@ -53,6 +54,11 @@ def find_unseedable(*roots: Any) -> dict[str, Any]:
         for path, value in _walk(roots)
         if _is_generator(value) and not _can_be_seeded(value)
     }
+
+
+def find_loaders(*roots: Any) -> list[DataLoader[Any]]:
+    """The data loaders that objects hold."""
+    return [value for _, value in _walk(roots) if isinstance(value, DataLoader)]
 
 
 def seed_generators(generators: Iterable[Generator], key: int) -> None:

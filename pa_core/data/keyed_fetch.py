@@ -24,6 +24,7 @@ LOADER_OPTIONS = (
 )
 Watch = Callable[[Iterator[Any]], Iterator[Any]]
 """Given the items of a sampler, yields the same ones."""
+KEPT = 3  # batches: the last one trained on, the next one, and one that is copied to the GPU ahead
 _ITERATION = ("__iter__", "_get_iterator", "_index_sampler", "_auto_collation")
 
 _END = object()
@@ -112,13 +113,23 @@ class KeyedOrder:
         self._order, self._rank, self._num_processes = order, rank, num_processes
         self._seed, self._epoch = 0, 0
         self._watch: Watch | None = None
-        self.short_steps: deque[bool | None] = deque()
-        """For each item yielded: None, or whether it is padding if its step is a short one."""
+        self.planned: deque[tuple[Any, bool | None]] = deque()
+        """Each item that was yielded and not fetched yet. If its step is a short one, whether it is
+        padding; otherwise None."""
+        self.latest: deque[Any] = deque(maxlen=KEPT)
+        """The last items that were fetched."""
 
     def begin(self, seed: int, epoch: int, watch: Watch | None = None) -> None:
         """Let the next iteration be that of `epoch`, whose order `watch` sees."""
         self._seed, self._epoch, self._watch = seed, epoch, watch
-        self.short_steps.clear()
+        self.planned.clear()
+        self.latest.clear()
+
+    def take(self) -> bool | None:
+        """Note that the next item was fetched; returns whether it is padding, as in `planned`."""
+        indices, padding = self.planned.popleft()
+        self.latest.append(indices)
+        return padding
 
     def __iter__(self) -> Iterator[KeyedIndices]:
         processes, mine, number, item = self._num_processes, _END, -1, None
@@ -145,7 +156,7 @@ class KeyedOrder:
 
     def _keyed(self, number: int, indices: Any, padding: bool | None) -> KeyedIndices:
         """The item of this process in the step that `number` belongs to."""
-        self.short_steps.append(padding)
+        self.planned.append((indices, padding))
         place = number - number % self._num_processes + self._rank
         return KeyedIndices(self._key(place), self._epoch, indices)
 

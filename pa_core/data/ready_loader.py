@@ -13,7 +13,12 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, TensorDataset
 
-from pa_core.data.inspection import find_generators, seed_generators
+from pa_core.data.inspection import (
+    find_generators,
+    find_loaders,
+    find_unseedable,
+    seed_generators,
+)
 from pa_core.data.keyed_fetch import (
     LOADER_OPTIONS,
     KeyedOrder,
@@ -21,6 +26,7 @@ from pa_core.data.keyed_fetch import (
     can_be_keyed,
     keyed_loader,
 )
+from pa_core.data.loader import KeyedDataLoader, KeyedDataset
 from pa_core.data.process_split import SplitBatch
 from pa_core.data.rng import derive_key, seed_host
 
@@ -55,14 +61,13 @@ def keyed_epoch(
         return _keyed_batches(loader, seed, epoch)
     keyed, order = keyed_loader(loader, rank, num_processes)
     order.begin(seed, epoch, watch)
-    fetched = _keyed_batches(keyed, seed, epoch, rank, num_processes)
-    return fetched if num_processes == 1 else _marked(fetched, order)
+    return _marked(_keyed_batches(keyed, seed, epoch, rank, num_processes), order)
 
 
 def _marked(fetched: Iterator[Any], order: KeyedOrder) -> Iterator[Any]:
     """Mark the batches of a step in which some process has only a padding batch."""
     for batch in fetched:
-        padding = order.short_steps.popleft()
+        padding = order.take()
         yield batch if padding is None else SplitBatch(batch, padding)
 
 
@@ -102,14 +107,57 @@ def seed_order(loader: Any, seed: int, epoch: int) -> None:
         if hasattr(holder, "set_epoch"):
             holder.set_epoch(epoch)
     stateful = [holder for holder in holders if has_state(holder)]
-    roots = [holder for holder in holders if not has_state(holder)]
-    if isinstance(loader, DataLoader):
-        # Not the loader itself, whose workers and queues hold nothing of the kind.
-        own = vars(loader).items()
-        roots = [root for root in roots if root is not loader] + [loader.generator]
-        roots += [value for name, value in own if name not in _STANDARD_ATTRIBUTES]
+    roots = [root for root in parts(loader) if not has_state(root)]
     seed_generators(find_generators(*roots, without=stateful), key)
     seed_host(key)
+
+
+def parts(loader: Any) -> list[Any]:
+    """The objects of the user's that decide what a loader yields, the innermost first."""
+    holders = order_holders(loader)
+    if not isinstance(loader, DataLoader):
+        return holders
+    # Not the loader itself: its workers and queues are PyTorch's.
+    own = [value for name, value in vars(loader).items() if name not in _STANDARD_ATTRIBUTES]
+    return [one for one in holders if one is not loader] + [loader.generator, *own]
+
+
+def name_of(loader: Any) -> str:
+    """A loader's name for a message: its class and that of its dataset."""
+    dataset = getattr(loader, "dataset", None)
+    if dataset is None:
+        return type(loader).__name__
+    if isinstance(dataset, KeyedDataset):
+        dataset = dataset.dataset
+    kind = "DataLoader" if isinstance(loader, KeyedDataLoader) else type(loader).__name__
+    return f"{type(dataset).__name__} ({kind})"
+
+
+def inexact_parts(loader: Any) -> list[str]:
+    """What a loader draws or orders in a way that a resumed run can't repeat; a phrase for each."""
+    found = []
+    is_own = isinstance(loader, KeyedDataLoader)
+    roots = [loader] if is_own else [*parts(loader), getattr(loader, "collate_fn", None)]
+    inner = [] if isinstance(loader, DataLoader) else find_loaders(loader)
+    for one in [loader, *inner]:
+        workers = getattr(one, "num_workers", 0) or 0
+        if workers and getattr(one, "persistent_workers", False) and not is_own:
+            if one is not loader or not can_be_keyed(one):
+                found.append(
+                    f"the persistent workers of {name_of(one)}, whose random generators and copies "
+                    "of the data continue from epoch to epoch: pass persistent_workers=False"
+                )
+        if workers > 1 and not getattr(one, "in_order", True):
+            if is_own or one is not loader or not can_be_keyed(one):
+                found.append(
+                    f"the order of {name_of(one)}, which yields batches as its workers finish "
+                    "them: pass in_order=True"
+                )
+    found += [
+        f"the random generator {path} ({type(generator).__name__}), which can't be seeded"
+        for path, generator in find_unseedable(*roots).items()
+    ]
+    return found
 
 
 def _keyed_batches(

@@ -61,7 +61,7 @@ LOADERS = {
         Noisy(), batch_sampler=BatchSampler(RandomSampler(range(22)), 4, True), **options
     ),
     "single samples": lambda **options: DataLoader(
-        Noisy(), None, sampler=OwnOrder(), collate_fn=lambda x: x[None], **options
+        Noisy(), None, sampler=OwnOrder(), collate_fn=lambda x: x.unsqueeze(0), **options
     ),
 }
 
