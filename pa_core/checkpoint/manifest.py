@@ -148,7 +148,7 @@ def run_fingerprint(trainer: Trainer) -> dict[str, Any]:
 
 
 DATA_ENTRIES = ("dataset_length", "dataset", "order", "stream")
-"""The entries of `data_fingerprint`; ``stream`` only for a loader whose workers decide its order."""
+"""The entries of `data_fingerprint`; ``stream`` only where workers decide the order."""
 
 
 def data_fingerprint(trainer: Trainer) -> dict[str, Any]:

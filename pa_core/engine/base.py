@@ -304,7 +304,7 @@ class Engine:
 
     def zero_grad(self, optimizer: Any) -> None:
         """Set the gradients of the optimizer's parameters to None."""
-        optimizer = _inner(optimizer)  # accelerate's wrapper does nothing between two updates
+        optimizer = unwrapped(optimizer)  # accelerate's wrapper does nothing between two updates
         is_custom = type(optimizer).zero_grad is not torch.optim.Optimizer.zero_grad
         if is_custom or "zero_grad" in vars(optimizer):
             optimizer.zero_grad()
@@ -365,7 +365,7 @@ class Engine:
         too. If they didn't, its state stays as it is.
         """
         scaler = self.accelerator.scaler
-        if scaler is None or not scaler._found_inf_per_device(_inner(optimizer)):
+        if scaler is None or not scaler._found_inf_per_device(unwrapped(optimizer)):
             self.discard_unscaled()
             return
         interval = scaler.get_growth_interval()

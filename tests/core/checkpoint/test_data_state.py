@@ -5,19 +5,16 @@ Each run here is compared bit for bit with one that wasn't interrupted.
 
 from __future__ import annotations
 
-import os
 import random
-import warnings
 from itertools import islice
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
-from torch.utils.data import BatchSampler, DataLoader, Dataset, IterableDataset, TensorDataset
+from torch.utils.data import BatchSampler, DataLoader, Dataset, IterableDataset
 
 from pa_core import Trainer, TrainerCallback
-from pa_core.errors import TrainingStateError
 from tests.helpers import assert_identical, weights_of
 
 UPDATES = 6  # of an epoch
