@@ -132,6 +132,10 @@ class OwnSplitLoader(SplitLoader):
             raise TypeError(f"{type(self.loader).__name__} has no length")
         return self._length
 
+    def gather(self, value: Any) -> list[Any]:
+        """The `value` of each process, in the order of ranks; a collective."""
+        return self._engine.gather_objects(value)
+
     def iterate(self, seed: int, epoch: int) -> Iterator[Any]:
         """Iterate over this process' batches of an epoch.
 

@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from weakref import WeakValueDictionary
 
 import numpy as np
 import torch
@@ -92,7 +93,7 @@ def _information(labels: Sequence[Any]) -> float:
     try:
         flat = [torch.as_tensor(one).detach().cpu().reshape(-1)[:_MOST_LABELS] for one in labels]
         values = torch.cat(flat).numpy()
-    except (TypeError, ValueError, RuntimeError):  # no numbers, or no batch
+    except (TypeError, ValueError, RuntimeError):  # labels that are no numbers
         return 0.0
     counts = np.unique(values, return_counts=True)[1]
     agreeing = float(np.square(counts / max(len(values), 1)).sum())  # of a pair drawn at random
@@ -163,7 +164,7 @@ def _agree(values: Sequence[Any]) -> bool:
 def compare_datasets(dataset: Any, loader: DataLoader[Any], engine: Engine) -> Verdict:
     """Compare a few samples of a map dataset between processes; a collective.
 
-    If they differ, more of them are fetched twice, to tell what is random in them.
+    If they differ, more of them are fetched twice, which shows what is random in them.
 
     Args:
         dataset: the user's dataset.
@@ -176,16 +177,29 @@ def compare_datasets(dataset: Any, loader: DataLoader[Any], engine: Engine) -> V
     return settle(dataset, loader, engine, most, -least)
 
 
+_compared: WeakValueDictionary[int, Any] = WeakValueDictionary()
+"""By their ids, datasets that were compared, without a collation that may make a difference."""
+
+
 def settle(dataset: Any, loader: DataLoader[Any], engine: Engine, most: int, least: int) -> Verdict:
     """The verdict of `compare_datasets`, from the largest and the smallest `first_look`."""
-    if most == least or least < 0:
-        return "same"
-    seen = engine.gather_objects(_sights_of_samples(dataset, loader, _MANY, 2))
-    return "same" if None in seen else compare_samples(seen)
+    verdict: Verdict = "same"
+    if most != least and least >= 0:
+        seen = engine.gather_objects(_sights_of_samples(dataset, loader, _MANY, 2))
+        verdict = "same" if None in seen else compare_samples(seen)
+    if verdict != "different" and _collation_of(loader) is None:
+        with suppress(TypeError):  # a list has no weak references
+            _compared[id(dataset)] = dataset
+    return verdict
 
 
 def first_look(dataset: Any, loader: DataLoader[Any]) -> int:
-    """A number that is the same wherever the dataset is; -1 if no sample can be fetched."""
+    """A number that is the same wherever the dataset is; -1 if no sample can be fetched.
+
+    0 for a dataset that was compared before.
+    """
+    if _collation_of(loader) is None and _compared.get(id(dataset)) is dataset:
+        return 0
     sights = _sights_of_samples(dataset, loader, _FEW, 1)
     return -1 if sights is None else derive_key(*(sight.whole for sight in sights[0]))
 

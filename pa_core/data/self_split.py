@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 _HOW_TO_MARK = (
     "If each process reads its own split, set is_sharded = True on the dataset or loader. If it is "
-    "the same data on every process, only with random numbers of their own, set is_sharded = False"
+    "the same data on every process, and only its random numbers differ, set is_sharded = False"
 )
 
 
@@ -203,7 +203,7 @@ def whole_loader(loader: Any, purpose: Purpose) -> DataLoader[Any] | None:
     if not isinstance(loader, DataLoader) or isinstance(loader.dataset, IterableDataset):
         return None
     if purpose == "train" and type(loader) is not DataLoader:
-        return None  # it may have a state of its own
+        return None  # it may have its own state
     batches: Any = loader.batch_sampler
     if loader.batch_size is not None or batches is None:
         sampler, batches = loader.sampler, loader
@@ -380,7 +380,7 @@ def check_own_batches(
     """Report data that are said to be split, but are the same on every process; a collective.
 
     Raises:
-        RuntimeError: on every process, if nothing but the fields of an object says so, or in an
+        RuntimeError: on every process, if only the fields of an object show it, or in an
             evaluation, which counts each sample once.
         ValueError: on every process, if one of them has nothing to train on.
     """

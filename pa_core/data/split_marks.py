@@ -179,7 +179,7 @@ def warn_of_part(loader: Any) -> None:
 
 
 def name_of(loader: Any) -> str:
-    """The class of a loader's data, or of the loader if it is one of the user's own."""
+    """The class of a loader's data; of a custom loader, its class."""
     data = loader.dataset if type(loader) is DataLoader else loader
     return type(data).__name__
 

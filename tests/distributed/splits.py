@@ -133,7 +133,7 @@ class Pipeline(IterableDataset[Any]):
 
 
 class NoisyLines(Lines):
-    """The same samples with random numbers of their own, and labels that identify them."""
+    """The same samples with unseeded random numbers, and labels that identify them."""
 
     def __iter__(self) -> Iterator[Any]:
         noise = random.SystemRandom()
@@ -183,7 +183,7 @@ class Unseeded(Sampler[int]):
 
 
 class Holder:
-    """A loader of the user's own, which holds a DataLoader."""
+    """A custom loader, which holds a DataLoader."""
 
     def __init__(self, loader: Any) -> None:
         self.inner = loader
@@ -208,8 +208,11 @@ class MarkedHalf(Half):
 
     is_sharded = True
 
+    def __init__(self, samples: int = SAMPLES) -> None:
+        self.samples = samples
+
     def __len__(self) -> int:
-        return len(range(RANK, SAMPLES, PROCESSES))
+        return len(range(RANK, self.samples, PROCESSES))
 
 
 class SliceOfBatch:
@@ -226,7 +229,7 @@ class WholeMarked(Lines):
 
 
 class NoisyLinesMarked(Lines):
-    """The same samples, and nothing to tell them by, with random numbers of their own."""
+    """The same samples with unseeded random numbers, and labels that say nothing."""
 
     is_sharded = False
 
@@ -332,6 +335,7 @@ CASES: dict[str, Callable[[], dict[str, Any]]] = {
     "half": lambda: {"data": Half()},
     "half with a worker": lambda: {"data": Half(), "dataloader_kwargs": {"num_workers": 1}},
     "half, marked": lambda: {"data": MarkedHalf()},
+    "half, marked, uneven": lambda: {"data": MarkedHalf(SAMPLES - 1)},
     "half in a loader": lambda: {"data": DataLoader(Half(), 4, shuffle=True)},
     "subset by rank": lambda: {"data": Subset(DATA, list(range(RANK, SAMPLES, PROCESSES))[:12])},
     "subset of noisy data": lambda: {"data": Subset(Noisy(), list(range(RANK, 24, PROCESSES)))},
@@ -401,6 +405,7 @@ RESUMED = (
     "ranked lines",
     "prepared by accelerate",
     "half, marked",
+    "half, marked, uneven",
 )
 
 

@@ -57,6 +57,7 @@ EXPECTED = {  # training, evaluation, prediction
     "half": (OTHER_SAMPLES,) * 3,
     "half with a worker": (OTHER_SAMPLES,) * 3,
     "half, marked": (ONCE, ONCE, NO_ORDER),
+    "half, marked, uneven": (None, None, NO_ORDER),
     "half in a loader": (OTHER_SAMPLES,) * 3,
     "subset by rank": (OTHER_SAMPLES,) * 3,
     "subset of noisy data": (OTHER_SAMPLES,) * 3,
@@ -123,8 +124,15 @@ def test_repeated_samples_are_those_of_the_sampler(outcome):
         assert trained.total() == 28
 
 
+def test_splits_of_different_lengths_are_read_whole(outcome):
+    case = outcome["half, marked, uneven"]
+    for epoch in (0, 1):
+        assert sorted(joined(one[epoch] for one, _ in case["train"])) == list(range(25))
+    assert sorted(joined(one for one, _ in case["evaluate"])) == list(range(25))
+
+
 def test_a_run_resumes_within_an_epoch(outcome):
     resumed = {name: result for name, result in outcome.items() if name.startswith("resumed: ")}
-    assert len(resumed) == 6
+    assert len(resumed) == 7
     for name, (whole, again) in resumed.items():
         assert whole == again, name

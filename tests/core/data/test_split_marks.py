@@ -49,7 +49,7 @@ class MapData(Dataset):
 
 
 class Wrapper:
-    """A loader of the user's own."""
+    """A custom loader."""
 
     def __init__(self, inner):
         self.inner = inner
