@@ -29,7 +29,8 @@ if TYPE_CHECKING:
     from pa_core.checkpoint.safetensors_io import tensor_bytes
     from pa_core.checkpoint.storage import MANIFEST, StateReader, newest_intact_state, state_folders
     from pa_core.control import UpdateResult
-    from pa_core.data.loader import KeyedDataLoader, is_loader
+    from pa_core.data.loader import KeyedDataLoader
+    from pa_core.data.ready import is_loader
     from pa_core.data.rng import seed_host
     from pa_core.diagnostics.device_syncs import watch_device_syncs
     from pa_core.diagnostics.preserve import preserved
@@ -119,7 +120,7 @@ _HOMES = {
     "describe_loop": "pa_core.plugins.explain",
     "encode": "pa_core.checkpoint.codec",
     "find_settings_file": "pa_core.settings.table",
-    "is_loader": "pa_core.data.loader",
+    "is_loader": "pa_core.data.ready",
     "is_secret": "pa_core.settings.secrets",
     "load_clean_state_dict": "pa_core.engine.wrappers",
     "loop_as_text": "pa_core.plugins.explain",

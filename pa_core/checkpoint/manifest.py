@@ -28,6 +28,7 @@ from torch.utils.data import ConcatDataset, DataLoader, Subset, TensorDataset
 
 from pa_core.checkpoint.subclasses import plain_parts
 from pa_core.data.loader import KeyedDataLoader
+from pa_core.data.process_split import OwnSplitLoader
 from pa_core.data.source import length_of
 from pa_core.engine.optimizers import given_schedulers
 from pa_core.engine.wrappers import clean_state_dict, wrapped_module
@@ -154,12 +155,21 @@ DATA_ENTRIES = ("dataset_length", "dataset", "order", "stream")
 
 
 def data_fingerprint(trainer: Trainer) -> dict[str, Any]:
-    """Describe the training data; plugins may change them between epochs."""
+    """Describe the training data; plugins may change them between epochs.
+
+    If each process has its own data, which makes this a collective, what differs between processes
+    is a list with an entry for each of them.
+    """
     described = {
         "dataset_length": length_of(trainer.train_dataset),
         "dataset": describe_dataset(trainer.train_dataset),
         "order": _describe_order(trainer.train_dataloader),
     }
+    if isinstance(trainer.train_dataloader, OwnSplitLoader):
+        everywhere = trainer.train_dataloader.gather(described)
+        for name in described:
+            values = [one[name] for one in everywhere]
+            described[name] = values if values != values[:1] * len(values) else values[0]
     stream = _describe_stream(trainer.train_dataloader)
     return described if stream is None else described | {"stream": stream}
 
