@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import uuid
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -16,8 +17,20 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from pa_core.checkpoint.codec import decode, decode_weights
-from pa_core.checkpoint.compatibility import differences, differing_leaves, mid_epoch_obstacle
-from pa_core.checkpoint.manifest import DATA_ENTRIES, data_fingerprint
+from pa_core.checkpoint.compatibility import (
+    differences,
+    differing_leaves,
+    in_effect,
+    mid_epoch_obstacle,
+)
+from pa_core.checkpoint.manifest import (
+    DATA_ENTRIES,
+    data_fingerprint,
+    describe_optimization,
+    describe_plugins,
+    frozen_parameters,
+    run_fingerprint,
+)
 from pa_core.checkpoint.optimizer_shards import read_shard
 from pa_core.checkpoint.save import parameter_names
 from pa_core.checkpoint.start_check import StartCheck
@@ -28,6 +41,7 @@ from pa_core.tracking import Position
 if TYPE_CHECKING:
     from pa_core.trainer import Trainer
 
+_RESTORED = ("optimizer_settings.", "scheduler.", "scheduler_parts.")
 _INVALID_CONTENT = (
     *(ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError),
     SafetensorError,
@@ -94,6 +108,8 @@ class TrainingState:
         if not isinstance(self._parts["run_history"], dict | None):
             raise TypeError("the run history must be a dict")
         self._run: dict[str, Any] = reader.manifest["run"]
+        run_id = reader.manifest.get("run_id")
+        self._run_id = None if run_id is None else uuid.UUID(run_id).hex
         processes = self._run["num_processes"]
         self._sharding: str | None = state["division"]
         if self._sharding is not None and rank < processes:
@@ -113,6 +129,11 @@ class TrainingState:
             "drawing": set(process.get("drawing", ("model", "plugins"))),
             "plugins": {key: decode(value, tensors) for key, value in process["plugins"].items()},
         }
+
+    @property
+    def run_id(self) -> str | None:
+        """The identity of the run that has saved it; None in a state of an earlier version."""
+        return self._run_id
 
     def check_compatible(self, trainer: Trainer, *, strict: bool) -> None:
         """Warn of differences that change the numbers; refuse those that prevent resuming.
@@ -145,6 +166,42 @@ class TrainingState:
             states = [process["plugins"] for process in self._processes]
             obstacle = mid_epoch_obstacle(saved["run"], present["run"], states)
         self._report(found, obstacle)
+
+    def settle(self, trainer: Trainer) -> None:
+        """Have further states record the settings in effect, now that everything is restored.
+
+        So a setting of the script that has no effect, such as the learning rate of a restored
+        optimizer, is reported by each resume until script and state agree.
+
+        Raises:
+            TrainingStateError: if other parameters are frozen than in the saved run, and the run
+                resumes with ``strict=True``.
+        """
+        saved, script = self.reader.manifest, trainer._fingerprint or run_fingerprint(trainer)
+        live = describe_optimization(trainer)
+        for group, described in zip(
+            live["optimizer_settings"], script["optimizer_settings"], strict=False
+        ):
+            if "initial_lr" in described and group.get("initial_lr") == described["initial_lr"]:
+                group["lr"] = described["lr"]  # the scheduler's, of the present update
+        effect = {
+            name: in_effect(saved["run"].get(name, script[name]), script[name], live[name])
+            for name in live
+        }
+        plugins, now = script["plugins"], describe_plugins(trainer)
+        values = {
+            name: in_effect(
+                saved["plugins"].get(name, {}).get("values", described["values"]),
+                described["values"],
+                now.get(name, described)["values"],
+            )
+            for name, described in plugins.items()
+        }
+        plugins = {name: one | {"values": values[name]} for name, one in plugins.items()}
+        trainer._fingerprint, trainer._manifest = script | effect | {"plugins": plugins}, None
+        frozen = saved["run"].get("frozen")
+        if frozen is not None and (frozen_now := frozen_parameters(trainer)) != frozen:
+            self._report([f"frozen parameters: {_only_in_one(frozen, frozen_now)}"], None)
 
     def check_data(self, trainer: Trainer) -> None:
         """Check the data that plugins have put in place for the rest of the resumed epoch.
@@ -179,6 +236,11 @@ class TrainingState:
         if not found and obstacle is None:
             return
         text = f"{self.directory} was saved by a run that differs: " + ", ".join(found)
+        if any(one.startswith(_RESTORED) for one in found):
+            text += (
+                ". The settings of optimizer and scheduler continue as they were saved: write "
+                "these into the script, or assign the script's in on_load_training_state"
+            )
         if obstacle is not None:
             raise TrainingStateError(f"{text}. {obstacle}")
         if self._strict:
