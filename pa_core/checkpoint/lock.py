@@ -15,7 +15,6 @@ import os
 import platform
 import time
 import uuid
-import warnings
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -136,14 +135,17 @@ class RunLock:
         """Identifies this lock."""
         return self._owner.key
 
-    def acquire(self, tell: Callable[[str], object]) -> None:
-        """Take the lock; that of a dead owner is taken over with a warning.
+    def acquire(self, tell: Callable[[str], object]) -> str | None:
+        """Take the lock; that of a dead owner is taken over.
 
         If the owner was on another host, this waits until a heartbeat shows that it is alive, or
         until `stale` seconds without one show that it is dead.
 
         Args:
             tell: called with a text before waiting.
+
+        Returns:
+            Whose lock was taken over, as a text to warn with; None if there was none.
 
         Raises:
             TrainingStateError: if the owner is alive, naming it.
@@ -153,12 +155,13 @@ class RunLock:
         self._created = [one for one in (folder, *folder.parents) if not one.exists()]
         folder.mkdir(parents=True, exist_ok=True)
         try:
-            self._acquire(tell)
+            taken_over = self._acquire(tell)
             _held[self.file] = self
             Thread(target=self._keep_alive, name="pa-core-lock", daemon=True).start()
         except BaseException:
             self.release()
             raise
+        return taken_over
 
     def check(self) -> None:
         """See `check_held`."""
@@ -186,7 +189,7 @@ class RunLock:
                 self.file.unlink()
         self._remove_created()
 
-    def _acquire(self, tell: Callable[[str], object]) -> None:
+    def _acquire(self, tell: Callable[[str], object]) -> str | None:
         first, since, has_told = None, 0.0, False
         while not self._create():
             seen = _read(self.file)
@@ -214,12 +217,11 @@ class RunLock:
                     "other's files: wait until it has ended, or write to another place"
                 )
             if self._take_over(seen):
-                warnings.warn(
+                return (
                     f"{self.path} was still locked by a run that has ended without closing "
-                    f"({seen}): it was killed, or its host is gone. The lock was taken over",
-                    stacklevel=2,
+                    f"({seen}): it was killed, or its host is gone. The lock was taken over"
                 )
-                return
+        return None
 
     def _create(self) -> bool:
         """Create the lock file with its content; False if it exists."""

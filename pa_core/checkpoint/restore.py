@@ -291,7 +291,25 @@ class TrainingState:
         self.restore_weights(trainer, in_run=in_run)
         self._restore_history(trainer)
         vars(trainer.position).update(asdict(self.position))
+        if in_run and self.position.stop_reason is not None:
+            self._reconsider_stop(trainer)
         trainer._accumulation.reset()
+
+    def _reconsider_stop(self, trainer: Trainer) -> None:
+        """Continue a stopped run if the plugin that has stopped it would no longer do so.
+
+        Such a plugin has a method ``withdraws_stop``, which is given its state.
+        """
+        saved = self._processes[0]["plugins"]
+        for name, plugin in trainer.plugins.by_name.items():
+            withdraws = getattr(plugin, "withdraws_stop", None)
+            if withdraws is not None and name in saved and withdraws(saved[name]):
+                trainer.print(
+                    f"The run had stopped ({trainer.position.stop_reason}) and continues, since "
+                    f"the plugin {name!r} now allows more"
+                )
+                trainer.position.stop_reason = None
+                return
 
     def _restore_history(self, trainer: Trainer) -> None:
         if hasattr(trainer.run_history, "load_state_dict"):

@@ -45,7 +45,7 @@ def _locked(trainer: Trainer) -> Iterator[None]:
             for path in (*folders, *files):
                 one = RunLock(path, is_folder=path in folders)
                 try:
-                    one.acquire(trainer.print)
+                    taken_over = one.acquire(trainer.print)
                 except OSError as error:
                     warnings.warn(
                         f"{path} can't be locked, so a second run in it won't be noticed: {error}",
@@ -53,6 +53,8 @@ def _locked(trainer: Trainer) -> Iterator[None]:
                     )
                 else:
                     held.callback(one.release)
+                    if taken_over is not None:
+                        warnings.warn(taken_over, stacklevel=2)
 
         trainer.run_on_all(lock if trainer.is_main_process else _do_nothing)
         yield
