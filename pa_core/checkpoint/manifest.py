@@ -28,7 +28,7 @@ from types import FunctionType, MethodType, ModuleType
 from typing import TYPE_CHECKING, Any
 
 import torch
-from pydantic import BaseModel
+from pydantic import BaseModel, Secret, SecretBytes, SecretStr
 from torch import Tensor, nn
 from torch.utils.data import ConcatDataset, DataLoader, IterableDataset, Subset, TensorDataset
 
@@ -104,7 +104,9 @@ def _plugin_values(plugin: object) -> dict[str, Any]:
     return {
         name: described
         for name, value in values.items()
-        if name not in left_out and (described := _visible(value)) is not None
+        if name not in left_out
+        and not is_secret(name)
+        and (described := _visible(value, depth=1)) is not None
     }
 
 
@@ -263,6 +265,7 @@ _DEPTH = 8  # of parts within parts
 _MANY = 64  # a longer list is hashed
 _TOO_MANY = 10_000  # an even longer one is data, not a setting
 _SCHEDULER = torch.optim.lr_scheduler.LRScheduler
+_LEFT_OUT = (PurePath, ModuleType, SecretStr, SecretBytes, Secret)
 _NO_SETTINGS = {"training", "optimizer"} | {  # of a module, and of a scheduler
     *("_step_count", "_is_initial", "_get_lr_called_within_step", "_last_lr"),
 }
@@ -271,7 +274,7 @@ _NO_SETTINGS = {"training", "optimizer"} | {  # of a module, and of a scheduler
 def _visible(value: Any, depth: int = 0) -> Any:
     """The settings that show in a value and its parts; None if there are none."""
     inner = partial(_visible, depth=depth + 1)
-    if value is None or depth > _DEPTH or isinstance(value, PurePath | ModuleType):
+    if value is None or depth > _DEPTH or isinstance(value, _LEFT_OUT):
         return None
     if isinstance(value, Mapping | list | tuple | set | frozenset):
         return _visible_items(value, inner) if len(value) <= _TOO_MANY else None

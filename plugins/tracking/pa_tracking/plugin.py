@@ -46,6 +46,8 @@ class TrackingPlugin:
 
     Settings = TrackingSettings
 
+    changes_training = False
+
     def __init__(self, settings: TrackingSettings | None = None, **options: Any) -> None:
         from pa_tracking.measurements import Throughput
 
