@@ -1,4 +1,4 @@
-"""States record the settings in effect: what differs from the script is reported until it agrees."""
+"""States record the settings in effect; a script that differs is reported until it agrees."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from functools import partial
 
 import pytest
 import torch
-import torch.nn.functional as F
 from pydantic import BaseModel, SecretStr
 from torch import nn
 from torch.utils.data import IterableDataset
@@ -209,7 +208,7 @@ def test_the_workers_of_a_stream_but_not_those_of_a_map_dataset(tmp_path):
 
 def smoothed(smoothing):
     def loss(output, target):
-        return F.cross_entropy(output, target, label_smoothing=smoothing)
+        return nn.functional.cross_entropy(output, target, label_smoothing=smoothing)
 
     return loss
 
