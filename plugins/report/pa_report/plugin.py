@@ -86,7 +86,8 @@ class ReportPlugin:
             if not (trainer.was_finished and self._name_file(trainer).exists()):
                 self._write(trainer, *self._ended)
             if self._ended[0] in ("finished", "stopped"):
-                self._name_of(trainer).unlink(missing_ok=True)
+                with suppress(OSError):
+                    self._name_of(trainer).unlink()
 
     @hookimpl(wrapper=True, tryfirst=True)
     def run_evaluation(self, trainer: Trainer) -> Generator[None, Any, Any]:
