@@ -17,7 +17,7 @@ import platform
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import is_dataclass
 from dis import get_instructions
@@ -30,11 +30,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from pydantic import BaseModel, Secret, SecretBytes, SecretStr
 from torch import Tensor, nn
-from torch.utils.data import ConcatDataset, DataLoader, IterableDataset, Subset, TensorDataset
+from torch.utils.data import ConcatDataset, DataLoader, Subset, TensorDataset
 
 from pa_core.data.loader import KeyedDataLoader
 from pa_core.data.source import length_of
-from pa_core.settings.validation import is_secret
+from pa_core.engine.optimizers import given_schedulers
+from pa_core.settings.secrets import mask_secrets
 
 if TYPE_CHECKING:
     from pa_core.trainer import Trainer
@@ -101,13 +102,9 @@ def _plugin_values(plugin: object) -> dict[str, Any]:
         kept = getattr(plugin, "__dict__", {})
         values = {name: kept.get(name, kept.get(f"_{name}")) for name in names}
     left_out = ("save_dir", *getattr(type(plugin), "locked_files", ()))
-    return {
-        name: described
-        for name, value in values.items()
-        if name not in left_out
-        and not is_secret(name)
-        and (described := _visible(value, depth=1)) is not None
-    }
+    visible = {name: _visible(value, depth=1) for name, value in values.items()}
+    shown = {name: value for name, value in visible.items() if value is not None}
+    return dict(mask_secrets({k: v for k, v in shown.items() if k not in left_out}))
 
 
 def _as_json(value: Any) -> Any:
@@ -181,19 +178,19 @@ def run_fingerprint(trainer: Trainer) -> dict[str, Any]:
         "model": type(model).__name__,
         "layers": describe_layers(model),
         # Without accelerate's wrapper, which depends on the hardware.
-        "optimizer": type(getattr(trainer.optimizer, "optimizer", trainer.optimizer)).__name__,
+        "optimizer": _for_each(trainer.optimizers, lambda one: type(one).__name__),
         **describe_optimization(trainer),
-        "workers": _workers_of_stream(trainer.train_dataloader),
         "plugins": describe_plugins(trainer),
     }
 
 
 def describe_optimization(trainer: Trainer) -> dict[str, Any]:
     """Describe what a training state restores together with its settings."""
+    schedulers = given_schedulers(trainer.scheduler)
     return {
         "optimizer_settings": describe_groups(trainer.optimizer),
-        "scheduler": describe(trainer.scheduler),
-        "scheduler_parts": describe_parts(trainer.scheduler),
+        "scheduler": _for_each(schedulers, describe),
+        "scheduler_parts": _for_each(schedulers, describe_parts),
     }
 
 
@@ -203,17 +200,19 @@ def frozen_parameters(trainer: Trainer) -> list[str]:
     return [name for name, one in model.named_parameters() if not one.requires_grad]
 
 
-DATA_ENTRIES = ("dataset_length", "dataset", "order")
-"""The entries of `data_fingerprint`."""
+DATA_ENTRIES = ("dataset_length", "dataset", "order", "stream")
+"""The entries of `data_fingerprint`; ``stream`` only where workers decide the order."""
 
 
 def data_fingerprint(trainer: Trainer) -> dict[str, Any]:
     """Describe the training data; plugins may change them between epochs."""
-    return {
+    described = {
         "dataset_length": length_of(trainer.train_dataset),
         "dataset": describe_dataset(trainer.train_dataset),
         "order": _describe_order(trainer.train_dataloader),
     }
+    stream = _describe_stream(trainer.train_dataloader)
+    return described if stream is None else described | {"stream": stream}
 
 
 def describe(value: Any) -> Any:
@@ -258,7 +257,8 @@ def describe_parts(value: Any) -> dict[str, Any]:
         return {}
     shallow = describe(value)
     known = shallow if isinstance(shallow, dict) else {"function": shallow}
-    return {name: item for name, item in found.items() if known.get(name) != item}
+    parts = {name: item for name, item in found.items() if known.get(name) != item}
+    return dict(mask_secrets(parts))
 
 
 _DEPTH = 8  # of parts within parts
@@ -299,7 +299,7 @@ def _visible(value: Any, depth: int = 0) -> Any:
 
 def _visible_items(value: Any, inner: Callable[[Any], Any]) -> Any:
     if isinstance(value, Mapping):
-        items = {str(key): inner(item) for key, item in value.items() if not is_secret(str(key))}
+        items = {str(key): inner(item) for key, item in value.items()}
         return {key: item for key, item in items.items() if item is not None} or None
     listed = [inner(item) for item in value]
     if isinstance(value, set | frozenset):
@@ -341,9 +341,7 @@ def _settings_of(function: FunctionType, inner: Callable[[Any], Any]) -> dict[st
     found["numbers"] = tuple(one for one in code.co_consts if isinstance(one, float)) or None
     mutable = (list, dict, set, Tensor)
     visible = {
-        name: inner(value)
-        for name, value in found.items()
-        if not isinstance(value, mutable) and not is_secret(name)
+        name: inner(value) for name, value in found.items() if not isinstance(value, mutable)
     }
     return {name: value for name, value in visible.items() if value is not None}
 
@@ -386,6 +384,12 @@ def describe_layers(model: nn.Module) -> dict[str, int]:
     return dict(Counter(f"{type(leaf).__name__}({leaf.extra_repr()})" for leaf in leaves))
 
 
+def _for_each(things: Sequence[Any], describe_one: Callable[[Any], Any]) -> Any:
+    """The description of a thing, None without any, or the descriptions of several."""
+    described = [describe_one(thing) for thing in things]
+    return described if len(described) > 1 else next(iter(described), None)
+
+
 def describe_groups(optimizer: Any) -> list[dict[str, Any]]:
     """The plain settings of each parameter group: learning rate, weight decay and so on."""
     groups = getattr(optimizer, "param_groups", [])
@@ -408,11 +412,15 @@ def _describe_order(loader: Any) -> dict[str, Any] | None:
     }
 
 
-def _workers_of_stream(loader: Any) -> int | None:
-    """The workers of a stream, of which each reads a copy; other data don't depend on them."""
+def _describe_stream(loader: Any) -> dict[str, Any] | None:
+    """The number of workers of a loader whose batches depend on it; None for any other."""
+    if loader is None or isinstance(loader, KeyedDataLoader):
+        return None
+    from pa_core.data.keyed_fetch import can_be_keyed
+
     inner = getattr(loader, "loader", loader)
-    is_stream = isinstance(getattr(inner, "dataset", None), IterableDataset)
-    return getattr(inner, "num_workers", None) if is_stream else None
+    workers = None if can_be_keyed(inner) else _plain(getattr(inner, "num_workers", None))
+    return None if workers is None else {"num_workers": workers}
 
 
 def _describe_rows(tensor: Tensor) -> dict[str, Any]:
@@ -436,7 +444,8 @@ def _hash_of_text(text: str) -> str:
 
 def _plain_items(items: Mapping[str, Any]) -> dict[str, Any]:
     found = {str(name): _plain(value) for name, value in items.items()}
-    return {name: value for name, value in found.items() if value is not None and name[0] != "_"}
+    plain = {name: value for name, value in found.items() if value is not None and name[0] != "_"}
+    return dict(mask_secrets(plain))
 
 
 def _plain(value: Any) -> Any:

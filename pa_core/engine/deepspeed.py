@@ -91,6 +91,7 @@ class DeepSpeedEngine(Engine):
         """
         if optimizer is None:
             return model.to(self.device), None
+        self.check_optimizer(optimizer)
         if self._engine is None:
             if self._config.get("train_micro_batch_size_per_gpu", "auto") == "auto":
                 self._config["train_micro_batch_size_per_gpu"] = 1
@@ -157,8 +158,7 @@ class DeepSpeedEngine(Engine):
         """The user's groups: DeepSpeed's own hold flat shards of many parameters."""
         return super().parameter_groups(optimizer) if self._engine is None else self._groups
 
-    @property
-    def step_was_skipped(self) -> bool:
+    def step_was_skipped(self, optimizer: Any) -> bool:
         """Whether the last update was skipped because of an overflow."""
         return not self._engine.was_step_applied()
 

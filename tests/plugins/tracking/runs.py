@@ -59,8 +59,7 @@ def new_trainer(*plugins: Any, **arguments: Any) -> Trainer:
         torch.optim.SGD(model.parameters(), lr=0.1),
         callbacks=(),
         plugins=plugins,
-        accelerator={"cpu": True},
-        **arguments,
+        **{"accelerator": {"cpu": True}, **arguments},
     )
 
 
