@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from pa_core.checkpoint.atomic_io import save_file
     from pa_core.checkpoint.codec import decode, encode
     from pa_core.checkpoint.listing import readable_size
+    from pa_core.checkpoint.lock import RunLock
     from pa_core.checkpoint.restore import TrainingState
     from pa_core.checkpoint.safetensors_io import tensor_bytes
     from pa_core.checkpoint.storage import MANIFEST, StateReader, newest_intact_state, state_folders
@@ -65,6 +66,7 @@ __all__ = [
     "KeyedDataLoader",
     "LocalPath",
     "PluginManager",
+    "RunLock",
     "Spent",
     "StateReader",
     "Stopwatch",
@@ -108,6 +110,7 @@ _HOMES = {
     "Implementation": "pa_core.plugins.implementations",
     "KeyedDataLoader": "pa_core.data.loader",
     "PluginManager": "pa_core.plugins.manager",
+    "RunLock": "pa_core.checkpoint.lock",
     "Spent": "pa_core.diagnostics.stopwatch",
     "StateReader": "pa_core.checkpoint.storage",
     "Stopwatch": "pa_core.diagnostics.stopwatch",

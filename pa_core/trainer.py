@@ -32,6 +32,7 @@ from pa_core.loop.base import TrainerBase
 from pa_core.loop.consensus import Consensus
 from pa_core.loop.no_items import gradients_of, weighted
 from pa_core.loop.parameters import ParameterWatch
+from pa_core.loop.run_files import identify_run, locking_files
 from pa_core.loop.watched import WatchedMetrics
 from pa_core.placeholders import TrainerPlaceholderValues, replace_trainer_placeholder_values
 from pa_core.tracking import Position, count_values, values_since
@@ -190,6 +191,7 @@ class Trainer(TrainerBase):
 
     # -- Runs -----------------------------------------------------------------------------------
 
+    @locking_files
     def train(
         self,
         train_dataset: Any,
@@ -239,7 +241,8 @@ class Trainer(TrainerBase):
 
         Raises:
             ValueError: for invalid arguments, before anything happens.
-            TrainingStateError: if `resume_from` is damaged or was saved from a different model.
+            TrainingStateError: if `resume_from` is damaged or was saved from a different model; or
+                if another live run writes to the same places.
         """
         if self._in_run:
             raise RuntimeError("train() was called within a run of the same Trainer")
@@ -263,6 +266,7 @@ class Trainer(TrainerBase):
             from pa_core.checkpoint.resume import find_training_state
 
             state = find_training_state(resume_from, self)
+        self.run_id = identify_run(self, state, is_auto=resume_from == "auto")
         self.train_dataset, self.eval_dataset = train_dataset, eval_dataset
         self.create_scheduler_fn, self.collate_fn = create_scheduler_fn, collate_fn
         self._hooks.refresh()
@@ -288,9 +292,11 @@ class Trainer(TrainerBase):
         self.control.reset()
         self._manifest, self._fingerprint = None, run_fingerprint(self)
         self._resumed_state, self._watched = state, WatchedMetrics(state.unseen if state else None)
+        self.was_finished = False
         if state is not None:
             state.check_compatible(self, strict=strict)
             state.restore_training(self)
+            self.was_finished = self._has_nothing_left()
             state.watch_start(self)
             self.print(
                 f"Resuming from {state.directory}: epoch {self.position.epoch}, "
@@ -412,12 +418,10 @@ class Trainer(TrainerBase):
                 self._announce_metrics()
             if position.phase != "train" or position.stop_reason is not None:
                 self._restore_plugins()
-            if position.stop_reason is not None:
-                self.print(f"This run had already stopped: {position.stop_reason}")
+            if self.was_finished:
+                self._print_finished()
             # An interrupted epoch is completed, whatever the run's length.
-            while position.stop_reason is None and (
-                position.phase != "start" or not self._is_finished()
-            ):
+            while not self.was_finished and (position.phase != "start" or not self._is_finished()):
                 self._run_epoch()
         except StopTrainingError as error:
             position.stop_reason = str(error)
