@@ -68,14 +68,14 @@ class Trainer(TrainerBase):
         settings: a `Settings` or the file to read them from; by default the nearest
             ``pyproject.toml`` with a ``[tool.pa-core]`` table, from the script's folder upward.
         seed: determines every random choice that training depends on.
-        mixed_precision: ``"no"``, ``"fp16"``, ``"bf16"`` or ``"fp8"``; accelerate's default if
-            None.
+        mixed_precision: ``"no"``, ``"bf16"``, ``"fp16"`` (not on a CPU) or ``"fp8"``; accelerate's
+            default if None.
         accelerator: an `Accelerator`, or the arguments to create one.
 
     Raises:
         SettingsError: listing every mistake in the settings at once.
         PluginError: for a plugin that can't be loaded or whose hooks are wrong.
-        ValueError: if model and optimizer don't fit.
+        ValueError: if model and optimizer don't fit, or fp16 is requested on a CPU.
     """
 
     # -- The steps of a run, which subclasses override -----------------------------------------
