@@ -614,15 +614,19 @@ class Trainer(TrainerBase):
         if granted.log:
             self._log_progress()
         if granted.evaluate:
-            self._evaluate_within_epoch()
-        has_values = granted.evaluate or ((granted.log or granted.announce) and not now)
-        if has_values and self._watched:
-            self._announce_metrics()
-        if granted.evaluate or (has_values and self._watched):
-            granted.add(self._decide(now=True) or Requests())  # what plugins requested in it
+            granted.add(self._evaluate_within_epoch())  # and what plugins requested in it
+        elif (granted.log or granted.announce) and not now:
+            granted.add(self._announce_within_epoch())
         self._save_requested(granted, now)
         if granted.stop_reason is not None:
             raise StopTrainingError(granted.stop_reason)
+
+    def _announce_within_epoch(self) -> Requests:
+        """Announce values that were recorded in steps; returns what plugins request in response."""
+        if not self._watched:
+            return Requests()
+        self._announce_metrics()
+        return self._decide(now=True) or Requests()
 
     def _decide(self, now: bool = False) -> Requests | None:
         """The requests to grant at this boundary, the same on every process; None for none."""
@@ -669,13 +673,16 @@ class Trainer(TrainerBase):
         self.evaluation_run_end()
         self._event("on_evaluation_run_end")
 
-    def _evaluate_within_epoch(self) -> None:
-        """Evaluate between two updates, leaving the model as it was."""
+    def _evaluate_within_epoch(self) -> Requests:
+        """Evaluate between two updates, leaving the model as it was; returns what was requested."""
         self._data.reload_eval(self._arguments)
-        if self._data.eval_loaders:
-            with self._modes_of_evaluation():
-                self._run_eval_epochs(is_intermediate=True)
-            self._watched.report_within_epoch(self)
+        if not self._data.eval_loaders:
+            return Requests()
+        with self._modes_of_evaluation():
+            self._run_eval_epochs(is_intermediate=True)
+        self._watched.report_within_epoch(self)
+        self._announce_metrics()
+        return self._decide(now=True) or Requests()
 
     def _run_eval_epochs(self, **kind: bool) -> None:
         """Evaluate on each evaluation dataset; names of datasets prefix their metrics.
