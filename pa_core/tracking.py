@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,6 +19,23 @@ if TYPE_CHECKING:
     from pa_core.durations import Progress
 
 
+class _Seconds:
+    """The field `Position.seconds`: those before the clock was started, and those since."""
+
+    def __get__(self, position: Position | None, owner: type[Position]) -> float:
+        if position is None:
+            return 0.0  # the default
+        values = vars(position)
+        seconds, since = values["seconds"], values.get("_since")
+        return float(seconds if since is None else seconds + time.monotonic() - since)
+
+    def __set__(self, position: Position, seconds: float) -> None:
+        values = vars(position)
+        values["seconds"] = seconds
+        if values.get("_since") is not None:
+            values["_since"] = time.monotonic()
+
+
 @dataclass
 class Position:
     """Where a run stands; counted as batches are consumed, and saved in each training state.
@@ -30,7 +48,8 @@ class Position:
         batch: micro-batches of the epoch that this process has used for updates.
         updates: optimizer updates that the run has made.
         samples: samples consumed by the run on all processes.
-        seconds: time that the run has taken.
+        seconds: time that the run has taken: training, evaluation, saving and plugins. In a run it
+            is that up to now.
         stop_reason: why the run was stopped early; None if it wasn't.
         is_paused: whether it was stopped in order to be resumed.
         skipped: updates that were skipped.
@@ -43,11 +62,24 @@ class Position:
     batch: int = 0
     updates: int = 0
     samples: int = 0
-    seconds: float = 0.0
+    seconds: _Seconds = _Seconds()  # a float
     stop_reason: str | None = None
     is_paused: bool = False
     skipped: int = 0
     skipped_in_a_row: int = 0
+
+    def start_clock(self) -> None:
+        """Count the time from here on."""
+        vars(self)["_since"] = time.monotonic()
+
+    def stop_clock(self) -> None:
+        """Stop counting the time."""
+        seconds, vars(self)["_since"] = self.seconds, None
+        vars(self)["seconds"] = seconds
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A copy has no running clock.
+        return vars(self) | {"seconds": self.seconds, "_since": None}
 
     @property
     def attempts(self) -> int:
@@ -65,7 +97,7 @@ class RunHistory(ABC):
 
     Subclass it to record elsewhere. Overriding `follow`, `state_dict` and `load_state_dict` is
     optional: without them, records have no position, and a resumed run starts a new history at the
-    right epoch.
+    right epoch. Override `num_recorded` if copying all values of a metric is slow.
     """
 
     @abstractmethod
@@ -79,6 +111,12 @@ class RunHistory(ABC):
     @abstractmethod
     def get_latest_metric(self, metric_name: str) -> Any:
         """The latest value of a metric."""
+
+    def num_recorded(self, metric_name: str) -> int:
+        """The number of values of a metric that were recorded."""
+        if metric_name not in self.get_metric_names():
+            return 0
+        return len(list(self.get_metric_values(metric_name)))
 
     @abstractmethod
     def set_metric_name_prefix(self, prefix: str = "") -> None:
@@ -148,6 +186,7 @@ class InMemoryRunHistory(RunHistory):
         self._current_epoch = 1
         self._table = RecordTable()
         self._values: dict[str, list[Any]] = {}
+        self._num_deleted: dict[str, int] = {}
 
     @property
     def records(self) -> list[dict[str, Any]]:
@@ -188,6 +227,10 @@ class InMemoryRunHistory(RunHistory):
             )
         return self._values[metric_name][-1]
 
+    def num_recorded(self, metric_name: str) -> int:
+        """The number of values of a metric that were recorded, including deleted ones."""
+        return len(self._values.get(metric_name, ())) + self._num_deleted.get(metric_name, 0)
+
     def update_metric(self, metric_name: str, metric_value: Any) -> None:
         """Record a value at the current position of the run.
 
@@ -213,7 +256,9 @@ class InMemoryRunHistory(RunHistory):
         Raises:
             KeyError: if the metric is unknown.
         """
+        recorded = self.num_recorded(metric_name)
         del self._values[metric_name]
+        self._num_deleted[metric_name] = recorded
         self._table.delete(metric_name)
 
     def set_metric_name_prefix(self, prefix: str = "") -> None:
@@ -577,6 +622,12 @@ def _are_exact_integers(numbers: np.ndarray) -> bool:
     """Whether all are integers that float64 can tell from their neighbours."""
     is_small = np.abs(numbers) <= _LARGEST_EXACT
     return bool((is_small & (numbers == np.floor(numbers))).all())
+
+
+def num_recorded(history: RunHistory, metric_name: str) -> int:
+    """The number of values of a metric; also in a history that isn't a `RunHistory`."""
+    count = getattr(history, "num_recorded", None)
+    return count(metric_name) if count else RunHistory.num_recorded(history, metric_name)
 
 
 def count_values(history: RunHistory) -> dict[str, int]:

@@ -89,26 +89,22 @@ class RunNumbers:
         )
 
 
-def build_scheduler(trainer: Trainer, numbers: RunNumbers, optimizer: Any) -> Any:
-    """Build the scheduler of ``trainer.create_scheduler_fn`` for a run with these numbers."""
-    create: Any = trainer.create_scheduler_fn
-    if not isinstance(create, str):
-        try:
-            return replace_trainer_placeholder_values(numbers.as_trainer(), create)(optimizer)
-        except (TypeError, ValueError):
-            if not isinstance(numbers.mean_updates_per_epoch, float):
-                raise
-        # Some schedulers take whole numbers only.
-        numbers_now = numbers.as_trainer(with_means=False)
-        return replace_trainer_placeholder_values(numbers_now, create)(optimizer)
-    factory: Any = trainer.plugins.find("register_schedulers", create)
-    total, per_epoch = numbers.length
-    # Not the number of epochs: "500 updates" may end inside an epoch.
-    return factory(
-        optimizer,
-        num_updates=total,
-        num_epochs=total / per_epoch if total and per_epoch else None,
-    )
+def build_scheduler(trainer: Trainer, numbers: RunNumbers, create: Any, optimizer: Any) -> Any:
+    """Build a scheduler from what creates it, a function or a name, for a run of these numbers."""
+    if isinstance(create, str):
+        factory: Any = trainer.plugins.find("register_schedulers", create)
+        total, per_epoch = numbers.length
+        # Not the number of epochs: "500 updates" may end inside an epoch.
+        num_epochs = total / per_epoch if total and per_epoch else None
+        return factory(optimizer, num_updates=total, num_epochs=num_epochs)
+    try:
+        return replace_trainer_placeholder_values(numbers.as_trainer(), create)(optimizer)
+    except (TypeError, ValueError):
+        if not isinstance(numbers.mean_updates_per_epoch, float):
+            raise
+    # Some schedulers take whole numbers only.
+    present = numbers.as_trainer(with_means=False)
+    return replace_trainer_placeholder_values(present, create)(optimizer)
 
 
 def _integer(number: float) -> float:

@@ -9,15 +9,17 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from copy import deepcopy
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from pa_core.checkpoint.manifest import describe
+from pa_core.checkpoint.manifest import describe, describe_parts
+from pa_core.engine.optimizers import SchedulerList, is_scheduler
 from pa_core.loop.run_numbers import (
     Groups,
     RunNumbers,
@@ -30,50 +32,50 @@ from pa_core.loop.run_numbers import (
 if TYPE_CHECKING:
     from pa_core.trainer import Trainer
 
-
-INDEPENDENT = (
+_INDEPENDENT = (
     "its arguments don't depend on the run's length, as they would with "
     "TrainerPlaceholderValues.NUM_UPDATES"
 )
 """Why a scheduler isn't replaced whose values would be the same in a run of the new length."""
 
 
-def replace_scheduler(trainer: Trainer, before: RunNumbers, now: RunNumbers) -> str | None:
-    """Replace the scheduler by one for the new length, at the same number of updates.
-
-    Only if its values are a function of the number of updates. That is tried out, on an optimizer
-    without parameters: a scheduler that is built for the length before and stepped as often must
-    have the same state.
+def follow(trainer: Trainer, before: RunNumbers, now: RunNumbers, *, is_restored: bool) -> None:
+    """Let each scheduler of a run follow its new length, and report whether it does.
 
     Args:
-        trainer: the trainer, with the scheduler and its optimizer.
-        before: what the scheduler was created for.
-        now: what it should follow.
-
-    Returns:
-        None if the scheduler was replaced; else why it wasn't.
+        trainer: the trainer, which has the new length.
+        before: what its schedulers were created for.
+        now: what they should follow.
+        is_restored: whether they were restored from a state of a run of another length.
 
     Raises:
-        RuntimeError: if the scheduler, as it is, would raise before the run ends.
+        RuntimeError: if a scheduler doesn't follow, and would raise before the run ends.
     """
-    if trainer.create_scheduler_fn is None:
-        return "it has no method set_num_updates"
-    with warnings.catch_warnings():  # of torch, about the order of steps
-        warnings.simplefilter("ignore")
+    for place in _places(trainer):
+        kind, rates = type(innermost(place.scheduler)).__name__, place.rates
+        state, descriptions = _state_of(place.scheduler), _described(place.scheduler)
+        length = f"The run now has {now.num_updates} updates instead of {before.num_updates}"
+        method: Any = getattr(place.scheduler, "set_num_updates", None)
+        reason: str | None = None
         try:
-            reason = _Trial(trainer).replace(before, now)
-        except _AdaptedError:
-            reason = INDEPENDENT
-        except Exception as error:  # noqa: BLE001 - of the user's code
-            reason = f"it couldn't be built for the new one ({type(error).__name__}: {error})"
-        if reason is not None:
-            _check_end(trainer, before, now, reason)
-    return reason
-
-
-def state_of(scheduler: Any) -> Any:
-    """A copy of a scheduler's state; None if it has none."""
-    return deepcopy(scheduler.state_dict()) if hasattr(scheduler, "state_dict") else None
+            if now.num_updates is None or not callable(method) or method(now.num_updates) is False:
+                reason, followed = _replace(place, before, now)
+            else:
+                followed = _described(place.scheduler)
+        except ValueError as error:  # such as a warm-up that is longer than the run
+            reason = str(error)
+        unchanged = f"{length}. The scheduler ({kind}) isn't changed: {reason}"
+        if reason is None:
+            place.record(descriptions, followed)
+            if rates != place.rates or not equal(_state_of(place.scheduler), state):
+                trainer.print(
+                    f"{length}. The scheduler ({kind}) follows: the next update has the learning "
+                    f"rate {place.rates}; it would have been {rates}"
+                )
+        elif is_restored and reason == _INDEPENDENT:  # as in a run that was so long from its start
+            trainer.print(unchanged)
+        elif now.num_updates != before.num_updates:
+            warnings.warn(unchanged, stacklevel=5)
 
 
 def innermost(scheduler: Any) -> Any:
@@ -83,14 +85,144 @@ def innermost(scheduler: Any) -> Any:
     return scheduler
 
 
-def _check_end(trainer: Trainer, before: RunNumbers, now: RunNumbers, reason: str) -> None:
-    """Raise an error if the scheduler, as it is, would raise before the run ends."""
+@dataclass
+class _Place:
+    """A scheduler of a run, and what it was created from.
+
+    Attributes:
+        trainer: of the run.
+        number: the number of its optimizer.
+        scheduler: the scheduler.
+        optimizer: its optimizer.
+        groups: the values of the optimizer's groups before the scheduler was created.
+        source: what has created it; None if that is unknown.
+    """
+
+    trainer: Trainer
+    number: int
+    scheduler: Any
+    optimizer: Any
+    groups: Groups
+    source: Any
+
+    def put(self, scheduler: Any) -> None:
+        """Put another scheduler in this one's place."""
+        self.scheduler = scheduler
+        if isinstance(self.trainer.scheduler, SchedulerList):
+            self.trainer.scheduler.schedulers[self.number] = scheduler
+        else:
+            self.trainer.scheduler = scheduler
+
+    @property
+    def rates(self) -> str:
+        """The learning rates of the optimizer, each once, for a message."""
+        rates = [float(group["lr"]) for group in self.optimizer.param_groups]
+        return ", ".join(dict.fromkeys(f"{rate:.6g}" for rate in rates))
+
+    def record(self, before: dict[str, Any], now: dict[str, Any]) -> None:
+        """Record in the states saved from now on how the scheduler would be created now."""
+        trainer = self.trainer
+        if trainer._fingerprint is None:
+            return
+        recorded = {}
+        for name, value in now.items():
+            known = trainer._fingerprint.get(name)
+            if isinstance(trainer.scheduler, SchedulerList) and isinstance(known, list):
+                # Of the optimizers that have a scheduler.
+                every = trainer.scheduler.schedulers[: self.number]
+                number = sum(one is not None for one in every)
+                known = list(known)
+                known[number] = _carried(known[number], before[name], value)
+                recorded[name] = known
+            else:
+                recorded[name] = _carried(known, before[name], value)
+        trainer._fingerprint, trainer._manifest = trainer._fingerprint | recorded, None
+
+
+def _places(trainer: Trainer) -> Iterator[_Place]:
+    """The schedulers of a run, one by one."""
+    every: list[Any] = [trainer.scheduler]
+    optimizers: tuple[Any, ...] = (trainer.optimizer,)
+    if isinstance(trainer.scheduler, SchedulerList):
+        every, optimizers = trainer.scheduler.schedulers, trainer.optimizers
+    source: Any = trainer.create_scheduler_fn
+    sources = list(source) if isinstance(source, list | tuple) else [source] * len(every)
+    if len(sources) != len(every):  # a plugin has created one scheduler for several optimizers
+        sources = [None] * len(every)
+    for number, scheduler in enumerate(list(every)):
+        if scheduler is not None:
+            groups = trainer._scheduler_groups[number]
+            if len(every) == 1:
+                groups = [group for each in trainer._scheduler_groups for group in each]
+            yield _Place(trainer, number, scheduler, optimizers[number], groups, sources[number])
+
+
+def _state_of(scheduler: Any) -> Any:
+    """A copy of a scheduler's state; None if it has none."""
+    return deepcopy(scheduler.state_dict()) if hasattr(scheduler, "state_dict") else None
+
+
+def _described(scheduler: Any) -> dict[str, Any]:
+    """The descriptions of a scheduler, as the manifest of a state has them."""
+    return {"scheduler": describe(scheduler), "scheduler_parts": describe_parts(scheduler)}
+
+
+def _carried(recorded: Any, before: Any, now: Any) -> Any:
+    """A recorded description with what has changed from `before` to `now`, leaf by leaf."""
+    if before == now:
+        return recorded
+    if not all(isinstance(one, dict) for one in (recorded, before, now)):
+        return now
+    return {
+        key: _carried(recorded.get(key), before.get(key), now[key])
+        for key in [
+            *(key for key in recorded if key in now),
+            *(k for k in now if k not in recorded),
+        ]
+    }
+
+
+def _replace(
+    place: _Place, before: RunNumbers, now: RunNumbers
+) -> tuple[str | None, dict[str, Any]]:
+    """Replace a scheduler by one for the new length, at the same number of updates.
+
+    Only if its values are a function of the number of updates. That is tried out, on an optimizer
+    without parameters: a scheduler that is built for the length before and stepped as often must
+    have the same state.
+
+    Returns:
+        Why it wasn't replaced, None if it was; and the descriptions of the new one.
+
+    Raises:
+        RuntimeError: if the scheduler, as it is, would raise before the run ends.
+    """
+    if place.source is None:
+        return "it has no method set_num_updates", {}
+    if is_scheduler(place.source):
+        return "it was passed as an object, so it can't be created for the new length", {}
+    with warnings.catch_warnings():  # of torch, about the order of steps
+        warnings.simplefilter("ignore")
+        try:
+            reason, described = _Trial(place).replace(before, now)
+        except _AdaptedError:
+            reason, described = _INDEPENDENT, {}
+        except Exception as error:  # noqa: BLE001 - of the user's code
+            reason = f"it couldn't be built for the new one ({type(error).__name__}: {error})"
+            described = {}
+        if reason is not None:
+            _check_end(place, before, now, reason)
+    return reason, described
+
+
+def _check_end(place: _Place, before: RunNumbers, now: RunNumbers, reason: str) -> None:
+    """Raise an error if a scheduler, as it is, would raise before the run ends."""
     try:
-        scheduler = _Trial(trainer).loaded(before).scheduler
+        scheduler = _Trial(place).loaded(before).scheduler
     except Exception:  # noqa: BLE001 - built by other means, so it can't be tried out
         return
     try:
-        for _ in range((now.num_updates or 0) - trainer.updates):
+        for _ in range((now.num_updates or 0) - place.trainer.updates):
             scheduler.step()
     except Exception as error:
         raise RuntimeError(
@@ -114,28 +246,28 @@ class _Built(NamedTuple):
 
 
 class _Trial:
-    """Tries out what the scheduler of a run would do at another length."""
+    """Tries out what a scheduler would do at another length of the run."""
 
-    def __init__(self, trainer: Trainer) -> None:
-        self._trainer, self._scheduler = trainer, trainer.scheduler
-        self._state = deepcopy(trainer.scheduler.state_dict())
-        self._values = values_of(trainer.optimizer)
+    def __init__(self, place: _Place) -> None:
+        self._place, self._scheduler = place, place.scheduler
+        self._state = deepcopy(place.scheduler.state_dict())
+        self._values = values_of(place.optimizer)
         count = getattr(self._scheduler, "last_epoch", None)
-        self._count: int = count if type(count) is int else trainer.updates
+        self._count: int = count if type(count) is int else place.trainer.updates
 
-    def replace(self, before: RunNumbers, now: RunNumbers) -> str | None:
-        """See `replace_scheduler`."""
+    def replace(self, before: RunNumbers, now: RunNumbers) -> tuple[str | None, dict[str, Any]]:
+        """See `_replace`."""
         followed = self._stepped(now)
         if self._is_present(self._stepped(before)):
             if self._is_present(followed):
-                return INDEPENDENT
+                return _INDEPENDENT, {}
         elif not self._ignores_state(now):
-            return (
+            reason = (
                 "a new one has another state after as many updates, so it may depend on more than "
                 "their number"
             )
-        self._adopt(now, followed)
-        return None
+            return reason, {}
+        return None, self._adopt(now, followed)
 
     def loaded(self, numbers: RunNumbers) -> _Built:
         """A new scheduler with the state of the present one."""
@@ -152,9 +284,9 @@ class _Trial:
         return built
 
     def _build(self, numbers: RunNumbers) -> _Built:
-        trainer = self._trainer
-        optimizer = _StandIn(trainer._scheduler_groups, trainer.optimizer.defaults)
-        scheduler = build_scheduler(trainer, numbers, optimizer)
+        place = self._place
+        optimizer = _StandIn(place.groups, place.optimizer.defaults)
+        scheduler = build_scheduler(place.trainer, numbers, place.source, optimizer)
         optimizer.step()  # torch's schedulers warn if there was none before theirs
         if type(scheduler) is not type(self._scheduler):
             if type(scheduler) is type(innermost(self._scheduler)):
@@ -182,10 +314,14 @@ class _Trial:
         stepped.scheduler.step()
         return equal(loaded.scheduler.state_dict(), stepped.scheduler.state_dict())
 
-    def _adopt(self, numbers: RunNumbers, stepped: _Built) -> None:
-        """Give the run's optimizer a scheduler with the state and the values of a stand-in's."""
-        trainer, optimizer = self._trainer, self._trainer.optimizer
-        created, changed = trainer._scheduler_groups, values_of(stepped.optimizer)
+    def _adopt(self, numbers: RunNumbers, stepped: _Built) -> dict[str, Any]:
+        """Give the run's optimizer a scheduler with the state and the values of a stand-in's.
+
+        Returns:
+            Its descriptions, before it was stepped.
+        """
+        place, optimizer = self._place, self._place.optimizer
+        created, changed = place.groups, values_of(stepped.optimizer)
         # Others may have changed what the scheduler doesn't, such as the weight decay.
         values = [
             own
@@ -198,15 +334,15 @@ class _Trial:
         ]
         try:
             set_values(optimizer, created)
-            scheduler = build_scheduler(trainer, numbers, optimizer)
-            description = describe(scheduler)
+            scheduler = build_scheduler(place.trainer, numbers, place.source, optimizer)
+            descriptions = _described(scheduler)
             scheduler.load_state_dict(deepcopy(stepped.scheduler.state_dict()))
             set_values(optimizer, values)
         except BaseException:
             set_values(optimizer, self._values)
             raise
-        trainer.scheduler = scheduler
-        trainer._record_scheduler(description)
+        place.put(scheduler)
+        return descriptions
 
 
 class _StandIn(Optimizer):

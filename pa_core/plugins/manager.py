@@ -209,6 +209,11 @@ class PluginManager:
         return {name: registration.plugin for name, registration in self._registrations.items()}
 
     @property
+    def with_events(self) -> dict[str, object]:
+        """The plugins whose events are called: none of the trainer's own in a trial run."""
+        return {name: r.plugin for name, r in self._registrations.items() if not r.is_quiet}
+
+    @property
     def sources(self) -> dict[str, PluginSource]:
         """Where each plugin comes from, by its name."""
         return {name: registration.source for name, registration in self._registrations.items()}
@@ -307,6 +312,22 @@ class PluginManager:
             except BaseException as error:  # noqa: BLE001 - must not hide the cause
                 where = f"{name} of plugin {one.name!r} ({one.source})"
                 cause.add_note(f"Then {where} failed too: {type(error).__name__}: {error}")
+
+    def watchers(self) -> dict[str, list[str]]:
+        """The names of the plugins that watch a metric, by the metric's name.
+
+        A plugin with the event `on_watched_metric` lists its metrics in ``watched_metrics``. This
+        is the same on every process, wherever the events of a plugin are called.
+        """
+        found: dict[str, list[str]] = {}
+        for name, registration in self._registrations.items():
+            hooks = {one.hook for one in registration.implementations}
+            if registration.is_quiet or "on_watched_metric" not in hooks:
+                continue
+            names = getattr(registration.plugin, "watched_metrics", ())
+            for metric in (names,) if isinstance(names, str) else names:
+                found.setdefault(metric, []).append(name)
+        return found
 
     # -- Registries -----------------------------------------------------------------------------
 
