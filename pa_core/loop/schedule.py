@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from pa_core.checkpoint.manifest import describe, describe_parts
-from pa_core.engine.optimizers import SchedulerList, is_scheduler
+from pa_core.engine.optimizers import SchedulerList, is_scheduler, unwrapped
 from pa_core.loop.run_numbers import (
     Groups,
     RunNumbers,
@@ -198,18 +198,21 @@ def _replace(
         RuntimeError: if the scheduler, as it is, would raise before the run ends.
     """
     if place.source is None:
-        return "it has no method set_num_updates", {}
-    if is_scheduler(place.source):
-        return "it was passed as an object, so it can't be created for the new length", {}
+        reason = "it has no method set_num_updates"
+    elif is_scheduler(place.source):
+        reason = "it was passed as an object, so it can't be created for the new length"
+    else:
+        reason = None
+    described: dict[str, Any] = {}
     with warnings.catch_warnings():  # of torch, about the order of steps
         warnings.simplefilter("ignore")
         try:
-            reason, described = _Trial(place).replace(before, now)
+            if reason is None:
+                reason, described = _Trial(place).replace(before, now)
         except _AdaptedError:
-            reason, described = _INDEPENDENT, {}
+            reason = _INDEPENDENT
         except Exception as error:  # noqa: BLE001 - of the user's code
             reason = f"it couldn't be built for the new one ({type(error).__name__}: {error})"
-            described = {}
         if reason is not None:
             _check_end(place, before, now, reason)
     return reason, described
@@ -217,12 +220,18 @@ def _replace(
 
 def _check_end(place: _Place, before: RunNumbers, now: RunNumbers, reason: str) -> None:
     """Raise an error if a scheduler, as it is, would raise before the run ends."""
+    trainer = place.trainer
+    owners = [each for each in type(trainer).__mro__ if "scheduler_step" in vars(each)]
+    if len(owners) > 1:  # a subclass decides when it steps
+        return
+    stand_in = _StandIn(values_of(place.optimizer), place.optimizer.defaults)
+    same = {id(one): stand_in for one in (place.optimizer, unwrapped(place.optimizer))}
     try:
-        scheduler = _Trial(place).loaded(before).scheduler
-    except Exception:  # noqa: BLE001 - built by other means, so it can't be tried out
+        scheduler = deepcopy(place.scheduler, same)
+    except Exception:  # noqa: BLE001 - it can't be tried out
         return
     try:
-        for _ in range((now.num_updates or 0) - place.trainer.updates):
+        for _ in range((now.num_updates or 0) - trainer.updates):
             scheduler.step()
     except Exception as error:
         raise RuntimeError(

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from torch.optim import lr_scheduler
 
-from pa_core import Trainer, TrainerCallback, TrainerPlaceholderValues
+from pa_core import Trainer, TrainerCallback, TrainerPlaceholderValues, hookimpl
 from pa_core.builtins.checkpoint import SaveTrainingStateCallback
 from pa_core.checkpoint.restore import TrainingState
 from pa_core.durations import Every
@@ -288,6 +288,20 @@ def test_a_scheduler_that_the_script_gives_another_length_keeps_that_of_the_stat
     assert "scheduler.T_max: 8 → 16" in longer.differences[0]
 
 
+class Creates:
+    """A plugin that creates a scheduler of its own length."""
+
+    @hookimpl
+    def create_scheduler(self, trainer):
+        return lr_scheduler.OneCycleLR(trainer.optimizer, PEAK, total_steps=8)
+
+
+def test_a_scheduler_of_a_plugin_that_would_raise_is_refused_before_an_update():
+    run(None, 1, Creates(), save="saved")
+    with pytest.raises(RuntimeError, match="OneCycleLR. doesn't follow: it has no method set_num"):
+        run(None, 2, Creates(), resume_from="saved/epoch_0001")
+
+
 @pytest.mark.parametrize("total", [8, 16])
 def test_a_scheduler_that_would_raise_is_refused_before_an_update(total):
     def create(total, optimizer):
@@ -326,6 +340,34 @@ def test_what_can_not_be_built_for_the_new_length_is_kept_with_the_reason():
         "isn't changed: it couldn't be built for the new one (ValueError: too long"
         in (longer.warned[0])
     )
+
+
+@pytest.mark.parametrize("kind", ["object", "two"])
+def test_a_ready_object_keeps_its_length_and_each_of_several_follows_on_its_own(kind):
+    def train(epochs, **options):
+        model = tiny_model()
+        parts = [torch.optim.SGD(model[n].parameters(), lr=PEAK * (n + 1)) for n in (0, 2)]
+        optimizer = parts if kind == "two" else torch.optim.SGD(model.parameters(), lr=PEAK)
+        create = [partial(line, total=UPDATES), None]
+        if kind == "object":
+            create = lr_scheduler.PolynomialLR(optimizer, 8)
+        recorder = Recorder()
+        trainer = Trainer(model, nn.CrossEntropyLoss(), optimizer, callbacks=[recorder])
+        trainer.train(DATA, epochs, per_device_batch_size=4, create_scheduler_fn=create, **options)
+        return trainer, recorder.rates
+
+    train(1)[0].save_training_state("saved")
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        trainer, rates = train(2, resume_from="saved")
+    told = [str(one.message) for one in caught if "PolynomialLR) isn't changed" in str(one.message)]
+    if kind == "object":
+        assert rates == [0] * 8
+        assert len(told) == 1
+    else:
+        assert rates == pytest.approx([linear(n, 16) for n in range(8, 16)])
+        assert trainer.optimizer.param_groups[1]["lr"] == PEAK * 3
+        assert told == []
 
 
 # -- Within a run ---------------------------------------------------------------------------------
