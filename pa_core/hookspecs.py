@@ -541,8 +541,7 @@ def on_save_training_state_error(trainer: Trainer, state_dir: Path, error: Excep
         state_dir: the directory that the state was meant for.
         error: the cause; an `OtherProcessError` if another process failed.
 
-    When: once per such save, when the loop learns of it. Runs on: the process that writes, and
-    others that waited for it.
+    When: once per such save, when the loop learns of it. Runs on: all processes.
     Collectives allowed: no. Reads the device: yes.
     """
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,6 +19,23 @@ if TYPE_CHECKING:
     from pa_core.durations import Progress
 
 
+class _Seconds:
+    """The field `Position.seconds`: those before the clock was started, and those since."""
+
+    def __get__(self, position: Position | None, owner: type[Position]) -> float:
+        if position is None:
+            return 0.0  # the default
+        values = vars(position)
+        seconds, since = values["seconds"], values.get("_since")
+        return float(seconds if since is None else seconds + time.monotonic() - since)
+
+    def __set__(self, position: Position, seconds: float) -> None:
+        values = vars(position)
+        values["seconds"] = seconds
+        if values.get("_since") is not None:
+            values["_since"] = time.monotonic()
+
+
 @dataclass
 class Position:
     """Where a run stands; counted as batches are consumed, and saved in each training state.
@@ -30,7 +48,8 @@ class Position:
         batch: micro-batches of the epoch that this process has used for updates.
         updates: optimizer updates that the run has made.
         samples: samples consumed by the run on all processes.
-        seconds: time that the run has taken.
+        seconds: time that the run has taken: training, evaluation, saving and plugins. In a run it
+            is that up to now.
         stop_reason: why the run was stopped early; None if it wasn't.
         is_paused: whether it was stopped in order to be resumed.
         skipped: updates that were skipped.
@@ -43,11 +62,24 @@ class Position:
     batch: int = 0
     updates: int = 0
     samples: int = 0
-    seconds: float = 0.0
+    seconds: _Seconds = _Seconds()  # a float
     stop_reason: str | None = None
     is_paused: bool = False
     skipped: int = 0
     skipped_in_a_row: int = 0
+
+    def start_clock(self) -> None:
+        """Count the time from here on."""
+        vars(self)["_since"] = time.monotonic()
+
+    def stop_clock(self) -> None:
+        """Stop counting the time."""
+        seconds, vars(self)["_since"] = self.seconds, None
+        vars(self)["seconds"] = seconds
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A copy has no running clock.
+        return vars(self) | {"seconds": self.seconds, "_since": None}
 
     @property
     def attempts(self) -> int:

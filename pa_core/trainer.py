@@ -7,8 +7,7 @@ Each step is a method that a subclass may override, followed by the hook of the 
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +17,7 @@ from torch import Tensor
 from pa_core.callbacks import get_default_callbacks
 from pa_core.checkpoint.manifest import run_fingerprint
 from pa_core.control import Requests, UpdateResult
-from pa_core.diagnostics.preserve import modes_kept
+from pa_core.engine.optimizers import as_one
 from pa_core.errors import StopTrainingError
 from pa_core.loop.arguments import (
     RunArguments,
@@ -26,16 +25,21 @@ from pa_core.loop.arguments import (
     check_loss,
     check_model_and_optimizer,
     check_predict_arguments,
+    check_scheduler_source,
     check_update,
 )
 from pa_core.loop.base import TrainerBase
 from pa_core.loop.consensus import Consensus
+from pa_core.loop.no_items import gradients_of, weighted
+from pa_core.loop.parameters import ParameterWatch
+from pa_core.loop.run_files import identify_run, locking_files
 from pa_core.loop.watched import WatchedMetrics
 from pa_core.placeholders import TrainerPlaceholderValues, replace_trainer_placeholder_values
 from pa_core.tracking import Position, count_values, values_since
 
 if TYPE_CHECKING:
     from pa_core.durations import Duration
+    from pa_core.loop.arguments import SchedulerSource
     from pa_core.loop.micro_batches import MicroBatch
     from pa_core.loop.randomness import EpochRandomness
 
@@ -55,22 +59,23 @@ class Trainer(TrainerBase):
     Args:
         model: the model, or the name of one that a plugin registers.
         loss_func: called with the model's outputs and the targets; returns a mean over the batch.
-        optimizer: an optimizer of the model's parameters, or a function that creates one from
-            them. With None, a plugin may create it; evaluating and predicting need none.
+        optimizer: an optimizer of the model's parameters, a function that creates one from them,
+            or a list of optimizers, each of its own parameters. With None, a plugin may create it;
+            evaluating and predicting need none.
         callbacks: classes or instances of `TrainerCallback`; they replace the default built-ins.
         run_history: records losses and metrics; in memory by default.
         plugins: names, classes, instances or modules; they replace the settings' list.
         settings: a `Settings` or the file to read them from; by default the nearest
             ``pyproject.toml`` with a ``[tool.pa-core]`` table, from the script's folder upward.
         seed: determines every random choice that training depends on.
-        mixed_precision: ``"no"``, ``"fp16"``, ``"bf16"`` or ``"fp8"``; accelerate's default if
-            None.
+        mixed_precision: ``"no"``, ``"bf16"``, ``"fp16"`` (not on a CPU) or ``"fp8"``; accelerate's
+            default if None.
         accelerator: an `Accelerator`, or the arguments to create one.
 
     Raises:
         SettingsError: listing every mistake in the settings at once.
         PluginError: for a plugin that can't be loaded or whose hooks are wrong.
-        ValueError: if model and optimizer don't fit.
+        ValueError: if model and optimizer don't fit, or fp16 is requested on a CPU.
     """
 
     # -- The steps of a run, which subclasses override -----------------------------------------
@@ -186,6 +191,7 @@ class Trainer(TrainerBase):
 
     # -- Runs -----------------------------------------------------------------------------------
 
+    @locking_files
     def train(
         self,
         train_dataset: Any,
@@ -195,7 +201,7 @@ class Trainer(TrainerBase):
         max_num_train_steps: int | None = None,
         gradient_accumulation_steps: int = 1,
         gradient_clip_value: float | None = None,
-        create_scheduler_fn: Callable[[Any], Any] | str | None = None,
+        create_scheduler_fn: SchedulerSource | Sequence[SchedulerSource] = None,
         train_dataloader_kwargs: dict[str, Any] | None = None,
         eval_dataloader_kwargs: dict[str, Any] | None = None,
         reset_run_history: bool = True,
@@ -218,8 +224,10 @@ class Trainer(TrainerBase):
             gradient_accumulation_steps: micro-batches per update. The gradient is that of the
                 mean over all of them, also in a shorter last group.
             gradient_clip_value: clip each accumulated gradient to ``[-value, value]``.
-            create_scheduler_fn: a function of the optimizer, or the name of a scheduler that a
-                plugin registers.
+            create_scheduler_fn: a function of the optimizer, the name of a scheduler that a plugin
+                registers, or a scheduler that was created with the Trainer's optimizer. With
+                several optimizers, a function or name is used for each of them; or a list with one
+                entry, or None, for each. Schedulers are stepped once per update.
             train_dataloader_kwargs: arguments of the training `DataLoader`.
             eval_dataloader_kwargs: arguments of the evaluation `DataLoader`.
             reset_run_history: forget earlier runs; otherwise epochs are counted from theirs.
@@ -233,7 +241,8 @@ class Trainer(TrainerBase):
 
         Raises:
             ValueError: for invalid arguments, before anything happens.
-            TrainingStateError: if `resume_from` is damaged or was saved from a different model.
+            TrainingStateError: if `resume_from` is damaged or was saved from a different model; or
+                if another live run writes to the same places.
         """
         if self._in_run:
             raise RuntimeError("train() was called within a run of the same Trainer")
@@ -249,12 +258,15 @@ class Trainer(TrainerBase):
             train_dataloader_kwargs=train_dataloader_kwargs,
             eval_dataloader_kwargs=eval_dataloader_kwargs,
         )
+        self.optimizer = as_one(self.optimizer)
         check_model_and_optimizer(self.get_model(), self.optimizer, needs_optimizer=True)
+        check_scheduler_source(create_scheduler_fn, self.optimizers)
         state = None
         if resume_from is not None:
             from pa_core.checkpoint.resume import find_training_state
 
             state = find_training_state(resume_from, self)
+        self.run_id = identify_run(self, state, is_auto=resume_from == "auto")
         self.train_dataset, self.eval_dataset = train_dataset, eval_dataset
         self.create_scheduler_fn, self.collate_fn = create_scheduler_fn, collate_fn
         self._hooks.refresh()
@@ -265,6 +277,7 @@ class Trainer(TrainerBase):
         position = Position(epoch=epoch, first_epoch=epoch) if state is None else state.position
         self._data.load_train(self._arguments)
         self._data.load_eval(per_device_batch_size, eval_dataloader_kwargs)
+        self._data.check_exact(strict=strict)
         self._plan_run(position)
         self._engine.plan(self.run_config)
         self._check_update_plugins()
@@ -279,14 +292,19 @@ class Trainer(TrainerBase):
         self.control.reset()
         self._manifest, self._fingerprint = None, run_fingerprint(self)
         self._resumed_state, self._watched = state, WatchedMetrics(state.unseen if state else None)
+        self.was_finished = False
         if state is not None:
             state.check_compatible(self, strict=strict)
             state.restore_training(self)
+            self.was_finished = self._has_nothing_left()
             state.watch_start(self)
             self.print(
                 f"Resuming from {state.directory}: epoch {self.position.epoch}, "
                 f"update {self.position.updates}"
             )
+        # Before the clock starts, so that all processes agree.
+        time_is_up = self._is_time_up()
+        self._consensus = Consensus(self._engine, self.position.attempts, time_is_up=time_is_up)
         self._watched.find_watchers(self)
         self._run("run_training")
 
@@ -350,7 +368,7 @@ class Trainer(TrainerBase):
         self._prepare_model_optimizer_and_dataloaders()
         self.model = self._engine.for_evaluation(self.model)
         try:
-            with torch.no_grad(), modes_kept(self.model):
+            with torch.no_grad(), self._modes_of_evaluation():
                 self.eval_epoch_start()
                 return collect_predictions(self, loader)
         finally:
@@ -358,10 +376,11 @@ class Trainer(TrainerBase):
 
     def _run(self, hook: str) -> None:
         """Call the hook of a run, which plugins may wrap, and ``on_exception`` if it raises."""
-        self._in_run = hook == "run_training"
+        self._in_run = is_training = hook == "run_training"
         if hasattr(self.run_history, "follow"):
             self.run_history.follow(lambda: self.progress)
-        self._clock = time.monotonic() - self.position.seconds
+        if is_training:
+            self.position.start_clock()
         try:
             getattr(self.plugins.hook, hook)(trainer=self)
         except BaseException as exception:
@@ -370,11 +389,13 @@ class Trainer(TrainerBase):
             raise
         finally:
             self._in_run = False
-            self._means.end_step()
-            if hook == "run_training":
+            if is_training:
+                self.position.stop_clock()
                 self._watched.close(self.run_history)
+                self._engine.end_run()
+            self._means.end_step()
             state = self._resumed_state
-            if state is not None and hook == "run_training":  # failed before it was restored
+            if state is not None and is_training:  # failed before it was restored
                 state.stop_watching()
                 self._resumed_state = None
 
@@ -383,8 +404,10 @@ class Trainer(TrainerBase):
     def _run_training(self) -> None:
         """Run epochs until the run's length is reached or a plugin stops it."""
         position = self.position
-        self._consensus = Consensus(self._engine, position.attempts)
+        self._skip_reasons = {}
         self._discard_accumulation()  # of an interrupted run
+        self._is_first_update = True
+        self._parameters = ParameterWatch(self.get_model(keep_torch_compile=False))
         self._print_plugins()
         try:
             self.training_run_start()
@@ -395,15 +418,14 @@ class Trainer(TrainerBase):
                 self._announce_metrics()
             if position.phase != "train" or position.stop_reason is not None:
                 self._restore_plugins()
-            if position.stop_reason is not None:
-                self.print(f"This run had already stopped: {position.stop_reason}")
+            if self.was_finished:
+                self._print_finished()
             # An interrupted epoch is completed, whatever the run's length.
-            while position.stop_reason is None and (
-                position.phase != "start" or not self._is_finished()
-            ):
+            while not self.was_finished and (position.phase != "start" or not self._is_finished()):
                 self._run_epoch()
         except StopTrainingError as error:
             position.stop_reason = str(error)
+            self._engine.set_mode(self.optimizer, training=False)
             self.optimizer_zero_grad()
             self._discard_accumulation()
             self.print(error)
@@ -413,6 +435,7 @@ class Trainer(TrainerBase):
             self._announce_metrics()
         self.wait_for_saves()
         self._in_run = False
+        self._report_skipped()
         self.training_run_end()
         self._event("on_training_run_end")
         self._save_requested(self._decide(now=True) or Requests(), now=True)
@@ -422,6 +445,7 @@ class Trainer(TrainerBase):
         """One epoch of the run: its training part, then its evaluation part."""
         if self.position.phase != "eval":
             self._run_train_epoch()
+            self._follow_parameters()
         self._data.reload_eval(self._arguments)
         self._run_eval_epochs()
         self.training_run_epoch_end()
@@ -446,6 +470,7 @@ class Trainer(TrainerBase):
         position.phase = "train"
 
         batches, randomness = self._rest_of_epoch()
+        engine.set_mode(self.optimizer, training=True)
         for micro in () if self._is_finished() else batches:
             self.is_padding_batch = micro.is_padding
             self._means.start_step(is_padding=micro.is_padding)
@@ -467,6 +492,7 @@ class Trainer(TrainerBase):
                 if self._is_finished():
                     break
 
+        engine.set_mode(self.optimizer, training=False)
         self.train_epoch_end()
         self._record_means("train", "train_loss_epoch")
         self._event("on_train_epoch_end")
@@ -488,7 +514,9 @@ class Trainer(TrainerBase):
             hooks.on_backward_start(trainer=self, batch=batch, batch_output=output, step=step)
         loss = check_loss(output["loss"], "on_backward_start left")
         self._means.add(loss, output)
-        self.backward_step(loss if weight is None else loss * weight)
+        items = self._means.items
+        with gradients_of(items, lambda: self._engine.gradient_leaves(self.model)):
+            self.backward_step(weighted(loss, weight, items))
         if hooks.on_backward_end is not None:
             hooks.on_backward_end(trainer=self, batch=batch, batch_output=output, step=step)
         return output
@@ -496,7 +524,9 @@ class Trainer(TrainerBase):
     def _update_parameters(self) -> None:
         """Make one update from the gradients of the accumulated batch, or skip it."""
         hooks = self._hooks
+        self.model = self._engine.complete_gradients(self.model, self.optimizer)
         self._accumulation.finish(self.model.parameters())
+        self._engine.choose(self.optimizer, self._accumulation.chosen)
         self._engine.unscale(self.optimizer)
         if hooks.on_gradients_ready is not None:
             hooks.on_gradients_ready(trainer=self)
@@ -539,12 +569,12 @@ class Trainer(TrainerBase):
         reason = control.take_skip()
         if reason is None:
             self.optimizer_step()
-            if self._engine.step_was_skipped:
+            if self._engine.step_was_skipped(self.optimizer):
                 reason = "overflow"
             elif self.scheduler is not None:
                 self.scheduler_step()
         else:
-            self._engine.discard_unscaled()
+            self._engine.skip_unscaled(self.optimizer)
         self.optimizer_zero_grad()
         self._count_update(skipped=reason)
         if reason is None and hooks.on_optimizer_step_end is not None:
@@ -605,10 +635,9 @@ class Trainer(TrainerBase):
             self._saver.request_wait(self.control)
         if not now and self._watched.has_new(self):
             self.control.announce_metrics()
-        if self._engine.num_processes == 1 and self.control.is_idle:
+        time_is_up = self._in_run and self._is_time_up()
+        if self._engine.num_processes == 1 and self.control.is_idle and not time_is_up:
             return None
-        timed = self._in_run and self._length.is_timed
-        time_is_up = timed and self._length.is_over(self.progress)
         return self._consensus.decide(
             self.control, self.position.attempts, time_is_up=time_is_up, now=now
         )
@@ -622,7 +651,7 @@ class Trainer(TrainerBase):
             return True
         if length.num_updates is not None:
             return False
-        if length.is_timed and self._engine.num_processes > 1:
+        if length.is_timed:
             return self._consensus.time_is_up
         return length.is_over(self.progress)
 
@@ -649,7 +678,7 @@ class Trainer(TrainerBase):
         self._data.reload_eval(self._arguments)
         if not self._data.eval_loaders:
             return Requests()
-        with modes_kept(self.model):
+        with self._modes_of_evaluation():
             self._run_eval_epochs(is_intermediate=True)
         self._watched.report_within_epoch(self)
         self._announce_metrics()

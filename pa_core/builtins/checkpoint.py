@@ -11,10 +11,11 @@ from pa_core.builtins.base import has_finite_weights
 
 # First used by the first save. Importing it now shows a missing library at once.
 from pa_core.checkpoint import background  # noqa: F401
-from pa_core.checkpoint.storage import remove_leftovers
+from pa_core.checkpoint.storage import read_manifest, remove_leftovers, verify
 from pa_core.durations import Duration, Every
 from pa_core.hookspecs import hookimpl
-from pa_core.plugin import CallbackSettings, ConfigurableCallback
+from pa_core.plugin import CallbackSettings, ConfigurableCallback, LocalPath
+from pa_core.settings.paths import local_path
 
 if TYPE_CHECKING:
     from pa_core.trainer import Trainer
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 class SaveTrainingStateSettings(CallbackSettings):
     """Settings of the built-in plugin `checkpoint`."""
 
-    save_dir: Path = Field(Path("training_states"), description="The folder for the states.")
+    save_dir: LocalPath = Field(Path("training_states"), description="The folder for the states.")
     save_every_n_epochs: int | None = Field(None, ge=1, description="Epochs between two states.")
     save_every_n_steps: int | None = Field(
         None, ge=1, description="Optimizer updates between two states."
@@ -93,7 +94,7 @@ class SaveTrainingStateCallback(ConfigurableCallback):
         ):
             if number is not None and number < 1:
                 raise ValueError(f"{name} must be 1 or more, or None, not {number}")
-        self.save_dir = Path(save_dir)
+        self.save_dir = local_path(save_dir)
         self.save_every_n_epochs = save_every_n_epochs
         self.save_every_n_steps = save_every_n_steps
         self.save_at_end = save_at_end
@@ -136,6 +137,8 @@ class SaveTrainingStateCallback(ConfigurableCallback):
     def on_training_run_end(self, trainer: Trainer, **kwargs: Any) -> None:
         # A paused run was saved when it was paused.
         is_over = not trainer.position.is_paused
+        if trainer.was_finished and self._has_final(trainer):
+            return
         if self.save_at_end and is_over and has_finite_weights(trainer):
             # Not in the background: nothing is left to do meanwhile.
             trainer.save_training_state(
@@ -144,6 +147,18 @@ class SaveTrainingStateCallback(ConfigurableCallback):
                 must=self.on_save_error == "stop",
                 keep=self.max_checkpoints,
             )
+
+    def _has_final(self, trainer: Trainer) -> bool:
+        """Whether the final state of a run that was finished before is there, on every process."""
+        found = False
+        if trainer.is_main_process and not verify(self.save_dir / "final"):
+            manifest, position = read_manifest(self.save_dir / "final"), trainer.position
+            saved = manifest["position"]
+            found = manifest.get("run_id", trainer.run_id) == trainer.run_id and all(
+                saved[name] == getattr(position, name)
+                for name in ("epoch", "phase", "batch", "updates", "samples")
+            )
+        return bool(trainer.gather_objects(found)[0])
 
     def _request(self, trainer: Trainer, name: str, *, everywhere: bool = True) -> None:
         # If a clock decides, the main process does so for all.

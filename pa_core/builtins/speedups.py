@@ -38,7 +38,7 @@ class SpeedupsCallback(ConfigurableCallback):
     """Turns on PyTorch's speed options. They change results by rounding at most.
 
     Training states and checkpoints don't depend on these options: those of a compiled model load
-    into an uncompiled one.
+    into an uncompiled one, and the other way round.
 
     Args:
         compile: compile the model, before it is wrapped for several processes.
@@ -71,8 +71,9 @@ class SpeedupsCallback(ConfigurableCallback):
     def on_init_end(self, trainer: Trainer, **kwargs: Any) -> None:
         if self.channels_last:
             trainer.model.to(memory_format=torch.channels_last)
-        if self.fused_optimizer and trainer.optimizer is not None:
-            _fuse(trainer.optimizer)
+        if self.fused_optimizer:
+            for optimizer in trainer.optimizers:
+                _fuse(optimizer)
         if self.compile:
             trainer.model = torch.compile(trainer.model, **self.compile_options)
 

@@ -1,4 +1,4 @@
-"""Stop, skip the update or roll back on a NaN or infinite loss."""
+"""Stop, skip the update or roll back on a NaN or infinite loss, or on such gradients."""
 
 from __future__ import annotations
 
@@ -16,13 +16,17 @@ if TYPE_CHECKING:
     from pa_core.trainer import Trainer
 
 Policy = Literal["stop", "skip", "rollback"]
+_LOSS = "the training loss is NaN or infinite"
+_EVALUATION_LOSS = "the evaluation loss is NaN or infinite"
+_GRADIENTS = "the loss is finite, but its gradients are NaN or infinite"
 
 
 class TerminateOnNaNSettings(CallbackSettings):
     """Settings of the built-in plugin `terminate_on_nan`."""
 
     policy: Policy = Field(
-        "stop", description="What to do about a NaN or infinite loss: stop, skip or rollback."
+        "stop",
+        description="What to do about a NaN or infinite loss or gradient: stop, skip or rollback.",
     )
     limit: int = Field(
         5, ge=1, description="Skipped updates in a row, or rollbacks; the next one stops the run."
@@ -30,11 +34,12 @@ class TerminateOnNaNSettings(CallbackSettings):
 
 
 class TerminateOnNaNCallback(ConfigurableCallback):
-    """Acts on a NaN or infinite loss, on every process.
+    """Acts on a NaN or infinite loss, and on such gradients, the same on every process.
 
     - ``"stop"`` ends the run, for a loss in training and in evaluation. On a CPU the loss is read
-      at once, and its update isn't made. On another device it is copied asynchronously, and read a
-      step or two later, at the end of the epoch at the latest: its update may have been made.
+      at once, and the gradients before each update; the update isn't made. On another device the
+      loss is copied asynchronously, and read a step or two later, and the weights at the end of the
+      epoch: an update may have been made.
     - ``"skip"`` skips the update and continues with the next batch: for data with bad samples.
     - ``"rollback"`` skips it, restores weights, optimizer and learning-rate scheduler from the
       newest intact state that this run has saved, and continues with the next batch: for weights
@@ -46,13 +51,16 @@ class TerminateOnNaNCallback(ConfigurableCallback):
     synchronisation for each. They record ``skipped_updates``. Recorded losses are the true ones,
     NaN included.
 
+    The mean over no items, such as the labelled tokens of a micro-batch, may be NaN: it counts for
+    nothing, and isn't acted on. With a gradient scaler (fp16), the scaler decides about gradients.
+
     Args:
         policy: ``"stop"``, ``"skip"`` or ``"rollback"``.
         limit: how many updates in a row may be skipped, or how many rollbacks a run may have,
             before the next one stops it.
 
     Attributes:
-        triggered: whether the current or last run had such a loss.
+        triggered: whether the current or last run had such a loss or gradient.
 
     Raises:
         ValueError: for a limit below 1.
@@ -105,37 +113,48 @@ class TerminateOnNaNCallback(ConfigurableCallback):
         self, trainer: Trainer, batch_output: dict[str, Any], **kwargs: Any
     ) -> None:
         if self.policy != "stop":
-            self._add_loss(trainer, batch_output["loss"])
-        elif self._is_bad(batch_output["loss"]):
-            self._trigger(trainer, "training")
-            if trainer.run_config.num_processes == 1:
+            self._add_loss(trainer, batch_output)
+        elif self._is_bad(trainer, batch_output):
+            self._trigger(trainer, _LOSS)
+            if trainer.num_processes == 1:
                 trainer.control.skip_update("non-finite")
+            elif _reads_gradients(trainer) and batch_output["loss"].requires_grad:
+                # The other processes notice it at the same update: by the reduced gradients.
+                batch_output["loss"].register_hook(lambda gradient: gradient * math.nan)
 
     @hookimpl(trylast=True)
     def on_optimizer_step_start(self, trainer: Trainer, **kwargs: Any) -> None:
         if self.policy != "stop":
             self._check_update(trainer)
-        # A loss on another process shows in the reduced gradients, which are the same everywhere.
-        elif trainer.run_config.num_processes > 1 and trainer.device.type == "cpu":
-            if not torch.isfinite(_norm(trainer)):
+        elif _reads_gradients(trainer):
+            is_bad = _count_bad(_gradients(trainer)).item() > 0
+            if trainer.sharded_by == "FSDP":  # each process has read its shards
+                is_bad = trainer.largest(int(is_bad))[0] > 0
+            if is_bad:  # on every process, as gradients are reduced
                 trainer.control.skip_update("non-finite")
+                has_bad_loss = trainer.largest(int(self.triggered))[0]
+                self._trigger(trainer, _LOSS if has_bad_loss else _GRADIENTS, everywhere=True)
 
     def on_train_epoch_end(self, trainer: Trainer, **kwargs: Any) -> None:
-        self._check_device(trainer, "training")
+        self._check_device(trainer, _LOSS)
+        # Where gradients aren't read, a bad one shows in the next loss, or at last in the weights.
+        if self.policy == "stop" and trainer.device.type != "cpu" and not self.triggered:
+            if not all(torch.isfinite(_local(one)).all() for one in _parameters(trainer)):
+                self._trigger(trainer, "the weights are NaN or infinite")
 
     @hookimpl(trylast=True)
     def on_eval_step_end(
         self, trainer: Trainer, batch_output: dict[str, Any], **kwargs: Any
     ) -> None:
-        if self.policy == "stop" and self._is_bad(batch_output["loss"]):
-            self._trigger(trainer, "evaluation")
+        if self.policy == "stop" and self._is_bad(trainer, batch_output):
+            self._trigger(trainer, _EVALUATION_LOSS)
 
     def on_eval_epoch_start(self, trainer: Trainer, **kwargs: Any) -> None:
         # A loss of training must not count as the evaluation's.
-        self._check_device(trainer, "training")
+        self._check_device(trainer, _LOSS)
 
     def on_eval_epoch_end(self, trainer: Trainer, **kwargs: Any) -> None:
-        self._check_device(trainer, "evaluation")
+        self._check_device(trainer, _EVALUATION_LOSS)
 
     def on_save_training_state(self, trainer: Trainer, **kwargs: Any) -> None:
         self._has_state = True
@@ -145,49 +164,54 @@ class TerminateOnNaNCallback(ConfigurableCallback):
 
     # -- "stop" -----------------------------------------------------------------------------------
 
-    def _is_bad(self, loss: Tensor) -> bool:
+    def _is_bad(self, trainer: Trainer, output: dict[str, Any]) -> bool:
+        loss = output["loss"].detach()
         if loss.is_cpu:
-            return not math.isfinite(loss.item())
+            return not math.isfinite(loss.item()) and not math.isfinite(_counted(trainer, output))
         if self._watch is None or self._watch.device != loss.device:
             self._watch = _DeviceWatch(loss.device)
-        return self._watch.add(loss.detach())
+        return self._watch.add(_counted(trainer, output))
 
-    def _check_device(self, trainer: Trainer, part: str) -> None:
+    def _check_device(self, trainer: Trainer, what: str) -> None:
         if self._watch is not None and self._watch.read():
-            self._trigger(trainer, part)
+            self._trigger(trainer, what)
         self._watch = None
 
-    def _trigger(self, trainer: Trainer, part: str) -> None:
+    def _trigger(self, trainer: Trainer, what: str, *, everywhere: bool = False) -> None:
         self.triggered = True
-        trainer.control.stop(f"Stopping: the {part} loss is NaN or infinite")
+        trainer.control.stop(f"Stopping: {what}", everywhere=everywhere)
 
     # -- "skip" and "rollback" --------------------------------------------------------------------
 
-    def _add_loss(self, trainer: Trainer, loss: Tensor) -> None:
+    def _add_loss(self, trainer: Trainer, output: dict[str, Any]) -> None:
         """Add a micro-batch's loss times 0 to those of the coming update: NaN if any is bad."""
         if self._update != trainer.position.attempts:
             self._update, self._losses = trainer.position.attempts, 0.0
-        self._losses = self._losses + loss.detach() * 0
+        self._losses = self._losses + _counted(trainer, output) * 0
 
     def _check_update(self, trainer: Trainer) -> None:
         """Skip the coming update unless its losses and gradients are finite on every process."""
-        is_bad = not torch.isfinite(_norm(trainer) + self._losses)
+        bad = _count_bad(_gradients(trainer))
+        losses = self._losses
+        if isinstance(losses, Tensor):
+            losses = losses.to(bad.device)
+        is_bad = (bad + losses).item() != 0  # NaN, too
         if not trainer.largest(int(is_bad))[0]:
             self._in_a_row = 0
             return
+        what = _LOSS if trainer.largest(int(math.isnan(float(losses))))[0] else _GRADIENTS
         self.triggered = True
         self._in_a_row, self._skipped = self._in_a_row + 1, self._skipped + 1
         trainer.control.skip_update("non-finite")
-        trainer.print(f"Update {trainer.updates + 1} is skipped: its loss is NaN or infinite")
+        trainer.print(f"Update {trainer.updates + 1} is skipped: {what}")
         trainer.run_history.update_metric("skipped_updates", self._skipped)
         reason = None
         if self.policy == "rollback":
             reason = self._roll_back(trainer)
         elif self._in_a_row > self.limit:
-            reason = f"has been for {self._in_a_row} updates in a row"
+            reason = f"{self._in_a_row} updates in a row were skipped"
         if reason is not None:
-            text = f"Stopping: the training loss is NaN or infinite, and {reason}"
-            trainer.control.stop(text, everywhere=True)
+            self._trigger(trainer, f"{what}, and {reason}", everywhere=True)
 
     def _roll_back(self, trainer: Trainer) -> str | None:
         """Roll back to the newest intact state; if that is impossible, return the reason."""
@@ -222,15 +246,60 @@ class TerminateOnNaNCallback(ConfigurableCallback):
         self._rollbacks = state["rollbacks"]
 
 
-def _norm(trainer: Trainer) -> Tensor:
-    """The total norm of the gradients, shape ``()``: finite if all of them are."""
+def _counted(trainer: Trainer, output: dict[str, Any]) -> Tensor:
+    """The loss of a batch; 0 for a mean over no items, which counts for nothing."""
+    loss: Tensor = output["loss"].detach()
+    items = output.get("num_items_in_batch", output["batch_size"])
+    if trainer.is_padding_batch:
+        items = 0
+    if isinstance(items, Tensor) and items.device == loss.device:
+        return torch.where(items > 0, loss, torch.zeros_like(loss))
+    return loss if items > 0 else torch.zeros_like(loss)
+
+
+def _parameters(trainer: Trainer) -> list[Tensor]:
     groups = trainer.optimizer.param_groups  # faster than searching the model's modules
-    gradients = [p.grad for group in groups for p in group["params"] if p.grad is not None]
-    if not gradients:
-        return torch.zeros(())
-    # `get_total_norm` without grouping by device and type, which takes most of its time.
-    norms = torch._foreach_norm(gradients)
-    return torch.linalg.vector_norm(torch.stack([norm.to(norms[0].device) for norm in norms]))
+    return [parameter for group in groups for parameter in group["params"]]
+
+
+def _gradients(trainer: Trainer) -> list[Tensor]:
+    return [one.grad for one in _parameters(trainer) if one.grad is not None]
+
+
+def _local(tensor: Any) -> Tensor:
+    """A tensor, or this process' shard of it."""
+    shard: Tensor = tensor.to_local() if hasattr(tensor, "to_local") else tensor
+    return shard
+
+
+def _reads_gradients(trainer: Trainer) -> bool:
+    """Whether ``"stop"`` reads the gradients before an update, as on a CPU it costs little.
+
+    A gradient scaler reads them itself, and DeepSpeed doesn't show them.
+    """
+    is_on_cpu = trainer.device.type == "cpu"
+    return is_on_cpu and trainer.scaler is None and trainer.sharded_by != "DeepSpeed"
+
+
+@torch.no_grad()
+def _count_bad(tensors: list[Tensor]) -> Tensor:
+    """How many groups of tensors have a NaN or infinite element: shape ``()``, not read.
+
+    The check of a `torch.amp.GradScaler`, with the scale 1: one pass over all tensors of a kind.
+    Unlike a norm, it doesn't overflow for large finite values.
+    """
+    kinds: dict[tuple[torch.device, torch.dtype], list[Tensor]] = {}
+    for tensor in tensors:
+        tensor = tensor.coalesce().values() if tensor.is_sparse else _local(tensor)
+        if tensor.is_complex():
+            tensor = torch.view_as_real(tensor)
+        kinds.setdefault((tensor.device, tensor.dtype), []).append(tensor)
+    total = None
+    for (device, _), group in kinds.items():
+        found = torch.zeros((), device=device)
+        torch._amp_foreach_non_finite_check_and_unscale_(group, found, torch.ones_like(found))
+        total = found if total is None else total + found.to(total.device)
+    return torch.zeros(()) if total is None else total
 
 
 class _DeviceWatch:

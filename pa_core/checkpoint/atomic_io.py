@@ -18,6 +18,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from pa_core.settings.paths import local_path
+
 _CLOSE_ON_EXEC = getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
 _NO_FOLLOW = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
 _BLOCK = 4 * 2**20  # bytes hashed and written at once: they fit into the processor's cache
@@ -133,7 +135,7 @@ def remove_whole(path: Path) -> None:
 
 def save_file(path: str | Path, write: Callable[[Path], object]) -> None:
     """Have `write` create a temporary file, flush it, and move it to `path` atomically."""
-    path = Path(path)
+    path = local_path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = beside(path, "tmp")
     try:
@@ -156,7 +158,7 @@ def beside(path: Path, kind: str) -> Path:
         kind: ``"tmp"`` for what is being written, ``"trash"`` for what is being removed.
     """
     pid = os.getpid()
-    owner = f"{_HOST}-{pid}-{_start_of(pid)}"
+    owner = f"{_HOST}-{pid}-{start_of(pid)}"
     return path.with_name(f".{kind}-{path.name}-{owner}-{uuid.uuid4().hex[:8]}")
 
 
@@ -203,7 +205,11 @@ def _sorted_glob(folder: Path, pattern: str) -> list[Path]:
 
 def _is_running(match: re.Match[str]) -> bool:
     """Whether the process that a temporary name identifies, on this machine, is still running."""
-    pid = int(match["pid"])
+    return is_running(int(match["pid"]), match["started"])
+
+
+def is_running(pid: int, started: str) -> bool:
+    """Whether the process of this machine that `start_of` described is still running."""
     try:
         os.kill(pid, 0)
     except (ProcessLookupError, OverflowError):
@@ -211,10 +217,10 @@ def _is_running(match: re.Match[str]) -> bool:
     except OSError:
         pass
     # The pid may have been reused; in containers that is common.
-    return match["started"] == _start_of(pid)
+    return started == start_of(pid)
 
 
-def _start_of(pid: int) -> str:
+def start_of(pid: int) -> str:
     """When a process started, in clock ticks since boot; "0" if that isn't known."""
     try:
         status = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()

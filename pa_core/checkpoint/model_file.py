@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,6 +11,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from pa_core.checkpoint.atomic_io import save_file
+from pa_core.checkpoint.lock import check_held
+from pa_core.checkpoint.storage import MANIFEST
+from pa_core.checkpoint.subclasses import find_class
+from pa_core.errors import CheckpointError
+from pa_core.settings.paths import local_path
 
 if TYPE_CHECKING:
     from torch import nn
@@ -43,6 +49,7 @@ def save_checkpoint(
     content.update(_plain(checkpoint_kwargs or {}))
     accelerator = trainer._accelerator
     if accelerator.is_local_main_process if save_per_node else accelerator.is_main_process:
+        check_held(Path(save_path))
         save_file(save_path, lambda path: torch.save(content, path))
     trainer._engine.wait()
 
@@ -52,7 +59,7 @@ def load_checkpoint(
 ) -> dict[str, Any]:
     """Load a checkpoint file without executing anything in it; see `Trainer.load_checkpoint`."""
     trainer._engine.wait()
-    content: dict[str, Any] = torch.load(checkpoint_path, map_location="cpu", weights_only=True)
+    content = trainer._engine.run_on_all(lambda: read_checkpoint(checkpoint_path))
     wanted = (
         ("optimizer", trainer.optimizer, load_optimizer),
         ("scheduler", trainer.scheduler, load_scheduler),
@@ -70,6 +77,58 @@ def load_checkpoint(
     for name, target in present:
         target.load_state_dict(content[f"{name}_state_dict"])
     return content
+
+
+def read_checkpoint(path: str | Path, **options: Any) -> dict[str, Any]:
+    """Read a checkpoint file without executing anything in it.
+
+    Args:
+        path: the file.
+        **options: of `torch.load`; by default, tensors are read into host memory.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        CheckpointError: if it is something else.
+    """
+    path = local_path(path)
+    if (path / MANIFEST).is_file():
+        raise CheckpointError(
+            f"{path} is a training state, not a checkpoint file: use load_training_state, or "
+            "resume_from to continue its run"
+        )
+    try:
+        content = _load(path, {"map_location": "cpu", **options})
+    except (FileNotFoundError, PermissionError, CheckpointError):
+        raise
+    except Exception as error:  # PyTorch raises many kinds, with advice to disable its safeguards
+        raise CheckpointError(
+            f"{path} isn't a checkpoint file, as save_checkpoint writes them, or it is damaged"
+        ) from error
+    if not isinstance(content, dict) or "model_state_dict" not in content:
+        found = ", ".join(map(str, list(content)[:4])) if isinstance(content, dict) else ""
+        raise CheckpointError(
+            f"{path} isn't a checkpoint file, as save_checkpoint writes them: it has no "
+            f"'model_state_dict', but {found or type(content).__name__}"
+        )
+    return content
+
+
+def _load(path: Path, options: Mapping[str, Any]) -> Any:
+    """Load a file, in which tensors of subclasses that are loaded may be rebuilt."""
+    try:
+        return torch.load(path, weights_only=True, **options)
+    except pickle.UnpicklingError:
+        names = torch.serialization.get_unsafe_globals_in_checkpoint(path)
+        classes = {name: find_class(name) for name in names}
+        if not any(classes.values()):
+            raise
+        if missing := [name for name, cls in classes.items() if cls is None]:
+            raise CheckpointError(
+                f"{path} holds objects of {', '.join(missing)}, which isn't the class of a tensor "
+                "or isn't loaded: import the module that defines it first"
+            ) from None
+        with torch.serialization.safe_globals(list(classes.values())):
+            return torch.load(path, weights_only=True, **options)
 
 
 def _plain(value: Any) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import uuid
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -16,18 +17,33 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from pa_core.checkpoint.codec import decode, decode_weights
-from pa_core.checkpoint.compatibility import differences, differing_leaves, mid_epoch_obstacle
-from pa_core.checkpoint.manifest import DATA_ENTRIES, data_fingerprint
+from pa_core.checkpoint.compatibility import (
+    differences,
+    differing_leaves,
+    in_effect,
+    mid_epoch_obstacle,
+    same_state,
+)
+from pa_core.checkpoint.manifest import (
+    DATA_ENTRIES,
+    data_fingerprint,
+    describe_optimization,
+    describe_plugins,
+    frozen_parameters,
+    run_fingerprint,
+)
 from pa_core.checkpoint.optimizer_shards import read_shard
 from pa_core.checkpoint.save import parameter_names
 from pa_core.checkpoint.start_check import StartCheck
 from pa_core.checkpoint.storage import StateReader
 from pa_core.errors import TrainingStateError
+from pa_core.settings.paths import local_path
 from pa_core.tracking import Position
 
 if TYPE_CHECKING:
     from pa_core.trainer import Trainer
 
+_RESTORED = ("optimizer_settings.", "scheduler.", "scheduler_parts.")
 _INVALID_CONTENT = (
     *(ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError),
     SafetensorError,
@@ -50,7 +66,7 @@ class TrainingState:
 
     def __init__(self, state_dir: str | Path, rank: int) -> None:
         self.reader = StateReader(state_dir)
-        self.directory, self._rank = Path(state_dir), rank
+        self.directory, self._rank = local_path(state_dir), rank
         with self._invalid_content_reported():
             self._read()
             self.reader.check_rest()
@@ -74,6 +90,7 @@ class TrainingState:
             name: decode(state[name], tensors)
             for name in ("optimizer", "scheduler", "scaler", "run_history")
         }
+        self._parts["training_weights"] = decode(state.get("training_weights"), tensors)
         self._weights = decode_weights(
             reader.read_tensors("model.safetensors"), decode(state["weights"], tensors)
         )
@@ -96,6 +113,8 @@ class TrainingState:
         if not isinstance(self._parts["run_history"], dict | None):
             raise TypeError("the run history must be a dict")
         self._run: dict[str, Any] = reader.manifest["run"]
+        run_id = reader.manifest.get("run_id")
+        self._run_id = None if run_id is None else uuid.UUID(run_id).hex
         processes = self._run["num_processes"]
         self._sharding: str | None = state["division"]
         if self._sharding is not None and rank < processes:
@@ -114,7 +133,13 @@ class TrainingState:
             # Earlier versions seeded every part of a step.
             "drawing": set(process.get("drawing", ("model", "plugins"))),
             "plugins": {key: decode(value, tensors) for key, value in process["plugins"].items()},
+            "data": decode(process["data"], tensors) if "data" in process else None,
         }
+
+    @property
+    def run_id(self) -> str | None:
+        """The identity of the run that has saved it; None in a state of an earlier version."""
+        return self._run_id
 
     def check_compatible(self, trainer: Trainer, *, strict: bool) -> None:
         """Warn of differences that change the numbers; refuse those that prevent resuming.
@@ -148,6 +173,42 @@ class TrainingState:
             obstacle = mid_epoch_obstacle(saved["run"], present["run"], states)
         self._report(found, obstacle)
 
+    def settle(self, trainer: Trainer) -> None:
+        """Have further states record the settings in effect, now that everything is restored.
+
+        So a setting of the script that has no effect, such as the learning rate of a restored
+        optimizer, is reported by each resume until script and state agree.
+
+        Raises:
+            TrainingStateError: if other parameters are frozen than in the saved run, and the run
+                resumes with ``strict=True``.
+        """
+        saved, script = self.reader.manifest, trainer._fingerprint or run_fingerprint(trainer)
+        live = describe_optimization(trainer)
+        for group, described in zip(
+            live["optimizer_settings"], script["optimizer_settings"], strict=False
+        ):
+            if "initial_lr" in described and group.get("initial_lr") == described["initial_lr"]:
+                group["lr"] = described["lr"]  # the scheduler's, of the present update
+        effect = {
+            name: in_effect(saved["run"].get(name, script[name]), script[name], live[name])
+            for name in live
+        }
+        plugins, now = script["plugins"], describe_plugins(trainer)
+        values = {
+            name: in_effect(
+                saved["plugins"].get(name, {}).get("values", described["values"]),
+                described["values"],
+                now.get(name, described)["values"],
+            )
+            for name, described in plugins.items()
+        }
+        plugins = {name: one | {"values": values[name]} for name, one in plugins.items()}
+        trainer._fingerprint, trainer._manifest = script | effect | {"plugins": plugins}, None
+        frozen = saved["run"].get("frozen")
+        if frozen is not None and (frozen_now := frozen_parameters(trainer)) != frozen:
+            self._report([f"frozen parameters: {_only_in_one(frozen, frozen_now)}"], None)
+
     def check_data(self, trainer: Trainer) -> None:
         """Check the data that plugins have put in place for the rest of the resumed epoch.
 
@@ -159,7 +220,8 @@ class TrainingState:
         if not (has_changed and self._is_within_epoch):
             return
         saved, present = self.reader.manifest["run"], data_fingerprint(trainer)
-        found = differing_leaves({name: saved[name] for name in present}, present)
+        now = {name: value for name, value in present.items() if name in saved}
+        found = differing_leaves({name: saved[name] for name in now}, now)
         obstacle = None
         if saved["dataset_length"] != present["dataset_length"]:
             obstacle = (
@@ -167,6 +229,42 @@ class TrainingState:
                 "must assign it again in on_train_epoch_start or on_load_training_state"
             )
         self._report(found, obstacle)
+
+    def restore_data(self, trainer: Trainer) -> None:
+        """Restore the state of data that decide their own order, and have the next batch compared.
+
+        Raises:
+            TrainingStateError: if it can't be restored on this number of processes; and for every
+                difference if the run resumes with ``strict=True``.
+        """
+        data, saved = trainer._data, self._process["data"]
+        name = data.train_state.name if data.train_state is not None else None
+        if saved is None:
+            if name is not None and (self._is_within_epoch or self.position.epoch_of_run > 0):
+                self._report_data(
+                    f"{self.directory} was saved by an earlier version and doesn't record where "
+                    f"{name} stands: nothing checks that the run continues with the same batches"
+                )
+            return
+        states = [process["data"] for process in self._processes]
+        is_compared = len(states) == trainer.num_processes
+        if not is_compared and any(
+            not same_state(_parts(states[0]), _parts(one)) for one in states
+        ):
+            raise TrainingStateError(
+                f"{self.directory} has a state of {name} for each of {len(states)} processes, "
+                f"which can't be restored on {trainer.num_processes}"
+            )
+        for entry in ("per_device_batch_size", "stream"):
+            present = (trainer._fingerprint or {}).get(entry)
+            is_compared &= self._run.get(entry) == present
+        is_compared &= all(one["train"]["digest"] for one in states if one and "train" in one)
+        data.load_state_dict(saved, is_compared=is_compared, strict=self._strict)
+
+    def _report_data(self, text: str) -> None:
+        if self._strict:
+            raise TrainingStateError(f"{text}. To allow this, pass strict=False")
+        warnings.warn(text, stacklevel=3)
 
     @property
     def _has_changed_data(self) -> bool:
@@ -181,6 +279,11 @@ class TrainingState:
         if not found and obstacle is None:
             return
         text = f"{self.directory} was saved by a run that differs: " + ", ".join(found)
+        if any(one.startswith(_RESTORED) for one in found):
+            text += (
+                ". The settings of optimizer and scheduler continue as they were saved: write "
+                "these into the script, or assign the script's in on_load_training_state"
+            )
         if obstacle is not None:
             raise TrainingStateError(f"{text}. {obstacle}")
         if self._strict:
@@ -230,8 +333,27 @@ class TrainingState:
         """
         self.restore_weights(trainer, in_run=in_run)
         self._restore_history(trainer)
-        vars(trainer.position).update(asdict(self.position))
+        for name, value in asdict(self.position).items():
+            setattr(trainer.position, name, value)
+        if in_run and self.position.stop_reason is not None:
+            self._reconsider_stop(trainer)
         trainer._accumulation.reset()
+
+    def _reconsider_stop(self, trainer: Trainer) -> None:
+        """Continue a stopped run if the plugin that has stopped it would no longer do so.
+
+        Such a plugin has a method ``withdraws_stop``, which is given its state.
+        """
+        saved = self._processes[0]["plugins"]
+        for name, plugin in trainer.plugins.by_name.items():
+            withdraws = getattr(plugin, "withdraws_stop", None)
+            if withdraws is not None and name in saved and withdraws(saved[name]):
+                trainer.print(
+                    f"The run had stopped ({trainer.position.stop_reason}) and continues, since "
+                    f"the plugin {name!r} now allows more"
+                )
+                trainer.position.stop_reason = None
+                return
 
     def _restore_history(self, trainer: Trainer) -> None:
         if hasattr(trainer.run_history, "load_state_dict"):
@@ -270,13 +392,14 @@ class TrainingState:
                 f"{self.directory} was saved {'without' if scheduler is None else 'with'} a "
                 f"scheduler, but this run has {'one' if scheduler is None else 'none'}"
             )
-        with self._invalid_content_reported():
+        with self._invalid_content_reported(), engine.evaluation_mode(optimizer):
             engine.load_weights(trainer.model, self._weights)
             scaler = trainer._accelerator.scaler
             if scaler is not None and self._parts["scaler"] is not None:
                 scaler.load_state_dict(self._parts["scaler"])
             if optimizer is not None:
                 engine.load_optimizer_state(optimizer, self._parts["optimizer"])
+                engine.load_training_weights(optimizer, self._parts["training_weights"] or {})
             # After the optimizer: creating the scheduler has set the optimizer's learning rate.
             if trainer.scheduler is not None and scheduler is not None:
                 trainer.scheduler.load_state_dict(scheduler)
@@ -359,6 +482,11 @@ class TrainingState:
     def _sharding_difference(self, trainer: Trainer) -> str:
         now = trainer._engine.sharding
         return f"the optimizer's state: {self._sharding or 'whole'} → {now or 'whole'}"
+
+
+def _parts(data: Mapping[str, Any]) -> dict[str, Any]:
+    """What the data of a process have saved of their own, by where it belongs."""
+    return {"train": data.get("train", {}).get("parts"), "eval": data.get("eval")}
 
 
 def _sum_of(means: list[dict[str, float]]) -> dict[str, float]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import random
 import time
+import warnings
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import asdict
@@ -21,10 +22,14 @@ import torch
 from torch import Tensor
 
 from pa_core.checkpoint.codec import encode, encode_weights
+from pa_core.checkpoint.lock import check_held
+from pa_core.checkpoint.manifest import frozen_parameters
 from pa_core.checkpoint.optimizer_shards import write_shard
 from pa_core.checkpoint.safetensors_io import HostMemory, has_room_in_memory, tensor_bytes
 from pa_core.checkpoint.storage import StateWriter
+from pa_core.checkpoint.subclasses import is_wrapper, local_part
 from pa_core.data.loader import KeyedDataLoader
+from pa_core.engine.wrappers import named_parameters
 from pa_core.errors import TrainingStateError
 from pa_core.tracking import InMemoryRunHistory
 
@@ -61,13 +66,16 @@ def save_training_state(
             "The run was interrupted in the middle of an update, so a training state saved now "
             "would not resume exactly. Resume from the last one that was saved"
         )
-    weights = engine.weights(trainer.model)
     is_main = engine.rank == 0
-    with ExitStack() as cleanup:
+    with engine.evaluation_mode(trainer.optimizer), ExitStack() as cleanup:
+        weights = engine.weights(trainer.model)
 
         def begin() -> tuple[Any, StateWriter | None]:
             process = _process_state(trainer)
-            return process, cleanup.enter_context(StateWriter(state_dir)) if is_main else None
+            if not is_main:
+                return process, None
+            check_held(Path(state_dir).parent)
+            return process, cleanup.enter_context(StateWriter(state_dir))
 
         def collect() -> tuple[dict[str, Any], dict[str, Tensor]]:
             content: tuple[dict[str, Any], dict[str, Tensor]] = {}, {}
@@ -84,8 +92,9 @@ def save_training_state(
             content, begin_writing = files, write
             if write_in_background is not None and memory is not None:
                 held = {name: part for name, part in files.items() if _holds_tensors(part)}
-                if has_room_in_memory(_size(held)):
-                    content, begin_writing = files | memory.copy(held), write_in_background
+                copies = _copies(held, memory)
+                if copies is not None:
+                    content, begin_writing = files | copies, write_in_background
             content |= {"state.safetensors": content["state.safetensors"] | constant}
             manifest = _state_manifest(trainer)
             begin_writing(partial(_write, cleanup.pop_all(), writer, content, manifest))
@@ -138,6 +147,9 @@ def _state_files(
     # How the optimizer is sharded. Resuming compares the text, so its words must not change.
     state["division"] = engine.sharding
     state["parameters"] = parameter_names(trainer)
+    training_weights = engine.training_weights(trainer.optimizer)
+    if training_weights:  # the weights of the model are those of the optimizer's evaluation mode
+        state["training_weights"] = encode(training_weights, tensors, "training_weights")
     state["position"] = asdict(trainer.position)
     history = trainer.run_history
     unseen = trainer._watched.unseen(history)
@@ -190,13 +202,54 @@ def _process_state(trainer: Trainer) -> tuple[Any, Any]:
             for name, plugin_state in trainer.plugins.state_dict().items()
         },
     }
+    data, data_tensors = _data_state(trainer)
+    if data:
+        state["data"] = data
+        tensors |= data_tensors
     return state, tensors if trainer.num_processes == 1 else tensor_bytes(tensors)
+
+
+def check_tensors_can_be_saved(trainer: Trainer) -> None:
+    """Check the tensor subclasses in weights and optimizer, before there is much to lose.
+
+    Raises:
+        TrainingStateError: for one that can't be saved, naming it.
+    """
+    model = trainer.get_model(keep_torch_compile=False)
+    names = {id(parameter): name for name, parameter in named_parameters(model)}
+    for name, value in (*named_parameters(model), *model.named_buffers()):
+        if is_wrapper(value):
+            encode(local_part(value), {}, name)
+    for parameter, values in getattr(trainer.optimizer, "state", {}).items():
+        for key, value in values.items() if isinstance(values, Mapping) else ():
+            if isinstance(value, Tensor):
+                encode(local_part(value), {}, f"optimizer.{names.get(id(parameter), '?')}.{key}")
+
+
+def _data_state(trainer: Trainer) -> tuple[Any, dict[str, Tensor]]:
+    """The state of the data, encoded, and its tensors.
+
+    A state that the data save themselves and that isn't plain data is left out, with a warning.
+    """
+    tensors: dict[str, Tensor] = {}
+    data = trainer._data.state_dict()
+    try:
+        return encode(data, tensors, "data"), tensors
+    except TrainingStateError as error:
+        warnings.warn(
+            f"{error}. It is left out: resuming reads these data again, from their first epoch if "
+            "they change from epoch to epoch",
+            stacklevel=2,
+        )
+    data.pop("eval", None)
+    data["train"]["parts"] = {}
+    return encode(data, {}, "data"), {}
 
 
 def parameter_names(trainer: Trainer) -> list[list[str]]:
     """Names of the optimizer's parameters, a list for each group."""
     model = trainer.get_model(keep_torch_compile=False)
-    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    names = {id(parameter): name for name, parameter in named_parameters(model)}
     if trainer.optimizer is None:
         return []
     return [
@@ -209,6 +262,19 @@ def _holds_tensors(part: Any) -> bool:
     return isinstance(part, dict) and any(isinstance(value, Tensor) for value in part.values())
 
 
+def _copies(
+    groups: Mapping[str, Mapping[str, Tensor]], memory: HostMemory
+) -> dict[str, dict[str, Tensor]] | None:
+    """Copies of the tensors; None if the host has no memory for them."""
+    if not has_room_in_memory(_size(groups)):
+        return None
+    try:
+        return memory.copy(groups)
+    except (MemoryError, RuntimeError):  # PyTorch's allocator raises the latter
+        memory.free()
+        return None
+
+
 def _size(groups: Mapping[str, Mapping[str, Tensor]]) -> int:
     return sum(tensor.nbytes for tensors in groups.values() for tensor in tensors.values())
 
@@ -218,8 +284,10 @@ def _state_manifest(trainer: Trainer) -> dict[str, Any]:
     is_exact = loader is None or isinstance(loader, KeyedDataLoader)
     return {
         "saved_at": time.time(),
+        "run_id": trainer.run_id,
         # Only the user's own loader knows its order: resuming replays it up to the position.
         "resume": "exact" if is_exact else "replayed",
         "position": asdict(trainer.position),
         **trainer.manifest,
+        "run": trainer.manifest["run"] | {"frozen": frozen_parameters(trainer)},
     }

@@ -7,6 +7,7 @@ replayed from the start of the epoch.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import islice
 from numbers import Integral
@@ -18,7 +19,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, TensorDataset
 from torch.utils.data import default_collate as _default_collate
 
-from pa_core.data.process_split import SplitBatch, SplitLoader, keyed_batches, seed_order
+from pa_core.data.process_split import SplitBatch, SplitLoader
+from pa_core.data.ready import held_loader, is_batched_pipeline, is_loader
 from pa_core.data.rng import derive_key, generator_positions, seed_host, seed_torch
 from pa_core.data.sampler import EpochSampler, IndexBatch
 
@@ -46,6 +48,10 @@ class KeyedDataset(Dataset[Any]):
         self._collate = collate_fn or _default_collate
         self.collate_fn = _identity if self._fetch_tensors else self.collate
         self._indices: list[int] = []  # of the last batch, for the error note
+        self._generators: list[Any] | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return vars(self) | {"_generators": None}  # each process finds those of its own copy
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -54,13 +60,35 @@ class KeyedDataset(Dataset[Any]):
         return self.dataset[index]
 
     @property
+    def collation(self) -> Callable[[Any], Any] | None:
+        """The function that makes a batch of samples; None if nothing but tensors is indexed."""
+        return None if self._fetch_tensors else self._collate
+
+    @property
     def may_draw(self) -> bool:
         """Whether a fetch runs the user's code, which may draw random numbers."""
         return self._fetch_tensors is None
 
+    @property
+    def generators(self) -> list[Any]:
+        """The random generators that the dataset and the collation hold, to be seeded too."""
+        if self._generators is None:
+            from pa_core.data.inspection import find_generators
+
+            self._generators = find_generators(self.dataset, self._collate) if self.may_draw else []
+        return self._generators
+
+    def seed(self, key: int) -> None:
+        """Seed everything that a fetch may draw from."""
+        seed_host(key)
+        if self.generators:
+            from pa_core.data.inspection import seed_generators
+
+            seed_generators(self.generators, key)
+
     def __getitems__(self, batch: IndexBatch) -> Any:
         if self.may_draw:
-            seed_host(batch.key)
+            self.seed(batch.key)
         return self.fetch(batch.indices)
 
     def fetch(self, batch: Tensor) -> Any:
@@ -159,6 +187,10 @@ class KeyedDataLoader(DataLoader[Any]):
         generator = torch.Generator().manual_seed(derive_key(sampler.seed, "workers"))
         kwargs.setdefault("generator", generator)
         self.seeds_always = False
+        if kwargs.get("num_workers"):
+            from pa_core.data.keyed_fetch import ShowDataset
+
+            kwargs["worker_init_fn"] = ShowDataset(kwargs.get("worker_init_fn"))
         super().__init__(keyed, batch_sampler=sampler, collate_fn=keyed.collate_fn, **kwargs)
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
@@ -175,6 +207,8 @@ class KeyedDataLoader(DataLoader[Any]):
         """
         dataset: Any = self.dataset
         fetch, collate, may_draw = dataset.fetch, self.collate_fn, dataset.may_draw
+        if dataset.generators:
+            self.seeds_always = True
         if dataset._collate is _default_collate:
             dataset._collate = _fast_collate
         for batch in self.batch_sampler:
@@ -187,19 +221,8 @@ class KeyedDataLoader(DataLoader[Any]):
                     continue
                 self.seeds_always = True
             if may_draw:
-                seed_host(batch.key)
+                dataset.seed(batch.key)
             yield collate(fetch(batch.indices))
-
-
-def is_loader(data: Any) -> bool:
-    """Whether `data` yields ready batches, rather than being a dataset to make batches from."""
-    if isinstance(data, DataLoader):
-        return True
-    return (
-        hasattr(data, "__iter__")
-        and not hasattr(data, "__getitem__")
-        and not isinstance(data, IterableDataset)
-    )
 
 
 def create_dataloader(
@@ -211,37 +234,56 @@ def create_dataloader(
     rank: int,
     num_processes: int,
     purpose: str,
+    is_batch_size_given: bool = False,
 ) -> Any:
     """Create the loader of a dataset; a ready loader is returned as it is.
 
     Args:
-        data: a map dataset, an iterable dataset, or a ready loader of batches.
-        collate_fn: makes a batch of a list of samples; torch's default if None.
+        data: a map dataset, an iterable dataset, or a ready loader of batches. A map dataset with
+            ``is_sharded = True`` is this process' split already.
+        collate_fn: makes a batch of a list of samples; torch's default if None. If the items are
+            ready batches, it is applied to each of them.
         kwargs: arguments of `torch.utils.data.DataLoader`. A ``sampler`` or ``batch_sampler``
-            among them decides the order, and its epochs are replayed to resume.
+            among them decides the order, and its epochs are replayed to resume. A ``batch_size``
+            of None says that the items of `data` are ready batches.
         seed: of the order and of the augmentation.
         rank: of this process.
         num_processes: number of processes that split a global batch.
         purpose: ``"train"`` or ``"eval"``.
+        is_batch_size_given: whether the ``batch_size`` in `kwargs` is the user's own.
 
     Raises:
-        ValueError: if the dataset is empty, or the batch size is not a positive integer.
+        ValueError: if the dataset is empty, the batch size is not a positive integer, or it is
+            unclear whether a stream yields samples or batches.
     """
     if is_loader(data):
         return data
     kwargs = dict(kwargs)
+    if is_batched_pipeline(data):
+        kwargs["batch_size"] = None
+    elif not is_batch_size_given and (name := held_loader(data)) is not None:
+        raise ValueError(
+            f"{type(data).__name__} is an IterableDataset that holds a DataLoader ({name}), so it "
+            f"may yield samples or batches. In the arguments of the {purpose} DataLoader, pass "
+            "batch_size=None if its items are ready batches, or an integer to make batches of them"
+        )
     batch_size = kwargs.get("batch_size", 1)
-    if batch_size is None and not {"sampler", "batch_sampler"} & kwargs.keys():
-        raise ValueError(f"The {purpose} batch size is None; expected a positive integer")
     if batch_size is not None and (not isinstance(batch_size, Integral) or batch_size < 1):
         raise ValueError(f"The {purpose} batch size must be a positive integer, not {batch_size!r}")
     if batch_size is not None:
         kwargs["batch_size"] = int(batch_size)  # NumPy's integers overflow
-    if isinstance(data, IterableDataset) or kwargs.get("sampler") or kwargs.get("batch_sampler"):
-        # Persistent workers have generators that can't be seeded again for an epoch.
-        kwargs["persistent_workers"] = False
+    if hasattr(data, "set_epoch"):
+        kwargs["persistent_workers"] = False  # it would only reach the copies of new workers
     if isinstance(data, IterableDataset):
         kwargs.pop("shuffle", None)  # a stream has its own order
+        if kwargs.get("persistent_workers"):
+            # They have generators, and copies of the stream, that can't be set for an epoch.
+            kwargs["persistent_workers"] = False
+            warnings.warn(
+                f"persistent_workers=True is ignored for {type(data).__name__}, which is an "
+                "IterableDataset: its workers start again in each epoch, with new copies of it",
+                stacklevel=2,
+            )
         return DataLoader(data, collate_fn=collate_fn, **kwargs)
     if len(data) == 0:
         raise ValueError(f"The {purpose} dataset is empty")
@@ -252,8 +294,18 @@ def create_dataloader(
     if kwargs.get("sampler") is not None:
         kwargs.pop("shuffle", None)
         return DataLoader(data, collate_fn=collate_fn, **kwargs)
+    if batch_size is None:
+        raise ValueError(
+            f"The {purpose} batch size is None; expected a positive integer. If each item of "
+            f"{type(data).__name__} is a ready batch, pass a DataLoader with batch_size=None"
+        )
     for name in ("sampler", "batch_sampler"):  # both are None
         kwargs.pop(name, None)
+    if num_processes > 1:
+        from pa_core.data.split_marks import is_marked
+
+        if is_marked(data):  # the user has split it: each process has an order of its own
+            seed, rank, num_processes = derive_key(seed, "split", rank), 0, 1
     sampler = EpochSampler(
         len(data),
         kwargs.pop("batch_size", 1),
@@ -309,13 +361,17 @@ def batches(
     """
     stop = None if limit is None else max(limit - start, 0)
     if isinstance(loader, KeyedDataLoader):
+        keyed: Any = loader.dataset
         loader.batch_sampler.set_position(epoch, start)
+        if loader.batch_sampler.purpose == "train" and hasattr(keyed.dataset, "set_epoch"):
+            keyed.dataset.set_epoch(epoch)
         return iter(loader) if stop is None else islice(iter(loader), stop)
     if isinstance(loader, SplitLoader):
         replayed = loader.iterate(seed, epoch)
     else:
-        seed_order(loader, seed, epoch)
-        replayed = keyed_batches(loader, seed, epoch)
+        from pa_core.data.ready_loader import keyed_epoch
+
+        replayed = keyed_epoch(loader, seed, epoch)
     return islice(replayed, start, None if stop is None else start + stop)
 
 

@@ -17,16 +17,23 @@ from weakref import WeakSet
 
 import torch
 from accelerate import Accelerator, DistributedType
-from accelerate.optimizer import AcceleratedOptimizer
-from accelerate.utils import honor_type, send_to_device
+from accelerate.utils import compile_regions, honor_type, send_to_device
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from pa_core.engine.optimizer_step import step_optimizer
+from pa_core.engine.optimizers import OptimizerList, given_optimizers, unwrapped
+from pa_core.engine.wrappers import (
+    clean_state_dict,
+    distributed_layer,
+    load_clean_state_dict,
+    unwrap,
+)
 from pa_core.errors import OtherProcessError
 from pa_core.plugins.process_scope import check_collectives_allowed
 
 if TYPE_CHECKING:
+    from pa_core.engine.optimizer_modes import OptimizerModes
     from pa_core.run_config import TrainerRunConfig
 
 T = TypeVar("T")
@@ -48,6 +55,7 @@ def _leave_process_group() -> None:
     """
     for engine in _engines:
         engine._prepared.clear()
+        engine._last_wrapper = None
     if torch.distributed.is_initialized() and not hasattr(sys, "last_value"):
         gc.collect()
         torch.distributed.destroy_process_group()
@@ -75,14 +83,18 @@ class Engine:
         self.num_processes: int = accelerator.num_processes
         self.rank: int = accelerator.process_index
         self.is_plain = accelerator.distributed_type in _PLAIN and accelerator.scaler is None
-        self._uses_ddp = accelerator.distributed_type in _DDP
-        if accelerator.distributed_type is DistributedType.MEGATRON_LM:
-            self.sharded_by = "Megatron-LM"
+        self._uses_ddp = accelerator.distributed_type.name.startswith("MULTI_")
+        self._follows_parameters = self._uses_ddp or self.sharded_by is not None
+        if self._follows_parameters:
+            from pa_core.engine.trainable import Trainable
+
+            self._trainable = Trainable(self)
+        self._last_wrapper: DistributedDataParallel | None = None
         if self.num_processes > 1:
             _engines.add(self)
         self._may_be_unscaled = False  # by the gradient scaler
         self._prepared: dict[tuple[int, int], tuple[nn.Module, Any]] = {}
-        self._trainable: dict[int, list[bool]] = {}  # by wrapped model
+        self._modes: OptimizerModes | None = None  # of the present optimizer, if it has any
 
     shows_gradients = True
     """Whether each parameter has its gradient between the backward pass and the update."""
@@ -100,7 +112,9 @@ class Engine:
         return False
 
     def plan(self, config: TrainerRunConfig) -> None:
-        """Apply a run's configuration; called before `prepare`."""
+        """Apply a run's configuration; called on every process before `prepare`."""
+        if self._follows_parameters:
+            self._trainable.synchronise()
 
     @property
     def sharding(self) -> str | None:
@@ -108,12 +122,15 @@ class Engine:
         return None
 
     def weights(self, model: nn.Module) -> dict[str, Any]:
-        """The full state dict of the model; a collective if the model is sharded."""
-        return self.unwrap(model, keep_torch_compile=False).state_dict()
+        """The full state dict of the model, without the names of wrappers.
+
+        A collective if the model is sharded.
+        """
+        return clean_state_dict(self.unwrap(model, keep_torch_compile=False))
 
     def shapes(self, model: nn.Module) -> dict[str, tuple[int, ...] | None]:
         """The full shape of each entry of the model's state dict; None if it isn't a tensor."""
-        state = self.unwrap(model, keep_torch_compile=False).state_dict(keep_vars=True)
+        state = clean_state_dict(self.unwrap(model, keep_torch_compile=False), keep_vars=True)
         return {name: self._shape(value) for name, value in state.items()}
 
     def _shape(self, value: Any) -> tuple[int, ...] | None:
@@ -121,7 +138,7 @@ class Engine:
 
     def load_weights(self, model: nn.Module, weights: Mapping[str, Any]) -> None:
         """Load a full state dict into the model; a collective if the model is sharded."""
-        self.unwrap(model, keep_torch_compile=False).load_state_dict(weights)
+        load_clean_state_dict(self.unwrap(model, keep_torch_compile=False), weights)
 
     def parameter_groups(self, optimizer: Any) -> list[list[nn.Parameter]]:
         """The model's parameters in each parameter group of the optimizer."""
@@ -136,11 +153,80 @@ class Engine:
         """Restore what `optimizer_state` returned."""
         optimizer.load_state_dict(state)
 
+    def modes(self, optimizer: Any) -> OptimizerModes | None:
+        """What switches the modes of an optimizer, such as a schedule-free one; None without any.
+
+        Raises:
+            ValueError: for an optimizer with modes where the model is sharded.
+        """
+        with_modes = tuple(one for one in given_optimizers(optimizer) if _has_modes(one))
+        if not with_modes:
+            self._modes = None
+        elif self._modes is None or self._modes.optimizers != with_modes:
+            if self.sharded_by is not None:
+                raise ValueError(
+                    f"{type(with_modes[0]).__name__} changes the weights between its training and "
+                    f"evaluation modes, which isn't supported under {self.sharded_by}: use another "
+                    "optimizer, or DDP"
+                )
+            from pa_core.engine.optimizer_modes import OptimizerModes
+
+            self._modes = OptimizerModes(with_modes)
+        return self._modes
+
+    def check_optimizer(self, optimizer: Any) -> None:
+        """Check that this engine can use an optimizer; outside of training it evaluates.
+
+        Raises:
+            ValueError: if it can't, naming the optimizer.
+        """
+        if self.sharded_by is not None and len(given_optimizers(optimizer)) > 1:
+            raise ValueError(
+                f"Several optimizers aren't supported under {self.sharded_by}: use one with "
+                "several parameter groups"
+            )
+        modes = self.modes(optimizer)
+        if modes is not None and not modes.is_training:
+            modes.set(training=False)
+
+    def set_mode(self, optimizer: Any, *, training: bool) -> None:
+        """Switch the optimizer to training or evaluation mode, if it has modes."""
+        modes = self.modes(optimizer)
+        if modes is not None:
+            modes.set(training=training)
+
+    def evaluation_mode(self, optimizer: Any) -> AbstractContextManager[Any]:
+        """Have the optimizer in evaluation mode, if it has modes; then return to the one before."""
+        modes = self.modes(optimizer)
+        return _NO_CONTEXT if modes is None else modes.evaluation()
+
+    def training_weights(self, optimizer: Any) -> dict[int, Tensor]:
+        """In evaluation mode, the weights to train on, where they differ; by parameter number."""
+        modes = self.modes(optimizer)
+        if modes is None:
+            return {}
+        groups = self.parameter_groups(optimizer)
+        numbers = {id(p): number for number, p in enumerate(p for group in groups for p in group)}
+        return {numbers[id(p)]: weights for p, weights in modes.training_weights()}
+
+    def load_training_weights(self, optimizer: Any, weights: Mapping[int, Tensor]) -> None:
+        """Restore what `training_weights` returned, for the next switch to training mode."""
+        modes = self.modes(optimizer)
+        if modes is not None:
+            parameters = [p for group in self.parameter_groups(optimizer) for p in group]
+            modes.keep({parameters[number]: value for number, value in weights.items()})
+
+    def end_run(self) -> None:
+        """Leave the optimizer in evaluation mode at the end of a run, however it ended."""
+        if self._modes is not None:
+            self._modes.end()
+
     def prepare(self, model: nn.Module, optimizer: Any) -> tuple[nn.Module, Any]:
         """Place and wrap model and optimizer; a pair that was prepared before is reused.
 
         An optimizer that is prepared twice would keep the gradient scaler of the first time.
         """
+        self.check_optimizer(optimizer)
         bare = id(self.unwrap(model, keep_torch_compile=False))
         if (bare, id(optimizer)) not in self._prepared:
             if self.is_plain and self._uses_ddp and not any(_trainable(model)):
@@ -151,31 +237,85 @@ class Engine:
             else:
                 pair = self.accelerator.prepare(model, optimizer)
             self._remember(*pair, bare, id(optimizer), id(pair[1]))
-        model, prepared = self._prepared[bare, id(optimizer)]
-        return self.rewrap(model, prepared), prepared
+        return self._prepared[bare, id(optimizer)]
 
     def rewrap(self, model: nn.Module, optimizer: Any) -> nn.Module:
-        """Wrap a model again if other parameters need gradients than when it was wrapped.
+        """Wrap a model again if other parameters need gradients than the wrapper knows.
 
-        `DistributedDataParallel` waits for a gradient of every parameter that needed one when it
-        wrapped the model, and refuses a model in which none does.
+        A collective, except where nothing wraps the model.
+
+        Raises:
+            RuntimeError: if processes differ in their parameters.
+            ValueError: if the model is sharded, and so can't be wrapped again.
         """
-        bare = self.unwrap(model, keep_torch_compile=False)
-        trainable = _trainable(bare)
-        # A model that a user has wrapped isn't in `_trainable`, and stays as it is.
-        if not self._uses_ddp or trainable == self._trainable.get(id(model), trainable):
-            return model
-        handler, is_on_gpu = self.accelerator.ddp_handler, self.device.type == "cuda"
-        wrapped = model.module if isinstance(model, DistributedDataParallel) else model
-        if any(trainable):
-            wrapped = DistributedDataParallel(
-                wrapped,
-                device_ids=[self.device] if is_on_gpu else None,
-                output_device=self.device if is_on_gpu else None,
-                **(handler.to_kwargs() if handler else {}),
+        if self._follows_parameters and self._trainable.has_changed(model):
+            return self._wrap_again(model, optimizer)
+        return model
+
+    def complete_gradients(self, model: nn.Module, optimizer: Any) -> nn.Module:
+        """Reduce gradients that the wrapper doesn't know of, after an accumulated batch.
+
+        Returns:
+            The model; in another wrapper if parameters were frozen or unfrozen. The errors are
+            those of `rewrap`.
+        """
+        if self._follows_parameters and self._trainable.complete(model):
+            return self._wrap_again(model, optimizer)
+        return model
+
+    def _wrap_again(self, model: nn.Module, optimizer: Any) -> nn.Module:
+        if self.sharded_by is not None:
+            raise ValueError(
+                f"{self.sharded_by} has prepared the model for the parameters that needed "
+                f"gradients then, so {self._trainable.changed_names(model)} can't be frozen, "
+                "unfrozen or replaced any more: do it before the first run of the Trainer"
             )
-        self._remember(wrapped, optimizer, id(bare), id(optimizer))
+        inner, old = self.unwrap(model), distributed_layer(model)
+        if old is None and any(isinstance(one, DistributedDataParallel) for one in model.modules()):
+            raise ValueError(
+                f"{self._trainable.changed_names(model)} can't be frozen, unfrozen or replaced: "
+                "DistributedDataParallel is inside another module, so the Trainer can't wrap the "
+                "model again"
+            )
+        self._last_wrapper = last = old or self._last_wrapper
+        wrapped = inner
+        if any(_trainable(inner)):
+            wrapped = self._distribute(inner)
+            if last is not None:
+                from pa_core.engine.trainable import copy_hooks
+
+                copy_hooks(last, wrapped)
+            elif self.accelerator.ddp_handler is not None:
+                self.accelerator.ddp_handler.register_comm_hook(wrapped)
+            wrapped.training = inner.training
+            dynamo = self.accelerator.state.dynamo_plugin
+            if dynamo.backend != "NO":  # as accelerate does, around the wrapper
+                compiled = compile_regions if dynamo.use_regional_compilation else torch.compile
+                wrapped = compiled(wrapped, **dynamo.to_kwargs())
+        for key, (other, prepared) in list(self._prepared.items()):
+            if other is model:
+                self._prepared[key] = wrapped, prepared
+        self._trainable.remember(wrapped)
         return wrapped
+
+    def _distribute(self, model: nn.Module) -> DistributedDataParallel:
+        handler = self.accelerator.ddp_handler
+        devices = None if self._is_cpu else [self.device]
+        return DistributedDataParallel(
+            model,
+            device_ids=devices,
+            output_device=devices and devices[0],
+            **(handler.to_kwargs() if handler else {}),
+        )
+
+    def reduced_names(self, model: nn.Module) -> list[str]:
+        """The names of the parameters whose gradients the wrapper reduces, in its order."""
+        return self._trainable.seen(model).trainable()
+
+    @property
+    def disagreement(self) -> str | None:
+        """The parameters that this process alone has frozen or unfrozen, as text."""
+        return self._trainable.disagreement if self._follows_parameters else None
 
     def broadcast_buffers(self, model: nn.Module) -> None:
         """Give every process the buffers of rank 0.
@@ -184,19 +324,20 @@ class Engine:
         each process has its own running statistics.
         """
         check_collectives_allowed()
-        if not isinstance(model, DistributedDataParallel) or not model.broadcast_buffers:
-            return
-        broadcast(model.buffers())
+        wrapper = distributed_layer(model)
+        if wrapper is not None and wrapper.broadcast_buffers:
+            broadcast(model.buffers())
 
     def _remember(self, model: nn.Module, optimizer: Any, bare: int, *optimizers: int) -> None:
         # By the given optimizer and by the prepared one: a second run may pass either.
         for key in optimizers:
             self._prepared[bare, key] = model, optimizer
-        self._trainable[id(model)] = _trainable(model)
+        if self._follows_parameters:
+            self._trainable.remember(model)
 
     def unwrap(self, model: nn.Module, keep_torch_compile: bool = True) -> nn.Module:
         """The model without its distributed wrappers."""
-        return self.accelerator.unwrap_model(model, keep_torch_compile=keep_torch_compile)
+        return unwrap(model, keep_torch_compile=keep_torch_compile)
 
     def for_evaluation(self, model: nn.Module) -> nn.Module:
         """The model to evaluate: unwrapped, so processes may have different numbers of batches."""
@@ -227,10 +368,13 @@ class Engine:
 
     def step(self, optimizer: Any) -> None:
         """Update the parameters."""
+        if self._modes is not None:
+            self._modes.check()
         step_optimizer(optimizer)
 
     def zero_grad(self, optimizer: Any) -> None:
         """Set the gradients of the optimizer's parameters to None."""
+        optimizer = unwrapped(optimizer)  # accelerate's wrapper does nothing between two updates
         is_custom = type(optimizer).zero_grad is not torch.optim.Optimizer.zero_grad
         if is_custom or "zero_grad" in vars(optimizer):
             optimizer.zero_grad()
@@ -240,18 +384,35 @@ class Engine:
             for parameter in group["params"]:
                 parameter.grad = None
 
+    def gradient_leaves(self, model: nn.Module) -> list[nn.Parameter]:
+        """The parameters at which a backward pass of the model ends, on this process."""
+        return [parameter for parameter in model.parameters() if parameter.requires_grad]
+
     def accumulating(self, model: nn.Module, is_update: bool) -> AbstractContextManager[Any]:
         """Keep gradients local while they accumulate; they are reduced once, for the update."""
         if not self.is_plain:
             self.accelerator.gradient_state._set_sync_gradients(is_update)
+        if is_update and self._follows_parameters and self._trainable.begin(model):
+            return self._trainable.undone_on_error()
         if is_update or self.num_processes == 1:
             return _NO_CONTEXT
         return self.accelerator.no_sync(model)
 
+    def choose(self, optimizer: Any, chosen: frozenset[int] | None) -> None:
+        """Have the coming update step only some of several optimizers; the others lose gradients.
+
+        Args:
+            optimizer: the optimizer, or several.
+            chosen: the positions of some; all of them if None.
+        """
+        inner = unwrapped(optimizer)
+        if isinstance(inner, OptimizerList):
+            inner.choose(chosen)
+
     def unscale(self, optimizer: Any) -> None:
         """Unscale the gradients of an accumulated batch, if the precision scales the loss."""
         if self.accelerator.scaler is not None:
-            self.accelerator.scaler.unscale_(_inner(optimizer))
+            self.accelerator.scaler.unscale_(unwrapped(optimizer))
             self._may_be_unscaled = True
 
     def unscale_again(self, optimizer: Any) -> None:
@@ -262,15 +423,32 @@ class Engine:
         scaler = self.accelerator.scaler
         if scaler is None:
             return
-        overflowed = scaler._found_inf_per_device(_inner(optimizer))
+        overflowed = scaler._found_inf_per_device(unwrapped(optimizer))
         self.discard_unscaled()
         self.unscale(optimizer)
-        for device, found in scaler._found_inf_per_device(_inner(optimizer)).items():
+        for device, found in scaler._found_inf_per_device(unwrapped(optimizer)).items():
             if device in overflowed:
                 found.copy_(torch.maximum(found, overflowed[device]))
 
+    def skip_unscaled(self, optimizer: Any) -> None:
+        """Prepare the gradient scaler for new gradients, when an update isn't made on request.
+
+        It lowers its scale if the gradients overflowed: otherwise those of the next updates would,
+        too. If they didn't, its state stays as it is.
+        """
+        scaler = self.accelerator.scaler
+        if scaler is None or not scaler._found_inf_per_device(unwrapped(optimizer)):
+            self.discard_unscaled()
+            return
+        interval = scaler.get_growth_interval()
+        scaler.set_growth_interval(torch.iinfo(torch.int32).max)
+        scaler.update()
+        scaler.set_growth_interval(interval)
+        scaler._growth_tracker.sub_(1).clamp_(min=0)  # the update counted, unless it was set to 0
+        self._may_be_unscaled = False
+
     def discard_unscaled(self) -> None:
-        """Prepare the gradient scaler for new gradients, when an update isn't made."""
+        """Prepare the gradient scaler for new gradients, as if it had not seen these."""
         if self._may_be_unscaled:
             scaler = self.accelerator.scaler
             scaler.update(scaler.get_scale())  # keeps the scale, and forgets the gradients
@@ -289,10 +467,10 @@ class Engine:
         else:
             self.accelerator.clip_grad_value_(parameters, max_value)
 
-    @property
-    def step_was_skipped(self) -> bool:
+    def step_was_skipped(self, optimizer: Any) -> bool:
         """Whether the gradient scaler skipped the last update because of an overflow."""
-        return not self.is_plain and self.accelerator.optimizer_step_was_skipped
+        # Not the accelerator's own property, which is about all optimizers that it has prepared.
+        return not self.is_plain and bool(getattr(optimizer, "step_was_skipped", False))
 
     def sum(self, tensor: Tensor) -> Tensor:
         """Sum over all processes."""
@@ -395,7 +573,7 @@ class LocalEngine(Engine):
             )
         vars(self).update(vars(engine))
         self._of_all = engine
-        self.num_processes, self.rank, self._uses_ddp = 1, 0, False
+        self.num_processes, self.rank, self._follows_parameters = 1, 0, False
 
     def prepare(self, model: nn.Module, optimizer: Any) -> tuple[nn.Module, Any]:
         """Place model and optimizer, without `DistributedDataParallel`.
@@ -406,11 +584,10 @@ class LocalEngine(Engine):
         return self.unwrap(model), optimizer
 
 
-def _inner(optimizer: Any) -> Any:
-    """The user's optimizer, without accelerate's wrapper."""
-    while isinstance(optimizer, AcceleratedOptimizer):
-        optimizer = optimizer.optimizer
-    return optimizer
+def _has_modes(optimizer: Any) -> bool:
+    """Whether an optimizer has a training and an evaluation mode."""
+    modes = (getattr(optimizer, name, None) for name in ("train", "eval"))
+    return all(map(callable, modes))
 
 
 def broadcast(tensors: Iterable[Tensor]) -> None:

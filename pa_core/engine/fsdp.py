@@ -9,6 +9,7 @@ from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from pa_core.engine.base import Engine, broadcast
+from pa_core.engine.wrappers import clean_state_dict, with_names_of
 from pa_core.errors import TrainingStateError
 
 if TYPE_CHECKING:
@@ -46,6 +47,7 @@ class FsdpEngine(Engine):
         """Shard model and optimizer, once; without an optimizer the model stays whole."""
         if optimizer is None:
             return model.to(self.device), None
+        self.check_optimizer(optimizer)
         self._is_sharded = True
         return super().prepare(model, optimizer)
 
@@ -60,6 +62,18 @@ class FsdpEngine(Engine):
         """Give every process the buffers of rank 0; FSDP never does."""
         if self.num_processes > 1:
             broadcast(model.buffers())
+
+    def gradient_leaves(self, model: nn.Module) -> list[nn.Parameter]:
+        """The parameters at which a backward pass ends: gathered ones in place of sharded ones."""
+        wrapped = [module for module in model.modules() if isinstance(module, FSDPModule)]
+        states: list[Any] = [module._get_fsdp_state() for module in wrapped]
+        groups = [group for state in states for group in _parameter_groups(state)]
+        sharded = [one for group in groups for one in group.fsdp_params]
+        # A module that hasn't run yet has gathered none.
+        gathered = [getattr(one, "_unsharded_param", None) for one in sharded]
+        leaves = [one for one in model.parameters() if not isinstance(one, DTensor)]
+        leaves += [one for one in gathered if one is not None]
+        return [one for one in dict.fromkeys(leaves) if one.requires_grad]
 
     def for_evaluation(self, model: nn.Module) -> nn.Module:
         """The wrapped model, whose modules gather their weights."""
@@ -80,9 +94,11 @@ class FsdpEngine(Engine):
     def load_weights(self, model: nn.Module, weights: Mapping[str, Any]) -> None:
         """Load a full state dict into the model: each process takes its shards."""
         bare = self.unwrap(model, keep_torch_compile=False)
+        present = clean_state_dict(bare)
+        weights = with_names_of(present, weights)
         sharded = {
             name: _shard_like(weights[name], value)
-            for name, value in bare.state_dict().items()
+            for name, value in present.items()
             if isinstance(value, DTensor)
         }
         super().load_weights(model, {**weights, **sharded})
@@ -105,6 +121,13 @@ class FsdpEngine(Engine):
             for index, entry in state["state"].items()
         }
         super().load_optimizer_state(optimizer, state | {"state": entries})
+
+
+def _parameter_groups(state: Any) -> list[Any]:
+    """The groups of parameters that a wrapped module gathers; PyTorch 2.11 allows several."""
+    if hasattr(state, "_fsdp_param_groups"):
+        return list(state._fsdp_param_groups)
+    return [] if state._fsdp_param_group is None else [state._fsdp_param_group]
 
 
 def _shard_like(full: Tensor, like: DTensor) -> DTensor:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import time
+import uuid
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import copy
 from dataclasses import replace
@@ -22,6 +22,8 @@ from pa_core.data.rng import derive_key, seed_all
 from pa_core.diagnostics.preserve import modes_kept
 from pa_core.durations import Duration, RunLength
 from pa_core.engine.create import create_engine
+from pa_core.engine.optimizers import as_one, given_schedulers
+from pa_core.engine.parallelism import check_supported, check_whole
 from pa_core.engine.process_group import check_connected
 from pa_core.errors import PreemptedExit, StopTrainingError
 from pa_core.loop.accumulation import Accumulation
@@ -47,6 +49,8 @@ if TYPE_CHECKING:
 
     from pa_core.checkpoint.background import StateSaver
     from pa_core.checkpoint.restore import TrainingState
+    from pa_core.loop.arguments import SchedulerSource
+    from pa_core.loop.parameters import ParameterWatch
 
 _OF_A_RUN = (
     *("model", "eval_dataset", "collate_fn", "eval_name", "run_config", "control"),
@@ -60,10 +64,15 @@ class TrainerBase(TrainerServices):
 
     Attributes:
         max_skipped_in_a_row: so many skipped updates in a row stop a run.
+        run_id: identifies the present or last run, also after it was interrupted and resumed; 32
+            hexadecimal digits, the same on every process.
+        was_finished: whether the run was resumed from a state in which nothing was left to do: its
+            start and end events are called, and nothing is trained.
     """
 
     max_skipped_in_a_row = 100
     _arguments: RunArguments  # of the present or last run
+    _parameters: ParameterWatch  # likewise
 
     def __init__(
         self,
@@ -99,14 +108,16 @@ class TrainerBase(TrainerServices):
         self._accelerator = (
             accelerator if isinstance(accelerator, Accelerator) else self._create_accelerator()
         )
+        check_supported(self._accelerator)
         check_connected(self._accelerator)
         self._engine = create_engine(self._accelerator)
+        check_whole(self.model, self._engine.sharded_by)
         if self._engine.num_processes > 1:
             self._hooks = BoundHooks(self.plugins, self._request_stop)
         self.plugins.set_process(is_main=self.is_main_process)
 
         # What `train` and `evaluate` are given.
-        self.create_scheduler_fn: Callable[[Any], Any] | str | None = None
+        self.create_scheduler_fn: SchedulerSource | Sequence[SchedulerSource] = None
         self.collate_fn: Callable[[Any], Any] | None = None
         self.train_dataset: Any = None
         self.eval_dataset: Any = None
@@ -129,13 +140,16 @@ class TrainerBase(TrainerServices):
         self.grad_norm: Tensor | None = None
         self.is_padding_batch = False
         self._in_run = False
-        self._clock = 0.0
+        self._is_first_update = True
+        self._skip_reasons: dict[str, int] = {}  # of the updates skipped since the run has started
         self._means = EpochMeans()
         self._accumulation = Accumulation(1, None, None, 1, self._engine)
         self._consensus = Consensus(self._engine, 0)
         self._watched = WatchedMetrics()
         self._drawing: set[str] = set()  # see EpochRandomness
         self._resumed_state: TrainingState | None = None
+        self.run_id = uuid.uuid4().hex
+        self.was_finished = False
         self._save_metadata: dict[Path, dict[str, Any]] = {}
         self._event("on_init_end")
 
@@ -175,22 +189,30 @@ class TrainerBase(TrainerServices):
     def _run_preserved(self) -> Iterator[None]:
         """Preserve a run in progress while something else is evaluated."""
         if not self._in_run:
-            yield
+            with self._engine.evaluation_mode(self.optimizer):
+                yield
             return
         kept = {name: vars(self)[name] for name in _OF_A_RUN}
         unseen = self._watched.unseen(self.run_history)
         self.control, self._data = TrainerControl(), copy(self._data)
         try:
-            with modes_kept(self.model):
+            with self._modes_of_evaluation():
                 yield
         finally:
             vars(self).update(kept)
             self._watched.skip(self.run_history, unseen)
 
+    @contextmanager
+    def _modes_of_evaluation(self) -> Iterator[None]:
+        """Restore the modes of each module on exit; the optimizer is in evaluation mode."""
+        with modes_kept(self.model), self._engine.evaluation_mode(self.optimizer):
+            yield
+
     # -- Parts of the loop ----------------------------------------------------------------------
 
     def _rest_of_epoch(self) -> tuple[Iterator[MicroBatch], EpochRandomness]:
         """The micro-batches of the present epoch from the position on, and its randomness."""
+        self._follow_parameters()
         engine, epoch = self._engine, self.position.epoch
         batches = micro_batches(
             self._data.train_loader,
@@ -200,9 +222,19 @@ class TrainerBase(TrainerServices):
             start=self.position.batch,
             limit=self.train_batch_limit,
             accumulation=self.run_config.gradient_accumulation_steps,
+            state=self._data.train_state,
         )
         randomness = EpochRandomness(self.seed, epoch, engine.rank, self.device, self._drawing)
         return batches, randomness
+
+    def _follow_parameters(self) -> None:
+        """Wrap the model again, and check the optimizer, if parameters were frozen or replaced."""
+        self.rewrap_model()
+        self._parameters.check(self._trainer)
+
+    def _is_time_up(self) -> bool:
+        """Whether the run's time is up, by the clock of this process."""
+        return self._length.is_timed and self._length.is_over(self.progress)
 
     def _discard_accumulation(self) -> None:
         """Discard gradients of an accumulated batch that was interrupted."""
@@ -216,13 +248,18 @@ class TrainerBase(TrainerServices):
         position, batch = self.position, self._accumulation
         position.batch += batch.micro_batches
         position.samples += batch.samples
-        position.seconds = time.monotonic() - self._clock
         batch.reset()
         if skipped is None:
             position.updates, position.skipped_in_a_row = position.updates + 1, 0
+            if self._is_first_update and self._saves_states():
+                from pa_core.checkpoint.save import check_tensors_can_be_saved
+
+                check_tensors_can_be_saved(self._trainer)
+            self._is_first_update = False
             return
         position.skipped += 1
         position.skipped_in_a_row += 1
+        self._skip_reasons[skipped] = self._skip_reasons.get(skipped, 0) + 1
         self._consensus.count_skipped()
         if position.skipped_in_a_row >= self.max_skipped_in_a_row:
             self.control.stop(
@@ -231,15 +268,40 @@ class TrainerBase(TrainerServices):
                 everywhere=True,
             )
 
+    def _saves_states(self) -> bool:
+        """Whether a plugin will save training states."""
+        plugins = self.plugins.by_name.values()
+        return any(getattr(type(plugin), "saves_training_states", False) for plugin in plugins)
+
+    def _report_skipped(self) -> None:
+        """Print how many updates were skipped; warn if none was made, and nobody asked for that."""
+        reasons, self._skip_reasons = self._skip_reasons, {}
+        if not reasons:
+            return
+        position = self.position
+        counts = ", ".join(f"{reason}: {count}" for reason, count in reasons.items())
+        text = f"Skipped updates: {position.skipped} of {position.attempts} ({counts})"
+        self.print(text)
+        is_unwanted = not position.updates and reasons.keys() & {"overflow", "non-finite"}
+        if is_unwanted and position.stop_reason is None and self.is_main_process:
+            warnings.warn(f"No update was made: the weights haven't changed. {text}", stacklevel=2)
+
     def _record_means(self, prefix: str, loss_name: str) -> None:
         """Record the means of the epoch over all items of all processes: the loss and by name."""
-        loss, named = self._means.reduce(self._engine)
-        if loss is None:
+        loss, named, has_batches = self._means.reduce(self._engine)
+        if loss is not None:
+            self.run_history.update_metric(loss_name, loss)
+        elif has_batches or (prefix == "train" and self.position.batch):
+            warnings.warn(
+                f"There is no {loss_name}: none of the batches had an item that counts, such as a "
+                "labelled token",
+                stacklevel=2,
+            )
+        else:
             raise ValueError(
                 f"There is no {loss_name}, because the data yielded no batch. If the iterator is "
                 "exhausted, pass a dataset or a re-iterable loader"
             )
-        self.run_history.update_metric(loss_name, loss)
         for name, mean in named.items():
             self.run_history.update_metric(f"{prefix}_{name}", mean)
 
@@ -302,6 +364,8 @@ class TrainerBase(TrainerServices):
             self._resumed_state = None
             self._reload_changed_data()
             state.check_data(self._trainer)
+            state.restore_data(self._trainer)
+            state.settle(self._trainer)
 
     @property
     def _recomputing(self) -> list[str]:
@@ -338,7 +402,10 @@ class TrainerBase(TrainerServices):
         total, count = self._engine.sum(self._means.loss.sums(self.device)).tolist()
         if count:
             self.run_history.update_metric("train_loss", total / count)
-        self.run_history.update_metric("learning_rate", self.optimizer.param_groups[0]["lr"])
+        rates = [one.param_groups[0]["lr"] for one in self.optimizers]
+        for number, rate in enumerate(rates):
+            name = "learning_rate" if len(rates) == 1 else f"learning_rate_{number}"
+            self.run_history.update_metric(name, rate)
 
     def _announce_metrics(self) -> None:
         """Announce the new values of watched metrics to plugins."""
@@ -347,6 +414,33 @@ class TrainerBase(TrainerServices):
                 self._event("on_watched_metric", metric=metric, value=value)
             except StopTrainingError as error:  # the other values are still announced
                 self._request_stop(error)
+
+    def _has_nothing_left(self) -> bool:
+        """Whether a resumed run was stopped, or has reached its length, before it was saved."""
+        length, position = self._length, self.position
+        if position.stop_reason is not None:
+            return True
+        return position.phase == "start" and (
+            length.is_counted_out(position.updates, position.skipped)
+            or length.is_last_epoch_done(position.epoch_of_run)
+            or (length.num_updates is None and length.is_over(self.progress))
+        )
+
+    def _print_finished(self) -> None:
+        """Print why a run that was finished before does nothing, and how to train longer."""
+        position = self.position
+        done = f"{position.epoch_of_run} epochs and {position.updates} updates"
+        if position.stop_reason is None:
+            self.print(
+                f"Nothing is left to do: this run has already finished, after {done}. To train "
+                "longer, give train() more epochs or updates"
+            )
+        else:
+            self.print(
+                f"Nothing is left to do: this run had already stopped, after {done}: "
+                f"{position.stop_reason}. To train longer, give what stopped it more room, such as "
+                "a larger early_stopping_patience, or resume from a state that was saved before"
+            )
 
     def _print_plugins(self) -> None:
         """Print the plugins of the run and where their settings come from."""
@@ -367,10 +461,12 @@ class TrainerBase(TrainerServices):
         """The given optimizer, that of a given function or class, or that of a plugin."""
         if optimizer is None:
             create = self._hooks.create_optimizer
-            return create and create(trainer=self)
-        if isinstance(optimizer, type) or (callable(optimizer) and not hasattr(optimizer, "step")):
-            return optimizer(self.model.parameters())
-        return optimizer
+            optimizer = create and create(trainer=self)
+        elif isinstance(optimizer, type) or (
+            callable(optimizer) and not hasattr(optimizer, "step")
+        ):
+            optimizer = optimizer(self.model.parameters())
+        return as_one(optimizer)
 
     def _create_model(self, name: str) -> nn.Module:
         factory: Any = self.plugins.find("register_models", name)
@@ -438,15 +534,16 @@ class TrainerBase(TrainerServices):
 
     def _announce_length(self, before: int | None) -> None:
         """Give a new run length to the scheduler, or warn that it was created for another one."""
-        follow = getattr(self.scheduler, "set_num_updates", None)
-        if callable(follow):
-            follow(self.num_updates)
-        else:
-            warnings.warn(
-                f"With the new training data the run has {self.num_updates} updates instead of "
-                f"{before}. The scheduler ({type(self.scheduler).__name__}) isn't changed",
-                stacklevel=2,
-            )
+        for scheduler in given_schedulers(self.scheduler):
+            follow = getattr(scheduler, "set_num_updates", None)
+            if callable(follow):
+                follow(self.num_updates)
+            else:
+                warnings.warn(
+                    f"With the new training data the run has {self.num_updates} updates instead of "
+                    f"{before}. The scheduler ({type(scheduler).__name__}) isn't changed",
+                    stacklevel=2,
+                )
 
 
 def _create_plugins(

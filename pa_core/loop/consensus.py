@@ -28,15 +28,16 @@ class Consensus:
     Args:
         engine: reduces over the processes.
         updates: the number of updates made so far.
+        time_is_up: whether the run's time is up before it continues.
     """
 
-    def __init__(self, engine: Engine, updates: int) -> None:
+    def __init__(self, engine: Engine, updates: int, *, time_is_up: bool = False) -> None:
         self._engine = engine
         self._interval = 1
         self._asked_at, self._clock = updates, time.monotonic()
         self._cost, self._skipped = 0.0, 0
-        self.time_is_up = False
-        """Whether the run's time is up by the clock of any process, as all of them know."""
+        self.time_is_up = time_is_up
+        """Whether the run's time was up at a boundary by the clock of any process."""
 
     def decide(
         self, control: TrainerControl, updates: int, *, time_is_up: bool = False, now: bool = False
@@ -51,11 +52,12 @@ class Consensus:
 
         Raises:
             RuntimeError: if processes have not skipped the same updates, so that their weights
-                differ.
+                differ, or have not frozen the same parameters.
         """
         granted = control.take_everywhere()
         if self._engine.num_processes == 1:
             granted.add(control.take_here())
+            self.time_is_up |= time_is_up
         elif now or updates - self._asked_at >= self._interval:
             granted.add(self._ask(control.take_here(), updates, time_is_up))
         return granted
@@ -69,15 +71,24 @@ class Consensus:
         started = time.monotonic()
         since, passed = updates - self._asked_at, started - self._clock
         wish = self._wish(since, passed)
-        anything, is_up, interval, most, least = self._engine.largest(
-            int(bool(mine)), int(time_is_up), wish, self._skipped, -self._skipped
+        disagreement = self._engine.disagreement
+        anything, is_up, interval, most, least, differ = self._engine.largest(
+            *(int(bool(mine)), int(time_is_up), wish, self._skipped, -self._skipped),
+            int(disagreement is not None),
         )
+        if differ:
+            texts = self._engine.gather_objects(disagreement)
+            raise RuntimeError(
+                "Processes differ in the parameters that they froze or unfroze within the run: "
+                + "; ".join(f"rank {rank}: {text or 'none'}" for rank, text in enumerate(texts))
+                + ". Do it on every process, after the same update"
+            )
         if most != -least:
             raise RuntimeError(
                 f"Some processes have skipped {most} updates and some {-least}, so their weights "
                 "differ: call skip_update() on every process"
             )
-        self.time_is_up = bool(is_up)
+        self.time_is_up |= bool(is_up)
         requests = Requests()
         if anything:
             for theirs in self._engine.gather_objects(mine):

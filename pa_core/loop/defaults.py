@@ -14,6 +14,7 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 
 from pa_core.data.loader import create_dataloader
+from pa_core.engine.optimizers import schedulers_of
 from pa_core.engine.process_group import connected
 from pa_core.hookspecs import hookimpl
 from pa_core.placeholders import replace_trainer_placeholder_values
@@ -42,7 +43,9 @@ class Defaults:
     ) -> Any:
         kwargs = trainer.get_default_train_dl_kwargs(batch_size) | (train_dl_kwargs or {})
         trainer._data.train_kwargs = kwargs
-        return self._create_dataloader(trainer, trainer.train_dataset, kwargs, "train")
+        return self._create_dataloader(
+            trainer, trainer.train_dataset, kwargs, "train", train_dl_kwargs
+        )
 
     @hookimpl(trylast=True)
     def create_eval_dataloader(
@@ -50,10 +53,17 @@ class Defaults:
     ) -> Any:
         kwargs = trainer.get_default_eval_dl_kwargs(batch_size) | (eval_dl_kwargs or {})
         trainer._data.eval_kwargs = kwargs
-        return self._create_dataloader(trainer, trainer.eval_dataset, kwargs, "eval")
+        return self._create_dataloader(
+            trainer, trainer.eval_dataset, kwargs, "eval", eval_dl_kwargs
+        )
 
     def _create_dataloader(
-        self, trainer: Trainer, dataset: Any, kwargs: dict[str, Any], purpose: str
+        self,
+        trainer: Trainer,
+        dataset: Any,
+        kwargs: dict[str, Any],
+        purpose: str,
+        given: dict[str, Any] | None,
     ) -> Any:
         kwargs = dict(kwargs)
         return create_dataloader(
@@ -64,20 +74,21 @@ class Defaults:
             rank=trainer._engine.rank,
             num_processes=trainer._engine.num_processes,
             purpose=purpose,
+            is_batch_size_given="batch_size" in (given or {}),
         )
 
     @hookimpl(trylast=True)
     def create_scheduler(self, trainer: Trainer) -> Any:
-        create = trainer.create_scheduler_fn
-        if create is None:
-            return None
-        if isinstance(create, str):
+        def build(create: Any, optimizer: Any) -> Any:
+            if not isinstance(create, str):
+                return replace_trainer_placeholder_values(trainer, create)(optimizer)
             factory: Any = trainer.plugins.find("register_schedulers", create)
             total, per_epoch = trainer.num_updates, trainer.run_config.num_update_steps_per_epoch
             # Not the num_epochs of the configuration: "500 updates" may end inside an epoch.
             num_epochs = total / per_epoch if total and per_epoch else None
-            return factory(trainer.optimizer, num_updates=total, num_epochs=num_epochs)
-        return replace_trainer_placeholder_values(trainer, create)(trainer.optimizer)
+            return factory(optimizer, num_updates=total, num_epochs=num_epochs)
+
+        return schedulers_of(trainer.create_scheduler_fn, trainer.optimizer, build)
 
     @hookimpl(trylast=True)
     def calculate_train_batch_loss(self, trainer: Trainer, batch: Any) -> dict[str, Any]:

@@ -24,6 +24,7 @@ class EpochMeans:
     Attributes:
         loss: the loss.
         items: how many items the loss of the present step is the mean of; None while unknown.
+        is_in_step: whether a step has begun and not ended.
         is_muted: whether what is recorded by name is ignored.
     """
 
@@ -38,17 +39,18 @@ class EpochMeans:
         self._named: dict[str, LossTracker] = {}
         self._sources: dict[str, str] = {}  # who has recorded each name in the present step
         self.items: float | Tensor | None = None
-        self._is_in_step = self._is_padding = False
+        self._steps = 0
+        self.is_in_step = self._is_padding = False
 
     def start_step(self, *, is_padding: bool = False) -> None:
         """Begin a step, in which each name may be recorded once."""
-        self._is_in_step, self._is_padding, self.items = True, is_padding, None
+        self.is_in_step, self._is_padding, self.items = True, is_padding, None
         if self._sources:
             self._sources = {}
 
     def end_step(self) -> None:
         """End the step."""
-        self._is_in_step = False
+        self.is_in_step = False
 
     def add(self, loss: Tensor, output: Mapping[str, Any]) -> None:
         """Add the loss of the step, and what its loss method has logged.
@@ -62,6 +64,7 @@ class EpochMeans:
             TypeError: if what was logged aren't numbers by name.
         """
         assert self.items is not None
+        self._steps += 1
         self.loss.update(loss, self.items)
         if "log" not in output:
             return
@@ -75,7 +78,7 @@ class EpochMeans:
 
     def record(self, name: str, value: Any, items: float | Tensor | None) -> None:
         """See `Trainer.record_mean`."""
-        if not self._is_in_step:
+        if not self.is_in_step:
             raise RuntimeError(
                 "record_mean() is called in the hooks of a step and in loss methods; elsewhere, "
                 "record a value with run_history.update_metric()"
@@ -108,24 +111,26 @@ class EpochMeans:
             tracker = self._named[name] = LossTracker()
         tracker.update(_as_number(name, value), items)
 
-    def reduce(self, engine: Engine) -> tuple[float | None, dict[str, float]]:
+    def reduce(self, engine: Engine) -> tuple[float | None, dict[str, float], bool]:
         """Take the means over all processes; a collective.
 
         Returns:
-            The mean loss, None without any item, and the other means by name.
+            The mean loss, None without any item; the other means by name; and whether there was a
+            batch, with items or without.
         """
         loss = self.loss.sums(engine.device)
-        number_of_names = loss.new_tensor([len(self._named)])
-        total, count, names = engine.sum(torch.cat([loss, number_of_names])).tolist()
+        numbers = loss.new_tensor([len(self._named), self._steps])
+        total, count, names, steps = engine.sum(torch.cat([loss, numbers])).tolist()
         mean = total / count if count else None
         if not names:
-            return mean, {}
+            return mean, {}, bool(steps)
         united = sorted(
             {name for of_rank in engine.gather_objects([*self._named]) for name in of_rank}
         )
         sums = [(self._named.get(name) or LossTracker()).sums(engine.device) for name in united]
         reduced = zip(united, engine.sum(torch.stack(sums)).tolist(), strict=True)
-        return mean, {name: total / count for name, (total, count) in reduced if count}
+        means = {name: total / count for name, (total, count) in reduced if count}
+        return mean, means, bool(steps)
 
     def named_state(self) -> dict[str, Any]:
         """The sums by name of this process, as numbers."""

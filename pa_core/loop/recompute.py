@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from pa_core.loop.arguments import check_batch_output, check_loss
+from pa_core.loop.no_items import gradients_of, weighted
 
 if TYPE_CHECKING:
     from pa_core.loop.micro_batches import MicroBatch
@@ -22,6 +23,7 @@ class _Kept(NamedTuple):
     randomness: EpochRandomness
     versions: list[int]  # how often each tensor of the batch had been changed in place
     weight: float | Tensor | None
+    items: float | Tensor
 
 
 class Recompute:
@@ -42,11 +44,11 @@ class Recompute:
         """
         data = _copy(micro.data)
         versions = [tensor._version for tensor in _tensors(data)]
-        self._kept.append(_Kept(micro._replace(data=data), randomness, versions, None))
+        self._kept.append(_Kept(micro._replace(data=data), randomness, versions, None, 1))
 
-    def weigh(self, weight: float | Tensor | None) -> None:
-        """Keep the weight of the last micro-batch's loss in the accumulated batch."""
-        self._kept[-1] = self._kept[-1]._replace(weight=weight)
+    def weigh(self, weight: float | Tensor | None, items: float | Tensor) -> None:
+        """Keep the last micro-batch's items, and its loss's weight in the accumulated batch."""
+        self._kept[-1] = self._kept[-1]._replace(weight=weight, items=items)
 
     def run(self, trainer: Trainer) -> Tensor:
         """Replace the gradients by those with the present parameters; returns the mean loss.
@@ -83,6 +85,7 @@ class Recompute:
                 for module, name, buffer, value in buffers:
                     module._buffers[name] = buffer  # the module may have replaced the tensor
                     buffer.copy_(value)
+        engine.choose(trainer.optimizer, trainer._accumulation.chosen)
         correction = trainer._accumulation.correction
         if correction is not None:
             trainer._accumulation.correct(model.parameters())
@@ -101,8 +104,9 @@ class Recompute:
         if hooks.on_backward_start is not None:
             hooks.on_backward_start(trainer=trainer, batch=batch, batch_output=output, step=step)
         loss = check_loss(output["loss"], "on_backward_start left")
-        loss = loss if kept.weight is None else loss * kept.weight
-        trainer.backward_step(loss)
+        loss = weighted(loss, kept.weight, kept.items)
+        with gradients_of(kept.items, lambda: trainer._engine.gradient_leaves(trainer.model)):
+            trainer.backward_step(loss)
         return loss.detach()
 
 

@@ -18,6 +18,7 @@ from torch.utils.data import (
     DistributedSampler,
     IterableDataset,
     RandomSampler,
+    TensorDataset,
 )
 
 from pa_core import StopTrainingError, Trainer, TrainerCallback
@@ -49,6 +50,13 @@ class SplitStream(IterableDataset[Any]):
     def __iter__(self) -> Iterator[Any]:
         size = GLOBAL_BATCH // PROCESSES
         return (self.data[i] for i in range(len(self.data)) if i % GLOBAL_BATCH // size == RANK)
+
+
+class Ready(Stream):
+    """Batches in order, without a length."""
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(DataLoader(self.data, batch_size=GLOBAL_BATCH // PROCESSES))
 
 
 def new_trainer(*callbacks: Any, cls: type[Trainer] = Trainer) -> Trainer:
@@ -91,6 +99,8 @@ def training() -> Iterator[tuple[str, Any]]:
         yield f"shuffled {samples}", train(new_trainer(), shuffled(samples))
         yield f"stream {samples}", train(new_trainer(), Stream(samples))
         yield f"split stream {samples}", train(new_trainer(), SplitStream(samples))
+        ready = {"train_dataloader_kwargs": {"batch_size": None}}
+        yield f"ready {samples}", train(new_trainer(), Ready(samples), **ready)
         yield (
             f"accumulated {samples}",
             train(new_trainer(), Stream(samples), gradient_accumulation_steps=2),
@@ -164,6 +174,9 @@ def evaluation() -> Iterator[tuple[str, Any]]:
             with pytest.raises(ValueError, match="already split between processes"):
                 plain.predict(split)
     yield "stream", plain.evaluate(Stream(13), per_device_batch_size=4)["evaluation_loss"]
+    ready = {"dataloader_kwargs": {"batch_size": None}}
+    yield "ready", plain.evaluate(Ready(13), **ready)["evaluation_loss"]
+    yield "predictions of ready batches", plain.predict(Ready(13), **ready).tolist()
 
 
 class Stop(TrainerCallback):
@@ -201,6 +214,64 @@ class NaNAtLast(Trainer):
         return output
 
 
+class _Infinite(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, value: Any) -> Any:
+        return value.clone()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Any) -> Any:
+        return gradient * float("inf")
+
+
+class InfiniteAtLast(TrainerCallback):
+    """The gradients of a finite loss are infinite, on one process, in the second epoch."""
+
+    def on_backward_start(self, trainer: Trainer, batch_output: Any, step: int) -> None:
+        if RANK == PROCESSES - 1 and trainer.position.epoch == 2 and step in (1, 3):
+            batch_output["loss"] = _Infinite.apply(batch_output["loss"])
+
+
+def counts(position: Any) -> list[int]:
+    return [position.updates, position.skipped, position.skipped_in_a_row, position.samples]
+
+
+class Labelled(Trainer):
+    """The mean over labelled samples; of none it is NaN, and so may be its gradients."""
+
+    def calculate_train_batch_loss(self, batch: Any) -> dict[str, Any]:
+        x, y = batch
+        outputs, items = self.model(x), (y >= 0).sum()
+        loss = nn.functional.cross_entropy(outputs, y, reduction="sum", ignore_index=-100) / items
+        right = (outputs.argmax(1) == y).sum() / items
+        kept = {"model_outputs": outputs, "batch_size": len(x), "log": {"right": right}}
+        return {"loss": loss, "num_items_in_batch": items, **kept}
+
+    calculate_eval_batch_loss = calculate_train_batch_loss
+
+
+def unlabelled() -> Iterator[tuple[str, Any]]:
+    """Ranks and micro-batches without a label, a whole batch without any, and padding batches."""
+    x, y = tiny_data(49).tensors
+    y = y.clone()
+    for rows in (slice(4, 12), slice(12, 18), slice(24, 36)):
+        y[rows] = -100
+    data = TensorDataset(x, y)
+    for accumulation in (1, 2):
+        for policy in ("stop", "skip"):
+            trainer = new_trainer(TerminateOnNaNCallback(policy), cls=Labelled)
+            shuffle = {"train_dataloader_kwargs": {"shuffle": False}, "eval_dataset": data}
+            result = train(trainer, data, gradient_accumulation_steps=accumulation, **shuffle)
+            history = trainer.run_history
+            for name in ("eval_loss_epoch", "train_right", "eval_right"):
+                result[name] = list(history.get_metric_values(name))
+            assert trainer.stop_reason is None
+            yield (
+                f"unlabelled {accumulation} {policy}",
+                [result, counts(trainer.position)],
+            )
+
+
 def ends() -> Iterator[tuple[str, Any]]:
     for way in ("step end", "backward pass", "evaluation", "request", "save"):
         trainer = new_trainer(Stop(way))
@@ -220,6 +291,20 @@ def ends() -> Iterator[tuple[str, Any]]:
         everywhere = trainer.gather_objects(ended)
         assert all(one == ended for one in everywhere), everywhere
         yield f"nan {policy}", ended
+    for policy in ("stop", "skip"):
+        for accumulation, clip in ((1, None), (2, 0.5)):
+            trainer = new_trainer(TerminateOnNaNCallback(policy), InfiniteAtLast())
+            result = train(
+                trainer,
+                tiny_data(45),
+                2,
+                gradient_accumulation_steps=accumulation,
+                gradient_clip_norm=clip,
+            )
+            ended = [result["weights"], trainer.stop_reason, *counts(trainer.position)]
+            everywhere = trainer.gather_objects(ended)
+            assert all(one == ended for one in everywhere), everywhere
+            yield f"infinite gradients {policy} {accumulation}", ended
     trainer = new_trainer()
     trainer.train(tiny_data(45), "0.3 seconds")
     assert len(set(trainer.gather_objects(trainer.updates))) == 1
@@ -228,7 +313,7 @@ def ends() -> Iterator[tuple[str, Any]]:
 def main() -> None:
     outcome: dict[str, Any] = dict(training())
     outcome["tokens"] = train(new_trainer(cls=Tokens), tiny_data(37))
-    outcome |= dict(evaluation()) | dict(ends())
+    outcome |= dict(unlabelled()) | dict(evaluation()) | dict(ends())
     if RANK == 0:
         (FOLDER / "outcome.json").write_text(json.dumps(outcome))
 

@@ -7,6 +7,8 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pa_core.plugin import clean_state_dict, local_path
+
 if TYPE_CHECKING:
     from pa_core import Trainer
 
@@ -31,7 +33,7 @@ def export(trainer: Trainer, folder: str | Path, tokenizer: Any = None) -> None:
         raise ValueError(f"{type(model).__name__} can't be exported: it has no save_pretrained")
     if not trainer.is_main_process:
         return
-    folder = Path(os.path.abspath(folder))
+    folder = Path(os.path.abspath(local_path(folder)))
     if folder.exists() and not list(folder.glob("*config.json")):
         if not folder.is_dir() or any(folder.iterdir()):
             raise ValueError(
@@ -40,7 +42,9 @@ def export(trainer: Trainer, folder: str | Path, tokenizer: Any = None) -> None:
     new = folder.with_name(f".tmp-{folder.name}-{os.getpid()}")
     old = folder.with_name(f".old-{folder.name}-{os.getpid()}")
     try:
-        model.save_pretrained(new)
+        weights = clean_state_dict(model)
+        is_compiled = weights.keys() != model.state_dict().keys()  # some part of it
+        model.save_pretrained(new, **({"state_dict": weights} if is_compiled else {}))
         if tokenizer is not None:
             tokenizer.save_pretrained(new)
         if folder.exists():

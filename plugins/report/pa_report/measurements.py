@@ -41,8 +41,12 @@ class Measurements:
 
     @property
     def times(self) -> dict[str, float]:
-        """Seconds spent in training epochs and in evaluations."""
-        return {"training": self._training, "evaluation": self._evaluation}
+        """Seconds spent in training epochs, up to now, and in evaluations."""
+        return {"training": self._training + self._running(), "evaluation": self._evaluation}
+
+    def _running(self) -> float:
+        """Seconds of the training epoch that is under way."""
+        return 0.0 if math.isnan(self._start) else time.monotonic() - self._start
 
     def start_epoch(self, trainer: Trainer) -> None:
         """Start the clock of a training epoch."""
@@ -98,7 +102,7 @@ class Measurements:
             "rates": [list(point) for point in self._rates],
             "stride": self._stride,
             "throughput": [list(point) for point in self._throughput],
-            "training": self._training,
+            "training": self._training + self._running(),
             "evaluation": self._evaluation,
         }
 

@@ -203,15 +203,17 @@ def _pictures(run: Run, pictures: Sequence[Picture]) -> str:
 
 
 def _time(run: Run) -> str:
-    total = float(run.progress.get("seconds", 0.0))
+    spent = {name: max(0.0, seconds) for name, seconds in run.times.items()}
+    # An earlier version left the time after the last update out of the total.
+    total = max(float(run.progress.get("seconds", 0.0)), sum(spent.values()))
     rows = []
     if total > 0:
-        spent = dict(run.times)
-        spent["other"] = max(0.0, total - sum(spent.values()))
-        for name, seconds in spent.items() if run.times else ():
+        spent["other"] = total - sum(spent.values())
+        shares = _percentages([*spent.values()]) if run.times else []
+        for (name, seconds), share in zip(spent.items(), shares, strict=False):
             rows.append(
                 f'<tr><th scope="row">{escape(name)}</th>{_number(duration(seconds))}'
-                f"{_number(f'{100 * seconds / total:.0f} %')}</tr>"
+                f"{_number(f'{share} %')}</tr>"
             )
         rows.append(
             f'<tr class="first"><th scope="row">total</th>{_number(duration(total))}'
@@ -225,6 +227,17 @@ def _time(run: Run) -> str:
     if run.cost.get("advice"):
         parts.append(f"<p>{_text(run.cost['advice'])}</p>")
     return "".join(parts)
+
+
+def _percentages(parts: Sequence[float]) -> list[int]:
+    """The share of each part in whole percent, rounded so that they add up to 100."""
+    total = sum(parts)
+    exact = [100 * part / total for part in parts]
+    rounded = [math.floor(share) for share in exact]
+    by_remainder = sorted(range(len(parts)), key=lambda i: rounded[i] - exact[i])
+    for i in by_remainder[: 100 - sum(rounded)]:
+        rounded[i] += 1
+    return rounded
 
 
 def _rows_of(rows: Sequence[Mapping[str, Any]]) -> str:

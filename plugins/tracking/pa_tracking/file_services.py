@@ -1,8 +1,9 @@
 """Log runs to CSV and JSON lines files, one row per logged update.
 
-Each row is appended with a single unbuffered write, so that a process that dies loses at most the
-row in progress. Resuming a run drops an incomplete row, and the rows that were written after the
-training state it resumes from.
+Each row is appended without a buffer, so that a process that dies loses at most the row in
+progress. If the disk takes only a part of a row, that part is removed again, and the row is written
+later. Resuming a run drops an incomplete row, and the rows that were written after the training
+state it resumes from.
 """
 
 from __future__ import annotations
@@ -13,13 +14,17 @@ import json
 import math
 import os
 import re
+import shutil
+import uuid
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from pa_core.plugin import save_file
+from pa_core.plugin import RunLock, save_file
 from pa_tracking.service import Place, Service, Status
 
 if TYPE_CHECKING:
@@ -46,15 +51,17 @@ class FileService(Service):
         return self.folder / self.file_name
 
     def start(self, config: Mapping[str, Any] | None) -> None:
-        if config is not None:
-            self._make_folder()
-            self._description = {**asdict(self.run), "tags": self.settings.tags, "config": config}
-            self._description.pop("rows")
-            self.run.rows = 0
-        else:
-            self._resume()
+        self._lock: RunLock | None = None
+        try:
+            if config is not None:
+                self._begin(config)
+            else:
+                self._resume()
+        except BaseException:
+            self._unlock()
+            raise
         self._write_description("running")
-        self._out = self.file.open("ab", buffering=0)
+        self._open()
         self._read_header()
 
     def log(self, values: Mapping[str, Any], place: Place) -> None:
@@ -67,39 +74,100 @@ class FileService(Service):
         from PIL import Image
 
         folder = self.folder / "images"
-        folder.mkdir(exist_ok=True)
         stem = re.sub(r"[^\w.-]", "_", name)
         for number, image in enumerate(images):
             which = f"-{number}" if len(images) > 1 else ""
-            Image.fromarray(image).save(folder / f"{stem}-{update:06d}{which}.png")
+            save = partial(Image.fromarray(image).save, format="PNG")
+            save_file(folder / f"{stem}-{update:06d}{which}.png", save)
 
     def finish(self, status: Status) -> None:
-        self._out.close()
-        self._write_description(status)
+        try:
+            self._out.close()
+            self._write_description(status)
+        finally:
+            self._unlock()
 
     @abstractmethod
     def _write(self, row: Mapping[str, Any]) -> None:
-        """Append a row with one system call."""
+        """Append a row."""
+
+    def _open(self) -> None:
+        self._out = self.file.open("ab", buffering=0)
+        self._size = self._out.seek(0, os.SEEK_END)  # of the complete rows
+
+    def _append(self, row: bytes) -> None:
+        """Append a whole row, or nothing.
+
+        Raises:
+            OSError: if the disk doesn't take it, as one that is full.
+        """
+        os.truncate(self._out.fileno(), self._size)  # a part of a row that could not be removed
+        rest = memoryview(row)
+        try:
+            while rest:
+                rest = rest[self._out.write(rest) :]
+        except OSError:
+            with suppress(OSError):
+                os.truncate(self._out.fileno(), self._size)
+            raise
+        self._size += len(row)
 
     def _read_header(self) -> None:
         """Read what the file begins with, if the format has a header."""
 
-    def _make_folder(self) -> None:
-        """Create the run's folder; a number is appended to a name that is taken."""
+    def _begin(self, config: Mapping[str, Any]) -> None:
+        """Create the run's folder, or begin anew in that of the same run if it was killed.
+
+        A number is appended to a name that another run has.
+        """
         name, number = self.run.name, 1
         self.folder.parent.mkdir(parents=True, exist_ok=True)
         while True:
-            try:
-                self.folder.mkdir()
-            except FileExistsError:
-                number += 1
-                self.run.name = f"{name}-{number}"
-            else:
-                self.run.id = self.run.name
-                return
+            self.run.id = self.run.name
+            self._description = {**asdict(self.run), "tags": self.settings.tags, "config": config}
+            self._description.pop("rows")
+            if self._create_folder() or self._is_same_run():
+                break
+            number += 1
+            self.run.name = f"{name}-{number}"
+        self._take_lock()
+        self.run.rows = _truncate(self.file, self.num_header_lines, 0)
+
+    def _create_folder(self) -> bool:
+        """Create the folder together with the run's description; False if it exists."""
+        new = self.folder.parent / f".new-{uuid.uuid4().hex}"
+        new.mkdir()
+        try:
+            self._write_description("running", new)
+            os.rename(new, self.folder)
+        except OSError:
+            shutil.rmtree(new, ignore_errors=True)
+            if not self.folder.exists():
+                raise
+            return False
+        return True
+
+    def _is_same_run(self) -> bool:
+        try:
+            known = json.loads((self.folder / "run.json").read_text()).get("run_id")
+        except (OSError, ValueError, AttributeError):
+            return False
+        return self.run.run_id is not None and known == self.run.run_id
+
+    def _take_lock(self) -> None:
+        """Keep out another live run that has resumed from a state of this one."""
+        lock = RunLock(self.folder, is_folder=True)
+        lock.acquire(print)
+        self._lock = lock
+
+    def _unlock(self) -> None:
+        if self._lock is not None:
+            self._lock.release()
+            self._lock = None
 
     def _resume(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
+        self._take_lock()
         description = self.folder / "run.json"
         if description.exists():
             self._description = json.loads(description.read_text())
@@ -107,10 +175,13 @@ class FileService(Service):
             self._description = asdict(self.run)
         self.run.rows = _truncate(self.file, self.num_header_lines, self.run.rows)
 
-    def _write_description(self, status: str) -> None:
+    def _write_description(self, status: str, folder: Path | None = None) -> None:
         self._description["status"] = status
         text = json.dumps(self._description, indent=1, default=str)
-        save_file(self.folder / "run.json", lambda path: path.write_text(text, encoding="utf-8"))
+        save_file(
+            (folder or self.folder) / "run.json",
+            lambda path: path.write_text(text, encoding="utf-8"),
+        )
 
 
 class JsonLinesFile(FileService):
@@ -119,7 +190,7 @@ class JsonLinesFile(FileService):
     file_name = "metrics.jsonl"
 
     def _write(self, row: Mapping[str, Any]) -> None:
-        self._out.write(json.dumps(_strict(row), allow_nan=False).encode() + b"\n")
+        self._append(json.dumps(_strict(row), allow_nan=False).encode() + b"\n")
 
 
 class CsvFile(FileService):
@@ -135,17 +206,20 @@ class CsvFile(FileService):
         new = [name for name in row if name not in self._columns]
         if new:
             self._add_columns(new)
-        self._out.write(_line([_cell(row.get(name)) for name in self._columns]))
+        self._append(_line([_cell(row.get(name)) for name in self._columns]))
 
     def _add_columns(self, new: list[str]) -> None:
         """Rewrite the file with a longer header, atomically."""
         rows = [row for number, row in enumerate(_rows(self.file)) if number]
-        self._columns += new
-        padded = (row + [""] * (len(self._columns) - len(row)) for row in rows)
+        columns = [*self._columns, *new]
+        padded = (row + [""] * (len(columns) - len(row)) for row in rows)
+        content = b"".join(map(_line, [columns, *padded]))
         self._out.close()
-        content = b"".join(map(_line, [self._columns, *padded]))
-        save_file(self.file, lambda path: path.write_bytes(content))
-        self._out = self.file.open("ab", buffering=0)
+        try:
+            save_file(self.file, lambda path: path.write_bytes(content))
+            self._columns = columns
+        finally:
+            self._open()
 
 
 def _truncate(file: Path, num_header_lines: int, num_rows: int | None) -> int:

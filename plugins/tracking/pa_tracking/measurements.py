@@ -33,10 +33,10 @@ def learning_rates(optimizer: Any) -> dict[str, float]:
 
 
 def gradient_norm(trainer: Trainer) -> Tensor | None:
-    """The 2-norm of all gradients of the next update, before clipping; shape ``()``.
+    """The 2-norm of all gradients of the next update, before clipping by norm; shape ``()``.
 
-    Called between the backward pass and the update. The norm stays on the device, so that there is
-    no host-device synchronisation.
+    Called in `on_optimizer_step_start`, where a gradient scaler has unscaled them. The norm stays
+    on the device, so that there is no host-device synchronisation.
 
     Returns:
         None if a process doesn't hold all gradients, as under FSDP or DeepSpeed, and the run
@@ -54,11 +54,7 @@ def gradient_norm(trainer: Trainer) -> Tensor | None:
     ]
     if not gradients or not trainer.has_whole_gradients:
         return None
-    norm = torch.nn.utils.get_total_norm(gradients)
-    scaler = trainer.scaler
-    if scaler is not None and trainer.run_config.gradient_clip_value is None:
-        norm = norm / scaler.get_scale()  # not unscaled yet, since nothing clips
-    return norm
+    return torch.nn.utils.get_total_norm(gradients)
 
 
 def memory(trainer: Trainer) -> dict[str, float]:

@@ -116,3 +116,118 @@ def test_on_a_gpu_a_nan_in_the_last_step_is_seen_at_the_epochs_end():
     trainer.train(tiny_data(44), 3)
     assert guard.triggered
     assert trainer.run_history.current_epoch == 1
+
+
+# -- Gradients that are NaN or infinite -----------------------------------------------------------
+
+
+class _Scales(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, value, factor):
+        ctx.factor = factor
+        return value.clone()
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return gradient * ctx.factor, None
+
+
+class SpoilsGradients(TrainerCallback):
+    """Makes the gradients of some micro-batches infinite, and leaves the loss as it is."""
+
+    def __init__(self, *steps, factor=math.inf):
+        self.steps, self.factor = steps, factor
+
+    def on_backward_start(self, trainer, batch_output, step):
+        if step in self.steps:
+            batch_output["loss"] = _Scales.apply(batch_output["loss"], self.factor)
+
+
+class Skips(TrainerCallback):
+    def __init__(self):
+        self.reasons = []
+
+    def on_optimizer_step_skipped(self, reason):
+        self.reasons.append(reason)
+
+
+@on_cpu
+@pytest.mark.parametrize("factor", [math.inf, math.nan])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"gradient_accumulation_steps": 2},
+        {"gradient_clip_norm": 0.5},
+        {"gradient_clip_norm": 0.5, "gradient_accumulation_steps": 3},
+    ],
+)
+def test_infinite_gradients_of_a_finite_loss_stop_the_run_before_the_update(
+    factor, options, capsys
+):
+    guard, skips = TerminateOnNaNCallback(), Skips()
+    trainer = make_trainer(guard, SpoilsGradients(3, factor=factor), skips)
+    trainer.train(tiny_data(44), 2, **options)
+    assert guard.triggered
+    reason = "Stopping: the loss is finite, but its gradients are NaN or infinite"
+    assert trainer.stop_reason == reason
+    assert (trainer.position.skipped, skips.reasons) == (1, ["non-finite"])
+    updates = 3 // options.get("gradient_accumulation_steps", 1)
+    assert trainer.updates == updates
+    assert f"Skipped updates: 1 of {updates + 1} (non-finite: 1)" in capsys.readouterr().out
+    whole = make_trainer()
+    whole.train(tiny_data(44), 2, max_num_train_steps=updates, **options)
+    for name, weight in weights_of(trainer).items():
+        assert torch.equal(weight, weights_of(whole)[name])
+
+
+@on_cpu
+def test_infinite_gradients_of_the_last_update_are_reported_too():
+    trainer = make_trainer(TerminateOnNaNCallback(), SpoilsGradients(5))
+    trainer.train(tiny_data(44), 1)
+    assert trainer.stop_reason is not None
+    assert all(torch.isfinite(weight).all() for weight in weights_of(trainer).values())
+
+
+@on_cpu
+def test_the_skip_policy_counts_reports_and_limits_infinite_gradients(capsys):
+    guard = TerminateOnNaNCallback("skip", limit=2)
+    trainer = make_trainer(guard, SpoilsGradients(1, 2, 4))
+    trainer.train(tiny_data(44), 1)
+    assert trainer.stop_reason is None
+    assert (trainer.updates, trainer.position.skipped) == (3, 3)
+    assert trainer.run_history.get_metric_values("skipped_updates") == [1, 2, 3]
+    out, text = capsys.readouterr().out, "the loss is finite, but its gradients are NaN or infinite"
+    assert out.count(f"Update 2 is skipped: {text}") == 2
+    assert out.count("Skipped updates: 3 of 6 (non-finite: 3)") == 1
+    trainer = make_trainer(guard, SpoilsGradients(1, 2, 3, 4))
+    trainer.train(tiny_data(44), 1)
+    assert trainer.stop_reason == f"Stopping: {text}, and 3 updates in a row were skipped"
+    assert (trainer.updates, trainer.position.skipped) == (1, 3)
+
+
+def test_large_finite_gradients_whose_norm_overflows_are_no_failure():
+    guard = TerminateOnNaNCallback("skip")
+    trainer = make_trainer(guard, SpoilsGradients(1, factor=1e25))
+    trainer.train(tiny_data(16), 1)
+    assert (trainer.updates, trainer.position.skipped) == (2, 0)
+
+
+def test_a_run_without_a_single_update_is_reported(capsys):
+    class SkipsAll(TrainerCallback):
+        def on_backward_end(self, trainer):
+            trainer.control.skip_update("too long")
+
+    make_trainer(SkipsAll).train(tiny_data(16), 1)  # as somebody wished
+    assert "Skipped updates: 2 of 2 (too long: 2)" in capsys.readouterr().out
+    trainer = make_trainer(TerminateOnNaNCallback("skip"), SpoilsGradients(0, 1))
+    with pytest.warns(UserWarning, match=r"No update was made: .* 2 of 2 \(non-finite: 2\)"):
+        trainer.train(tiny_data(16), 1)
+
+
+@pytest.mark.gpu
+@on_gpu
+def test_on_a_gpu_infinite_gradients_of_the_last_update_show_in_the_weights():
+    trainer = make_trainer(TerminateOnNaNCallback(), SpoilsGradients(5))
+    trainer.train(tiny_data(44), 1)
+    assert trainer.stop_reason == "Stopping: the weights are NaN or infinite"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 from pathlib import Path
 
@@ -91,6 +92,8 @@ def test_what_costs_next_to_nothing_is_printed_as_one_row_and_reported_whole(cap
     shown = capsys.readouterr().out
     assert len(small) >= 2
     assert f"{len(small)} more, below 0.1% each" in shown
+    shares = [float(share) for share in re.findall(r"([\d.]+)%$", shown, re.MULTILINE)]
+    assert sum(shares) == pytest.approx(100, abs=0.05 * len(shares))
     assert "Idle: on_train_epoch_end" not in shown
 
 

@@ -3,6 +3,7 @@
 import json
 import math
 import xml.etree.ElementTree as ElementTree
+from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
 
@@ -13,6 +14,7 @@ import pa_report.plugin
 from pa_core import Trainer, hookimpl, hookspec
 from pa_lab import ProfileCallback
 from pa_report import ReportPlugin, read_run
+from pa_report.page import run_page
 from pa_report.run import Point, Run, downsample
 from tests.helpers import tiny_data
 from tests.plugins.report.pages import Page, reported
@@ -253,6 +255,54 @@ def test_throughput_and_times_leave_evaluations_out(tmp_path, monkeypatch):
     assert run.times == {"training": 6.0, "evaluation": 1200.0}
 
 
+def shares(page):
+    rows = {name: page.row(name) for name in ("training", "evaluation", "other", "total")}
+    return {name: (row[1], row[2]) for name, row in rows.items()}
+
+
+def test_the_shares_of_the_time_add_up_whatever_takes_it(tmp_path, monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr("pa_report.measurements.time.monotonic", lambda: now[0])
+
+    class Clock:
+        @hookimpl
+        def on_train_step_end(self):
+            now[0] += 10.0
+
+        @hookimpl
+        def on_eval_step_end(self):
+            now[0] += 10.0
+
+        @hookimpl
+        def on_training_run_end(self):
+            now[0] += 60.0
+
+    class Save:
+        @hookimpl
+        def on_train_step_end(self, trainer):
+            if trainer.updates == 3:
+                trainer.save_training_state(tmp_path / "state")
+
+    # 6 steps, 6 evaluation steps, and what follows the last update
+    train(new_trainer(Clock(), Save(), reported(tmp_path)), 1)
+    expected = {"training": ("1 min 0 s", "34 %"), "evaluation": ("1 min 0 s", "33 %")}
+    expected |= {"other": ("1 min 0 s", "33 %"), "total": ("3 min 0 s", "100 %")}
+    assert shares(Page(tmp_path / "run.html")) == expected
+    now[0] += 1e6
+    train(new_trainer(Clock(), reported(tmp_path)), 1, resume_from=tmp_path / "state")
+    assert shares(Page(tmp_path / "run.html")) == expected
+
+
+def test_a_run_whose_times_exceed_its_seconds_has_no_share_above_all(tmp_path):
+    train(new_trainer(reported(tmp_path)), 1)
+    run = read_run(tmp_path / "run.html")
+    run = replace(run, times={"training": 1.0, "evaluation": 24.82})
+    run = replace(run, progress=run.progress | {"seconds": 1.0})  # as earlier versions wrote it
+    (tmp_path / "old.html").write_text(run_page(run))
+    shown = [share for _, share in shares(Page(tmp_path / "old.html")).values()]
+    assert shown == ["4 %", "96 %", "0 %", "100 %"]
+
+
 def test_learning_rates_are_those_of_updates_and_limited_in_number(tmp_path, monkeypatch):
     monkeypatch.setattr("pa_report.measurements.MAX_RATES", 8)
 
@@ -331,7 +381,7 @@ def test_profile_and_report_work_together_whoever_is_listed_first(tmp_path, is_f
     assert profile.report()["steps"] == 12
 
 
-def test_settings_that_look_like_secrets_are_left_out(tmp_path):
+def test_settings_that_look_like_secrets_are_masked(tmp_path):
     (tmp_path / "hook.py").write_text(
         "from pydantic import BaseModel\n"
         "from pa_core import hookimpl\n"
@@ -350,7 +400,7 @@ def test_settings_that_look_like_secrets_are_left_out(tmp_path):
     optimizer = torch.optim.SGD(model.parameters())
     train(Trainer(model, torch.nn.CrossEntropyLoss(), optimizer, (), settings=file), 1)
     page = Page(tmp_path / "reports" / "run.html")
-    assert page.row("hook")[2] == 'url = "there"'
+    assert page.row("hook")[2] == 'url = "there", api_key = "**********"'
     assert page.row("report")[1].startswith("pa-report ")
     assert "hidden" not in page.text
 

@@ -1,17 +1,17 @@
 """Records are sent once, at the right time, across interruptions, failures and evaluations."""
 
 import json
-from types import SimpleNamespace
 
 import pytest
 import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from pa_core import Trainer, hookimpl
 from pa_core.builtins.step_evaluation import StepBasedEvaluationCallback
 from pa_core.tracking import RunHistory
 from pa_tracking import TrackingPlugin
-from pa_tracking.measurements import gradient_norm
 from tests.helpers import tiny_data
 from tests.plugins.tracking.runs import (
     UPDATES,
@@ -206,25 +206,18 @@ def test_the_gradient_norm_equals_that_of_clipping(accumulation, tmp_path):
     assert norms["computed"] == pytest.approx(norms["clipped"], rel=1e-6)
 
 
-@pytest.mark.parametrize("clip_value", [None, 1e9])
-def test_the_gradient_norm_is_unscaled_under_a_gradient_scaler(clip_value):
-    scaler = torch.amp.GradScaler("cpu", init_scale=8.0)
-    model = torch.nn.Linear(2, 1)
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    model(torch.ones(1, 2)).sum().backward()
-    expected = gradient_norm(_half(model, optimizer, None, None))
-    optimizer.zero_grad()
-    scaler.scale(model(torch.ones(1, 2)).sum()).backward()
-    if clip_value is not None:
-        scaler.unscale_(optimizer)  # as clipping does before the event
-    assert gradient_norm(_half(model, optimizer, scaler, clip_value)) == expected == 3**0.5
-
-
-def _half(model, optimizer, scaler, clip_value):
-    config = SimpleNamespace(gradient_clip_norm=None, gradient_clip_value=clip_value)
-    return SimpleNamespace(
-        optimizer=optimizer, run_config=config, scaler=scaler, has_whole_gradients=True
-    )
+@pytest.mark.parametrize("clip", [{}, {"gradient_clip_value": 1e9}, {"gradient_clip_norm": 1e9}])
+def test_the_gradient_norm_is_unscaled_under_a_gradient_scaler(clip, tmp_path):
+    norms = {}
+    for scale in (1.0, 2.0**8):
+        AcceleratorState._reset_state()
+        accelerator = Accelerator(cpu=True)
+        accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=scale)
+        plugin = tracked(tmp_path / str(scale), every=1)
+        train(new_trainer(plugin, accelerator=accelerator), 1, **clip)
+        norms[scale] = [row["gradient_norm"] for row in rows(tmp_path / str(scale))]
+    assert len(norms[1.0]) == 6
+    assert norms[1.0] == pytest.approx(norms[2.0**8], rel=1e-5)
 
 
 def test_the_gradient_norm_of_an_epoch_is_that_of_its_last_update(tmp_path):
