@@ -52,6 +52,7 @@ class Requests:
         is_pause: whether the stopped run is meant to be resumed.
         evaluate: whether to evaluate inside the epoch.
         log: whether to log the metrics.
+        announce: whether to call `on_watched_metric`.
         wait_for_save: whether to wait for the background save, because it has failed on a process.
         saves: the directories to save a training state to, in order, and how.
     """
@@ -60,11 +61,12 @@ class Requests:
     is_pause: bool = False
     evaluate: bool = False
     log: bool = False
+    announce: bool = False
     wait_for_save: bool = False
     saves: dict[Path, SaveRequest] = field(default_factory=dict)
 
     def __bool__(self) -> bool:
-        flags = self.evaluate or self.log or self.wait_for_save
+        flags = self.evaluate or self.log or self.announce or self.wait_for_save
         return self.stop_reason is not None or flags or bool(self.saves)
 
     def add(self, other: Requests) -> None:
@@ -77,6 +79,7 @@ class Requests:
             self.stop_reason, self.is_pause = other.stop_reason, other.is_pause
         self.evaluate |= other.evaluate
         self.log |= other.log
+        self.announce |= other.announce
         self.wait_for_save |= other.wait_for_save
         for path, request in other.saves.items():
             self.saves[path] = request | self.saves.get(path, request)
@@ -176,6 +179,17 @@ class TrainerControl:
             everywhere: every process requests this at this update.
         """
         self._requests(everywhere).log = True
+
+    def announce_metrics(self, *, everywhere: bool = False) -> None:
+        """Call `on_watched_metric` after this update, if a watched metric has a new value.
+
+        The loop requests this by itself, on a process with such a value. With several processes it
+        is granted like any request of one of them, which may be some updates later.
+
+        Args:
+            everywhere: every process requests this at this update.
+        """
+        self._requests(everywhere).announce = True
 
     def skip_update(self, reason: str = "request") -> None:
         """Skip the next update: zero its gradients, and keep the weights and the learning rate.

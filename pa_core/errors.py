@@ -33,6 +33,10 @@ class SettingsError(PaCoreError, ValueError):
         super().__init__("\n".join(self.problems))
 
 
+class AddressError(PaCoreError, ValueError):
+    """An address such as ``s3://bucket/run`` was given where a path on this machine is needed."""
+
+
 class PluginError(PaCoreError):
     """Base of the errors about plugins."""
 
@@ -55,6 +59,10 @@ class PluginValidationError(PluginError):
 
 class TrainingStateError(PaCoreError):
     """A training state is damaged, doesn't match, or can't be saved."""
+
+
+class CheckpointError(PaCoreError, ValueError):
+    """A file isn't one that `Trainer.save_checkpoint` writes."""
 
 
 class OtherProcessError(PaCoreError, RuntimeError):

@@ -83,6 +83,7 @@ train(...):
                             on_optimizer_step_skipped   # they have not
                 on_train_step_end               # after the update, if there was one
                 # After an update, requests are granted: log, evaluate, save, stop or pause.
+                # Before saving and stopping, on_watched_metric is called for values recorded since.
             train_epoch_end()                   on_train_epoch_end
             # Requests are granted.
             register_eval_models
@@ -94,6 +95,8 @@ train(...):
                     on_eval_step_end
                 eval_epoch_end()                on_eval_epoch_end
             training_run_epoch_end()            on_training_run_epoch_end
+            for each new value of a watched metric:     # also at other boundaries
+                on_watched_metric
             # Requests are granted.
         if stopped or paused:                   # by a request, or a StopTrainingError
             on_stop_training_error
@@ -398,6 +401,35 @@ def on_training_run_epoch_end(trainer: Trainer) -> None:
 
 
 @hookspec
+def on_watched_metric(trainer: Trainer, metric: str, value: float) -> None:
+    """A watched metric has a new value; decide here what follows from it.
+
+    A plugin lists the metrics that it watches as ``watched_metrics``, an attribute or property with
+    their names. The event is called once for each value that is recorded within the run, in the
+    order of recording, also if the run is interrupted and resumed in between. It is called for the
+    metrics of other plugins, too, so compare `metric`.
+
+    The weights are still those that the value belongs to: it is called after an evaluation within
+    an epoch, after an update if a value was recorded in its step, at the start of the run, at the
+    end of an epoch for what was recorded since its last update, and at the end of a stopped run.
+    With several processes a value that was recorded in a step is announced when they next agree on
+    requests, or at once with ``trainer.control.announce_metrics(everywhere=True)``.
+
+    The value is that of the main process, on every process. If only others have recorded it, that
+    is an error. What `Trainer.evaluate` records within a run counts only under names with
+    ``evaluation_``.
+
+    Args:
+        trainer: the trainer.
+        metric: its name in the run history.
+        value: the value as a number, perhaps NaN.
+
+    When: once per value of a metric that any plugin watches. Runs on: every process.
+    Collectives allowed: yes. Reads the device: yes.
+    """
+
+
+@hookspec
 def on_training_run_end(trainer: Trainer) -> None:
     """The run has ended at its full length, or was stopped or paused; the model is unwrapped.
 
@@ -509,8 +541,7 @@ def on_save_training_state_error(trainer: Trainer, state_dir: Path, error: Excep
         state_dir: the directory that the state was meant for.
         error: the cause; an `OtherProcessError` if another process failed.
 
-    When: once per such save, when the loop learns of it. Runs on: the process that writes, and
-    others that waited for it.
+    When: once per such save, when the loop learns of it. Runs on: all processes.
     Collectives allowed: no. Reads the device: yes.
     """
 

@@ -8,12 +8,14 @@ that adds a command starts as quickly as `pa` itself.
 from __future__ import annotations
 
 from importlib import import_module
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict
 
 from pa_core.callbacks import TrainerCallback
 from pa_core.durations import Duration
+from pa_core.settings.paths import local_path
 
 if TYPE_CHECKING:
     import numpy as np
@@ -40,8 +42,9 @@ if TYPE_CHECKING:
         PLUGINS_VARIABLE,
         build_all_plugins,
     )
+    from pa_core.settings.secrets import is_secret, mask_secrets
     from pa_core.settings.table import find_settings_file, read_settings
-    from pa_core.settings.validation import check_table, is_secret
+    from pa_core.settings.validation import check_table
 
 __all__ = [
     "FAST_DEV_RUN_VARIABLE",
@@ -51,6 +54,7 @@ __all__ = [
     "ConfigurableCallback",
     "Implementation",
     "KeyedDataLoader",
+    "LocalPath",
     "PluginManager",
     "Spent",
     "StateReader",
@@ -67,7 +71,9 @@ __all__ = [
     "find_settings_file",
     "is_loader",
     "is_secret",
+    "local_path",
     "loop_as_text",
+    "mask_secrets",
     "newest_intact_state",
     "preserved",
     "read_settings",
@@ -99,8 +105,9 @@ _HOMES = {
     "encode": "pa_core.checkpoint.codec",
     "find_settings_file": "pa_core.settings.table",
     "is_loader": "pa_core.data.loader",
-    "is_secret": "pa_core.settings.validation",
+    "is_secret": "pa_core.settings.secrets",
     "loop_as_text": "pa_core.plugins.explain",
+    "mask_secrets": "pa_core.settings.secrets",
     "newest_intact_state": "pa_core.checkpoint.storage",
     "preserved": "pa_core.diagnostics.preserve",
     "read_settings": "pa_core.settings.table",
@@ -125,6 +132,16 @@ UpdateDuration = Annotated[
     Duration, BeforeValidator(lambda given: Duration.parse(given, "updates"))
 ]
 """The type of a setting: a duration, where a plain number means updates."""
+
+
+def _without_scheme(given: Any) -> Any:
+    if isinstance(given, str | Path):
+        local_path(given)
+    return given
+
+
+LocalPath = Annotated[Path, BeforeValidator(_without_scheme)]
+"""The type of a setting: a path, as opposed to an address such as ``s3://bucket/run``."""
 
 
 class CallbackSettings(BaseModel):
@@ -160,14 +177,15 @@ def check_file_name(name: str) -> str:
         The name.
 
     Raises:
-        ValueError: if it is empty, ``.`` or ``..``, or contains a path separator or another
-            character that some operating system doesn't allow in names.
+        ValueError: if it isn't a text, is empty, ``.`` or ``..``, or contains a path separator or
+            another character that some operating system doesn't allow in names.
 
     >>> check_file_name("run-1")
     'run-1'
     """
     forbidden = set('/\\:*?"<>|')
-    if name in ("", ".", "..") or any(char in forbidden or ord(char) < 32 for char in name):
+    is_text = isinstance(name, str) and name not in ("", ".", "..")
+    if not is_text or any(char in forbidden or ord(char) < 32 for char in name):
         raise ValueError(f"{name!r} can't name a file or folder; leave out {' '.join('/:*?<>|')}")
     return name
 

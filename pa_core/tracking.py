@@ -97,7 +97,7 @@ class RunHistory(ABC):
 
     Subclass it to record elsewhere. Overriding `follow`, `state_dict` and `load_state_dict` is
     optional: without them, records have no position, and a resumed run starts a new history at the
-    right epoch.
+    right epoch. Override `num_recorded` if copying all values of a metric is slow.
     """
 
     @abstractmethod
@@ -111,6 +111,12 @@ class RunHistory(ABC):
     @abstractmethod
     def get_latest_metric(self, metric_name: str) -> Any:
         """The latest value of a metric."""
+
+    def num_recorded(self, metric_name: str) -> int:
+        """The number of values of a metric that were recorded."""
+        if metric_name not in self.get_metric_names():
+            return 0
+        return len(list(self.get_metric_values(metric_name)))
 
     @abstractmethod
     def set_metric_name_prefix(self, prefix: str = "") -> None:
@@ -180,6 +186,7 @@ class InMemoryRunHistory(RunHistory):
         self._current_epoch = 1
         self._table = RecordTable()
         self._values: dict[str, list[Any]] = {}
+        self._num_deleted: dict[str, int] = {}
 
     @property
     def records(self) -> list[dict[str, Any]]:
@@ -220,6 +227,10 @@ class InMemoryRunHistory(RunHistory):
             )
         return self._values[metric_name][-1]
 
+    def num_recorded(self, metric_name: str) -> int:
+        """The number of values of a metric that were recorded, including deleted ones."""
+        return len(self._values.get(metric_name, ())) + self._num_deleted.get(metric_name, 0)
+
     def update_metric(self, metric_name: str, metric_value: Any) -> None:
         """Record a value at the current position of the run.
 
@@ -245,7 +256,9 @@ class InMemoryRunHistory(RunHistory):
         Raises:
             KeyError: if the metric is unknown.
         """
+        recorded = self.num_recorded(metric_name)
         del self._values[metric_name]
+        self._num_deleted[metric_name] = recorded
         self._table.delete(metric_name)
 
     def set_metric_name_prefix(self, prefix: str = "") -> None:
@@ -609,6 +622,12 @@ def _are_exact_integers(numbers: np.ndarray) -> bool:
     """Whether all are integers that float64 can tell from their neighbours."""
     is_small = np.abs(numbers) <= _LARGEST_EXACT
     return bool((is_small & (numbers == np.floor(numbers))).all())
+
+
+def num_recorded(history: RunHistory, metric_name: str) -> int:
+    """The number of values of a metric; also in a history that isn't a `RunHistory`."""
+    count = getattr(history, "num_recorded", None)
+    return count(metric_name) if count else RunHistory.num_recorded(history, metric_name)
 
 
 def count_values(history: RunHistory) -> dict[str, int]:

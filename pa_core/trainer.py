@@ -7,7 +7,7 @@ Each step is a method that a subclass may override, followed by the hook of the 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +17,7 @@ from torch import Tensor
 from pa_core.callbacks import get_default_callbacks
 from pa_core.checkpoint.manifest import run_fingerprint
 from pa_core.control import Requests, UpdateResult
-from pa_core.diagnostics.preserve import modes_kept
+from pa_core.engine.optimizers import as_one
 from pa_core.errors import StopTrainingError
 from pa_core.loop.arguments import (
     RunArguments,
@@ -25,16 +25,19 @@ from pa_core.loop.arguments import (
     check_loss,
     check_model_and_optimizer,
     check_predict_arguments,
+    check_scheduler_source,
     check_update,
 )
 from pa_core.loop.base import TrainerBase
 from pa_core.loop.consensus import Consensus
 from pa_core.loop.no_items import gradients_of, weighted
+from pa_core.loop.watched import WatchedMetrics
 from pa_core.placeholders import TrainerPlaceholderValues, replace_trainer_placeholder_values
 from pa_core.tracking import Position, count_values, values_since
 
 if TYPE_CHECKING:
     from pa_core.durations import Duration
+    from pa_core.loop.arguments import SchedulerSource
     from pa_core.loop.micro_batches import MicroBatch
     from pa_core.loop.randomness import EpochRandomness
 
@@ -54,8 +57,9 @@ class Trainer(TrainerBase):
     Args:
         model: the model, or the name of one that a plugin registers.
         loss_func: called with the model's outputs and the targets; returns a mean over the batch.
-        optimizer: an optimizer of the model's parameters, or a function that creates one from
-            them. With None, a plugin may create it; evaluating and predicting need none.
+        optimizer: an optimizer of the model's parameters, a function that creates one from them,
+            or a list of optimizers, each of its own parameters. With None, a plugin may create it;
+            evaluating and predicting need none.
         callbacks: classes or instances of `TrainerCallback`; they replace the default built-ins.
         run_history: records losses and metrics; in memory by default.
         plugins: names, classes, instances or modules; they replace the settings' list.
@@ -194,7 +198,7 @@ class Trainer(TrainerBase):
         max_num_train_steps: int | None = None,
         gradient_accumulation_steps: int = 1,
         gradient_clip_value: float | None = None,
-        create_scheduler_fn: Callable[[Any], Any] | str | None = None,
+        create_scheduler_fn: SchedulerSource | Sequence[SchedulerSource] = None,
         train_dataloader_kwargs: dict[str, Any] | None = None,
         eval_dataloader_kwargs: dict[str, Any] | None = None,
         reset_run_history: bool = True,
@@ -217,8 +221,10 @@ class Trainer(TrainerBase):
             gradient_accumulation_steps: micro-batches per update. The gradient is that of the
                 mean over all of them, also in a shorter last group.
             gradient_clip_value: clip each accumulated gradient to ``[-value, value]``.
-            create_scheduler_fn: a function of the optimizer, or the name of a scheduler that a
-                plugin registers.
+            create_scheduler_fn: a function of the optimizer, the name of a scheduler that a plugin
+                registers, or a scheduler that was created with the Trainer's optimizer. With
+                several optimizers, a function or name is used for each of them; or a list with one
+                entry, or None, for each. Schedulers are stepped once per update.
             train_dataloader_kwargs: arguments of the training `DataLoader`.
             eval_dataloader_kwargs: arguments of the evaluation `DataLoader`.
             reset_run_history: forget earlier runs; otherwise epochs are counted from theirs.
@@ -248,7 +254,9 @@ class Trainer(TrainerBase):
             train_dataloader_kwargs=train_dataloader_kwargs,
             eval_dataloader_kwargs=eval_dataloader_kwargs,
         )
+        self.optimizer = as_one(self.optimizer)
         check_model_and_optimizer(self.get_model(), self.optimizer, needs_optimizer=True)
+        check_scheduler_source(create_scheduler_fn, self.optimizers)
         state = None
         if resume_from is not None:
             from pa_core.checkpoint.resume import find_training_state
@@ -264,6 +272,7 @@ class Trainer(TrainerBase):
         position = Position(epoch=epoch, first_epoch=epoch) if state is None else state.position
         self._data.load_train(self._arguments)
         self._data.load_eval(per_device_batch_size, eval_dataloader_kwargs)
+        self._data.check_exact(strict=strict)
         self._plan_run(position)
         self._engine.plan(self.run_config)
         self._check_update_plugins()
@@ -277,7 +286,7 @@ class Trainer(TrainerBase):
         self._drawing = set()
         self.control.reset()
         self._manifest, self._fingerprint = None, run_fingerprint(self)
-        self._resumed_state = state
+        self._resumed_state, self._watched = state, WatchedMetrics(state.unseen if state else None)
         if state is not None:
             state.check_compatible(self, strict=strict)
             state.restore_training(self)
@@ -289,6 +298,7 @@ class Trainer(TrainerBase):
         # Before the clock starts, so that all processes agree.
         time_is_up = self._is_time_up()
         self._consensus = Consensus(self._engine, self.position.attempts, time_is_up=time_is_up)
+        self._watched.find_watchers(self)
         self._run("run_training")
 
     def evaluate(
@@ -351,7 +361,7 @@ class Trainer(TrainerBase):
         self._prepare_model_optimizer_and_dataloaders()
         self.model = self._engine.for_evaluation(self.model)
         try:
-            with torch.no_grad(), modes_kept(self.model):
+            with torch.no_grad(), self._modes_of_evaluation():
                 self.eval_epoch_start()
                 return collect_predictions(self, loader)
         finally:
@@ -374,6 +384,8 @@ class Trainer(TrainerBase):
             self._in_run = False
             if is_training:
                 self.position.stop_clock()
+                self._watched.close(self.run_history)
+                self._engine.end_run()
             self._means.end_step()
             state = self._resumed_state
             if state is not None and is_training:  # failed before it was restored
@@ -392,6 +404,9 @@ class Trainer(TrainerBase):
             self.training_run_start()
             self._event("on_training_run_start")
             self._reload_changed_data()
+            self._watched.check_data(self)
+            if not self.is_resuming:  # what a resumed run has in its history follows at its place
+                self._announce_metrics()
             if position.phase != "train" or position.stop_reason is not None:
                 self._restore_plugins()
             if position.stop_reason is not None:
@@ -403,10 +418,14 @@ class Trainer(TrainerBase):
                 self._run_epoch()
         except StopTrainingError as error:
             position.stop_reason = str(error)
+            self._engine.set_mode(self.optimizer, training=False)
             self.optimizer_zero_grad()
             self._discard_accumulation()
             self.print(error)
             self._event("on_stop_training_error", error=error)
+            self._watched.report_missing(self, is_over=False)
+        if not position.is_paused:
+            self._announce_metrics()
         self.wait_for_saves()
         self._in_run = False
         self._report_skipped()
@@ -423,10 +442,12 @@ class Trainer(TrainerBase):
         self._run_eval_epochs()
         self.training_run_epoch_end()
         self._event("on_training_run_epoch_end")
+        self._announce_metrics()
         self.run_history._increment_epoch()
         self.position.epoch += 1
         self.position.batch, self.position.phase = 0, "start"
         self._handle_requests(now=True)
+        self._watched.report_missing(self, is_over=self._is_finished())
 
     def _run_train_epoch(self) -> None:
         """Train for one epoch, or for the rest of an interrupted one."""
@@ -441,6 +462,7 @@ class Trainer(TrainerBase):
         position.phase = "train"
 
         batches, randomness = self._rest_of_epoch()
+        engine.set_mode(self.optimizer, training=True)
         for micro in () if self._is_finished() else batches:
             self.is_padding_batch = micro.is_padding
             self._means.start_step(is_padding=micro.is_padding)
@@ -462,6 +484,7 @@ class Trainer(TrainerBase):
                 if self._is_finished():
                     break
 
+        engine.set_mode(self.optimizer, training=False)
         self.train_epoch_end()
         self._record_means("train", "train_loss_epoch")
         self._event("on_train_epoch_end")
@@ -494,6 +517,7 @@ class Trainer(TrainerBase):
         """Make one update from the gradients of the accumulated batch, or skip it."""
         hooks = self._hooks
         self._accumulation.finish(self.model.parameters())
+        self._engine.choose(self.optimizer, self._accumulation.chosen)
         self._engine.unscale(self.optimizer)
         if hooks.on_gradients_ready is not None:
             hooks.on_gradients_ready(trainer=self)
@@ -581,7 +605,11 @@ class Trainer(TrainerBase):
         if granted.log:
             self._log_progress()
         if granted.evaluate:
-            granted.add(self._evaluate_within_epoch())  # and what plugins requested in it
+            self._evaluate_within_epoch()
+        has_values = granted.evaluate or ((granted.log or granted.announce) and not now)
+        if has_values and self._watched:
+            self._announce_metrics()
+            granted.add(self._decide(now=True) or Requests())  # what plugins requested in it
         self._save_requested(granted, now)
         if granted.stop_reason is not None:
             raise StopTrainingError(granted.stop_reason)
@@ -591,6 +619,8 @@ class Trainer(TrainerBase):
         self._hooks.refresh()
         if "_saver" in vars(self):  # a state has been saved
             self._saver.request_wait(self.control)
+        if not now and self._watched.has_new(self):
+            self.control.announce_metrics()
         time_is_up = self._in_run and self._is_time_up()
         if self._engine.num_processes == 1 and self.control.is_idle and not time_is_up:
             return None
@@ -629,14 +659,13 @@ class Trainer(TrainerBase):
         self.evaluation_run_end()
         self._event("on_evaluation_run_end")
 
-    def _evaluate_within_epoch(self) -> Requests:
-        """Evaluate between two updates, leaving the model as it was; returns what was requested."""
+    def _evaluate_within_epoch(self) -> None:
+        """Evaluate between two updates, leaving the model as it was."""
         self._data.reload_eval(self._arguments)
-        if not self._data.eval_loaders:
-            return Requests()
-        with modes_kept(self.model):
-            self._run_eval_epochs(is_intermediate=True)
-        return self._decide(now=True) or Requests()
+        if self._data.eval_loaders:
+            with self._modes_of_evaluation():
+                self._run_eval_epochs(is_intermediate=True)
+            self._watched.report_within_epoch(self)
 
     def _run_eval_epochs(self, **kind: bool) -> None:
         """Evaluate on each evaluation dataset; names of datasets prefix their metrics.

@@ -30,7 +30,16 @@ from pa_core.testing.processes import find
 
 ROOT = Path(__file__).parent.parent
 EXAMPLES = sorted((ROOT / "examples" / "plugins").iterdir())
-NAMES = ["curriculum", "distillation", "gradient-noise", "sam", "sample-images", "swa", "webhook"]
+NAMES = [
+    "curriculum",
+    "distillation",
+    "gan",
+    "gradient-noise",
+    "sam",
+    "sample-images",
+    "swa",
+    "webhook",
+]
 each_example = pytest.mark.parametrize("example", EXAMPLES, ids=lambda example: example.name)
 
 

@@ -48,6 +48,8 @@ class WatchSettings(CallbackSettings):
 class MetricWatcher(ConfigurableCallback):
     """Keeps the best value of a metric, and saves it in each training state.
 
+    A subclass implements `on_watched_metric`, and compares `metric` with `watch_metric`.
+
     Attributes:
         best_metric: the best value so far, always finite; None before the first one.
     """
@@ -59,27 +61,19 @@ class MetricWatcher(ConfigurableCallback):
         self.operator = operator.gt if greater_is_better else operator.lt
         self.best_metric: float | None = None
 
+    @property
+    def watched_metrics(self) -> tuple[str, ...]:
+        """The metrics for which `on_watched_metric` is called."""
+        return (self.watch_metric,)
+
     def on_training_run_start(self, trainer: Trainer, **kwargs: Any) -> None:
         # In a resumed run, the plugin's state is restored after this event.
-        if self.watch_metric == "eval_loss_epoch" and trainer.eval_dataset is None:
-            raise ValueError(
-                f"{type(self).__name__} watches eval_loss_epoch, which needs an eval_dataset: pass "
-                "one to train(), or watch another metric, such as train_loss_epoch"
-            )
         if self.reset_on_train:
             self.reset()
 
     def reset(self) -> None:
         """Forget the best value."""
         self.best_metric = None
-
-    def read_metric(self, trainer: Trainer) -> float:
-        """The latest value of the metric.
-
-        Raises:
-            ValueError: if no value was recorded.
-        """
-        return float(trainer.run_history.get_latest_metric(self.watch_metric))
 
     def is_better(self, value: float, margin: float = 0.0) -> bool:
         """Whether `value` is finite and better than the best one by more than `margin`."""

@@ -14,7 +14,8 @@ from pa_core.checkpoint import background  # noqa: F401
 from pa_core.checkpoint.storage import remove_leftovers
 from pa_core.durations import Duration, Every
 from pa_core.hookspecs import hookimpl
-from pa_core.plugin import CallbackSettings, ConfigurableCallback
+from pa_core.plugin import CallbackSettings, ConfigurableCallback, LocalPath
+from pa_core.settings.paths import local_path
 
 if TYPE_CHECKING:
     from pa_core.trainer import Trainer
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 class SaveTrainingStateSettings(CallbackSettings):
     """Settings of the built-in plugin `checkpoint`."""
 
-    save_dir: Path = Field(Path("training_states"), description="The folder for the states.")
+    save_dir: LocalPath = Field(Path("training_states"), description="The folder for the states.")
     save_every_n_epochs: int | None = Field(None, ge=1, description="Epochs between two states.")
     save_every_n_steps: int | None = Field(
         None, ge=1, description="Optimizer updates between two states."
@@ -93,7 +94,7 @@ class SaveTrainingStateCallback(ConfigurableCallback):
         ):
             if number is not None and number < 1:
                 raise ValueError(f"{name} must be 1 or more, or None, not {number}")
-        self.save_dir = Path(save_dir)
+        self.save_dir = local_path(save_dir)
         self.save_every_n_epochs = save_every_n_epochs
         self.save_every_n_steps = save_every_n_steps
         self.save_at_end = save_at_end

@@ -17,7 +17,10 @@ class EarlyStoppingSettings(WatchSettings):
     """Settings of the built-in plugin `early_stopping`."""
 
     early_stopping_patience: int = Field(
-        1, ge=1, description="Number of epochs without improvement after which the run stops."
+        1,
+        ge=1,
+        description="Number of values without improvement after which the run stops; a metric of "
+        "the epoch has one per epoch.",
     )
     early_stopping_threshold: float = Field(
         0.01, ge=0, description="The metric must improve by more than this to count as improved."
@@ -25,10 +28,13 @@ class EarlyStoppingSettings(WatchSettings):
 
 
 class EarlyStoppingCallback(MetricWatcher):
-    """Stops the run when a metric hasn't improved for a number of epochs. NaN never improves.
+    """Stops the run when a metric hasn't improved for a number of values. NaN never improves.
+
+    Each new value counts, whether it is recorded at the end of an epoch or within it. An epoch
+    without a value doesn't count.
 
     Args:
-        early_stopping_patience: number of epochs without improvement after which to stop.
+        early_stopping_patience: number of values without improvement after which to stop.
         early_stopping_threshold: the metric must improve by more than this.
         watch_metric: name of the metric in the run history.
         greater_is_better: whether higher values are better.
@@ -36,7 +42,7 @@ class EarlyStoppingCallback(MetricWatcher):
 
     Attributes:
         best_metric: the value at the last improvement.
-        early_stopping_patience_counter: number of epochs since then.
+        early_stopping_patience_counter: number of values since then.
     """
 
     Settings = EarlyStoppingSettings
@@ -59,8 +65,9 @@ class EarlyStoppingCallback(MetricWatcher):
         self.early_stopping_patience_counter = 0
 
     @hookimpl(trylast=True)
-    def on_training_run_epoch_end(self, trainer: Trainer, **kwargs: Any) -> None:
-        value = self.read_metric(trainer)
+    def on_watched_metric(self, trainer: Trainer, metric: str, value: float, **kwargs: Any) -> None:
+        if metric != self.watch_metric:
+            return
         if self.is_better(value, self.early_stopping_threshold):
             self.best_metric = value
             self.early_stopping_patience_counter = 0
@@ -69,11 +76,11 @@ class EarlyStoppingCallback(MetricWatcher):
         patience, waited = self.early_stopping_patience, self.early_stopping_patience_counter
         message = (
             f"{self.watch_metric} has not improved on {self.best_metric} for {waited} of "
-            f"{patience} epochs"
+            f"{patience} values"
         )
         trainer.print(message)
         if waited >= patience:
-            trainer.control.stop(f"Stopping early: {message}")
+            trainer.control.stop(f"Stopping early: {message}", everywhere=True)
 
     def state_dict(self) -> dict[str, Any]:
         return {**super().state_dict(), "waited": self.early_stopping_patience_counter}

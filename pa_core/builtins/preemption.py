@@ -21,9 +21,11 @@ from pa_core.builtins.base import has_finite_weights
 # First used after a signal. Importing it now shows a missing library at once.
 from pa_core.checkpoint import background  # noqa: F401
 from pa_core.checkpoint.storage import remove_leftovers
+from pa_core.data.workers import kill_workers
 from pa_core.errors import PreemptedExit
 from pa_core.hookspecs import hookimpl
-from pa_core.plugin import CallbackSettings, ConfigurableCallback
+from pa_core.plugin import CallbackSettings, ConfigurableCallback, LocalPath
+from pa_core.settings.paths import local_path
 
 if TYPE_CHECKING:
     from types import FrameType
@@ -40,6 +42,9 @@ _ECHO = 2.0
 Launchers forward a signal that every process in their group has already received.
 """
 
+_GRACE = 5.0
+"""Seconds after a second signal in which the main thread has to come to act on it."""
+
 
 class PreemptionSettings(CallbackSettings):
     """Settings of the built-in plugin `preemption`."""
@@ -53,7 +58,7 @@ class PreemptionSettings(CallbackSettings):
         le=255,
         description="The exit code of the process, which tells a job scheduler to start it again.",
     )
-    save_dir: Path = Field(
+    save_dir: LocalPath = Field(
         Path("training_states"),
         description="The folder for the state; if checkpoint is enabled, its folder is used.",
     )
@@ -65,8 +70,10 @@ class PreemptionCallback(ConfigurableCallback):
     A signal doesn't interrupt an update or an evaluation. Once that is complete, the run is paused
     at the same update on every process: its state is saved as ``update_00000120``, the events at
     the end of a run are called, everything is closed, and the process exits with a code that asks
-    for a restart, with ``resume_from="auto"``. A second signal, at least two seconds later, has the
-    same effect as without this plugin: it ends the process at once.
+    for a restart, with ``resume_from="auto"``. A second signal, at least two seconds later, kills
+    the data-loading workers and has the same effect as without this plugin: it ends the process at
+    once. If the main thread doesn't get to that, since it waits in a collective for a process that
+    is gone, the process exits five seconds later.
 
     A signal is often sent to a whole process group. The trainer's data-loading workers therefore
     ignore these signals.
@@ -95,11 +102,12 @@ class PreemptionCallback(ConfigurableCallback):
             raise ValueError(f"This system has no signal {', '.join(unknown)}")
         self.signals = tuple(signal.Signals[name] for name in signals)
         self.exit_code = exit_code
-        self.save_dir = Path(save_dir)
+        self.save_dir = local_path(save_dir)
         self._received: tuple[signal.Signals, float] | None = None
         self._handlers: dict[signal.Signals, Any] = {}
-        # In shared memory, for the workers to read.
+        # In shared memory, for the workers to read and write.
         self._is_listening = torch.zeros((), dtype=torch.bool).share_memory_()
+        self._pids: list[Tensor] = []
 
     def on_init_end(self, trainer: Trainer, **kwargs: Any) -> None:
         for plugin in trainer.plugins.by_name.values():
@@ -116,21 +124,31 @@ class PreemptionCallback(ConfigurableCallback):
 
     def _with_signals_ignored(self, loader: Any, data: Any) -> Any:
         if isinstance(loader, DataLoader) and loader is not data and loader.num_workers:
+            pids = torch.zeros(loader.num_workers, dtype=torch.int64).share_memory_()
+            self._pids.append(pids)
             loader.worker_init_fn = _IgnoreSignals(
-                self.signals, self._is_listening, loader.worker_init_fn
+                self.signals, self._is_listening, pids, loader.worker_init_fn
             )
         return loader
 
     # Outside every other wrapper, so that all have closed what they opened when the process exits.
     @hookimpl(wrapper=True, tryfirst=True)
     def run_training(self, trainer: Trainer) -> Generator[None, Any, Any]:
-        with self._listening(trainer):
-            result = yield
+        try:
+            with self._listening(trainer):
+                result = yield
+        except (KeyboardInterrupt, SystemExit):
+            self._kill_workers()
+            raise
         if trainer.position.is_paused:
             raise PreemptedExit(self.exit_code)
         if self._received is not None:  # too late to pause: the run is over
             signal.raise_signal(self._received[0])
         return result
+
+    def _kill_workers(self) -> None:
+        """Kill the workers: one that is stuck would be waited for, or outlive this process."""
+        kill_workers({int(pid) for pids in self._pids for pid in pids})
 
     def on_training_run_start(self, trainer: Trainer, **kwargs: Any) -> None:
         if trainer.is_main_process:
@@ -138,7 +156,10 @@ class PreemptionCallback(ConfigurableCallback):
 
     @hookimpl(tryfirst=True)
     def on_stop_training_error(self, trainer: Trainer, **kwargs: Any) -> None:
-        if trainer.position.is_paused and has_finite_weights(trainer):
+        if not trainer.position.is_paused:
+            return
+        self._kill_workers()
+        if has_finite_weights(trainer):
             state_dir = self.save_dir / f"update_{trainer.updates:08d}"
             trainer.save_training_state(state_dir, now=True, must=False)
             trainer.print(f"Saved {state_dir}; resume_from='auto' resumes from it")
@@ -156,6 +177,7 @@ class PreemptionCallback(ConfigurableCallback):
             yield
             return
         control = trainer.control  # during an evaluation within the run, it is a different one
+        has_acted = threading.Event()
 
         def handle(number: int, frame: FrameType | None) -> None:
             now = time.monotonic()
@@ -163,13 +185,16 @@ class PreemptionCallback(ConfigurableCallback):
                 self._received = signal.Signals(number), now
                 control.pause(f"{signal.Signals(number).name} was received")
             elif now - self._received[1] >= _ECHO:
+                has_acted.set()
                 self._restore_handlers()
+                self._kill_workers()
                 signal.raise_signal(number)
 
         self._is_listening.fill_(True)
         self._handlers = {number: signal.signal(number, handle) for number in self.signals}
         try:
-            yield
+            with _ending_a_stuck_process(self.signals, has_acted, self._kill_workers):
+                yield
         finally:
             self._restore_handlers()
             self._is_listening.fill_(False)
@@ -181,6 +206,72 @@ class PreemptionCallback(ConfigurableCallback):
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
 
+@contextmanager
+def _ending_a_stuck_process(
+    signals: Sequence[signal.Signals],
+    has_acted: threading.Event,
+    kill_workers: Callable[[], None],
+) -> Iterator[None]:
+    """End the process after a second signal even if its main thread is stuck in a library.
+
+    Python calls handlers between two bytecodes of the main thread, which never comes to that in a
+    collective whose other processes are gone. A thread learns of signals all the same.
+
+    Args:
+        signals: the signals that are handled.
+        has_acted: set by the handler once a second signal has ended the waiting for a boundary.
+        kill_workers: called before the process ends.
+    """
+    reading, writing = os.pipe()
+    os.set_blocking(writing, False)
+    before = signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
+    if before != -1:  # somebody else, such as an event loop, is told already
+        signal.set_wakeup_fd(before)
+        os.close(writing)
+        os.close(reading)
+        yield
+        return
+    _watched.append(writing)
+
+    def watch() -> None:
+        first: float | None = None
+        while number := int.from_bytes(os.read(reading, 1)):
+            now = time.monotonic()
+            if number not in signals:
+                continue
+            first = now if first is None else first
+            if now - first >= _ECHO and not has_acted.wait(_GRACE):
+                kill_workers()
+                os.write(2, f"{signal.Signals(number).name} again: the process ends\n".encode())
+                os._exit(128 + number)
+
+    thread = threading.Thread(target=watch, name="pa-core-signals", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        has_acted.set()
+        signal.set_wakeup_fd(-1)
+        _watched.clear()
+        os.close(writing)  # ends the thread
+        thread.join()
+        os.close(reading)
+
+
+_watched: list[int] = []
+
+
+def _stop_telling() -> None:
+    """In a forked process: its signals are none of its parent's."""
+    if _watched:
+        signal.set_wakeup_fd(-1)
+        os.close(_watched.pop())
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_stop_telling)
+
+
 class _IgnoreSignals:
     """Sets up a worker so that it ignores signals that its main process handles.
 
@@ -188,6 +279,7 @@ class _IgnoreSignals:
         signals: the signals.
         is_listening: whether the main process handles them; otherwise a signal ends the worker, as
             multiprocessing expects when a process ends.
+        pids: set to the worker's process id, at its number.
         worker_init_fn: the user's own function, called as well.
     """
 
@@ -195,12 +287,14 @@ class _IgnoreSignals:
         self,
         signals: Sequence[signal.Signals],
         is_listening: Tensor,
+        pids: Tensor,
         worker_init_fn: Callable[[int], None] | None,
     ) -> None:
-        self._signals, self._is_listening = tuple(signals), is_listening
+        self._signals, self._is_listening, self._pids = tuple(signals), is_listening, pids
         self._worker_init_fn = worker_init_fn
 
     def __call__(self, worker_id: int) -> None:
+        self._pids[worker_id] = os.getpid()
         for number in self._signals:
             signal.signal(number, self._handle)
         if self._worker_init_fn is not None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Generator
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
@@ -102,6 +104,11 @@ class ProgressBarCallback(ConfigurableCallback):
         self.pbar = self.eval_pbar = None
 
 
+def _is_open(stream: Any) -> bool:
+    """Whether a stream can be written to; ``pythonw`` and some services have none."""
+    return stream is not None and not getattr(stream, "closed", False)
+
+
 class _Bar(tqdm):
     """A tqdm bar that only counts between two displays."""
 
@@ -120,6 +127,7 @@ class _Bar(tqdm):
             leave=leave,
             unit="batch",
             dynamic_ncols=True,
+            disable=not _is_open(sys.stderr),
             mininterval=0,  # advance() decides when to display
             miniters=1,
         )
@@ -140,6 +148,21 @@ class _Bar(tqdm):
         self.close()
 
     def _show(self, trainer: Trainer) -> None:
+        if self.disable:
+            return
         self.set_postfix_str(f"loss={trainer.mean_loss:.4g}", refresh=False)
         self.update(self._uncounted)
         self._uncounted = 0
+
+    def display(self, *args: Any, **kwargs: Any) -> Any:
+        """Display the bar; if nobody reads it any more, disable it."""
+        try:
+            return super().display(*args, **kwargs)
+        except (OSError, ValueError):
+            self.disable = True
+            return None
+
+    def close(self) -> None:
+        """Close the bar, also if nobody reads it any more."""
+        with suppress(OSError, ValueError):
+            super().close()

@@ -5,11 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
 from pydantic import Field
 
 from pa_core.builtins.base import MetricWatcher, WatchSettings
+from pa_core.checkpoint.model_file import read_checkpoint
+from pa_core.errors import CheckpointError
 from pa_core.hookspecs import hookimpl
+from pa_core.plugin import LocalPath  # noqa: TC001 - pydantic reads the type
+from pa_core.settings.paths import local_path
 
 if TYPE_CHECKING:
     from pa_core.trainer import Trainer
@@ -18,7 +21,7 @@ if TYPE_CHECKING:
 class SaveBestModelSettings(WatchSettings):
     """Settings of the built-in plugin `save_best_model`."""
 
-    save_path: Path = Field(
+    save_path: LocalPath = Field(
         Path("best_model.pt"), description="The checkpoint file, usually ending in .pt."
     )
     save_optimizer: bool = Field(True, description="Whether to save the optimizer too.")
@@ -36,7 +39,10 @@ class SaveBestModelSettings(WatchSettings):
 
 
 class SaveBestModelCallback(MetricWatcher):
-    """Saves the model after each epoch that is the best so far, and loads the best at the end.
+    """Saves the model with the best value of a metric so far, and loads the best at the end.
+
+    Each new value counts, whether it is recorded at the end of an epoch or within it, as
+    ``intermediate_eval_loss`` is. The model is saved before its next update.
 
     The checkpoint file is written by `Trainer.save_checkpoint`, and contains the metric under its
     name. At the end only a file that this run has saved is loaded, never one of another run.
@@ -72,7 +78,7 @@ class SaveBestModelCallback(MetricWatcher):
         model: str | None = None,
     ) -> None:
         super().__init__(watch_metric, greater_is_better, reset_on_train)
-        self.save_path = save_path
+        self.save_path = local_path(save_path)
         self.save_optimizer = save_optimizer
         self.save_scheduler = save_scheduler
         self.load_saved_checkpoint = load_saved_checkpoint
@@ -84,9 +90,8 @@ class SaveBestModelCallback(MetricWatcher):
         self.best_metric_epoch = None
 
     @hookimpl(trylast=True)
-    def on_training_run_epoch_end(self, trainer: Trainer, **kwargs: Any) -> None:
-        value = self.read_metric(trainer)
-        if not self.is_better(value):
+    def on_watched_metric(self, trainer: Trainer, metric: str, value: float, **kwargs: Any) -> None:
+        if metric != self.watch_metric or not self.is_better(value):
             return
         self.best_metric = value
         self.best_metric_epoch = trainer.run_history.current_epoch
@@ -119,9 +124,10 @@ class SaveBestModelCallback(MetricWatcher):
 
     def _is_own_file(self) -> bool:
         """Whether the file is the one that this run saved last, by its metric and epoch."""
-        if not Path(self.save_path).is_file():
+        try:
+            content = read_checkpoint(self.save_path, map_location="meta", mmap=True)
+        except (OSError, CheckpointError):
             return False
-        content = torch.load(self.save_path, map_location="meta", weights_only=True, mmap=True)
         mine = (self.best_metric, self.best_metric_epoch)
         return (content.get(self.watch_metric), content.get("epoch")) == mine
 

@@ -71,8 +71,9 @@ class SpeedupsCallback(ConfigurableCallback):
     def on_init_end(self, trainer: Trainer, **kwargs: Any) -> None:
         if self.channels_last:
             trainer.model.to(memory_format=torch.channels_last)
-        if self.fused_optimizer and trainer.optimizer is not None:
-            _fuse(trainer.optimizer)
+        if self.fused_optimizer:
+            for optimizer in trainer.optimizers:
+                _fuse(optimizer)
         if self.compile:
             trainer.model = torch.compile(trainer.model, **self.compile_options)
 

@@ -18,6 +18,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from pa_core.settings.paths import local_path
+
 _CLOSE_ON_EXEC = getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
 _NO_FOLLOW = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
 _BLOCK = 4 * 2**20  # bytes hashed and written at once: they fit into the processor's cache
@@ -133,7 +135,7 @@ def remove_whole(path: Path) -> None:
 
 def save_file(path: str | Path, write: Callable[[Path], object]) -> None:
     """Have `write` create a temporary file, flush it, and move it to `path` atomically."""
-    path = Path(path)
+    path = local_path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = beside(path, "tmp")
     try:

@@ -7,6 +7,7 @@ being saved at a time; a request for another waits for it. All collectives run i
 
 from __future__ import annotations
 
+import errno
 import re
 import warnings
 from collections.abc import Callable, Iterable, Mapping
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
 
 CHECKPOINT_NAME = re.compile(r"epoch_\d{4,}|update_\d{8,}|final")
 """Names that the `checkpoint` plugin gives; `SaveRequest.keep` counts no other states."""
+_NO_SPACE = {errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC), errno.EFBIG}
+NOT_SAVED = "No training state was saved"
 
 
 @dataclass
@@ -59,18 +62,21 @@ class StateSaver:
 
         Raises:
             TrainingStateError: if something can't be saved, naming it and its owner.
-            OSError: if the disk fails and the request says that the state must be saved.
+            Exception: what ended the writing, if the request says that the state must be saved.
         """
         self._wait()
         pending = _PendingSave(state_dir, request.must)
 
         def write(commit: Callable[[], None]) -> None:
-            commit()
-            if request.keep is not None:
-                self._remove_old_states(pending, request.keep)
+            try:
+                commit()
+                if request.keep is not None:
+                    self._remove_old_states(pending, request.keep)
+            except BaseException as error:  # noqa: BLE001 - `_wait` reports it on all processes
+                pending.error = error
 
         def write_in_background(commit: Callable[[], None]) -> None:
-            pending.thread = Thread(target=_run, args=(pending, write, commit), name="pa-core-save")
+            pending.thread = Thread(target=write, args=(commit,), name="pa-core-save")
             pending.thread.start()
 
         try:
@@ -82,17 +88,15 @@ class StateSaver:
                 write_in_background if request.in_background else None,
                 self._memory,
             )
-        except (OSError, OtherProcessError) as error:
+        except (OSError, MemoryError, OtherProcessError) as error:  # before the writing began
             if request.must:
+                error.add_note(_not_saved(pending, error))
                 raise
             self._report(pending, error)
-        else:
-            if request.in_background:
-                self._pending = pending
-            if pending.thread is None and not request.in_background:
-                self._announce(state_dir)
-        if pending.thread is None:
-            _warn(pending.warnings)
+            return
+        self._pending = pending
+        if not request.in_background:
+            self._wait()
 
     def request_wait(self, control: TrainerControl) -> None:
         """If the background save has ended, have all processes wait for it at the next boundary."""
@@ -106,7 +110,7 @@ class StateSaver:
         Called on every process.
 
         Raises:
-            OSError: if the disk has failed and the state must be saved.
+            Exception: what ended the writing, if the state must be saved.
         """
         try:
             self._wait()
@@ -119,10 +123,11 @@ class StateSaver:
         This uses no collectives: other processes may be gone.
         """
         pending, self._pending = self._pending, None
-        if pending is None or pending.thread is None:
+        if pending is None:
             return
-        pending.thread.join()
-        self._memory.free()
+        if pending.thread is not None:
+            pending.thread.join()
+            self._memory.free()
         if pending.error is not None:
             exception.add_note(_not_saved(pending, pending.error))
         for text in pending.warnings:
@@ -132,22 +137,20 @@ class StateSaver:
         pending, self._pending = self._pending, None
         if pending is None:
             return
-        engine = self._trainer._engine
-        engine.run_on_all(lambda: self._complete(pending))
-        if not engine.largest(int(pending.error is not None))[0]:
-            self._announce(pending.state_dir)
-
-    def _complete(self, pending: _PendingSave) -> None:
-        if pending.thread is None:
-            return
-        pending.thread.join()
+        if pending.thread is not None:
+            pending.thread.join()
         _warn(pending.warnings)
-        if pending.error is None:
+        error = pending.error
+        failures = self._trainer._engine.gather_objects(None if error is None else repr(error))
+        failure = next((text for text in failures if text is not None), None)
+        if failure is None:
+            self._announce(pending.state_dir)
             return
-        if pending.must or not isinstance(pending.error, OSError):
-            pending.error.add_note(f"while {pending.state_dir} was being saved in the background")
-            raise pending.error
-        self._report(pending, pending.error)
+        error = error or OtherProcessError(f"Another process has failed: {failure}")
+        if pending.must or not isinstance(error, Exception):
+            error.add_note(f"{_not_saved(pending, error)}{_advice(error)}")
+            raise error
+        self._report(pending, error)
 
     def _announce(self, state_dir: Path) -> None:
         """Tell plugins, on every process, that a state is complete on disk."""
@@ -158,7 +161,7 @@ class StateSaver:
         self._trainer._event(
             "on_save_training_state_error", state_dir=pending.state_dir, error=error
         )
-        _warn([f"{_not_saved(pending, error)}, and training continues"])
+        _warn([f"{_not_saved(pending, error)}, and training continues{_advice(error)}"])
 
     def _remove_old_states(self, pending: _PendingSave, keep: int) -> None:
         try:
@@ -167,20 +170,21 @@ class StateSaver:
             pending.warnings.append(f"Old training states could not be removed: {error}")
 
 
-def _run(
-    pending: _PendingSave, write: Callable[[Callable[[], None]], None], commit: Callable[[], None]
-) -> None:
-    try:
-        write(commit)
-    except BaseException as error:  # noqa: BLE001 - the main thread reports it
-        pending.error = error
-
-
 def _not_saved(pending: _PendingSave, error: BaseException) -> str:
-    return (
-        f"No training state was saved at {pending.state_dir}: {error}. States saved earlier are "
-        "unchanged"
-    )
+    cause = str(error) if isinstance(error, OSError) else f"{type(error).__name__}: {error}"
+    return f"{NOT_SAVED} at {pending.state_dir}: {cause}. States saved earlier are unchanged"
+
+
+def _advice(error: BaseException) -> str:
+    """What to try, if anything helps."""
+    if isinstance(error, MemoryError):
+        return (
+            ". The host ran out of memory: with in_background=False, a save needs no copy of the "
+            "state"
+        )
+    if isinstance(error, OSError) and error.errno in _NO_SPACE:
+        return ". Free some space, or keep fewer states with max_checkpoints"
+    return ""
 
 
 def _warn(texts: Iterable[str]) -> None:

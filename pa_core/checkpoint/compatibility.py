@@ -128,7 +128,7 @@ def mid_epoch_obstacle(
         for process in states[1:]:
             for name, state in process.items():
                 # An empty state loses nothing: the main process' state is the one to restore.
-                if state and not _same(first.get(name), state):
+                if state and not same_state(first.get(name), state):
                     return (
                         f"The state of the plugin {name!r} differs between processes, so it can't "
                         "be restored on a different number of them: resume from a state that was "
@@ -137,8 +137,8 @@ def mid_epoch_obstacle(
     return None
 
 
-def _same(first: Any, second: Any) -> bool:
-    """Whether two states of a plugin are equal, bit for bit."""
+def same_state(first: Any, second: Any) -> bool:
+    """Whether two states of a plugin, or of data, are equal, bit for bit."""
     tensors: tuple[dict[str, Tensor], dict[str, Tensor]] = {}, {}
     texts = [encode(state, into, "") for state, into in zip((first, second), tensors, strict=True)]
     return texts[0] == texts[1] and tensor_bytes(tensors[0]) == tensor_bytes(tensors[1])

@@ -16,7 +16,7 @@ import platform
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from importlib import metadata
 from pathlib import Path
@@ -28,6 +28,8 @@ from torch.utils.data import ConcatDataset, DataLoader, Subset, TensorDataset
 
 from pa_core.data.loader import KeyedDataLoader
 from pa_core.data.source import length_of
+from pa_core.engine.optimizers import given_schedulers
+from pa_core.settings.secrets import mask_secrets
 
 if TYPE_CHECKING:
     from pa_core.trainer import Trainer
@@ -139,23 +141,25 @@ def run_fingerprint(trainer: Trainer) -> dict[str, Any]:
         "model": type(model).__name__,
         "layers": describe_layers(model),
         # Without accelerate's wrapper, which depends on the hardware.
-        "optimizer": type(getattr(trainer.optimizer, "optimizer", trainer.optimizer)).__name__,
+        "optimizer": _for_each(trainer.optimizers, lambda one: type(one).__name__),
         "optimizer_settings": describe_groups(trainer.optimizer),
-        "scheduler": describe(trainer.scheduler),
+        "scheduler": _for_each(given_schedulers(trainer.scheduler), describe),
     }
 
 
-DATA_ENTRIES = ("dataset_length", "dataset", "order")
-"""The entries of `data_fingerprint`."""
+DATA_ENTRIES = ("dataset_length", "dataset", "order", "stream")
+"""The entries of `data_fingerprint`; ``stream`` only where workers decide the order."""
 
 
 def data_fingerprint(trainer: Trainer) -> dict[str, Any]:
     """Describe the training data; plugins may change them between epochs."""
-    return {
+    described = {
         "dataset_length": length_of(trainer.train_dataset),
         "dataset": describe_dataset(trainer.train_dataset),
         "order": _describe_order(trainer.train_dataloader),
     }
+    stream = _describe_stream(trainer.train_dataloader)
+    return described if stream is None else described | {"stream": stream}
 
 
 def describe(value: Any) -> Any:
@@ -222,6 +226,12 @@ def describe_layers(model: nn.Module) -> dict[str, int]:
     return dict(Counter(f"{type(leaf).__name__}({leaf.extra_repr()})" for leaf in leaves))
 
 
+def _for_each(things: Sequence[Any], describe_one: Callable[[Any], Any]) -> Any:
+    """The description of a thing, None without any, or the descriptions of several."""
+    described = [describe_one(thing) for thing in things]
+    return described if len(described) > 1 else next(iter(described), None)
+
+
 def describe_groups(optimizer: Any) -> list[dict[str, Any]]:
     """The plain settings of each parameter group: learning rate, weight decay and so on."""
     groups = getattr(optimizer, "param_groups", [])
@@ -244,6 +254,17 @@ def _describe_order(loader: Any) -> dict[str, Any] | None:
     }
 
 
+def _describe_stream(loader: Any) -> dict[str, Any] | None:
+    """The number of workers of a loader whose batches depend on it; None for any other."""
+    if loader is None or isinstance(loader, KeyedDataLoader):
+        return None
+    from pa_core.data.keyed_fetch import can_be_keyed
+
+    inner = getattr(loader, "loader", loader)
+    workers = None if can_be_keyed(inner) else _plain(getattr(inner, "num_workers", None))
+    return None if workers is None else {"num_workers": workers}
+
+
 def _describe_rows(tensor: Tensor) -> dict[str, Any]:
     rows = len(tensor)
     places = sorted({number * (rows - 1) // (_ROWS - 1) for number in range(_ROWS)}) if rows else []
@@ -261,7 +282,8 @@ def _hash(tensor: Tensor) -> str:
 
 def _plain_items(items: Mapping[str, Any]) -> dict[str, Any]:
     found = {str(name): _plain(value) for name, value in items.items()}
-    return {name: value for name, value in found.items() if value is not None and name[0] != "_"}
+    plain = {name: value for name, value in found.items() if value is not None and name[0] != "_"}
+    return dict(mask_secrets(plain))
 
 
 def _plain(value: Any) -> Any:

@@ -10,6 +10,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from pa_core.checkpoint.atomic_io import save_file
+from pa_core.checkpoint.storage import MANIFEST
+from pa_core.errors import CheckpointError
+from pa_core.settings.paths import local_path
 
 if TYPE_CHECKING:
     from torch import nn
@@ -52,7 +55,7 @@ def load_checkpoint(
 ) -> dict[str, Any]:
     """Load a checkpoint file without executing anything in it; see `Trainer.load_checkpoint`."""
     trainer._engine.wait()
-    content: dict[str, Any] = torch.load(checkpoint_path, map_location="cpu", weights_only=True)
+    content = trainer._engine.run_on_all(lambda: read_checkpoint(checkpoint_path))
     wanted = (
         ("optimizer", trainer.optimizer, load_optimizer),
         ("scheduler", trainer.scheduler, load_scheduler),
@@ -69,6 +72,40 @@ def load_checkpoint(
     trainer._engine.load_weights(trainer.model, content["model_state_dict"])
     for name, target in present:
         target.load_state_dict(content[f"{name}_state_dict"])
+    return content
+
+
+def read_checkpoint(path: str | Path, **options: Any) -> dict[str, Any]:
+    """Read a checkpoint file without executing anything in it.
+
+    Args:
+        path: the file.
+        **options: of `torch.load`; by default, tensors are read into host memory.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        CheckpointError: if it is something else.
+    """
+    path = local_path(path)
+    if (path / MANIFEST).is_file():
+        raise CheckpointError(
+            f"{path} is a training state, not a checkpoint file: use load_training_state, or "
+            "resume_from to continue its run"
+        )
+    try:
+        content = torch.load(path, weights_only=True, **{"map_location": "cpu", **options})
+    except (FileNotFoundError, PermissionError):
+        raise
+    except Exception as error:  # PyTorch raises many kinds, with advice to disable its safeguards
+        raise CheckpointError(
+            f"{path} isn't a checkpoint file, as save_checkpoint writes them, or it is damaged"
+        ) from error
+    if not isinstance(content, dict) or "model_state_dict" not in content:
+        found = ", ".join(map(str, list(content)[:4])) if isinstance(content, dict) else ""
+        raise CheckpointError(
+            f"{path} isn't a checkpoint file, as save_checkpoint writes them: it has no "
+            f"'model_state_dict', but {found or type(content).__name__}"
+        )
     return content
 
 

@@ -16,13 +16,19 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from pa_core.checkpoint.codec import decode, decode_weights
-from pa_core.checkpoint.compatibility import differences, differing_leaves, mid_epoch_obstacle
+from pa_core.checkpoint.compatibility import (
+    differences,
+    differing_leaves,
+    mid_epoch_obstacle,
+    same_state,
+)
 from pa_core.checkpoint.manifest import DATA_ENTRIES, data_fingerprint
 from pa_core.checkpoint.optimizer_shards import read_shard
 from pa_core.checkpoint.save import parameter_names
 from pa_core.checkpoint.start_check import StartCheck
 from pa_core.checkpoint.storage import StateReader
 from pa_core.errors import TrainingStateError
+from pa_core.settings.paths import local_path
 from pa_core.tracking import Position
 
 if TYPE_CHECKING:
@@ -50,7 +56,7 @@ class TrainingState:
 
     def __init__(self, state_dir: str | Path, rank: int) -> None:
         self.reader = StateReader(state_dir)
-        self.directory, self._rank = Path(state_dir), rank
+        self.directory, self._rank = local_path(state_dir), rank
         with self._invalid_content_reported():
             self._read()
             self.reader.check_rest()
@@ -74,11 +80,13 @@ class TrainingState:
             name: decode(state[name], tensors)
             for name in ("optimizer", "scheduler", "scaler", "run_history")
         }
+        self._parts["training_weights"] = decode(state.get("training_weights"), tensors)
         self._weights = decode_weights(
             reader.read_tensors("model.safetensors"), decode(state["weights"], tensors)
         )
         self.metadata: dict[str, Any] = decode(state["metadata"], tensors)
         self.position = Position(**state["position"])
+        self.unseen: dict[str, int] = dict(state.get("unseen_metrics", {}))
         position = self.position
         if position.is_paused:  # and resumed now
             position.stop_reason, position.is_paused = None, False
@@ -86,9 +94,10 @@ class TrainingState:
             *(position.epoch, position.first_epoch, position.batch),
             *(position.updates, position.samples),
             *(position.skipped, position.skipped_in_a_row),
+            *self.unseen.values(),
         )
         if not all(type(count) is int for count in counts):
-            raise TypeError("the counts of the position must be integers")
+            raise TypeError("the counts of the position and of metrics must be integers")
         if position.phase not in ("start", "train", "eval"):
             raise ValueError(f"there is no phase {position.phase!r}")
         if not isinstance(self._parts["run_history"], dict | None):
@@ -112,6 +121,7 @@ class TrainingState:
             # Earlier versions seeded every part of a step.
             "drawing": set(process.get("drawing", ("model", "plugins"))),
             "plugins": {key: decode(value, tensors) for key, value in process["plugins"].items()},
+            "data": decode(process["data"], tensors) if "data" in process else None,
         }
 
     def check_compatible(self, trainer: Trainer, *, strict: bool) -> None:
@@ -157,7 +167,8 @@ class TrainingState:
         if not (has_changed and self._is_within_epoch):
             return
         saved, present = self.reader.manifest["run"], data_fingerprint(trainer)
-        found = differing_leaves({name: saved[name] for name in present}, present)
+        now = {name: value for name, value in present.items() if name in saved}
+        found = differing_leaves({name: saved[name] for name in now}, now)
         obstacle = None
         if saved["dataset_length"] != present["dataset_length"]:
             obstacle = (
@@ -165,6 +176,42 @@ class TrainingState:
                 "must assign it again in on_train_epoch_start or on_load_training_state"
             )
         self._report(found, obstacle)
+
+    def restore_data(self, trainer: Trainer) -> None:
+        """Restore the state of data that decide their own order, and have the next batch compared.
+
+        Raises:
+            TrainingStateError: if it can't be restored on this number of processes; and for every
+                difference if the run resumes with ``strict=True``.
+        """
+        data, saved = trainer._data, self._process["data"]
+        name = data.train_state.name if data.train_state is not None else None
+        if saved is None:
+            if name is not None and (self._is_within_epoch or self.position.epoch_of_run > 0):
+                self._report_data(
+                    f"{self.directory} was saved by an earlier version and doesn't record where "
+                    f"{name} stands: nothing checks that the run continues with the same batches"
+                )
+            return
+        states = [process["data"] for process in self._processes]
+        is_compared = len(states) == trainer.num_processes
+        if not is_compared and any(
+            not same_state(_parts(states[0]), _parts(one)) for one in states
+        ):
+            raise TrainingStateError(
+                f"{self.directory} has a state of {name} for each of {len(states)} processes, "
+                f"which can't be restored on {trainer.num_processes}"
+            )
+        for entry in ("per_device_batch_size", "stream"):
+            present = (trainer._fingerprint or {}).get(entry)
+            is_compared &= self._run.get(entry) == present
+        is_compared &= all(one["train"]["digest"] for one in states if one and "train" in one)
+        data.load_state_dict(saved, is_compared=is_compared, strict=self._strict)
+
+    def _report_data(self, text: str) -> None:
+        if self._strict:
+            raise TrainingStateError(f"{text}. To allow this, pass strict=False")
+        warnings.warn(text, stacklevel=3)
 
     @property
     def _has_changed_data(self) -> bool:
@@ -269,13 +316,14 @@ class TrainingState:
                 f"{self.directory} was saved {'without' if scheduler is None else 'with'} a "
                 f"scheduler, but this run has {'one' if scheduler is None else 'none'}"
             )
-        with self._invalid_content_reported():
+        with self._invalid_content_reported(), engine.evaluation_mode(optimizer):
             engine.load_weights(trainer.model, self._weights)
             scaler = trainer._accelerator.scaler
             if scaler is not None and self._parts["scaler"] is not None:
                 scaler.load_state_dict(self._parts["scaler"])
             if optimizer is not None:
                 engine.load_optimizer_state(optimizer, self._parts["optimizer"])
+                engine.load_training_weights(optimizer, self._parts["training_weights"] or {})
             # After the optimizer: creating the scheduler has set the optimizer's learning rate.
             if trainer.scheduler is not None and scheduler is not None:
                 trainer.scheduler.load_state_dict(scheduler)
@@ -358,6 +406,11 @@ class TrainingState:
     def _sharding_difference(self, trainer: Trainer) -> str:
         now = trainer._engine.sharding
         return f"the optimizer's state: {self._sharding or 'whole'} → {now or 'whole'}"
+
+
+def _parts(data: Mapping[str, Any]) -> dict[str, Any]:
+    """What the data of a process have saved of their own, by where it belongs."""
+    return {"train": data.get("train", {}).get("parts"), "eval": data.get("eval")}
 
 
 def _sum_of(means: list[dict[str, float]]) -> dict[str, float]:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from pa_core.checkpoint.restore import TrainingState
 from pa_core.checkpoint.storage import MANIFEST, newest_intact_state
 from pa_core.errors import TrainingStateError
+from pa_core.settings.paths import local_path
 
 if TYPE_CHECKING:
     from pa_core.trainer import Trainer
@@ -44,7 +45,7 @@ def states_folder(trainer: Trainer) -> Path | None:
     """
     for plugin in trainer.plugins.by_name.values():
         if getattr(type(plugin), "saves_training_states", False):
-            return Path(plugin.save_dir)  # type: ignore[attr-defined]
+            return local_path(plugin.save_dir)  # type: ignore[attr-defined]
     return None
 
 
@@ -57,7 +58,7 @@ def _choose_state(resume_from: str | Path, trainer: Trainer) -> Path | None:
                 'enabled: add "checkpoint" to the plugins, or name a folder'
             )
         return newest_intact_state(folder)
-    path = Path(resume_from)
+    path = local_path(resume_from)
     if not path.is_dir():
         is_part = (path.parent / MANIFEST).is_file()
         hint = f"; a training state is a folder, here {path.parent}" if is_part else ""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import random
 import time
+import warnings
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import asdict
@@ -61,9 +62,9 @@ def save_training_state(
             "The run was interrupted in the middle of an update, so a training state saved now "
             "would not resume exactly. Resume from the last one that was saved"
         )
-    weights = engine.weights(trainer.model)
     is_main = engine.rank == 0
-    with ExitStack() as cleanup:
+    with engine.evaluation_mode(trainer.optimizer), ExitStack() as cleanup:
+        weights = engine.weights(trainer.model)
 
         def begin() -> tuple[Any, StateWriter | None]:
             process = _process_state(trainer)
@@ -84,8 +85,9 @@ def save_training_state(
             content, begin_writing = files, write
             if write_in_background is not None and memory is not None:
                 held = {name: part for name, part in files.items() if _holds_tensors(part)}
-                if has_room_in_memory(_size(held)):
-                    content, begin_writing = files | memory.copy(held), write_in_background
+                copies = _copies(held, memory)
+                if copies is not None:
+                    content, begin_writing = files | copies, write_in_background
             content |= {"state.safetensors": content["state.safetensors"] | constant}
             manifest = _state_manifest(trainer)
             begin_writing(partial(_write, cleanup.pop_all(), writer, content, manifest))
@@ -138,8 +140,14 @@ def _state_files(
     # How the optimizer is sharded. Resuming compares the text, so its words must not change.
     state["division"] = engine.sharding
     state["parameters"] = parameter_names(trainer)
+    training_weights = engine.training_weights(trainer.optimizer)
+    if training_weights:  # the weights of the model are those of the optimizer's evaluation mode
+        state["training_weights"] = encode(training_weights, tensors, "training_weights")
     state["position"] = asdict(trainer.position)
     history = trainer.run_history
+    unseen = trainer._watched.unseen(history)
+    if unseen:
+        state["unseen_metrics"] = unseen
     if _has_columns(history):
         state["run_history"] = encode(history.snapshot(), constant, "run_history")
     else:
@@ -169,6 +177,7 @@ def _process_state(trainer: Trainer) -> tuple[Any, Any]:
     The second item holds its tensors, as bytes if they have to go to another process.
     """
     tensors: dict[str, Tensor] = {}
+    means = trainer._means
     generators: dict[str, Any] = {
         "python": random.getstate(),
         "numpy": np.random.get_state(legacy=True),
@@ -178,15 +187,39 @@ def _process_state(trainer: Trainer) -> tuple[Any, Any]:
         generators["cuda"] = torch.cuda.get_rng_state(trainer.device)
     state = {
         "generators": encode(generators, tensors, "generators"),
-        "loss": encode(trainer._means.loss.state_dict(), tensors, "loss"),
-        "means": encode(trainer._means.named_state(), tensors, "means"),
+        "loss": encode(means.loss.state_dict(), tensors, "loss"),
+        "means": encode(means.named_state(), tensors, "means"),
         "drawing": sorted(trainer._drawing),
         "plugins": {
             name: encode(plugin_state, tensors, f"plugin {name!r}")
             for name, plugin_state in trainer.plugins.state_dict().items()
         },
     }
+    data, data_tensors = _data_state(trainer)
+    if data:
+        state["data"] = data
+        tensors |= data_tensors
     return state, tensors if trainer.num_processes == 1 else tensor_bytes(tensors)
+
+
+def _data_state(trainer: Trainer) -> tuple[Any, dict[str, Tensor]]:
+    """The state of the data, encoded, and its tensors.
+
+    A state that the data save themselves and that isn't plain data is left out, with a warning.
+    """
+    tensors: dict[str, Tensor] = {}
+    data = trainer._data.state_dict()
+    try:
+        return encode(data, tensors, "data"), tensors
+    except TrainingStateError as error:
+        warnings.warn(
+            f"{error}. It is left out: resuming reads these data again, from their first epoch if "
+            "they change from epoch to epoch",
+            stacklevel=2,
+        )
+    data.pop("eval", None)
+    data["train"]["parts"] = {}
+    return encode(data, {}, "data"), {}
 
 
 def parameter_names(trainer: Trainer) -> list[list[str]]:
@@ -203,6 +236,19 @@ def parameter_names(trainer: Trainer) -> list[list[str]]:
 
 def _holds_tensors(part: Any) -> bool:
     return isinstance(part, dict) and any(isinstance(value, Tensor) for value in part.values())
+
+
+def _copies(
+    groups: Mapping[str, Mapping[str, Tensor]], memory: HostMemory
+) -> dict[str, dict[str, Tensor]] | None:
+    """Copies of the tensors; None if the host has no memory for them."""
+    if not has_room_in_memory(_size(groups)):
+        return None
+    try:
+        return memory.copy(groups)
+    except (MemoryError, RuntimeError):  # PyTorch's allocator raises the latter
+        memory.free()
+        return None
 
 
 def _size(groups: Mapping[str, Mapping[str, Tensor]]) -> int:

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from pa_core.checkpoint import atomic_io
 from pa_core.errors import TrainingStateError
+from pa_core.settings.paths import local_path
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -42,7 +43,7 @@ class StateWriter:
     """
 
     def __init__(self, target: str | Path) -> None:
-        self.target = Path(os.path.abspath(target))
+        self.target = Path(os.path.abspath(local_path(target)))
         recover_replaced(self.target.parent)
         if self.target.exists() and not (self.target / MANIFEST).is_file():
             if not self.target.is_dir() or any(self.target.iterdir()):
@@ -116,7 +117,7 @@ def read_manifest(state_dir: str | Path) -> dict[str, Any]:
     Raises:
         TrainingStateError: if there is none, or if it was changed.
     """
-    path = Path(state_dir) / MANIFEST
+    path = local_path(state_dir) / MANIFEST
     try:
         if not _is_regular(path):
             raise TrainingStateError(f"{path} is damaged: it is not a regular file")
@@ -200,7 +201,7 @@ class StateReader:
     """
 
     def __init__(self, state_dir: str | Path) -> None:
-        self.directory = Path(state_dir)
+        self.directory = local_path(state_dir)
         self.manifest = read_manifest(self.directory)
         problems = _problems(self.directory, self.manifest["files"], every_byte=False)
         if problems:
@@ -263,7 +264,7 @@ def find_states(folder: str | Path) -> list[Path]:
 
 def state_folders(folder: str | Path) -> list[Path]:
     """The directories in a folder that are or were states, damaged ones included, by name."""
-    folder = Path(folder)
+    folder = local_path(folder)
     return [
         path
         for path in (sorted(folder.iterdir()) if folder.is_dir() else ())
@@ -316,7 +317,7 @@ def newest_intact_state(folder: str | Path) -> Path | None:
     Raises:
         TrainingStateError: if there are states and all of them are damaged.
     """
-    folder = Path(os.path.abspath(folder))
+    folder = Path(os.path.abspath(local_path(folder)))
     recover_replaced(folder)
     candidates = find_states(folder)
     unreadable = [path for path in state_folders(folder) if path not in candidates]

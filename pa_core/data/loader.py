@@ -7,6 +7,7 @@ replayed from the start of the epoch.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import islice
 from numbers import Integral
@@ -18,7 +19,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, TensorDataset
 from torch.utils.data import default_collate as _default_collate
 
-from pa_core.data.process_split import SplitBatch, SplitLoader, keyed_batches, seed_order
+from pa_core.data.process_split import SplitBatch, SplitLoader
 from pa_core.data.rng import derive_key, generator_positions, seed_host, seed_torch
 from pa_core.data.sampler import EpochSampler, IndexBatch
 
@@ -46,6 +47,10 @@ class KeyedDataset(Dataset[Any]):
         self._collate = collate_fn or _default_collate
         self.collate_fn = _identity if self._fetch_tensors else self.collate
         self._indices: list[int] = []  # of the last batch, for the error note
+        self._generators: list[Any] | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return vars(self) | {"_generators": None}  # each process finds those of its own copy
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -58,9 +63,26 @@ class KeyedDataset(Dataset[Any]):
         """Whether a fetch runs the user's code, which may draw random numbers."""
         return self._fetch_tensors is None
 
+    @property
+    def generators(self) -> list[Any]:
+        """The random generators that the dataset and the collation hold, to be seeded too."""
+        if self._generators is None:
+            from pa_core.data.inspection import find_generators
+
+            self._generators = find_generators(self.dataset, self._collate) if self.may_draw else []
+        return self._generators
+
+    def seed(self, key: int) -> None:
+        """Seed everything that a fetch may draw from."""
+        seed_host(key)
+        if self.generators:
+            from pa_core.data.inspection import seed_generators
+
+            seed_generators(self.generators, key)
+
     def __getitems__(self, batch: IndexBatch) -> Any:
         if self.may_draw:
-            seed_host(batch.key)
+            self.seed(batch.key)
         return self.fetch(batch.indices)
 
     def fetch(self, batch: Tensor) -> Any:
@@ -159,6 +181,10 @@ class KeyedDataLoader(DataLoader[Any]):
         generator = torch.Generator().manual_seed(derive_key(sampler.seed, "workers"))
         kwargs.setdefault("generator", generator)
         self.seeds_always = False
+        if kwargs.get("num_workers"):
+            from pa_core.data.keyed_fetch import ShowDataset
+
+            kwargs["worker_init_fn"] = ShowDataset(kwargs.get("worker_init_fn"))
         super().__init__(keyed, batch_sampler=sampler, collate_fn=keyed.collate_fn, **kwargs)
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
@@ -175,6 +201,8 @@ class KeyedDataLoader(DataLoader[Any]):
         """
         dataset: Any = self.dataset
         fetch, collate, may_draw = dataset.fetch, self.collate_fn, dataset.may_draw
+        if dataset.generators:
+            self.seeds_always = True
         if dataset._collate is _default_collate:
             dataset._collate = _fast_collate
         for batch in self.batch_sampler:
@@ -187,7 +215,7 @@ class KeyedDataLoader(DataLoader[Any]):
                     continue
                 self.seeds_always = True
             if may_draw:
-                seed_host(batch.key)
+                dataset.seed(batch.key)
             yield collate(fetch(batch.indices))
 
 
@@ -237,11 +265,18 @@ def create_dataloader(
         raise ValueError(f"The {purpose} batch size must be a positive integer, not {batch_size!r}")
     if batch_size is not None:
         kwargs["batch_size"] = int(batch_size)  # NumPy's integers overflow
-    if isinstance(data, IterableDataset) or kwargs.get("sampler") or kwargs.get("batch_sampler"):
-        # Persistent workers have generators that can't be seeded again for an epoch.
-        kwargs["persistent_workers"] = False
+    if hasattr(data, "set_epoch"):
+        kwargs["persistent_workers"] = False  # it would only reach the copies of new workers
     if isinstance(data, IterableDataset):
         kwargs.pop("shuffle", None)  # a stream has its own order
+        if kwargs.get("persistent_workers"):
+            # They have generators, and copies of the stream, that can't be set for an epoch.
+            kwargs["persistent_workers"] = False
+            warnings.warn(
+                f"persistent_workers=True is ignored for {type(data).__name__}, which is an "
+                "IterableDataset: its workers start again in each epoch, with new copies of it",
+                stacklevel=2,
+            )
         return DataLoader(data, collate_fn=collate_fn, **kwargs)
     if len(data) == 0:
         raise ValueError(f"The {purpose} dataset is empty")
@@ -309,13 +344,17 @@ def batches(
     """
     stop = None if limit is None else max(limit - start, 0)
     if isinstance(loader, KeyedDataLoader):
+        keyed: Any = loader.dataset
         loader.batch_sampler.set_position(epoch, start)
+        if loader.batch_sampler.purpose == "train" and hasattr(keyed.dataset, "set_epoch"):
+            keyed.dataset.set_epoch(epoch)
         return iter(loader) if stop is None else islice(iter(loader), stop)
     if isinstance(loader, SplitLoader):
         replayed = loader.iterate(seed, epoch)
     else:
-        seed_order(loader, seed, epoch)
-        replayed = keyed_batches(loader, seed, epoch)
+        from pa_core.data.ready_loader import keyed_epoch
+
+        replayed = keyed_epoch(loader, seed, epoch)
     return islice(replayed, start, None if stop is None else start + stop)
 
 

@@ -8,13 +8,10 @@ batch with weight 0, so that it can take part in the update.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-import torch
-from torch.utils.data import DataLoader, DistributedSampler, IterableDataset
-
-from pa_core.data.rng import derive_key, seed_host
+from torch.utils.data import DataLoader, DistributedSampler
 
 if TYPE_CHECKING:
     from pa_core.engine.base import Engine
@@ -22,10 +19,6 @@ if TYPE_CHECKING:
 Purpose = Literal["train", "evaluate", "predict"]
 
 _END = object()
-_LOADER_OPTIONS = (
-    *("num_workers", "collate_fn", "pin_memory", "timeout", "worker_init_fn", "generator"),
-    *("multiprocessing_context", "prefetch_factor", "persistent_workers", "pin_memory_device"),
-)
 
 
 class SplitBatch(NamedTuple):
@@ -65,18 +58,11 @@ class SplitLoader:
 
     def iterate(self, seed: int, epoch: int) -> Iterator[Any]:
         """Iterate over this process' split of an epoch, with order and draws keyed."""
-        seed_order(self.loader, seed, epoch)
-        if not _has_batch_sampler(self.loader):
-            return self._split(keyed_batches(self.loader, seed, epoch))
-        planned = list(self._split(iter(self.loader.batch_sampler)))
-        mine = [item.batch if isinstance(item, SplitBatch) else item for item in planned]
-        options = {name: getattr(self.loader, name) for name in _LOADER_OPTIONS}
-        loader = DataLoader(self.loader.dataset, batch_sampler=mine, **options)
-        fetched = keyed_batches(loader, seed, epoch, self.rank, self.num_processes)
-        return (
-            SplitBatch(batch, item.is_padding) if isinstance(item, SplitBatch) else batch
-            for batch, item in zip(fetched, planned, strict=True)
-        )
+        from pa_core.data.ready_loader import can_be_keyed, keyed_epoch
+
+        if can_be_keyed(self.loader):
+            return keyed_epoch(self.loader, seed, epoch, self.rank, self.num_processes)
+        return self._split(keyed_epoch(self.loader, seed, epoch))
 
     def _split(self, items: Iterator[Any]) -> Iterator[Any]:
         mine, number, item = _END, 0, None
@@ -115,8 +101,9 @@ class UnevenSplitLoader(SplitLoader):
 
     def iterate(self, seed: int, epoch: int) -> Iterator[Any]:
         """Iterate over this process' batches of an epoch, then over padding batches."""
-        seed_order(self.loader, seed, epoch)
-        return self._split(keyed_batches(self.loader, seed, epoch))
+        from pa_core.data.ready_loader import keyed_epoch
+
+        return self._split(keyed_epoch(self.loader, seed, epoch))
 
     def _split(self, items: Iterator[Any]) -> Iterator[Any]:
         item: Any = _END
@@ -139,12 +126,14 @@ def split_between_processes(loader: Any, engine: Engine, purpose: Purpose) -> An
     if isinstance(sampler, DistributedSampler):
         if purpose == "train":
             return loader
+        from pa_core.data.ready_loader import LOADER_OPTIONS
+
         # It evens out its splits by repeating samples: use its order for a single process instead.
         whole: DistributedSampler[Any] = DistributedSampler(
             sampler.dataset, 1, 0, sampler.shuffle, sampler.seed
         )
         whole.set_epoch(sampler.epoch)
-        options = {name: getattr(loader, name) for name in (*_LOADER_OPTIONS, "drop_last")}
+        options = {name: getattr(loader, name) for name in (*LOADER_OPTIONS, "drop_last")}
         loader = DataLoader(loader.dataset, loader.batch_size, sampler=whole, **options)
     elif is_sharded(loader):
         if purpose == "train":
@@ -168,57 +157,4 @@ def is_sharded(loader: Any) -> bool:
     dataset = getattr(loader, "dataset", None)
     return getattr(dataset, "_distributed", None) is not None or bool(
         getattr(loader, "is_sharded", False) or getattr(dataset, "is_sharded", False)
-    )
-
-
-def seed_order(loader: Any, seed: int, epoch: int) -> None:
-    """Seed all generators that may decide the order of a loader's epoch."""
-    batch_sampler = getattr(loader, "batch_sampler", None)
-    holders: list[Any] = [
-        loader,
-        getattr(loader, "dataset", None),
-        getattr(loader, "sampler", None),
-        batch_sampler,
-        getattr(batch_sampler, "sampler", None),
-    ]
-    for holder in holders:
-        generator = getattr(holder, "generator", None)
-        if isinstance(generator, torch.Generator):
-            generator.manual_seed(derive_key(seed, "order", epoch))
-        if hasattr(holder, "set_epoch"):
-            holder.set_epoch(epoch)
-    seed_host(derive_key(seed, "order", epoch))
-
-
-def keyed_batches(
-    loader: Iterable[Any], seed: int, epoch: int, first: int = 0, step: int = 1
-) -> Iterator[Any]:
-    """Iterate over a loader, with the generators seeded for the number of each batch.
-
-    Args:
-        loader: yields batches.
-        seed: of the run.
-        epoch: number of the epoch.
-        first: number of the first batch.
-        step: difference between the numbers of consecutive batches.
-    """
-    iterator, number = iter(loader), first
-    while True:
-        seed_host(derive_key(seed, "batch", epoch, number))
-        try:
-            batch = next(iterator, _END)
-        except Exception as error:
-            error.add_note(f"in batch {number} of epoch {epoch} (counted from 0)")
-            raise
-        if batch is _END:
-            return
-        yield batch
-        number += step
-
-
-def _has_batch_sampler(loader: Any) -> bool:
-    return (
-        type(loader) is DataLoader
-        and loader.batch_sampler is not None
-        and not isinstance(loader.dataset, IterableDataset)
     )

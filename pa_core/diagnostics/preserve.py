@@ -29,9 +29,13 @@ def preserved(trainer: Trainer, data: Any = None) -> Iterator[None]:
         stack.enter_context(_generators(trainer.device, data))
         stack.enter_context(_model(trainer.get_model(keep_torch_compile=False)))
         if trainer.optimizer is not None:
-            stack.enter_context(_optimizer(trainer.optimizer))
-        if trainer._accelerator.scaler is not None:
-            stack.enter_context(_scaler(trainer._accelerator.scaler))
+            modes = trainer._engine.modes(trainer.optimizer)
+            if modes is not None:
+                stack.enter_context(_attributes(modes))
+            for optimizer in trainer.optimizers:
+                stack.enter_context(_optimizer(optimizer))
+        if trainer.scaler is not None:
+            stack.enter_context(_attributes(trainer.scaler))
         yield
 
 
@@ -78,17 +82,16 @@ def _model(model: nn.Module) -> Iterator[None]:
 @contextmanager
 def _optimizer(optimizer: Any) -> Iterator[None]:
     """Let the optimizer work on copies of its state, and restore the originals."""
-    inner = getattr(optimizer, "optimizer", optimizer)  # accelerate wraps the user's
-    attributes = dict(vars(inner))
-    groups = list(inner.param_groups)
+    attributes = dict(vars(optimizer))
+    groups = list(optimizer.param_groups)
     values = [[(key, value, _copy(value)) for key, value in group.items()] for group in groups]
-    state = {parameter: deepcopy(values) for parameter, values in inner.state.items()}
-    inner.state = defaultdict(dict, state)
+    state = {parameter: deepcopy(values) for parameter, values in optimizer.state.items()}
+    optimizer.state = defaultdict(dict, state)
     try:
         yield
     finally:
-        vars(inner).clear()
-        vars(inner).update(attributes)
+        vars(optimizer).clear()
+        vars(optimizer).update(attributes)
         for group, saved in zip(groups, values, strict=True):
             group.clear()
             for key, value, before in saved:
@@ -102,13 +105,14 @@ def _copy(value: Any) -> Any:
 
 
 @contextmanager
-def _scaler(scaler: Any) -> Iterator[None]:
-    values = {name: _copy(value) for name, value in vars(scaler).items()}
+def _attributes(thing: Any) -> Iterator[None]:
+    """Restore the attributes of a gradient scaler, or of what switches an optimizer's modes."""
+    values = {name: _copy(value) for name, value in vars(thing).items()}
     try:
         yield
     finally:
-        vars(scaler).clear()
-        vars(scaler).update(values)
+        vars(thing).clear()
+        vars(thing).update(values)
 
 
 @contextmanager

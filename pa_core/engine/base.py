@@ -17,16 +17,17 @@ from weakref import WeakSet
 
 import torch
 from accelerate import Accelerator, DistributedType
-from accelerate.optimizer import AcceleratedOptimizer
 from accelerate.utils import honor_type, send_to_device
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from pa_core.engine.optimizer_step import step_optimizer
+from pa_core.engine.optimizers import OptimizerList, given_optimizers, unwrapped
 from pa_core.errors import OtherProcessError
 from pa_core.plugins.process_scope import check_collectives_allowed
 
 if TYPE_CHECKING:
+    from pa_core.engine.optimizer_modes import OptimizerModes
     from pa_core.run_config import TrainerRunConfig
 
 T = TypeVar("T")
@@ -83,6 +84,7 @@ class Engine:
         self._may_be_unscaled = False  # by the gradient scaler
         self._prepared: dict[tuple[int, int], tuple[nn.Module, Any]] = {}
         self._trainable: dict[int, list[bool]] = {}  # by wrapped model
+        self._modes: OptimizerModes | None = None  # of the present optimizer, if it has any
 
     shows_gradients = True
     """Whether each parameter has its gradient between the backward pass and the update."""
@@ -136,11 +138,80 @@ class Engine:
         """Restore what `optimizer_state` returned."""
         optimizer.load_state_dict(state)
 
+    def modes(self, optimizer: Any) -> OptimizerModes | None:
+        """What switches the modes of an optimizer, such as a schedule-free one; None without any.
+
+        Raises:
+            ValueError: for an optimizer with modes where the model is sharded.
+        """
+        with_modes = tuple(one for one in given_optimizers(optimizer) if _has_modes(one))
+        if not with_modes:
+            self._modes = None
+        elif self._modes is None or self._modes.optimizers != with_modes:
+            if self.sharded_by is not None:
+                raise ValueError(
+                    f"{type(with_modes[0]).__name__} changes the weights between its training and "
+                    f"evaluation modes, which isn't supported under {self.sharded_by}: use another "
+                    "optimizer, or DDP"
+                )
+            from pa_core.engine.optimizer_modes import OptimizerModes
+
+            self._modes = OptimizerModes(with_modes)
+        return self._modes
+
+    def check_optimizer(self, optimizer: Any) -> None:
+        """Check that this engine can use an optimizer; outside of training it evaluates.
+
+        Raises:
+            ValueError: if it can't, naming the optimizer.
+        """
+        if self.sharded_by is not None and len(given_optimizers(optimizer)) > 1:
+            raise ValueError(
+                f"Several optimizers aren't supported under {self.sharded_by}: use one with "
+                "several parameter groups"
+            )
+        modes = self.modes(optimizer)
+        if modes is not None and not modes.is_training:
+            modes.set(training=False)
+
+    def set_mode(self, optimizer: Any, *, training: bool) -> None:
+        """Switch the optimizer to training or evaluation mode, if it has modes."""
+        modes = self.modes(optimizer)
+        if modes is not None:
+            modes.set(training=training)
+
+    def evaluation_mode(self, optimizer: Any) -> AbstractContextManager[Any]:
+        """Have the optimizer in evaluation mode, if it has modes; then return to the one before."""
+        modes = self.modes(optimizer)
+        return _NO_CONTEXT if modes is None else modes.evaluation()
+
+    def training_weights(self, optimizer: Any) -> dict[int, Tensor]:
+        """In evaluation mode, the weights to train on, where they differ; by parameter number."""
+        modes = self.modes(optimizer)
+        if modes is None:
+            return {}
+        groups = self.parameter_groups(optimizer)
+        numbers = {id(p): number for number, p in enumerate(p for group in groups for p in group)}
+        return {numbers[id(p)]: weights for p, weights in modes.training_weights()}
+
+    def load_training_weights(self, optimizer: Any, weights: Mapping[int, Tensor]) -> None:
+        """Restore what `training_weights` returned, for the next switch to training mode."""
+        modes = self.modes(optimizer)
+        if modes is not None:
+            parameters = [p for group in self.parameter_groups(optimizer) for p in group]
+            modes.keep({parameters[number]: value for number, value in weights.items()})
+
+    def end_run(self) -> None:
+        """Leave the optimizer in evaluation mode at the end of a run, however it ended."""
+        if self._modes is not None:
+            self._modes.end()
+
     def prepare(self, model: nn.Module, optimizer: Any) -> tuple[nn.Module, Any]:
         """Place and wrap model and optimizer; a pair that was prepared before is reused.
 
         An optimizer that is prepared twice would keep the gradient scaler of the first time.
         """
+        self.check_optimizer(optimizer)
         bare = id(self.unwrap(model, keep_torch_compile=False))
         if (bare, id(optimizer)) not in self._prepared:
             if self.is_plain and self._uses_ddp and not any(_trainable(model)):
@@ -227,11 +298,13 @@ class Engine:
 
     def step(self, optimizer: Any) -> None:
         """Update the parameters."""
+        if self._modes is not None:
+            self._modes.check()
         step_optimizer(optimizer)
 
     def zero_grad(self, optimizer: Any) -> None:
         """Set the gradients of the optimizer's parameters to None."""
-        optimizer = _inner(optimizer)  # accelerate's wrapper does nothing between two updates
+        optimizer = unwrapped(optimizer)  # accelerate's wrapper does nothing between two updates
         is_custom = type(optimizer).zero_grad is not torch.optim.Optimizer.zero_grad
         if is_custom or "zero_grad" in vars(optimizer):
             optimizer.zero_grad()
@@ -253,10 +326,21 @@ class Engine:
             return _NO_CONTEXT
         return self.accelerator.no_sync(model)
 
+    def choose(self, optimizer: Any, chosen: frozenset[int] | None) -> None:
+        """Have the coming update step only some of several optimizers; the others lose gradients.
+
+        Args:
+            optimizer: the optimizer, or several.
+            chosen: the positions of some; all of them if None.
+        """
+        inner = unwrapped(optimizer)
+        if isinstance(inner, OptimizerList):
+            inner.choose(chosen)
+
     def unscale(self, optimizer: Any) -> None:
         """Unscale the gradients of an accumulated batch, if the precision scales the loss."""
         if self.accelerator.scaler is not None:
-            self.accelerator.scaler.unscale_(_inner(optimizer))
+            self.accelerator.scaler.unscale_(unwrapped(optimizer))
             self._may_be_unscaled = True
 
     def unscale_again(self, optimizer: Any) -> None:
@@ -267,10 +351,10 @@ class Engine:
         scaler = self.accelerator.scaler
         if scaler is None:
             return
-        overflowed = scaler._found_inf_per_device(_inner(optimizer))
+        overflowed = scaler._found_inf_per_device(unwrapped(optimizer))
         self.discard_unscaled()
         self.unscale(optimizer)
-        for device, found in scaler._found_inf_per_device(_inner(optimizer)).items():
+        for device, found in scaler._found_inf_per_device(unwrapped(optimizer)).items():
             if device in overflowed:
                 found.copy_(torch.maximum(found, overflowed[device]))
 
@@ -281,7 +365,7 @@ class Engine:
         too. If they didn't, its state stays as it is.
         """
         scaler = self.accelerator.scaler
-        if scaler is None or not scaler._found_inf_per_device(_inner(optimizer)):
+        if scaler is None or not scaler._found_inf_per_device(unwrapped(optimizer)):
             self.discard_unscaled()
             return
         interval = scaler.get_growth_interval()
@@ -428,11 +512,10 @@ class LocalEngine(Engine):
         return self.unwrap(model), optimizer
 
 
-def _inner(optimizer: Any) -> Any:
-    """The user's optimizer, without accelerate's wrapper."""
-    while isinstance(optimizer, AcceleratedOptimizer):
-        optimizer = optimizer.optimizer
-    return optimizer
+def _has_modes(optimizer: Any) -> bool:
+    """Whether an optimizer has a training and an evaluation mode."""
+    modes = (getattr(optimizer, name, None) for name in ("train", "eval"))
+    return all(map(callable, modes))
 
 
 def broadcast(tensors: Iterable[Tensor]) -> None:

@@ -91,6 +91,7 @@ class DeepSpeedEngine(Engine):
         """
         if optimizer is None:
             return model.to(self.device), None
+        self.check_optimizer(optimizer)
         if self._engine is None:
             if self._config.get("train_micro_batch_size_per_gpu", "auto") == "auto":
                 self._config["train_micro_batch_size_per_gpu"] = 1

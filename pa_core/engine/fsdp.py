@@ -46,6 +46,7 @@ class FsdpEngine(Engine):
         """Shard model and optimizer, once; without an optimizer the model stays whole."""
         if optimizer is None:
             return model.to(self.device), None
+        self.check_optimizer(optimizer)
         self._is_sharded = True
         return super().prepare(model, optimizer)
 

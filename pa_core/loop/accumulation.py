@@ -37,6 +37,7 @@ class Accumulation:
     Attributes:
         is_empty: whether no micro-batch has begun, so that a training state can be saved.
         is_complete: whether its gradients are waiting for the update.
+        chosen: the positions of the only optimizers that the update steps; None for all.
         recompute: keeps the micro-batches for plugins that run them again; None without any.
         samples: of the last finished accumulated batch, on all processes.
         micro_batches: of the last finished accumulated batch, on this process.
@@ -54,12 +55,13 @@ class Accumulation:
         self._is_whole = steps == 1 and engine.num_processes == 1
         self.samples = self.micro_batches = 0
         self.correction: Tensor | None = None
+        self.chosen: frozenset[int] | None = None
         self.recompute: Recompute | None = None
         self.reset()
 
     def reset(self) -> None:
         """Start afresh, after an update or an interruption."""
-        self.is_empty, self.is_complete = True, False
+        self.is_empty, self.is_complete, self.chosen = True, False, None
         if self.recompute is not None:
             self.recompute.clear()
         self._start()

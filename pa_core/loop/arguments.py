@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, MutableMapping
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, SupportsIndex
+from typing import TYPE_CHECKING, Any, SupportsIndex, TypeAlias
 
 from torch import Tensor, nn
 
 from pa_core.control import UpdateResult
 from pa_core.durations import Duration
+from pa_core.engine.optimizers import given_optimizers, is_scheduler, unwrapped
 
 if TYPE_CHECKING:
+    from torch.optim.lr_scheduler import LRScheduler
+
     from pa_core.plugins.manager import PluginManager
 
+SchedulerSource: TypeAlias = "Callable[[Any], Any] | LRScheduler | str | None"
 _REQUIRED = ("loss", "model_outputs", "batch_size")
 _KEYS = frozenset(_REQUIRED)
 
@@ -38,6 +42,7 @@ def check_model_and_optimizer(
     groups = getattr(optimizer, "param_groups", None)
     if groups is None or getattr(optimizer, "is_flat", False):
         return
+    check_disjoint(given_optimizers(optimizer), parameters)
     foreign = sum(id(p) not in parameters for group in groups for p in group["params"])
     if foreign:
         raise ValueError(
@@ -45,6 +50,64 @@ def check_model_and_optimizer(
             f"the parameters of {type(model).__name__}: {type(optimizer).__name__}"
             "(model.parameters(), …). Put a loss that has parameters into one module with the "
             "model, so that its parameters are moved, reduced and saved too"
+        )
+
+
+def check_disjoint(optimizers: Sequence[Any], names: Mapping[int, str]) -> None:
+    """Check that no parameter belongs to two optimizers, which would update it twice.
+
+    Raises:
+        ValueError: naming the optimizers and parameters.
+    """
+    owners: dict[int, int] = {}
+    shared: dict[tuple[int, int], list[str]] = {}
+    for number, optimizer in enumerate(optimizers if len(optimizers) > 1 else ()):
+        for group in optimizer.param_groups:
+            for parameter in group["params"]:
+                owner = owners.setdefault(id(parameter), number)
+                if owner != number:
+                    name = names.get(id(parameter), "?")
+                    shared.setdefault((owner, number), []).append(name)
+    for pair, found in shared.items():
+        both = " and ".join(f"optimizer[{i}] ({type(optimizers[i]).__name__})" for i in pair)
+        more = f" and {len(found) - 5} more" if len(found) > 5 else ""
+        raise ValueError(
+            f"{both} both hold {', '.join(found[:5])}{more}: give each its own parameters"
+        )
+
+
+def check_scheduler_source(source: Any, optimizers: Sequence[Any]) -> None:
+    """Check that the schedulers to create, or those that are given, fit the optimizers.
+
+    Args:
+        source: the argument ``create_scheduler_fn`` of `Trainer.train`.
+        optimizers: the Trainer's.
+
+    Raises:
+        ValueError: if a list has another length, or a scheduler was created with another optimizer.
+    """
+    if isinstance(source, list | tuple):
+        if len(source) != len(optimizers):
+            raise ValueError(
+                f"create_scheduler_fn has {len(source)} entries and the Trainer {len(optimizers)} "
+                "optimizers: give one for each, or None for an optimizer without a scheduler"
+            )
+        for one, optimizer in zip(source, optimizers, strict=True):
+            check_scheduler_source(one, [optimizer])
+        return
+    if not is_scheduler(source):
+        return
+    name, own = type(source).__name__, unwrapped(getattr(source, "optimizer", None))
+    if own is None:
+        raise ValueError(
+            f"This {name} doesn't say which optimizer it was created with (it has no attribute "
+            "optimizer): pass a function of the optimizer that creates it"
+        )
+    if not any(own is one for one in optimizers):
+        raise ValueError(
+            f"This {name} was created with another {type(own).__name__} than the Trainer's "
+            f"{' and '.join(type(one).__name__ for one in optimizers)}, and would change nothing: "
+            "create it with trainer.optimizers[0], or pass a function of the optimizer"
         )
 
 

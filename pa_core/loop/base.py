@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import copy
 from dataclasses import replace
@@ -21,6 +21,7 @@ from pa_core.data.rng import derive_key, seed_all
 from pa_core.diagnostics.preserve import modes_kept
 from pa_core.durations import Duration, RunLength
 from pa_core.engine.create import create_engine
+from pa_core.engine.optimizers import as_one, given_schedulers
 from pa_core.engine.process_group import check_connected
 from pa_core.errors import PreemptedExit, StopTrainingError
 from pa_core.loop.accumulation import Accumulation
@@ -34,6 +35,7 @@ from pa_core.loop.planning import plan_run
 from pa_core.loop.randomness import EpochRandomness
 from pa_core.loop.run_data import RunData
 from pa_core.loop.services import TrainerServices
+from pa_core.loop.watched import WatchedMetrics
 from pa_core.plugins.callers import BoundHooks
 from pa_core.plugins.manager import PluginManager
 from pa_core.settings.environment import build_all_plugins, where_enabled
@@ -45,6 +47,7 @@ if TYPE_CHECKING:
 
     from pa_core.checkpoint.background import StateSaver
     from pa_core.checkpoint.restore import TrainingState
+    from pa_core.loop.arguments import SchedulerSource
 
 _OF_A_RUN = (
     *("model", "eval_dataset", "collate_fn", "eval_name", "run_config", "control"),
@@ -104,7 +107,7 @@ class TrainerBase(TrainerServices):
         self.plugins.set_process(is_main=self.is_main_process)
 
         # What `train` and `evaluate` are given.
-        self.create_scheduler_fn: Callable[[Any], Any] | str | None = None
+        self.create_scheduler_fn: SchedulerSource | Sequence[SchedulerSource] = None
         self.collate_fn: Callable[[Any], Any] | None = None
         self.train_dataset: Any = None
         self.eval_dataset: Any = None
@@ -131,6 +134,7 @@ class TrainerBase(TrainerServices):
         self._means = EpochMeans()
         self._accumulation = Accumulation(1, None, None, 1, self._engine)
         self._consensus = Consensus(self._engine, 0)
+        self._watched = WatchedMetrics()
         self._drawing: set[str] = set()  # see EpochRandomness
         self._resumed_state: TrainingState | None = None
         self._save_metadata: dict[Path, dict[str, Any]] = {}
@@ -172,15 +176,24 @@ class TrainerBase(TrainerServices):
     def _run_preserved(self) -> Iterator[None]:
         """Preserve a run in progress while something else is evaluated."""
         if not self._in_run:
-            yield
+            with self._engine.evaluation_mode(self.optimizer):
+                yield
             return
         kept = {name: vars(self)[name] for name in _OF_A_RUN}
+        unseen = self._watched.unseen(self.run_history)
         self.control, self._data = TrainerControl(), copy(self._data)
         try:
-            with modes_kept(self.model):
+            with self._modes_of_evaluation():
                 yield
         finally:
             vars(self).update(kept)
+            self._watched.skip(self.run_history, unseen)
+
+    @contextmanager
+    def _modes_of_evaluation(self) -> Iterator[None]:
+        """Restore the modes of each module on exit; the optimizer is in evaluation mode."""
+        with modes_kept(self.model), self._engine.evaluation_mode(self.optimizer):
+            yield
 
     # -- Parts of the loop ----------------------------------------------------------------------
 
@@ -195,6 +208,7 @@ class TrainerBase(TrainerServices):
             start=self.position.batch,
             limit=self.train_batch_limit,
             accumulation=self.run_config.gradient_accumulation_steps,
+            state=self._data.train_state,
         )
         randomness = EpochRandomness(self.seed, epoch, engine.rank, self.device, self._drawing)
         return batches, randomness
@@ -321,6 +335,7 @@ class TrainerBase(TrainerServices):
             self._resumed_state = None
             self._reload_changed_data()
             state.check_data(self._trainer)
+            state.restore_data(self._trainer)
 
     @property
     def _recomputing(self) -> list[str]:
@@ -357,7 +372,18 @@ class TrainerBase(TrainerServices):
         total, count = self._engine.sum(self._means.loss.sums(self.device)).tolist()
         if count:
             self.run_history.update_metric("train_loss", total / count)
-        self.run_history.update_metric("learning_rate", self.optimizer.param_groups[0]["lr"])
+        rates = [one.param_groups[0]["lr"] for one in self.optimizers]
+        for number, rate in enumerate(rates):
+            name = "learning_rate" if len(rates) == 1 else f"learning_rate_{number}"
+            self.run_history.update_metric(name, rate)
+
+    def _announce_metrics(self) -> None:
+        """Announce the new values of watched metrics to plugins."""
+        for metric, value in self._watched.take_new(self._trainer):
+            try:
+                self._event("on_watched_metric", metric=metric, value=value)
+            except StopTrainingError as error:  # the other values are still announced
+                self._request_stop(error)
 
     def _print_plugins(self) -> None:
         """Print the plugins of the run and where their settings come from."""
@@ -378,10 +404,12 @@ class TrainerBase(TrainerServices):
         """The given optimizer, that of a given function or class, or that of a plugin."""
         if optimizer is None:
             create = self._hooks.create_optimizer
-            return create and create(trainer=self)
-        if isinstance(optimizer, type) or (callable(optimizer) and not hasattr(optimizer, "step")):
-            return optimizer(self.model.parameters())
-        return optimizer
+            optimizer = create and create(trainer=self)
+        elif isinstance(optimizer, type) or (
+            callable(optimizer) and not hasattr(optimizer, "step")
+        ):
+            optimizer = optimizer(self.model.parameters())
+        return as_one(optimizer)
 
     def _create_model(self, name: str) -> nn.Module:
         factory: Any = self.plugins.find("register_models", name)
@@ -449,15 +477,16 @@ class TrainerBase(TrainerServices):
 
     def _announce_length(self, before: int | None) -> None:
         """Give a new run length to the scheduler, or warn that it was created for another one."""
-        follow = getattr(self.scheduler, "set_num_updates", None)
-        if callable(follow):
-            follow(self.num_updates)
-        else:
-            warnings.warn(
-                f"With the new training data the run has {self.num_updates} updates instead of "
-                f"{before}. The scheduler ({type(self.scheduler).__name__}) isn't changed",
-                stacklevel=2,
-            )
+        for scheduler in given_schedulers(self.scheduler):
+            follow = getattr(scheduler, "set_num_updates", None)
+            if callable(follow):
+                follow(self.num_updates)
+            else:
+                warnings.warn(
+                    f"With the new training data the run has {self.num_updates} updates instead of "
+                    f"{before}. The scheduler ({type(scheduler).__name__}) isn't changed",
+                    stacklevel=2,
+                )
 
 
 def _create_plugins(

@@ -14,6 +14,7 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 
 from pa_core.data.loader import create_dataloader
+from pa_core.engine.optimizers import schedulers_of
 from pa_core.engine.process_group import connected
 from pa_core.hookspecs import hookimpl
 from pa_core.placeholders import replace_trainer_placeholder_values
@@ -68,16 +69,16 @@ class Defaults:
 
     @hookimpl(trylast=True)
     def create_scheduler(self, trainer: Trainer) -> Any:
-        create = trainer.create_scheduler_fn
-        if create is None:
-            return None
-        if isinstance(create, str):
+        def build(create: Any, optimizer: Any) -> Any:
+            if not isinstance(create, str):
+                return replace_trainer_placeholder_values(trainer, create)(optimizer)
             factory: Any = trainer.plugins.find("register_schedulers", create)
             total, per_epoch = trainer.num_updates, trainer.run_config.num_update_steps_per_epoch
             # Not the num_epochs of the configuration: "500 updates" may end inside an epoch.
             num_epochs = total / per_epoch if total and per_epoch else None
-            return factory(trainer.optimizer, num_updates=total, num_epochs=num_epochs)
-        return replace_trainer_placeholder_values(trainer, create)(trainer.optimizer)
+            return factory(optimizer, num_updates=total, num_epochs=num_epochs)
+
+        return schedulers_of(trainer.create_scheduler_fn, trainer.optimizer, build)
 
     @hookimpl(trylast=True)
     def calculate_train_batch_loss(self, trainer: Trainer, batch: Any) -> dict[str, Any]:

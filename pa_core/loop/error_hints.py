@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-import gc
 import os
 import re
 import time
 from typing import TYPE_CHECKING
 
 import torch
-from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
+
+from pa_core.checkpoint.background import NOT_SAVED
+from pa_core.data.workers import running_iterators
 
 if TYPE_CHECKING:
+    from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
+
     from pa_core.trainer import Trainer
 
 _OUT_OF_MEMORY = (
@@ -71,6 +74,8 @@ def _add_hints(error: BaseException, trainer: Trainer) -> None:
                 error.add_note(advice)
     if not isinstance(error, RuntimeError | MemoryError):
         return
+    if any(NOT_SAVED in note for note in getattr(error, "__notes__", ())):
+        return  # not an error of training
     if isinstance(error, MemoryError | torch.OutOfMemoryError) or _has(text, _OUT_OF_MEMORY):
         error.add_note(_out_of_memory(trainer))
     elif _is_of_lost_worker(error):
@@ -147,12 +152,7 @@ def _end_workers(seconds: float = 0.0) -> bool:
     Args:
         seconds: how long to wait for a worker that may be about to die.
     """
-    loaders = [
-        thing
-        for thing in gc.get_objects()
-        # One that an earlier run has shut down may still be held by that run's error.
-        if type(thing) is _MultiProcessingDataLoaderIter and not thing._shutdown
-    ]
+    loaders = running_iterators()
     deadline = time.monotonic() + seconds
     while not (lost := [loader for loader in loaders if _has_lost_a_worker(loader)]):
         if not loaders or time.monotonic() >= deadline:

@@ -24,6 +24,7 @@ class EpochMeans:
     Attributes:
         loss: the loss.
         items: how many items the loss of the present step is the mean of; None while unknown.
+        is_in_step: whether a step has begun and not ended.
         is_muted: whether what is recorded by name is ignored.
     """
 
@@ -39,17 +40,17 @@ class EpochMeans:
         self._sources: dict[str, str] = {}  # who has recorded each name in the present step
         self.items: float | Tensor | None = None
         self._steps = 0
-        self._is_in_step = self._is_padding = False
+        self.is_in_step = self._is_padding = False
 
     def start_step(self, *, is_padding: bool = False) -> None:
         """Begin a step, in which each name may be recorded once."""
-        self._is_in_step, self._is_padding, self.items = True, is_padding, None
+        self.is_in_step, self._is_padding, self.items = True, is_padding, None
         if self._sources:
             self._sources = {}
 
     def end_step(self) -> None:
         """End the step."""
-        self._is_in_step = False
+        self.is_in_step = False
 
     def add(self, loss: Tensor, output: Mapping[str, Any]) -> None:
         """Add the loss of the step, and what its loss method has logged.
@@ -77,7 +78,7 @@ class EpochMeans:
 
     def record(self, name: str, value: Any, items: float | Tensor | None) -> None:
         """See `Trainer.record_mean`."""
-        if not self._is_in_step:
+        if not self.is_in_step:
             raise RuntimeError(
                 "record_mean() is called in the hooks of a step and in loss methods; elsewhere, "
                 "record a value with run_history.update_metric()"

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pa_core.data.loader import KeyedDataLoader, batches, mark_last, num_batches
 from pa_core.data.process_split import SplitBatch
 
 if TYPE_CHECKING:
+    from pa_core.data.data_state import DataState
     from pa_core.engine.base import Engine
 
 
@@ -37,6 +39,7 @@ def micro_batches(
     start: int,
     limit: int | None,
     accumulation: int,
+    state: DataState | None = None,
 ) -> Iterator[MicroBatch]:
     """Iterate over the micro-batches of an epoch, every random draw of fetching keyed.
 
@@ -48,8 +51,10 @@ def micro_batches(
         start: number of the first micro-batch.
         limit: maximum number of micro-batches of the epoch, those before `start` included.
         accumulation: micro-batches per update; the last group of an epoch may be shorter.
+        state: follows the batches for training states; None if nothing but their number matters.
     """
-    fetched = engine.moved(batches(loader, seed=seed, epoch=epoch, start=start, limit=limit))
+    fetch = partial(batches, loader) if state is None else state.epoch
+    fetched = engine.moved(fetch(seed=seed, epoch=epoch, start=start, limit=limit))
     if isinstance(loader, KeyedDataLoader):
         # Its length is known, so nothing needs to be fetched ahead to find the last batch.
         sampler, last = loader.batch_sampler, (num_batches(loader, limit) or 0) - 1

@@ -85,6 +85,7 @@ class Recompute:
                 for module, name, buffer, value in buffers:
                     module._buffers[name] = buffer  # the module may have replaced the tensor
                     buffer.copy_(value)
+        engine.choose(trainer.optimizer, trainer._accumulation.chosen)
         correction = trainer._accumulation.correction
         if correction is not None:
             trainer._accumulation.correct(model.parameters())

@@ -8,10 +8,11 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from pa_core.data.loader import KeyedDataLoader
-from pa_core.data.process_split import Purpose, split_between_processes
+from pa_core.data.process_split import Purpose, SplitLoader, split_between_processes
 from pa_core.data.source import Source
 
 if TYPE_CHECKING:
+    from pa_core.data.data_state import DataState
     from pa_core.loop.arguments import RunArguments
     from pa_core.trainer import Trainer
 
@@ -27,6 +28,8 @@ class RunData:
         eval_loaders: by the name of the dataset; None names a single one.
         train_kwargs: the arguments of the training `DataLoader`; None without one.
         eval_kwargs: the same for evaluation.
+        train_state: follows the training batches for training states; None for a map dataset under
+            our own loader, where the position says everything.
     """
 
     def __init__(self, trainer: Trainer) -> None:
@@ -35,7 +38,9 @@ class RunData:
         self.eval_loaders: dict[str | None, Any] = {}
         self.train_kwargs: dict[str, Any] | None = None
         self.eval_kwargs: dict[str, Any] | None = None
+        self.train_state: DataState | None = None
         self._train_source, self._eval_source = Source(None), Source(None)
+        self._strict = False
 
     def load_train(self, arguments: RunArguments) -> None:
         """Create the loader of the training data."""
@@ -44,7 +49,18 @@ class RunData:
             arguments.per_device_batch_size, arguments.train_dataloader_kwargs
         )
         self.train_loader = self.split(loader, "train")
-        self._train_source = Source(trainer.train_dataset)
+        before, self._train_source = self._train_source, Source(trainer.train_dataset)
+        is_same = trainer._in_run and before.change(trainer.train_dataset) != "data"
+        self.train_state = self._follow(loader, self.train_state if is_same else None)
+
+    def _follow(self, loader: Any, earlier: DataState | None) -> DataState | None:
+        """The state of the training loader, if there is more to it than the position."""
+        if not _decides_order(loader):
+            return None
+        from pa_core.data.data_state import DataState
+
+        trainer = self._trainer
+        return DataState(self.train_loader, trainer._engine, trainer.print, earlier)
 
     def load_eval(self, batch_size: int, dataloader_kwargs: dict[str, Any] | None) -> None:
         """Create the loaders of the evaluation data.
@@ -61,6 +77,56 @@ class RunData:
                 with self.evaluating_on(dataset):
                     loader = self._trainer.create_eval_dataloader(batch_size, dataloader_kwargs)
                 self.eval_loaders[name] = self.split(loader, "evaluate")
+
+    def check_exact(self, *, strict: bool) -> None:
+        """Report data whose order or draws a resumed run can't repeat.
+
+        Raises:
+            ValueError: if there are such data, and `strict` is true.
+        """
+        self._strict = strict
+        self._check_exact(self.train_loader, *self.eval_loaders.values())
+
+    def _check_exact(self, *loaders: Any) -> None:
+        found: dict[str, None] = {}
+        for loader in loaders:
+            if _decides_order(loader) or _may_be_inexact(loader):
+                from pa_core.data.ready_loader import inexact_parts
+
+                found |= dict.fromkeys(inexact_parts(_unsplit(loader)))
+        if not found:
+            return
+        text = f"A resumed run can't repeat {'; nor '.join(found)}"
+        if self._strict:
+            raise ValueError(f"{text}. To allow this, pass strict=False")
+        if self._trainer.is_main_process:
+            warnings.warn(f"{text}. So it won't be exact", stacklevel=3)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The state of data that decide their own order, on this process; empty without any."""
+        position, state = self._trainer.position, dict[str, Any]()
+        if self.train_state is not None:
+            batch = position.batch if position.phase == "train" else None
+            state["train"] = self.train_state.state_dict(batch)
+        for name, loader in self.eval_loaders.items():
+            if _decides_order(loader):
+                from pa_core.data.data_state import captured, stateful_parts
+
+                stateful = stateful_parts(_unsplit(loader))
+                if stateful:
+                    state.setdefault("eval", {})[name or ""] = captured(stateful)
+        return state
+
+    def load_state_dict(self, state: Mapping[str, Any], *, is_compared: bool, strict: bool) -> None:
+        """Restore what `state_dict` has returned; arguments as for `DataState`."""
+        if self.train_state is not None and "train" in state:
+            self.train_state.load_state_dict(state["train"], is_compared=is_compared, strict=strict)
+        saved = state.get("eval", {})
+        for name, loader in self.eval_loaders.items():
+            if _decides_order(loader) and (name or "") in saved:
+                from pa_core.data.data_state import restore_parts, stateful_parts
+
+                restore_parts(stateful_parts(_unsplit(loader)), saved[name or ""])
 
     @contextmanager
     def evaluating_on(self, dataset: Any) -> Iterator[None]:
@@ -101,6 +167,7 @@ class RunData:
         reload = self._must_reload("train", self._train_source, requested)
         if reload:
             self.load_train(arguments)
+            self._check_exact(self.train_loader)
         return reload
 
     def reload_eval(self, arguments: RunArguments, *, requested: bool = False) -> None:
@@ -127,3 +194,21 @@ class RunData:
                 stacklevel=2,
             )
         return bool(explicit or grown)
+
+
+def _unsplit(loader: Any) -> Any:
+    """The user's loader, of which this process may have a split."""
+    return loader.loader if isinstance(loader, SplitLoader) else loader
+
+
+def _decides_order(loader: Any) -> bool:
+    """Whether the position in an epoch doesn't say everything about where a loader stands."""
+    if not isinstance(loader, KeyedDataLoader):
+        return True
+    keyed: Any = loader.dataset
+    return hasattr(keyed.dataset, "state_dict")
+
+
+def _may_be_inexact(loader: KeyedDataLoader) -> bool:
+    keyed: Any = loader.dataset
+    return keyed.may_draw or not getattr(loader, "in_order", True)

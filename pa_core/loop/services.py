@@ -11,9 +11,12 @@ from accelerate.utils.operations import recursively_apply
 
 from pa_core.control import SaveRequest
 from pa_core.data.loader import num_batches
+from pa_core.diagnostics.output import print_line
 from pa_core.durations import Progress
+from pa_core.engine.optimizers import given_optimizers, positions_of
 from pa_core.errors import TrainingStateError
 from pa_core.loop.micro_batches import micro_batches
+from pa_core.settings.paths import local_path
 
 if TYPE_CHECKING:
     import torch
@@ -24,6 +27,7 @@ if TYPE_CHECKING:
     from pa_core.control import TrainerControl
     from pa_core.durations import RunLength
     from pa_core.engine.base import Engine
+    from pa_core.loop.accumulation import Accumulation
     from pa_core.loop.means import EpochMeans
     from pa_core.loop.run_data import RunData
     from pa_core.plugins.manager import PluginManager
@@ -55,6 +59,7 @@ class TrainerServices:
     _length: RunLength
     _resumed_state: TrainingState | None
     _means: EpochMeans
+    _accumulation: Accumulation
     _manifest: dict[str, Any] | None
     _save_metadata: dict[Path, dict[str, Any]]
     _data: RunData
@@ -252,6 +257,46 @@ class TrainerServices:
         self._means.record(name, value, items)
 
     @property
+    def optimizers(self) -> tuple[Any, ...]:
+        """The optimizers as they were given, without accelerate's wrapper; empty without any."""
+        return given_optimizers(self.optimizer)
+
+    def update_only(self, *optimizers: Any) -> None:
+        """Have the coming update step only some of the optimizers, such as those of a GAN.
+
+        Call it in a loss method or a hook of a step, from `on_train_step_start` to
+        `on_backward_end`, on every process; every micro-batch of the accumulated batch may do so.
+        The other optimizers' gradients are discarded before `on_gradients_ready`, so that they are
+        neither clipped nor part of a norm. It is an update of the run like any other, and each
+        optimizer's learning-rate scheduler is stepped at each of them. The update after it steps
+        all optimizers again.
+
+        Args:
+            optimizers: some of `optimizers`, or their positions.
+
+        Raises:
+            ValueError: for none, or for what isn't an optimizer of this trainer; or if the
+                accumulated batch is to step others.
+            RuntimeError: outside of the steps of an accumulated batch.
+        """
+        chosen = positions_of(optimizers, self.optimizers)
+        means, batch = self._means, self._accumulation
+        if batch.is_complete and chosen == batch.chosen:
+            return  # from a loss method that recomputes the gradients
+        is_updated = batch.is_empty and means.items is not None
+        if not (self._in_run and means.is_in_step) or is_updated or batch.is_complete:
+            raise RuntimeError(
+                "update_only() is called in a loss method or a hook of a training step, from "
+                "on_train_step_start to on_backward_end"
+            )
+        if batch.chosen not in (None, chosen):
+            raise ValueError(
+                f"update_only() was called for the optimizers {sorted(batch.chosen)} and for "
+                f"{sorted(chosen)} in the same update"
+            )
+        batch.chosen = chosen
+
+    @property
     def is_resuming(self) -> bool:
         """Whether the start events of a resumed run are fired, and plugins aren't restored yet."""
         return self._resumed_state is not None
@@ -328,9 +373,9 @@ class TrainerServices:
     # -- Model, output and inspection -----------------------------------------------------------
 
     def print(self, *args: Any, **kwargs: Any) -> None:
-        """Print once per run: on the main process."""
+        """Print once per run: on the main process; a closed output doesn't end the run."""
         if self.is_main_process:
-            print(*args, **kwargs)
+            print_line(*args, **kwargs)
 
     def get_model(self, keep_torch_compile: bool = True) -> Any:
         """The model without its distributed wrappers and, if asked, without `torch.compile`'s."""
@@ -379,15 +424,16 @@ class TrainerServices:
         """
         from pa_core.checkpoint import model_file
 
-        model_file.save_checkpoint(
-            self._trainer,
-            save_path,
-            checkpoint_kwargs,
-            save_optimizer,
-            save_scheduler,
-            save_per_node,
-            self.model if model is None else model,
-        )
+        with self._engine.evaluation_mode(self.optimizer):
+            model_file.save_checkpoint(
+                self._trainer,
+                save_path,
+                checkpoint_kwargs,
+                save_optimizer,
+                save_scheduler,
+                save_per_node,
+                self.model if model is None else model,
+            )
 
     def load_checkpoint(
         self, checkpoint_path: str | Path, load_optimizer: bool = True, load_scheduler: bool = True
@@ -395,13 +441,15 @@ class TrainerServices:
         """Load a file of `save_checkpoint`; returns all its entries.
 
         Raises:
+            CheckpointError: if it isn't such a file.
             ValueError: if it holds an optimizer or a scheduler and the trainer has none.
         """
         from pa_core.checkpoint import model_file
 
-        return model_file.load_checkpoint(
-            self._trainer, checkpoint_path, load_optimizer, load_scheduler
-        )
+        with self._engine.evaluation_mode(self.optimizer):
+            return model_file.load_checkpoint(
+                self._trainer, checkpoint_path, load_optimizer, load_scheduler
+            )
 
     def save_training_state(
         self,
@@ -439,7 +487,7 @@ class TrainerServices:
                 "A run in progress saves its state at the next boundary, when every plugin is "
                 "done with the update: leave out now=True"
             )
-        path, metadata = Path(output_dir), dict(checkpoint_kwargs or {})
+        path, metadata = local_path(output_dir), dict(checkpoint_kwargs or {})
         if self._in_run and not now:
             self._save_metadata[path] = metadata
             self.control.save(path, must=must, keep=keep)

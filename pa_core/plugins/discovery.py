@@ -17,6 +17,7 @@ from typing import Any, Literal
 from pa_core.errors import PluginConflictError, PluginLoadError
 from pa_core.plugins.builtin_names import BUILTINS
 from pa_core.plugins.implementations import declared, is_callback
+from pa_core.plugins.ownership import warn_if_planted
 
 GROUP = "pa_core"
 """The entry-point group in which distributions register their plugins."""
@@ -160,6 +161,7 @@ def load_plugin(source: PluginSource) -> Any:
         raise PluginLoadError(f"There is no plugin file {source.target}")
     try:
         if source.origin == "file":
+            warn_if_planted(Path(source.target))
             return _plugin_in(_load_file(Path(source.target)))
         return metadata.EntryPoint(source.name, source.target, GROUP).load()
     except Exception as error:

@@ -308,6 +308,21 @@ class PluginManager:
                 where = f"{name} of plugin {one.name!r} ({one.source})"
                 cause.add_note(f"Then {where} failed too: {type(error).__name__}: {error}")
 
+    def watchers(self) -> dict[str, list[str]]:
+        """The names of the plugins that watch a metric, by the metric's name.
+
+        A plugin with the event `on_watched_metric` lists its metrics in ``watched_metrics``. This
+        is the same on every process, wherever the events of a plugin are called.
+        """
+        found: dict[str, list[str]] = {}
+        for name, registration in self._registrations.items():
+            if registration.is_quiet:
+                continue
+            names = getattr(registration.plugin, "watched_metrics", None) or ()
+            for metric in (names,) if isinstance(names, str) else names:
+                found.setdefault(metric, []).append(name)
+        return found
+
     # -- Registries -----------------------------------------------------------------------------
 
     def registry(self, hook_name: str, **arguments: Any) -> Mapping[str, Any]:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from pa_core.errors import SettingsError, nearest
+from pa_core.plugins.ownership import warn_if_planted
 from pa_core.settings.validation import settings_model, without_secrets
 
 CONFIG_VARIABLE = "PA_CORE_CONFIG"
@@ -42,9 +43,7 @@ class Settings:
 
     def shown(self, name: str, plugin: object) -> dict[str, Any]:
         """A plugin's table with its secrets masked, as it may be recorded."""
-        table = self.tables.get(name, {})
-        model = settings_model(type(plugin))
-        return dict(table) if model is None else without_secrets(model, table)
+        return without_secrets(settings_model(type(plugin)), self.tables.get(name, {}))
 
 
 def find_settings_file(script: Path | None = None, cwd: Path | None = None) -> Path | None:
@@ -58,7 +57,8 @@ def find_settings_file(script: Path | None = None, cwd: Path | None = None) -> P
         cwd: replaces the working directory.
 
     Raises:
-        SettingsError: if the variable names a missing file, or a file can't be read.
+        SettingsError: if the variable names a missing file, a file can't be read, or its table has
+            a similar name, such as ``[tool.pa_core]``.
     """
     named = os.environ.get(CONFIG_VARIABLE)
     if named:
@@ -76,8 +76,10 @@ def find_settings_file(script: Path | None = None, cwd: Path | None = None) -> P
         start = start.resolve()
         for folder in (start, *start.parents):
             path = folder / "pyproject.toml"
-            if path.is_file() and _table_in(_parse(path)) is not None:
+            if path.is_file() and _table_in(content := _parse(path)) is not None:
                 return path
+            if path.is_file() and (other := _near_miss(content)):
+                raise SettingsError([f"{path} has a table [{other}]; it must be called [{TABLE}]"])
     return None
 
 
@@ -93,6 +95,16 @@ def _table_in(content: dict[str, Any]) -> Any:
     return tool.get("pa-core") if isinstance(tool, dict) else None
 
 
+def _near_miss(content: dict[str, Any]) -> str | None:
+    """A table that was meant to be ``[tool.pa-core]``, such as ``[tool.pa_core]``."""
+    tool = content.get("tool")
+    for prefix, tables in (("tool.", tool if isinstance(tool, dict) else {}), ("", content)):
+        for name, table in tables.items():
+            if isinstance(table, dict) and re.sub(r"[^a-z]", "", name.lower()) == "pacore":
+                return f"{prefix}{toml_key(name)}"
+    return None
+
+
 def read_settings(path: Path | None) -> Settings:
     """Read the table of a file; without a file, the settings are empty.
 
@@ -102,9 +114,13 @@ def read_settings(path: Path | None) -> Settings:
     if path is None:
         return Settings()
     path = path.resolve()
-    table = _table_in(_parse(path))
+    warn_if_planted(path)
+    content = _parse(path)
+    table = _table_in(content)
     if not isinstance(table, dict):
-        raise SettingsError([f"{path} has no table [{TABLE}]"])
+        other = _near_miss(content)
+        hint = f"; is [{other}] meant to be it?" if other and other != TABLE else ""
+        raise SettingsError([f"{path} has no table [{TABLE}]{hint}"])
     problems: list[str] = []
     lists: dict[str, tuple[str, ...]] = {}
     tables: dict[str, dict[str, Any]] = {}

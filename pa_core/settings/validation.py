@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import inspect
 import json
-import re
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeGuard, get_args, get_origin
 
 from pydantic import AliasChoices, BaseModel, Secret, SecretBytes, SecretStr, ValidationError
 
-from pa_core.errors import nearest
+from pa_core.errors import AddressError, nearest
+from pa_core.settings.paths import local_path
+from pa_core.settings.secrets import MASK, mask_secrets, mask_values
 
 if TYPE_CHECKING:
     from pydantic.fields import FieldInfo
-
-_SECRET = re.compile(r"(?i)(^|_)(api_?key|key|secret|password|passwd|token|credentials?)$")
-MASK = "**********"
-"""Replaces a secret, as in pydantic's own output."""
 
 
 def settings_model(plugin: object) -> type[BaseModel] | None:
@@ -50,36 +48,35 @@ def check_table(
         shown = without_secrets(model, table)
         for path, messages in _by_key(error, table, shown).items():
             problems.setdefault(path, messages)
+    if values is not None:
+        problems |= dict(_addresses(values, table))
     return (None if problems else values), list(problems.values())
 
 
-def is_secret(name: str) -> bool:
-    """Whether a setting of this name is likely to be a secret.
-
-    >>> is_secret("api_key"), is_secret("HF_TOKEN"), is_secret("keys_seen")
-    (True, True, False)
-    """
-    return _SECRET.search(name) is not None
-
-
-def without_secrets(model: type[BaseModel], table: Mapping[str, Any]) -> dict[str, Any]:
+def without_secrets(model: type[BaseModel] | None, table: Mapping[str, Any]) -> dict[str, Any]:
     """A copy of a table that can be shown and recorded, with its secrets masked.
 
     Args:
-        model: the plugin's settings; fields of the types `SecretStr`, `SecretBytes` and `Secret`
-            are secrets.
+        model: the plugin's settings, if it has any. Fields of the types `SecretStr`,
+            `SecretBytes` and `Secret` are secrets, and fields that their JSON schema declares
+            write-only: ``Field(json_schema_extra={"writeOnly": True})``.
         table: the content of the table.
     """
-    shown = dict(table)
-    for key, info in _fields(model).items():
+    shown: dict[str, Any] = mask_secrets(table)
+    for key, info in (_fields(model) if model is not None else {}).items():
         if key not in table:
             continue
         inner = info.annotation
-        if _is_model(inner) and isinstance(table[key], Mapping):
-            shown[key] = without_secrets(inner, table[key])
-        elif _holds_secret(inner):
+        if _is_write_only(info) or (_holds_secret(inner) and not _is_model(inner)):
             shown[key] = MASK
+        elif _is_model(inner) and isinstance(table[key], Mapping) and shown[key] != MASK:
+            shown[key] = without_secrets(inner, table[key])
     return shown
+
+
+def _is_write_only(info: FieldInfo) -> bool:
+    extra = info.json_schema_extra
+    return isinstance(extra, dict) and bool(extra.get("writeOnly"))
 
 
 def _holds_secret(annotation: Any, seen: frozenset[Any] = frozenset()) -> bool:
@@ -90,6 +87,8 @@ def _holds_secret(annotation: Any, seen: frozenset[Any] = frozenset()) -> bool:
     if isinstance(kind, type) and issubclass(kind, SecretStr | SecretBytes | Secret):
         return True
     fields = kind.model_fields.values() if _is_model(kind) else ()
+    if any(map(_is_write_only, fields)):
+        return True
     inner = (*get_args(annotation), *(info.annotation for info in fields))
     seen |= {kind} if _is_model(kind) else set()
     return any(_holds_secret(part, seen) for part in inner)
@@ -109,6 +108,25 @@ def _fields(model: type[BaseModel]) -> dict[str, FieldInfo]:
         if model.model_config.get("populate_by_name") or model.model_config.get("validate_by_name"):
             fields[name] = info
     return fields
+
+
+def _addresses(
+    values: BaseModel, table: Mapping[str, Any], path: tuple[str | int, ...] = ()
+) -> Iterator[tuple[tuple[str | int, ...], str]]:
+    """The place of each path that is an address in truth, with a message."""
+    for key, info in _fields(type(values)).items():
+        if key not in table:
+            continue
+        names = [name for name, other in type(values).model_fields.items() if other is info]
+        value = getattr(values, names[0])
+        if isinstance(value, BaseModel) and isinstance(table[key], Mapping):
+            yield from _addresses(value, table[key], (*path, key))
+        elif isinstance(value, Path):
+            try:
+                local_path(table[key])
+            except AddressError as error:
+                where = ".".join(map(str, (*path, key)))
+                yield (*path, key), f"{where}: {mask_secrets(str(error))}"
 
 
 def _unknown_keys(
@@ -164,7 +182,7 @@ def _by_key(
         text = " or ".join([messages[0], *(m.removeprefix("expected ") for m in messages[1:])])
         got = f", got {values[path]!r}" if path in values and path else ""
         colon = " " if text.startswith("is ") else ": "
-        sentences[path] = f"{key}{colon}{text}{got}" if key else text
+        sentences[path] = mask_values(f"{key}{colon}{text}{got}" if key else text, table, shown)
     return sentences
 
 

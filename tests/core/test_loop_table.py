@@ -110,6 +110,16 @@ class EvaluatesAnother:
         return {"other": tiny_model()}
 
 
+class Watches:
+    """Watches a metric, so that the event is called."""
+
+    watched_metrics = ("train_loss_epoch",)
+
+    @hookimpl
+    def on_watched_metric(self, value: float) -> None:
+        assert value > 0
+
+
 def train(trainer: Trainer, **arguments: Any) -> None:
     given: dict[str, Any] = {
         "train_dataset": tiny_data(20),
@@ -150,7 +160,7 @@ def test_a_trainer_is_built_as_the_table_says(recorder: HookRecorder) -> None:
 @pytest.mark.parametrize("event", ["on_backward_end", "on_optimizer_step_start"])
 def test_training_calls_what_the_table_says(recorder: HookRecorder, event: str) -> None:
     skips = Skips(event)
-    trainer = RecordingTrainer(recorder, EvaluatesAnother(), skips)
+    trainer = RecordingTrainer(recorder, EvaluatesAnother(), Watches(), skips)
     recorder.clear()
     train(trainer)
     calls = words(recorder)

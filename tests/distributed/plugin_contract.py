@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+import warnings
 from collections.abc import Iterator
 from contextlib import nullcontext
 from copy import deepcopy
@@ -19,11 +20,14 @@ import pytest
 import torch
 from pa_curriculum import CurriculumPlugin
 from pa_distillation import DistillationPlugin
+from pa_gan import GanPlugin
+from pa_gan.model import Gan
 from pa_sam import SamPlugin
 from pa_swa import SwaPlugin
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
+from torch.optim.lr_scheduler import StepLR
 from torch.utils.data import TensorDataset
 
 from pa_core import Trainer, hookimpl
@@ -33,7 +37,7 @@ from tests.deepspeed.run import fsdp_accelerator
 
 RANK, PROCESSES = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
 GLOBAL_BATCH, ACCUMULATION, EPOCHS, CLIP = 8, 2, 3, 0.2
-RHO, TEMPERATURE, WEIGHT = 0.2, 3.0, 0.3
+RHO, TEMPERATURE, WEIGHT, LATENT = 0.2, 3.0, 0.3, 4
 COUNTS = {1: 21, 2: 33, 3: 45}  # samples of each epoch of the curriculum
 
 Micro = tuple[int, list[int]]
@@ -48,6 +52,25 @@ def new_model(*, has_norm: bool = False, seed: int = 0, hidden: int = 8) -> nn.S
         layers: list[nn.Module] = [nn.Linear(6, hidden), *(norm if has_norm else ())]
         layers += [nn.Tanh(), nn.Dropout(0.2), nn.Linear(hidden, 3)]
         return nn.Sequential(*layers).double()
+
+
+def new_gan() -> Gan:
+    with torch.random.fork_rng(devices=()):
+        torch.manual_seed(0)
+        generator = nn.Sequential(nn.Linear(LATENT, 8), nn.Tanh(), nn.Linear(8, 6))
+        discriminator = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 1))
+        return Gan(generator, discriminator).double()
+
+
+def two_optimizers(model: Gan) -> list[torch.optim.Optimizer]:
+    return [
+        torch.optim.Adam(model.generator.parameters(), lr=0.01),
+        torch.optim.SGD(model.discriminator.parameters(), lr=0.1, momentum=0.9),
+    ]
+
+
+def two_updates_each(optimizer: Any) -> StepLR:
+    return StepLR(optimizer, 2, gamma=0.8)
 
 
 def data(samples: int, seed: int = 7) -> TensorDataset:
@@ -81,6 +104,8 @@ class Job:
         if self.kind == "distillation":
             settings = DistillationPlugin.Settings(temperature=TEMPERATURE, weight=WEIGHT)
             return DistillationPlugin(settings, teacher())
+        if self.kind == "gan":
+            return GanPlugin(GanPlugin.Settings(latent=LATENT, **self.settings))
         if self.kind == "swa":
             return SwaPlugin(SwaPlugin.Settings(start_epoch=2))
         return CurriculumPlugin(CurriculumPlugin.Settings(start=21 / 45, epochs=3))
@@ -110,9 +135,13 @@ class Saves:
 
 
 def by_trainer(job: Job, *plugins: Any, **arguments: Any) -> dict[str, Any]:
-    model = new_model(has_norm=job.has_norm)
     accelerator = fsdp_accelerator() if job.is_sharded else {"cpu": True}
-    trainer = tiny_trainer(job.plugin(), *plugins, model=model, accelerator=accelerator)
+    options: dict[str, Any] = {"model": new_model(has_norm=job.has_norm)}
+    if job.kind == "gan":
+        model = new_gan()
+        options = {"model": model, "optimizer": two_optimizers(model)}
+        arguments["create_scheduler_fn"] = two_updates_each
+    trainer = tiny_trainer(job.plugin(), *plugins, accelerator=accelerator, **options)
     trainer.train(
         data(job.samples),
         EPOCHS,
@@ -275,6 +304,98 @@ class Loop:
         average[2].running_var.copy_(variance)
 
 
+class GanLoop:
+    """A training loop of a GAN, whose parts are wrapped one by one.
+
+    Args:
+        job: the job.
+    """
+
+    def __init__(self, job: Job) -> None:
+        self.job, self.model = job, new_gan()
+        parts = {"generator": self.model.generator, "discriminator": self.model.discriminator}
+        self.parts = parts
+        self.wrapped = {
+            name: DistributedDataParallel(part) if PROCESSES > 1 else part
+            for name, part in parts.items()
+        }
+        self.optimizers = dict(zip(parts, two_optimizers(self.model), strict=True))
+        self.schedulers = [two_updates_each(one) for one in self.optimizers.values()]
+        self.x = data(job.samples).tensors[0]
+        self.history: dict[str, list[float]] = {}
+
+    def run(self) -> dict[str, Any]:
+        turns, updates = self.job.settings["discriminator_updates"] + 1, 0
+        for epoch in range(1, EPOCHS + 1):
+            self.sums: dict[str, Tensor] = {}
+            batches = list(enumerate(micro_batches(self.job.samples)))
+            for first in range(0, len(batches), ACCUMULATION):
+                part = "discriminator" if (updates + 1) % turns else "generator"
+                self.update(part, epoch, batches[first : first + ACCUMULATION])
+                updates += 1
+            for name in sorted(self.sums):
+                total, count = summed(self.sums[name]).tolist()
+                self.history.setdefault(name, []).append(total / count)
+            self.evaluate()
+        return self.history | weights_of(self.model) | {"updates": updates}
+
+    def update(
+        self, part: str, epoch: int, batches: list[tuple[int, tuple[list[int], int]]]
+    ) -> None:
+        self.model.zero_grad()
+        size, last = sum(size for _, (_, size) in batches), batches[-1][0]
+        for step, (indices, _) in batches:
+            torch.manual_seed(key_at(derive_key(42, "model", epoch, RANK), step))
+            wrapped = self.wrapped[part]
+            is_reduced = step == last or PROCESSES == 1
+            with nullcontext() if is_reduced else wrapped.no_sync():  # type: ignore[operator]
+                rows = torch.tensor(indices or [0])
+                loss = self.loss(part, self.x[rows], wrapped) * bool(indices)
+                (loss * PROCESSES / size).backward()
+            for name in ("train_loss_epoch", f"train_{part}_loss"):
+                before = self.sums.get(name, torch.zeros(2, dtype=torch.float64))
+                self.sums[name] = before + torch.stack(
+                    (loss.detach(), torch.tensor(float(len(indices)), dtype=torch.float64))
+                )
+        clipped = self.model if self.job.mistake == "others clipped" else self.parts[part]
+        nn.utils.clip_grad_norm_(clipped.parameters(), CLIP)
+        for name, optimizer in self.optimizers.items():
+            if name == part or self.job.mistake == "both stepped":
+                optimizer.step()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of a scheduler before its optimizer's first step
+            for scheduler in self.schedulers:
+                scheduler.step()
+
+    def loss(self, part: str, real: Tensor, wrapped: nn.Module) -> Tensor:
+        """The sum over the samples."""
+        noise = torch.randn(len(real), LATENT, dtype=torch.float64)
+        if part == "generator":
+            found = self.parts["discriminator"](wrapped(noise)).sigmoid()
+            return -found.log().sum()
+        found = wrapped(self.parts["generator"](noise).detach()).sigmoid()
+        return -((1 - found).log() + wrapped(real).sigmoid().log()).sum()
+
+    def evaluate(self) -> None:
+        x = data(14, seed=8).tensors[0]
+        sums = torch.zeros(2, dtype=torch.float64)
+        torch.manual_seed(derive_key(42, "eval", RANK))
+        for indices, _ in micro_batches(14):
+            with torch.no_grad():
+                noise = torch.randn(len(indices), LATENT, dtype=torch.float64)
+                found = self.model.discriminator(self.model.generator(noise)).sigmoid()
+                truth = self.model.discriminator(x[indices]).sigmoid()
+                other = -((1 - found).log() + truth.log()).sum()
+                sums += torch.stack((other, -found.log().sum()))
+        other, own = (summed(sums) / 14).tolist()
+        for name, value in (
+            ("eval_loss_epoch", other),
+            ("eval_discriminator_loss", other),
+            ("eval_generator_loss", own),
+        ):
+            self.history.setdefault(name, []).append(value)
+
+
 def evaluated(model: nn.Module) -> float:
     """The mean loss over all of the evaluation data."""
     x, y = data(14, seed=8).tensors
@@ -299,6 +420,8 @@ JOBS = {
     "distillation": Job("distillation"),
     "distillation 41": Job("distillation", samples=41),
     "curriculum": Job("curriculum"),
+    "gan": Job("gan", settings={"discriminator_updates": 1}),
+    "gan 41": Job("gan", samples=41, settings={"discriminator_updates": 2}),
     "swa": Job("swa", has_norm=True),
     "swa 41": Job("swa", samples=41, has_norm=True),
 }
@@ -310,6 +433,7 @@ MISTAKES = {
     "sam batch norm": ["statistics updated twice"],
     "distillation": ["not weighted"],
     "curriculum": ["all of the data"],
+    "gan": ["others clipped", "both stepped"],
     "swa": ["not refreshed"],
 }
 
@@ -319,11 +443,12 @@ def results(name: str, folder: Path) -> dict[str, dict[str, Any]]:
     job, state = JOBS[name], folder / name.replace(" ", "-")
     found = {"trainer": by_trainer(job, Saves(5, state))}
     found["resumed"] = by_trainer(job, resume_from=state)
-    found["by hand"] = Loop(job).run()
+    loop = GanLoop if job.kind == "gan" else Loop
+    found["by hand"] = loop(job).run()
     for mistake in MISTAKES.get(name, []):
         if mistake == "local gradients" and PROCESSES == 1:
             continue
-        found[mistake] = Loop(Job(**(vars(job) | {"mistake": mistake}))).run()
+        found[mistake] = loop(Job(**(vars(job) | {"mistake": mistake}))).run()
     return found
 
 

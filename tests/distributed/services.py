@@ -11,6 +11,11 @@ import torch
 from torch.utils.data import DataLoader
 
 from pa_core import Trainer, TrainerCallback, hookimpl
+from pa_core.callbacks import (
+    EarlyStoppingCallback,
+    SaveBestModelCallback,
+    StepBasedEvaluationCallback,
+)
 from pa_core.errors import OtherProcessError
 from tests.distributed.run import RANK, new_trainer
 from tests.helpers import tiny_data, weights_of
@@ -112,6 +117,53 @@ def trials() -> dict[str, Any]:
     }
 
 
+class RecordsOn(TrainerCallback):
+    """Records a metric on one rank: in the second update, and after each training epoch."""
+
+    def __init__(self, rank: int) -> None:
+        self.rank = rank
+
+    def on_train_step_end(self, trainer: Trainer) -> None:
+        if trainer.updates == 2:
+            self._record(trainer, 9.0)
+
+    def on_train_epoch_end(self, trainer: Trainer) -> None:
+        self._record(trainer, float(trainer.position.epoch))
+
+    def _record(self, trainer: Trainer, value: float) -> None:
+        if trainer.rank == self.rank:
+            trainer.run_history.update_metric("fid", value)
+
+
+class Told(TrainerCallback):
+    """Notes the values of watched metrics."""
+
+    watched_metrics = ("fid", "intermediate_eval_loss")
+
+    def __init__(self) -> None:
+        self.told: list[Any] = []
+
+    def on_watched_metric(self, trainer: Trainer, metric: str, value: float) -> None:
+        self.told.append([metric, round(value, 6)])
+
+
+def watched(rank: int, folder: Path) -> Any:
+    """What each process is told of metrics, and what best model and early stopping make of it."""
+    told = Told()
+    stops = EarlyStoppingCallback(1, 0.0, watch_metric="fid")
+    best = SaveBestModelCallback(folder / f"best-{rank}.pt", "fid")
+    within = StepBasedEvaluationCallback(3)
+    trainer = new_trainer(RecordsOn(rank), told, stops, best, within)
+    each = 8 // trainer.num_processes
+    try:
+        trainer.train(tiny_data(45), 5, eval_dataset=tiny_data(7), per_device_batch_size=each)
+    except ValueError as error:
+        return trainer.gather_objects(str(error))
+    outcome = [told.told, trainer.updates, trainer.stop_reason, best.best_metric]
+    weights = [value.tolist() for value in weights_of(trainer).values()]
+    return trainer.gather_objects([outcome, weights])
+
+
 def main(folder: Path) -> None:
     trainer = new_trainer()
     tensor = torch.tensor([1.0, 10.0]) * (trainer.rank + 1)
@@ -127,6 +179,8 @@ def main(folder: Path) -> None:
         "batches": batches(tiny_data(9)),
         "ready": batches(DataLoader(tiny_data(9), batch_size=3, shuffle=True)),
         "trials": trials(),
+        "watched": watched(0, folder),
+        "unwatched": watched(1, folder) if trainer.num_processes > 1 else None,
     }
     if trainer.rank == 0:
         (folder / "outcome.json").write_text(json.dumps(outcome))

@@ -50,3 +50,26 @@ def test_a_trial_trains_on_all_processes_or_on_each_alone(one, two):
     assert two["trials"]["together"] == [[2, 2], [2, 2]]
     assert flat(two["trials"]["weights"]) == pytest.approx(flat(one["trials"]["weights"]), abs=1e-6)
     assert two["trials"]["alone"] == [[1, 0, "trained", 4, True], [1, 0, "failed", 2, True]]
+
+
+def values_of(metric, told):
+    return [value for name, value in told if name == metric]
+
+
+def test_a_metric_of_the_main_process_decides_on_every_process(one, two):
+    (alone,) = one["watched"]
+    told, updates, reason, best = alone[0]
+    assert values_of("fid", told) == [9.0, 1.0, 2.0]
+    assert (updates, best) == (12, 1.0)
+    assert "fid has not improved on 1.0" in reason
+    assert two["watched"][0] == two["watched"][1]
+    (again, updates_of_two, reason_of_two, best_of_two), weights = two["watched"][0]
+    assert [updates_of_two, reason_of_two, best_of_two] == [updates, reason, best]
+    for metric in ("fid", "intermediate_eval_loss"):
+        assert values_of(metric, again) == pytest.approx(values_of(metric, told), abs=2e-6)
+    assert flat(weights) == pytest.approx(flat(alone[1]), abs=1e-6)
+
+
+def test_a_watched_metric_that_the_main_process_does_not_record_raises_on_all(two):
+    assert two["unwatched"][0] == two["unwatched"][1]
+    assert "'fid', which was recorded on rank 1 and not on the main process" in two["unwatched"][0]

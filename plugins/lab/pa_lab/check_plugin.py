@@ -102,13 +102,15 @@ class CheckPlugin(TrainerCallback):
     @hookimpl(tryfirst=True)
     def on_training_run_epoch_end(self, trainer: Trainer) -> None:
         recorded = set(trainer.run_history.get_metric_names())
-        for name, plugin in trainer.plugins.by_name.items():
-            metric = getattr(plugin, "watch_metric", None)
-            if isinstance(metric, str) and metric not in recorded:
-                self.report["problems"].append(
-                    f"{name} watches {metric!r}, which is never recorded."
-                    f"{nearest(metric, recorded)} An epoch records {', '.join(sorted(recorded))}"
-                )
+        for metric, names in trainer.plugins.watchers().items():
+            # An evaluation within an epoch may come later than the one update of this run.
+            if metric in recorded or metric.endswith("intermediate_eval_loss"):
+                continue
+            self.report["problems"].append(
+                f"{' and '.join(names)} {'watch' if names[1:] else 'watches'} {metric!r}, which an "
+                f"epoch doesn't record.{nearest(metric, recorded)} It records "
+                f"{', '.join(sorted(recorded))}"
+            )
         self._write()
 
     @hookimpl(trylast=True)

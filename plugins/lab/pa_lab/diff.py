@@ -68,7 +68,7 @@ def _parts_of(state: str | Path, ignore_plugins: Collection[str]) -> dict[str, A
     content = decode(reader.read_json("state.json"), reader.read_tensors("state.safetensors"))
     names = [name for group in content["parameters"] for name in group]
     weights = reader.read_tensors("model.safetensors")
-    optimizer = content["optimizer"] or {"state": {}}
+    optimizer = _joined(content["optimizer"] or {"state": {}})
     entries = {_parameter_name(names, index): v for index, v in optimizer["state"].items()}
     parts = {
         # In the order of the model, which a file of tensors doesn't keep.
@@ -91,6 +91,19 @@ def _parts_of(state: str | Path, ignore_plugins: Collection[str]) -> dict[str, A
                 parts[f"plugin {plugin!r}{whose}"] = value
         parts[f"random generators{whose}"] = process["generators"]
     return parts
+
+
+def _joined(optimizer: dict[str, Any]) -> dict[str, Any]:
+    """The state of several optimizers as that of one, with their parameters in a row."""
+    if "optimizers" not in optimizer:
+        return optimizer
+    entries: dict[Any, Any] = {}
+    groups: list[Any] = []
+    for one in optimizer["optimizers"]:
+        before = sum(len(group["params"]) for group in groups)
+        entries |= {before + index: value for index, value in one["state"].items()}
+        groups += one["param_groups"]
+    return {"state": entries, "param_groups": groups}
 
 
 def _parameter_name(names: list[str], index: Any) -> str:

@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.table import Table
 
 from pa_core import TrainerCallback, hookimpl, hookspec
-from pa_core.plugin import Spent, Stopwatch, save_file, watch_device_syncs
+from pa_core.plugin import LocalPath, Spent, Stopwatch, local_path, save_file, watch_device_syncs
 
 if TYPE_CHECKING:
     from pa_core import Trainer
@@ -34,8 +34,8 @@ class ProfileSettings(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    to_json: Path | None = Field(None, description="File for the report, as JSON.")
-    trace: Path | None = Field(
+    to_json: LocalPath | None = Field(None, description="File for the report, as JSON.")
+    trace: LocalPath | None = Field(
         None, description="File for a trace of a few steps, to open in Perfetto."
     )
     trace_start: int = Field(
@@ -68,7 +68,8 @@ class ProfileCallback(TrainerCallback):
         trace_start: int = 10,
         trace_steps: int = 5,
     ) -> None:
-        self.to_json, self.trace = to_json, trace
+        self.to_json = None if to_json is None else local_path(to_json)
+        self.trace = None if trace is None else local_path(trace)
         self.trace_start, self.trace_steps = trace_start, trace_steps
         self._reset()
 

@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from pa_core import hookimpl
 from pa_core.errors import SettingsError, nearest
+from pa_core.plugin import LocalPath
 from pa_metrics.factory import build_metric, history_name, import_path
 
 if TYPE_CHECKING:
@@ -51,7 +52,7 @@ class MetricsSettings(BaseModel):
         "the dotted path of a function of batch and batch output that returns the arguments of "
         "`update`. By default chosen for each metric.",
     )
-    plots: Path | None = Field(
+    plots: LocalPath | None = Field(
         None, description="A folder for plots of matrices, curves and values over epochs."
     )
 

@@ -240,12 +240,21 @@ class ModelEmaCallback(EmaPlugin):
         if self.ema_model is not None and trainer.model is self.ema_model.module:
             self.callback_handler.call_event(event, trainer, **arguments)
 
+    @property
+    def watched_metrics(self) -> tuple[str, ...]:
+        """The metric that determines the best average, if averages are evaluated."""
+        return self.saver.watched_metrics if self.evaluate else ()
+
+    @hookimpl(trylast=True)
+    def on_watched_metric(self, trainer: Trainer, metric: str, value: float, **kwargs: Any) -> None:
+        """Save the average if it is the best so far."""
+        if self.evaluate:
+            self.saver.on_watched_metric(trainer, metric, value)
+
     @hookimpl(trylast=True)
     def on_training_run_epoch_end(self, trainer: Trainer, **kwargs: Any) -> None:
-        """Save the average if it is the best so far, or after each epoch without evaluation."""
-        if self.evaluate:
-            self.saver.on_training_run_epoch_end(trainer)
-        else:
+        """Save the average after each epoch if averages are not evaluated."""
+        if not self.evaluate:
             trainer.save_checkpoint(
                 self.save_path,
                 save_optimizer=False,

@@ -7,6 +7,8 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pa_core.plugin import local_path
+
 if TYPE_CHECKING:
     from pa_core import Trainer
 
@@ -31,7 +33,7 @@ def export(trainer: Trainer, folder: str | Path, tokenizer: Any = None) -> None:
         raise ValueError(f"{type(model).__name__} can't be exported: it has no save_pretrained")
     if not trainer.is_main_process:
         return
-    folder = Path(os.path.abspath(folder))
+    folder = Path(os.path.abspath(local_path(folder)))
     if folder.exists() and not list(folder.glob("*config.json")):
         if not folder.is_dir() or any(folder.iterdir()):
             raise ValueError(

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from pa_core import hookimpl
+from pa_core.plugin import LocalPath
 from pa_models.transformers_loss import IGNORED, calculate_batch_loss, calculate_predictions
 from pa_models.transformers_models import TransformersModels, add_lora, load_tokenizer
 
@@ -55,7 +55,7 @@ class TransformersSettings(BaseModel):
     generate: dict[str, Any] | None = Field(
         None, description="Arguments of model.generate, to generate text during evaluation."
     )
-    export_to: Path | None = Field(
+    export_to: LocalPath | None = Field(
         None, description="The folder to export the model to at the end of a run."
     )
 

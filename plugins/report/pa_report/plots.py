@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pa_core.errors import nearest
+from pa_core.plugin import local_path
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -55,7 +56,7 @@ def plot_history(
         raise ValueError("There is nothing to plot: no metric with numbers was recorded")
     figure = _draw(charts)
     if save_to is not None:
-        figure.savefig(save_to, dpi=150)
+        figure.savefig(local_path(save_to), dpi=150)
     return figure
 
 

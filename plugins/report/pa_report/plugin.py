@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 from pa_core import hookimpl
 from pa_core.durations import Every
-from pa_core.plugin import check_file_name
+from pa_core.plugin import check_file_name, mask_secrets
 from pa_report.images import Picture, figure_to_url, images_to_urls
 from pa_report.measurements import Measurements
 from pa_report.page import run_page, save_page
-from pa_report.run import Run, Status, curves_and_matrices, plain, records_of, without_secrets
+from pa_report.run import Run, Status, curves_and_matrices, plain, records_of
 from pa_report.settings import ReportSettings
 
 if TYPE_CHECKING:
@@ -214,8 +214,8 @@ class ReportPlugin:
             matrices=matrices,
             measures=measures,
             times=self._measurements.times,
-            manifest=plain(without_secrets(trainer.manifest)),
-            run_config=plain(without_secrets(config.to_dict())) if config is not None else {},
+            manifest=plain(mask_secrets(trainer.manifest)),
+            run_config=plain(mask_secrets(config.to_dict())) if config is not None else {},
             cost=plain(_costs_of(trainer)),
         )
 

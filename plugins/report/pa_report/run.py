@@ -13,7 +13,14 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from pa_core.errors import PaCoreError, TrainingStateError
-from pa_core.plugin import MANIFEST, StateReader, is_secret, newest_intact_state, state_folders
+from pa_core.plugin import (
+    MANIFEST,
+    StateReader,
+    local_path,
+    mask_secrets,
+    newest_intact_state,
+    state_folders,
+)
 
 if TYPE_CHECKING:
     from pa_core.tracking import RunHistory
@@ -183,21 +190,6 @@ def downsample(points: list[Point], max_points: int = MAX_POINTS) -> list[Point]
     return [points[n] for n in sorted(kept)]
 
 
-def without_secrets(config: Any) -> Any:
-    """Drop settings whose names look like a key or a password.
-
-    >>> without_secrets({"lr": 0.1, "wandb": {"api_key": "x", "project": "p"}})
-    {'lr': 0.1, 'wandb': {'project': 'p'}}
-    """
-    if isinstance(config, Mapping):
-        return {
-            str(name): without_secrets(value)
-            for name, value in config.items()
-            if not is_secret(str(name))
-        }
-    return [without_secrets(item) for item in config] if isinstance(config, list) else config
-
-
 def plain(value: Any) -> Any:
     """Convert a value to what strict JSON can hold; NaN and infinity become text."""
     if isinstance(value, float) and not math.isfinite(value):
@@ -230,7 +222,7 @@ def read_run(path: str | Path) -> Run:
     Raises:
         ReportError: if the path is none of these.
     """
-    path = Path(path)
+    path = local_path(path)
     if path.is_dir():
         return _read_state(path)
     try:
@@ -303,5 +295,5 @@ def _read_state(folder: Path) -> Run:
         progress=progress,
         metrics=metrics,
         matrices=matrices,
-        manifest=without_secrets(manifest),
+        manifest=mask_secrets(manifest),
     )

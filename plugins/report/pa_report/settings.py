@@ -6,7 +6,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from pa_core.plugin import UpdateDuration, check_file_name
+from pa_core.plugin import LocalPath, UpdateDuration, check_file_name
 
 
 class ReportSettings(BaseModel):
@@ -14,7 +14,9 @@ class ReportSettings(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    folder: Path = Field(Path("reports"), description="The folder that reports are written to.")
+    folder: LocalPath = Field(
+        Path("reports"), description="The folder that reports are written to."
+    )
     name: str | None = Field(
         None,
         min_length=1,

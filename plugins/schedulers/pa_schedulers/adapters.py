@@ -3,7 +3,8 @@
 The loop calls ``step()`` after each update, without arguments. timm's schedulers expect the number
 of updates and, after each epoch, the number of epochs; `ReduceLROnPlateau` and its relatives expect
 a metric; a `SchedulerBase` without a count expects the number of updates. Each has an adapter here.
-The plugin calls ``end_epoch`` after each epoch of the run.
+The plugin calls ``end_epoch`` after each epoch of the run, and ``step_metric`` with each new value
+of a watched metric.
 """
 
 from __future__ import annotations
@@ -42,8 +43,12 @@ class SchedulerAdapter(ABC):
         """Step after an epoch of the run.
 
         Args:
-            metrics: the newest value of each watched metric that this epoch has recorded.
+            metrics: a value of each watched metric to step on; empty if the caller passes each
+                value to `step_metric`, as the plugin does.
         """
+
+    def step_metric(self, metric: str, value: float) -> None:
+        """Step on a new value of a metric, if it is the watched one."""
 
     def get_last_lr(self) -> list[float]:
         """The learning rates of the parameter groups, as torch's schedulers return them."""
@@ -95,7 +100,7 @@ class StepsPerEpoch(SchedulerAdapter):
 
 
 class FollowsMetric(SchedulerAdapter):
-    """Steps on a metric's value, once after each epoch that has recorded one."""
+    """Steps once on each value of a metric."""
 
     follows_epochs = True
 
@@ -104,12 +109,16 @@ class FollowsMetric(SchedulerAdapter):
         self.watch_metric = watch_metric
 
     def step(self) -> None:
-        """Do nothing: it steps in `end_epoch`."""
+        """Do nothing: it steps in `step_metric`."""
 
     def end_epoch(self, metrics: Mapping[str, float]) -> None:
-        """Step on the metric's value, if there is a new one."""
-        value = metrics.get(self.watch_metric or "")
-        if value is not None:
+        """Step on the metric's value, if there is one."""
+        for metric, value in metrics.items():
+            self.step_metric(metric, value)
+
+    def step_metric(self, metric: str, value: float) -> None:
+        """Step on a new value of a metric, if it is the watched one."""
+        if metric == self.watch_metric:
             self.scheduler.step(value)
 
 
@@ -139,7 +148,8 @@ class TimmSchedule(CountsUpdates):
     """Steps a timm scheduler as timm's training script does.
 
     It calls ``step_update(num_updates)`` after each update and ``step(epochs, metric)`` after each
-    epoch; the scheduler ignores one of the two.
+    epoch; the scheduler ignores one of the two. A plateau scheduler also steps on values within an
+    epoch, as it does at its end. timm's doesn't step on values of the warm-up.
 
     Args:
         scheduler: a timm scheduler.
@@ -151,6 +161,7 @@ class TimmSchedule(CountsUpdates):
         super().__init__(scheduler)
         self.fits_run = fits_run
         self.num_epochs = 0
+        self._epoch_end = 0  # updates at the end of the last epoch
         # timm's plateau scheduler wraps torch's, and adds a warm-up and noise.
         self.plateau: ReduceLROnPlateau | None = getattr(scheduler, "lr_scheduler", None)
         self.follows_epochs = scheduler.t_in_epochs
@@ -160,11 +171,22 @@ class TimmSchedule(CountsUpdates):
     def end_epoch(self, metrics: Mapping[str, float]) -> None:
         """Count the epoch and step."""
         self.num_epochs += 1
+        self._epoch_end = self.num_updates
         self.scheduler.step(self.num_epochs, metrics.get(self.watch_metric or ""))
+
+    def step_metric(self, metric: str, value: float) -> None:
+        """Step on a new value of a metric, if it is the watched one."""
+        if self.plateau is None or metric != self.watch_metric:
+            return
+        epoch = self.num_epochs + (self.num_updates > self._epoch_end or not self.num_epochs)
+        # In the warm-up the rate is the epoch's: set in `end_epoch`, not before.
+        if epoch > self.scheduler.warmup_t:
+            self.scheduler.step(epoch, value)
 
     def state_dict(self) -> dict[str, Any]:
         """The counts and the scheduler's state, with what timm omits for a plateau scheduler."""
         state = super().state_dict() | {"num_epochs": self.num_epochs}
+        state["epoch_end"] = self._epoch_end
         # Functions, such as the decay of timm's WSD, can't be saved: the user passes them again.
         state["scheduler"] = {k: v for k, v in state["scheduler"].items() if not callable(v)}
         if self.plateau is not None:
@@ -176,6 +198,7 @@ class TimmSchedule(CountsUpdates):
         """Restore the state that `state_dict` returned."""
         super().load_state_dict(state_dict)
         self.num_epochs = state_dict["num_epochs"]
+        self._epoch_end = state_dict.get("epoch_end", self._epoch_end)
         if self.plateau is not None:
             self.plateau.load_state_dict(deepcopy(state_dict["plateau"]))
             self.scheduler.restore_lr = state_dict["restore_lr"]

@@ -50,6 +50,12 @@ class OnGroups(SchedulerAdapter):
             self.scheduler.end_epoch(metrics)
             self.proxy.write_back()
 
+    def step_metric(self, metric: str, value: float) -> None:
+        """Step on a new value of a metric, if the scheduler watches it."""
+        if self.watch_metric == metric:
+            self.scheduler.step_metric(metric, value)
+            self.proxy.write_back()
+
     def get_last_lr(self) -> list[float]:
         """The current values of the selected groups."""
         return [group["lr"] for group in self.proxy.param_groups]
@@ -85,6 +91,12 @@ class ScheduleSet:
         for scheduler in self.schedulers:
             if getattr(scheduler, "follows_epochs", False):
                 scheduler.end_epoch(metrics)
+
+    def step_metric(self, metric: str, value: float) -> None:
+        """Step those that watch a metric on a new value of it."""
+        for scheduler in self.schedulers:
+            if getattr(scheduler, "watch_metric", None) == metric:
+                scheduler.step_metric(metric, value)
 
     def get_last_lr(self) -> list[float]:
         """The learning rates of all parameter groups."""

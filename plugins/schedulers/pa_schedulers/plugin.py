@@ -6,7 +6,6 @@ import sys
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from pa_core import hookimpl
@@ -18,7 +17,7 @@ from pa_schedulers.param_groups import ParamGroupsProxy, find_groups
 from pa_schedulers.registry import SchedulerFactories, build_schedule, is_known
 from pa_schedulers.run_length import RunLength
 from pa_schedulers.settings import ParamGroupSettings, SchedulerSettings, SchedulersSettings
-from pa_schedulers.spec import EVAL_LOSS, SchedulerSpec, check_options
+from pa_schedulers.spec import SchedulerSpec, check_options
 
 if TYPE_CHECKING:
     from pa_core import Trainer
@@ -46,7 +45,6 @@ class SchedulersPlugin:
     def __init__(self, settings: SchedulersSettings | None = None, **options: Any) -> None:
         self.settings = SchedulersSettings(**options) if settings is None else settings
         self._scheduler: Any = None  # the run's, if this plugin has created or adapted it
-        self._seen: dict[str, int] = {}  # number of values seen of each watched metric
 
     @hookimpl
     def register_schedulers(self) -> Mapping[str, Callable[..., Any]]:
@@ -156,29 +154,30 @@ class SchedulersPlugin:
 
     @hookimpl
     def on_training_run_start(self, trainer: Trainer) -> None:
-        if self._scheduler is None or trainer.scheduler is not self._scheduler:
-            return
-        for name in _watched_metrics(self._scheduler):
-            if name == EVAL_LOSS and trainer.eval_dataset is None:
-                raise ValueError(
-                    f"The scheduler steps on {EVAL_LOSS}, which needs an eval_dataset: pass one to "
-                    'train(), or watch another metric, as in watch_metric = "train_loss_epoch"'
-                )
-            self._seen[name] = _count_values(trainer, name)
-        warn_of_length_mismatch(self._scheduler, _run_length(trainer))
+        if self._drives(trainer):
+            warn_of_length_mismatch(self._scheduler, _run_length(trainer))
 
     @hookimpl(trylast=True)
     def on_training_run_epoch_end(self, trainer: Trainer) -> None:
-        if self._scheduler is None or trainer.scheduler is not self._scheduler:
-            return
-        if not hasattr(self._scheduler, "end_epoch"):
-            return
-        metrics: dict[str, float] = {}
-        for name in _watched_metrics(self._scheduler):
-            value, count = _main_process_value(trainer, name), _count_values(trainer, name)
-            if count > self._seen.get(name, 0):
-                metrics[name], self._seen[name] = value, count
-        self._scheduler.end_epoch(metrics)
+        if self._drives(trainer) and hasattr(self._scheduler, "end_epoch"):
+            self._scheduler.end_epoch({})
+
+    @property
+    def watched_metrics(self) -> list[str]:
+        """The metrics that the run's schedulers step on."""
+        present = self._scheduler
+        schedulers = present.schedulers if isinstance(present, ScheduleSet) else [present]
+        names = (getattr(each, "watch_metric", None) for each in schedulers)
+        return sorted({name for name in names if name is not None})
+
+    @hookimpl(trylast=True)
+    def on_watched_metric(self, trainer: Trainer, metric: str, value: float) -> None:
+        if self._drives(trainer) and metric in self.watched_metrics:
+            self._scheduler.step_metric(metric, value)
+
+    def _drives(self, trainer: Trainer) -> bool:
+        """Whether the run's scheduler is this plugin's, and not of a plugin that wraps it."""
+        return self._scheduler is not None and trainer.scheduler is self._scheduler
 
 
 def _spec(
@@ -192,28 +191,3 @@ def _run_length(trainer: Trainer) -> RunLength:
     # Not run_config.num_epochs: a run of "500 updates" may end within an epoch.
     known = trainer.num_updates and per_epoch
     return RunLength(trainer.num_updates, trainer.num_updates / per_epoch if known else None)
-
-
-def _watched_metrics(scheduler: Any) -> list[str]:
-    schedulers = scheduler.schedulers if isinstance(scheduler, ScheduleSet) else [scheduler]
-    names = (getattr(each, "watch_metric", None) for each in schedulers)
-    return sorted({name for name in names if name is not None})
-
-
-def _count_values(trainer: Trainer, name: str) -> int:
-    """The number of values that the run history has of a metric."""
-    history = trainer.run_history
-    return len(list(history.get_metric_values(name))) if name in history.get_metric_names() else 0
-
-
-def _main_process_value(trainer: Trainer, name: str) -> float:
-    """The newest value of a metric on the main process, the same on every process.
-
-    Raises:
-        ValueError: if none was recorded.
-    """
-    value = float(trainer.run_history.get_latest_metric(name))
-    if trainer.run_config.num_processes > 1:
-        values = trainer.gather(torch.tensor([value], dtype=torch.float64, device=trainer.device))
-        value = float(values[0])
-    return value

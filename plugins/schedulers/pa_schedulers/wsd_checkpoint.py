@@ -9,7 +9,13 @@ from typing import TYPE_CHECKING, Any
 from pydantic import Field
 
 from pa_core import hookimpl
-from pa_core.plugin import CallbackSettings, ConfigurableCallback, TrainingState
+from pa_core.plugin import (
+    CallbackSettings,
+    ConfigurableCallback,
+    LocalPath,
+    TrainingState,
+    local_path,
+)
 
 if TYPE_CHECKING:
     from pa_core import Trainer
@@ -21,14 +27,14 @@ PRE_DECAY, POST_DECAY = "wsd_pre_decay", "wsd_post_decay"
 class WSDCheckpointSettings(CallbackSettings):
     """The table ``[tool.pa-core.wsd_checkpoint]``."""
 
-    save_dir: Path = Field(Path("checkpoints"), description="The folder of the checkpoints.")
+    save_dir: LocalPath = Field(Path("checkpoints"), description="The folder of the checkpoints.")
     save_optimizer: bool = Field(
         True, description="Whether the files after a decay contain the optimizer's state."
     )
     save_scheduler: bool = Field(
         True, description="Whether the files after a decay contain the scheduler's state."
     )
-    initial_checkpoint: Path | None = Field(
+    initial_checkpoint: LocalPath | None = Field(
         None, description="A checkpoint of another run to continue from."
     )
 
@@ -62,10 +68,12 @@ class WSDCheckpointCallback(ConfigurableCallback):
         save_scheduler: bool = True,
         initial_checkpoint: str | Path | None = None,
     ) -> None:
-        self.save_dir = Path(save_dir)
+        self.save_dir = local_path(save_dir)
         self.save_optimizer = save_optimizer
         self.save_scheduler = save_scheduler
-        self.initial_checkpoint = None if initial_checkpoint is None else Path(initial_checkpoint)
+        self.initial_checkpoint = (
+            None if initial_checkpoint is None else local_path(initial_checkpoint)
+        )
         self.last_checkpoint_step: int | None = None
 
     def on_training_run_start(self, trainer: Trainer, **kwargs: Any) -> None:

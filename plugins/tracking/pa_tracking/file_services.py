@@ -1,8 +1,9 @@
 """Log runs to CSV and JSON lines files, one row per logged update.
 
-Each row is appended with a single unbuffered write, so that a process that dies loses at most the
-row in progress. Resuming a run drops an incomplete row, and the rows that were written after the
-training state it resumes from.
+Each row is appended without a buffer, so that a process that dies loses at most the row in
+progress. If the disk takes only a part of a row, that part is removed again, and the row is written
+later. Resuming a run drops an incomplete row, and the rows that were written after the training
+state it resumes from.
 """
 
 from __future__ import annotations
@@ -15,7 +16,9 @@ import os
 import re
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -54,7 +57,7 @@ class FileService(Service):
         else:
             self._resume()
         self._write_description("running")
-        self._out = self.file.open("ab", buffering=0)
+        self._open()
         self._read_header()
 
     def log(self, values: Mapping[str, Any], place: Place) -> None:
@@ -67,11 +70,11 @@ class FileService(Service):
         from PIL import Image
 
         folder = self.folder / "images"
-        folder.mkdir(exist_ok=True)
         stem = re.sub(r"[^\w.-]", "_", name)
         for number, image in enumerate(images):
             which = f"-{number}" if len(images) > 1 else ""
-            Image.fromarray(image).save(folder / f"{stem}-{update:06d}{which}.png")
+            save = partial(Image.fromarray(image).save, format="PNG")
+            save_file(folder / f"{stem}-{update:06d}{which}.png", save)
 
     def finish(self, status: Status) -> None:
         self._out.close()
@@ -79,7 +82,28 @@ class FileService(Service):
 
     @abstractmethod
     def _write(self, row: Mapping[str, Any]) -> None:
-        """Append a row with one system call."""
+        """Append a row."""
+
+    def _open(self) -> None:
+        self._out = self.file.open("ab", buffering=0)
+        self._size = self._out.seek(0, os.SEEK_END)  # of the complete rows
+
+    def _append(self, row: bytes) -> None:
+        """Append a whole row, or nothing.
+
+        Raises:
+            OSError: if the disk doesn't take it, as one that is full.
+        """
+        os.truncate(self._out.fileno(), self._size)  # a part of a row that could not be removed
+        rest = memoryview(row)
+        try:
+            while rest:
+                rest = rest[self._out.write(rest) :]
+        except OSError:
+            with suppress(OSError):
+                os.truncate(self._out.fileno(), self._size)
+            raise
+        self._size += len(row)
 
     def _read_header(self) -> None:
         """Read what the file begins with, if the format has a header."""
@@ -119,7 +143,7 @@ class JsonLinesFile(FileService):
     file_name = "metrics.jsonl"
 
     def _write(self, row: Mapping[str, Any]) -> None:
-        self._out.write(json.dumps(_strict(row), allow_nan=False).encode() + b"\n")
+        self._append(json.dumps(_strict(row), allow_nan=False).encode() + b"\n")
 
 
 class CsvFile(FileService):
@@ -135,17 +159,20 @@ class CsvFile(FileService):
         new = [name for name in row if name not in self._columns]
         if new:
             self._add_columns(new)
-        self._out.write(_line([_cell(row.get(name)) for name in self._columns]))
+        self._append(_line([_cell(row.get(name)) for name in self._columns]))
 
     def _add_columns(self, new: list[str]) -> None:
         """Rewrite the file with a longer header, atomically."""
         rows = [row for number, row in enumerate(_rows(self.file)) if number]
-        self._columns += new
-        padded = (row + [""] * (len(self._columns) - len(row)) for row in rows)
+        columns = [*self._columns, *new]
+        padded = (row + [""] * (len(columns) - len(row)) for row in rows)
+        content = b"".join(map(_line, [columns, *padded]))
         self._out.close()
-        content = b"".join(map(_line, [self._columns, *padded]))
-        save_file(self.file, lambda path: path.write_bytes(content))
-        self._out = self.file.open("ab", buffering=0)
+        try:
+            save_file(self.file, lambda path: path.write_bytes(content))
+            self._columns = columns
+        finally:
+            self._open()
 
 
 def _truncate(file: Path, num_header_lines: int, num_rows: int | None) -> int:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from pa_core import hookimpl
 from pa_core.durations import Every, Progress
-from pa_core.plugin import check_file_name, is_secret, to_uint8_images
+from pa_core.plugin import check_file_name, mask_secrets, to_uint8_images
 from pa_tracking.send_queue import Receipts, SendQueue, place_now
 from pa_tracking.service import Run
 from pa_tracking.settings import TrackingSettings, check_package
@@ -130,7 +130,8 @@ class TrackingPlugin:
         run, settings = state["run"] and Run(**state["run"]), self.settings
         if run is None or not trainer.is_main_process:
             return
-        check_file_name(run.name)  # a file service makes a folder of it
+        for name in (run.name, run.id):  # folders and receipts are named after them
+            check_file_name(name)
         wanted = (settings.service, settings.project, settings.run_name)
         if wanted == (run.service, run.project, state["run_name"]):
             self._run, self._queue = run, SendQueue()
@@ -358,15 +359,8 @@ def _last_update(trainer: Trainer) -> int | None:
 
 
 def _describe(trainer: Trainer) -> dict[str, Any]:
-    """The description of a run: its manifest and run config, without secrets."""
+    """The description of a run: its manifest and run config, with secrets masked."""
     config = trainer.run_config
     described = {**trainer.manifest, "run_config": config.to_dict() if config is not None else {}}
-    return _without_secrets(described)
-
-
-def _without_secrets(config: dict[str, Any]) -> dict[str, Any]:
-    return {
-        name: _without_secrets(value) if isinstance(value, dict) else value
-        for name, value in config.items()
-        if not is_secret(name)
-    }
+    masked: dict[str, Any] = mask_secrets(described)
+    return masked

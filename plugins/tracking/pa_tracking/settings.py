@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from pa_core.plugin import UpdateDuration, check_file_name, is_secret
+from pa_core.plugin import LocalPath, UpdateDuration, check_file_name, mask_secrets
 
 Topic = Literal["learning_rates", "gradient_norm", "throughput", "memory", "config"]
 ServiceName = Literal[
@@ -29,7 +29,7 @@ class TrackingSettings(BaseModel):
     run_name: str | None = Field(
         None, min_length=1, description="The run's name; by default the time at which it starts."
     )
-    logging_dir: Path = Field(
+    logging_dir: LocalPath = Field(
         Path("runs"), description="The folder for everything written on this machine."
     )
     every: UpdateDuration | None = Field(
@@ -62,7 +62,8 @@ class TrackingSettings(BaseModel):
     @field_validator("options")
     @classmethod
     def _secrets_stay_out(cls, value: dict[str, Any]) -> dict[str, Any]:
-        secrets = [name for name in value if is_secret(name)]
+        masked = mask_secrets(value)
+        secrets = [name for name in value if masked[name] != value[name]]
         if secrets:
             raise ValueError(
                 f"{', '.join(secrets)}: secrets don't belong in settings. Set the environment "

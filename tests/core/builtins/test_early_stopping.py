@@ -63,7 +63,7 @@ def test_the_loop_stops_the_run_and_calls_its_end_events():
     trainer = make_trainer(stopping, Notes, Records([1, 2, 3]))
     trainer.train(tiny_data(16), 3)
     assert events == ["stopped", "end"]
-    assert "score has not improved on 1.0 for 1 of 1 epochs" in trainer.stop_reason
+    assert "score has not improved on 1.0 for 1 of 1 values" in trainer.stop_reason
     assert stopping.early_stopping_patience_counter == 1
 
 

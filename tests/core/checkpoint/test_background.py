@@ -172,7 +172,8 @@ def test_a_failure_in_the_background_stops_the_run_where_the_state_must_be_saved
         train(tmp_path, Waits(), on_save_error="stop")
     assert full.failed_in == ["pa-core-save"]
     assert seen == [1, 2, 3]  # reported at the next boundary
-    assert "update_00000002 was being saved in the background" in caught.value.__notes__[0]
+    assert "No training state was saved at" in caught.value.__notes__[0]
+    assert "update_00000002" in caught.value.__notes__[0]
     assert not list(tmp_path.iterdir())
 
 
@@ -251,7 +252,66 @@ def test_a_link_that_a_plugin_puts_into_a_state_is_refused(tmp_path):
     from pa_core.errors import TrainingStateError
 
     with pytest.raises(TrainingStateError, match="link can't be part of a state"):
-        train(tmp_path, Links())
+        train(tmp_path, Links(), on_save_error="stop")
+
+
+class Fails:
+    """Writing a state raises an error once, in the thread that writes."""
+
+    def __init__(self, monkeypatch, error):
+        write_file = atomic_io.write_file
+        errors = [error]
+
+        def failing(path, chunks):
+            if path.name == "model.safetensors" and errors:
+                raise errors.pop()
+            return write_file(path, chunks)
+
+        monkeypatch.setattr(atomic_io, "write_file", failing)
+
+
+ERRORS = [MemoryError("no memory"), RuntimeError("of some library"), ValueError(), KeyError("a")]
+
+
+@pytest.mark.parametrize("in_background", [True, False])
+@pytest.mark.parametrize("error", ERRORS, ids=lambda error: type(error).__name__)
+def test_any_error_of_writing_is_a_warning_and_training_continues(
+    error, in_background, tmp_path, monkeypatch
+):
+    Fails(monkeypatch, error)
+    recorder = HookRecorder()
+    what = f"No training state was saved at .*update_00000002: {type(error).__name__}"
+    with pytest.warns(UserWarning, match=what) as caught:
+        trainer = train(tmp_path, recorder, in_background=in_background)
+    (call,) = recorder.of("on_save_training_state_error")
+    assert call.error is error
+    assert trainer.updates == 11
+    assert names(tmp_path) == [f"update_{number:08d}" for number in (4, 6, 8, 10)]
+    advised = "needs no copy of the state" in str(caught[0].message)
+    assert advised == isinstance(error, MemoryError)
+
+
+@pytest.mark.parametrize("in_background", [True, False])
+def test_any_error_of_writing_stops_a_run_whose_states_must_be_saved(
+    in_background, tmp_path, monkeypatch
+):
+    Fails(monkeypatch, MemoryError("no memory"))
+    with pytest.raises(MemoryError) as caught:
+        train(tmp_path, on_save_error="stop", in_background=in_background)
+    (note,) = (text for text in caught.value.__notes__ if "update_00000002" in text)
+    assert "needs no copy of the state" in note
+    assert not any("per_device_batch_size" in text for text in caught.value.__notes__)
+
+
+def test_without_memory_for_a_copy_that_seemed_to_be_free_the_state_is_saved_at_once(
+    tmp_path, monkeypatch
+):
+    def fails(*args):
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
+
+    monkeypatch.setattr(HostMemory, "copy", fails)
+    train(tmp_path)
+    assert names(tmp_path) == [f"update_{number:08d}" for number in (2, 4, 6, 8, 10)]
 
 
 def test_without_memory_for_a_copy_the_state_is_saved_at_once(tmp_path, monkeypatch):

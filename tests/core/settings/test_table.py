@@ -43,3 +43,18 @@ def test_invalid_toml_or_a_missing_table_or_file_is_an_error(tmp_path):
         read_settings(file)
     with pytest.raises(SettingsError, match=r"nonesuch.toml can't be read"):
         read_settings(tmp_path / "nonesuch.toml")
+
+
+@pytest.mark.parametrize(
+    "header", ["tool.pa_core", "tool.pacore", "tool.PA-core", "pa-core", '"pa_core"']
+)
+def test_a_table_with_a_similar_name_is_reported(header, tmp_path):
+    file = tmp_path / "pyproject.toml"
+    file.write_text(f"[{header}]\nplugins = []\n")
+    name = header.replace('"', "").replace(".", r"\.")
+    with pytest.raises(SettingsError, match=rf"has a table \[{name}\]; .* \[tool\.pa-core\]"):
+        find_settings_file(script=tmp_path, cwd=tmp_path)
+    with pytest.raises(SettingsError, match=rf"no table \[tool\.pa-core\]; is \[{name}\] meant"):
+        read_settings(file)
+    file.write_text(f"[{header}]\nplugins = []\n[tool.pa-core]\n")
+    assert find_settings_file(script=tmp_path, cwd=tmp_path) == file

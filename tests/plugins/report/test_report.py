@@ -381,7 +381,7 @@ def test_profile_and_report_work_together_whoever_is_listed_first(tmp_path, is_f
     assert profile.report()["steps"] == 12
 
 
-def test_settings_that_look_like_secrets_are_left_out(tmp_path):
+def test_settings_that_look_like_secrets_are_masked(tmp_path):
     (tmp_path / "hook.py").write_text(
         "from pydantic import BaseModel\n"
         "from pa_core import hookimpl\n"
@@ -400,7 +400,7 @@ def test_settings_that_look_like_secrets_are_left_out(tmp_path):
     optimizer = torch.optim.SGD(model.parameters())
     train(Trainer(model, torch.nn.CrossEntropyLoss(), optimizer, (), settings=file), 1)
     page = Page(tmp_path / "reports" / "run.html")
-    assert page.row("hook")[2] == 'url = "there"'
+    assert page.row("hook")[2] == 'url = "there", api_key = "**********"'
     assert page.row("report")[1].startswith("pa-report ")
     assert "hidden" not in page.text
 

@@ -34,12 +34,52 @@ def plateau(**options):
     )
 
 
-def test_it_steps_once_per_epoch_even_with_more_evaluations():
-    # The first value is the best; the second and third aren't better.
-    for more in ((), (EvaluateWithin(),)):
-        trainer = new_trainer(Accuracy(), *more, plugins=[plateau()])
-        found = first_of_each_epoch(seen_in(trainer, 4))
-        assert found == [0.01, 0.01, 0.005, 0.0025]
+def test_it_steps_once_on_each_value_also_within_an_epoch():
+    # The first value is the best; the others aren't better.
+    trainer = new_trainer(Accuracy(), plugins=[plateau()])
+    assert first_of_each_epoch(seen_in(trainer, 4)) == [0.01, 0.01, 0.005, 0.0025]
+    # Values after 5 and 10 updates, and at the end of the epoch.
+    found = seen_in(new_trainer(Accuracy(), EvaluateWithin(), plugins=[plateau()]), 2)
+    rates = [0.01] * 10 + [0.0025] * 5 + [0.00125] * 5
+    assert [first for first, _ in found] == rates
+
+
+class Falls(TrainerCallback):
+    """Records a value in each evaluation that gets better, and then doesn't."""
+
+    def __init__(self):
+        self.values = []
+
+    def on_eval_epoch_end(self, trainer):
+        value = abs(len(trainer.run_history.get_metric_values("accuracy")) - 2.0)
+        self.values.append((trainer.updates, value))
+        trainer.run_history.update_metric("accuracy", value)
+
+
+@pytest.mark.filterwarnings("ignore:PlateauLRScheduler is deprecated")
+@pytest.mark.parametrize("warmup", [0, 1])
+def test_timms_scheduler_steps_within_an_epoch_as_at_its_end(warmup):
+    from timm.scheduler import PlateauLRScheduler
+
+    options = {"patience_t": 0, "decay_rate": 0.5, "warmup_t": warmup, "mode": "min"}
+    build = partial(PlateauLRScheduler, **options, noise_range_t=[0, 9], noise_seed=3)
+    falls = Falls()
+    plugin = SchedulersPlugin(watch_metric="accuracy")
+    trainer = new_trainer(falls, EvaluateWithin(), plugins=[plugin])
+    found = seen_in(trainer, 3, create_scheduler_fn=build)
+
+    target = new_trainer(plugins=()).optimizer
+    scheduler, rates, values = build(target), [], falls.values
+    assert [updates for updates, _ in values] == [5, 10, 10, 15, 20, 20, 25, 30, 30]
+    for update in range(1, 31):
+        rates.append([group["lr"] for group in target.param_groups])
+        epoch = (update - 1) // 10 + 1
+        if update % 5 == 0 and epoch > warmup:  # the evaluation within the epoch
+            scheduler.step(epoch, values[update // 5 - 1 + epoch - 1][1])
+        if update % 10 == 0:
+            scheduler.step(epoch, values[3 * epoch - 1][1])
+    assert found == rates
+    assert len({rate for rate, _ in found}) > 4
 
 
 def test_settings_choose_the_metric_and_whether_greater_is_better(tmp_path):
@@ -86,8 +126,10 @@ def test_a_missing_metric_raises():
     plugin = SchedulersPlugin(name="reduce_lr_on_plateau")
     with pytest.raises(ValueError, match="needs an eval_dataset"):
         seen_in(new_trainer(plugins=[plugin]), eval_dataset=None)
-    with pytest.raises(ValueError, match="accuracy"):
-        seen_in(new_trainer(plugins=[plateau()]))
+    with pytest.raises(ValueError, match="SchedulersPlugin watches 'accuracy', .* no value"):
+        seen_in(new_trainer(plugins=[plateau()]), 1)
+    with pytest.warns(UserWarning, match="SchedulersPlugin watches 'accuracy', .* no value"):
+        seen_in(new_trainer(plugins=[plateau()]), 2)
 
 
 def test_an_epoch_that_records_no_value_does_not_count_as_a_bad_one():
@@ -109,19 +151,41 @@ def test_an_epoch_that_records_no_value_does_not_count_as_a_bad_one():
         {"name": "timm/plateau", "patience_epochs": 1, "decay_rate": 0.5, "noise": 0.5},
     ],
 )
-def test_the_patience_is_part_of_the_state(options, tmp_path):
+@pytest.mark.parametrize("event", ["on_train_epoch_end", "on_eval_epoch_end"])
+def test_a_resume_at_any_place_loses_and_repeats_no_value(options, event, tmp_path):
+    class Records(TrainerCallback):
+        """Records a value that never gets better, in the training or the evaluation part."""
+
+        def on_train_epoch_end(self, trainer):
+            if event == "on_train_epoch_end":
+                trainer.run_history.update_metric("accuracy", 0.5)
+
+        def on_eval_epoch_end(self, trainer):
+            if event == "on_eval_epoch_end":
+                trainer.run_history.update_metric("accuracy", 0.5)
+
     class Save(TrainerCallback):
         def on_train_step_end(self, trainer):
             if trainer.updates == 25:
-                trainer.save_training_state(tmp_path / "state")
+                trainer.control.save(tmp_path / "25")
 
-    def plugin():
-        return SchedulersPlugin(watch_metric="accuracy", **options)
+        def on_train_epoch_end(self, trainer):
+            trainer.control.save(tmp_path / f"{trainer.updates}")
 
-    whole = seen_in(new_trainer(Accuracy(), Save(), plugins=[plugin()]), 5)
-    resumed = new_trainer(Accuracy(), plugins=[plugin()])
-    assert seen_in(resumed, 5, resume_from=tmp_path / "state") == whole[25:]
-    assert whole[35] != whole[25]
+        def on_training_run_epoch_end(self, trainer):
+            trainer.control.save(tmp_path / f"{trainer.updates}-evaluated")
+
+    def new():
+        plugin = SchedulersPlugin(watch_metric="accuracy", **options)
+        return new_trainer(Records(), EvaluateWithin(), plugins=[plugin])
+
+    trainer = new()
+    trainer.callback_handler.add_callback(Save())
+    whole = seen_in(trainer, 5)
+    for place in ("10", "10-evaluated", "20", "25", "30-evaluated", "40"):
+        resumed = seen_in(new(), 5, resume_from=tmp_path / place)
+        assert resumed == whole[int(place.partition("-")[0]) :], place
+    assert whole[45] != whole[25]
 
 
 def test_a_second_run_uses_only_its_own_values():

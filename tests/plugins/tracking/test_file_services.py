@@ -2,9 +2,14 @@
 
 import json
 import math
+import resource
+import signal
+from contextlib import contextmanager, suppress
 
+import numpy as np
 import pytest
 
+from pa_tracking import file_services
 from pa_tracking.file_services import CsvFile, JsonLinesFile
 from pa_tracking.service import Place, Run
 from pa_tracking.settings import TrackingSettings
@@ -48,6 +53,84 @@ def test_each_row_is_written_immediately(kind, tmp_path):
         "seconds": 0.5,
         "loss": 0.5,
     }
+
+
+@contextmanager
+def files_of_at_most(size):
+    """Files can't get longer, as with a quota: a write takes what still fits."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, handler)
+
+
+@both
+def test_a_row_that_does_not_fit_leaves_no_part(kind, tmp_path):
+    service = opened(tmp_path, kind, config={})
+    service.log({"loss": 0.5}, place(1))
+    before = service.file.read_bytes()
+    with files_of_at_most(len(before) + 5):
+        with pytest.raises(OSError, match="too large"):
+            service.log({"loss": 0.5}, place(2))
+        assert service.file.read_bytes() == before
+    service.log({"loss": 0.5}, place(2))
+    assert [row["update"] for row in read(tmp_path, kind)] == [1, 2]
+    assert service.run.rows == 2
+    die(service)
+
+
+@both
+def test_a_part_of_a_row_that_could_not_be_removed_goes_before_the_next(
+    kind, tmp_path, monkeypatch
+):
+    service = opened(tmp_path, kind, config={})
+    service.log({"loss": 0.5}, place(1))
+    before = service.file.read_bytes()
+    with files_of_at_most(len(before) + 5), monkeypatch.context() as patch, suppress(OSError):
+        real, calls = file_services.os.truncate, []
+
+        def truncate(*arguments):
+            calls.append(arguments)
+            if len(calls) == 2:
+                raise OSError("the disk is gone")
+            real(*arguments)
+
+        patch.setattr(file_services.os, "truncate", truncate)
+        service.log({"loss": 0.5}, place(2))
+    assert len(calls) == 2
+    assert service.file.stat().st_size == len(before) + 5
+    service.log({"loss": 0.5}, place(2))
+    assert [row["update"] for row in read(tmp_path, kind)] == [1, 2]
+    die(service)
+
+
+def test_a_column_that_does_not_fit_is_added_later(tmp_path):
+    service = opened(tmp_path, "csv", config={})
+    service.log({"loss": 0.5}, place(1))
+    before = service.file.read_bytes()
+    with files_of_at_most(len(before) + 5), pytest.raises(OSError, match="too large"):
+        service.log({"loss": 0.5, "accuracy": 0.9}, place(2))
+    assert service.file.read_bytes() == before
+    service.log({"loss": 0.5, "accuracy": 0.9}, place(2))
+    service.log({"loss": 0.25}, place(3))
+    assert [row.get("accuracy") for row in table(tmp_path)] == [None, 0.9, None]
+    assert [row["loss"] for row in table(tmp_path)] == [0.5, 0.5, 0.25]
+    die(service)
+
+
+def test_an_image_that_does_not_fit_leaves_no_file(tmp_path):
+    service = opened(tmp_path, "jsonl", config={})
+    image = np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8)
+    with files_of_at_most(1000), pytest.raises(OSError, match="too large"):
+        service.log_images("samples", [image], 1)
+    assert list((service.folder / "images").iterdir()) == []
+    service.log_images("samples", [image], 1)
+    assert [file.name for file in (service.folder / "images").iterdir()] == ["samples-000001.png"]
+    die(service)
 
 
 @both

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pa_core import hookimpl
+from pa_core.plugin import LocalPath
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 if TYPE_CHECKING:
@@ -38,7 +39,7 @@ class SampleImagesPlugin:
 
         model_config = ConfigDict(extra="forbid")
 
-        folder: Path = Field(Path("samples"), description="The folder for the grids.")
+        folder: LocalPath = Field(Path("samples"), description="The folder for the grids.")
         samples: int = Field(
             16, ge=1, le=400, description="The maximum number of images in a grid."
         )

@@ -1,0 +1,5 @@
+"""Trains a generative adversarial network (GAN)."""
+
+from pa_gan.plugin import GanPlugin
+
+__all__ = ["GanPlugin"]
