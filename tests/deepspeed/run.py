@@ -136,6 +136,8 @@ def numbers(engine: str, folder: Path) -> dict[str, Any]:
     assert trainer.has_whole_gradients == (sharded_by is None)
     if sharded_by == "DeepSpeed":
         refuse_what_looks_at_gradients(engine)
+    if sharded_by is not None:
+        refuse_freezing(engine, sharded_by)
     try_something(trainer)  # changes none of the results below
     train(trainer, 2, gradient_accumulation_steps=2, gradient_clip_norm=0.5)
     try_something(trainer)
@@ -204,6 +206,25 @@ def refuse_what_looks_at_gradients(engine: str) -> None:
     for callback, reason in ((Looks(), "on_gradients_ready"), (Repeats(), "needs_recompute")):
         with pytest.raises(ValueError, match=rf"in its own update.*\({reason}\)"):
             train(new_trainer(engine, callbacks=(callback,)), 1)
+
+
+def refuse_freezing(engine: str, sharded_by: str) -> None:
+    """A sharded model can't follow parameters that are frozen within a run."""
+
+    class AtEpoch(TrainerCallback):
+        def on_train_epoch_start(self, trainer: Trainer) -> None:
+            trainer.get_model()[0].requires_grad_(False)
+
+    class AtStep(TrainerCallback):
+        def on_train_step_end(self, trainer: Trainer) -> None:
+            trainer.get_model()[0].requires_grad_(False)
+
+    words = rf"{sharded_by} has prepared the model .* 0.bias, 0.weight can't be frozen, unfrozen"
+    for callback in (AtEpoch(), AtStep()):
+        trainer = new_trainer(engine, callbacks=(callback,))
+        with pytest.raises(ValueError, match=words):
+            train(trainer, 1)
+        assert trainer.updates == isinstance(callback, AtStep)
 
 
 def clipped(engine: str) -> Trainer:
