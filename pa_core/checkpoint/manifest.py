@@ -32,9 +32,12 @@ from pydantic import BaseModel, Secret, SecretBytes, SecretStr
 from torch import Tensor, nn
 from torch.utils.data import ConcatDataset, DataLoader, Subset, TensorDataset
 
+from pa_core.checkpoint.subclasses import plain_parts
 from pa_core.data.loader import KeyedDataLoader
+from pa_core.data.process_split import OwnSplitLoader
 from pa_core.data.source import length_of
 from pa_core.engine.optimizers import given_schedulers
+from pa_core.engine.wrappers import clean_state_dict, wrapped_module
 from pa_core.settings.secrets import mask_secrets
 
 if TYPE_CHECKING:
@@ -205,12 +208,21 @@ DATA_ENTRIES = ("dataset_length", "dataset", "order", "stream")
 
 
 def data_fingerprint(trainer: Trainer) -> dict[str, Any]:
-    """Describe the training data; plugins may change them between epochs."""
+    """Describe the training data; plugins may change them between epochs.
+
+    If each process has its own data, which makes this a collective, what differs between processes
+    is a list with an entry for each of them.
+    """
     described = {
         "dataset_length": length_of(trainer.train_dataset),
         "dataset": describe_dataset(trainer.train_dataset),
         "order": _describe_order(trainer.train_dataloader),
     }
+    if isinstance(trainer.train_dataloader, OwnSplitLoader):
+        everywhere = trainer.train_dataloader.gather(described)
+        for name in described:
+            values = [one[name] for one in everywhere]
+            described[name] = values if values != values[:1] * len(values) else values[0]
     stream = _describe_stream(trainer.train_dataloader)
     return described if stream is None else described | {"stream": stream}
 
@@ -232,10 +244,12 @@ def describe(value: Any) -> Any:
         return {"function": describe(value.func), **_plain_items(arguments)}
     if isinstance(value, type) or hasattr(value, "__qualname__"):
         return value.__qualname__
+    if isinstance(value, nn.Module):
+        value = wrapped_module(value)
     described = {"class": type(value).__qualname__, **_plain_items(getattr(value, "__dict__", {}))}
     if isinstance(value, nn.Module):
         described.pop("training", None)
-        for name, tensor in value.state_dict().items():
+        for name, tensor in clean_state_dict(value).items():
             if isinstance(tensor, Tensor) and tensor.numel() <= _SMALL:
                 described[name] = _hash(tensor)
     return described
@@ -380,7 +394,7 @@ def describe_layers(model: nn.Module) -> dict[str, int]:
     >>> describe_layers(nn.Sequential(nn.Dropout(0.1), nn.Dropout(0.1)))
     {'Dropout(p=0.1, inplace=False)': 2}
     """
-    leaves = [module for module in model.modules() if not any(module.children())]
+    leaves = [module for module in model.modules() if not list(module.children())]
     return dict(Counter(f"{type(leaf).__name__}({leaf.extra_repr()})" for leaf in leaves))
 
 
@@ -434,8 +448,11 @@ def _describe_rows(tensor: Tensor) -> dict[str, Any]:
 
 
 def _hash(tensor: Tensor) -> str:
-    content = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
-    return hashlib.sha256(content).hexdigest()[:16]
+    digest = hashlib.sha256()
+    for part in plain_parts(tensor):
+        flat = part.detach().cpu().contiguous().reshape(-1)
+        digest.update(flat.view(torch.uint8).numpy().data)
+    return digest.hexdigest()[:16]
 
 
 def _hash_of_text(text: str) -> str:

@@ -27,7 +27,9 @@ from pa_core.checkpoint.manifest import frozen_parameters
 from pa_core.checkpoint.optimizer_shards import write_shard
 from pa_core.checkpoint.safetensors_io import HostMemory, has_room_in_memory, tensor_bytes
 from pa_core.checkpoint.storage import StateWriter
+from pa_core.checkpoint.subclasses import is_wrapper, local_part
 from pa_core.data.loader import KeyedDataLoader
+from pa_core.engine.wrappers import named_parameters
 from pa_core.errors import TrainingStateError
 from pa_core.tracking import InMemoryRunHistory
 
@@ -207,6 +209,23 @@ def _process_state(trainer: Trainer) -> tuple[Any, Any]:
     return state, tensors if trainer.num_processes == 1 else tensor_bytes(tensors)
 
 
+def check_tensors_can_be_saved(trainer: Trainer) -> None:
+    """Check the tensor subclasses in weights and optimizer, before there is much to lose.
+
+    Raises:
+        TrainingStateError: for one that can't be saved, naming it.
+    """
+    model = trainer.get_model(keep_torch_compile=False)
+    names = {id(parameter): name for name, parameter in named_parameters(model)}
+    for name, value in (*named_parameters(model), *model.named_buffers()):
+        if is_wrapper(value):
+            encode(local_part(value), {}, name)
+    for parameter, values in getattr(trainer.optimizer, "state", {}).items():
+        for key, value in values.items() if isinstance(values, Mapping) else ():
+            if isinstance(value, Tensor):
+                encode(local_part(value), {}, f"optimizer.{names.get(id(parameter), '?')}.{key}")
+
+
 def _data_state(trainer: Trainer) -> tuple[Any, dict[str, Tensor]]:
     """The state of the data, encoded, and its tensors.
 
@@ -230,7 +249,7 @@ def _data_state(trainer: Trainer) -> tuple[Any, dict[str, Tensor]]:
 def parameter_names(trainer: Trainer) -> list[list[str]]:
     """Names of the optimizer's parameters, a list for each group."""
     model = trainer.get_model(keep_torch_compile=False)
-    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    names = {id(parameter): name for name, parameter in named_parameters(model)}
     if trainer.optimizer is None:
         return []
     return [

@@ -23,6 +23,7 @@ from pa_core.diagnostics.preserve import modes_kept
 from pa_core.durations import Duration, RunLength
 from pa_core.engine.create import create_engine
 from pa_core.engine.optimizers import as_one, given_schedulers
+from pa_core.engine.parallelism import check_supported, check_whole
 from pa_core.engine.process_group import check_connected
 from pa_core.errors import PreemptedExit, StopTrainingError
 from pa_core.loop.accumulation import Accumulation
@@ -49,6 +50,7 @@ if TYPE_CHECKING:
     from pa_core.checkpoint.background import StateSaver
     from pa_core.checkpoint.restore import TrainingState
     from pa_core.loop.arguments import SchedulerSource
+    from pa_core.loop.parameters import ParameterWatch
 
 _OF_A_RUN = (
     *("model", "eval_dataset", "collate_fn", "eval_name", "run_config", "control"),
@@ -70,6 +72,7 @@ class TrainerBase(TrainerServices):
 
     max_skipped_in_a_row = 100
     _arguments: RunArguments  # of the present or last run
+    _parameters: ParameterWatch  # likewise
 
     def __init__(
         self,
@@ -105,8 +108,10 @@ class TrainerBase(TrainerServices):
         self._accelerator = (
             accelerator if isinstance(accelerator, Accelerator) else self._create_accelerator()
         )
+        check_supported(self._accelerator)
         check_connected(self._accelerator)
         self._engine = create_engine(self._accelerator)
+        check_whole(self.model, self._engine.sharded_by)
         if self._engine.num_processes > 1:
             self._hooks = BoundHooks(self.plugins, self._request_stop)
         self.plugins.set_process(is_main=self.is_main_process)
@@ -135,6 +140,7 @@ class TrainerBase(TrainerServices):
         self.grad_norm: Tensor | None = None
         self.is_padding_batch = False
         self._in_run = False
+        self._is_first_update = True
         self._skip_reasons: dict[str, int] = {}  # of the updates skipped since the run has started
         self._means = EpochMeans()
         self._accumulation = Accumulation(1, None, None, 1, self._engine)
@@ -206,6 +212,7 @@ class TrainerBase(TrainerServices):
 
     def _rest_of_epoch(self) -> tuple[Iterator[MicroBatch], EpochRandomness]:
         """The micro-batches of the present epoch from the position on, and its randomness."""
+        self._follow_parameters()
         engine, epoch = self._engine, self.position.epoch
         batches = micro_batches(
             self._data.train_loader,
@@ -219,6 +226,11 @@ class TrainerBase(TrainerServices):
         )
         randomness = EpochRandomness(self.seed, epoch, engine.rank, self.device, self._drawing)
         return batches, randomness
+
+    def _follow_parameters(self) -> None:
+        """Wrap the model again, and check the optimizer, if parameters were frozen or replaced."""
+        self.rewrap_model()
+        self._parameters.check(self._trainer)
 
     def _is_time_up(self) -> bool:
         """Whether the run's time is up, by the clock of this process."""
@@ -239,6 +251,11 @@ class TrainerBase(TrainerServices):
         batch.reset()
         if skipped is None:
             position.updates, position.skipped_in_a_row = position.updates + 1, 0
+            if self._is_first_update and self._saves_states():
+                from pa_core.checkpoint.save import check_tensors_can_be_saved
+
+                check_tensors_can_be_saved(self._trainer)
+            self._is_first_update = False
             return
         position.skipped += 1
         position.skipped_in_a_row += 1
@@ -250,6 +267,11 @@ class TrainerBase(TrainerServices):
                 f"of: {skipped}",
                 everywhere=True,
             )
+
+    def _saves_states(self) -> bool:
+        """Whether a plugin will save training states."""
+        plugins = self.plugins.by_name.values()
+        return any(getattr(type(plugin), "saves_training_states", False) for plugin in plugins)
 
     def _report_skipped(self) -> None:
         """Print how many updates were skipped; warn if none was made, and nobody asked for that."""

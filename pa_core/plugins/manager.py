@@ -321,9 +321,10 @@ class PluginManager:
         """
         found: dict[str, list[str]] = {}
         for name, registration in self._registrations.items():
-            if registration.is_quiet:
+            hooks = {one.hook for one in registration.implementations}
+            if registration.is_quiet or "on_watched_metric" not in hooks:
                 continue
-            names = getattr(registration.plugin, "watched_metrics", None) or ()
+            names = getattr(registration.plugin, "watched_metrics", ())
             for metric in (names,) if isinstance(names, str) else names:
                 found.setdefault(metric, []).append(name)
         return found
