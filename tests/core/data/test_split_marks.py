@@ -99,6 +99,7 @@ SHOWN = [
     ),
     (DataLoader(Stream(pipeline=[ResampledShards()])), "known", (None, None)),
     (DataLoader(Stream(source_datapipe=Filter())), "known", (None, None)),
+    (DataLoader(MapData(rank=0, world_size=2), sampler=SAMPLER), "known", (1, 4)),
     (DataLoader(Stream(rank=1, world_size=4)), "fields", (1, 4)),
     (DataLoader(Stream(_rank=1, _world_size=4)), "fields", (1, 4)),
     (DataLoader(MapData(process_index=1, num_processes=4)), "fields", (1, 4)),
