@@ -136,8 +136,11 @@ def name_of(loader: Any) -> str:
 def inexact_parts(loader: Any) -> list[str]:
     """What a loader draws or orders in a way that a resumed run can't repeat; a phrase for each."""
     found = []
-    is_own = isinstance(loader, KeyedDataLoader)
-    roots = [loader] if is_own else [*parts(loader), getattr(loader, "collate_fn", None)]
+    is_own, dataset = isinstance(loader, KeyedDataLoader), getattr(loader, "dataset", None)
+    if isinstance(dataset, KeyedDataset):
+        roots = [dataset.dataset, dataset._collate]
+    else:
+        roots = [*parts(loader), getattr(loader, "collate_fn", None)]
     inner = [] if isinstance(loader, DataLoader) else find_loaders(loader)
     for one in [loader, *inner]:
         workers = getattr(one, "num_workers", 0) or 0
