@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from pa_core.diagnostics.device_syncs import watch_device_syncs
     from pa_core.diagnostics.preserve import preserved
     from pa_core.diagnostics.stopwatch import Spent, Stopwatch
+    from pa_core.engine.optimizers import SchedulerList
     from pa_core.plugins.explain import describe_loop, loop_as_text
     from pa_core.plugins.implementations import Implementation
     from pa_core.plugins.manager import PluginManager
@@ -56,6 +57,7 @@ __all__ = [
     "KeyedDataLoader",
     "LocalPath",
     "PluginManager",
+    "SchedulerList",
     "Spent",
     "StateReader",
     "Stopwatch",
@@ -93,6 +95,7 @@ _HOMES = {
     "Implementation": "pa_core.plugins.implementations",
     "KeyedDataLoader": "pa_core.data.loader",
     "PluginManager": "pa_core.plugins.manager",
+    "SchedulerList": "pa_core.engine.optimizers",
     "Spent": "pa_core.diagnostics.stopwatch",
     "StateReader": "pa_core.checkpoint.storage",
     "Stopwatch": "pa_core.diagnostics.stopwatch",
