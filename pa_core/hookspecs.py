@@ -624,8 +624,8 @@ def create_eval_dataloader(
 def create_scheduler(trainer: Trainer) -> Any:
     """Create the learning-rate scheduler for ``trainer.optimizer``; it is stepped once per update.
 
-    By default from ``trainer.create_scheduler_fn``: a function, a registered name, or a scheduler of
-    this optimizer; with several optimizers, one for each of them.
+    By default from ``trainer.create_scheduler_fn``: a function, a registered name, or a scheduler
+    of this optimizer; with several optimizers, one for each of them.
 
     When: once per ``train(...)``. Runs on: every process.
     Collectives allowed: yes. Reads the device: yes.
