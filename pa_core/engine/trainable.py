@@ -82,7 +82,7 @@ class Trainable:
         engine: connects the processes.
 
     Attributes:
-        disagreement: what this process has changed alone, until all of them are told.
+        disagreement: what this process has changed alone, until all processes know it.
     """
 
     _window = 0  # accumulated batches of all trainers so far, which name the entries of the store
