@@ -25,11 +25,13 @@ if TYPE_CHECKING:
     from pa_core.checkpoint.atomic_io import save_file
     from pa_core.checkpoint.codec import decode, encode
     from pa_core.checkpoint.listing import readable_size
+    from pa_core.checkpoint.lock import RunLock
     from pa_core.checkpoint.restore import TrainingState
     from pa_core.checkpoint.safetensors_io import tensor_bytes
     from pa_core.checkpoint.storage import MANIFEST, StateReader, newest_intact_state, state_folders
     from pa_core.control import UpdateResult
-    from pa_core.data.loader import KeyedDataLoader, is_loader
+    from pa_core.data.loader import KeyedDataLoader
+    from pa_core.data.ready import is_loader
     from pa_core.data.rng import seed_host
     from pa_core.diagnostics.device_syncs import watch_device_syncs
     from pa_core.diagnostics.preserve import preserved
@@ -64,6 +66,7 @@ __all__ = [
     "KeyedDataLoader",
     "LocalPath",
     "PluginManager",
+    "RunLock",
     "Spent",
     "StateReader",
     "Stopwatch",
@@ -107,6 +110,7 @@ _HOMES = {
     "Implementation": "pa_core.plugins.implementations",
     "KeyedDataLoader": "pa_core.data.loader",
     "PluginManager": "pa_core.plugins.manager",
+    "RunLock": "pa_core.checkpoint.lock",
     "Spent": "pa_core.diagnostics.stopwatch",
     "StateReader": "pa_core.checkpoint.storage",
     "Stopwatch": "pa_core.diagnostics.stopwatch",
@@ -119,7 +123,7 @@ _HOMES = {
     "describe_loop": "pa_core.plugins.explain",
     "encode": "pa_core.checkpoint.codec",
     "find_settings_file": "pa_core.settings.table",
-    "is_loader": "pa_core.data.loader",
+    "is_loader": "pa_core.data.ready",
     "is_secret": "pa_core.settings.secrets",
     "load_clean_state_dict": "pa_core.engine.wrappers",
     "loop_as_text": "pa_core.plugins.explain",

@@ -21,23 +21,20 @@ def has_finite_weights(trainer: Trainer) -> bool:
     state = trainer.optimizer.state.values()
     moments = [value for values in state for value in values.values() if torch.is_tensor(value)]
     tensors = [*trainer.model.parameters(), *moments]
-    if all(map(is_finite, tensors)):
+    if all(map(_is_finite, tensors)):
         return True
     trainer.print("Not saving a training state: the weights or the optimizer state aren't finite")
     return False
 
 
-def is_finite(tensor: torch.Tensor) -> bool:
-    """Whether every element is finite; a host-device synchronisation.
-
-    A tensor of a subclass, such as a quantised one, is checked by the tensors that it holds.
-    """
-    # Not a DTensor, of which each process would check its own shard only.
-    parts = [tensor] if hasattr(tensor, "to_local") else plain_parts(tensor)
-    return all(map(_is_finite, parts))
-
-
 def _is_finite(tensor: torch.Tensor) -> bool:
+    # A tensor of a subclass, such as a quantised one, is checked by the tensors that it holds; but
+    # not a DTensor, of which each process would check its own shard only.
+    parts = [tensor] if hasattr(tensor, "to_local") else plain_parts(tensor)
+    return all(map(_is_part_finite, parts))
+
+
+def _is_part_finite(tensor: torch.Tensor) -> bool:
     if tensor.dtype.itemsize == 1 and tensor.is_floating_point():  # which has no sum
         tensor = tensor.float()
     # The sum costs a tenth of the elementwise check, which is needed only if the sum overflows.

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from pa_core.checkpoint.atomic_io import save_file
+from pa_core.checkpoint.lock import check_held
 from pa_core.checkpoint.storage import MANIFEST
 from pa_core.checkpoint.subclasses import find_class
 from pa_core.errors import CheckpointError
@@ -48,6 +49,7 @@ def save_checkpoint(
     content.update(_plain(checkpoint_kwargs or {}))
     accelerator = trainer._accelerator
     if accelerator.is_local_main_process if save_per_node else accelerator.is_main_process:
+        check_held(Path(save_path))
         save_file(save_path, lambda path: torch.save(content, path))
     trainer._engine.wait()
 

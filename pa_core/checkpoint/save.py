@@ -22,6 +22,8 @@ import torch
 from torch import Tensor
 
 from pa_core.checkpoint.codec import encode, encode_weights
+from pa_core.checkpoint.lock import check_held
+from pa_core.checkpoint.manifest import frozen_parameters
 from pa_core.checkpoint.optimizer_shards import write_shard
 from pa_core.checkpoint.safetensors_io import HostMemory, has_room_in_memory, tensor_bytes
 from pa_core.checkpoint.storage import StateWriter
@@ -70,7 +72,10 @@ def save_training_state(
 
         def begin() -> tuple[Any, StateWriter | None]:
             process = _process_state(trainer)
-            return process, cleanup.enter_context(StateWriter(state_dir)) if is_main else None
+            if not is_main:
+                return process, None
+            check_held(Path(state_dir).parent)
+            return process, cleanup.enter_context(StateWriter(state_dir))
 
         def collect() -> tuple[dict[str, Any], dict[str, Tensor]]:
             content: tuple[dict[str, Any], dict[str, Tensor]] = {}, {}
@@ -279,8 +284,10 @@ def _state_manifest(trainer: Trainer) -> dict[str, Any]:
     is_exact = loader is None or isinstance(loader, KeyedDataLoader)
     return {
         "saved_at": time.time(),
+        "run_id": trainer.run_id,
         # Only the user's own loader knows its order: resuming replays it up to the position.
         "resume": "exact" if is_exact else "replayed",
         "position": asdict(trainer.position),
         **trainer.manifest,
+        "run": trainer.manifest["run"] | {"frozen": frozen_parameters(trainer)},
     }

@@ -18,6 +18,8 @@ from copy import deepcopy
 from itertools import chain, islice
 from typing import TYPE_CHECKING, Any
 
+from torch.utils.data import DataLoader
+
 from pa_core.data.digest import batch_digest
 from pa_core.data.inspection import digest_of_values
 from pa_core.data.keyed_fetch import KEPT, can_be_keyed, keyed_loader
@@ -281,4 +283,9 @@ def restore_parts(stateful: Mapping[str, Any], states: Mapping[str, Any]) -> Non
     """Restore what `captured` has returned."""
     for name, state in states.items():
         if name in stateful:
-            stateful[name].load_state_dict(state)
+            part = stateful[name]
+            part.load_state_dict(state)
+            if isinstance(part, DataLoader):
+                # Its next iterator completes the epoch of the state, and restores its sampler's
+                # generator. The one after it begins an epoch, with generators that were seeded.
+                iter(part)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import uuid
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -63,6 +64,10 @@ class TrainerBase(TrainerServices):
 
     Attributes:
         max_skipped_in_a_row: so many skipped updates in a row stop a run.
+        run_id: identifies the present or last run, also after it was interrupted and resumed; 32
+            hexadecimal digits, the same on every process.
+        was_finished: whether the run was resumed from a state in which nothing was left to do: its
+            start and end events are called, and nothing is trained.
     """
 
     max_skipped_in_a_row = 100
@@ -143,6 +148,8 @@ class TrainerBase(TrainerServices):
         self._watched = WatchedMetrics()
         self._drawing: set[str] = set()  # see EpochRandomness
         self._resumed_state: TrainingState | None = None
+        self.run_id = uuid.uuid4().hex
+        self.was_finished = False
         self._save_metadata: dict[Path, dict[str, Any]] = {}
         self._event("on_init_end")
 
@@ -358,6 +365,7 @@ class TrainerBase(TrainerServices):
             self._reload_changed_data()
             state.check_data(self._trainer)
             state.restore_data(self._trainer)
+            state.settle(self._trainer)
 
     @property
     def _recomputing(self) -> list[str]:
@@ -406,6 +414,33 @@ class TrainerBase(TrainerServices):
                 self._event("on_watched_metric", metric=metric, value=value)
             except StopTrainingError as error:  # the other values are still announced
                 self._request_stop(error)
+
+    def _has_nothing_left(self) -> bool:
+        """Whether a resumed run was stopped, or has reached its length, before it was saved."""
+        length, position = self._length, self.position
+        if position.stop_reason is not None:
+            return True
+        return position.phase == "start" and (
+            length.is_counted_out(position.updates, position.skipped)
+            or length.is_last_epoch_done(position.epoch_of_run)
+            or (length.num_updates is None and length.is_over(self.progress))
+        )
+
+    def _print_finished(self) -> None:
+        """Print why a run that was finished before does nothing, and how to train longer."""
+        position = self.position
+        done = f"{position.epoch_of_run} epochs and {position.updates} updates"
+        if position.stop_reason is None:
+            self.print(
+                f"Nothing is left to do: this run has already finished, after {done}. To train "
+                "longer, give train() more epochs or updates"
+            )
+        else:
+            self.print(
+                f"Nothing is left to do: this run had already stopped, after {done}: "
+                f"{position.stop_reason}. To train longer, give what stopped it more room, such as "
+                "a larger early_stopping_patience, or resume from a state that was saved before"
+            )
 
     def _print_plugins(self) -> None:
         """Print the plugins of the run and where their settings come from."""
