@@ -25,15 +25,25 @@ if TYPE_CHECKING:
     from pa_core.checkpoint.atomic_io import save_file
     from pa_core.checkpoint.codec import decode, encode
     from pa_core.checkpoint.listing import readable_size
+    from pa_core.checkpoint.lock import RunLock
     from pa_core.checkpoint.restore import TrainingState
     from pa_core.checkpoint.safetensors_io import tensor_bytes
     from pa_core.checkpoint.storage import MANIFEST, StateReader, newest_intact_state, state_folders
     from pa_core.control import UpdateResult
-    from pa_core.data.loader import KeyedDataLoader, is_loader
+    from pa_core.data.loader import KeyedDataLoader
+    from pa_core.data.ready import is_loader
     from pa_core.data.rng import seed_host
     from pa_core.diagnostics.device_syncs import watch_device_syncs
     from pa_core.diagnostics.preserve import preserved
     from pa_core.diagnostics.stopwatch import Spent, Stopwatch
+    from pa_core.engine.wrappers import (
+        clean_state_dict,
+        load_clean_state_dict,
+        named_modules,
+        named_parameters,
+        unwrap,
+        wrapped_module,
+    )
     from pa_core.plugins.explain import describe_loop, loop_as_text
     from pa_core.plugins.implementations import Implementation
     from pa_core.plugins.manager import PluginManager
@@ -56,6 +66,7 @@ __all__ = [
     "KeyedDataLoader",
     "LocalPath",
     "PluginManager",
+    "RunLock",
     "Spent",
     "StateReader",
     "Stopwatch",
@@ -65,15 +76,19 @@ __all__ = [
     "build_all_plugins",
     "check_file_name",
     "check_table",
+    "clean_state_dict",
     "decode",
     "describe_loop",
     "encode",
     "find_settings_file",
     "is_loader",
     "is_secret",
+    "load_clean_state_dict",
     "local_path",
     "loop_as_text",
     "mask_secrets",
+    "named_modules",
+    "named_parameters",
     "newest_intact_state",
     "preserved",
     "read_settings",
@@ -83,7 +98,9 @@ __all__ = [
     "state_folders",
     "tensor_bytes",
     "to_uint8_images",
+    "unwrap",
     "watch_device_syncs",
+    "wrapped_module",
 ]
 
 _HOMES = {
@@ -93,6 +110,7 @@ _HOMES = {
     "Implementation": "pa_core.plugins.implementations",
     "KeyedDataLoader": "pa_core.data.loader",
     "PluginManager": "pa_core.plugins.manager",
+    "RunLock": "pa_core.checkpoint.lock",
     "Spent": "pa_core.diagnostics.stopwatch",
     "StateReader": "pa_core.checkpoint.storage",
     "Stopwatch": "pa_core.diagnostics.stopwatch",
@@ -100,14 +118,18 @@ _HOMES = {
     "UpdateResult": "pa_core.control",
     "build_all_plugins": "pa_core.settings.environment",
     "check_table": "pa_core.settings.validation",
+    "clean_state_dict": "pa_core.engine.wrappers",
     "decode": "pa_core.checkpoint.codec",
     "describe_loop": "pa_core.plugins.explain",
     "encode": "pa_core.checkpoint.codec",
     "find_settings_file": "pa_core.settings.table",
-    "is_loader": "pa_core.data.loader",
+    "is_loader": "pa_core.data.ready",
     "is_secret": "pa_core.settings.secrets",
+    "load_clean_state_dict": "pa_core.engine.wrappers",
     "loop_as_text": "pa_core.plugins.explain",
     "mask_secrets": "pa_core.settings.secrets",
+    "named_modules": "pa_core.engine.wrappers",
+    "named_parameters": "pa_core.engine.wrappers",
     "newest_intact_state": "pa_core.checkpoint.storage",
     "preserved": "pa_core.diagnostics.preserve",
     "read_settings": "pa_core.settings.table",
@@ -116,7 +138,9 @@ _HOMES = {
     "seed_host": "pa_core.data.rng",
     "state_folders": "pa_core.checkpoint.storage",
     "tensor_bytes": "pa_core.checkpoint.safetensors_io",
+    "unwrap": "pa_core.engine.wrappers",
     "watch_device_syncs": "pa_core.diagnostics.device_syncs",
+    "wrapped_module": "pa_core.engine.wrappers",
 }
 
 

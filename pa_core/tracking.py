@@ -78,7 +78,7 @@ class Position:
         vars(self)["seconds"] = seconds
 
     def __getstate__(self) -> dict[str, Any]:
-        # The clock of a copy stands still.
+        # A copy has no running clock.
         return vars(self) | {"seconds": self.seconds, "_since": None}
 
     @property

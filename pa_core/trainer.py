@@ -31,6 +31,8 @@ from pa_core.loop.arguments import (
 from pa_core.loop.base import TrainerBase
 from pa_core.loop.consensus import Consensus
 from pa_core.loop.no_items import gradients_of, weighted
+from pa_core.loop.parameters import ParameterWatch
+from pa_core.loop.run_files import identify_run, locking_files
 from pa_core.loop.watched import WatchedMetrics
 from pa_core.placeholders import TrainerPlaceholderValues, replace_trainer_placeholder_values
 from pa_core.tracking import Position, count_values, values_since
@@ -66,14 +68,14 @@ class Trainer(TrainerBase):
         settings: a `Settings` or the file to read them from; by default the nearest
             ``pyproject.toml`` with a ``[tool.pa-core]`` table, from the script's folder upward.
         seed: determines every random choice that training depends on.
-        mixed_precision: ``"no"``, ``"fp16"``, ``"bf16"`` or ``"fp8"``; accelerate's default if
-            None.
+        mixed_precision: ``"no"``, ``"bf16"``, ``"fp16"`` (not on a CPU) or ``"fp8"``; accelerate's
+            default if None.
         accelerator: an `Accelerator`, or the arguments to create one.
 
     Raises:
         SettingsError: listing every mistake in the settings at once.
         PluginError: for a plugin that can't be loaded or whose hooks are wrong.
-        ValueError: if model and optimizer don't fit.
+        ValueError: if model and optimizer don't fit, or fp16 is requested on a CPU.
     """
 
     # -- The steps of a run, which subclasses override -----------------------------------------
@@ -189,6 +191,7 @@ class Trainer(TrainerBase):
 
     # -- Runs -----------------------------------------------------------------------------------
 
+    @locking_files
     def train(
         self,
         train_dataset: Any,
@@ -238,7 +241,8 @@ class Trainer(TrainerBase):
 
         Raises:
             ValueError: for invalid arguments, before anything happens.
-            TrainingStateError: if `resume_from` is damaged or was saved from a different model.
+            TrainingStateError: if `resume_from` is damaged or was saved from a different model; or
+                if another live run writes to the same places.
         """
         if self._in_run:
             raise RuntimeError("train() was called within a run of the same Trainer")
@@ -262,6 +266,7 @@ class Trainer(TrainerBase):
             from pa_core.checkpoint.resume import find_training_state
 
             state = find_training_state(resume_from, self)
+        self.run_id = identify_run(self, state, is_auto=resume_from == "auto")
         self.train_dataset, self.eval_dataset = train_dataset, eval_dataset
         self.create_scheduler_fn, self.collate_fn = create_scheduler_fn, collate_fn
         self._hooks.refresh()
@@ -287,9 +292,11 @@ class Trainer(TrainerBase):
         self.control.reset()
         self._manifest, self._fingerprint = None, run_fingerprint(self)
         self._resumed_state, self._watched = state, WatchedMetrics(state.unseen if state else None)
+        self.was_finished = False
         if state is not None:
             state.check_compatible(self, strict=strict)
             state.restore_training(self)
+            self.was_finished = self._has_nothing_left()
             state.watch_start(self)
             self.print(
                 f"Resuming from {state.directory}: epoch {self.position.epoch}, "
@@ -399,6 +406,8 @@ class Trainer(TrainerBase):
         position = self.position
         self._skip_reasons = {}
         self._discard_accumulation()  # of an interrupted run
+        self._is_first_update = True
+        self._parameters = ParameterWatch(self.get_model(keep_torch_compile=False))
         self._print_plugins()
         try:
             self.training_run_start()
@@ -409,12 +418,10 @@ class Trainer(TrainerBase):
                 self._announce_metrics()
             if position.phase != "train" or position.stop_reason is not None:
                 self._restore_plugins()
-            if position.stop_reason is not None:
-                self.print(f"This run had already stopped: {position.stop_reason}")
+            if self.was_finished:
+                self._print_finished()
             # An interrupted epoch is completed, whatever the run's length.
-            while position.stop_reason is None and (
-                position.phase != "start" or not self._is_finished()
-            ):
+            while not self.was_finished and (position.phase != "start" or not self._is_finished()):
                 self._run_epoch()
         except StopTrainingError as error:
             position.stop_reason = str(error)
@@ -438,6 +445,7 @@ class Trainer(TrainerBase):
         """One epoch of the run: its training part, then its evaluation part."""
         if self.position.phase != "eval":
             self._run_train_epoch()
+            self._follow_parameters()
         self._data.reload_eval(self._arguments)
         self._run_eval_epochs()
         self.training_run_epoch_end()
@@ -516,6 +524,7 @@ class Trainer(TrainerBase):
     def _update_parameters(self) -> None:
         """Make one update from the gradients of the accumulated batch, or skip it."""
         hooks = self._hooks
+        self.model = self._engine.complete_gradients(self.model, self.optimizer)
         self._accumulation.finish(self.model.parameters())
         self._engine.choose(self.optimizer, self._accumulation.chosen)
         self._engine.unscale(self.optimizer)
@@ -605,14 +614,19 @@ class Trainer(TrainerBase):
         if granted.log:
             self._log_progress()
         if granted.evaluate:
-            self._evaluate_within_epoch()
-        has_values = granted.evaluate or ((granted.log or granted.announce) and not now)
-        if has_values and self._watched:
-            self._announce_metrics()
-            granted.add(self._decide(now=True) or Requests())  # what plugins requested in it
+            granted.add(self._evaluate_within_epoch())  # and what plugins requested in it
+        elif (granted.log or granted.announce) and not now:
+            granted.add(self._announce_within_epoch())
         self._save_requested(granted, now)
         if granted.stop_reason is not None:
             raise StopTrainingError(granted.stop_reason)
+
+    def _announce_within_epoch(self) -> Requests:
+        """Announce values that were recorded in steps; returns what plugins request in response."""
+        if not self._watched:
+            return Requests()
+        self._announce_metrics()
+        return self._decide(now=True) or Requests()
 
     def _decide(self, now: bool = False) -> Requests | None:
         """The requests to grant at this boundary, the same on every process; None for none."""
@@ -659,13 +673,16 @@ class Trainer(TrainerBase):
         self.evaluation_run_end()
         self._event("on_evaluation_run_end")
 
-    def _evaluate_within_epoch(self) -> None:
-        """Evaluate between two updates, leaving the model as it was."""
+    def _evaluate_within_epoch(self) -> Requests:
+        """Evaluate between two updates, leaving the model as it was; returns what was requested."""
         self._data.reload_eval(self._arguments)
-        if self._data.eval_loaders:
-            with self._modes_of_evaluation():
-                self._run_eval_epochs(is_intermediate=True)
-            self._watched.report_within_epoch(self)
+        if not self._data.eval_loaders:
+            return Requests()
+        with self._modes_of_evaluation():
+            self._run_eval_epochs(is_intermediate=True)
+        self._watched.report_within_epoch(self)
+        self._announce_metrics()
+        return self._decide(now=True) or Requests()
 
     def _run_eval_epochs(self, **kind: bool) -> None:
         """Evaluate on each evaluation dataset; names of datasets prefix their metrics.

@@ -27,6 +27,8 @@ def make_trainer(
 class Records(TrainerCallback):
     """Records given values of a metric, one at the end of each training epoch."""
 
+    changes_training = False  # other values for each run
+
     def __init__(self, values: list[float], name: str = "score") -> None:
         self.values, self.name = list(values), name
 

@@ -20,14 +20,13 @@ def has_finite_weights(trainer: Trainer) -> bool:
     state = trainer.optimizer.state.values()
     moments = [value for values in state for value in values.values() if torch.is_tensor(value)]
     tensors = [*trainer.model.parameters(), *moments]
-    if all(map(is_finite, tensors)):
+    if all(map(_is_finite, tensors)):
         return True
     trainer.print("Not saving a training state: the weights or the optimizer state aren't finite")
     return False
 
 
-def is_finite(tensor: torch.Tensor) -> bool:
-    """Whether every element is finite; a host-device synchronisation."""
+def _is_finite(tensor: torch.Tensor) -> bool:
     # The sum costs a tenth of the elementwise check, which is needed only if the sum overflows.
     return bool(torch.isfinite(tensor.sum())) or bool(torch.isfinite(tensor).all())
 

@@ -11,7 +11,7 @@ from pa_core.builtins.base import has_finite_weights
 
 # First used by the first save. Importing it now shows a missing library at once.
 from pa_core.checkpoint import background  # noqa: F401
-from pa_core.checkpoint.storage import remove_leftovers
+from pa_core.checkpoint.storage import read_manifest, remove_leftovers, verify
 from pa_core.durations import Duration, Every
 from pa_core.hookspecs import hookimpl
 from pa_core.plugin import CallbackSettings, ConfigurableCallback, LocalPath
@@ -137,6 +137,8 @@ class SaveTrainingStateCallback(ConfigurableCallback):
     def on_training_run_end(self, trainer: Trainer, **kwargs: Any) -> None:
         # A paused run was saved when it was paused.
         is_over = not trainer.position.is_paused
+        if trainer.was_finished and self._has_final(trainer):
+            return
         if self.save_at_end and is_over and has_finite_weights(trainer):
             # Not in the background: nothing is left to do meanwhile.
             trainer.save_training_state(
@@ -145,6 +147,18 @@ class SaveTrainingStateCallback(ConfigurableCallback):
                 must=self.on_save_error == "stop",
                 keep=self.max_checkpoints,
             )
+
+    def _has_final(self, trainer: Trainer) -> bool:
+        """Whether the final state of a run that was finished before is there, on every process."""
+        found = False
+        if trainer.is_main_process and not verify(self.save_dir / "final"):
+            manifest, position = read_manifest(self.save_dir / "final"), trainer.position
+            saved = manifest["position"]
+            found = manifest.get("run_id", trainer.run_id) == trainer.run_id and all(
+                saved[name] == getattr(position, name)
+                for name in ("epoch", "phase", "batch", "updates", "samples")
+            )
+        return bool(trainer.gather_objects(found)[0])
 
     def _request(self, trainer: Trainer, name: str, *, everywhere: bool = True) -> None:
         # If a clock decides, the main process does so for all.

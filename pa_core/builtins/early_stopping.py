@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
@@ -59,10 +60,11 @@ class EarlyStoppingCallback(MetricWatcher):
         self.early_stopping_patience = early_stopping_patience
         self.early_stopping_threshold = early_stopping_threshold
         self.early_stopping_patience_counter = 0
+        self._has_stopped = False
 
     def reset(self) -> None:
         super().reset()
-        self.early_stopping_patience_counter = 0
+        self.early_stopping_patience_counter, self._has_stopped = 0, False
 
     @hookimpl(trylast=True)
     def on_watched_metric(self, trainer: Trainer, metric: str, value: float, **kwargs: Any) -> None:
@@ -80,10 +82,16 @@ class EarlyStoppingCallback(MetricWatcher):
         )
         trainer.print(message)
         if waited >= patience:
+            self._has_stopped = True
             trainer.control.stop(f"Stopping early: {message}", everywhere=True)
 
     def state_dict(self) -> dict[str, Any]:
-        return {**super().state_dict(), "waited": self.early_stopping_patience_counter}
+        state = {**super().state_dict(), "waited": self.early_stopping_patience_counter}
+        return state | {"has_stopped": True} if self._has_stopped else state
+
+    def withdraws_stop(self, state: Mapping[str, Any]) -> bool:
+        """Whether it has stopped the run that saved this state, and wouldn't with its patience."""
+        return bool(state.get("has_stopped")) and state["waited"] < self.early_stopping_patience
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         super().load_state_dict(state)

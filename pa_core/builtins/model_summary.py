@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from pa_core.checkpoint.listing import readable_size
+from pa_core.engine.wrappers import named_modules
 from pa_core.plugin import CallbackSettings, ConfigurableCallback
 
 if TYPE_CHECKING:
@@ -69,7 +70,7 @@ def summary(model: nn.Module, depth: int) -> list[dict[str, Any]]:
         shared parameters are counted once per row) and ``bytes`` (of parameters and buffers).
     """
     rows = []
-    for name, module in model.named_modules():
+    for name, module in named_modules(model):
         if name and name.count(".") >= depth:
             continue
         parameters, buffers = list(module.parameters()), list(module.buffers())

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import Field
 from torch.utils.data import RandomSampler
 
-from pa_core.data.loader import is_loader
+from pa_core.data.ready import is_loader
 from pa_core.hookspecs import hookimpl
 from pa_core.plugin import CallbackSettings, ConfigurableCallback
 

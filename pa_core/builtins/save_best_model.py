@@ -65,6 +65,7 @@ class SaveBestModelCallback(MetricWatcher):
     """
 
     Settings = SaveBestModelSettings
+    locked_files = ("save_path",)  # no other live run may write it
 
     def __init__(
         self,

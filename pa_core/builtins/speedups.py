@@ -38,7 +38,7 @@ class SpeedupsCallback(ConfigurableCallback):
     """Turns on PyTorch's speed options. They change results by rounding at most.
 
     Training states and checkpoints don't depend on these options: those of a compiled model load
-    into an uncompiled one.
+    into an uncompiled one, and the other way round.
 
     Args:
         compile: compile the model, before it is wrapped for several processes.

@@ -9,7 +9,6 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from pa_core.builtins.base import is_finite
 from pa_core.hookspecs import hookimpl
 from pa_core.plugin import CallbackSettings, ConfigurableCallback
 
@@ -140,7 +139,7 @@ class TerminateOnNaNCallback(ConfigurableCallback):
         self._check_device(trainer, _LOSS)
         # Where gradients aren't read, a bad one shows in the next loss, or at last in the weights.
         if self.policy == "stop" and trainer.device.type != "cpu" and not self.triggered:
-            if not all(is_finite(_local(one.detach())) for one in _parameters(trainer)):
+            if not all(torch.isfinite(_local(one)).all() for one in _parameters(trainer)):
                 self._trigger(trainer, "the weights are NaN or infinite")
 
     @hookimpl(trylast=True)
@@ -291,7 +290,7 @@ def _count_bad(tensors: list[Tensor]) -> Tensor:
     """
     kinds: dict[tuple[torch.device, torch.dtype], list[Tensor]] = {}
     for tensor in tensors:
-        tensor = tensor._values() if tensor.is_sparse else _local(tensor)
+        tensor = tensor.coalesce().values() if tensor.is_sparse else _local(tensor)
         if tensor.is_complex():
             tensor = torch.view_as_real(tensor)
         kinds.setdefault((tensor.device, tensor.dtype), []).append(tensor)

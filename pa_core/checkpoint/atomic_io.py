@@ -158,7 +158,7 @@ def beside(path: Path, kind: str) -> Path:
         kind: ``"tmp"`` for what is being written, ``"trash"`` for what is being removed.
     """
     pid = os.getpid()
-    owner = f"{_HOST}-{pid}-{_start_of(pid)}"
+    owner = f"{_HOST}-{pid}-{start_of(pid)}"
     return path.with_name(f".{kind}-{path.name}-{owner}-{uuid.uuid4().hex[:8]}")
 
 
@@ -205,7 +205,11 @@ def _sorted_glob(folder: Path, pattern: str) -> list[Path]:
 
 def _is_running(match: re.Match[str]) -> bool:
     """Whether the process that a temporary name identifies, on this machine, is still running."""
-    pid = int(match["pid"])
+    return is_running(int(match["pid"]), match["started"])
+
+
+def is_running(pid: int, started: str) -> bool:
+    """Whether the process of this machine that `start_of` described is still running."""
     try:
         os.kill(pid, 0)
     except (ProcessLookupError, OverflowError):
@@ -213,10 +217,10 @@ def _is_running(match: re.Match[str]) -> bool:
     except OSError:
         pass
     # The pid may have been reused; in containers that is common.
-    return match["started"] == _start_of(pid)
+    return started == start_of(pid)
 
 
-def _start_of(pid: int) -> str:
+def start_of(pid: int) -> str:
     """When a process started, in clock ticks since boot; "0" if that isn't known."""
     try:
         status = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()

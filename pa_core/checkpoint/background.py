@@ -16,6 +16,7 @@ from pathlib import Path
 from threading import Thread
 from typing import TYPE_CHECKING, Any
 
+from pa_core.checkpoint.identity import forget_run
 from pa_core.checkpoint.retention import Retention
 from pa_core.checkpoint.safetensors_io import HostMemory
 from pa_core.checkpoint.save import save_training_state
@@ -70,6 +71,7 @@ class StateSaver:
         def write(commit: Callable[[], None]) -> None:
             try:
                 commit()
+                forget_run(state_dir.parent)
                 if request.keep is not None:
                     self._remove_old_states(pending, request.keep)
             except BaseException as error:  # noqa: BLE001 - `_wait` reports it on all processes

@@ -1,8 +1,9 @@
 """Encode state as strict JSON plus named tensors, and decode it; never a pickle.
 
 What JSON lacks is written as an object with one key that begins with ``$``: tensors (by name),
-NumPy arrays, tuples, NaN and infinities, dictionaries whose keys aren't all strings, and the
-records of a run history, whose columns are tensors.
+NumPy arrays, tuples, NaN and infinities, dtypes, dictionaries whose keys aren't all strings, the
+records of a run history, whose columns are tensors, and tensors of subclasses, which are taken
+apart into plain ones.
 """
 
 from __future__ import annotations
@@ -19,6 +20,14 @@ import torch
 from torch import Tensor
 
 from pa_core.checkpoint.storage import parse_json
+from pa_core.checkpoint.subclasses import (
+    class_name,
+    flatten,
+    is_plain,
+    is_wrapper,
+    plain_parts,
+    rebuild,
+)
 from pa_core.errors import TrainingStateError
 from pa_core.tracking import RecordTable
 
@@ -46,7 +55,11 @@ def encode(value: Any, tensors: dict[str, Tensor], owner: str) -> Json:
     if isinstance(value, float):
         return float(value) if math.isfinite(value) else {"$float": str(float(value))}
     if isinstance(value, Tensor):
-        return {"$tensor": _name_tensor(value, tensors, owner)}
+        if is_plain(value):
+            return {"$tensor": _name_tensor(value, tensors, owner)}
+        return {"$subclass": _take_apart(value, tensors, owner)}
+    if isinstance(value, torch.dtype):
+        return {"$dtype": str(value).removeprefix("torch.")}
     if isinstance(value, np.ndarray) and value.dtype.kind in "biufc":
         # A copy, since torch doesn't accept read-only memory.
         return {"$array": _name_tensor(torch.from_numpy(value.copy()), tensors, owner)}
@@ -78,6 +91,37 @@ def encode(value: Any, tensors: dict[str, Tensor], owner: str) -> Json:
     )
 
 
+def _take_apart(value: Tensor, tensors: dict[str, Tensor], owner: str) -> Json:
+    """The description of a tensor of a subclass; adds the plain tensors in it to `tensors`."""
+    name = class_name(value)
+    if not is_wrapper(value):
+        raise TrainingStateError(
+            f"{owner} can't be saved: {name} is a subclass of Tensor without __tensor_flatten__ "
+            "and __tensor_unflatten__, so it would be restored as a plain tensor. To save it as "
+            "one, convert it with tensor.as_subclass(torch.Tensor)"
+        )
+    inner, context = flatten(value)
+    in_context: dict[str, Tensor] = {}
+    try:
+        described = encode(context, in_context, "context")
+    except TrainingStateError as error:
+        raise TrainingStateError(
+            f"{owner} can't be saved, since __tensor_flatten__ of {name} returns a {error}"
+        ) from error
+    if in_context:
+        raise TrainingStateError(
+            f"{owner} can't be saved, since __tensor_flatten__ of {name} returns a context that "
+            "holds tensors: it must list them with the inner tensors"
+        )
+    return {
+        "class": name,
+        "inner": {key: encode(one, tensors, f"{owner}.{key}") for key, one in inner.items()},
+        "context": described,
+        "size": list(value.shape),
+        "stride": list(value.stride()),
+    }
+
+
 def _json_text(value: Any, owner: str) -> bytes:
     encoded = encode(value, {}, owner)
     return json.dumps(encoded, allow_nan=False, separators=(",", ":")).encode()
@@ -106,6 +150,12 @@ def decode(value: Json, tensors: Mapping[str, Tensor]) -> Any:
         if kind in ("$tensor", "$array"):
             tensor = _tensor_named(content, tensors)
             return tensor if kind == "$tensor" else tensor.numpy()
+        if kind == "$subclass":
+            inner = {key: decode(item, tensors) for key, item in content["inner"].items()}
+            context = decode(content["context"], tensors)
+            return rebuild(content["class"], inner, context, content["size"], content["stride"])
+        if kind == "$dtype":
+            return _dtype_named(content)
         if kind == "$records":
             return _decode_records(content, tensors)
         if kind == "$tuple":
@@ -115,6 +165,13 @@ def decode(value: Json, tensors: Mapping[str, Tensor]) -> Any:
         if kind == "$items":
             return {decode(key, tensors): decode(item, tensors) for key, item in content}
     return {key: decode(item, tensors) for key, item in value.items()}
+
+
+def _dtype_named(name: Json) -> torch.dtype:
+    dtype = getattr(torch, name, None) if isinstance(name, str) else None
+    if not isinstance(dtype, torch.dtype):
+        raise TrainingStateError(f"There is no dtype {name!r}")
+    return dtype
 
 
 def _tensor_named(name: Json, tensors: Mapping[str, Tensor]) -> Tensor:
@@ -136,7 +193,8 @@ def encode_weights(state: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[st
     """Split a module's state dict into tensors under their own names, and everything else.
 
     Returns:
-        The tensors, each once; and ``{"aliases": {name: name of the same tensor}, "extra": …}``.
+        The tensors, each once; and ``{"aliases": {name: name of the same tensor}, "extra": …}``,
+        with those of subclasses in ``extra``.
     """
     tensors: dict[str, Tensor] = {}
     aliases: dict[str, str] = {}
@@ -146,11 +204,14 @@ def encode_weights(state: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[st
         if not isinstance(value, Tensor):
             extra[name] = value
             continue
-        place = (value.device, value.data_ptr(), value.shape, value.stride(), value.dtype)
+        place = _place(value)
         if value.numel() and place in seen:
             aliases[name] = seen[place]
+            continue
+        seen[place] = name
+        if is_wrapper(value):
+            extra[name] = value
         else:
-            seen[place] = name
             tensors[name] = value.detach()
     return tensors, {"aliases": aliases, "extra": extra}
 
@@ -158,6 +219,15 @@ def encode_weights(state: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[st
 def decode_weights(tensors: Mapping[str, Tensor], rest: Mapping[str, Any]) -> dict[str, Any]:
     """Rebuild the state dict that `encode_weights` has split."""
     state: dict[str, Any] = OrderedDict(tensors)
-    state.update({name: tensors[held] for name, held in rest["aliases"].items()})
     state.update(rest["extra"])
+    state.update({name: state[held] for name, held in rest["aliases"].items()})
     return state
+
+
+def _place(tensor: Tensor) -> tuple[Any, ...]:
+    """Where in memory a tensor is, and how it is read from there."""
+    parts = [
+        (part.device, part.data_ptr(), part.shape, part.stride(), part.dtype)
+        for part in plain_parts(tensor)
+    ]
+    return None if is_plain(tensor) else type(tensor), *parts

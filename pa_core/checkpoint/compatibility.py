@@ -56,6 +56,38 @@ def differences(saved: Mapping[str, Any], present: Mapping[str, Any], *, strict:
     return _phrases(pairs)
 
 
+def in_effect(saved: Any, script: Any, live: Any) -> Any:
+    """The settings in effect after a state was restored, leaf by leaf.
+
+    >>> saved, script = {"lr": 0.05, "momentum": 0.9}, {"lr": 0.01, "momentum": 0.5}
+    >>> in_effect(saved, script, live={"lr": 0.002, "momentum": 0.5})
+    {'lr': 0.05, 'momentum': 0.5}
+
+    Args:
+        saved: the description that the state has, of the settings in effect when it was saved.
+        script: that of the objects as the present script has created them.
+        live: that of the same objects after the state was restored.
+
+    Returns:
+        What the script says where the objects have it, and otherwise what the state says. So a
+        value that training changes, such as the learning rate, keeps its description.
+    """
+    if saved == script or live == script:
+        return script
+    if isinstance(saved, list) and isinstance(script, list) and len(saved) == len(script):
+        now = live if isinstance(live, list) and len(live) == len(script) else [None] * len(saved)
+        return [in_effect(*leaf) for leaf in zip(saved, script, now, strict=True)]
+    if not (isinstance(saved, dict) and isinstance(script, dict)):
+        return saved
+    now = live if isinstance(live, dict) else {}
+    found = {}
+    for key in [*saved, *(key for key in script if key not in saved)]:
+        leaf = in_effect(*(one.get(key, _NOT_SET) for one in (saved, script, now)))
+        if leaf is not _NOT_SET:
+            found[key] = leaf
+    return found
+
+
 def differing_leaves(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """List the differences between two descriptions, a phrase for each as in `differences`."""
     return _phrases(_pairs("", dict(before), dict(now)))
@@ -94,9 +126,17 @@ def _plugin_pairs(
         if not plugin.get("changes_training", True):
             continue
         if name in before and name in now:
-            pairs += _pairs(
-                f"plugin {name!r}: setting", before[name]["settings"], now[name]["settings"]
-            )
+            what = f"plugin {name!r}: setting"
+            sides = before[name], now[name]
+            values = [side.get("values", {}) for side in sides]
+            # How it was built tells more than its table, which leaves out what has its default.
+            shared = values[0].keys() & values[1].keys()
+            tables = [
+                {key: value for key, value in side["settings"].items() if key not in shared}
+                for side in sides
+            ]
+            pairs += _pairs(what, *tables)
+            pairs += _pairs(what, *({key: one[key] for key in sorted(shared)} for one in values))
             version = f"the version of plugin {name!r}"
             pairs.append((version, before[name]["version"], now[name]["version"]))
         elif strict or plugin.get("origin") != "code":

@@ -10,6 +10,7 @@ fetching may be slow, draw random numbers or have side effects.
 from __future__ import annotations
 
 import hashlib
+import inspect
 import math
 import os
 import platform
@@ -17,18 +18,26 @@ import subprocess
 import sys
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import is_dataclass
+from dis import get_instructions
 from functools import partial
 from importlib import metadata
-from pathlib import Path
+from pathlib import Path, PurePath
+from types import FunctionType, MethodType, ModuleType
 from typing import TYPE_CHECKING, Any
 
 import torch
+from pydantic import BaseModel, Secret, SecretBytes, SecretStr
 from torch import Tensor, nn
 from torch.utils.data import ConcatDataset, DataLoader, Subset, TensorDataset
 
+from pa_core.checkpoint.subclasses import plain_parts
 from pa_core.data.loader import KeyedDataLoader
+from pa_core.data.process_split import OwnSplitLoader
 from pa_core.data.source import length_of
 from pa_core.engine.optimizers import given_schedulers
+from pa_core.engine.wrappers import clean_state_dict, wrapped_module
 from pa_core.settings.secrets import mask_secrets
 
 if TYPE_CHECKING:
@@ -41,8 +50,10 @@ _SMALL = 4096  # a tensor of up to this many elements is hashed whole, such as c
 
 def run_manifest(trainer: Trainer) -> dict[str, Any]:
     """Describe a run: plugins, packages, seed, commit, hardware, and the fingerprint."""
+    run = dict(trainer._fingerprint or run_fingerprint(trainer))
+    plugins = run.pop("plugins")
     return {
-        "plugins": {name: _describe_plugin(trainer, name) for name in trainer.plugins.by_name},
+        "plugins": plugins,
         "packages": {"python": platform.python_version()} | _versions(trainer),
         "seed": trainer.seed,
         "git": _git_commit(),
@@ -54,8 +65,13 @@ def run_manifest(trainer: Trainer) -> dict[str, Any]:
             "threads": torch.get_num_threads(),
             "capability": torch.backends.cpu.get_cpu_capability(),
         },
-        "run": trainer._fingerprint or run_fingerprint(trainer),
+        "run": run,
     }
+
+
+def describe_plugins(trainer: Trainer) -> dict[str, Any]:
+    """Describe each plugin: where it comes from, its table of the settings, and its values."""
+    return {name: _describe_plugin(trainer, name) for name in trainer.plugins.by_name}
 
 
 def _describe_plugin(trainer: Trainer, name: str) -> dict[str, Any]:
@@ -69,7 +85,29 @@ def _describe_plugin(trainer: Trainer, name: str) -> dict[str, Any]:
         "version": source and source.version,
         "target": source and source.target,
         "settings": {key: _as_json(value) for key, value in settings.items()},
+        "values": _plugin_values(plugin),
     }
+
+
+def _plugin_values(plugin: object) -> dict[str, Any]:
+    """What a plugin was built with, as far as it shows: its settings, or constructor arguments.
+
+    An argument shows if the plugin keeps it under its name. Paths change no numbers.
+    """
+    settings = getattr(plugin, "settings", None)
+    if isinstance(settings, BaseModel):
+        values = {name: getattr(settings, name) for name in type(settings).model_fields}
+    else:
+        try:
+            names = inspect.signature(type(plugin)).parameters
+        except (TypeError, ValueError):  # a class of C code
+            return {}
+        kept = getattr(plugin, "__dict__", {})
+        values = {name: kept.get(name, kept.get(f"_{name}")) for name in names}
+    left_out = ("save_dir", *getattr(type(plugin), "locked_files", ()))
+    visible = {name: _visible(value, depth=1) for name, value in values.items()}
+    shown = {name: value for name, value in visible.items() if value is not None}
+    return dict(mask_secrets({k: v for k, v in shown.items() if k not in left_out}))
 
 
 def _as_json(value: Any) -> Any:
@@ -121,8 +159,9 @@ def _device_name(device: torch.device) -> str:
 def run_fingerprint(trainer: Trainer) -> dict[str, Any]:
     """Describe what a run's numbers depend on; called at its start, before anything is restored.
 
-    Optimizer and scheduler are described as they were created. So a learning rate that was changed
-    in the script is found, although it has no effect: resuming restores the saved one.
+    Optimizer and scheduler are described as the script has created them. So a learning rate that
+    was changed in the script is found, although resuming restores the saved one. What is in effect
+    after that, and is saved in further states, says `pa_core.checkpoint.compatibility.in_effect`.
     """
     config = trainer.run_config
     model = trainer.get_model(keep_torch_compile=False)
@@ -138,13 +177,30 @@ def run_fingerprint(trainer: Trainer) -> dict[str, Any]:
         "batch_limit": trainer.train_batch_limit,
         "collate_fn": describe(kwargs.get("collate_fn") or trainer.collate_fn),
         "loss": describe(trainer.loss_func),
+        "loss_parts": describe_parts(trainer.loss_func),
         "model": type(model).__name__,
         "layers": describe_layers(model),
         # Without accelerate's wrapper, which depends on the hardware.
         "optimizer": _for_each(trainer.optimizers, lambda one: type(one).__name__),
-        "optimizer_settings": describe_groups(trainer.optimizer),
-        "scheduler": _for_each(given_schedulers(trainer.scheduler), describe),
+        **describe_optimization(trainer),
+        "plugins": describe_plugins(trainer),
     }
+
+
+def describe_optimization(trainer: Trainer) -> dict[str, Any]:
+    """Describe what a training state restores together with its settings."""
+    schedulers = given_schedulers(trainer.scheduler)
+    return {
+        "optimizer_settings": describe_groups(trainer.optimizer),
+        "scheduler": _for_each(schedulers, describe),
+        "scheduler_parts": _for_each(schedulers, describe_parts),
+    }
+
+
+def frozen_parameters(trainer: Trainer) -> list[str]:
+    """The names of the parameters that aren't trained."""
+    model = trainer.get_model(keep_torch_compile=False)
+    return [name for name, one in model.named_parameters() if not one.requires_grad]
 
 
 DATA_ENTRIES = ("dataset_length", "dataset", "order", "stream")
@@ -152,12 +208,21 @@ DATA_ENTRIES = ("dataset_length", "dataset", "order", "stream")
 
 
 def data_fingerprint(trainer: Trainer) -> dict[str, Any]:
-    """Describe the training data; plugins may change them between epochs."""
+    """Describe the training data; plugins may change them between epochs.
+
+    If each process has its own data, which makes this a collective, what differs between processes
+    is a list with an entry for each of them.
+    """
     described = {
         "dataset_length": length_of(trainer.train_dataset),
         "dataset": describe_dataset(trainer.train_dataset),
         "order": _describe_order(trainer.train_dataloader),
     }
+    if isinstance(trainer.train_dataloader, OwnSplitLoader):
+        everywhere = trainer.train_dataloader.gather(described)
+        for name in described:
+            values = [one[name] for one in everywhere]
+            described[name] = values if values != values[:1] * len(values) else values[0]
     stream = _describe_stream(trainer.train_dataloader)
     return described if stream is None else described | {"stream": stream}
 
@@ -179,13 +244,120 @@ def describe(value: Any) -> Any:
         return {"function": describe(value.func), **_plain_items(arguments)}
     if isinstance(value, type) or hasattr(value, "__qualname__"):
         return value.__qualname__
+    if isinstance(value, nn.Module):
+        value = wrapped_module(value)
     described = {"class": type(value).__qualname__, **_plain_items(getattr(value, "__dict__", {}))}
     if isinstance(value, nn.Module):
         described.pop("training", None)
-        for name, tensor in value.state_dict().items():
+        for name, tensor in clean_state_dict(value).items():
             if isinstance(tensor, Tensor) and tensor.numel() <= _SMALL:
                 described[name] = _hash(tensor)
     return described
+
+
+def describe_parts(value: Any) -> dict[str, Any]:
+    """Describe what `describe` leaves out: settings of an object's parts, and of a function.
+
+    A function's settings are its default arguments, the values of the enclosing function, and
+    numbers: global variables and fractions in its code.
+
+    >>> describe_parts(lambda output, target, power=2: 0.5 * (output - target) ** power)
+    {'power': 2, 'numbers': [0.5]}
+    >>> describe_parts(nn.Sequential(nn.L1Loss(reduction="sum")))
+    {'modules': {'0': {'class': 'L1Loss', 'reduction': 'sum'}}}
+    """
+    found = _visible(value)
+    if not isinstance(found, dict):
+        return {}
+    shallow = describe(value)
+    known = shallow if isinstance(shallow, dict) else {"function": shallow}
+    parts = {name: item for name, item in found.items() if known.get(name) != item}
+    return dict(mask_secrets(parts))
+
+
+_DEPTH = 8  # of parts within parts
+_MANY = 64  # a longer list is hashed
+_TOO_MANY = 10_000  # an even longer one is data, not a setting
+_SCHEDULER = torch.optim.lr_scheduler.LRScheduler
+_LEFT_OUT = (PurePath, ModuleType, SecretStr, SecretBytes, Secret)
+_NO_SETTINGS = {"training", "optimizer"} | {  # of a module, and of a scheduler
+    *("_step_count", "_is_initial", "_get_lr_called_within_step", "_last_lr"),
+}
+
+
+def _visible(value: Any, depth: int = 0) -> Any:
+    """The settings that show in a value and its parts; None if there are none."""
+    inner = partial(_visible, depth=depth + 1)
+    if value is None or depth > _DEPTH or isinstance(value, _LEFT_OUT):
+        return None
+    if isinstance(value, Mapping | list | tuple | set | frozenset):
+        return _visible_items(value, inner) if len(value) <= _TOO_MANY else None
+    if isinstance(value, partial):
+        arguments = {str(number): item for number, item in enumerate(value.args)} | value.keywords
+        return {"function": inner(value.func), **(inner(arguments) or {})}
+    if isinstance(value, MethodType):
+        return {"function": value.__qualname__, "of": describe(value.__self__)}
+    if isinstance(value, FunctionType):
+        settings = _settings_of(value, inner)
+        return {"function": value.__qualname__, **settings} if settings else value.__qualname__
+    plain = _plain(value)
+    if plain is not None or isinstance(value, Tensor):
+        return plain
+    if isinstance(value, nn.Module) and depth and any(True for _ in value.parameters()):
+        return {"class": type(value).__qualname__, "layers": describe_layers(value)}
+    described = describe(value)
+    if depth == 0 or isinstance(value, nn.Module | _SCHEDULER) or is_dataclass(value):
+        described |= inner(_attributes(value)) or {}
+    return described
+
+
+def _visible_items(value: Any, inner: Callable[[Any], Any]) -> Any:
+    if isinstance(value, Mapping):
+        items = {str(key): inner(item) for key, item in value.items()}
+        return {key: item for key, item in items.items() if item is not None} or None
+    listed = [inner(item) for item in value]
+    if isinstance(value, set | frozenset):
+        listed.sort(key=repr)
+    if all(item is None for item in listed):
+        return None
+    return listed if len(listed) <= _MANY else _hash_of_text(repr(listed))
+
+
+def _attributes(value: Any) -> dict[str, Any]:
+    """An object's attributes; of a module, those that the user has set, and its submodules."""
+    kept = dict(getattr(value, "__dict__", {}))
+    for name in getattr(type(value), "__slots__", ()):
+        if isinstance(name, str) and hasattr(value, name):
+            kept[name] = getattr(value, name)
+    if isinstance(value, nn.Module):
+        public = {name: item for name, item in kept.items() if name[0] != "_"}
+        kept = public | {"modules": dict(value.named_children())}
+    return {name: item for name, item in kept.items() if name not in _NO_SETTINGS}
+
+
+def _settings_of(function: FunctionType, inner: Callable[[Any], Any]) -> dict[str, Any]:
+    """Default arguments, values of the enclosing function, and numbers; no mutable values."""
+    code = function.__code__
+    names = code.co_varnames[: code.co_argcount]
+    given = function.__defaults__ or ()
+    found = dict(zip(names[len(names) - len(given) :], given, strict=True))
+    found |= function.__kwdefaults__ or {}
+    for name, cell in zip(code.co_freevars, function.__closure__ or (), strict=True):
+        with suppress(ValueError):  # not assigned yet
+            found[name] = cell.cell_contents
+    for name in code.co_names:
+        value = function.__globals__.get(name)
+        if isinstance(value, int | float):
+            found[name] = value
+    for step in get_instructions(code):
+        if step.opname in ("STORE_GLOBAL", "STORE_DEREF"):  # a counter, or the like
+            found.pop(step.argval, None)
+    found["numbers"] = tuple(one for one in code.co_consts if isinstance(one, float)) or None
+    mutable = (list, dict, set, Tensor)
+    visible = {
+        name: inner(value) for name, value in found.items() if not isinstance(value, mutable)
+    }
+    return {name: value for name, value in visible.items() if value is not None}
 
 
 def describe_dataset(dataset: Any) -> Any:
@@ -222,7 +394,7 @@ def describe_layers(model: nn.Module) -> dict[str, int]:
     >>> describe_layers(nn.Sequential(nn.Dropout(0.1), nn.Dropout(0.1)))
     {'Dropout(p=0.1, inplace=False)': 2}
     """
-    leaves = [module for module in model.modules() if not any(module.children())]
+    leaves = [module for module in model.modules() if not list(module.children())]
     return dict(Counter(f"{type(leaf).__name__}({leaf.extra_repr()})" for leaf in leaves))
 
 
@@ -276,8 +448,15 @@ def _describe_rows(tensor: Tensor) -> dict[str, Any]:
 
 
 def _hash(tensor: Tensor) -> str:
-    content = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
-    return hashlib.sha256(content).hexdigest()[:16]
+    digest = hashlib.sha256()
+    for part in plain_parts(tensor):
+        flat = part.detach().cpu().contiguous().reshape(-1)
+        digest.update(flat.view(torch.uint8).numpy().data)
+    return digest.hexdigest()[:16]
+
+
+def _hash_of_text(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def _plain_items(items: Mapping[str, Any]) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,7 +11,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from pa_core.checkpoint.atomic_io import save_file
+from pa_core.checkpoint.lock import check_held
 from pa_core.checkpoint.storage import MANIFEST
+from pa_core.checkpoint.subclasses import find_class
 from pa_core.errors import CheckpointError
 from pa_core.settings.paths import local_path
 
@@ -46,6 +49,7 @@ def save_checkpoint(
     content.update(_plain(checkpoint_kwargs or {}))
     accelerator = trainer._accelerator
     if accelerator.is_local_main_process if save_per_node else accelerator.is_main_process:
+        check_held(Path(save_path))
         save_file(save_path, lambda path: torch.save(content, path))
     trainer._engine.wait()
 
@@ -93,8 +97,8 @@ def read_checkpoint(path: str | Path, **options: Any) -> dict[str, Any]:
             "resume_from to continue its run"
         )
     try:
-        content = torch.load(path, weights_only=True, **{"map_location": "cpu", **options})
-    except (FileNotFoundError, PermissionError):
+        content = _load(path, {"map_location": "cpu", **options})
+    except (FileNotFoundError, PermissionError, CheckpointError):
         raise
     except Exception as error:  # PyTorch raises many kinds, with advice to disable its safeguards
         raise CheckpointError(
@@ -107,6 +111,24 @@ def read_checkpoint(path: str | Path, **options: Any) -> dict[str, Any]:
             f"'model_state_dict', but {found or type(content).__name__}"
         )
     return content
+
+
+def _load(path: Path, options: Mapping[str, Any]) -> Any:
+    """Load a file, in which tensors of subclasses that are loaded may be rebuilt."""
+    try:
+        return torch.load(path, weights_only=True, **options)
+    except pickle.UnpicklingError:
+        names = torch.serialization.get_unsafe_globals_in_checkpoint(path)
+        classes = {name: find_class(name) for name in names}
+        if not any(classes.values()):
+            raise
+        if missing := [name for name, cls in classes.items() if cls is None]:
+            raise CheckpointError(
+                f"{path} holds objects of {', '.join(missing)}, which isn't the class of a tensor "
+                "or isn't loaded: import the module that defines it first"
+            ) from None
+        with torch.serialization.safe_globals(list(classes.values())):
+            return torch.load(path, weights_only=True, **options)
 
 
 def _plain(value: Any) -> Any:

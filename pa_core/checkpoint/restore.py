@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import uuid
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -19,10 +20,18 @@ from pa_core.checkpoint.codec import decode, decode_weights
 from pa_core.checkpoint.compatibility import (
     differences,
     differing_leaves,
+    in_effect,
     mid_epoch_obstacle,
     same_state,
 )
-from pa_core.checkpoint.manifest import DATA_ENTRIES, data_fingerprint
+from pa_core.checkpoint.manifest import (
+    DATA_ENTRIES,
+    data_fingerprint,
+    describe_optimization,
+    describe_plugins,
+    frozen_parameters,
+    run_fingerprint,
+)
 from pa_core.checkpoint.optimizer_shards import read_shard
 from pa_core.checkpoint.save import parameter_names
 from pa_core.checkpoint.start_check import StartCheck
@@ -34,6 +43,7 @@ from pa_core.tracking import Position
 if TYPE_CHECKING:
     from pa_core.trainer import Trainer
 
+_RESTORED = ("optimizer_settings.", "scheduler.", "scheduler_parts.")
 _INVALID_CONTENT = (
     *(ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError),
     SafetensorError,
@@ -103,6 +113,8 @@ class TrainingState:
         if not isinstance(self._parts["run_history"], dict | None):
             raise TypeError("the run history must be a dict")
         self._run: dict[str, Any] = reader.manifest["run"]
+        run_id = reader.manifest.get("run_id")
+        self._run_id = None if run_id is None else uuid.UUID(run_id).hex
         processes = self._run["num_processes"]
         self._sharding: str | None = state["division"]
         if self._sharding is not None and rank < processes:
@@ -123,6 +135,11 @@ class TrainingState:
             "plugins": {key: decode(value, tensors) for key, value in process["plugins"].items()},
             "data": decode(process["data"], tensors) if "data" in process else None,
         }
+
+    @property
+    def run_id(self) -> str | None:
+        """The identity of the run that has saved it; None in a state of an earlier version."""
+        return self._run_id
 
     def check_compatible(self, trainer: Trainer, *, strict: bool) -> None:
         """Warn of differences that change the numbers; refuse those that prevent resuming.
@@ -155,6 +172,42 @@ class TrainingState:
             states = [process["plugins"] for process in self._processes]
             obstacle = mid_epoch_obstacle(saved["run"], present["run"], states)
         self._report(found, obstacle)
+
+    def settle(self, trainer: Trainer) -> None:
+        """Have further states record the settings in effect, now that everything is restored.
+
+        So a setting of the script that has no effect, such as the learning rate of a restored
+        optimizer, is reported by each resume until script and state agree.
+
+        Raises:
+            TrainingStateError: if other parameters are frozen than in the saved run, and the run
+                resumes with ``strict=True``.
+        """
+        saved, script = self.reader.manifest, trainer._fingerprint or run_fingerprint(trainer)
+        live = describe_optimization(trainer)
+        for group, described in zip(
+            live["optimizer_settings"], script["optimizer_settings"], strict=False
+        ):
+            if "initial_lr" in described and group.get("initial_lr") == described["initial_lr"]:
+                group["lr"] = described["lr"]  # the scheduler's, of the present update
+        effect = {
+            name: in_effect(saved["run"].get(name, script[name]), script[name], live[name])
+            for name in live
+        }
+        plugins, now = script["plugins"], describe_plugins(trainer)
+        values = {
+            name: in_effect(
+                saved["plugins"].get(name, {}).get("values", described["values"]),
+                described["values"],
+                now.get(name, described)["values"],
+            )
+            for name, described in plugins.items()
+        }
+        plugins = {name: one | {"values": values[name]} for name, one in plugins.items()}
+        trainer._fingerprint, trainer._manifest = script | effect | {"plugins": plugins}, None
+        frozen = saved["run"].get("frozen")
+        if frozen is not None and (frozen_now := frozen_parameters(trainer)) != frozen:
+            self._report([f"frozen parameters: {_only_in_one(frozen, frozen_now)}"], None)
 
     def check_data(self, trainer: Trainer) -> None:
         """Check the data that plugins have put in place for the rest of the resumed epoch.
@@ -226,6 +279,11 @@ class TrainingState:
         if not found and obstacle is None:
             return
         text = f"{self.directory} was saved by a run that differs: " + ", ".join(found)
+        if any(one.startswith(_RESTORED) for one in found):
+            text += (
+                ". The settings of optimizer and scheduler continue as they were saved: write "
+                "these into the script, or assign the script's in on_load_training_state"
+            )
         if obstacle is not None:
             raise TrainingStateError(f"{text}. {obstacle}")
         if self._strict:
@@ -277,7 +335,25 @@ class TrainingState:
         self._restore_history(trainer)
         for name, value in asdict(self.position).items():
             setattr(trainer.position, name, value)
+        if in_run and self.position.stop_reason is not None:
+            self._reconsider_stop(trainer)
         trainer._accumulation.reset()
+
+    def _reconsider_stop(self, trainer: Trainer) -> None:
+        """Continue a stopped run if the plugin that has stopped it would no longer do so.
+
+        Such a plugin has a method ``withdraws_stop``, which is given its state.
+        """
+        saved = self._processes[0]["plugins"]
+        for name, plugin in trainer.plugins.by_name.items():
+            withdraws = getattr(plugin, "withdraws_stop", None)
+            if withdraws is not None and name in saved and withdraws(saved[name]):
+                trainer.print(
+                    f"The run had stopped ({trainer.position.stop_reason}) and continues, since "
+                    f"the plugin {name!r} now allows more"
+                )
+                trainer.position.stop_reason = None
+                return
 
     def _restore_history(self, trainer: Trainer) -> None:
         if hasattr(trainer.run_history, "load_state_dict"):

@@ -22,10 +22,14 @@ import torch
 from torch import Tensor
 
 from pa_core.checkpoint.codec import encode, encode_weights
+from pa_core.checkpoint.lock import check_held
+from pa_core.checkpoint.manifest import frozen_parameters
 from pa_core.checkpoint.optimizer_shards import write_shard
 from pa_core.checkpoint.safetensors_io import HostMemory, has_room_in_memory, tensor_bytes
 from pa_core.checkpoint.storage import StateWriter
+from pa_core.checkpoint.subclasses import is_wrapper, local_part
 from pa_core.data.loader import KeyedDataLoader
+from pa_core.engine.wrappers import named_parameters
 from pa_core.errors import TrainingStateError
 from pa_core.tracking import InMemoryRunHistory
 
@@ -68,7 +72,10 @@ def save_training_state(
 
         def begin() -> tuple[Any, StateWriter | None]:
             process = _process_state(trainer)
-            return process, cleanup.enter_context(StateWriter(state_dir)) if is_main else None
+            if not is_main:
+                return process, None
+            check_held(Path(state_dir).parent)
+            return process, cleanup.enter_context(StateWriter(state_dir))
 
         def collect() -> tuple[dict[str, Any], dict[str, Tensor]]:
             content: tuple[dict[str, Any], dict[str, Tensor]] = {}, {}
@@ -202,6 +209,23 @@ def _process_state(trainer: Trainer) -> tuple[Any, Any]:
     return state, tensors if trainer.num_processes == 1 else tensor_bytes(tensors)
 
 
+def check_tensors_can_be_saved(trainer: Trainer) -> None:
+    """Check the tensor subclasses in weights and optimizer, before there is much to lose.
+
+    Raises:
+        TrainingStateError: for one that can't be saved, naming it.
+    """
+    model = trainer.get_model(keep_torch_compile=False)
+    names = {id(parameter): name for name, parameter in named_parameters(model)}
+    for name, value in (*named_parameters(model), *model.named_buffers()):
+        if is_wrapper(value):
+            encode(local_part(value), {}, name)
+    for parameter, values in getattr(trainer.optimizer, "state", {}).items():
+        for key, value in values.items() if isinstance(values, Mapping) else ():
+            if isinstance(value, Tensor):
+                encode(local_part(value), {}, f"optimizer.{names.get(id(parameter), '?')}.{key}")
+
+
 def _data_state(trainer: Trainer) -> tuple[Any, dict[str, Tensor]]:
     """The state of the data, encoded, and its tensors.
 
@@ -225,7 +249,7 @@ def _data_state(trainer: Trainer) -> tuple[Any, dict[str, Tensor]]:
 def parameter_names(trainer: Trainer) -> list[list[str]]:
     """Names of the optimizer's parameters, a list for each group."""
     model = trainer.get_model(keep_torch_compile=False)
-    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    names = {id(parameter): name for name, parameter in named_parameters(model)}
     if trainer.optimizer is None:
         return []
     return [
@@ -260,8 +284,10 @@ def _state_manifest(trainer: Trainer) -> dict[str, Any]:
     is_exact = loader is None or isinstance(loader, KeyedDataLoader)
     return {
         "saved_at": time.time(),
+        "run_id": trainer.run_id,
         # Only the user's own loader knows its order: resuming replays it up to the position.
         "resume": "exact" if is_exact else "replayed",
         "position": asdict(trainer.position),
         **trainer.manifest,
+        "run": trainer.manifest["run"] | {"frozen": frozen_parameters(trainer)},
     }

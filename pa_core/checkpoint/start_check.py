@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from pa_core.checkpoint.subclasses import local_part, plain_parts
 from pa_core.tracking import count_values
 
 if TYPE_CHECKING:
@@ -87,9 +88,9 @@ class StartCheck:
         """A hash of weights, optimizer, scheduler and scaler."""
         trainer, digest = self._trainer, hashlib.blake2b(digest_size=16)
         for tensor in self._tensors():
-            local = tensor.to_local() if hasattr(tensor, "to_local") else tensor
-            content = local.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
-            digest.update(content.numpy().data)
+            for part in plain_parts(local_part(tensor)):
+                content = part.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+                digest.update(content.numpy().data)
         groups = [
             {key: value for key, value in group.items() if key != "params"}
             for group in trainer.optimizer.param_groups

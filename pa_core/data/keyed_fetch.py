@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from itertools import count
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
@@ -22,6 +23,8 @@ LOADER_OPTIONS = (
     *("num_workers", "collate_fn", "pin_memory", "timeout", "worker_init_fn", "generator"),
     *("multiprocessing_context", "prefetch_factor", "persistent_workers", "pin_memory_device"),
 )
+Watch = Callable[[Iterator[Any]], Iterator[Any]]
+"""Given the items of a sampler, yields the same ones."""
 KEPT = 3  # batches: the last one trained on, the next one, and one that is copied to the GPU ahead
 _ITERATION = ("__iter__", "_get_iterator", "_index_sampler", "_auto_collation")
 
@@ -120,15 +123,16 @@ class KeyedOrder:
     def __init__(self, order: Iterable[Any], rank: int, num_processes: int) -> None:
         self._order, self._rank, self._num_processes = order, rank, num_processes
         self._seed, self._epoch = 0, 0
+        self._watch: Watch | None = None
         self.planned: deque[tuple[Any, bool | None]] = deque()
         """Each item that was yielded and not fetched yet. If its step is a short one, whether it is
         padding; otherwise None."""
         self.latest: deque[Any] = deque(maxlen=KEPT)
         """The last items that were fetched."""
 
-    def begin(self, seed: int, epoch: int) -> None:
-        """Let the next iteration be that of `epoch`."""
-        self._seed, self._epoch = seed, epoch
+    def begin(self, seed: int, epoch: int, watch: Watch | None = None) -> None:
+        """Let the next iteration be that of `epoch`, whose order `watch` sees."""
+        self._seed, self._epoch, self._watch = seed, epoch, watch
         self.planned.clear()
         self.latest.clear()
 
@@ -140,14 +144,8 @@ class KeyedOrder:
 
     def __iter__(self) -> Iterator[KeyedIndices]:
         processes, mine, number, item = self._num_processes, _END, -1, None
-        iterator = iter(self._order)
-        while True:
-            # As fetching would, in the same process: the order is the same with workers.
-            seed_host(self._key(number + 1))
-            following = next(iterator, _END)
-            if following is _END:
-                break
-            number, item = number + 1, following
+        items = self._items()
+        for number, item in enumerate(items if self._watch is None else self._watch(items)):
             if number % processes == self._rank:
                 mine = item
             if (number + 1) % processes == 0:
@@ -155,6 +153,17 @@ class KeyedOrder:
                 mine = _END
         if (number + 1) % processes:
             yield self._keyed(number, item if mine is _END else mine, mine is _END)
+
+    def _items(self) -> Iterator[Any]:
+        """What the sampler yields, seeded for each item."""
+        iterator = iter(self._order)
+        for number in count():
+            # As fetching would, in the same process: the order is the same with workers.
+            seed_host(self._key(number))
+            item = next(iterator, _END)
+            if item is _END:
+                return
+            yield item
 
     def _keyed(self, number: int, indices: Any, padding: bool | None) -> KeyedIndices:
         """The item of this process in the step that `number` belongs to."""

@@ -21,6 +21,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, Tenso
 from torch.utils.data import default_collate as _default_collate
 
 from pa_core.data.process_split import SplitBatch, SplitLoader
+from pa_core.data.ready import held_loader, is_batched_pipeline, is_loader
 from pa_core.data.rng import derive_key, generator_positions, seed_host, seed_torch
 from pa_core.data.sampler import EpochSampler, IndexBatch
 
@@ -61,6 +62,11 @@ class KeyedDataset(Dataset[Any]):
 
     def __getitem__(self, index: int) -> Any:
         return self.dataset[index]
+
+    @property
+    def collation(self) -> Callable[[Any], Any] | None:
+        """The function that makes a batch of samples; None if nothing but tensors is indexed."""
+        return None if self._fetch_tensors else self._collate
 
     @property
     def may_draw(self) -> bool:
@@ -232,17 +238,6 @@ class KeyedDataLoader(DataLoader[Any]):
             yield collate(fetch(batch.indices))
 
 
-def is_loader(data: Any) -> bool:
-    """Whether `data` yields ready batches, rather than being a dataset to make batches from."""
-    if isinstance(data, DataLoader):
-        return True
-    return (
-        hasattr(data, "__iter__")
-        and not hasattr(data, "__getitem__")
-        and not isinstance(data, IterableDataset)
-    )
-
-
 def create_dataloader(
     data: Any,
     collate_fn: Callable[[Any], Any] | None,
@@ -252,28 +247,40 @@ def create_dataloader(
     rank: int,
     num_processes: int,
     purpose: str,
+    is_batch_size_given: bool = False,
 ) -> Any:
     """Create the loader of a dataset; a ready loader is returned as it is.
 
     Args:
-        data: a map dataset, an iterable dataset, or a ready loader of batches.
-        collate_fn: makes a batch of a list of samples; torch's default if None.
+        data: a map dataset, an iterable dataset, or a ready loader of batches. A map dataset with
+            ``is_sharded = True`` is this process' split already.
+        collate_fn: makes a batch of a list of samples; torch's default if None. If the items are
+            ready batches, it is applied to each of them.
         kwargs: arguments of `torch.utils.data.DataLoader`. A ``sampler`` or ``batch_sampler``
-            among them decides the order, and its epochs are replayed to resume.
+            among them decides the order, and its epochs are replayed to resume. A ``batch_size``
+            of None says that the items of `data` are ready batches.
         seed: of the order and of the augmentation.
         rank: of this process.
         num_processes: number of processes that split a global batch.
         purpose: ``"train"`` or ``"eval"``.
+        is_batch_size_given: whether the ``batch_size`` in `kwargs` is the user's own.
 
     Raises:
-        ValueError: if the dataset is empty, or the batch size is not a positive integer.
+        ValueError: if the dataset is empty, the batch size is not a positive integer, or it is
+            unclear whether a stream yields samples or batches.
     """
     if is_loader(data):
         return data
     kwargs = dict(kwargs)
+    if is_batched_pipeline(data):
+        kwargs["batch_size"] = None
+    elif not is_batch_size_given and (name := held_loader(data)) is not None:
+        raise ValueError(
+            f"{type(data).__name__} is an IterableDataset that holds a DataLoader ({name}), so it "
+            f"may yield samples or batches. In the arguments of the {purpose} DataLoader, pass "
+            "batch_size=None if its items are ready batches, or an integer to make batches of them"
+        )
     batch_size = kwargs.get("batch_size", 1)
-    if batch_size is None and not {"sampler", "batch_sampler"} & kwargs.keys():
-        raise ValueError(f"The {purpose} batch size is None; expected a positive integer")
     if batch_size is not None and (not isinstance(batch_size, Integral) or batch_size < 1):
         raise ValueError(f"The {purpose} batch size must be a positive integer, not {batch_size!r}")
     if batch_size is not None:
@@ -300,8 +307,18 @@ def create_dataloader(
     if kwargs.get("sampler") is not None:
         kwargs.pop("shuffle", None)
         return DataLoader(data, collate_fn=collate_fn, **kwargs)
+    if batch_size is None:
+        raise ValueError(
+            f"The {purpose} batch size is None; expected a positive integer. If each item of "
+            f"{type(data).__name__} is a ready batch, pass a DataLoader with batch_size=None"
+        )
     for name in ("sampler", "batch_sampler"):  # both are None
         kwargs.pop(name, None)
+    if num_processes > 1:
+        from pa_core.data.split_marks import is_marked
+
+        if is_marked(data):  # the user has split it: each process has an order of its own
+            seed, rank, num_processes = derive_key(seed, "split", rank), 0, 1
     sampler = EpochSampler(
         len(data),
         kwargs.pop("batch_size", 1),

@@ -8,17 +8,20 @@ batch with weight 0, so that it can take part in the update.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
+from itertools import chain, islice
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-from torch.utils.data import DataLoader, DistributedSampler
-
 if TYPE_CHECKING:
+    from pa_core.data.split_marks import SplitMark
     from pa_core.engine.base import Engine
 
 Purpose = Literal["train", "evaluate", "predict"]
 
 _END = object()
+_MOST_COMPARED = 4  # batches of a stream
+_MOST_INDICES = 64  # batches of indices
 
 
 class SplitBatch(NamedTuple):
@@ -33,17 +36,20 @@ class SplitLoader:
     """This process' split of the batches of a loader.
 
     A `DataLoader` over a map dataset fetches only the batches of this process. Any other iterable
-    is read whole on every process. A loader that yields different batches on each process already
-    must not be wrapped, see `is_sharded`.
+    is read whole on every process. At the start of an epoch the processes check that they have the
+    same order, or read the same first batches. A loader that yields different batches on each
+    process already is an `OwnSplitLoader`.
 
     Args:
         loader: yields batches, the same ones on every process.
-        rank: of this process.
-        num_processes: number of processes.
+        engine: connects the processes.
+        is_marked: whether the user says that they are the same (``is_sharded = False``), so that
+            only the order is checked.
     """
 
-    def __init__(self, loader: Any, rank: int, num_processes: int) -> None:
-        self.loader, self.rank, self.num_processes = loader, rank, num_processes
+    def __init__(self, loader: Any, engine: Engine, *, is_marked: bool = False) -> None:
+        self.loader, self.is_marked, self._is_reported = loader, is_marked, False
+        self._engine, self.rank, self.num_processes = engine, engine.rank, engine.num_processes
 
     def __getattr__(self, name: str) -> Any:
         if name == "loader":  # copy and pickle ask before it is set
@@ -57,12 +63,40 @@ class SplitLoader:
         return self._split(iter(self.loader))
 
     def iterate(self, seed: int, epoch: int) -> Iterator[Any]:
-        """Iterate over this process' split of an epoch, with order and draws keyed."""
+        """Iterate over this process' split of an epoch, with order and draws keyed.
+
+        Raises:
+            RuntimeError: from the iterator, on every process, if the processes read different data.
+        """
         from pa_core.data.ready_loader import can_be_keyed, keyed_epoch
 
         if can_be_keyed(self.loader):
-            return keyed_epoch(self.loader, seed, epoch, self.rank, self.num_processes)
-        return self._split(keyed_epoch(self.loader, seed, epoch))
+            return keyed_epoch(
+                self.loader, seed, epoch, self.rank, self.num_processes, self._check_order
+            )
+        return self._split(self._checked(keyed_epoch(self.loader, seed, epoch)))
+
+    def _check_order(self, items: Iterator[Any]) -> Iterator[Any]:
+        """The same indices, after comparing the first ones between processes."""
+        from pa_core.data.self_split import check_same_order
+
+        first = list(islice(items, _MOST_INDICES))
+        check_same_order(first, self._engine, self.loader)
+        return chain(first, items)
+
+    def _checked(self, items: Iterator[Any]) -> Iterator[Any]:
+        """The same batches, after comparing the first ones between processes."""
+        from pa_core.data.self_split import check_same_batches
+
+        if not self.is_marked:
+            first = list(islice(items, min(self.num_processes, _MOST_COMPARED)))
+            note = check_same_batches(first, self._engine, self.loader)
+            if note is not None and self.rank == 0 and not self._is_reported:
+                self._is_reported = True
+                warnings.warn(note, stacklevel=2)
+            items = chain(first, items)
+            del first  # the batches can be freed once they are used
+        yield from items
 
     def _split(self, items: Iterator[Any]) -> Iterator[Any]:
         mine, number, item = _END, 0, None
@@ -77,33 +111,86 @@ class SplitLoader:
             yield SplitBatch(item, True) if mine is _END else SplitBatch(mine, False)
 
 
-class UnevenSplitLoader(SplitLoader):
-    """A loader that yields different batches on each process, maybe not equally many.
+class OwnSplitLoader(SplitLoader):
+    """A loader that yields different batches on each process already, maybe not equally many.
+
+    Args:
+        loader: yields this process' batches.
+        engine: connects the processes.
+        mark: what shows that the data are split.
+        length: the largest number of batches of any process; None if it isn't known.
+    """
+
+    def __init__(
+        self, loader: Any, engine: Engine, mark: SplitMark, length: int | None = None
+    ) -> None:
+        super().__init__(loader, engine)
+        self._mark, self._length, self._is_compared = mark, length, False
+
+    def __len__(self) -> int:
+        if self._length is None:
+            raise TypeError(f"{type(self.loader).__name__} has no length")
+        return self._length
+
+    def gather(self, value: Any) -> list[Any]:
+        """The `value` of each process, in the order of ranks; a collective."""
+        return self._engine.gather_objects(value)
+
+    def iterate(self, seed: int, epoch: int) -> Iterator[Any]:
+        """Iterate over this process' batches of an epoch.
+
+        Raises:
+            RuntimeError: from the iterator, on every process, if all read the same batches though
+                nothing but their fields says that they are split.
+            ValueError: likewise, if an evaluation would count samples twice.
+        """
+        from pa_core.data.ready_loader import can_be_keyed, keyed_epoch
+
+        sampler: Any = getattr(self.loader, "batch_sampler", None)
+        if hasattr(sampler, "set_position"):  # of our own loader
+            sampler.set_position(epoch)
+            if not self._is_evaluation and hasattr(self.loader.dataset.dataset, "set_epoch"):
+                self.loader.dataset.dataset.set_epoch(epoch)
+        watch = self._check_order if self._is_evaluation and can_be_keyed(self.loader) else None
+        return self._split(self._checked(keyed_epoch(self.loader, seed, epoch, watch=watch)))
+
+    def _check_order(self, items: Iterator[Any]) -> Iterator[Any]:
+        """The same indices, after checking that no sample is on two processes."""
+        from pa_core.data.self_split import check_each_once
+
+        indices = list(items)
+        check_each_once(indices, self._engine, self._mark)
+        return iter(indices)
+
+    def _checked(self, items: Iterator[Any]) -> Iterator[Any]:
+        from pa_core.data.self_split import check_own_batches
+
+        if not self._is_compared:
+            self._is_compared = True
+            first = list(islice(items, 1))
+            check_own_batches(first, self._engine, self._mark, is_training=not self._is_evaluation)
+            items = chain(first, items)
+            del first
+        yield from items
+
+    @property
+    def _is_evaluation(self) -> bool:
+        return type(self) is OwnSplitLoader
+
+    def _split(self, items: Iterator[Any]) -> Iterator[Any]:
+        return items
+
+
+class UnevenSplitLoader(OwnSplitLoader):
+    """An `OwnSplitLoader` to train on: every process has the same number of batches.
 
     An epoch ends when every process has run out. A process that runs out earlier repeats its last
     batch as a padding batch with weight 0. To know the end, the processes run a collective at
     every batch.
 
-    Args:
-        loader: yields this process' batches.
-        engine: connects the processes.
-
     Raises:
-        ValueError: from the iterator, if a process has no batch to repeat.
+        ValueError: from the iterator, on every process, if one has no batch to repeat.
     """
-
-    def __init__(self, loader: Any, engine: Engine) -> None:
-        super().__init__(loader, engine.rank, engine.num_processes)
-        self._engine = engine
-
-    def __len__(self) -> int:
-        return self._engine.largest(len(self.loader))[0]
-
-    def iterate(self, seed: int, epoch: int) -> Iterator[Any]:
-        """Iterate over this process' batches of an epoch, then over padding batches."""
-        from pa_core.data.ready_loader import keyed_epoch
-
-        return self._split(keyed_epoch(self.loader, seed, epoch))
 
     def _split(self, items: Iterator[Any]) -> Iterator[Any]:
         item: Any = _END
@@ -114,47 +201,3 @@ class UnevenSplitLoader(SplitLoader):
             if item is _END:
                 raise ValueError("This process' split of the training data has no batch")
             yield SplitBatch(item, True)
-
-
-def split_between_processes(loader: Any, engine: Engine, purpose: Purpose) -> Any:
-    """Wrap a user's loader so that each of several processes iterates over its split.
-
-    Raises:
-        ValueError: for predictions from data that the user has split, whose order is unknown.
-    """
-    sampler = getattr(loader, "sampler", None)
-    if isinstance(sampler, DistributedSampler):
-        if purpose == "train":
-            return loader
-        from pa_core.data.ready_loader import LOADER_OPTIONS
-
-        # It evens out its splits by repeating samples: use its order for a single process instead.
-        whole: DistributedSampler[Any] = DistributedSampler(
-            sampler.dataset, 1, 0, sampler.shuffle, sampler.seed
-        )
-        whole.set_epoch(sampler.epoch)
-        options = {name: getattr(loader, name) for name in (*LOADER_OPTIONS, "drop_last")}
-        loader = DataLoader(loader.dataset, loader.batch_size, sampler=whole, **options)
-    elif is_sharded(loader):
-        if purpose == "train":
-            return UnevenSplitLoader(loader, engine)
-        if purpose == "predict":
-            raise ValueError(
-                "predict() returns outputs in the order of the data, which is unknown for data "
-                "that is already split between processes (is_sharded): pass the whole data on "
-                "every process"
-            )
-        return loader
-    return SplitLoader(loader, engine.rank, engine.num_processes)
-
-
-def is_sharded(loader: Any) -> bool:
-    """Whether a loader yields different batches on each process already.
-
-    True for a dataset of ``datasets`` that was split by node, and for a loader or dataset whose
-    attribute ``is_sharded`` is true.
-    """
-    dataset = getattr(loader, "dataset", None)
-    return getattr(dataset, "_distributed", None) is not None or bool(
-        getattr(loader, "is_sharded", False) or getattr(dataset, "is_sharded", False)
-    )

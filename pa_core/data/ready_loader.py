@@ -19,7 +19,13 @@ from pa_core.data.inspection import (
     find_unseedable,
     seed_generators,
 )
-from pa_core.data.keyed_fetch import LOADER_OPTIONS, KeyedOrder, can_be_keyed, keyed_loader
+from pa_core.data.keyed_fetch import (
+    LOADER_OPTIONS,
+    KeyedOrder,
+    Watch,
+    can_be_keyed,
+    keyed_loader,
+)
 from pa_core.data.loader import KeyedDataLoader, KeyedDataset
 from pa_core.data.process_split import SplitBatch
 from pa_core.data.rng import derive_key, seed_host
@@ -33,7 +39,12 @@ _STANDARD_ATTRIBUTES = frozenset((*vars(_plain_loader), "_iterator", "_DataLoade
 
 
 def keyed_epoch(
-    loader: Any, seed: int, epoch: int, rank: int = 0, num_processes: int = 1
+    loader: Any,
+    seed: int,
+    epoch: int,
+    rank: int = 0,
+    num_processes: int = 1,
+    watch: Watch | None = None,
 ) -> Iterator[Any]:
     """Iterate over an epoch of a ready loader, with its order and its draws keyed.
 
@@ -43,12 +54,13 @@ def keyed_epoch(
         epoch: number of the epoch.
         rank: of this process; its split is fetched, if the loader `can_be_keyed`.
         num_processes: number of processes.
+        watch: sees the order before it is split, if the loader `can_be_keyed`.
     """
     seed_order(loader, seed, epoch)
     if not can_be_keyed(loader):
         return _keyed_batches(loader, seed, epoch)
     keyed, order = keyed_loader(loader, rank, num_processes)
-    order.begin(seed, epoch)
+    order.begin(seed, epoch, watch)
     return _marked(_keyed_batches(keyed, seed, epoch, rank, num_processes), order)
 
 

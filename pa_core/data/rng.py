@@ -9,7 +9,8 @@ from __future__ import annotations
 import _random
 import random
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from ctypes import c_uint32
 from hashlib import blake2b
 from typing import Any, Protocol
@@ -62,6 +63,18 @@ def seed_python_and_numpy(key: int) -> None:
     """Seed Python's and NumPy's global generators."""
     random.seed(key)
     np.random.seed(key & 0xFFFFFFFF)  # NumPy takes 32 bits
+
+
+@contextmanager
+def host_generators_kept() -> Iterator[None]:
+    """Restore Python's, NumPy's and torch's CPU generators on exit."""
+    states = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    try:
+        yield
+    finally:
+        random.setstate(states[0])
+        np.random.set_state(states[1])
+        torch.set_rng_state(states[2])
 
 
 def generator_positions() -> tuple[Any, ...]:

@@ -17,12 +17,18 @@ from weakref import WeakSet
 
 import torch
 from accelerate import Accelerator, DistributedType
-from accelerate.utils import honor_type, send_to_device
+from accelerate.utils import compile_regions, honor_type, send_to_device
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from pa_core.engine.optimizer_step import step_optimizer
 from pa_core.engine.optimizers import OptimizerList, given_optimizers, unwrapped
+from pa_core.engine.wrappers import (
+    clean_state_dict,
+    distributed_layer,
+    load_clean_state_dict,
+    unwrap,
+)
 from pa_core.errors import OtherProcessError
 from pa_core.plugins.process_scope import check_collectives_allowed
 
@@ -49,6 +55,7 @@ def _leave_process_group() -> None:
     """
     for engine in _engines:
         engine._prepared.clear()
+        engine._last_wrapper = None
     if torch.distributed.is_initialized() and not hasattr(sys, "last_value"):
         gc.collect()
         torch.distributed.destroy_process_group()
@@ -76,14 +83,17 @@ class Engine:
         self.num_processes: int = accelerator.num_processes
         self.rank: int = accelerator.process_index
         self.is_plain = accelerator.distributed_type in _PLAIN and accelerator.scaler is None
-        self._uses_ddp = accelerator.distributed_type in _DDP
-        if accelerator.distributed_type is DistributedType.MEGATRON_LM:
-            self.sharded_by = "Megatron-LM"
+        self._uses_ddp = accelerator.distributed_type.name.startswith("MULTI_")
+        self._follows_parameters = self._uses_ddp or self.sharded_by is not None
+        if self._follows_parameters:
+            from pa_core.engine.trainable import Trainable
+
+            self._trainable = Trainable(self)
+        self._last_wrapper: DistributedDataParallel | None = None
         if self.num_processes > 1:
             _engines.add(self)
         self._may_be_unscaled = False  # by the gradient scaler
         self._prepared: dict[tuple[int, int], tuple[nn.Module, Any]] = {}
-        self._trainable: dict[int, list[bool]] = {}  # by wrapped model
         self._modes: OptimizerModes | None = None  # of the present optimizer, if it has any
 
     shows_gradients = True
@@ -102,7 +112,9 @@ class Engine:
         return False
 
     def plan(self, config: TrainerRunConfig) -> None:
-        """Apply a run's configuration; called before `prepare`."""
+        """Apply a run's configuration; called on every process before `prepare`."""
+        if self._follows_parameters:
+            self._trainable.synchronise()
 
     @property
     def sharding(self) -> str | None:
@@ -110,12 +122,15 @@ class Engine:
         return None
 
     def weights(self, model: nn.Module) -> dict[str, Any]:
-        """The full state dict of the model; a collective if the model is sharded."""
-        return self.unwrap(model, keep_torch_compile=False).state_dict()
+        """The full state dict of the model, without the names of wrappers.
+
+        A collective if the model is sharded.
+        """
+        return clean_state_dict(self.unwrap(model, keep_torch_compile=False))
 
     def shapes(self, model: nn.Module) -> dict[str, tuple[int, ...] | None]:
         """The full shape of each entry of the model's state dict; None if it isn't a tensor."""
-        state = self.unwrap(model, keep_torch_compile=False).state_dict(keep_vars=True)
+        state = clean_state_dict(self.unwrap(model, keep_torch_compile=False), keep_vars=True)
         return {name: self._shape(value) for name, value in state.items()}
 
     def _shape(self, value: Any) -> tuple[int, ...] | None:
@@ -123,7 +138,7 @@ class Engine:
 
     def load_weights(self, model: nn.Module, weights: Mapping[str, Any]) -> None:
         """Load a full state dict into the model; a collective if the model is sharded."""
-        self.unwrap(model, keep_torch_compile=False).load_state_dict(weights)
+        load_clean_state_dict(self.unwrap(model, keep_torch_compile=False), weights)
 
     def parameter_groups(self, optimizer: Any) -> list[list[nn.Parameter]]:
         """The model's parameters in each parameter group of the optimizer."""
@@ -222,31 +237,85 @@ class Engine:
             else:
                 pair = self.accelerator.prepare(model, optimizer)
             self._remember(*pair, bare, id(optimizer), id(pair[1]))
-        model, prepared = self._prepared[bare, id(optimizer)]
-        return self.rewrap(model, prepared), prepared
+        return self._prepared[bare, id(optimizer)]
 
     def rewrap(self, model: nn.Module, optimizer: Any) -> nn.Module:
-        """Wrap a model again if other parameters need gradients than when it was wrapped.
+        """Wrap a model again if other parameters need gradients than the wrapper knows.
 
-        `DistributedDataParallel` waits for a gradient of every parameter that needed one when it
-        wrapped the model, and refuses a model in which none does.
+        A collective, except where nothing wraps the model.
+
+        Raises:
+            RuntimeError: if processes differ in their parameters.
+            ValueError: if the model is sharded, and so can't be wrapped again.
         """
-        bare = self.unwrap(model, keep_torch_compile=False)
-        trainable = _trainable(bare)
-        # A model that a user has wrapped isn't in `_trainable`, and stays as it is.
-        if not self._uses_ddp or trainable == self._trainable.get(id(model), trainable):
-            return model
-        handler, is_on_gpu = self.accelerator.ddp_handler, self.device.type == "cuda"
-        wrapped = model.module if isinstance(model, DistributedDataParallel) else model
-        if any(trainable):
-            wrapped = DistributedDataParallel(
-                wrapped,
-                device_ids=[self.device] if is_on_gpu else None,
-                output_device=self.device if is_on_gpu else None,
-                **(handler.to_kwargs() if handler else {}),
+        if self._follows_parameters and self._trainable.has_changed(model):
+            return self._wrap_again(model, optimizer)
+        return model
+
+    def complete_gradients(self, model: nn.Module, optimizer: Any) -> nn.Module:
+        """Reduce gradients that the wrapper doesn't know of, after an accumulated batch.
+
+        Returns:
+            The model; in another wrapper if parameters were frozen or unfrozen. The errors are
+            those of `rewrap`.
+        """
+        if self._follows_parameters and self._trainable.complete(model):
+            return self._wrap_again(model, optimizer)
+        return model
+
+    def _wrap_again(self, model: nn.Module, optimizer: Any) -> nn.Module:
+        if self.sharded_by is not None:
+            raise ValueError(
+                f"{self.sharded_by} has prepared the model for the parameters that needed "
+                f"gradients then, so {self._trainable.changed_names(model)} can't be frozen, "
+                "unfrozen or replaced any more: do it before the first run of the Trainer"
             )
-        self._remember(wrapped, optimizer, id(bare), id(optimizer))
+        inner, old = self.unwrap(model), distributed_layer(model)
+        if old is None and any(isinstance(one, DistributedDataParallel) for one in model.modules()):
+            raise ValueError(
+                f"{self._trainable.changed_names(model)} can't be frozen, unfrozen or replaced: "
+                "DistributedDataParallel is inside another module, so the Trainer can't wrap the "
+                "model again"
+            )
+        self._last_wrapper = last = old or self._last_wrapper
+        wrapped = inner
+        if any(_trainable(inner)):
+            wrapped = self._distribute(inner)
+            if last is not None:
+                from pa_core.engine.trainable import copy_hooks
+
+                copy_hooks(last, wrapped)
+            elif self.accelerator.ddp_handler is not None:
+                self.accelerator.ddp_handler.register_comm_hook(wrapped)
+            wrapped.training = inner.training
+            dynamo = self.accelerator.state.dynamo_plugin
+            if dynamo.backend != "NO":  # as accelerate does, around the wrapper
+                compiled = compile_regions if dynamo.use_regional_compilation else torch.compile
+                wrapped = compiled(wrapped, **dynamo.to_kwargs())
+        for key, (other, prepared) in list(self._prepared.items()):
+            if other is model:
+                self._prepared[key] = wrapped, prepared
+        self._trainable.remember(wrapped)
         return wrapped
+
+    def _distribute(self, model: nn.Module) -> DistributedDataParallel:
+        handler = self.accelerator.ddp_handler
+        devices = None if self._is_cpu else [self.device]
+        return DistributedDataParallel(
+            model,
+            device_ids=devices,
+            output_device=devices and devices[0],
+            **(handler.to_kwargs() if handler else {}),
+        )
+
+    def reduced_names(self, model: nn.Module) -> list[str]:
+        """The names of the parameters whose gradients the wrapper reduces, in its order."""
+        return self._trainable.seen(model).trainable()
+
+    @property
+    def disagreement(self) -> str | None:
+        """The parameters that this process alone has frozen or unfrozen, as text."""
+        return self._trainable.disagreement if self._follows_parameters else None
 
     def broadcast_buffers(self, model: nn.Module) -> None:
         """Give every process the buffers of rank 0.
@@ -255,19 +324,20 @@ class Engine:
         each process has its own running statistics.
         """
         check_collectives_allowed()
-        if not isinstance(model, DistributedDataParallel) or not model.broadcast_buffers:
-            return
-        broadcast(model.buffers())
+        wrapper = distributed_layer(model)
+        if wrapper is not None and wrapper.broadcast_buffers:
+            broadcast(model.buffers())
 
     def _remember(self, model: nn.Module, optimizer: Any, bare: int, *optimizers: int) -> None:
         # By the given optimizer and by the prepared one: a second run may pass either.
         for key in optimizers:
             self._prepared[bare, key] = model, optimizer
-        self._trainable[id(model)] = _trainable(model)
+        if self._follows_parameters:
+            self._trainable.remember(model)
 
     def unwrap(self, model: nn.Module, keep_torch_compile: bool = True) -> nn.Module:
         """The model without its distributed wrappers."""
-        return self.accelerator.unwrap_model(model, keep_torch_compile=keep_torch_compile)
+        return unwrap(model, keep_torch_compile=keep_torch_compile)
 
     def for_evaluation(self, model: nn.Module) -> nn.Module:
         """The model to evaluate: unwrapped, so processes may have different numbers of batches."""
@@ -322,6 +392,8 @@ class Engine:
         """Keep gradients local while they accumulate; they are reduced once, for the update."""
         if not self.is_plain:
             self.accelerator.gradient_state._set_sync_gradients(is_update)
+        if is_update and self._follows_parameters and self._trainable.begin(model):
+            return self._trainable.undone_on_error()
         if is_update or self.num_processes == 1:
             return _NO_CONTEXT
         return self.accelerator.no_sync(model)
@@ -501,7 +573,7 @@ class LocalEngine(Engine):
             )
         vars(self).update(vars(engine))
         self._of_all = engine
-        self.num_processes, self.rank, self._uses_ddp = 1, 0, False
+        self.num_processes, self.rank, self._follows_parameters = 1, 0, False
 
     def prepare(self, model: nn.Module, optimizer: Any) -> tuple[nn.Module, Any]:
         """Place model and optimizer, without `DistributedDataParallel`.

@@ -12,6 +12,7 @@ from accelerate.utils.operations import recursively_apply
 from torch import Tensor, nn
 
 from pa_core.engine.base import Engine, broadcast
+from pa_core.engine.wrappers import clean_state_dict
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -63,6 +64,7 @@ class DeepSpeedEngine(Engine):
         Raises:
             ValueError: if the run clips by value, which DeepSpeed can't.
         """
+        super().plan(config)
         if config.gradient_clip_value is not None:
             raise ValueError("DeepSpeed can only clip by norm: pass gradient_clip_norm instead")
         if self._accumulation not in (1, "auto", config.gradient_accumulation_steps):
@@ -100,6 +102,7 @@ class DeepSpeedEngine(Engine):
             self.accelerator.prepare(model, optimizer)
             self._engine = self.accelerator.deepspeed_engine_wrapped.engine
             self._optimizer = DeepSpeedOptimizer(self._engine)
+            self._trainable.remember(self._engine)
         known = (self._user_model, self._engine, self._engine.module)
         if model not in known or optimizer not in (self._user_optimizer, self._optimizer):
             raise ValueError(
@@ -134,6 +137,8 @@ class DeepSpeedEngine(Engine):
     def accumulating(self, model: nn.Module, is_update: bool) -> AbstractContextManager[Any]:
         """Note whether the next backward pass is the last of the accumulated batch."""
         self._is_update = is_update
+        if is_update and self._trainable.begin(model):
+            return self._trainable.undone_on_error()
         return nullcontext()
 
     def backward(self, loss: Tensor) -> None:
@@ -171,7 +176,7 @@ class DeepSpeedEngine(Engine):
 
         full: dict[str, Any] = {}
         copies: dict[int, Tensor] = {}  # tied weights stay one tensor
-        for name, value in model.state_dict(keep_vars=True).items():
+        for name, value in clean_state_dict(model, keep_vars=True).items():
             if isinstance(value, Tensor) and id(value) not in copies:
                 with GatheredParameters([value]):
                     copies[id(value)] = value.detach().cpu().clone()

@@ -9,6 +9,7 @@ from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from pa_core.engine.base import Engine, broadcast
+from pa_core.engine.wrappers import clean_state_dict, with_names_of
 from pa_core.errors import TrainingStateError
 
 if TYPE_CHECKING:
@@ -93,9 +94,11 @@ class FsdpEngine(Engine):
     def load_weights(self, model: nn.Module, weights: Mapping[str, Any]) -> None:
         """Load a full state dict into the model: each process takes its shards."""
         bare = self.unwrap(model, keep_torch_compile=False)
+        present = clean_state_dict(bare)
+        weights = with_names_of(present, weights)
         sharded = {
             name: _shard_like(weights[name], value)
-            for name, value in bare.state_dict().items()
+            for name, value in present.items()
             if isinstance(value, DTensor)
         }
         super().load_weights(model, {**weights, **sharded})

@@ -16,6 +16,8 @@ import torch
 from accelerate.state import PartialState
 from accelerate.utils import DistributedType, InitProcessGroupKwargs, is_torch_xla_available
 
+from pa_core.engine.parallelism import check_requested
+
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
@@ -34,7 +36,9 @@ def connected(accelerator_kwargs: Mapping[str, Any]) -> dict[str, Any]:
 
     Raises:
         ImportError: if DeepSpeed is requested and one of its requirements isn't installed.
+        ValueError: if a way of parallel training is requested that isn't supported.
     """
+    check_requested(accelerator_kwargs)
     kwargs = dict(accelerator_kwargs)
     if _uses_deepspeed(kwargs):
         _check_installed("deepspeed", "transformers")

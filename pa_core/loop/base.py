@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import uuid
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -22,6 +23,7 @@ from pa_core.diagnostics.preserve import modes_kept
 from pa_core.durations import Duration, RunLength
 from pa_core.engine.create import create_engine
 from pa_core.engine.optimizers import as_one, given_schedulers
+from pa_core.engine.parallelism import check_supported, check_whole
 from pa_core.engine.process_group import check_connected
 from pa_core.errors import PreemptedExit, StopTrainingError
 from pa_core.loop.accumulation import Accumulation
@@ -48,6 +50,7 @@ if TYPE_CHECKING:
     from pa_core.checkpoint.background import StateSaver
     from pa_core.checkpoint.restore import TrainingState
     from pa_core.loop.arguments import SchedulerSource
+    from pa_core.loop.parameters import ParameterWatch
 
 _OF_A_RUN = (
     *("model", "eval_dataset", "collate_fn", "eval_name", "run_config", "control"),
@@ -61,10 +64,15 @@ class TrainerBase(TrainerServices):
 
     Attributes:
         max_skipped_in_a_row: so many skipped updates in a row stop a run.
+        run_id: identifies the present or last run, also after it was interrupted and resumed; 32
+            hexadecimal digits, the same on every process.
+        was_finished: whether the run was resumed from a state in which nothing was left to do: its
+            start and end events are called, and nothing is trained.
     """
 
     max_skipped_in_a_row = 100
     _arguments: RunArguments  # of the present or last run
+    _parameters: ParameterWatch  # likewise
 
     def __init__(
         self,
@@ -100,8 +108,10 @@ class TrainerBase(TrainerServices):
         self._accelerator = (
             accelerator if isinstance(accelerator, Accelerator) else self._create_accelerator()
         )
+        check_supported(self._accelerator)
         check_connected(self._accelerator)
         self._engine = create_engine(self._accelerator)
+        check_whole(self.model, self._engine.sharded_by)
         if self._engine.num_processes > 1:
             self._hooks = BoundHooks(self.plugins, self._request_stop)
         self.plugins.set_process(is_main=self.is_main_process)
@@ -130,6 +140,7 @@ class TrainerBase(TrainerServices):
         self.grad_norm: Tensor | None = None
         self.is_padding_batch = False
         self._in_run = False
+        self._is_first_update = True
         self._skip_reasons: dict[str, int] = {}  # of the updates skipped since the run has started
         self._means = EpochMeans()
         self._accumulation = Accumulation(1, None, None, 1, self._engine)
@@ -137,6 +148,8 @@ class TrainerBase(TrainerServices):
         self._watched = WatchedMetrics()
         self._drawing: set[str] = set()  # see EpochRandomness
         self._resumed_state: TrainingState | None = None
+        self.run_id = uuid.uuid4().hex
+        self.was_finished = False
         self._save_metadata: dict[Path, dict[str, Any]] = {}
         self._event("on_init_end")
 
@@ -199,6 +212,7 @@ class TrainerBase(TrainerServices):
 
     def _rest_of_epoch(self) -> tuple[Iterator[MicroBatch], EpochRandomness]:
         """The micro-batches of the present epoch from the position on, and its randomness."""
+        self._follow_parameters()
         engine, epoch = self._engine, self.position.epoch
         batches = micro_batches(
             self._data.train_loader,
@@ -212,6 +226,11 @@ class TrainerBase(TrainerServices):
         )
         randomness = EpochRandomness(self.seed, epoch, engine.rank, self.device, self._drawing)
         return batches, randomness
+
+    def _follow_parameters(self) -> None:
+        """Wrap the model again, and check the optimizer, if parameters were frozen or replaced."""
+        self.rewrap_model()
+        self._parameters.check(self._trainer)
 
     def _is_time_up(self) -> bool:
         """Whether the run's time is up, by the clock of this process."""
@@ -232,6 +251,11 @@ class TrainerBase(TrainerServices):
         batch.reset()
         if skipped is None:
             position.updates, position.skipped_in_a_row = position.updates + 1, 0
+            if self._is_first_update and self._saves_states():
+                from pa_core.checkpoint.save import check_tensors_can_be_saved
+
+                check_tensors_can_be_saved(self._trainer)
+            self._is_first_update = False
             return
         position.skipped += 1
         position.skipped_in_a_row += 1
@@ -243,6 +267,11 @@ class TrainerBase(TrainerServices):
                 f"of: {skipped}",
                 everywhere=True,
             )
+
+    def _saves_states(self) -> bool:
+        """Whether a plugin will save training states."""
+        plugins = self.plugins.by_name.values()
+        return any(getattr(type(plugin), "saves_training_states", False) for plugin in plugins)
 
     def _report_skipped(self) -> None:
         """Print how many updates were skipped; warn if none was made, and nobody asked for that."""
@@ -336,6 +365,7 @@ class TrainerBase(TrainerServices):
             self._reload_changed_data()
             state.check_data(self._trainer)
             state.restore_data(self._trainer)
+            state.settle(self._trainer)
 
     @property
     def _recomputing(self) -> list[str]:
@@ -384,6 +414,33 @@ class TrainerBase(TrainerServices):
                 self._event("on_watched_metric", metric=metric, value=value)
             except StopTrainingError as error:  # the other values are still announced
                 self._request_stop(error)
+
+    def _has_nothing_left(self) -> bool:
+        """Whether a resumed run was stopped, or has reached its length, before it was saved."""
+        length, position = self._length, self.position
+        if position.stop_reason is not None:
+            return True
+        return position.phase == "start" and (
+            length.is_counted_out(position.updates, position.skipped)
+            or length.is_last_epoch_done(position.epoch_of_run)
+            or (length.num_updates is None and length.is_over(self.progress))
+        )
+
+    def _print_finished(self) -> None:
+        """Print why a run that was finished before does nothing, and how to train longer."""
+        position = self.position
+        done = f"{position.epoch_of_run} epochs and {position.updates} updates"
+        if position.stop_reason is None:
+            self.print(
+                f"Nothing is left to do: this run has already finished, after {done}. To train "
+                "longer, give train() more epochs or updates"
+            )
+        else:
+            self.print(
+                f"Nothing is left to do: this run had already stopped, after {done}: "
+                f"{position.stop_reason}. To train longer, give what stopped it more room, such as "
+                "a larger early_stopping_patience, or resume from a state that was saved before"
+            )
 
     def _print_plugins(self) -> None:
         """Print the plugins of the run and where their settings come from."""

@@ -52,7 +52,7 @@ class Consensus:
 
         Raises:
             RuntimeError: if processes have not skipped the same updates, so that their weights
-                differ.
+                differ, or have not frozen the same parameters.
         """
         granted = control.take_everywhere()
         if self._engine.num_processes == 1:
@@ -71,9 +71,18 @@ class Consensus:
         started = time.monotonic()
         since, passed = updates - self._asked_at, started - self._clock
         wish = self._wish(since, passed)
-        anything, is_up, interval, most, least = self._engine.largest(
-            int(bool(mine)), int(time_is_up), wish, self._skipped, -self._skipped
+        disagreement = self._engine.disagreement
+        anything, is_up, interval, most, least, differ = self._engine.largest(
+            *(int(bool(mine)), int(time_is_up), wish, self._skipped, -self._skipped),
+            int(disagreement is not None),
         )
+        if differ:
+            texts = self._engine.gather_objects(disagreement)
+            raise RuntimeError(
+                "Processes differ in the parameters that they froze or unfroze within the run: "
+                + "; ".join(f"rank {rank}: {text or 'none'}" for rank, text in enumerate(texts))
+                + ". Do it on every process, after the same update"
+            )
         if most != -least:
             raise RuntimeError(
                 f"Some processes have skipped {most} updates and some {-least}, so their weights "

@@ -43,7 +43,9 @@ class Defaults:
     ) -> Any:
         kwargs = trainer.get_default_train_dl_kwargs(batch_size) | (train_dl_kwargs or {})
         trainer._data.train_kwargs = kwargs
-        return self._create_dataloader(trainer, trainer.train_dataset, kwargs, "train")
+        return self._create_dataloader(
+            trainer, trainer.train_dataset, kwargs, "train", train_dl_kwargs
+        )
 
     @hookimpl(trylast=True)
     def create_eval_dataloader(
@@ -51,10 +53,17 @@ class Defaults:
     ) -> Any:
         kwargs = trainer.get_default_eval_dl_kwargs(batch_size) | (eval_dl_kwargs or {})
         trainer._data.eval_kwargs = kwargs
-        return self._create_dataloader(trainer, trainer.eval_dataset, kwargs, "eval")
+        return self._create_dataloader(
+            trainer, trainer.eval_dataset, kwargs, "eval", eval_dl_kwargs
+        )
 
     def _create_dataloader(
-        self, trainer: Trainer, dataset: Any, kwargs: dict[str, Any], purpose: str
+        self,
+        trainer: Trainer,
+        dataset: Any,
+        kwargs: dict[str, Any],
+        purpose: str,
+        given: dict[str, Any] | None,
     ) -> Any:
         kwargs = dict(kwargs)
         return create_dataloader(
@@ -65,6 +74,7 @@ class Defaults:
             rank=trainer._engine.rank,
             num_processes=trainer._engine.num_processes,
             purpose=purpose,
+            is_batch_size_given="batch_size" in (given or {}),
         )
 
     @hookimpl(trylast=True)

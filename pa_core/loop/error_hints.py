@@ -113,7 +113,7 @@ def _out_of_memory(trainer: Trainer) -> str:
 
 
 def _no_gradient(text: str, trainer: Trainer) -> str:
-    names = [name for name, p in trainer.get_model().named_parameters() if p.requires_grad]
+    names = trainer._engine.reduced_names(trainer.model)
     numbers = re.search(r"did not receive grad for rank \d+: ([\d ]+)", text)
     unused = [names[int(number)] for number in numbers[1].split()] if numbers else []
     shown = ", ".join(unused[:5]) + (f" and {len(unused) - 5} more" if len(unused) > 5 else "")

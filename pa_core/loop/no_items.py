@@ -51,12 +51,13 @@ def gradients_of(
 @contextmanager
 def _zeroing(items: float | Tensor, leaves: Iterable[nn.Parameter]) -> Iterator[None]:
     def keep(gradient: Tensor) -> Tensor:
-        if not isinstance(items, Tensor) or items.is_cpu:  # and known to be 0
+        if not isinstance(items, Tensor):  # known to be 0
             return torch.zeros_like(gradient)
         if gradient.is_sparse:
             values = gradient._values()
             values = torch.where(_mask(items, values), values, torch.zeros_like(values))
-            return torch.sparse_coo_tensor(gradient._indices(), values, gradient.shape)
+            indices, shape = gradient._indices(), gradient.shape
+            return torch.sparse_coo_tensor(indices, values, shape, check_invariants=False)
         return torch.where(_mask(items, gradient), gradient, torch.zeros_like(gradient))
 
     # Hooks of a parameter run before its gradient is accumulated, and before it is reduced.

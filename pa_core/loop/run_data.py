@@ -8,11 +8,12 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from pa_core.data.loader import KeyedDataLoader
-from pa_core.data.process_split import Purpose, SplitLoader, split_between_processes
+from pa_core.data.process_split import SplitLoader
 from pa_core.data.source import Source
 
 if TYPE_CHECKING:
     from pa_core.data.data_state import DataState
+    from pa_core.data.process_split import Purpose
     from pa_core.loop.arguments import RunArguments
     from pa_core.trainer import Trainer
 
@@ -142,21 +143,19 @@ class RunData:
         """Split the batches of a loader between processes; our own loaders do it themselves.
 
         Raises:
-            RuntimeError: if a dataset hasn't the same length on every process.
+            RuntimeError: on every process, if the data aren't the same on all, or are split for
+                other processes than these.
+            ValueError: for what can't be done with data that the user has split.
         """
-        engine = self._trainer._engine
-        if engine.num_processes == 1:
+        if self._trainer._engine.num_processes == 1:
+            if not isinstance(loader, KeyedDataLoader):
+                from pa_core.data.split_marks import warn_of_part
+
+                warn_of_part(loader)
             return loader
-        is_own = isinstance(loader, KeyedDataLoader)
-        length = len(loader.dataset) if is_own else -1
-        most, least = engine.largest(length, -length)
-        if most != -least:
-            raise RuntimeError(
-                f"The dataset to {purpose} on has {length} samples on process {engine.rank}, and "
-                "more or fewer on others. Use the same dataset on every process: its batches are "
-                "split between them"
-            )
-        return loader if is_own else split_between_processes(loader, engine, purpose)
+        from pa_core.data.self_split import split_between_processes
+
+        return split_between_processes(loader, self._trainer._engine, purpose)
 
     def reload_train(self, arguments: RunArguments, *, requested: bool) -> bool:
         """Load the training data again if they have changed; returns whether they have.

@@ -393,10 +393,16 @@ class TrainerServices:
         )
 
     def rewrap_model(self) -> None:
-        """Wrap the model again after the set of its trainable parameters has changed.
+        """Wrap the model again if the set of its trainable parameters has changed; a collective.
 
-        `DistributedDataParallel` reads that set only when it wraps. `train` wraps by itself; a
-        plugin that freezes or unfreezes within a run calls this between updates, on every process.
+        `DistributedDataParallel` reads that set only when it wraps. The loop notices a change by
+        itself, before the next update. A plugin may call this between updates, on every process,
+        to wrap at once.
+
+        Raises:
+            RuntimeError: if processes differ in their trainable parameters.
+            ValueError: under FSDP and DeepSpeed, if the set has changed since they prepared the
+                model.
         """
         self.model = self._engine.rewrap(self.model, self.optimizer)
 

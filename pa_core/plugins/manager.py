@@ -209,6 +209,11 @@ class PluginManager:
         return {name: registration.plugin for name, registration in self._registrations.items()}
 
     @property
+    def with_events(self) -> dict[str, object]:
+        """The plugins whose events are called: none of the trainer's own in a trial run."""
+        return {name: r.plugin for name, r in self._registrations.items() if not r.is_quiet}
+
+    @property
     def sources(self) -> dict[str, PluginSource]:
         """Where each plugin comes from, by its name."""
         return {name: registration.source for name, registration in self._registrations.items()}
@@ -316,9 +321,10 @@ class PluginManager:
         """
         found: dict[str, list[str]] = {}
         for name, registration in self._registrations.items():
-            if registration.is_quiet:
+            hooks = {one.hook for one in registration.implementations}
+            if registration.is_quiet or "on_watched_metric" not in hooks:
                 continue
-            names = getattr(registration.plugin, "watched_metrics", None) or ()
+            names = getattr(registration.plugin, "watched_metrics", ())
             for metric in (names,) if isinstance(names, str) else names:
                 found.setdefault(metric, []).append(name)
         return found

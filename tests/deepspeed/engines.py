@@ -30,7 +30,8 @@ def outcome_of(
 
 def check_numbers(outcome: dict[str, Any], plain: dict[str, Any]) -> None:
     """Check that the results equal those of the plain run, up to rounding."""
-    assert outcome.keys() == plain.keys()
+    assert outcome.keys() <= plain.keys()
+    assert plain.keys() - outcome.keys() <= {"unlabelled", "infinite"}  # not under DeepSpeed
     for name, value in outcome.items():
         assert flat(value) == pytest.approx(flat(plain[name]), abs=2e-6), name
 

@@ -16,10 +16,10 @@ import torch
 from accelerate import Accelerator, DistributedType
 from accelerate.state import AcceleratorState
 from torch import nn
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, TensorDataset
 
 from pa_core import Trainer, TrainerCallback, hookimpl
-from pa_core.callbacks import SaveBestModelCallback
+from pa_core.callbacks import SaveBestModelCallback, TerminateOnNaNCallback
 from pa_core.errors import TrainingStateError
 from tests.helpers import NoisyModel, assert_identical, tiny_data, tiny_model
 
@@ -37,6 +37,26 @@ class Tokens(Trainer):
         items = weight.sum()
         output = {"loss": loss / items, "model_outputs": outputs, "batch_size": len(x)}
         return output | {"num_items_in_batch": items}
+
+
+class Labelled(Trainer):
+    """The mean over labelled samples; of none it is NaN, and so are its gradients."""
+
+    def calculate_train_batch_loss(self, batch: Any) -> dict[str, Any]:
+        x, y = batch
+        outputs, items = self.model(x), (y >= 0).sum()
+        loss = nn.functional.cross_entropy(outputs, y, reduction="sum", ignore_index=-100) / items
+        output = {"loss": loss, "model_outputs": outputs, "batch_size": len(x)}
+        return output | {"num_items_in_batch": items}
+
+
+class InfiniteAtLast(TrainerCallback):
+    """Makes gradients infinite on the last process, before its third update."""
+
+    def on_optimizer_step_start(self, trainer: Trainer) -> None:
+        if trainer.updates == 2 and trainer.rank == PROCESSES - 1:
+            gradient = next(trainer.model.parameters()).grad
+            getattr(gradient, "_local_tensor", gradient).fill_(float("inf"))
 
 
 class SavesOnce:
@@ -116,6 +136,8 @@ def numbers(engine: str, folder: Path) -> dict[str, Any]:
     assert trainer.has_whole_gradients == (sharded_by is None)
     if sharded_by == "DeepSpeed":
         refuse_what_looks_at_gradients(engine)
+    if sharded_by is not None:
+        refuse_freezing(engine, sharded_by)
     try_something(trainer)  # changes none of the results below
     train(trainer, 2, gradient_accumulation_steps=2, gradient_clip_norm=0.5)
     try_something(trainer)
@@ -137,6 +159,9 @@ def numbers(engine: str, folder: Path) -> dict[str, Any]:
         "tokens": listed(train(new_trainer(engine, Tokens), 1)),
         "clipped": listed(clipped(engine)),
     }
+    if sharded_by != "DeepSpeed":
+        outcome["unlabelled"] = listed(unlabelled(engine))
+        outcome["infinite"] = listed(stopped(engine))
     # Restores the best epoch at the end, and continues from it.
     best = SaveBestModelCallback(
         folder / "best.pt",
@@ -183,6 +208,25 @@ def refuse_what_looks_at_gradients(engine: str) -> None:
             train(new_trainer(engine, callbacks=(callback,)), 1)
 
 
+def refuse_freezing(engine: str, sharded_by: str) -> None:
+    """A sharded model can't follow parameters that are frozen within a run."""
+
+    class AtEpoch(TrainerCallback):
+        def on_train_epoch_start(self, trainer: Trainer) -> None:
+            trainer.get_model()[0].requires_grad_(False)
+
+    class AtStep(TrainerCallback):
+        def on_train_step_end(self, trainer: Trainer) -> None:
+            trainer.get_model()[0].requires_grad_(False)
+
+    words = rf"{sharded_by} has prepared the model .* 0.bias, 0.weight can't be frozen, unfrozen"
+    for callback in (AtEpoch(), AtStep()):
+        trainer = new_trainer(engine, callbacks=(callback,))
+        with pytest.raises(ValueError, match=words):
+            train(trainer, 1)
+        assert trainer.updates == isinstance(callback, AtStep)
+
+
 def clipped(engine: str) -> Trainer:
     """A run with clipping from DeepSpeed's configuration, or from `train` for other engines."""
     if not engine.isdigit():
@@ -191,6 +235,33 @@ def clipped(engine: str) -> Trainer:
     trainer = new_trainer(engine, configuration=settings)
     with pytest.warns(UserWarning, match="steps=3; train.. overrides it with 1"):
         return train(trainer, 1)
+
+
+def unlabelled(engine: str) -> Trainer:
+    """A run in which processes, micro-batches and a whole batch have no label."""
+    x, y = tiny_data(45).tensors
+    y = y.clone()
+    for rows in (slice(4, 8), slice(8, 12), slice(16, 32)):
+        y[rows] = -100
+    trainer = new_trainer(engine, Labelled, callbacks=(TerminateOnNaNCallback(),))
+    trainer.train(
+        TensorDataset(x, y),
+        1,
+        per_device_batch_size=8 // PROCESSES,
+        gradient_accumulation_steps=2,
+        train_dataloader_kwargs={"shuffle": False},
+    )
+    assert (trainer.updates, trainer.stop_reason) == (3, None)
+    return trainer
+
+
+def stopped(engine: str) -> Trainer:
+    """A run that infinite gradients in the shards of one process stop."""
+    guard = TerminateOnNaNCallback()
+    trainer = train(new_trainer(engine, callbacks=(InfiniteAtLast(), guard)), 1)
+    assert "gradients are NaN or infinite" in str(trainer.stop_reason)
+    assert (trainer.updates, trainer.position.skipped) == (2, 1)
+    return trainer
 
 
 def listed(trainer: Trainer) -> dict[str, Any]:

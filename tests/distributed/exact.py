@@ -52,6 +52,13 @@ class SplitStream(IterableDataset[Any]):
         return (self.data[i] for i in range(len(self.data)) if i % GLOBAL_BATCH // size == RANK)
 
 
+class Ready(Stream):
+    """Batches in order, without a length."""
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(DataLoader(self.data, batch_size=GLOBAL_BATCH // PROCESSES))
+
+
 def new_trainer(*callbacks: Any, cls: type[Trainer] = Trainer) -> Trainer:
     model = tiny_model()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
@@ -92,6 +99,8 @@ def training() -> Iterator[tuple[str, Any]]:
         yield f"shuffled {samples}", train(new_trainer(), shuffled(samples))
         yield f"stream {samples}", train(new_trainer(), Stream(samples))
         yield f"split stream {samples}", train(new_trainer(), SplitStream(samples))
+        ready = {"train_dataloader_kwargs": {"batch_size": None}}
+        yield f"ready {samples}", train(new_trainer(), Ready(samples), **ready)
         yield (
             f"accumulated {samples}",
             train(new_trainer(), Stream(samples), gradient_accumulation_steps=2),
@@ -165,6 +174,9 @@ def evaluation() -> Iterator[tuple[str, Any]]:
             with pytest.raises(ValueError, match="already split between processes"):
                 plain.predict(split)
     yield "stream", plain.evaluate(Stream(13), per_device_batch_size=4)["evaluation_loss"]
+    ready = {"dataloader_kwargs": {"batch_size": None}}
+    yield "ready", plain.evaluate(Ready(13), **ready)["evaluation_loss"]
+    yield "predictions of ready batches", plain.predict(Ready(13), **ready).tolist()
 
 
 class Stop(TrainerCallback):

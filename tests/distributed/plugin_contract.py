@@ -348,7 +348,7 @@ class GanLoop:
             torch.manual_seed(key_at(derive_key(42, "model", epoch, RANK), step))
             wrapped = self.wrapped[part]
             is_reduced = step == last or PROCESSES == 1
-            with nullcontext() if is_reduced else wrapped.no_sync():  # type: ignore[operator]
+            with nullcontext() if is_reduced else wrapped.no_sync():
                 rows = torch.tensor(indices or [0])
                 loss = self.loss(part, self.x[rows], wrapped) * bool(indices)
                 (loss * PROCESSES / size).backward()

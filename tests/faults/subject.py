@@ -22,7 +22,12 @@ from torch import nn
 from torch.utils.data import Dataset
 
 from pa_core import Trainer, TrainerCallback, hookimpl
-from pa_core.callbacks import EarlyStoppingCallback, SaveTrainingStateCallback
+from pa_core.callbacks import (
+    EarlyStoppingCallback,
+    SaveBestModelCallback,
+    SaveTrainingStateCallback,
+    StepBasedEvaluationCallback,
+)
 from pa_core.checkpoint.codec import encode
 from pa_core.checkpoint.safetensors_io import tensor_bytes
 from tests.helpers import tiny_data
@@ -134,9 +139,16 @@ def train(
 ) -> Trainer:
     """Train in `folder`, from its newest state on; with ``keep=None``, keep all states."""
     from pa_models import EmaPlugin
+    from pa_schedulers import SchedulersPlugin
 
     rank = int(os.environ.get("RANK", "0"))
-    plugins: list[Any] = [EmaPlugin(decay=0.9)]
+    # The weight decay falls with each evaluation within an epoch that isn't much better.
+    within = "intermediate_eval_loss"
+    plateau = {"name": "reduce_lr_on_plateau", "patience": 1, "threshold": 0.5, "factor": 0.9}
+    plugins: list[Any] = [
+        EmaPlugin(decay=0.9),
+        SchedulersPlugin(watch_metric=within, weight_decay=plateau | {"watch_metric": within}),
+    ]
     if not config.cold:
         from pa_metrics import MetricsPlugin
 
@@ -154,6 +166,8 @@ def train(
             # No epoch improves that much, so the run ends with the fifth epoch; a resumed run that
             # had forgotten the earlier epochs would continue.
             EarlyStoppingCallback(early_stopping_patience=4, early_stopping_threshold=100),
+            StepBasedEvaluationCallback(3),
+            SaveBestModelCallback(folder / "best.pt", within, load_saved_checkpoint=False),
             SaveTrainingStateCallback(
                 folder / "states",
                 save_every_n_steps=SAVE_EVERY,

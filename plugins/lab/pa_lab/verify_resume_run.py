@@ -24,7 +24,7 @@ import torch
 from pa_core import Trainer, TrainerCallback, hookimpl
 from pa_core.durations import Duration
 from pa_core.errors import TrainingStateError
-from pa_core.plugin import KeyedDataLoader, encode, seed_host, tensor_bytes
+from pa_core.plugin import KeyedDataLoader, encode, named_modules, seed_host, tensor_bytes
 
 NOTES = "notes.json"
 
@@ -149,7 +149,7 @@ def _attributes(trainer: Trainer, probe: Probe) -> dict[str, str]:
     }
     objects |= {"the scheduler": trainer.scheduler, "the optimizer": trainer.optimizer}
     objects |= {"the loss": trainer.loss_func, "the training data": trainer.train_dataset}
-    for name, module in trainer.get_model(keep_torch_compile=False).named_modules():
+    for name, module in named_modules(trainer.get_model(keep_torch_compile=False)):
         objects[f"the module {name!r}" if name else "the model"] = module
     found = {}
     for owner, thing in objects.items():

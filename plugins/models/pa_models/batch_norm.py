@@ -10,6 +10,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from pa_core import TrainerCallback
+from pa_core.plugin import named_modules, wrapped_module
 from pa_models.selection import select
 
 if TYPE_CHECKING:
@@ -120,7 +121,7 @@ def unfreeze_batch_norm(model: nn.Module, *patterns: str) -> list[str]:
 
 
 def _batch_norms(model: nn.Module, patterns: tuple[str, ...]) -> dict[str, nn.Module]:
-    modules = select(model, patterns).modules if patterns else dict(model.named_modules())
+    modules = select(model, patterns).modules if patterns else dict(named_modules(model))
     return {name: module for name, module in modules.items() if is_batch_norm(module)}
 
 
@@ -139,12 +140,20 @@ def convert_sync_batch_norm(model: nn.Module) -> nn.Module:
 
     Returns:
         The model.
+
+    Raises:
+        ValueError: for a batch norm that is itself compiled, as its code can't be replaced.
     """
     if is_batch_norm(model):
         return _synchronised(model)
     for parent in list(model.modules()):
         for name, child in parent.named_children():
             if is_batch_norm(child) and not is_frozen_batch_norm(child):
+                if wrapped_module(parent) is child:
+                    raise ValueError(
+                        f"A compiled {type(child).__name__} can't be replaced by a SyncBatchNorm: "
+                        "convert the model first, and compile it then"
+                    )
                 setattr(parent, name, _synchronised(child))
     return model
 

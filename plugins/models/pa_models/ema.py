@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from copy import deepcopy
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from pa_models.wrappers import unwrap_model
+from pa_core.plugin import named_modules
+from pa_models.wrappers import copy_without_wrappers, unwrap_model
 
 _LOW_PRECISION = (torch.bfloat16, torch.float16)
 
@@ -50,7 +50,7 @@ class ModelEma(nn.Module):
         super().__init__()
         if not 0 <= decay < 1:
             raise ValueError(f"decay must be between 0 and 1, such as 0.999, got {decay!r}")
-        self.module = deepcopy(unwrap_model(model)).eval().requires_grad_(False)
+        self.module = copy_without_wrappers(model).eval().requires_grad_(False)
         for parameter in self.module.parameters():
             parameter.grad = None
         self.decay = decay
@@ -59,7 +59,7 @@ class ModelEma(nn.Module):
         # Not averaged: caches, and buffers with infinite values, such as attention masks.
         self._copied = {
             (place, name)
-            for place, module in enumerate(self.module.modules())
+            for place, (_, module) in enumerate(named_modules(self.module))
             for name, buffer in module.named_buffers(recurse=False)
             if name in module._non_persistent_buffers_set or not buffer.isfinite().all()
         }
@@ -120,7 +120,7 @@ class ModelEma(nn.Module):
         for parameter in model.parameters():
             (averaged if _has_average(parameter) else copied).append(parameter)
         seen: set[int] = set()
-        for place, module in enumerate(model.modules()):
+        for place, (_, module) in enumerate(named_modules(model)):
             for name, buffer in module._buffers.items():
                 if buffer is not None and id(buffer) not in seen:
                     seen.add(id(buffer))

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from torch.optim.lr_scheduler import LambdaLR
 
 from pa_core import TrainerPlaceholderValues
+from pa_core.plugin import named_parameters
 from pa_models.discriminative_lr import layer_group_parameters, spread_lr
 from pa_models.gradual_unfreezing import GradualUnfreezingCallback, Parts
 from pa_models.wrappers import unwrap_model
@@ -132,7 +133,7 @@ def split_param_groups(optimizer: Any, model: nn.Module) -> list[int]:
     layer_groups = list(layer_group_parameters(model).values())
     index_of = {id(p): index for index, own in enumerate(layer_groups) for p in own}
     held = {id(p) for group in optimizer.param_groups for p in group["params"]}
-    missing = [name for name, p in model.named_parameters() if id(p) not in held]
+    missing = [name for name, p in named_parameters(model) if id(p) not in held]
     if missing:
         raise ValueError(
             f"The optimizer lacks {len(missing)} of the model's parameters, such as "

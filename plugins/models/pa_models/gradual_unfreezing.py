@@ -11,6 +11,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from pa_core import TrainerCallback, hookimpl
 from pa_core.durations import Duration
+from pa_core.plugin import named_parameters
 from pa_models.freezing import ModelFreezer
 from pa_models.selection import select
 
@@ -39,7 +40,7 @@ class Stage:
     def parameters(self, freezer: ModelFreezer) -> dict[int, str]:
         """The names of the parameters that the stage unfreezes, by their ids."""
         found: dict[int, str] = {}
-        names = {id(p): name for name, p in freezer.model.named_parameters()}
+        names = {id(p): name for name, p in named_parameters(freezer.model)}
         for part in self.parts:
             if isinstance(part, str):
                 chosen = list(select(freezer.model, (part,)).parameters.values())

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import TYPE_CHECKING, Any
 
+from pa_core.plugin import named_parameters
+
 if TYPE_CHECKING:
     from torch import nn
 
@@ -26,11 +28,11 @@ def layer_depths(model: nn.Module) -> dict[str, int]:
     {'0.weight': 0, '0.bias': 0, '2.weight': 1, '2.bias': 1}
     """
     blocks: dict[str, int] = {}
-    for name, _ in model.named_parameters():
+    for name, _ in named_parameters(model):
         block = _block(name)
         if block is not None:
             blocks.setdefault(block, len(blocks))
-    names = [name for name, _ in model.named_parameters()]
+    names = [name for name, _ in named_parameters(model)]
     first = next((i for i, name in enumerate(names) if _block(name) is not None), len(names))
     depths = {}
     for i, name in enumerate(names):
@@ -78,7 +80,7 @@ def param_groups_layer_decay(
         no_weight_decay = names_of_model() if callable(names_of_model) else ()
     depths = layer_depths(model)
     groups: dict[tuple[int, bool], dict[str, Any]] = {}
-    for name, parameter in model.named_parameters():
+    for name, parameter in named_parameters(model):
         if not parameter.requires_grad:
             continue
         decays = parameter.ndim > 1 and not name.endswith(".bias") and name not in no_weight_decay

@@ -7,6 +7,7 @@ from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING
 
 from pa_core.errors import nearest
+from pa_core.plugin import named_modules, named_parameters
 
 if TYPE_CHECKING:
     from torch import nn
@@ -41,9 +42,9 @@ def select(model: nn.Module, patterns: tuple[str, ...]) -> Selection:
     >>> list(select(model, ("*.bias",)).parameters)
     ['body.bias', 'head.bias']
     """
-    all_modules = {name: module for name, module in model.named_modules() if name}
+    all_modules = {name: module for name, module in named_modules(model) if name}
     # A tied parameter can be selected by each of its names.
-    all_parameters = dict(model.named_parameters(remove_duplicate=False))
+    all_parameters = dict(named_parameters(model, remove_duplicate=False))
     chosen: set[str] = set()
     for pattern in patterns:
         found = {name for name in (*all_modules, *all_parameters) if fnmatchcase(name, pattern)}

@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pa_core.plugin import local_path
+from pa_core.plugin import clean_state_dict, local_path
 
 if TYPE_CHECKING:
     from pa_core import Trainer
@@ -42,7 +42,9 @@ def export(trainer: Trainer, folder: str | Path, tokenizer: Any = None) -> None:
     new = folder.with_name(f".tmp-{folder.name}-{os.getpid()}")
     old = folder.with_name(f".old-{folder.name}-{os.getpid()}")
     try:
-        model.save_pretrained(new)
+        weights = clean_state_dict(model)
+        is_compiled = weights.keys() != model.state_dict().keys()  # some part of it
+        model.save_pretrained(new, **({"state_dict": weights} if is_compiled else {}))
         if tokenizer is not None:
             tokenizer.save_pretrained(new)
         if folder.exists():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 import warnings
 from collections.abc import Generator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -46,6 +47,7 @@ class ReportPlugin:
     Settings = ReportSettings
 
     changes_training = False
+    locked_files = ("named_file",)
 
     def __init__(self, settings: ReportSettings | None = None, **options: Any) -> None:
         self.settings = ReportSettings(**options) if settings is None else settings
@@ -80,7 +82,12 @@ class ReportPlugin:
             return result
         finally:
             self._is_training = False
-            self._write(trainer, *self._ended)
+            # A run that had finished before keeps its report.
+            if not (trainer.was_finished and self._name_file(trainer).exists()):
+                self._write(trainer, *self._ended)
+            if self._ended[0] in ("finished", "stopped"):
+                with suppress(OSError):
+                    self._name_of(trainer).unlink()
 
     @hookimpl(wrapper=True, tryfirst=True)
     def run_evaluation(self, trainer: Trainer) -> Generator[None, Any, Any]:
@@ -112,7 +119,7 @@ class ReportPlugin:
 
     @hookimpl
     def on_train_epoch_start(self, trainer: Trainer) -> None:
-        self._name_file()
+        self._name_file(trainer)
         self._measurements.start_epoch(trainer)
 
     @hookimpl
@@ -174,21 +181,45 @@ class ReportPlugin:
 
     # -- The file -------------------------------------------------------------------------------
 
-    def _name_file(self) -> Path:
-        """The report's file, named by the settings or by the time the run started."""
+    @property
+    def named_file(self) -> Path | None:
+        """The report's file if the settings name it; only one live run may write it."""
+        name = self.settings.name
+        return None if name is None else self.settings.folder / f"{name}.html"
+
+    def _name_file(self, trainer: Trainer) -> Path:
+        """The report's file, named by the settings or by the time the run started.
+
+        A run that was killed before its first training state continues its report.
+        """
         if self.path is None:
-            folder, name = self.settings.folder, self.settings.name
-            stem = name or (self._started or "run").replace(" ", "_").replace(":", "-")
+            self.path = self.named_file
+        if self.path is None:
+            folder, note = self.settings.folder, self._name_of(trainer)
+            with suppress(OSError, ValueError):
+                self.path = folder / f"{check_file_name(note.read_text())}.html"
+                return self.path
+            stem = (self._started or "run").replace(" ", "_").replace(":", "-")
             self.path, number = folder / f"{stem}.html", 1
-            while name is None and self.path.exists():
+            while self.path.exists():
                 number += 1
                 self.path = folder / f"{stem}-{number}.html"
+            if trainer.is_main_process and self._is_training:
+                with suppress(OSError):  # writing the report says so
+                    folder.mkdir(parents=True, exist_ok=True)
+                    note.write_text(self.path.stem)
         return self.path
+
+    def _name_of(self, trainer: Trainer) -> Path:
+        """A file that holds the report's name from the run's start to its end."""
+        plugins = trainer.plugins.by_name.items()
+        name = next(name for name, plugin in plugins if plugin is self).replace(":", "-")
+        return self.settings.folder / f".{name}-{trainer.run_id}"
 
     def _write(self, trainer: Trainer, status: Status, reason: str | None) -> None:
         if not trainer.is_main_process:
             return
-        path = self._name_file()
+        path = self._name_file(trainer)
         self._written_at = time.monotonic()
         page = run_page(self._describe(trainer, path, status, reason), [*self._pictures.values()])
         try:

@@ -14,6 +14,8 @@ import json
 import math
 import os
 import re
+import shutil
+import uuid
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -22,7 +24,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from pa_core.plugin import save_file
+from pa_core.plugin import RunLock, save_file
 from pa_tracking.service import Place, Service, Status
 
 if TYPE_CHECKING:
@@ -49,13 +51,15 @@ class FileService(Service):
         return self.folder / self.file_name
 
     def start(self, config: Mapping[str, Any] | None) -> None:
-        if config is not None:
-            self._make_folder()
-            self._description = {**asdict(self.run), "tags": self.settings.tags, "config": config}
-            self._description.pop("rows")
-            self.run.rows = 0
-        else:
-            self._resume()
+        self._lock: RunLock | None = None
+        try:
+            if config is not None:
+                self._begin(config)
+            else:
+                self._resume()
+        except BaseException:
+            self._unlock()
+            raise
         self._write_description("running")
         self._open()
         self._read_header()
@@ -77,8 +81,11 @@ class FileService(Service):
             save_file(folder / f"{stem}-{update:06d}{which}.png", save)
 
     def finish(self, status: Status) -> None:
-        self._out.close()
-        self._write_description(status)
+        try:
+            self._out.close()
+            self._write_description(status)
+        finally:
+            self._unlock()
 
     @abstractmethod
     def _write(self, row: Mapping[str, Any]) -> None:
@@ -108,22 +115,59 @@ class FileService(Service):
     def _read_header(self) -> None:
         """Read what the file begins with, if the format has a header."""
 
-    def _make_folder(self) -> None:
-        """Create the run's folder; a number is appended to a name that is taken."""
+    def _begin(self, config: Mapping[str, Any]) -> None:
+        """Create the run's folder, or begin anew in that of the same run if it was killed.
+
+        A number is appended to a name that another run has.
+        """
         name, number = self.run.name, 1
         self.folder.parent.mkdir(parents=True, exist_ok=True)
         while True:
-            try:
-                self.folder.mkdir()
-            except FileExistsError:
-                number += 1
-                self.run.name = f"{name}-{number}"
-            else:
-                self.run.id = self.run.name
-                return
+            self.run.id = self.run.name
+            self._description = {**asdict(self.run), "tags": self.settings.tags, "config": config}
+            self._description.pop("rows")
+            if self._create_folder() or self._is_same_run():
+                break
+            number += 1
+            self.run.name = f"{name}-{number}"
+        self._take_lock()
+        self.run.rows = _truncate(self.file, self.num_header_lines, 0)
+
+    def _create_folder(self) -> bool:
+        """Create the folder together with the run's description; False if it exists."""
+        new = self.folder.parent / f".new-{uuid.uuid4().hex}"
+        new.mkdir()
+        try:
+            self._write_description("running", new)
+            os.rename(new, self.folder)
+        except OSError:
+            shutil.rmtree(new, ignore_errors=True)
+            if not self.folder.exists():
+                raise
+            return False
+        return True
+
+    def _is_same_run(self) -> bool:
+        try:
+            known = json.loads((self.folder / "run.json").read_text()).get("run_id")
+        except (OSError, ValueError, AttributeError):
+            return False
+        return self.run.run_id is not None and known == self.run.run_id
+
+    def _take_lock(self) -> None:
+        """Keep out another live run that has resumed from a state of this one."""
+        lock = RunLock(self.folder, is_folder=True)
+        lock.acquire(print)
+        self._lock = lock
+
+    def _unlock(self) -> None:
+        if self._lock is not None:
+            self._lock.release()
+            self._lock = None
 
     def _resume(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
+        self._take_lock()
         description = self.folder / "run.json"
         if description.exists():
             self._description = json.loads(description.read_text())
@@ -131,10 +175,13 @@ class FileService(Service):
             self._description = asdict(self.run)
         self.run.rows = _truncate(self.file, self.num_header_lines, self.run.rows)
 
-    def _write_description(self, status: str) -> None:
+    def _write_description(self, status: str, folder: Path | None = None) -> None:
         self._description["status"] = status
         text = json.dumps(self._description, indent=1, default=str)
-        save_file(self.folder / "run.json", lambda path: path.write_text(text, encoding="utf-8"))
+        save_file(
+            (folder or self.folder) / "run.json",
+            lambda path: path.write_text(text, encoding="utf-8"),
+        )
 
 
 class JsonLinesFile(FileService):

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from pa_core import hookimpl
 from pa_core.durations import Every, Progress
 from pa_core.plugin import check_file_name, mask_secrets, to_uint8_images
-from pa_tracking.send_queue import Receipts, SendQueue, place_now
+from pa_tracking.send_queue import Receipts, SendQueue, Started, place_now
 from pa_tracking.service import Run
 from pa_tracking.settings import TrackingSettings, check_package
 
@@ -45,6 +45,8 @@ class TrackingPlugin:
     """
 
     Settings = TrackingSettings
+
+    changes_training = False
 
     def __init__(self, settings: TrackingSettings | None = None, **options: Any) -> None:
         from pa_tracking.measurements import Throughput
@@ -121,7 +123,9 @@ class TrackingPlugin:
         file = self._state_file(trainer, state_dir)
         if file.exists():
             self._load(trainer, json.loads(file.read_text()))
-        if self._is_training:
+        # A run that was closed stays as it is.
+        is_closed = trainer.was_finished and self._started(trainer).read() is None
+        if self._is_training and not is_closed:
             self._open(trainer)
 
     def _load(self, trainer: Trainer, state: dict[str, Any]) -> None:
@@ -140,9 +144,11 @@ class TrackingPlugin:
             self._measured_at, self._norm = state["measured_at"], state["norm"]
 
     def _state_file(self, trainer: Trainer, state_dir: Path) -> Path:
+        return state_dir / f"plugin-{self._name(trainer).replace(':', '-')}.json"
+
+    def _name(self, trainer: Trainer) -> str:
         plugins = trainer.plugins.by_name.items()
-        name = next(name for name, plugin in plugins if plugin is self)
-        return state_dir / f"plugin-{name.replace(':', '-')}.json"
+        return next(name for name, plugin in plugins if plugin is self)
 
     # -- Sending --------------------------------------------------------------------------------
 
@@ -287,16 +293,45 @@ class TrackingPlugin:
         """Start a run at the service, or continue the one that a training state names."""
         if self._service is not None or not trainer.is_main_process:
             return
-        settings, config = self.settings, None
+        settings, config, started = self.settings, None, self._started(trainer)
         if self._run is None:
+            known = self._killed_before(trainer) if self._is_training else None
             name = settings.run_name or time.strftime("%Y-%m-%d_%H-%M-%S")
-            self._run = Run(settings.service, settings.project, name, uuid.uuid4().hex)
-            config = _describe(trainer) if "config" in settings.log else {}
+            ids = {"id": uuid.uuid4().hex, "run_id": f"{trainer.run_id}/{self._name(trainer)}"}
+            self._run = known or Run(settings.service, settings.project, name, **ids)
+            if known is None or self._service_class.can_rewind:
+                config = _describe(trainer) if "config" in settings.log else {}
         service = self._service_class(settings, self._run)
         with self._handling_errors(trainer):
+            if self._is_training and service.can_rewind:  # others don't know the run yet
+                started.write(self._identity)
             service.start(config)
+            if self._is_training:
+                started.write(self._identity)  # the service may have changed name and identifier
             self._service, self._has_failed = service, False
             self._write_receipts(service)  # replaces those of a deleted run with this name
+
+    @property
+    def _identity(self) -> dict[str, Any]:
+        return {"run": self._run and asdict(self._run), "run_name": self.settings.run_name}
+
+    def _started(self, trainer: Trainer) -> Started:
+        settings = self.settings
+        where = settings.logging_dir, settings.service, settings.project
+        return Started(*where, trainer.run_id, self._name(trainer))
+
+    def _killed_before(self, trainer: Trainer) -> Run | None:
+        """The same run if it was killed before its first training state.
+
+        It begins anew: what it had sent is dropped, or isn't sent again.
+        """
+        known, settings = self._started(trainer).read(), self.settings
+        if known is None or known["run_name"] != settings.run_name:
+            return None
+        run = Run(**known["run"])
+        if not self._service_class.can_rewind:
+            self._queue.load_state_dict(self._queue.state_dict(), self._receipts(run).read())
+        return run
 
     def _close(self, trainer: Trainer, status: Status) -> None:
         """Send what is left and close the run."""
@@ -312,6 +347,8 @@ class TrackingPlugin:
             )
         with self._handling_errors(trainer):
             service.finish(status)
+            if status == "finished" and self._is_training and not len(self._queue):
+                self._started(trainer).remove()
 
     @contextmanager
     def _handling_errors(self, trainer: Trainer) -> Iterator[None]:

@@ -172,6 +172,35 @@ class Receipts:
         save_file(self._file, lambda path: path.write_text(text))
 
 
+class Started:
+    """A file that describes a run from its start to its end, before training states do.
+
+    With it, a run that was killed before its first state continues when it starts again. If there
+    is none, the run was closed.
+    """
+
+    def __init__(self, logging_dir: Path, service: str, project: str, run_id: str, name: str):
+        file = f"started-{service}-{run_id}-{name.replace(':', '-')}.json"
+        self._file = logging_dir / ".receipts" / project / file
+
+    def read(self) -> dict[str, Any] | None:
+        """What was written; None if there is no file."""
+        try:
+            described: dict[str, Any] = json.loads(self._file.read_text())
+        except (FileNotFoundError, ValueError):
+            return None
+        return described
+
+    def write(self, description: Mapping[str, Any]) -> None:
+        """Replace the description atomically."""
+        text = json.dumps(dict(description))
+        save_file(self._file, lambda path: path.write_text(text))
+
+    def remove(self) -> None:
+        """Remove the file: the run is closed."""
+        self._file.unlink(missing_ok=True)
+
+
 def place_now(trainer: Trainer) -> Place:
     """The current place in the run."""
     progress = trainer.progress

@@ -25,6 +25,8 @@ class Run:
         name: its name, for people.
         id: its identifier at the service.
         rows: the number of rows in its file; None if the service has no rows.
+        run_id: the trainer's identity of the run and the plugin's name; None in states of earlier
+            versions.
     """
 
     service: str
@@ -32,6 +34,7 @@ class Run:
     name: str
     id: str
     rows: int | None = None
+    run_id: str | None = None
 
 
 @dataclass(frozen=True)

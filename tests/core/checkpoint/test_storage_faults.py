@@ -67,7 +67,7 @@ def test_leftovers_of_killed_processes_are_removed_and_those_of_running_ones_are
     gone.wait()
     alive = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
     try:
-        started = atomic_io._start_of(alive.pid)
+        started = atomic_io.start_of(alive.pid)
         for owner in (f"{gone.pid}-{started}", f"{alive.pid}-{started}", f"{alive.pid}-1"):
             (tmp_path / f".tmp-update_00000001-{atomic_io._HOST}-{owner}-00000000").mkdir()
         (tmp_path / ".tmp-of-somebody-else").mkdir()

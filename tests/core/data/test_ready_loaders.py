@@ -1,6 +1,7 @@
 """The batches of ready loaders are keyed: the same with persistent workers and after a replay."""
 
 import random
+from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -98,15 +99,27 @@ def test_persistent_workers_are_started_once():
     assert epoch_of(loader, 1).unique().tolist() == epoch_of(loader, 2).unique().tolist()
 
 
+class FakeEngine(NamedTuple):
+    """One of two processes, which both pass the same numbers."""
+
+    rank: int
+    num_processes: int = 2
+
+    def largest(self, *numbers):
+        return numbers
+
+
 def test_two_processes_fetch_what_one_would():
     whole = list(batches(LOADERS["sampler"](), seed=5, epoch=2))
     for rank in (0, 1):
-        split = SplitLoader(LOADERS["sampler"](num_workers=1), rank, 2)
+        split = SplitLoader(LOADERS["sampler"](num_workers=1), FakeEngine(rank))
         got = list(batches(split, seed=5, epoch=2))
         assert all(map(torch.equal, got, whole[rank::2]))
         assert len(got) == 3
     odd = DataLoader(Noisy(), 8)  # 3 batches
-    last = [list(batches(SplitLoader(odd, rank, 2), seed=5, epoch=2))[-1] for rank in (0, 1)]
+    last = [
+        list(batches(SplitLoader(odd, FakeEngine(rank)), seed=5, epoch=2))[-1] for rank in (0, 1)
+    ]
     assert [type(one) for one in last] == [SplitBatch, SplitBatch]
     assert [one.is_padding for one in last] == [False, True]
     assert torch.equal(last[0].batch[:, 0], last[1].batch[:, 0])

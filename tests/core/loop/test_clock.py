@@ -164,7 +164,7 @@ def test_a_duration_in_minutes_counts_evaluations_and_hooks(clock):
     assert logs.due == [4, 7]
 
 
-def test_a_copy_of_the_position_stands_still(clock):
+def test_a_copy_of_the_position_has_no_running_clock(clock):
     position = Position(seconds=3.0)
     position.start_clock()
     clock.now += 4

@@ -11,6 +11,7 @@ from torch.utils.data import TensorDataset
 
 from pa_core import Trainer, TrainerCallback, hookimpl
 from pa_core.callbacks import SaveTrainingStateCallback, TerminateOnNaNCallback
+from pa_core.loop import no_items
 from tests.helpers import largest_difference, tiny_data, tiny_model, weights_of
 
 IGNORED = -100
@@ -138,6 +139,14 @@ def test_the_numbers_are_those_of_whole_batches_by_hand(loss_func, size, count):
     assert again == pytest.approx(accuracy, abs=1e-12)
 
 
+@pytest.mark.parametrize("size", [2, 4])
+def test_a_count_that_is_not_read_gives_the_same_numbers(size, monkeypatch):
+    """As on a GPU, where reading it would synchronise."""
+    monkeypatch.setattr(no_items, "_has_items", lambda items: False)
+    trainer = train(of_sums, size, Recomputes(), count=torch.Tensor.clone)
+    check(trainer, *by_hand(labelled()))
+
+
 @pytest.mark.parametrize("policy", ["skip", "rollback"])
 def test_no_policy_skips_an_update_for_them(policy, tmp_path):
     states = SaveTrainingStateCallback(tmp_path, 1)
@@ -153,7 +162,11 @@ def test_recomputed_gradients_leave_them_out_too(size):
     assert recomputes.losses[2] == 0  # the mean over an update without labels
 
 
-def test_a_sparse_gradient_of_them_is_left_out():
+@pytest.mark.parametrize("is_read", [True, False])
+def test_a_sparse_gradient_of_them_is_left_out(is_read, monkeypatch):
+    if not is_read:
+        monkeypatch.setattr(no_items, "_has_items", lambda items: False)
+
     class Bag(nn.Module):
         def __init__(self):
             super().__init__()
@@ -169,6 +182,7 @@ def test_a_sparse_gradient_of_them_is_left_out():
     trainer = Labelled(
         model, of_sums, torch.optim.SGD(model.parameters(), lr=0.3), callbacks=(), plugins=()
     )
+    trainer.count = int if is_read else torch.Tensor.clone
     trainer.train(
         TensorDataset(x, y),
         1,

@@ -10,13 +10,16 @@ import torch
 from torch import nn
 
 from pa_core import Trainer
+from pa_core.plugin import clean_state_dict, named_parameters
 from pa_models import (
     EmaPlugin,
     GradualUnfreezingCallback,
     ModelFreezer,
+    convert_sync_batch_norm,
     find_batch_size,
     fine_tune,
     freeze_batch_norm,
+    layer_depths,
 )
 from tests.helpers import assert_identical, tiny_data, tiny_model, weights_of
 
@@ -59,14 +62,24 @@ def trainer_of(model: nn.Module, *callbacks, **arguments) -> Trainer:
     )
 
 
+def clean_weights(trainer: Trainer) -> dict[str, Any]:
+    return clean_state_dict(trainer.get_model(keep_torch_compile=False))
+
+
 def train(trainer: Trainer, epochs: int = 1, **arguments) -> Trainer:
     data = tiny_data()
     trainer.train(data, epochs, eval_dataset=data, per_device_batch_size=22, **arguments)
     return trainer
 
 
+def with_compiled_part(model: nn.Module) -> nn.Module:
+    model.body = compiled(model.body)
+    return model
+
+
 WAYS = {
     "wrapped": compiled,
+    "a part": with_compiled_part,
     "in place": lambda model: model.compile(backend=counting_backend) or model,
 }
 every_way = pytest.mark.parametrize("way", WAYS.values(), ids=WAYS)
@@ -78,7 +91,7 @@ def test_files_and_states_of_a_compiled_model_fit_the_uncompiled_one_and_back(wa
     assert CALLS
     trainer.save_checkpoint(tmp_path / "model.pt")
     trainer.save_training_state(tmp_path / "state")
-    weights = trainer.get_model(keep_torch_compile=False).state_dict()
+    weights = clean_weights(trainer)
     plain = Net()
     plain.load_state_dict(torch.load(tmp_path / "model.pt")["model_state_dict"])
     assert_identical(plain.state_dict(), weights)
@@ -89,7 +102,7 @@ def test_files_and_states_of_a_compiled_model_fit_the_uncompiled_one_and_back(wa
     for path, load in (("plain.pt", "load_checkpoint"), ("plain", "load_training_state")):
         other = trainer_of(way(Net()))
         getattr(other, load)(tmp_path / path)
-        loaded = other.get_model(keep_torch_compile=False).state_dict()
+        loaded = clean_weights(other)
         assert_identical(loaded, weights_of(plain_trainer))
 
 
@@ -111,6 +124,7 @@ def test_the_average_of_a_compiled_model_equals_that_of_the_uncompiled_one(way, 
     assert trainer.run_history.get_latest_metric("ema_eval_loss_epoch") > 0
     names = ema.ema_model.module.state_dict().keys()
     assert names == Net().state_dict().keys()
+    assert not any("_orig_mod" in name for name in ema.state_dict()["ema"])
     for name in names:
         expected = plain.ema_model.module.state_dict()[name]
         assert torch.allclose(ema.ema_model.module.state_dict()[name], expected, atol=1e-5)
@@ -124,7 +138,7 @@ def test_freezing_and_unfreezing_work_for_a_compiled_model_in_a_run(way):
         freeze_batch_norm(model)
         callback = GradualUnfreezingCallback({"0 epochs": "head", "1 epochs": "*"})
         trainer = train(trainer_of(model, callback), 2)
-        results.append(trainer.get_model(keep_torch_compile=False).state_dict())
+        results.append(clean_weights(trainer))
     assert CALLS
     for name, value in results[1].items():
         assert torch.allclose(results[0][name], value, atol=1e-5)
@@ -133,12 +147,26 @@ def test_freezing_and_unfreezing_work_for_a_compiled_model_in_a_run(way):
 
 def test_fine_tuning_and_finding_a_batch_size_work_with_a_compiled_model():
     trainer = trainer_of(compiled(Net()))
-    before = trainer.get_model(keep_torch_compile=False).state_dict()
+    before = clean_weights(trainer)
     before = {name: value.clone() for name, value in before.items()}
     assert find_batch_size(trainer, tiny_data(), max_batch_size=16).batch_size == 16
-    assert_identical(trainer.get_model(keep_torch_compile=False).state_dict(), before)
+    assert_identical(clean_weights(trainer), before)
     fine_tune(trainer, tiny_data(), 1)
     assert ModelFreezer(trainer.model).get_trainable_parameters()
+
+
+def test_layers_and_patterns_have_the_names_of_the_plain_model():
+    model = nn.Sequential(nn.Linear(2, 2), nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 1)))
+    expected = layer_depths(model)
+    model[1] = compiled(model[1])
+    model[0] = compiled(model[0])
+    assert layer_depths(model) == expected
+    ModelFreezer(model).freeze_named("1.0")
+    frozen = [name for name, p in named_parameters(model) if not p.requires_grad]
+    assert frozen == ["1.0.weight", "1.0.bias"]
+    norm = nn.Sequential(compiled(nn.BatchNorm1d(2)))
+    with pytest.raises(ValueError, match="A compiled BatchNorm1d can't be replaced"):
+        convert_sync_batch_norm(norm)
 
 
 @pytest.mark.slow

@@ -10,7 +10,11 @@ import torch
 from torch import nn
 
 from pa_core import Trainer, TrainerCallback
-from pa_core.callbacks import SaveTrainingStateCallback, TerminateOnNaNCallback
+from pa_core.callbacks import (
+    SaveTrainingStateCallback,
+    StepBasedEvaluationCallback,
+    TerminateOnNaNCallback,
+)
 from pa_core.errors import SettingsError
 from pa_models import EmaPlugin, ModelEma, ModelEmaCallback, freeze_batch_norm
 from tests.helpers import NoisyModel, assert_identical, tiny_data, tiny_model, weights_of
@@ -394,14 +398,29 @@ def test_invalid_settings_are_rejected(tmp_path):
 # -- ModelEmaCallback -----------------------------------------------------------------------------
 
 
-def test_the_callback_saves_the_best_average_under_its_metric(tmp_path):
-    ema = ModelEmaCallback(decay=0.9, save_path=tmp_path / "ema.pt")
-    trainer = trainer_with(ema)
-    trainer.train(tiny_data(), 3, eval_dataset=tiny_data())
-    losses = trainer.run_history.get_metric_values("ema_model_eval_loss_epoch")
-    assert len(losses) == 3
+class GetsWorse(TrainerCallback):
+    """Raises the learning rate after a number of updates."""
+
+    def on_optimizer_step_end(self, trainer) -> None:
+        trainer.optimizer.param_groups[0]["lr"] = 0.5 if trainer.updates < 6 else 90.0
+
+
+@pytest.mark.parametrize(
+    ("metric", "callbacks"),
+    [
+        ("ema_model_eval_loss_epoch", []),
+        ("ema_model_intermediate_eval_loss", [StepBasedEvaluationCallback(2), GetsWorse()]),
+    ],
+)
+def test_the_callback_saves_the_best_average_under_its_metric(tmp_path, metric, callbacks):
+    ema = ModelEmaCallback(decay=0.5, save_path=tmp_path / "ema.pt", watch_metric=metric)
+    trainer = trainer_with(ema, *callbacks)
+    trainer.train(tiny_data(), 2, eval_dataset=tiny_data())
+    losses = trainer.run_history.get_metric_values(metric)
+    assert len(losses) == (6 if callbacks else 2)
     content = torch.load(tmp_path / "ema.pt")
-    assert content["ema_model_eval_loss_epoch"] == min(losses)
+    assert content[metric] == min(losses)
+    assert not callbacks or min(losses) < losses[-1]
     model = tiny_model()
     model.load_state_dict(content["model_state_dict"])
     x, y = tiny_data().tensors

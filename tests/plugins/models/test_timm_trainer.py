@@ -100,6 +100,27 @@ def test_a_plateau_gets_the_evaluation_loss():
     assert found == [0.1] * 10 + [0.05] * 5
 
 
+@pytest.mark.filterwarnings("ignore:PlateauLRScheduler is deprecated")
+def test_a_plateau_ignores_the_loss_of_an_earlier_run():
+    from timm.scheduler import PlateauLRScheduler
+
+    steps = []
+
+    class Noting(PlateauLRScheduler):
+        def step(self, epoch, metric=None):
+            steps.append((epoch, metric))
+            super().step(epoch, metric)
+
+    model = tiny_model()
+    trainer = TrainerWithTimmScheduler(
+        model, nn.CrossEntropyLoss(), SGD(model.parameters(), lr=0.1), callbacks=(), plugins=()
+    )
+    trainer.train(tiny_data(8), 1, eval_dataset=tiny_data(6), create_scheduler_fn=Noting)
+    trainer.train(tiny_data(8), 2, create_scheduler_fn=Noting, reset_run_history=False)
+    loss = trainer.run_history.get_latest_metric("eval_loss_epoch")
+    assert steps == [(1, loss), (1, None), (2, None)]
+
+
 def test_other_schedulers_are_stepped_once_per_update_and_none_is_allowed():
     found = rates(partial(ExponentialLR, gamma=0.9))
     assert found == pytest.approx([0.1 * 0.9**n for n in range(15)])

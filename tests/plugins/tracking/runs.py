@@ -25,6 +25,8 @@ UPDATES = 6  # per epoch
 class SaveAt:
     """Saves a training state after an update."""
 
+    changes_training = False
+
     def __init__(self, update: int, state_dir: Path) -> None:
         self.update, self.state_dir = update, state_dir
 
@@ -36,6 +38,8 @@ class SaveAt:
 
 class Fail:
     """Raises at the end of an update."""
+
+    changes_training = False
 
     def __init__(self, update: int, error: BaseException | None = None) -> None:
         self.update = update

@@ -31,8 +31,9 @@ def opened(folder, kind, num_rows=None, config=None):
 
 
 def die(service):
-    """Close the file as the system does when a process dies."""
+    """Close the file as the system does when a process dies, which then holds no lock."""
     service._out.close()
+    service._unlock()
 
 
 def read(folder, kind):

@@ -7,7 +7,6 @@ import pytest
 import torch
 from pa_core import Trainer, hookimpl
 from pa_core.testing import PluginConformance, tiny_data, tiny_trainer
-from pa_core.testing.conformance import Outcome
 from torch import Tensor, nn
 
 from pa_gan import GanPlugin
@@ -55,7 +54,7 @@ class TestGanPlugin(PluginConformance):
     def make_trainer(self, *plugins: Any) -> Trainer:
         return make_trainer(*(plugins if any_gan(plugins) else (gan(), *plugins)))
 
-    def shared_outcome(self) -> Outcome:
+    def shared_outcome(self) -> Any:
         trainer = self.make_trainer(NoiseOfSamples(GanPlugin.Settings()))
         self.train(trainer)
         return self.outcome_of(trainer)
