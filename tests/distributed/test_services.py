@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import pytest
 
+from pa_core.errors import TrainingStateError
 from tests.distributed import services
 from tests.distributed.launch import flat, outcome_of
+from tests.distributed.run import new_trainer
+from tests.distributed.services import Saves
 
 pytestmark = [pytest.mark.distributed, pytest.mark.slow]
 
@@ -23,6 +26,11 @@ def one(folder):
 @pytest.fixture(scope="module")
 def two(one, folder):
     return outcome_of(folder / "two", "services.py", 2)
+
+
+@pytest.fixture(scope="module")
+def two_folder(two, folder):
+    return folder / "two"
 
 
 def test_collectives_give_every_process_the_same(two):
@@ -91,7 +99,7 @@ def test_a_run_that_resumes_on_another_number_of_processes_has_the_schedule_of_i
     """An epoch has 8 updates on one process, and 4 on two with the same batch size each."""
     assert one["rates"] == line(0, 16)
     assert two["rates"] == line(0, 8)
-    assert two["resumed"] == line(8, 12)
+    assert two["resumed_rates"] == line(8, 12)
     resumed = services.rates(folder / "again", 1, folder / "two" / "lengths" / "epoch_0001")
     assert resumed == line(4, 12)
 
@@ -104,3 +112,20 @@ def test_data_that_have_become_shorter_on_every_process_are_cut_and_reported(one
 def test_data_that_have_become_shorter_on_one_process_are_refused_on_every(two):
     for rank, (message, samples) in enumerate(zip(two["uneven"], (40, 20), strict=True)):
         assert f"has {samples} samples on process {rank}, and more or fewer on others" in message
+
+
+def test_data_that_decide_their_own_order_resume_exactly_on_each_process(one, two):
+    for outcome, processes in ((one, 1), (two, 2)):
+        for kind in ("Counts", "Saves", "persistent"):
+            assert outcome["resumed"][kind] == [True] * processes, kind
+    assert one["resumed"]["refused"] == [""]
+    first, last = two["resumed"]["refused"]
+    assert "Counts (DataLoader) doesn't yield the batches" in last
+    assert "is as before on this process, and differs on another" in first
+
+
+@pytest.mark.usefixtures("two")
+def test_states_of_data_that_differ_between_processes_need_as_many(two_folder):
+    trainer = new_trainer()
+    with pytest.raises(TrainingStateError, match="state of Saves .* for each of 2 processes"):
+        trainer.train(Saves(), 3, per_device_batch_size=8, resume_from=two_folder / "Saves")

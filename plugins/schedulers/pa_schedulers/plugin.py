@@ -11,7 +11,11 @@ from weakref import ref
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from pa_core import hookimpl
+<<<<<<< HEAD
 from pa_core.placeholders import replace_trainer_placeholder_values
+=======
+from pa_core.plugin import SchedulerList
+>>>>>>> main
 from pa_schedulers.adapters import CountsUpdates, FollowsMetric, SchedulerAdapter, TimmSchedule
 from pa_schedulers.base import SchedulerBase
 from pa_schedulers.group_schedulers import OnGroups, ScheduleSet
@@ -83,7 +87,9 @@ class SchedulersPlugin:
         given = yield  # from code or another plugin
         run = _run_length(trainer)
         schedulers = list(self._create_from_settings(trainer, run, with_lr=given is None))
-        if given is not None:
+        if isinstance(given, SchedulerList):  # one for each of several optimizers
+            schedulers[:0] = [self._adapt(one) for one in given.schedulers if one is not None]
+        elif given is not None:
             schedulers.insert(0, self._adapt(given))
             if isinstance(schedulers[0], CountsUpdates) and schedulers[0] is not given:
                 schedulers[0].follow_with(partial(_create_again, ref(trainer)))
