@@ -5,11 +5,8 @@ from __future__ import annotations
 import json
 import sys
 import warnings
-<<<<<<< HEAD
-from functools import partial
-=======
 from collections.abc import Iterator
->>>>>>> main
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -171,7 +168,6 @@ def watched(rank: int, folder: Path) -> Any:
     return trainer.gather_objects([outcome, weights])
 
 
-<<<<<<< HEAD
 class Line(torch.optim.lr_scheduler.LambdaLR):
     """A straight line to 0."""
 
@@ -211,6 +207,11 @@ def rates(folder: Path, processes: int, resume_from: Path | None = None) -> list
     return recorder.rates
 
 
+def resumed_rates(folder: Path) -> list[float]:
+    """The learning rates of that run on two processes, from a state of one process."""
+    return rates(folder / "again", 2, folder.parent / "one" / "lengths" / "epoch_0001")
+
+
 def cut(rank: int) -> Any:
     """What each process makes of data that have become shorter on a rank, or on all for -1."""
     data = list(tiny_data(40))
@@ -223,7 +224,8 @@ def cut(rank: int) -> Any:
             return trainer.gather_objects(str(error))
     reported = sum("(40 → 20)" in str(one.message) for one in caught)
     return trainer.gather_objects([trainer.updates, trainer.position.samples, reported])
-=======
+
+
 class Counts(IterableDataset[Any]):
     """Counts its epochs; the samples of an epoch depend on it."""
 
@@ -293,7 +295,6 @@ def resumed(folder: Path) -> dict[str, Any]:
         error = str(raised)
     outcome["refused"] = new_trainer().gather_objects(error)
     return outcome
->>>>>>> main
 
 
 def main(folder: Path) -> None:
@@ -312,16 +313,11 @@ def main(folder: Path) -> None:
         "ready": batches(DataLoader(tiny_data(9), batch_size=3, shuffle=True)),
         "trials": trials(),
         "watched": watched(0, folder),
-<<<<<<< HEAD
         "rates": rates(folder / "lengths", trainer.num_processes),
         "cut": cut(-1),
         "uneven": cut(1) if trainer.num_processes > 1 else None,
-        "resumed_rates": rates(folder / "resumed", 2, folder.parent / "one" / "lengths" / "epoch_0001")
-        if trainer.num_processes > 1
-        else None,
-=======
+        "resumed_rates": resumed_rates(folder) if trainer.num_processes > 1 else None,
         "resumed": resumed(folder),
->>>>>>> main
         "unwatched": watched(1, folder) if trainer.num_processes > 1 else None,
     }
     if trainer.rank == 0:
