@@ -463,7 +463,6 @@ class Trainer(TrainerBase):
         self._reload_changed_data()
         if position.phase == "train":
             self._restore_plugins()
-        self._follow_length()
         position.phase = "train"
 
         batches, randomness = self._rest_of_epoch()

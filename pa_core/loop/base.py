@@ -215,7 +215,11 @@ class TrainerBase(TrainerServices):
     # -- Parts of the loop ----------------------------------------------------------------------
 
     def _rest_of_epoch(self) -> tuple[Iterator[MicroBatch], EpochRandomness]:
-        """The micro-batches of the present epoch from the position on, and its randomness."""
+        """The micro-batches of the present epoch from the position on, and its randomness.
+
+        The scheduler follows the length of the run first, if that has changed.
+        """
+        self._follow_length()
         self._follow_parameters()
         engine, epoch = self._engine, self.position.epoch
         batches = micro_batches(

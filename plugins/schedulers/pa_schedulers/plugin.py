@@ -11,11 +11,8 @@ from weakref import ref
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from pa_core import hookimpl
-<<<<<<< HEAD
 from pa_core.placeholders import replace_trainer_placeholder_values
-=======
 from pa_core.plugin import SchedulerList
->>>>>>> main
 from pa_schedulers.adapters import CountsUpdates, FollowsMetric, SchedulerAdapter, TimmSchedule
 from pa_schedulers.base import SchedulerBase
 from pa_schedulers.group_schedulers import OnGroups, ScheduleSet
