@@ -259,7 +259,7 @@ class Engine:
             The model; in another wrapper if parameters were frozen or unfrozen. The errors are
             those of `rewrap`.
         """
-        if self._follows_parameters and self._trainable.complete(model):
+        if self._follows_parameters and self._trainable.complete(model, optimizer):
             return self._wrap_again(model, optimizer)
         return model
 
