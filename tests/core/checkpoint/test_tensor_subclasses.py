@@ -33,7 +33,7 @@ class Packed(Tensor):
 
     @staticmethod
     def __new__(cls, codes: Tensor, scale: Tensor) -> Any:
-        return Tensor._make_wrapper_subclass(  # type: ignore[attr-defined]
+        return Tensor._make_wrapper_subclass(
             cls, codes.shape, dtype=torch.float32, device=codes.device
         )
 
@@ -57,7 +57,9 @@ class Packed(Tensor):
         return cls(inner["codes"], inner["scale"])
 
     @classmethod
-    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(  # type: ignore[override]
+        cls, func: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
         if func in (ATEN.detach.default, ATEN.alias.default):
             return cls(args[0].codes, args[0].scale)
         if func in (ATEN.clone.default, ATEN._to_copy.default):
@@ -114,8 +116,8 @@ class Quantised(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         for weight in (self.first, self.second, self.tied):
-            x = (x @ weight.whole()).tanh()  # type: ignore[attr-defined]
-        return self.head(x)  # type: ignore[no-any-return]
+            x = (x @ weight.whole()).tanh()
+        return self.head(x)
 
 
 def data() -> TensorDataset:
@@ -226,7 +228,8 @@ def test_different_wrappers_of_one_shape_are_not_taken_for_one():
 
 @pytest.mark.parametrize("name", ["os.system", "nowhere.Packed", "torch.Tensor", "builtins.eval"])
 def test_only_loaded_subclasses_are_rebuilt(name):
-    described = encode(Packed.of(torch.ones(2)), tensors := {}, "x")
+    tensors: dict[str, Tensor] = {}
+    described: Any = encode(Packed.of(torch.ones(2)), tensors, "x")
     described["$subclass"]["class"] = name
     with pytest.raises(TrainingStateError, match=f"the class {name}, which isn't loaded"):
         decode(described, tensors)
