@@ -79,10 +79,10 @@ def in_effect(saved: Any, script: Any, live: Any) -> Any:
         return [in_effect(*leaf) for leaf in zip(saved, script, now, strict=True)]
     if not (isinstance(saved, dict) and isinstance(script, dict)):
         return saved
-    now = live if isinstance(live, dict) else {}
+    leaves = live if isinstance(live, dict) else {}
     found = {}
     for key in [*saved, *(key for key in script if key not in saved)]:
-        leaf = in_effect(*(one.get(key, _NOT_SET) for one in (saved, script, now)))
+        leaf = in_effect(*(one.get(key, _NOT_SET) for one in (saved, script, leaves)))
         if leaf is not _NOT_SET:
             found[key] = leaf
     return found

@@ -47,11 +47,14 @@ def save_checkpoint(
     if save_scheduler and trainer.scheduler is not None:
         content["scheduler_state_dict"] = trainer.scheduler.state_dict()
     content.update(_plain(checkpoint_kwargs or {}))
-    accelerator = trainer._accelerator
-    if accelerator.is_local_main_process if save_per_node else accelerator.is_main_process:
-        check_held(Path(save_path))
-        save_file(save_path, lambda path: torch.save(content, path))
-    trainer._engine.wait()
+
+    def write() -> None:
+        accelerator = trainer._accelerator
+        if accelerator.is_local_main_process if save_per_node else accelerator.is_main_process:
+            check_held(Path(save_path))
+            save_file(save_path, lambda path: torch.save(content, path))
+
+    trainer._engine.run_on_all(write)
 
 
 def load_checkpoint(

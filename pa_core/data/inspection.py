@@ -47,6 +47,39 @@ def find_generators(*roots: Any, without: Iterable[Any] = ()) -> list[Generator]
     return [value for value in found if _is_generator(value) and _can_be_seeded(value)]
 
 
+class OwnGenerators:
+    """The generators that objects hold, to be seeded for each batch that is fetched from them.
+
+    Some datasets create theirs when they fetch the first sample. So the search is repeated after
+    the first batch, and in a copy that another process makes.
+
+    Args:
+        roots: the objects.
+    """
+
+    def __init__(self, *roots: Any) -> None:
+        self._roots = roots
+        self._found: list[Generator] | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return vars(self) | {"_found": None}
+
+    def __bool__(self) -> bool:
+        return bool(self._found)
+
+    def seed(self, key: int) -> None:
+        """Seed them; those of the first call are searched for."""
+        if self._found is None:
+            self._found = find_generators(*self._roots)
+        if self._found:
+            seed_generators(self._found, key)
+
+    def have_grown(self) -> bool:
+        """Search again; returns whether there are new ones, which have not been seeded."""
+        before, self._found = self._found, find_generators(*self._roots)
+        return not {id(one) for one in self._found} <= {id(one) for one in before or ()}
+
+
 def find_unseedable(*roots: Any) -> dict[str, Any]:
     """The random generators that objects hold and that can't be seeded, by where they are."""
     return {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import uuid
 import warnings
 from collections.abc import Callable, Iterator
@@ -47,10 +48,13 @@ def _locked(trainer: Trainer) -> Iterator[None]:
                 try:
                     taken_over = one.acquire(trainer.print)
                 except OSError as error:
-                    warnings.warn(
-                        f"{path} can't be locked, so a second run in it won't be noticed: {error}",
-                        stacklevel=2,
-                    )
+                    # A file that can't be written either is reported by its plugin.
+                    if path in folders or os.access(path, os.W_OK):
+                        warnings.warn(
+                            f"{path} can't be locked, so a second run that writes there won't be "
+                            f"noticed: {error}",
+                            stacklevel=2,
+                        )
                 else:
                     held.callback(one.release)
                     if taken_over is not None:

@@ -16,7 +16,9 @@ from torch import nn
 from pa_core import Trainer, TrainerCallback
 from pa_core.callbacks import SaveTrainingStateCallback
 from pa_core.checkpoint import atomic_io
+from pa_core.checkpoint.lock import RunLock
 from pa_core.checkpoint.storage import find_states, verify
+from pa_core.errors import OtherProcessError, TrainingStateError
 from tests.helpers import tiny_data, tiny_model, weights_of
 
 
@@ -57,6 +59,20 @@ def break_the_disk() -> None:
     atomic_io.write_file = failing
 
 
+def refused(folder: Path) -> str:
+    """The error of a run in a folder that another live run has locked; only rank 0 looks at it."""
+    lock = RunLock(folder, is_folder=True)
+    if os.environ.get("RANK", "0") == "0":
+        lock.acquire(print)
+    try:
+        train(folder)
+    except (TrainingStateError, OtherProcessError) as error:
+        return f"{type(error).__name__}: {error}"
+    finally:
+        lock.release()
+    return "it was not refused"
+
+
 def main(folder: Path) -> None:
     trainer = train(folder / "whole")
     outcome: dict[str, object] = {
@@ -75,9 +91,13 @@ def main(folder: Path) -> None:
         train(folder / "stopped", on_save_error="stop")
     except (OSError, RuntimeError) as error:
         outcome["error"] = f"{type(error).__name__}: {error}"
-    outcome["left"] = [path.name for path in (folder / "stopped").iterdir()]
+    outcome["left"] = [path.name for path in find_states(folder / "stopped")]
+    outcome["refused"] = refused(folder / "locked")
+    outcome["run"] = again.run_id
     ended = trainer.gather_objects(outcome)
     if trainer.is_main_process:
+        outcome["all_refused"] = [each["refused"] for each in ended]
+        outcome["runs"] = [each["run"] for each in ended]
         outcome["errors"] = [each.get("error", "none") for each in ended]
         (folder / "outcome.json").write_text(json.dumps(outcome))
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import sys
+import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, IterableDataset
 
 from pa_core import Trainer, TrainerCallback, hookimpl
 from pa_core.callbacks import (
@@ -16,9 +18,9 @@ from pa_core.callbacks import (
     SaveBestModelCallback,
     StepBasedEvaluationCallback,
 )
-from pa_core.errors import OtherProcessError
+from pa_core.errors import OtherProcessError, TrainingStateError
 from tests.distributed.run import RANK, new_trainer
-from tests.helpers import tiny_data, weights_of
+from tests.helpers import NoisyData, tiny_data, weights_of
 
 
 def failures(trainer: Trainer) -> list[str]:
@@ -164,6 +166,77 @@ def watched(rank: int, folder: Path) -> Any:
     return trainer.gather_objects([outcome, weights])
 
 
+class Counts(IterableDataset[Any]):
+    """Counts its epochs; the samples of an epoch depend on it."""
+
+    def __init__(self) -> None:
+        self.epoch = 0
+
+    def __iter__(self) -> Iterator[Any]:
+        x, y = tiny_data(24).tensors
+        yield from [(x[i] * (self.epoch + 1), y[i]) for i in range(24)]
+        self.epoch += 1
+
+
+class Saves(Counts):
+    """Each process has samples and a state of its own."""
+
+    is_sharded = True
+
+    def __iter__(self) -> Iterator[Any]:
+        for number, (x, y) in enumerate(super().__iter__()):
+            if number % 2 == RANK % 2:
+                yield x + RANK, y
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"epoch": self.epoch, "rank": RANK}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        assert state["rank"] == RANK
+        self.epoch = state["epoch"]
+
+
+def persistent() -> DataLoader[Any]:
+    return DataLoader(NoisyData(22), 3, shuffle=True, num_workers=1, persistent_workers=True)
+
+
+class SavesAt(TrainerCallback):
+    def __init__(self, state_dir: Path) -> None:
+        self.state_dir = state_dir
+
+    def on_train_step_end(self, trainer: Trainer) -> None:
+        if trainer.position.epoch == 2 and trainer.position.batch == 2:
+            trainer.control.save(self.state_dir, everywhere=True)
+
+
+def resumed(folder: Path) -> dict[str, Any]:
+    """Whether runs on data with states of their own resume exactly, and what refuses to."""
+    outcome: dict[str, Any] = {}
+
+    def weights(data: Any, *callbacks: Any, **options: Any) -> dict[str, Any]:
+        trainer = new_trainer(*callbacks)
+        trainer.train(data, 3, per_device_batch_size=4, **options)
+        return weights_of(trainer)
+
+    for new in (Counts, Saves, persistent):
+        state = folder / new.__name__
+        whole = weights(new(), SavesAt(state))
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", UserWarning)
+            again = weights(new(), SavesAt(state), resume_from=state, strict=True)
+        is_same = all(torch.equal(value, again[name]) for name, value in whole.items())
+        outcome[new.__name__] = new_trainer().gather_objects(is_same)
+    error = ""
+    try:
+        state, data = folder / "Counts", Counts()
+        data.epoch = RANK  # not as before on the last process
+        weights(data, SavesAt(state), resume_from=state, strict=True)
+    except TrainingStateError as raised:
+        error = str(raised)
+    outcome["refused"] = new_trainer().gather_objects(error)
+    return outcome
+
+
 def main(folder: Path) -> None:
     trainer = new_trainer()
     tensor = torch.tensor([1.0, 10.0]) * (trainer.rank + 1)
@@ -180,6 +253,7 @@ def main(folder: Path) -> None:
         "ready": batches(DataLoader(tiny_data(9), batch_size=3, shuffle=True)),
         "trials": trials(),
         "watched": watched(0, folder),
+        "resumed": resumed(folder),
         "unwatched": watched(1, folder) if trainer.num_processes > 1 else None,
     }
     if trainer.rank == 0:

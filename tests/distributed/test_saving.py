@@ -20,6 +20,9 @@ def test_two_processes_save_in_the_background_as_one_does_and_share_failures(tmp
         assert outcome["updates"] == 12  # the run continued
         assert len(outcome["warnings"]) == 1
         assert outcome["left"] == []  # the run ended before the next training state
+        assert "in use by another run" in outcome["all_refused"][0]
+        assert len(set(outcome["runs"])) == 1
+    assert two["all_refused"][1].startswith("OtherProcessError: Another process has failed")
     assert one["errors"] == ["OSError: [Errno 28] No space left on device"]
     assert two["errors"][0] == one["errors"][0]
     assert two["errors"][1].startswith("OtherProcessError: Another process has failed: OSError(28")

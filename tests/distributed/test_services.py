@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import pytest
 
+from pa_core.errors import TrainingStateError
 from tests.distributed.launch import flat, outcome_of
+from tests.distributed.run import new_trainer
+from tests.distributed.services import Saves
 
 pytestmark = [pytest.mark.distributed, pytest.mark.slow]
 
@@ -15,8 +18,13 @@ def one(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def two(tmp_path_factory):
-    return outcome_of(tmp_path_factory.mktemp("services") / "two", "services.py", 2)
+def two_folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("services") / "two"
+
+
+@pytest.fixture(scope="module")
+def two(two_folder):
+    return outcome_of(two_folder, "services.py", 2)
 
 
 def test_collectives_give_every_process_the_same(two):
@@ -73,3 +81,20 @@ def test_a_metric_of_the_main_process_decides_on_every_process(one, two):
 def test_a_watched_metric_that_the_main_process_does_not_record_raises_on_all(two):
     assert two["unwatched"][0] == two["unwatched"][1]
     assert "'fid', which was recorded on rank 1 and not on the main process" in two["unwatched"][0]
+
+
+def test_data_that_decide_their_own_order_resume_exactly_on_each_process(one, two):
+    for outcome, processes in ((one, 1), (two, 2)):
+        for kind in ("Counts", "Saves", "persistent"):
+            assert outcome["resumed"][kind] == [True] * processes, kind
+    assert one["resumed"]["refused"] == [""]
+    first, last = two["resumed"]["refused"]
+    assert "Counts (DataLoader) doesn't yield the batches" in last
+    assert "is as before on this process, and differs on another" in first
+
+
+@pytest.mark.usefixtures("two")
+def test_states_of_data_that_differ_between_processes_need_as_many(two_folder):
+    trainer = new_trainer()
+    with pytest.raises(TrainingStateError, match="state of Saves .* for each of 2 processes"):
+        trainer.train(Saves(), 3, per_device_batch_size=8, resume_from=two_folder / "Saves")

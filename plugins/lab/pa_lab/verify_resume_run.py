@@ -243,7 +243,7 @@ def main(arguments: list[str]) -> None:
         train(*given.args, **given.kwargs)
         probe.end(trainer)  # the run has ended before the plan does
 
-    Trainer.train = probed  # type: ignore[assignment,method-assign]
+    Trainer.train = probed  # type: ignore[method-assign]
     script = arguments[1]
     sys.argv = arguments[1:]
     sys.path[0] = str(Path(script).resolve().parent)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from pa_core import hookimpl
+from pa_core.plugin import SchedulerList
 from pa_schedulers.adapters import CountsUpdates, FollowsMetric, SchedulerAdapter, TimmSchedule
 from pa_schedulers.base import SchedulerBase
 from pa_schedulers.group_schedulers import OnGroups, ScheduleSet
@@ -79,7 +80,9 @@ class SchedulersPlugin:
         given = yield  # from code or another plugin
         run = _run_length(trainer)
         schedulers = list(self._create_from_settings(trainer, run, with_lr=given is None))
-        if given is not None:
+        if isinstance(given, SchedulerList):  # one for each of several optimizers
+            schedulers[:0] = [self._adapt(one) for one in given.schedulers if one is not None]
+        elif given is not None:
             schedulers.insert(0, self._adapt(given))
         for scheduler in schedulers:
             if isinstance(scheduler, OnGroups):

@@ -297,8 +297,9 @@ class TrackingPlugin:
         if self._run is None:
             known = self._killed_before(trainer) if self._is_training else None
             name = settings.run_name or time.strftime("%Y-%m-%d_%H-%M-%S")
-            ids = {"id": uuid.uuid4().hex, "run_id": f"{trainer.run_id}/{self._name(trainer)}"}
-            self._run = known or Run(settings.service, settings.project, name, **ids)
+            new = Run(settings.service, settings.project, name, uuid.uuid4().hex)
+            new.run_id = f"{trainer.run_id}/{self._name(trainer)}"
+            self._run = known or new
             if known is None or self._service_class.can_rewind:
                 config = _describe(trainer) if "config" in settings.log else {}
         service = self._service_class(settings, self._run)

@@ -187,7 +187,7 @@ class Started:
         """What was written; None if there is no file."""
         try:
             described: dict[str, Any] = json.loads(self._file.read_text())
-        except (FileNotFoundError, ValueError):
+        except (OSError, ValueError):
             return None
         return described
 

@@ -169,9 +169,9 @@ def test_states_are_written_as_before(tmp_path):
     run(tmp_path)
     assert {path.name for path in now.iterdir()} == {path.name for path in before.iterdir()}
     manifests = read_manifest(before), read_manifest(now)
-    added = {"run_id"}, {"loss_parts", "scheduler_parts", "frozen"}
-    assert manifests[1].keys() - manifests[0].keys() == added[0]
-    assert manifests[1]["run"].keys() - manifests[0]["run"].keys() == added[1]
+    assert manifests[1].keys() - manifests[0].keys() == {"run_id"}
+    new = manifests[1]["run"].keys() - manifests[0]["run"].keys()
+    assert new == {"loss_parts", "scheduler_parts", "frozen"}
     assert manifests[0]["run"].items() <= manifests[1]["run"].items()
     name = "model.safetensors"
     assert (now / name).read_bytes() == (before / name).read_bytes()

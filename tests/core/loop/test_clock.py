@@ -28,6 +28,8 @@ def clock(monkeypatch):
 class Takes(TrainerCallback):
     """Takes some time in several events, and keeps what the run's clock says in some of them."""
 
+    changes_training = False
+
     def __init__(self, clock):
         self.clock, self.seen = clock, {}
 
