@@ -19,6 +19,7 @@ from pa_core.checkpoint.codec import decode, decode_weights, encode, encode_weig
 from pa_core.checkpoint.manifest import describe
 from pa_core.checkpoint.safetensors_io import read_tensors, tensor_bytes
 from pa_core.errors import TrainingStateError
+from pa_models import EmaPlugin
 from tests.helpers import assert_identical
 
 ATEN = torch.ops.aten
@@ -150,6 +151,15 @@ def whole(trainer: Trainer) -> dict[str, Tensor]:
     return found
 
 
+def test_frozen_quantised_weights_are_copied_by_an_average():
+    average = EmaPlugin(0.9)
+    trainer = train(average)
+    assert trainer.run_history.get_latest_metric("ema_eval_loss_epoch") > 0
+    module = average.ema_model.module
+    assert torch.equal(module.first.codes, trainer.get_model().first.codes)
+    assert not torch.equal(module.head.weight, trainer.get_model().head.weight)
+
+
 @pytest.mark.parametrize("in_background", [True, False])
 def test_a_run_with_low_bit_tensors_resumes_bit_for_bit(in_background, tmp_path: Path):
     saves = SaveTrainingStateCallback(
@@ -191,7 +201,7 @@ def test_what_cannot_be_saved_is_refused_after_the_first_update(kind, words, tmp
     saves = SaveTrainingStateCallback(tmp_path / "states", save_every_n_steps=3)
     with pytest.raises(TrainingStateError, match=f"optimizer.weight.momentum can't .*{words}"):
         train(saves, model=nn.Linear(4, 1))
-    assert not (tmp_path / "states").exists()
+    assert not list((tmp_path / "states").glob("*/manifest.json"))
     train(model=nn.Linear(4, 1))  # nothing is saved
 
 
