@@ -282,11 +282,7 @@ class Trainer(TrainerBase):
         self._engine.plan(self.run_config)
         self._check_update_plugins()
         self._prepare_model_optimizer_and_dataloaders()
-        self.scheduler = (
-            self.create_scheduler()
-            if create_scheduler_fn is not None
-            else self._hooks.create_scheduler(trainer=self)
-        )
+        self._create_scheduler(None if state is None else state.scheduled_for)
         self.position = Position(epoch=epoch, first_epoch=epoch)
         self._drawing = set()
         self.control.reset()
@@ -467,6 +463,7 @@ class Trainer(TrainerBase):
         self._reload_changed_data()
         if position.phase == "train":
             self._restore_plugins()
+        self._follow_length()
         position.phase = "train"
 
         batches, randomness = self._rest_of_epoch()
