@@ -30,7 +30,6 @@ from pa_core.checkpoint.manifest import (
     describe_optimization,
     describe_plugins,
     frozen_parameters,
-    run_fingerprint,
 )
 from pa_core.checkpoint.optimizer_shards import read_shard
 from pa_core.checkpoint.save import parameter_names
@@ -174,17 +173,25 @@ class TrainingState:
             obstacle = mid_epoch_obstacle(saved["run"], present["run"], states, self.position.batch)
         self._report(found, obstacle)
 
-    def settle(self, trainer: Trainer) -> None:
-        """Have further states record the settings in effect, now that everything is restored.
+    def settle(self, trainer: Trainer, script: Mapping[str, Any]) -> dict[str, Any]:
+        """Work out the settings in effect, now that everything is restored.
 
-        So a setting of the script that has no effect, such as the learning rate of a restored
-        optimizer, is reported by each resume until script and state agree.
+        Further states record them. So a setting of the script that has no effect, such as the
+        learning rate of a restored optimizer, is reported by each resume until script and state
+        agree.
+
+        Args:
+            trainer: the restored trainer.
+            script: the fingerprint of the run as its script describes it.
+
+        Returns:
+            The fingerprint of the run as it is.
 
         Raises:
             TrainingStateError: if other parameters are frozen than in the saved run, and the run
                 resumes with ``strict=True``.
         """
-        saved, script = self.reader.manifest, trainer._fingerprint or run_fingerprint(trainer)
+        saved = self.reader.manifest
         live = describe_optimization(trainer)
         for group, described in zip(
             live["optimizer_settings"], script["optimizer_settings"], strict=False
@@ -205,10 +212,10 @@ class TrainingState:
             for name, described in plugins.items()
         }
         plugins = {name: one | {"values": values[name]} for name, one in plugins.items()}
-        trainer._fingerprint, trainer._manifest = script | effect | {"plugins": plugins}, None
         frozen = saved["run"].get("frozen")
         if frozen is not None and (frozen_now := frozen_parameters(trainer)) != frozen:
             self._report([f"frozen parameters: {_only_in_one(frozen, frozen_now)}"], None)
+        return {**script, **effect, "plugins": plugins}
 
     def check_data(self, trainer: Trainer) -> None:
         """Check the data that plugins have put in place for the rest of the resumed epoch.

@@ -373,7 +373,11 @@ class TrainerBase(TrainerServices):
             self._reload_changed_data()
             state.check_data(self._trainer)
             state.restore_data(self._trainer)
-            state.settle(self._trainer)
+            assert self._fingerprint is not None  # from `train` on
+            self._fingerprint = state.settle(self._trainer, self._fingerprint)
+            self._manifest = None
+            if self.was_finished:
+                self._print_finished()
 
     @property
     def _recomputing(self) -> list[str]:

@@ -120,7 +120,7 @@ def test_data_that_decide_their_own_order_resume_exactly_on_each_process(one, tw
             assert outcome["resumed"][kind] == [True] * processes, kind
     assert one["resumed"]["refused"] == [""]
     first, last = two["resumed"]["refused"]
-    assert "Counts (DataLoader) doesn't yield the batches" in last
+    assert "Saves (DataLoader) doesn't yield the batches" in last
     assert "is as before on this process, and differs on another" in first
 
 
