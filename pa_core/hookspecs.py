@@ -580,6 +580,8 @@ def create_accelerator(trainer: Trainer) -> Accelerator | None:
 def create_optimizer(trainer: Trainer) -> Any:
     """Create the optimizer for ``trainer.model``'s parameters, if the Trainer was given none.
 
+    It may be a list of optimizers, with disjoint parameters.
+
     When: once, in ``Trainer(..., optimizer=None)``. Runs on: every process.
     Collectives allowed: no. Reads the device: yes.
     """
@@ -622,7 +624,8 @@ def create_eval_dataloader(
 def create_scheduler(trainer: Trainer) -> Any:
     """Create the learning-rate scheduler for ``trainer.optimizer``; it is stepped once per update.
 
-    By default from ``trainer.create_scheduler_fn``: a function, or a registered name.
+    By default from ``trainer.create_scheduler_fn``: a function, a registered name, or a scheduler
+    of this optimizer; with several optimizers, one for each of them.
 
     When: once per ``train(...)``. Runs on: every process.
     Collectives allowed: yes. Reads the device: yes.

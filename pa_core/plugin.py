@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from pa_core.diagnostics.device_syncs import watch_device_syncs
     from pa_core.diagnostics.preserve import preserved
     from pa_core.diagnostics.stopwatch import Spent, Stopwatch
+    from pa_core.engine.optimizers import SchedulerList
     from pa_core.engine.wrappers import (
         clean_state_dict,
         load_clean_state_dict,
@@ -67,6 +68,7 @@ __all__ = [
     "LocalPath",
     "PluginManager",
     "RunLock",
+    "SchedulerList",
     "Spent",
     "StateReader",
     "Stopwatch",
@@ -111,6 +113,7 @@ _HOMES = {
     "KeyedDataLoader": "pa_core.data.loader",
     "PluginManager": "pa_core.plugins.manager",
     "RunLock": "pa_core.checkpoint.lock",
+    "SchedulerList": "pa_core.engine.optimizers",
     "Spent": "pa_core.diagnostics.stopwatch",
     "StateReader": "pa_core.checkpoint.storage",
     "Stopwatch": "pa_core.diagnostics.stopwatch",

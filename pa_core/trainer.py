@@ -60,7 +60,7 @@ class Trainer(TrainerBase):
         model: the model, or the name of one that a plugin registers.
         loss_func: called with the model's outputs and the targets; returns a mean over the batch.
         optimizer: an optimizer of the model's parameters, a function that creates one from them,
-            or a list of optimizers, each of its own parameters. With None, a plugin may create it;
+            or a list of optimizers, with disjoint parameters. With None, a plugin may create it;
             evaluating and predicting need none.
         callbacks: classes or instances of `TrainerCallback`; they replace the default built-ins.
         run_history: records losses and metrics; in memory by default.
@@ -282,11 +282,7 @@ class Trainer(TrainerBase):
         self._engine.plan(self.run_config)
         self._check_update_plugins()
         self._prepare_model_optimizer_and_dataloaders()
-        self.scheduler = (
-            self.create_scheduler()
-            if create_scheduler_fn is not None
-            else self._hooks.create_scheduler(trainer=self)
-        )
+        self._create_scheduler(None if state is None else state.scheduled_for)
         self.position = Position(epoch=epoch, first_epoch=epoch)
         self._drawing = set()
         self.control.reset()

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from pydantic import Field
 
+from pa_core.checkpoint.subclasses import plain_parts
 from pa_core.plugin import CallbackSettings, ConfigurableCallback
 
 if TYPE_CHECKING:
@@ -27,6 +28,15 @@ def has_finite_weights(trainer: Trainer) -> bool:
 
 
 def _is_finite(tensor: torch.Tensor) -> bool:
+    # A tensor of a subclass, such as a quantised one, is checked by the tensors that it holds; but
+    # not a DTensor, of which each process would check its own shard only.
+    parts = [tensor] if hasattr(tensor, "to_local") else plain_parts(tensor)
+    return all(map(_is_part_finite, parts))
+
+
+def _is_part_finite(tensor: torch.Tensor) -> bool:
+    if tensor.dtype.itemsize == 1 and tensor.is_floating_point():  # which has no sum
+        tensor = tensor.float()
     # The sum costs a tenth of the elementwise check, which is needed only if the sum overflows.
     return bool(torch.isfinite(tensor.sum())) or bool(torch.isfinite(tensor).all())
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
@@ -30,6 +31,10 @@ class SaveBestModelSettings(WatchSettings):
     )
     load_saved_checkpoint: bool = Field(
         True, description="Whether to load the best model at the end of the run."
+    )
+    on_save_error: Literal["warn", "stop"] = Field(
+        "warn",
+        description="What to do if the file can't be written, as on a full disk: warn or stop.",
     )
     model: str | None = Field(
         None,
@@ -58,9 +63,11 @@ class SaveBestModelCallback(MetricWatcher):
         load_saved_checkpoint: whether to load the best model at the end of the run.
         model: the name of another evaluated model, such as a moving average of the trained one,
             whose weights are saved instead.
+        on_save_error: if the file can't be written, as on a full disk, ``"warn"`` continues with
+            the best model that is saved, and ``"stop"`` raises the error.
 
     Attributes:
-        best_metric: the best value so far.
+        best_metric: the best value so far whose model is saved.
         best_metric_epoch: number of the epoch of that value.
     """
 
@@ -77,6 +84,7 @@ class SaveBestModelCallback(MetricWatcher):
         save_scheduler: bool = True,
         load_saved_checkpoint: bool = True,
         model: str | None = None,
+        on_save_error: Literal["warn", "stop"] = "warn",
     ) -> None:
         super().__init__(watch_metric, greater_is_better, reset_on_train)
         self.save_path = local_path(save_path)
@@ -84,6 +92,7 @@ class SaveBestModelCallback(MetricWatcher):
         self.save_scheduler = save_scheduler
         self.load_saved_checkpoint = load_saved_checkpoint
         self.model = model
+        self.on_save_error = on_save_error
         self.best_metric_epoch: int | None = None
 
     def reset(self) -> None:
@@ -94,18 +103,29 @@ class SaveBestModelCallback(MetricWatcher):
     def on_watched_metric(self, trainer: Trainer, metric: str, value: float, **kwargs: Any) -> None:
         if metric != self.watch_metric or not self.is_better(value):
             return
-        self.best_metric = value
-        self.best_metric_epoch = trainer.run_history.current_epoch
-        model = None
+        model, epoch = None, trainer.run_history.current_epoch
         if self.model is not None:
             model = trainer.plugins.find("register_eval_models", self.model, trainer=trainer)
-        trainer.save_checkpoint(
-            save_path=self.save_path,
-            checkpoint_kwargs={self.watch_metric: value, "epoch": self.best_metric_epoch},
-            save_optimizer=self.save_optimizer,
-            save_scheduler=self.save_scheduler,
-            model=model,
-        )
+        try:
+            trainer.save_checkpoint(
+                save_path=self.save_path,
+                checkpoint_kwargs={self.watch_metric: value, "epoch": epoch},
+                save_optimizer=self.save_optimizer,
+                save_scheduler=self.save_scheduler,
+                model=model,
+            )
+        except (OSError, MemoryError, RuntimeError) as error:  # PyTorch raises the last for a disk
+            if self.on_save_error == "stop":
+                raise
+            kept = f"still holds that of epoch {self.best_metric_epoch}"
+            warnings.warn(
+                f"The model of epoch {epoch}, which has the best {self.watch_metric} so far, "
+                f"{value}, could not be saved: {type(error).__name__}: {error}. {self.save_path} "
+                f"{'is not written' if self.best_metric is None else kept}, and training continues",
+                stacklevel=2,
+            )
+        else:
+            self.best_metric, self.best_metric_epoch = value, epoch
 
     @hookimpl(trylast=True)
     def on_training_run_end(self, trainer: Trainer, **kwargs: Any) -> None:

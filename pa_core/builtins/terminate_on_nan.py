@@ -9,6 +9,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from pa_core.checkpoint.subclasses import plain_parts
 from pa_core.hookspecs import hookimpl
 from pa_core.plugin import CallbackSettings, ConfigurableCallback
 
@@ -139,7 +140,8 @@ class TerminateOnNaNCallback(ConfigurableCallback):
         self._check_device(trainer, _LOSS)
         # Where gradients aren't read, a bad one shows in the next loss, or at last in the weights.
         if self.policy == "stop" and trainer.device.type != "cpu" and not self.triggered:
-            if not all(torch.isfinite(_local(one)).all() for one in _parameters(trainer)):
+            weights = (part for one in _parameters(trainer) for part in plain_parts(_local(one)))
+            if not all(torch.isfinite(part).all() for part in weights):
                 self._trigger(trainer, "the weights are NaN or infinite")
 
     @hookimpl(trylast=True)
@@ -292,7 +294,7 @@ def _count_bad(tensors: list[Tensor]) -> Tensor:
     for tensor in tensors:
         tensor = tensor.coalesce().values() if tensor.is_sparse else _local(tensor)
         if tensor.is_complex():
-            tensor = torch.view_as_real(tensor)
+            tensor = torch.view_as_real(tensor.resolve_conj())
         kinds.setdefault((tensor.device, tensor.dtype), []).append(tensor)
     total = None
     for (device, _), group in kinds.items():

@@ -111,6 +111,7 @@ class TrainingState:
             raise ValueError(f"there is no phase {position.phase!r}")
         if not isinstance(self._parts["run_history"], dict | None):
             raise TypeError("the run history must be a dict")
+        self.scheduled_for = _checked_numbers(state.get("scheduled_for"))
         self._run: dict[str, Any] = reader.manifest["run"]
         run_id = reader.manifest.get("run_id")
         self._run_id = None if run_id is None else uuid.UUID(run_id).hex
@@ -169,7 +170,7 @@ class TrainingState:
             obstacle = "The state of one optimizer can't be loaded into another"
         elif self._is_within_epoch:
             states = [process["plugins"] for process in self._processes]
-            obstacle = mid_epoch_obstacle(saved["run"], present["run"], states)
+            obstacle = mid_epoch_obstacle(saved["run"], present["run"], states, self.position.batch)
         self._report(found, obstacle)
 
     def settle(self, trainer: Trainer, script: Mapping[str, Any]) -> dict[str, Any]:
@@ -452,7 +453,9 @@ class TrainingState:
         the plugins' state describe the run so far, and stay. Errors are those of
         `restore_weights`.
         """
+        trainer._recreate_scheduler(self.scheduled_for)
         self.restore_weights(trainer)
+        trainer._follow_length()
         plugins, saved = trainer.plugins, self._process["plugins"]
         following = {
             name: keys
@@ -489,6 +492,27 @@ class TrainingState:
     def _sharding_difference(self, trainer: Trainer) -> str:
         now = trainer._engine.sharding
         return f"the optimizer's state: {self._sharding or 'whole'} → {now or 'whole'}"
+
+
+def _checked_numbers(numbers: Any) -> dict[str, Any] | None:
+    """The numbers of the run that its scheduler was created for; earlier versions have none.
+
+    Raises:
+        TypeError: if they are anything else.
+    """
+    if numbers is None:
+        return None
+    counts = ("num_updates", "updates_per_epoch", "train_batches", "eval_batches")
+    pairs = [tuple(pair) for pair in numbers["past"]]
+    is_valid = (
+        numbers.keys() == {*counts, "num_epochs", "past"}
+        and all(numbers[name] is None or type(numbers[name]) is int for name in counts)
+        and isinstance(numbers["num_epochs"], int | float | None)
+        and all(isinstance(epochs, int | float) and type(n) is int for epochs, n in pairs)
+    )
+    if not is_valid:
+        raise TypeError(f"{numbers!r} aren't the numbers of a run")
+    return {**numbers, "past": tuple(pairs)}
 
 
 def _parts(data: Mapping[str, Any]) -> dict[str, Any]:

@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
+from torch.utils.data.dataloader import _BaseDataLoaderIter
 
 from pa_core.data.digest import batch_digest
 from pa_core.data.rng import key_at
@@ -47,6 +48,39 @@ def find_generators(*roots: Any, without: Iterable[Any] = ()) -> list[Generator]
     return [value for value in found if _is_generator(value) and _can_be_seeded(value)]
 
 
+class OwnGenerators:
+    """The generators that objects hold, to be seeded for each batch that is fetched from them.
+
+    Some datasets create theirs when they fetch the first sample. So the search is repeated after
+    the first batch, and in a copy that another process makes.
+
+    Args:
+        roots: the objects.
+    """
+
+    def __init__(self, *roots: Any) -> None:
+        self._roots = roots
+        self._found: list[Generator] | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return vars(self) | {"_found": None}
+
+    def __bool__(self) -> bool:
+        return bool(self._found)
+
+    def seed(self, key: int) -> None:
+        """Seed them; those of the first call are searched for."""
+        if self._found is None:
+            self._found = find_generators(*self._roots)
+        if self._found:
+            seed_generators(self._found, key)
+
+    def have_grown(self) -> bool:
+        """Search again; returns whether there are new ones, which have not been seeded."""
+        before, self._found = self._found, find_generators(*self._roots)
+        return not {id(one) for one in self._found} <= {id(one) for one in before or ()}
+
+
 def find_unseedable(*roots: Any) -> dict[str, Any]:
     """The random generators that objects hold and that can't be seeded, by where they are."""
     return {
@@ -56,9 +90,10 @@ def find_unseedable(*roots: Any) -> dict[str, Any]:
     }
 
 
-def find_loaders(*roots: Any) -> list[DataLoader[Any]]:
-    """The data loaders that objects hold."""
-    return [value for _, value in _walk(roots) if isinstance(value, DataLoader)]
+def find_loaders(*roots: Any) -> list[Any]:
+    """The data loaders that objects hold, and their iterators."""
+    kinds = DataLoader, _BaseDataLoaderIter
+    return [value for _, value in _walk(roots) if isinstance(value, kinds)]
 
 
 def seed_generators(generators: Iterable[Generator], key: int) -> None:

@@ -7,6 +7,7 @@ the worker with its indices. The order of the loader's sampler stays as it is.
 
 from __future__ import annotations
 
+import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from itertools import count
@@ -15,7 +16,7 @@ from weakref import WeakKeyDictionary
 
 from torch.utils.data import DataLoader, Dataset, IterableDataset, get_worker_info
 
-from pa_core.data.inspection import find_generators, seed_generators
+from pa_core.data.inspection import OwnGenerators
 from pa_core.data.rng import derive_key, seed_host
 
 LOADER_OPTIONS = (
@@ -47,36 +48,46 @@ class KeyedAccess(Dataset[Any]):
     """
 
     def __init__(self, dataset: Any, collate_fn: Callable[[Any], Any] | None) -> None:
-        self.dataset, self._collate = dataset, collate_fn
-        self._generators: list[Any] | None = None  # found by each process in its own copy
+        self.dataset = dataset
+        self._generators = OwnGenerators(dataset, collate_fn)
+        self._process: int | None = None  # the one that has fetched
         self._epoch: int | None = None
-
-    def __getstate__(self) -> dict[str, Any]:
-        return vars(self) | {"_generators": None}
 
     def __len__(self) -> int:
         return len(self.dataset)
 
     def __getitem__(self, index: KeyedIndices) -> Any:
-        self._seed(index)
-        return self.dataset[index.indices]
+        return self._fetch(index, self._one)
 
     def __getitems__(self, batch: KeyedIndices) -> Any:
-        self._seed(batch)
-        if getattr(self.dataset, "__getitems__", None):
-            return self.dataset.__getitems__(batch.indices)
-        return [self.dataset[index] for index in batch.indices]
+        return self._fetch(batch, self._many)
 
-    def _seed(self, batch: KeyedIndices) -> None:
+    def _one(self, index: Any) -> Any:
+        return self.dataset[index]
+
+    def _many(self, indices: Any) -> Any:
+        if getattr(self.dataset, "__getitems__", None):
+            return self.dataset.__getitems__(indices)
+        return [self.dataset[index] for index in indices]
+
+    def _fetch(self, batch: KeyedIndices, fetch: Callable[[Any], Any]) -> Any:
         if batch.epoch != self._epoch:
             self._epoch = batch.epoch
             # The main process has called it for its own copy.
             if hasattr(self.dataset, "set_epoch") and get_worker_info() is not None:
                 self.dataset.set_epoch(batch.epoch)
-        if self._generators is None:
-            self._generators = find_generators(self.dataset, self._collate)
-        seed_host(batch.key)
-        seed_generators(self._generators, batch.key)
+        self._seed(batch.key)
+        fetched = fetch(batch.indices)
+        if self._process != os.getpid():
+            self._process = os.getpid()
+            if self._generators.have_grown():
+                self._seed(batch.key)
+                fetched = fetch(batch.indices)
+        return fetched
+
+    def _seed(self, key: int) -> None:
+        seed_host(key)
+        self._generators.seed(key)
 
 
 class ShowDataset:

@@ -7,6 +7,7 @@ replayed from the start of the epoch.
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import islice
@@ -25,6 +26,7 @@ from pa_core.data.rng import derive_key, generator_positions, seed_host, seed_to
 from pa_core.data.sampler import EpochSampler, IndexBatch
 
 if TYPE_CHECKING:
+    from pa_core.data.inspection import OwnGenerators
     from pa_core.engine.base import Engine
 
 _END = object()
@@ -48,10 +50,12 @@ class KeyedDataset(Dataset[Any]):
         self._collate = collate_fn or _default_collate
         self.collate_fn = _identity if self._fetch_tensors else self.collate
         self._indices: list[int] = []  # of the last batch, for the error note
-        self._generators: list[Any] | None = None
+        self._process: int | None = None  # the one that has fetched
+        self._generators: OwnGenerators | None = None
+        if self.may_draw:
+            from pa_core.data.inspection import OwnGenerators
 
-    def __getstate__(self) -> dict[str, Any]:
-        return vars(self) | {"_generators": None}  # each process finds those of its own copy
+            self._generators = OwnGenerators(dataset, collate_fn)
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -69,27 +73,32 @@ class KeyedDataset(Dataset[Any]):
         """Whether a fetch runs the user's code, which may draw random numbers."""
         return self._fetch_tensors is None
 
-    @property
-    def generators(self) -> list[Any]:
-        """The random generators that the dataset and the collation hold, to be seeded too."""
-        if self._generators is None:
-            from pa_core.data.inspection import find_generators
-
-            self._generators = find_generators(self.dataset, self._collate) if self.may_draw else []
-        return self._generators
-
     def seed(self, key: int) -> None:
         """Seed everything that a fetch may draw from."""
         seed_host(key)
-        if self.generators:
-            from pa_core.data.inspection import seed_generators
+        if self._generators is not None:
+            self._generators.seed(key)
 
-            seed_generators(self.generators, key)
+    @property
+    def holds_generators(self) -> bool:
+        """Whether dataset and collation are known to hold random generators of their own."""
+        return bool(self._generators)
+
+    def finds_generators(self) -> bool:
+        """After a fetch: whether dataset and collation hold generators that weren't seeded."""
+        return self._generators is not None and self._generators.have_grown()
 
     def __getitems__(self, batch: IndexBatch) -> Any:
-        if self.may_draw:
-            self.seed(batch.key)
-        return self.fetch(batch.indices)
+        if not self.may_draw:
+            return self.fetch(batch.indices)
+        self.seed(batch.key)
+        samples = self.fetch(batch.indices)
+        if self._process != os.getpid():
+            self._process = os.getpid()
+            if self.finds_generators():
+                self.seed(batch.key)
+                samples = self.fetch(batch.indices)
+        return samples
 
     def fetch(self, batch: Tensor) -> Any:
         """Fetch samples without seeding; `batch` has shape ``(batch,)``."""
@@ -207,8 +216,8 @@ class KeyedDataLoader(DataLoader[Any]):
         """
         dataset: Any = self.dataset
         fetch, collate, may_draw = dataset.fetch, self.collate_fn, dataset.may_draw
-        if dataset.generators:
-            self.seeds_always = True
+        self.seeds_always |= dataset.holds_generators
+        is_first = may_draw
         if dataset._collate is _default_collate:
             dataset._collate = _fast_collate
         for batch in self.batch_sampler:
@@ -216,7 +225,11 @@ class KeyedDataLoader(DataLoader[Any]):
                 seed_torch(batch.key)
                 before = generator_positions()
                 samples = collate(fetch(batch.indices))
-                if generator_positions() == before:
+                has_drawn = generator_positions() != before
+                if is_first:
+                    is_first = False
+                    has_drawn |= dataset.finds_generators()
+                if not has_drawn:
                     yield samples
                     continue
                 self.seeds_always = True

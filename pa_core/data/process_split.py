@@ -155,12 +155,10 @@ class OwnSplitLoader(SplitLoader):
         return self._split(self._checked(keyed_epoch(self.loader, seed, epoch, watch=watch)))
 
     def _check_order(self, items: Iterator[Any]) -> Iterator[Any]:
-        """The same indices, after checking that no sample is on two processes."""
-        from pa_core.data.self_split import check_each_once
+        """The indices of an evaluation, after checking that no sample is on two processes."""
+        from pa_core.data.self_split import each_once
 
-        indices = list(items)
-        check_each_once(indices, self._engine, self._mark)
-        return iter(indices)
+        return iter(each_once(list(items), self._engine, self._mark, self.loader))
 
     def _checked(self, items: Iterator[Any]) -> Iterator[Any]:
         from pa_core.data.self_split import check_own_batches

@@ -36,6 +36,10 @@ _HOW_TO_MARK = (
     "If each process reads its own split, set is_sharded = True on the dataset or loader. If it is "
     "the same data on every process, and only its random numbers differ, set is_sharded = False"
 )
+_ONCE = (
+    "an evaluation counts each sample once: pass the dataset, or a DataLoader over it without the "
+    "sampler"
+)
 
 
 class Described(NamedTuple):
@@ -284,46 +288,58 @@ def check_repeats(loader: Any, purpose: Purpose) -> None:
         ValueError: in an evaluation, which counts each sample once.
     """
     repeated = repeats_of(loader)
-    if not repeated:
-        return
+    if not repeated or (purpose != "train" and repeated > 0 and can_be_keyed(loader)):
+        return  # the evaluation leaves them out, see `each_once`
     text = (
         f"The DistributedSampler in {type(loader).__name__} "
-        f"{'repeats' if repeated > 0 else 'leaves out'} {abs(repeated)} samples"
+        f"{'repeats' if repeated > 0 else 'leaves out'} {_count(abs(repeated))}"
     )
     if purpose == "train":
         if repeated > 0:
-            warnings.warn(f"{text} in each epoch, which count twice", stacklevel=2)
+            warnings.warn(f"{text} in each epoch, to even out the processes", stacklevel=2)
         return
-    raise ValueError(
-        f"{text}, but an evaluation counts each sample once: pass the dataset, or a DataLoader "
-        "over it without the sampler"
-    )
+    raise ValueError(f"{text}, but {_ONCE}")
 
 
-def check_each_once(batches: Sequence[Any], engine: Engine, mark: SplitMark) -> None:
-    """Check that no sample is in the splits of an evaluation twice; a collective.
+def each_once(batches: list[Any], engine: Engine, mark: SplitMark, loader: Any) -> list[Any]:
+    """The batches of an evaluation without what a `DistributedSampler` repeats; a collective.
 
     Args:
         batches: the indices of this process' batches.
         engine: connects the processes.
         mark: what shows that the data are split.
+        loader: the loader that has the sampler.
 
     Raises:
-        ValueError: on every process, if a sample is.
+        ValueError: on every process, if another sampler yields a sample twice.
     """
     numbers = [np.ravel(batch) for batch in batches]
     mine = np.concatenate(numbers) if numbers else np.empty(0, dtype=np.int64)
     splits = engine.gather_objects(mine if mine.dtype.kind in "iu" else None)
     if any(split is None for split in splits):  # keys of another kind
-        return
+        return batches
     indices = np.concatenate(splits)
     repeated = len(indices) - len(np.unique(indices))
-    if repeated:
+    if not repeated:
+        return batches
+    if repeated != repeats_of(loader) or loader.batch_sampler is None:
         raise ValueError(
-            f"The splits of the evaluation data ({mark}) hold {repeated} samples more than once, "
-            "but an evaluation counts each sample once: pass the dataset, or a DataLoader over it "
-            "without the sampler"
+            f"The splits of the evaluation data ({mark}) hold {_count(repeated)} more than once, "
+            f"but {_ONCE}"
         )
+    seen = set(np.concatenate([*splits[: engine.rank], mine[:0]]).tolist())
+    once: list[Any] = []
+    for batch in batches:
+        once.append([])
+        for index in batch:
+            if int(index) not in seen:
+                seen.add(int(index))
+                once[-1].append(index)
+    return [batch for batch in once if batch]
+
+
+def _count(samples: int) -> str:
+    return "1 sample" if samples == 1 else f"{samples} samples"
 
 
 def check_same_order(first: Sequence[Any], engine: Engine, loader: Any) -> None:

@@ -59,18 +59,21 @@ class SplitMark(NamedTuple):
 def find_mark(loader: Any) -> SplitMark | None:
     """The mark of a loader or dataset that is split; None if nothing shows that it is.
 
-    The attribute ``is_sharded`` counts before anything else, and what is nearer to the loader
-    before what it holds.
+    The attribute ``is_sharded`` counts before anything else, then what is known, and what is nearer
+    to the loader before what it holds.
     """
-    found, in_loader = None, False
+    found: SplitMark | None = None
+    in_loader = False
     for part in parts_of(loader):
         marked = _attribute(part, "is_sharded")
         if isinstance(marked, bool | int | np.bool_):
             owner = f"{type(part).__name__}.is_sharded"
             return SplitMark(owner, "marked", is_split=bool(marked))
         in_loader = in_loader or isinstance(part, DataLoader)
-        mark = _mark_of(part, in_loader) if found is None else None
-        if mark is not None and mark.world_size != 1:
+        mark = _mark_of(part, in_loader)
+        if mark is None or mark.world_size == 1:
+            continue
+        if found is None or (found.kind == "fields" and mark.kind == "known"):
             found = mark
     return found
 

@@ -19,7 +19,7 @@ class OptimizerList(torch.optim.Optimizer):
     an overflow skips the update of all of them.
 
     Args:
-        optimizers: two or more, each of its own parameters.
+        optimizers: two or more, with disjoint parameters.
     """
 
     def __init__(self, optimizers: Iterable[Any]) -> None:
@@ -235,7 +235,7 @@ def as_one(optimizer: Any) -> Any:
     for number, one in enumerate(optimizer):
         if isinstance(one, type) or not hasattr(one, "param_groups"):
             raise TypeError(
-                f"optimizer[{number}] is {one!r}; in a list, each must be an optimizer of its own "
+                f"optimizer[{number}] is {one!r}; in a list, each must be an optimizer of separate "
                 "parameters, such as torch.optim.AdamW(model.head.parameters())"
             )
     if not optimizer:

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from accelerate import DistributedType
 
+from pa_core.engine.wrappers import named_parameters
+
 if TYPE_CHECKING:
     from accelerate import Accelerator
     from torch import nn
@@ -75,7 +77,7 @@ def check_whole(model: nn.Module, sharded_by: str | None) -> None:
     """
     if sharded_by is not None:
         return
-    for name, parameter in model.named_parameters():
+    for name, parameter in named_parameters(model):
         mesh = getattr(parameter, "device_mesh", None)  # of a DTensor
         if mesh is not None and mesh.size() > 1:
             raise ValueError(

@@ -82,7 +82,7 @@ class Trainable:
         engine: connects the processes.
 
     Attributes:
-        disagreement: what this process has changed alone, until all of them are told.
+        disagreement: what this process has changed alone, until all processes know it.
     """
 
     _window = 0  # accumulated batches of all trainers so far, which name the entries of the store
@@ -91,6 +91,7 @@ class Trainable:
         self._engine = engine
         self._seen: WeakKeyDictionary[nn.Module, Seen] = WeakKeyDictionary()
         self._changes: list[_Change] = []
+        self._held: list[int] | None = None  # the parameters of the optimizer when it was checked
         self.disagreement: str | None = None
 
     def remember(self, model: nn.Module) -> None:
@@ -182,16 +183,19 @@ class Trainable:
             self._changes = []
             raise
 
-    def complete(self, model: nn.Module) -> bool:
+    def complete(self, model: nn.Module, optimizer: Any) -> bool:
         """Reduce what the wrapper hasn't, after the backward pass.
 
         Returns:
             Whether the model has to be wrapped again.
 
         Raises:
-            RuntimeError: if processes have changed different parameters, or the model is sharded.
+            RuntimeError: if processes have changed different parameters, or the optimizer holds
+                some that the wrapper doesn't know.
         """
         changes, self._changes = self._changes, []
+        if self._engine.sharded_by is None:
+            self._check_optimizer(model, optimizer)
         if not changes:
             self._discard_late(model)
             return False
@@ -218,6 +222,24 @@ class Trainable:
         for change, *ranks in zip(changes, *(has for _, has in gathered), strict=True):
             self._reduce(change, has_gradient=any(ranks))
         return True
+
+    def _check_optimizer(self, model: nn.Module, optimizer: Any) -> None:
+        """Refuse parameters that were added to model and optimizer since the wrapper was made."""
+        groups = getattr(optimizer, "param_groups", ())
+        held = [id(parameter) for group in groups for parameter in group["params"]]
+        if held == self._held:
+            return
+        unknown = set(held).difference(map(id, self.seen(model).parameters))
+        if unknown:
+            now = Seen.of(self._engine.unwrap(model, keep_torch_compile=False))
+            pairs = zip(now.names, now.parameters, strict=True)
+            names = {name for name, parameter in pairs if id(parameter) in unknown}
+            raise RuntimeError(
+                f"{_listed(names) or 'Parameters outside the model'} came to the optimizer within "
+                "an epoch, and their gradients aren't reduced over processes: replace modules and "
+                "add parameters in on_training_run_start or on_train_epoch_start"
+            )
+        self._held = held
 
     def _is_reduced(self, model: nn.Module) -> bool:
         """Whether a backward pass waits for the other processes."""

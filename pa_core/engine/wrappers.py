@@ -23,7 +23,7 @@ _DISTRIBUTED = (DistributedDataParallel, DataParallel)
 
 
 def wrapped_name(module: nn.Module) -> str | None:
-    """The name under which a wrapper holds the wrapped module; None if this is no wrapper."""
+    """The name under which a wrapper holds the wrapped module; None if it is not a wrapper."""
     children = module._modules
     if len(children) != 1:
         return None

@@ -68,6 +68,11 @@ def _add_hints(error: BaseException, trainer: Trainer) -> None:
             error.add_note(_worker_lost(trainer))
         return
     text = str(error)
+    if isinstance(error, LookupError | ValueError) and (changed := trainer._data.changed_lengths()):
+        error.add_note(
+            f"{'; '.join(changed)}, and are used as they were until the next epoch. Change the "
+            "length of a dataset between epochs only"
+        )
     if isinstance(error, TypeError):
         for end, advice in _STEP_NEEDS.items():
             if text.endswith(end):

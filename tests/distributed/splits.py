@@ -302,6 +302,9 @@ CASES: dict[str, Callable[[], dict[str, Any]]] = {
     "own order, uneven": lambda: {
         "data": DataLoader(table(27), 4, sampler=distributed(table(27), OwnOrder))
     },
+    "own order, uneven, in a holder": lambda: {
+        "data": Holder(DataLoader(table(27), 4, sampler=distributed(table(27), OwnOrder)))
+    },
     "other world size": lambda: {
         "data": DataLoader(DATA, 4, sampler=distributed(num_replicas=2 * PROCESSES))
     },

@@ -27,8 +27,13 @@ EXPECTED = {  # training, evaluation, prediction
     "in a holder": (ONCE, ONCE, NO_ORDER),
     "own order": (ONCE, ONCE, NO_ORDER),
     "own order, uneven": (
-        "warning: repeats 1 samples in each epoch",
-        "repeats 1 samples, but an evaluation counts each sample once",
+        "warning: repeats 1 sample in each epoch",
+        None,
+        NO_ORDER,
+    ),
+    "own order, uneven, in a holder": (
+        "warning: repeats 1 sample in each epoch",
+        "repeats 1 sample, but an evaluation counts each sample once",
         NO_ORDER,
     ),
     "other world size": (OTHER_WORLD,) * 3,
@@ -122,6 +127,8 @@ def test_repeated_samples_are_those_of_the_sampler(outcome):
         trained = Counter(joined(one[epoch] for one, _ in outcome["own order, uneven"]["train"]))
         assert sorted(trained) == list(range(27))
         assert trained.total() == 28
+    evaluated = joined(one for one, _ in outcome["own order, uneven"]["evaluate"])
+    assert sorted(evaluated) == list(range(27))
 
 
 def test_splits_of_different_lengths_are_read_whole(outcome):

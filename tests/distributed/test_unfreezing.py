@@ -86,6 +86,12 @@ def test_a_change_on_one_process_is_refused_on_all(two):
         assert ("0.weight" if "unfreeze" in name else "2.weight") in first
 
 
+def test_modules_are_not_replaced_within_an_epoch(two):
+    first, second = two["adapted within"]
+    assert first == second
+    assert first.startswith("2.down.weight, 2.up.weight came to the optimizer within an epoch")
+
+
 def test_communication_hooks_are_kept(one, two):
     sizes = two["hooks"]["sizes"]
     assert sizes[0] == 8 * 8 + 8 + 8 * 3 + 3

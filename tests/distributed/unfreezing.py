@@ -167,11 +167,25 @@ class Adapts(TrainerCallback):
 
     def on_train_epoch_start(self, trainer: Trainer, **kwargs: Any) -> None:
         if trainer.position.epoch == 2:
-            model = trainer.get_model()
-            torch.manual_seed(5)
-            model[2] = Adapted(model[2])
-            added = [*model[2].down.parameters(), *model[2].up.parameters()]
-            trainer.optimizer.add_param_group({"params": added})
+            self.adapt(trainer)
+
+    def adapt(self, trainer: Trainer) -> None:
+        model = trainer.get_model()
+        torch.manual_seed(5)
+        model[2] = Adapted(model[2])
+        added = [*model[2].down.parameters(), *model[2].up.parameters()]
+        trainer.optimizer.add_param_group({"params": added})
+
+
+class AdaptsWithinEpoch(Adapts):
+    """Does so between two updates."""
+
+    def on_train_epoch_start(self, trainer: Trainer, **kwargs: Any) -> None:
+        pass
+
+    def on_optimizer_step_end(self, trainer: Trainer, **kwargs: Any) -> None:
+        if trainer.updates == 1:
+            self.adapt(trainer)
 
 
 class TwoPasses(TrainerCallback):
@@ -226,6 +240,7 @@ def main(folder: Path) -> None:
                 outcome[f"alone: {name} in {hook}"] = refusal(case)
         one = changing("on_train_step_end", unfreeze_first, step=1, ranks=(0,))
         other = changing("on_train_step_end", freeze_second, step=1, ranks=(1,))
+        outcome["adapted within"] = refusal(AdaptsWithinEpoch(), frozen=())
         outcome["alone: each another"] = refusal(one, other)
     if RANK == 0:
         (folder / "outcome.json").write_text(json.dumps(outcome))

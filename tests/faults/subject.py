@@ -12,6 +12,7 @@ import json
 import os
 import random
 import sys
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -157,6 +158,8 @@ def train(
                 metrics=["accuracy"], on=["eval", "train"], task="multiclass", num_classes=3
             )
         )
+    # Early stopping ends the run before the scheduler is through.
+    warnings.filterwarnings("ignore", "The scheduler OneCycleLR is 80 updates long")
     model = Net()
     trainer = Trainer(
         model,

@@ -18,7 +18,7 @@ CAUGHT_BY = {
     "same_order": ("cut_everywhere", "differs in ids, digest"),
     "cursor": ("cut_everywhere", "differs in ids, digest"),
     "no_plugin_state": ("cut_everywhere", "plugin 'early_stopping'"),
-    "no_schedule": ("cut_everywhere", "scheduler, last_epoch"),
+    "no_schedule": ("cut_everywhere", "last_epoch"),
     "no_history": ("cut_everywhere", "run history, train_loss_epoch of epoch 1"),
     "flag_not_reduced": ("campaign", ""),
 }

@@ -65,7 +65,9 @@ def compare_states(
 def _parts_of(state: str | Path, ignore_plugins: Collection[str]) -> dict[str, Any]:
     """What a state holds, by the parts of `Difference`."""
     reader = StateReader(state)
-    content = decode(reader.read_json("state.json"), reader.read_tensors("state.safetensors"))
+    content = decode(
+        _opened(reader.read_json("state.json")), reader.read_tensors("state.safetensors")
+    )
     names = [name for group in content["parameters"] for name in group]
     weights = reader.read_tensors("model.safetensors")
     optimizer = _joined(content["optimizer"] or {"state": {}})
@@ -84,7 +86,7 @@ def _parts_of(state: str | Path, ignore_plugins: Collection[str]) -> dict[str, A
     for rank in range(reader.manifest["run"]["num_processes"]):
         name, whose = f"process-{rank:05d}", f" of process {rank}" if rank else ""
         tensors = reader.read_tensors(f"{name}.safetensors")
-        process = decode(reader.read_json(f"{name}.json"), tensors)
+        process = decode(_opened(reader.read_json(f"{name}.json")), tensors)
         parts[f"running loss{whose}"] = process["loss"]
         for plugin, value in process["plugins"].items():
             if plugin not in ignore_plugins:
@@ -121,6 +123,14 @@ def _by_metric(history: Mapping[str, Any]) -> dict[str, Any]:
             name = f"{base} (record {number})"
         named[name] = _without_seconds(record)
     return named | {key: value for key, value in history.items() if key != "records"}
+
+
+def _opened(value: Any) -> Any:
+    """Encoded data in which tensors of subclasses are dicts, as their classes may not be loaded."""
+    if isinstance(value, dict):
+        value = value["$subclass"] if value.keys() == {"$subclass"} else value
+        return {key: _opened(item) for key, item in value.items()}
+    return [_opened(item) for item in value] if isinstance(value, list) else value
 
 
 def _without_seconds(content: Mapping[str, Any]) -> dict[str, Any]:

@@ -55,8 +55,8 @@ class ModelFreezer:
     of a vision transformer, belong to the first group, where they are used.
 
     Frozen parameters have ``requires_grad=False``. Parameters that are frozen when the freezer is
-    created stay frozen. In distributed training, call ``trainer.rewrap_model()`` after freezing
-    during a run.
+    created stay frozen. On several processes, each must freeze and unfreeze the same parts after
+    the same update; FSDP and DeepSpeed can't follow changes within a run.
 
     Args:
         model: the model; wrappers of distributed training and `torch.compile` are removed.

@@ -6,6 +6,7 @@ import torch
 
 from pa_core import TrainerCallback
 from pa_core.callbacks import SaveBestModelCallback
+from pa_core.checkpoint import model_file
 from tests.builtin_trainer import Interrupts, Records, make_trainer
 from tests.helpers import assert_identical, tiny_data, weights_of
 
@@ -143,3 +144,29 @@ def test_watching_what_nobody_records_is_an_error(tmp_path):
     best = SaveBestModelCallback(tmp_path / "best.pt", "train_los_epoch")
     with pytest.raises(ValueError, match="train_loss_epoch"):
         make_trainer(best).train(tiny_data(16), 1)
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), RuntimeError("writer")])
+def test_a_best_model_that_cannot_be_saved_is_a_warning(error, tmp_path, monkeypatch):
+    file, real, failures = tmp_path / "best.pt", model_file.save_file, [error]
+
+    def save_file(path, write):
+        if file.exists() and failures:  # the second time
+            raise failures.pop()
+        real(path, write)
+
+    monkeypatch.setattr(model_file, "save_file", save_file)
+    with pytest.warns(UserWarning, match=r"epoch 2, .*score so far, 2.0.*still holds .*epoch 1"):
+        _, best, _ = train(tmp_path, [3.0, 2.0, 2.5, 1.0])
+    # 2.5 is better than what the file held then, and 1.0 than that.
+    assert (best.best_metric, best.best_metric_epoch) == (1.0, 4)
+    assert torch.load(file, weights_only=True)["epoch"] == 4
+
+
+def test_a_best_model_that_must_be_saved_stops_the_run(tmp_path, monkeypatch):
+    def save_file(path, write):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(model_file, "save_file", save_file)
+    with pytest.raises(OSError, match="No space left"):
+        train(tmp_path, [0.5], on_save_error="stop")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from functools import partial
+from itertools import chain
 from types import SimpleNamespace
 
 import pytest
@@ -24,7 +25,7 @@ from pa_core.data.same_stream import (
     compare_samples,
     see_batches,
 )
-from pa_core.data.self_split import Described, decide
+from pa_core.data.self_split import Described, decide, whole_loader
 from pa_core.data.split_marks import SplitMark, find_mark, is_marked
 from tests.helpers import tiny_data, tiny_model
 
@@ -98,6 +99,7 @@ SHOWN = [
     ),
     (DataLoader(Stream(pipeline=[ResampledShards()])), "known", (None, None)),
     (DataLoader(Stream(source_datapipe=Filter())), "known", (None, None)),
+    (DataLoader(MapData(rank=0, world_size=2), sampler=SAMPLER), "known", (1, 4)),
     (DataLoader(Stream(rank=1, world_size=4)), "fields", (1, 4)),
     (DataLoader(Stream(_rank=1, _world_size=4)), "fields", (1, 4)),
     (DataLoader(MapData(process_index=1, num_processes=4)), "fields", (1, 4)),
@@ -250,6 +252,38 @@ def test_samples_of_two_processes(first, second, verdict):
     seen = [_sights_of_samples(one, DataLoader(one), 16, 2) for one in (first, second)]
     assert compare_samples(seen) == verdict
     assert random.getstate() == state
+
+
+def joined(lists):
+    return list(chain.from_iterable(lists))
+
+
+@pytest.mark.parametrize("samples", [24, 26])
+@pytest.mark.parametrize("in_batch_sampler", [False, True])
+def test_the_whole_order_has_the_batches_of_a_distributed_sampler(samples, in_batch_sampler):
+    data = tiny_data(samples)
+
+    def loader(rank):
+        sampler = DistributedSampler(data, 3, rank, seed=5)
+        sampler.set_epoch(2)
+        if in_batch_sampler:
+            return DataLoader(data, batch_sampler=BatchSampler(sampler, 4, False))
+        return DataLoader(data, 4, sampler=sampler)
+
+    by_rank = [list(loader(rank).batch_sampler) for rank in range(3)]
+    whole = list(whole_loader(loader(1), "train").batch_sampler)
+    assert sorted(joined(whole)) == list(range(samples))
+    for step in range(samples // 12):  # the steps without repeated samples
+        ours = joined(whole[3 * step : 3 * step + 3])
+        assert sorted(ours) == sorted(joined(batches[step] for batches in by_rank))
+
+
+def test_samplers_that_drop_samples_do_so_in_training_only():
+    loader = DataLoader(
+        tiny_data(26), 4, sampler=DistributedSampler(tiny_data(26), 3, 0, drop_last=True)
+    )
+    lengths = [len(whole_loader(loader, use).sampler) for use in ("train", "evaluate")]
+    assert lengths == [24, 26]
 
 
 def test_a_single_process_that_reads_one_split_is_warned():

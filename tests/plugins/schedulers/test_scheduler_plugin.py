@@ -8,6 +8,7 @@ import torch
 from pydantic import ValidationError
 from torch import nn
 from torch.optim import SGD
+from torch.optim.lr_scheduler import ReduceLROnPlateau
 from torch.utils.data import TensorDataset
 
 from pa_core import Trainer, TrainerCallback
@@ -209,3 +210,35 @@ def test_invalid_settings_are_rejected(wrong):
 def test_options_that_do_not_fit_the_scheduler_raise_before_training(options, message):
     with pytest.raises(ValueError, match=message):
         rates(plugins=[SchedulersPlugin(**options)])
+
+
+def two_optimizers():
+    model = nn.Sequential(nn.Linear(2, 4), nn.Linear(4, 1))
+    optimizers = [
+        SGD(model[0].parameters(), lr=1.0),
+        SGD([{"params": model[1].parameters(), "name": "head"}], lr=0.5),
+    ]
+    return model, optimizers
+
+
+def final_rates(optimizers, model, plugin, schedulers=None):
+    data = TensorDataset(torch.randn(40, 2), torch.randn(40, 1))
+    trainer = Trainer(model, nn.MSELoss(), optimizers, callbacks=(), plugins=[plugin])
+    trainer.train(data, 2, data, per_device_batch_size=4, create_scheduler_fn=schedulers)
+    return [group["lr"] for group in trainer.optimizer.param_groups]
+
+
+def test_each_of_several_optimizers_has_a_schedule_of_the_run():
+    for given in ("cosine", ["cosine", "cosine"]):
+        model, optimizers = two_optimizers()
+        assert final_rates(optimizers, model, SchedulersPlugin(), given) == pytest.approx([0, 0])
+    plugin = SchedulersPlugin(name="cosine", groups={"head": {"name": "constant"}})
+    assert final_rates(*reversed(two_optimizers()), plugin) == pytest.approx([0, 0.5])
+
+
+def test_a_ready_plateau_of_one_of_them_follows_its_metric():
+    model, (first, second) = two_optimizers()
+    plateau = ReduceLROnPlateau(second, patience=0, factor=0.5, threshold=1e9)  # never better
+    plugin = SchedulersPlugin()
+    found = final_rates([first, second], model, plugin, ["linear", plateau])
+    assert found == pytest.approx([0, 0.125])
