@@ -218,17 +218,19 @@ def test_the_best_model_is_saved_and_loaded_with_evaluated_weights(tmp_path):
                 with torch.no_grad():
                     trainer.get_model()[2].weight.mul_(-20)
 
+        def on_training_run_end(self, trainer):
+            trainer.control.save(tmp_path / "loaded")  # once the best model is loaded
+
     best = SaveBestModelCallback(str(tmp_path / "best.pt"), load_saved_checkpoint=True)
-    states = SaveTrainingStateCallback(tmp_path / "states", None, None)
-    trainer = train(make(best, states, MakesEpochsWorse()), 3)
+    trainer = train(make(best, MakesEpochsWorse()), 3)
     assert best.best_metric_epoch == 1
     losses = trainer.run_history.get_metric_values("eval_loss_epoch")
     assert trainer.evaluate(tiny_data(12))["evaluation_loss"] == pytest.approx(min(losses))
     assert loss_of(trainer.get_model(), tiny_data(12)) == pytest.approx(min(losses), abs=1e-6)
-    # The last state holds the best model, and no training weights of another.
-    stored = load_file(tmp_path / "states" / "final" / "model.safetensors")
+    # A state of the best model has no training weights of another.
+    stored = load_file(tmp_path / "loaded" / "model.safetensors")
     assert_identical(stored, weights_of(trainer))
-    assert "training_weights" not in (tmp_path / "states" / "final" / "state.json").read_text()
+    assert "training_weights" not in (tmp_path / "loaded" / "state.json").read_text()
 
 
 class Sharpness(TrainerCallback):
