@@ -19,25 +19,30 @@ if TYPE_CHECKING:
     from pa_core.durations import Progress
 
 
+class _HasClock:
+    """A clock, kept outside of an instance's `vars`, which are its fields alone."""
+
+    __slots__ = ("_since",)
+
+
 class _Seconds:
     """The field `Position.seconds`: those before the clock was started, and those since."""
 
     def __get__(self, position: Position | None, owner: type[Position]) -> float:
         if position is None:
             return 0.0  # the default
-        values = vars(position)
-        seconds, since = values["seconds"], values.get("_since")
-        return float(seconds if since is None else seconds + time.monotonic() - since)
+        seconds: float = vars(position)["seconds"]
+        since = getattr(position, "_since", None)
+        return seconds if since is None else seconds + time.monotonic() - since
 
     def __set__(self, position: Position, seconds: float) -> None:
-        values = vars(position)
-        values["seconds"] = seconds
-        if values.get("_since") is not None:
-            values["_since"] = time.monotonic()
+        vars(position)["seconds"] = seconds
+        if getattr(position, "_since", None) is not None:
+            position.start_clock()
 
 
 @dataclass
-class Position:
+class Position(_HasClock):
     """Where a run stands; counted as batches are consumed, and saved in each training state.
 
     Attributes:
@@ -70,16 +75,16 @@ class Position:
 
     def start_clock(self) -> None:
         """Count the time from here on."""
-        vars(self)["_since"] = time.monotonic()
+        self._since: float | None = time.monotonic()
 
     def stop_clock(self) -> None:
         """Stop counting the time."""
-        seconds, vars(self)["_since"] = self.seconds, None
-        vars(self)["seconds"] = seconds
+        seconds, self._since = self.seconds, None
+        self.seconds = seconds
 
     def __getstate__(self) -> dict[str, Any]:
         # A copy has no running clock.
-        return vars(self) | {"seconds": self.seconds, "_since": None}
+        return vars(self) | {"seconds": self.seconds}
 
     @property
     def attempts(self) -> int:

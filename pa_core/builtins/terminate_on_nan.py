@@ -294,7 +294,7 @@ def _count_bad(tensors: list[Tensor]) -> Tensor:
     for tensor in tensors:
         tensor = tensor.coalesce().values() if tensor.is_sparse else _local(tensor)
         if tensor.is_complex():
-            tensor = torch.view_as_real(tensor)
+            tensor = torch.view_as_real(tensor.resolve_conj())
         kinds.setdefault((tensor.device, tensor.dtype), []).append(tensor)
     total = None
     for (device, _), group in kinds.items():

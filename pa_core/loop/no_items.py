@@ -50,15 +50,22 @@ def gradients_of(
 
 @contextmanager
 def _zeroing(items: float | Tensor, leaves: Iterable[nn.Parameter]) -> Iterator[None]:
+    masks: dict[torch.device, tuple[Tensor, Tensor]] = {}
+
+    def masked(gradient: Tensor) -> Tensor:
+        device = gradient.device
+        if device not in masks:
+            masks[device] = _mask(items, gradient), torch.zeros((), device=device)
+        mask, zero = masks[device]
+        return torch.where(mask, gradient, zero)
+
     def keep(gradient: Tensor) -> Tensor:
         if not isinstance(items, Tensor):  # known to be 0
             return torch.zeros_like(gradient)
         if gradient.is_sparse:
-            values = gradient._values()
-            values = torch.where(_mask(items, values), values, torch.zeros_like(values))
-            indices, shape = gradient._indices(), gradient.shape
-            return torch.sparse_coo_tensor(indices, values, shape, check_invariants=False)
-        return torch.where(_mask(items, gradient), gradient, torch.zeros_like(gradient))
+            indices, values = gradient._indices(), masked(gradient._values())
+            return torch.sparse_coo_tensor(indices, values, gradient.shape, check_invariants=False)
+        return masked(gradient)
 
     # Hooks of a parameter run before its gradient is accumulated, and before it is reduced.
     handles = [leaf.register_hook(keep) for leaf in leaves]

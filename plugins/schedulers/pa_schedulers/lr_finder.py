@@ -230,6 +230,9 @@ class _Sweep(TrainerCallback):
             peaks = [float(as_number(group["lr"])) for group in groups]
             self._ratios = [peak / max(peaks) if max(peaks) > 0 else 1.0 for peak in peaks]
         loss = self._mean_loss(trainer)
+        if loss is None:  # no loss to record: the next update has this learning rate
+            trainer.control.skip_update("no items")
+            return
         if not math.isfinite(loss):
             _stop(trainer, "The loss is NaN or infinite")
             return
@@ -245,11 +248,11 @@ class _Sweep(TrainerCallback):
         for group, ratio in zip(groups, self._ratios, strict=True):
             set_value(group, "lr", self.lrs[count - 1] * ratio)
 
-    def _mean_loss(self, trainer: Trainer) -> float:
-        """The mean over the samples of this update, over all processes."""
+    def _mean_loss(self, trainer: Trainer) -> float | None:
+        """The mean over the items of this update, over all processes; None without any."""
         total, items = trainer.sum(self._tracker.sums(trainer.device)).tolist()
         self._tracker.reset()
-        return total / items if items else math.nan
+        return total / items if items else None
 
 
 def _stop(trainer: Trainer, reason: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+from dataclasses import asdict
 from types import SimpleNamespace
 
 import pytest
@@ -170,6 +171,7 @@ def test_a_copy_of_the_position_has_no_running_clock(clock):
     position = Position(seconds=3.0)
     position.start_clock()
     clock.now += 4
+    assert vars(position).keys() == asdict(position).keys()  # nothing but the fields
     copied = copy.deepcopy(position)
     clock.now += 1
     assert (position.seconds, copied.seconds, copy.copy(position).seconds) == (8, 7, 8)

@@ -92,6 +92,28 @@ def test_it_stops_when_the_loss_grows_or_is_nan():
 # -- Everything is restored -----------------------------------------------------------------------
 
 
+def test_an_update_without_items_has_no_loss_and_its_learning_rate_is_tried_with_the_next():
+    class Labelled(Trainer):
+        def calculate_train_batch_loss(self, batch):
+            output = super().calculate_train_batch_loss(batch)
+            return output | {"num_items_in_batch": int((batch[1] >= 0).sum())}
+
+    x, y = torch.randn(12, 6), torch.arange(12) % 3
+    y[4:8] = -100
+    model = nn.Linear(6, 3)
+    trainer = Labelled(model, nn.CrossEntropyLoss(), SGD(model.parameters(), 0.1), callbacks=())
+    result = find_learning_rate(
+        trainer,
+        TensorDataset(x, y),
+        num_updates=7,
+        stop_factor=None,
+        per_device_batch_size=4,
+        train_dataloader_kwargs={"shuffle": False},
+    )
+    assert len(result.lrs) == len(result.losses) == 7
+    assert np.isfinite(result.losses).all()
+
+
 class WithBuffers(nn.Module):
     """Draws random numbers and changes buffers: saved, unsaved and replaced ones."""
 
