@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable
 from difflib import get_close_matches
 
-
 NOT_SAVED = "No training state was saved"
 """Begins the note on an error that ended the writing of a state."""
 
