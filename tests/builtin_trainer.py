@@ -50,6 +50,8 @@ class SpoilsLoss(TrainerCallback):
 class Interrupts(TrainerCallback):
     """Interrupts the run after a number of updates."""
 
+    changes_training = False
+
     def __init__(self, updates: int) -> None:
         self.updates = updates
 

@@ -296,7 +296,8 @@ def _visible(value: Any, depth: int = 0) -> Any:
         arguments = {str(number): item for number, item in enumerate(value.args)} | value.keywords
         return {"function": inner(value.func), **(inner(arguments) or {})}
     if isinstance(value, MethodType):
-        return {"function": value.__qualname__, "of": describe(value.__self__)}
+        owner = describe(value.__self__) if depth == 0 else type(value.__self__).__qualname__
+        return {"function": value.__qualname__, "of": owner}
     if isinstance(value, FunctionType):
         settings = _settings_of(value, inner)
         return {"function": value.__qualname__, **settings} if settings else value.__qualname__
@@ -305,10 +306,10 @@ def _visible(value: Any, depth: int = 0) -> Any:
         return plain
     if isinstance(value, nn.Module) and depth and any(True for _ in value.parameters()):
         return {"class": type(value).__qualname__, "layers": describe_layers(value)}
-    described = describe(value)
-    if depth == 0 or isinstance(value, nn.Module | _SCHEDULER) or is_dataclass(value):
-        described |= inner(_attributes(value)) or {}
-    return described
+    has_settings = isinstance(value, nn.Module | _SCHEDULER | BaseModel) or is_dataclass(value)
+    if not (has_settings or depth == 0):  # what else it holds may change at any time
+        return {"class": type(value).__qualname__}
+    return describe(value) | (inner(_attributes(value)) or {})
 
 
 def _visible_items(value: Any, inner: Callable[[Any], Any]) -> Any:
