@@ -182,11 +182,15 @@ class RunLength:
         planned: the same in updates, made or skipped; None for a number of updates, and if it is
             unknown in advance, as for a stream or a time limit.
         max_updates: the maximum number of updates that are made; None without a maximum.
+        updates_per_epoch: of the present data; None if these have no length.
+        past: the epochs and updates of the run at each earlier change of an epoch's length.
     """
 
     duration: Duration
     planned: int | None
     max_updates: int | None
+    updates_per_epoch: int | None = None
+    past: tuple[tuple[float, int], ...] = ()
 
     @classmethod
     def plan(
@@ -231,7 +235,7 @@ class RunLength:
             epochs, rest = divmod(rest, samples_per_epoch)
             planned = done.updates + int(epochs) * updates_per_epoch
             planned += math.ceil(rest / global_batch_size)
-        return cls(duration, planned, max_updates)
+        return cls(duration, planned, max_updates, updates_per_epoch)
 
     @property
     def num_updates(self) -> int | None:

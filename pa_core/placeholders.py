@@ -61,7 +61,10 @@ class PlaceholderExpression(_Arithmetic):
 
     def evaluate(self, trainer: Trainer) -> Any:
         """The result with the numbers of the trainer's current run."""
-        return self._operation(*(_replace(operand, trainer) for operand in self._operands))
+        value = self._operation(*(_replace(operand, trainer) for operand in self._operands))
+        # Epochs times updates per epoch are a whole number, even if these are a mean.
+        is_product = self._operation is operator.mul and isinstance(value, float)
+        return int(value) if is_product and value.is_integer() else value
 
     def __repr__(self) -> str:
         return f"{self._operation.__name__}({', '.join(map(str, self._operands))})"

@@ -282,11 +282,7 @@ class Trainer(TrainerBase):
         self._engine.plan(self.run_config)
         self._check_update_plugins()
         self._prepare_model_optimizer_and_dataloaders()
-        self.scheduler = (
-            self.create_scheduler()
-            if create_scheduler_fn is not None
-            else self._hooks.create_scheduler(trainer=self)
-        )
+        self._create_scheduler(None if state is None else state.scheduled_for)
         self.position = Position(epoch=epoch, first_epoch=epoch)
         self._drawing = set()
         self.control.reset()
@@ -418,10 +414,10 @@ class Trainer(TrainerBase):
                 self._announce_metrics()
             if position.phase != "train" or position.stop_reason is not None:
                 self._restore_plugins()
-            if self.was_finished:
-                self._print_finished()
             # An interrupted epoch is completed, whatever the run's length.
-            while not self.was_finished and (position.phase != "start" or not self._is_finished()):
+            while position.stop_reason is None and (
+                position.phase != "start" or not self._is_finished()
+            ):
                 self._run_epoch()
         except StopTrainingError as error:
             position.stop_reason = str(error)
@@ -645,7 +641,7 @@ class Trainer(TrainerBase):
     def _is_finished(self) -> bool:
         """Whether the run has reached its length, the same on every process."""
         length, position = self._length, self.position
-        if length.is_counted_out(position.updates, position.skipped):
+        if self.was_finished or length.is_counted_out(position.updates, position.skipped):
             return True
         if position.phase == "start" and length.is_last_epoch_done(position.epoch_of_run):
             return True

@@ -146,7 +146,10 @@ def _plugin_pairs(
 
 
 def mid_epoch_obstacle(
-    before: Mapping[str, Any], now: Mapping[str, Any], states: Sequence[Mapping[str, Any]]
+    before: Mapping[str, Any],
+    now: Mapping[str, Any],
+    states: Sequence[Mapping[str, Any]],
+    batch: int,
 ) -> str | None:
     """The reason why a run can't resume in the middle of an epoch; None if it can.
 
@@ -154,6 +157,7 @@ def mid_epoch_obstacle(
         before: ``run`` of the saved manifest.
         now: ``run`` of the manifest of the run that is to be resumed.
         states: the plugins' states by name, for each process that has saved.
+        batch: micro-batches of the epoch that the saved run has used.
     """
     if before.get("dataset_length", now["dataset_length"]) != now["dataset_length"]:
         return "A position in the middle of an epoch is only valid for the same dataset"
@@ -162,6 +166,13 @@ def mid_epoch_obstacle(
         return (
             "A position in the middle of an epoch is only valid for the same global batch size, "
             f"which was {sizes[0]} and is now {sizes[1]}: change per_device_batch_size"
+        )
+    accumulation = [run["gradient_accumulation_steps"] for run in (before, now)]
+    if batch % accumulation[1] and accumulation[0] != accumulation[1]:
+        return (
+            f"A position after {batch} micro-batches of an epoch is only valid for a "
+            f"gradient_accumulation_steps that divides {batch}, such as {accumulation[0]}; it is "
+            f"now {accumulation[1]}"
         )
     if before["num_processes"] != now["num_processes"]:
         first = states[0]

@@ -122,15 +122,15 @@ def _load(path: Path, options: Mapping[str, Any]) -> Any:
         return torch.load(path, weights_only=True, **options)
     except pickle.UnpicklingError:
         names = torch.serialization.get_unsafe_globals_in_checkpoint(path)
-        classes = {name: find_class(name) for name in names}
-        if not any(classes.values()):
+        found = {name: cls for name in names if (cls := find_class(name)) is not None}
+        if not found:
             raise
-        if missing := [name for name, cls in classes.items() if cls is None]:
+        if missing := [name for name in names if name not in found]:
             raise CheckpointError(
                 f"{path} holds objects of {', '.join(missing)}, which isn't the class of a tensor "
                 "or isn't loaded: import the module that defines it first"
             ) from None
-        with torch.serialization.safe_globals(list(classes.values())):
+        with torch.serialization.safe_globals([*found.values()]):
             return torch.load(path, weights_only=True, **options)
 
 

@@ -30,7 +30,6 @@ from pa_core.checkpoint.manifest import (
     describe_optimization,
     describe_plugins,
     frozen_parameters,
-    run_fingerprint,
 )
 from pa_core.checkpoint.optimizer_shards import read_shard
 from pa_core.checkpoint.save import parameter_names
@@ -112,6 +111,7 @@ class TrainingState:
             raise ValueError(f"there is no phase {position.phase!r}")
         if not isinstance(self._parts["run_history"], dict | None):
             raise TypeError("the run history must be a dict")
+        self.scheduled_for = _checked_numbers(state.get("scheduled_for"))
         self._run: dict[str, Any] = reader.manifest["run"]
         run_id = reader.manifest.get("run_id")
         self._run_id = None if run_id is None else uuid.UUID(run_id).hex
@@ -170,20 +170,28 @@ class TrainingState:
             obstacle = "The state of one optimizer can't be loaded into another"
         elif self._is_within_epoch:
             states = [process["plugins"] for process in self._processes]
-            obstacle = mid_epoch_obstacle(saved["run"], present["run"], states)
+            obstacle = mid_epoch_obstacle(saved["run"], present["run"], states, self.position.batch)
         self._report(found, obstacle)
 
-    def settle(self, trainer: Trainer) -> None:
-        """Have further states record the settings in effect, now that everything is restored.
+    def settle(self, trainer: Trainer, script: Mapping[str, Any]) -> dict[str, Any]:
+        """Work out the settings in effect, now that everything is restored.
 
-        So a setting of the script that has no effect, such as the learning rate of a restored
-        optimizer, is reported by each resume until script and state agree.
+        Further states record them. So a setting of the script that has no effect, such as the
+        learning rate of a restored optimizer, is reported by each resume until script and state
+        agree.
+
+        Args:
+            trainer: the restored trainer.
+            script: the fingerprint of the run as its script describes it.
+
+        Returns:
+            The fingerprint of the run as it is.
 
         Raises:
             TrainingStateError: if other parameters are frozen than in the saved run, and the run
                 resumes with ``strict=True``.
         """
-        saved, script = self.reader.manifest, trainer._fingerprint or run_fingerprint(trainer)
+        saved = self.reader.manifest
         live = describe_optimization(trainer)
         for group, described in zip(
             live["optimizer_settings"], script["optimizer_settings"], strict=False
@@ -204,10 +212,10 @@ class TrainingState:
             for name, described in plugins.items()
         }
         plugins = {name: one | {"values": values[name]} for name, one in plugins.items()}
-        trainer._fingerprint, trainer._manifest = script | effect | {"plugins": plugins}, None
         frozen = saved["run"].get("frozen")
         if frozen is not None and (frozen_now := frozen_parameters(trainer)) != frozen:
             self._report([f"frozen parameters: {_only_in_one(frozen, frozen_now)}"], None)
+        return {**script, **effect, "plugins": plugins}
 
     def check_data(self, trainer: Trainer) -> None:
         """Check the data that plugins have put in place for the rest of the resumed epoch.
@@ -445,7 +453,9 @@ class TrainingState:
         the plugins' state describe the run so far, and stay. Errors are those of
         `restore_weights`.
         """
+        trainer._recreate_scheduler(self.scheduled_for)
         self.restore_weights(trainer)
+        trainer._follow_length()
         plugins, saved = trainer.plugins, self._process["plugins"]
         following = {
             name: keys
@@ -482,6 +492,27 @@ class TrainingState:
     def _sharding_difference(self, trainer: Trainer) -> str:
         now = trainer._engine.sharding
         return f"the optimizer's state: {self._sharding or 'whole'} → {now or 'whole'}"
+
+
+def _checked_numbers(numbers: Any) -> dict[str, Any] | None:
+    """The numbers of the run that its scheduler was created for; earlier versions have none.
+
+    Raises:
+        TypeError: if they are anything else.
+    """
+    if numbers is None:
+        return None
+    counts = ("num_updates", "updates_per_epoch", "train_batches", "eval_batches")
+    pairs = [tuple(pair) for pair in numbers["past"]]
+    is_valid = (
+        numbers.keys() == {*counts, "num_epochs", "past"}
+        and all(numbers[name] is None or type(numbers[name]) is int for name in counts)
+        and isinstance(numbers["num_epochs"], int | float | None)
+        and all(isinstance(epochs, int | float) and type(n) is int for epochs, n in pairs)
+    )
+    if not is_valid:
+        raise TypeError(f"{numbers!r} aren't the numbers of a run")
+    return {**numbers, "past": tuple(pairs)}
 
 
 def _parts(data: Mapping[str, Any]) -> dict[str, Any]:

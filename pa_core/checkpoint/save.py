@@ -151,6 +151,8 @@ def _state_files(
     if training_weights:  # the weights of the model are those of the optimizer's evaluation mode
         state["training_weights"] = encode(training_weights, tensors, "training_weights")
     state["position"] = asdict(trainer.position)
+    numbers = trainer._scheduled_for
+    state["scheduled_for"] = None if numbers is None else asdict(numbers)
     history = trainer.run_history
     unseen = trainer._watched.unseen(history)
     if unseen:

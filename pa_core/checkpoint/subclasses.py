@@ -79,10 +79,10 @@ def rebuild(
             f"The state has a tensor of the class {name}, which isn't loaded: import the module "
             "that defines it, as the run that saved the state did, before resuming"
         )
-    tensor = cls.__tensor_unflatten__(dict(inner), context, torch.Size(size), tuple(stride))
+    tensor: Tensor = cls.__tensor_unflatten__(dict(inner), context, torch.Size(size), tuple(stride))
     if type(tensor) is not cls or list(tensor.shape) != size:
         raise TrainingStateError(f"{name} didn't rebuild a tensor of shape {size}")
-    return tensor  # type: ignore[no-any-return]
+    return tensor
 
 
 def find_class(name: str) -> type[Tensor] | None:

@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
+from torch.utils.data.dataloader import _BaseDataLoaderIter
 
 from pa_core.data.digest import batch_digest
 from pa_core.data.rng import key_at
@@ -89,9 +90,10 @@ def find_unseedable(*roots: Any) -> dict[str, Any]:
     }
 
 
-def find_loaders(*roots: Any) -> list[DataLoader[Any]]:
-    """The data loaders that objects hold."""
-    return [value for _, value in _walk(roots) if isinstance(value, DataLoader)]
+def find_loaders(*roots: Any) -> list[Any]:
+    """The data loaders that objects hold, and their iterators."""
+    kinds = DataLoader, _BaseDataLoaderIter
+    return [value for _, value in _walk(roots) if isinstance(value, kinds)]
 
 
 def seed_generators(generators: Iterable[Generator], key: int) -> None:

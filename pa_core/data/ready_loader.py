@@ -135,27 +135,34 @@ def name_of(loader: Any) -> str:
 
 def inexact_parts(loader: Any) -> list[str]:
     """What a loader draws or orders in a way that a resumed run can't repeat; a phrase for each."""
-    found = []
-    is_own, dataset = isinstance(loader, KeyedDataLoader), getattr(loader, "dataset", None)
+    dataset, found = getattr(loader, "dataset", None), []
     if isinstance(dataset, KeyedDataset):
-        roots = [dataset.dataset, dataset._collate]
+        roots, inner = [dataset.dataset, dataset.collation], []
     else:
         roots = [*parts(loader), getattr(loader, "collate_fn", None)]
-    inner = [] if isinstance(loader, DataLoader) else find_loaders(loader)
-    for one in [loader, *inner]:
+        inner = find_loaders(*roots)
+    for one in {id(one): one for one in (loader, *inner)}.values():
         workers = getattr(one, "num_workers", 0) or 0
-        if workers and getattr(one, "persistent_workers", False) and not is_own:
-            if one is not loader or not can_be_keyed(one):
-                found.append(
-                    f"the persistent workers of {name_of(one)}, whose random generators and copies "
-                    "of the data continue from epoch to epoch: pass persistent_workers=False"
-                )
+        if one is not loader and not isinstance(one, DataLoader):
+            found.append(
+                f"the iterator that {name_of(loader)} keeps from epoch to epoch, which reads ahead"
+            )
+        elif one is loader and can_be_keyed(one):
+            continue
+        elif (
+            workers
+            and getattr(one, "persistent_workers", False)
+            and not isinstance(one, KeyedDataLoader)
+        ):
+            found.append(
+                f"the persistent workers of {name_of(one)}, whose random generators and copies "
+                "of the data continue from epoch to epoch: pass persistent_workers=False"
+            )
         if workers > 1 and not getattr(one, "in_order", True):
-            if is_own or one is not loader or not can_be_keyed(one):
-                found.append(
-                    f"the order of {name_of(one)}, which yields batches as its workers finish "
-                    "them: pass in_order=True"
-                )
+            found.append(
+                f"the order of {name_of(one)}, which yields batches as its workers finish them: "
+                "pass in_order=True"
+            )
     found += [
         f"the random generator {path} ({type(generator).__name__}), which can't be seeded"
         for path, generator in find_unseedable(*roots).items()

@@ -37,6 +37,24 @@ class Source:
             return "data"
         return "length" if self.lengths != other.lengths else None
 
+    def describe_lengths(self, data: Any) -> str | None:
+        """How the lengths of the same data have changed; None if they haven't.
+
+        >>> letters = ["a"]
+        >>> source = Source(letters)
+        >>> letters.append("b")
+        >>> source.describe_lengths(letters)
+        '1 → 2'
+        """
+        if self.change(data) != "length":
+            return None
+        pairs = zip(self._named, self.lengths, Source(data).lengths, strict=True)
+        return ", ".join(
+            f"{before} → {now}" if name is None else f"{name}: {before} → {now}"
+            for name, before, now in pairs
+            if before != now
+        )
+
 
 def length_of(data: Any) -> int | None:
     """The length of data; None if they have none, as a stream."""

@@ -290,8 +290,9 @@ class Engine:
             wrapped.training = inner.training
             dynamo = self.accelerator.state.dynamo_plugin
             if dynamo.backend != "NO":  # as accelerate does, around the wrapper
-                compiled = compile_regions if dynamo.use_regional_compilation else torch.compile
-                wrapped = compiled(wrapped, **dynamo.to_kwargs())
+                is_regional = dynamo.use_regional_compilation
+                compile_: Any = compile_regions if is_regional else torch.compile
+                wrapped = compile_(wrapped, **dynamo.to_kwargs())
         for key, (other, prepared) in list(self._prepared.items()):
             if other is model:
                 self._prepared[key] = wrapped, prepared

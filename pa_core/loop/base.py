@@ -22,7 +22,7 @@ from pa_core.data.rng import derive_key, seed_all
 from pa_core.diagnostics.preserve import modes_kept
 from pa_core.durations import Duration, RunLength
 from pa_core.engine.create import create_engine
-from pa_core.engine.optimizers import as_one, given_schedulers
+from pa_core.engine.optimizers import as_one
 from pa_core.engine.parallelism import check_supported, check_whole
 from pa_core.engine.process_group import check_connected
 from pa_core.errors import PreemptedExit, StopTrainingError
@@ -33,9 +33,10 @@ from pa_core.loop.defaults import Defaults
 from pa_core.loop.error_hints import add_hints
 from pa_core.loop.means import EpochMeans
 from pa_core.loop.micro_batches import MicroBatch, micro_batches
-from pa_core.loop.planning import plan_run
+from pa_core.loop.planning import epoch_start, plan_run
 from pa_core.loop.randomness import EpochRandomness
 from pa_core.loop.run_data import RunData
+from pa_core.loop.run_numbers import Groups, RunNumbers, set_values, values_of
 from pa_core.loop.services import TrainerServices
 from pa_core.loop.watched import WatchedMetrics
 from pa_core.plugins.callers import BoundHooks
@@ -129,6 +130,9 @@ class TrainerBase(TrainerServices):
         self.train_batch_limit: int | None = None
         self.eval_batch_limit: int | None = None
         self._length = RunLength(Duration.parse(1), None, None)
+        self._scheduled_for: RunNumbers | None = None  # what the scheduler was created for
+        self._scheduler_groups: list[Groups] = []  # the optimizers', before it was created
+        self._scheduler_is_restored = False  # and hasn't followed the present run yet
         self._manifest: dict[str, Any] | None = None
         self._fingerprint: dict[str, Any] | None = None
 
@@ -211,7 +215,11 @@ class TrainerBase(TrainerServices):
     # -- Parts of the loop ----------------------------------------------------------------------
 
     def _rest_of_epoch(self) -> tuple[Iterator[MicroBatch], EpochRandomness]:
-        """The micro-batches of the present epoch from the position on, and its randomness."""
+        """The micro-batches of the present epoch from the position on, and its randomness.
+
+        The scheduler follows the length of the run first, if that has changed.
+        """
+        self._follow_length()
         self._follow_parameters()
         engine, epoch = self._engine, self.position.epoch
         batches = micro_batches(
@@ -365,7 +373,11 @@ class TrainerBase(TrainerServices):
             self._reload_changed_data()
             state.check_data(self._trainer)
             state.restore_data(self._trainer)
-            state.settle(self._trainer)
+            assert self._fingerprint is not None  # from `train` on
+            self._fingerprint = state.settle(self._trainer, self._fingerprint)
+            self._manifest = None
+            if self.was_finished:
+                self._print_finished()
 
     @property
     def _recomputing(self) -> list[str]:
@@ -520,30 +532,83 @@ class TrainerBase(TrainerServices):
 
     def _reload_changed_data(self) -> None:
         """Load data that a plugin has changed; the rest of the run is planned with them."""
-        requested, before = self.control.take_reload(), self.num_updates
+        requested = self.control.take_reload()
         self._data.reload_eval(self._arguments, requested=requested)
-        if not self._data.reload_train(self._arguments, requested=requested):
+        change = self._data.reload_train(self._arguments, requested=requested)
+        if change is None:
             return
         self._plan_run(self.position)
         if self._fingerprint is not None:
-            changed = data_fingerprint(self._trainer) | {"data_changed": True}
+            changed = data_fingerprint(self._trainer)
+            if change == "data":  # a resumed run will change them, too
+                changed["data_changed"] = True
             # A new one, since the manifest of a state may still be being written.
             self._fingerprint, self._manifest = self._fingerprint | changed, None
-        if self.scheduler is not None and self.num_updates != before:
-            self._announce_length(before)
 
-    def _announce_length(self, before: int | None) -> None:
-        """Give a new run length to the scheduler, or warn that it was created for another one."""
-        for scheduler in given_schedulers(self.scheduler):
-            follow = getattr(scheduler, "set_num_updates", None)
-            if callable(follow):
-                follow(self.num_updates)
-            else:
-                warnings.warn(
-                    f"With the new training data the run has {self.num_updates} updates instead of "
-                    f"{before}. The scheduler ({type(scheduler).__name__}) isn't changed",
-                    stacklevel=2,
-                )
+    # -- The scheduler --------------------------------------------------------------------------
+
+    def _create_scheduler(self, saved: Mapping[str, Any] | None = None) -> None:
+        """Create the scheduler of the run.
+
+        Args:
+            saved: the `RunNumbers` that it was created for, if its state is restored next.
+                `_follow_length` then lets it follow the run's present ones, the default.
+        """
+        numbers = RunNumbers.of(self._trainer) if saved is None else RunNumbers(**saved)
+        self._scheduler_is_restored = saved is not None
+        self._scheduler_groups = [values_of(one) for one in self.optimizers]
+        with self._scheduling_for(numbers):
+            self.scheduler = (
+                self._trainer.create_scheduler()
+                if self.create_scheduler_fn is not None
+                else self._hooks.create_scheduler(trainer=self)
+            )
+
+    @contextmanager
+    def _scheduling_for(self, numbers: RunNumbers) -> Iterator[None]:
+        """Let the trainer have these numbers, while its scheduler is created or follows them."""
+        present = self.num_updates, self.run_config, self._length
+        self._scheduled_for, self.num_updates = numbers, numbers.num_updates
+        self.run_config = replace(
+            self.run_config,
+            num_epochs=numbers.num_epochs,
+            num_update_steps_per_epoch=numbers.mean_updates_per_epoch,
+            num_local_update_steps_per_epoch=numbers.mean_updates_per_epoch,
+        )
+        self._length = replace(
+            self._length, updates_per_epoch=numbers.updates_per_epoch, past=numbers.past
+        )
+        try:
+            yield
+        finally:
+            self.num_updates, self.run_config, self._length = present
+
+    def _recreate_scheduler(self, saved: Mapping[str, Any] | None) -> None:
+        """Create the scheduler again, for a state of this run that is rolled back to."""
+        if saved is not None and RunNumbers(**saved) != self._scheduled_for:
+            for one, values in zip(self.optimizers, self._scheduler_groups, strict=True):
+                set_values(one, values)
+            self._create_scheduler(saved)
+
+    def _follow_length(self) -> None:
+        """Let the scheduler follow the length of the run, if that has changed since the last epoch.
+
+        A scheduler that can't keeps what it was created for, with a warning.
+        """
+        before = self._scheduled_for
+        now = RunNumbers.of(self._trainer, before.past if before is not None else ())
+        is_restored, self._scheduler_is_restored = self._scheduler_is_restored, False
+        if before is None or now.length == before.length:
+            return
+        if now.updates_per_epoch != before.updates_per_epoch:
+            steps = self.run_config.gradient_accumulation_steps
+            done = epoch_start(self.position, self._data.train_loader, steps)
+            now = RunNumbers.of(self._trainer, (*before.past, (done.epochs, done.updates)))
+        with self._scheduling_for(now):
+            if self.scheduler is not None:
+                from pa_core.loop.schedule import follow
+
+                follow(self._trainer, before, now, is_restored=is_restored)
 
 
 def _create_plugins(

@@ -17,7 +17,7 @@ from pa_core.data.loader import create_dataloader
 from pa_core.engine.optimizers import schedulers_of
 from pa_core.engine.process_group import connected
 from pa_core.hookspecs import hookimpl
-from pa_core.placeholders import replace_trainer_placeholder_values
+from pa_core.loop.run_numbers import RunNumbers, build_scheduler
 
 if TYPE_CHECKING:
     from pa_core.control import UpdateResult
@@ -79,14 +79,10 @@ class Defaults:
 
     @hookimpl(trylast=True)
     def create_scheduler(self, trainer: Trainer) -> Any:
+        numbers = trainer._scheduled_for or RunNumbers.of(trainer)
+
         def build(create: Any, optimizer: Any) -> Any:
-            if not isinstance(create, str):
-                return replace_trainer_placeholder_values(trainer, create)(optimizer)
-            factory: Any = trainer.plugins.find("register_schedulers", create)
-            total, per_epoch = trainer.num_updates, trainer.run_config.num_update_steps_per_epoch
-            # Not the num_epochs of the configuration: "500 updates" may end inside an epoch.
-            num_epochs = total / per_epoch if total and per_epoch else None
-            return factory(optimizer, num_updates=total, num_epochs=num_epochs)
+            return build_scheduler(trainer, numbers, create, optimizer)
 
         return schedulers_of(trainer.create_scheduler_fn, trainer.optimizer, build)
 

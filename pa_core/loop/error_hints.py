@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from pa_core.checkpoint.background import NOT_SAVED
 from pa_core.data.workers import running_iterators
+from pa_core.errors import NOT_SAVED
 
 if TYPE_CHECKING:
     from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
@@ -68,6 +68,11 @@ def _add_hints(error: BaseException, trainer: Trainer) -> None:
             error.add_note(_worker_lost(trainer))
         return
     text = str(error)
+    if isinstance(error, LookupError | ValueError) and (changed := trainer._data.changed_lengths()):
+        error.add_note(
+            f"{'; '.join(changed)}, and are used as they were until the next epoch. Change the "
+            "length of a dataset between epochs only"
+        )
     if isinstance(error, TypeError):
         for end, advice in _STEP_NEEDS.items():
             if text.endswith(end):

@@ -48,7 +48,7 @@ def plan_run(
     length = 0 if loader is None else num_batches(loader, batch_limit)
     per_epoch = None if length is None else math.ceil(length / steps)
     duration = Duration.parse(arguments.num_epochs)
-    done = _epoch_start(position, loader, steps)
+    done = epoch_start(position, loader, steps)
     run_length = RunLength.plan(
         duration,
         updates_per_epoch=per_epoch,
@@ -91,7 +91,7 @@ def _finished_epochs(position: Position) -> int:
     return position.epoch - position.first_epoch + (position.phase == "eval")
 
 
-def _epoch_start(position: Position, loader: Any, steps: int) -> Progress:
+def epoch_start(position: Position, loader: Any, steps: int) -> Progress:
     """The progress at the start of the position's training epoch; the updates with skipped ones."""
     updates, samples = position.attempts, position.samples
     if position.phase == "train":

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from pa_core.data.loader import KeyedDataLoader
 from pa_core.data.process_split import SplitLoader
-from pa_core.data.source import Source
+from pa_core.data.source import Change, Source
 
 if TYPE_CHECKING:
     from pa_core.data.data_state import DataState
@@ -157,26 +157,42 @@ class RunData:
 
         return split_between_processes(loader, self._trainer._engine, purpose)
 
-    def reload_train(self, arguments: RunArguments, *, requested: bool) -> bool:
-        """Load the training data again if they have changed; returns whether they have.
+    def reload_train(self, arguments: RunArguments, *, requested: bool) -> Change | None:
+        """Load the training data again if they have changed.
+
+        Returns:
+            What has changed: the data, by a request or an assignment, or only their length.
 
         Raises:
             RuntimeError: if the processes don't make the same change.
         """
-        reload = self._must_reload("train", self._train_source, requested)
-        if reload:
+        change = self._changed("train", self._train_source, requested)
+        if change is not None:
             self.load_train(arguments)
             self._check_exact(self.train_loader)
-        return reload
+        return change
 
     def reload_eval(self, arguments: RunArguments, *, requested: bool = False) -> None:
         """Load the evaluation data again if they have changed; errors as for training."""
-        if self._must_reload("eval", self._eval_source, requested):
+        if self._changed("eval", self._eval_source, requested) is not None:
             self.load_eval(arguments.per_device_batch_size, arguments.eval_dataloader_kwargs)
 
-    def _must_reload(self, purpose: str, source: Source, requested: bool) -> bool:
-        """Whether to load data again, the same on every process."""
-        change = source.change(getattr(self._trainer, f"{purpose}_dataset"))
+    def changed_lengths(self) -> list[str]:
+        """Describe the data whose length has changed since they were loaded, for an error."""
+        found = []
+        for purpose, source in (("train", self._train_source), ("eval", self._eval_source)):
+            try:
+                lengths = source.describe_lengths(getattr(self._trainer, f"{purpose}_dataset"))
+            except Exception:  # noqa: BLE001 - of the dataset, which has failed already
+                continue
+            if lengths is not None:
+                found.append(f"The {purpose} data have changed their length ({lengths})")
+        return found
+
+    def _changed(self, purpose: str, source: Source, requested: bool) -> Change | None:
+        """What has changed since data were loaded, the same on every process."""
+        data = getattr(self._trainer, f"{purpose}_dataset")
+        change = source.change(data)
         explicit, grown = int(requested or change == "data"), int(change == "length")
         most, least, grown = self._trainer._engine.largest(explicit, -explicit, grown)
         if most != -least:
@@ -186,13 +202,13 @@ class RunData:
                 "plugin that runs on all"
             )
         if grown and not explicit:
-            lengths = ", ".join(map(str, source.lengths))
+            lengths = source.describe_lengths(data) or "on another process"
             warnings.warn(
                 f"The length of the {purpose} data has changed since they were loaded ({lengths}), "
                 "and they are loaded again. Call control.reload_data() when you change data",
                 stacklevel=2,
             )
-        return bool(explicit or grown)
+        return "data" if explicit else "length" if grown else None
 
 
 def _unsplit(loader: Any) -> Any:

@@ -215,7 +215,8 @@ class TrainerServices:
         """The progress of the run, in each unit of a `Duration`."""
         position = self.position
         length = num_batches(self._data.train_loader, self.train_batch_limit)
-        part = position.batch / length if length else 0.0
+        # A run resumed before an evaluation may have shorter epochs than the one that ends there.
+        part = min(position.batch / length, 1.0) if length else 0.0
         epochs = position.epoch - position.first_epoch + part
         fraction = self._length.fraction(position.updates, position.skipped)
         return Progress(epochs, position.updates, position.samples, position.seconds, fraction)

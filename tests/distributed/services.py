@@ -6,16 +6,18 @@ import json
 import sys
 import warnings
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch.utils.data import DataLoader, IterableDataset
 
-from pa_core import Trainer, TrainerCallback, hookimpl
+from pa_core import Trainer, TrainerCallback, TrainerPlaceholderValues, hookimpl
 from pa_core.callbacks import (
     EarlyStoppingCallback,
     SaveBestModelCallback,
+    SaveTrainingStateCallback,
     StepBasedEvaluationCallback,
 )
 from pa_core.errors import OtherProcessError, TrainingStateError
@@ -166,6 +168,64 @@ def watched(rank: int, folder: Path) -> Any:
     return trainer.gather_objects([outcome, weights])
 
 
+class Line(torch.optim.lr_scheduler.LambdaLR):
+    """A straight line to 0."""
+
+    def __init__(self, optimizer: Any, total: int) -> None:
+        super().__init__(optimizer, lambda update: 1 - update / total)
+
+
+class Rates(TrainerCallback):
+    """Records the learning rates, and cuts the data of a rank or of all after the first epoch."""
+
+    def __init__(self, cut: int | None = None) -> None:
+        self.rates: list[float] = []
+        self.cut = cut
+
+    def on_optimizer_step_start(self, trainer: Trainer) -> None:
+        self.rates.append(trainer.optimizer.param_groups[0]["lr"])
+
+    def on_training_run_epoch_end(self, trainer: Trainer) -> None:
+        if self.cut in (-1, trainer.rank):
+            del trainer.train_dataset[20:]
+
+
+def rates(folder: Path, processes: int, resume_from: Path | None = None) -> list[float]:
+    """The learning rates of a run of two epochs, whose states are saved."""
+    recorder, saver = Rates(), SaveTrainingStateCallback(folder, 1, save_at_end=False)
+    trainer = new_trainer(recorder, saver)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*num_processes")
+        trainer.train(
+            tiny_data(32),
+            2,
+            per_device_batch_size=4,
+            create_scheduler_fn=partial(Line, total=TrainerPlaceholderValues.NUM_UPDATES),
+            resume_from=resume_from,
+        )
+    assert trainer.num_processes == processes
+    return recorder.rates
+
+
+def resumed_rates(folder: Path) -> list[float]:
+    """The learning rates of that run on two processes, from a state of one process."""
+    return rates(folder / "again", 2, folder.parent / "one" / "lengths" / "epoch_0001")
+
+
+def cut(rank: int) -> Any:
+    """What each process makes of data that have become shorter on a rank, or on all for -1."""
+    data = list(tiny_data(40))
+    trainer = new_trainer(Rates(rank))
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        try:
+            trainer.train(data, 2, per_device_batch_size=8 // trainer.num_processes)
+        except RuntimeError as error:
+            return trainer.gather_objects(str(error))
+    reported = sum("(40 → 20)" in str(one.message) for one in caught)
+    return trainer.gather_objects([trainer.updates, trainer.position.samples, reported])
+
+
 class Counts(IterableDataset[Any]):
     """Counts its epochs; the samples of an epoch depend on it."""
 
@@ -228,8 +288,9 @@ def resumed(folder: Path) -> dict[str, Any]:
         outcome[new.__name__] = new_trainer().gather_objects(is_same)
     error = ""
     try:
-        state, data = folder / "Counts", Counts()
-        data.epoch = RANK  # not as before on the last process
+        state, data = folder / "Saves", Saves()
+        if RANK:  # it breaks its promise on the last process
+            data.load_state_dict = lambda state: None
         weights(data, SavesAt(state), resume_from=state, strict=True)
     except TrainingStateError as raised:
         error = str(raised)
@@ -253,6 +314,10 @@ def main(folder: Path) -> None:
         "ready": batches(DataLoader(tiny_data(9), batch_size=3, shuffle=True)),
         "trials": trials(),
         "watched": watched(0, folder),
+        "rates": rates(folder / "lengths", trainer.num_processes),
+        "cut": cut(-1),
+        "uneven": cut(1) if trainer.num_processes > 1 else None,
+        "resumed_rates": resumed_rates(folder) if trainer.num_processes > 1 else None,
         "resumed": resumed(folder),
         "unwatched": watched(1, folder) if trainer.num_processes > 1 else None,
     }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from pa_core.errors import TrainingStateError
+from tests.distributed import services
 from tests.distributed.launch import flat, outcome_of
 from tests.distributed.run import new_trainer
 from tests.distributed.services import Saves
@@ -13,18 +14,23 @@ pytestmark = [pytest.mark.distributed, pytest.mark.slow]
 
 
 @pytest.fixture(scope="module")
-def one(tmp_path_factory):
-    return outcome_of(tmp_path_factory.mktemp("services") / "one", "services.py")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("services")
 
 
 @pytest.fixture(scope="module")
-def two_folder(tmp_path_factory):
-    return tmp_path_factory.mktemp("services") / "two"
+def one(folder):
+    return outcome_of(folder / "one", "services.py")
 
 
 @pytest.fixture(scope="module")
-def two(two_folder):
-    return outcome_of(two_folder, "services.py", 2)
+def two(one, folder):
+    return outcome_of(folder / "two", "services.py", 2)
+
+
+@pytest.fixture(scope="module")
+def two_folder(two, folder):
+    return folder / "two"
 
 
 def test_collectives_give_every_process_the_same(two):
@@ -83,13 +89,38 @@ def test_a_watched_metric_that_the_main_process_does_not_record_raises_on_all(tw
     assert "'fid', which was recorded on rank 1 and not on the main process" in two["unwatched"][0]
 
 
+def line(first, total):
+    return pytest.approx([0.1 * (1 - n / total) for n in range(first, total)])
+
+
+def test_a_run_that_resumes_on_another_number_of_processes_has_the_schedule_of_its_length(
+    one, two, folder
+):
+    """An epoch has 8 updates on one process, and 4 on two with the same batch size each."""
+    assert one["rates"] == line(0, 16)
+    assert two["rates"] == line(0, 8)
+    assert two["resumed_rates"] == line(8, 12)
+    resumed = services.rates(folder / "again", 1, folder / "two" / "lengths" / "epoch_0001")
+    assert resumed == line(4, 12)
+
+
+def test_data_that_have_become_shorter_on_every_process_are_cut_and_reported(one, two):
+    assert one["cut"] == [[5 + 3, 40 + 20, 1]]
+    assert two["cut"] == [[5 + 3, 40 + 20, 1]] * 2
+
+
+def test_data_that_have_become_shorter_on_one_process_are_refused_on_every(two):
+    for rank, (message, samples) in enumerate(zip(two["uneven"], (40, 20), strict=True)):
+        assert f"has {samples} samples on process {rank}, and more or fewer on others" in message
+
+
 def test_data_that_decide_their_own_order_resume_exactly_on_each_process(one, two):
     for outcome, processes in ((one, 1), (two, 2)):
         for kind in ("Counts", "Saves", "persistent"):
             assert outcome["resumed"][kind] == [True] * processes, kind
     assert one["resumed"]["refused"] == [""]
     first, last = two["resumed"]["refused"]
-    assert "Counts (DataLoader) doesn't yield the batches" in last
+    assert "Saves (DataLoader) doesn't yield the batches" in last
     assert "is as before on this process, and differs on another" in first
 
 

@@ -56,12 +56,20 @@ class ModelEma(nn.Module):
         self.decay = decay
         self.warmup = warmup
         self.updates = 0
-        # Not averaged: caches, and buffers with infinite values, such as attention masks.
+        # Not averaged: caches; buffers with infinite values, such as attention masks; and frozen
+        # weights of a tensor subclass, such as quantised ones.
         self._copied = {
             (place, name)
             for place, (_, module) in enumerate(named_modules(self.module))
             for name, buffer in module.named_buffers(recurse=False)
-            if name in module._non_persistent_buffers_set or not buffer.isfinite().all()
+            if name in module._non_persistent_buffers_set
+            or _is_wrapper(buffer)
+            or not buffer.isfinite().all()
+        }
+        self._copied_parameters = {
+            place
+            for place, parameter in enumerate(unwrap_model(model).parameters())
+            if _is_wrapper(parameter) and not parameter.requires_grad
         }
         # The average of 16-bit tensors in 32 bits, by their index in the first list of `_split`.
         for place, value in enumerate(self._split(self.module)[0]):
@@ -117,8 +125,9 @@ class ModelEma(nn.Module):
         """The averaged and the copied tensors, in the same order for every copy of the model."""
         averaged: list[Tensor] = []
         copied: list[Tensor] = []
-        for parameter in model.parameters():
-            (averaged if _has_average(parameter) else copied).append(parameter)
+        for place, parameter in enumerate(model.parameters()):
+            is_averaged = _has_average(parameter) and place not in self._copied_parameters
+            (averaged if is_averaged else copied).append(parameter)
         seen: set[int] = set()
         for place, (_, module) in enumerate(named_modules(model)):
             for name, buffer in module._buffers.items():
@@ -135,6 +144,11 @@ class ModelEma(nn.Module):
     def set_extra_state(self, state: dict[str, int]) -> None:
         """Restore what `get_extra_state` returned."""
         self.updates = state["updates"]
+
+
+def _is_wrapper(tensor: Tensor) -> bool:
+    """Whether a tensor is of a subclass that holds other tensors, and may lack operations."""
+    return hasattr(type(tensor), "__tensor_flatten__")
 
 
 def _has_average(tensor: Tensor) -> bool:

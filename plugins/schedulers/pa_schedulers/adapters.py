@@ -10,7 +10,7 @@ of a watched metric.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from copy import deepcopy
 from typing import TYPE_CHECKING, Any
 
@@ -39,6 +39,10 @@ class SchedulerAdapter(ABC):
     def step(self) -> None:
         """Step after an update."""
 
+    @abstractmethod
+    def move_to(self, other: Any) -> None:
+        """Continue, in a run of another length, where another scheduler of this kind is."""
+
     def end_epoch(self, metrics: Mapping[str, float]) -> None:
         """Step after an epoch of the run.
 
@@ -63,40 +67,60 @@ class SchedulerAdapter(ABC):
         self.scheduler.load_state_dict(deepcopy(state_dict["scheduler"]))
 
 
-class StepsPerUpdate(SchedulerAdapter):
-    """Steps after each update.
+class _CountsSteps(SchedulerAdapter):
+    """Steps a scheduler of PyTorch, and counts the steps.
 
     Args:
         scheduler: has ``step()``.
         num_steps: how many values it has; the last one is kept afterwards.
     """
 
-    def __init__(self, scheduler: Any, num_steps: int | None = None) -> None:
-        super().__init__(scheduler)
-        self.num_steps = num_steps
-
-    def step(self) -> None:
-        """Step, unless the last value is reached."""
-        if self.num_steps is None or self.scheduler.last_epoch < self.num_steps - 1:
-            self.scheduler.step()
-
-
-class StepsPerEpoch(SchedulerAdapter):
-    """Steps after each epoch of the run; arguments as for `StepsPerUpdate`."""
-
-    follows_epochs = True
-
     def __init__(self, scheduler: Any, num_steps: float | None = None) -> None:
         super().__init__(scheduler)
         self.num_steps = num_steps
+        self._count = 0
+
+    def _step(self) -> None:
+        self._count += 1
+        if self.num_steps is None or self.scheduler.last_epoch < self.num_steps - 1:
+            self.scheduler.step()
+
+    def move_to(self, other: _CountsSteps) -> None:
+        """Step as often as another scheduler was."""
+        for _ in range(other._count):
+            self._step()
+
+    def state_dict(self) -> dict[str, Any]:
+        """The count, and the scheduler's state."""
+        return {**super().state_dict(), "count": self._count}
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Restore the state that `state_dict` returned."""
+        super().load_state_dict(state_dict)
+        # An earlier version saved no count, which goes on after the last value.
+        self._count = state_dict.get("count", getattr(self.scheduler, "last_epoch", 0))
+        self.num_steps = getattr(self.scheduler, "total_steps", None)
+
+
+class StepsPerUpdate(_CountsSteps):
+    """Steps after each update; the last value is kept after the scheduler's end."""
+
+    def step(self) -> None:
+        """Step, unless the last value is reached."""
+        self._step()
+
+
+class StepsPerEpoch(_CountsSteps):
+    """Steps after each epoch of the run; the last value is kept after the scheduler's end."""
+
+    follows_epochs = True
 
     def step(self) -> None:
         """Do nothing: it steps in `end_epoch`."""
 
     def end_epoch(self, metrics: Mapping[str, float]) -> None:
         """Step, unless the last value is reached."""
-        if self.num_steps is None or self.scheduler.last_epoch < self.num_steps - 1:
-            self.scheduler.step()
+        self._step()
 
 
 class FollowsMetric(SchedulerAdapter):
@@ -110,6 +134,14 @@ class FollowsMetric(SchedulerAdapter):
 
     def step(self) -> None:
         """Do nothing: it steps in `step_metric`."""
+
+    def set_num_updates(self, num_updates: int) -> bool:
+        """Change nothing: what follows a metric has no length."""
+        return True
+
+    def move_to(self, other: FollowsMetric) -> None:
+        """Take over the state of another scheduler."""
+        self.load_state_dict(other.state_dict())
 
     def end_epoch(self, metrics: Mapping[str, float]) -> None:
         """Step on the metric's value, if there is one."""
@@ -128,6 +160,35 @@ class CountsUpdates(SchedulerAdapter):
     def __init__(self, scheduler: Any) -> None:
         super().__init__(scheduler)
         self.num_updates = 0
+        self._create: Callable[[], Any] | None = None
+
+    def follow_with(self, create: Callable[[], Any]) -> None:
+        """Let `set_num_updates` create the adapted scheduler anew, for the present run."""
+        self._create = create
+
+    def set_num_updates(self, num_updates: int) -> bool:
+        """Follow a run of another length, from the value that it has after as many updates.
+
+        Returns:
+            False if the arguments of the adapted scheduler don't depend on the run's length.
+        """
+        if self._create is None:
+            return False
+        new = self._create()
+        follows = type(new) is type(self.scheduler) and _plain(new) != _plain(self.scheduler)
+        if follows:
+            self.scheduler = new
+        self._apply()  # the new one has set its first value
+        return follows
+
+    def _apply(self) -> None:
+        """Set the values after the updates so far."""
+        self.scheduler.step_update(self.num_updates)
+
+    def move_to(self, other: CountsUpdates) -> None:
+        """Continue with the count of another scheduler."""
+        self.num_updates = other.num_updates
+        self._apply()
 
     def step(self) -> None:
         """Count the update and pass the count on."""
@@ -168,6 +229,24 @@ class TimmSchedule(CountsUpdates):
         if self.plateau is not None:
             self.watch_metric = watch_metric
 
+    def move_to(self, other: Any) -> None:
+        """Continue with the counts of another scheduler; one that follows a metric stays."""
+        if self.plateau is not None:
+            self.load_state_dict(other.state_dict())
+            return
+        self.num_epochs = other.num_epochs
+        super().move_to(other)
+
+    def set_num_updates(self, num_updates: int) -> bool:
+        """As for the base class; a scheduler that follows a metric has no length."""
+        return self.plateau is not None or super().set_num_updates(num_updates)
+
+    def _apply(self) -> None:
+        """Set the values after the updates or epochs so far."""
+        super()._apply()
+        if self.follows_epochs:
+            self.scheduler.step(self.num_epochs)
+
     def end_epoch(self, metrics: Mapping[str, float]) -> None:
         """Count the epoch and step."""
         self.num_epochs += 1
@@ -202,3 +281,12 @@ class TimmSchedule(CountsUpdates):
         if self.plateau is not None:
             self.plateau.load_state_dict(deepcopy(state_dict["plateau"]))
             self.scheduler.restore_lr = state_dict["restore_lr"]
+
+
+def _plain(scheduler: Any) -> dict[str, Any]:
+    """The plain attributes of a scheduler, which its arguments have set."""
+    return {
+        key: value
+        for key, value in vars(scheduler).items()
+        if value is None or isinstance(value, int | float | str | list | tuple)
+    }

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from abc import ABC, ABCMeta, abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from pa_schedulers.param_groups import as_number, set_value
 
 if TYPE_CHECKING:
     from torch.optim import Optimizer
+
+    from pa_schedulers.run_length import RunLength
 
 
 class _AppliesFirstValue(ABCMeta):
@@ -42,6 +44,10 @@ class SchedulerBase(ABC, metaclass=_AppliesFirstValue):
     Raises:
         KeyError: if a parameter group has no such field.
     """
+
+    # Builds one like this for a run of another length, if it was created by name.
+    _rebuild: Callable[[RunLength], SchedulerBase] | None = None
+    _run_length: Callable[[], RunLength] | None = None
 
     def __init__(self, optimizer: Optimizer, param_group_field: str = "lr") -> None:
         self.optimizer = optimizer
@@ -90,7 +96,8 @@ class SchedulerBase(ABC, metaclass=_AppliesFirstValue):
 
     def state_dict(self) -> dict[str, Any]:
         """All attributes except the optimizer, which is saved separately."""
-        return {key: value for key, value in vars(self).items() if key != "optimizer"}
+        left_out = ("optimizer", "_rebuild", "_run_length")
+        return {key: value for key, value in vars(self).items() if key not in left_out}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Restore what `state_dict` returned; the optimizer's state restores the groups."""
@@ -125,4 +132,29 @@ class StatefulSchedulerBase(SchedulerBase):
     def step(self) -> None:
         """Count an update and set the values for the next one."""
         self._num_updates += 1
+        self.step_update(self._num_updates)
+
+    def follow(self, run_length: Callable[[], RunLength]) -> None:
+        """Let `set_num_updates` read the run's length in updates and epochs."""
+        self._run_length = run_length
+
+    def set_num_updates(self, num_updates: int) -> bool:
+        """Follow a run of another length, from the value that it has after as many updates.
+
+        A scheduler that was created by name counts its lengths again in the new run.
+
+        Returns:
+            False if the scheduler wasn't created by name, and is left as it is.
+        """
+        if self._rebuild is None or self._run_length is None:
+            return False
+        new = self._rebuild(self._run_length())
+        kept = {"_num_updates": self._num_updates, "base_lr_values": self.base_lr_values}
+        vars(self).update(new.state_dict() | kept)
+        self.step_update(self._num_updates)
+        return True
+
+    def move_to(self, other: StatefulSchedulerBase) -> None:
+        """Continue at the update at which another scheduler is."""
+        self._num_updates = other._num_updates
         self.step_update(self._num_updates)

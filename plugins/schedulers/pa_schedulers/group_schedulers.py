@@ -2,11 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from pa_schedulers.adapters import SchedulerAdapter
 from pa_schedulers.param_groups import ParamGroupsProxy, as_number
+
+if TYPE_CHECKING:
+    from pa_schedulers.run_length import RunLength
+
+
+def innermost(scheduler: Any) -> Any:
+    """The scheduler inside its adapters."""
+    while isinstance(scheduler, SchedulerAdapter):
+        scheduler = scheduler.scheduler
+    return scheduler
 
 
 class OnGroups(SchedulerAdapter):
@@ -15,19 +26,60 @@ class OnGroups(SchedulerAdapter):
     Args:
         schedule: a scheduler of `proxy`.
         proxy: stands in for the parameter groups.
+        rebuild: builds a scheduler like this for a run of another length, of another proxy.
 
     Attributes:
         is_driven: whether a caller, such as the plugin, calls `end_epoch` after each epoch.
     """
 
-    def __init__(self, schedule: Any, proxy: ParamGroupsProxy) -> None:
+    def __init__(
+        self,
+        schedule: Any,
+        proxy: ParamGroupsProxy,
+        rebuild: Callable[[ParamGroupsProxy, RunLength], Any] | None = None,
+    ) -> None:
         super().__init__(schedule)
         self.proxy = proxy
+        self._rebuild = rebuild
+        self._run_length: Callable[[], RunLength] | None = None
         self.is_driven = False
         self.watch_metric = getattr(schedule, "watch_metric", None)
         self.follows_epochs = getattr(schedule, "follows_epochs", False)
         proxy.step()  # torch's schedulers warn unless the optimizer has made a step before theirs
         proxy.write_back()
+
+    def follow(self, run_length: Callable[[], RunLength]) -> None:
+        """Let `set_num_updates` read the run's length in updates and epochs."""
+        self._run_length = run_length
+
+    def set_num_updates(self, num_updates: int) -> bool:
+        """Follow a run of another length, from the value that it has after as many updates.
+
+        Lengths are counted again in the new run. A scheduler that follows a metric has none.
+
+        Returns:
+            False if the scheduler wasn't created by name, and is left as it is.
+        """
+        if self.watch_metric is not None:
+            return True
+        if self._rebuild is None or self._run_length is None:
+            return False
+        proxy = self.proxy.renewed()
+        run = self._run_length()
+        schedule = self._rebuild(proxy, run)
+        proxy.step()
+        schedule.move_to(self.scheduler)
+        self.scheduler, self.proxy = schedule, proxy
+        proxy.write_back()
+        from pa_schedulers.length_check import warn_of_length_mismatch  # which imports this module
+
+        warn_of_length_mismatch(self, run)
+        return True
+
+    def move_to(self, other: OnGroups) -> None:
+        """Continue where another scheduler of these groups is."""
+        self.scheduler.move_to(other.scheduler)
+        self.proxy.write_back()
 
     def step(self) -> None:
         """Step after an update.
@@ -80,6 +132,28 @@ class ScheduleSet:
 
     def __init__(self, optimizer: Any, schedulers: Sequence[Any]) -> None:
         self.optimizer, self.schedulers = optimizer, list(schedulers)
+
+    def follow(self, run_length: Callable[[], RunLength]) -> None:
+        """Let those that can follow read the run's length in updates and epochs."""
+        for scheduler in self.schedulers:
+            if hasattr(scheduler, "follow"):
+                scheduler.follow(run_length)
+
+    def set_num_updates(self, num_updates: int) -> None:
+        """Let each follow a run of another length, and warn of those that can't."""
+        for scheduler in self.schedulers:
+            follow = getattr(scheduler, "set_num_updates", None)
+            reason = "beside others, only those that were created by name follow the run's length"
+            try:
+                follows = callable(follow) and follow(num_updates) is not False
+            except ValueError as error:  # such as a warm-up that is longer than the run
+                follows, reason = False, str(error)
+            if not follows:
+                warnings.warn(
+                    f"The run now has {num_updates} updates. The scheduler "
+                    f"({type(innermost(scheduler)).__name__}) isn't changed: {reason}",
+                    stacklevel=2,
+                )
 
     def step(self) -> None:
         """Step all of them after an update."""

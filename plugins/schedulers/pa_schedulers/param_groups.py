@@ -76,6 +76,10 @@ class ParamGroupsProxy(Optimizer):
         self.defaults = dict(optimizer.defaults)  # schedulers look up momentum or betas here
         self._written_momenta = self._momenta()
 
+    def renewed(self) -> ParamGroupsProxy:
+        """A proxy of the same groups, at their initial values."""
+        return ParamGroupsProxy(self._target, self._indices, self._field)
+
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
         """Do nothing: there are no parameters."""
 

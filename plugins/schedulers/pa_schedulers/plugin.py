@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
+from weakref import ref
 
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from pa_core import hookimpl
+from pa_core.placeholders import replace_trainer_placeholder_values
 from pa_core.plugin import SchedulerList
 from pa_schedulers.adapters import CountsUpdates, FollowsMetric, SchedulerAdapter, TimmSchedule
 from pa_schedulers.base import SchedulerBase
@@ -46,6 +49,7 @@ class SchedulersPlugin:
     def __init__(self, settings: SchedulersSettings | None = None, **options: Any) -> None:
         self.settings = SchedulersSettings(**options) if settings is None else settings
         self._scheduler: Any = None  # the run's, if this plugin has created or adapted it
+        self._created_for = RunLength(None)
 
     @hookimpl
     def register_schedulers(self) -> Mapping[str, Callable[..., Any]]:
@@ -84,6 +88,8 @@ class SchedulersPlugin:
             schedulers[:0] = [self._adapt(one) for one in given.schedulers if one is not None]
         elif given is not None:
             schedulers.insert(0, self._adapt(given))
+            if isinstance(schedulers[0], CountsUpdates) and schedulers[0] is not given:
+                schedulers[0].follow_with(partial(_create_again, ref(trainer)))
         for scheduler in schedulers:
             if isinstance(scheduler, OnGroups):
                 scheduler.is_driven = True
@@ -91,6 +97,10 @@ class SchedulersPlugin:
             self._scheduler = ScheduleSet(trainer.optimizer, schedulers)
         else:
             self._scheduler = schedulers[0] if schedulers else None
+        self._created_for = run
+        for scheduler in (self._scheduler, *getattr(given, "schedulers", ())):
+            if hasattr(scheduler, "follow"):  # also each of those of several optimizers
+                scheduler.follow(partial(_present_length, ref(trainer)))
         return self._scheduler
 
     def _create_from_settings(
@@ -157,8 +167,11 @@ class SchedulersPlugin:
 
     @hookimpl
     def on_training_run_start(self, trainer: Trainer) -> None:
-        if self._drives(trainer):
-            warn_of_length_mismatch(self._scheduler, _run_length(trainer))
+        if not self._drives(trainer):
+            return
+        run = _run_length(trainer)
+        if run.num_updates == self._created_for.num_updates:  # else it has yet to follow it
+            warn_of_length_mismatch(self._scheduler, run)
 
     @hookimpl(trylast=True)
     def on_training_run_epoch_end(self, trainer: Trainer) -> None:
@@ -190,7 +203,25 @@ def _spec(
 
 
 def _run_length(trainer: Trainer) -> RunLength:
-    per_epoch = trainer.run_config.num_update_steps_per_epoch
+    length = trainer.run_length
+    total, per_epoch, past = trainer.num_updates, length.updates_per_epoch, length.past
     # Not run_config.num_epochs: a run of "500 updates" may end within an epoch.
-    known = trainer.num_updates and per_epoch
-    return RunLength(trainer.num_updates, trainer.num_updates / per_epoch if known else None)
+    if not (total and per_epoch):
+        return RunLength(total)
+    epochs, updates = past[-1] if past else (0, 0)
+    return RunLength(total, epochs + (total - updates) / per_epoch, past)
+
+
+def _create_again(trainer: ref[Trainer]) -> Any:
+    """Create the scheduler of the code again, for the present run of a trainer."""
+    present = trainer()
+    assert present is not None
+    create: Any = replace_trainer_placeholder_values(present, present.create_scheduler_fn)
+    return create(present.optimizer)
+
+
+def _present_length(trainer: ref[Trainer]) -> RunLength:
+    """The present length of the run of a trainer, which the scheduler doesn't keep alive."""
+    present = trainer()
+    assert present is not None
+    return _run_length(present)

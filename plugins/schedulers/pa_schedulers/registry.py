@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from pa_core.errors import nearest
@@ -88,15 +90,24 @@ def build_schedule(
     name = spec.name
     try:
         if name in builtin_schedulers.BUILTIN_SCHEDULERS and field == "lr" and groups is None:
-            return builtin_schedulers.build(optimizer, spec)
+            scheduler = builtin_schedulers.build(optimizer, spec)
+            scheduler._rebuild = partial(_rebuild, builtin_schedulers.build, spec, optimizer)
+            return scheduler
         indices = range(len(optimizer.param_groups)) if groups is None else groups
         build = _builder(name)
         proxy = ParamGroupsProxy(optimizer, indices, field)
-        return OnGroups(build(proxy, spec), proxy)
+        return OnGroups(build(proxy, spec), proxy, partial(_rebuild, build, spec))
     except (ValueError, TypeError, AssertionError) as error:
         if name in str(error):
             raise
         raise ValueError(f"The scheduler {name!r}: {error}") from error
+
+
+def _rebuild(
+    build: Callable[[Any, SchedulerSpec], Any], spec: SchedulerSpec, optimizer: Any, run: RunLength
+) -> Any:
+    """Build a scheduler for a run of another length."""
+    return build(optimizer, replace(spec, run=run))
 
 
 def is_known(name: str) -> bool:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Annotated, Any
 
 from pydantic import BeforeValidator
@@ -38,23 +40,29 @@ class RunLength:
     Attributes:
         num_updates: optimizer updates, independent of the number of processes.
         num_epochs: the same length in epochs; a fraction if the run ends within an epoch.
+        past: the epochs and updates of the run at each change of an epoch's length. Lengths in
+            epochs count the updates that these epochs had.
 
     >>> run = RunLength(num_updates=300, num_epochs=3.0)
     >>> run.count(0.1), run.count("5%"), run.count("1 epoch"), run.count(7)
     (30, 15, 100, 7)
     >>> run.count("150 updates", unit="epochs")
     1.5
+    >>> RunLength(200, 3.0, past=((1, 100),)).count("2 epochs")  # of 100, 50 and 50 updates
+    150
     """
 
     num_updates: int | None
     num_epochs: float | None = None
+    past: tuple[tuple[float, int], ...] = ()
 
     @property
     def updates_per_epoch(self) -> int | None:
-        """Updates per full epoch."""
+        """Updates per full epoch, of the present data."""
         if self.num_updates is None or not self.num_epochs:
             return None
-        return round(self.num_updates / self.num_epochs)
+        epochs, updates = self.past[-1] if self.past else (0, 0)
+        return round((self.num_updates - updates) / (self.num_epochs - epochs))
 
     def total(self, unit: str = "updates") -> Any:
         """The run's length in ``"updates"`` (int) or ``"epochs"``.
@@ -97,9 +105,19 @@ class RunLength:
                 f"{length!r} can't be converted to {unit}, because the length of an epoch isn't "
                 f"known: give the length in {unit}"
             )
-        return _rounded(
-            duration.value * per_epoch if unit == "updates" else duration.value / per_epoch, unit
-        )
+        known: list[tuple[float, float]] = [(0, 0), *self.past]
+        epochs, updates = known[-1]
+        points = [*known, (epochs + 1, updates + per_epoch)]
+        if unit == "epochs":
+            points = [(updates, epochs) for epochs, updates in points]
+        return _rounded(_interpolate(duration.value, points), unit)
+
+
+def _interpolate(x: float, points: Sequence[tuple[float, float]]) -> float:
+    """The height at `x` of the line through points, which continues beyond the last one."""
+    pairs = list(pairwise(points))
+    (x0, y0), (x1, y1) = next((pair for pair in pairs if x <= pair[1][0]), pairs[-1])
+    return y0 + (x - x0) * (y1 - y0) / (x1 - x0)
 
 
 def _rounded(value: float, unit: str) -> Any:

@@ -225,6 +225,8 @@ EXACT = {
 class SaveAt(TrainerCallback):
     """Saves a state after some updates, and after some epochs."""
 
+    changes_training = False
+
     def __init__(self, folder, positions):
         self.folder, self.positions = folder, positions
 
@@ -407,7 +409,20 @@ def test_states_of_earlier_versions_are_resumed_with_a_warning(tmp_path, monkeyp
     assert_identical(weights_of(resumed), weights_of(whole))
 
 
+class KeepsIterator(DataLoader):
+    """Keeps its workers by an iterator that never ends, as some libraries' loaders do."""
+
+    def __init__(self, *arguments, **options):
+        super().__init__(*arguments, **options)
+        self.iterator = super().__iter__()
+
+    def __iter__(self):
+        for _ in range(UPDATES):
+            yield next(self.iterator)
+
+
 INEXACT = {
+    "iterator that Map .KeepsIterator. keeps": lambda: KeepsIterator(Map(), 4),
     "persistent workers of CountsFirst": lambda: DataLoader(
         CountsFirst(), 4, num_workers=1, persistent_workers=True
     ),

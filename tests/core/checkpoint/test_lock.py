@@ -6,7 +6,7 @@ import json
 import os
 import signal
 import time
-from threading import Event, Thread
+from threading import Event, Thread, Timer
 
 import pytest
 
@@ -142,7 +142,7 @@ def test_a_heartbeat_of_another_host_is_seen_and_refuses(tmp_path):
 
 def test_an_owner_on_another_host_that_ends_properly_is_waited_for(tmp_path):
     file = left_by(tmp_path)
-    thread = Thread(target=lambda: (time.sleep(0.4), file.unlink()))
+    thread = Timer(0.4, file.unlink)
     thread.start()
     one, told, taken_over = acquire(tmp_path, stale=30.0)
     thread.join()

@@ -19,6 +19,7 @@ from pa_core.checkpoint.codec import decode, decode_weights, encode, encode_weig
 from pa_core.checkpoint.manifest import describe
 from pa_core.checkpoint.safetensors_io import read_tensors, tensor_bytes
 from pa_core.errors import TrainingStateError
+from pa_models import EmaPlugin
 from tests.helpers import assert_identical
 
 ATEN = torch.ops.aten
@@ -33,7 +34,7 @@ class Packed(Tensor):
 
     @staticmethod
     def __new__(cls, codes: Tensor, scale: Tensor) -> Any:
-        return Tensor._make_wrapper_subclass(  # type: ignore[attr-defined]
+        return Tensor._make_wrapper_subclass(
             cls, codes.shape, dtype=torch.float32, device=codes.device
         )
 
@@ -57,7 +58,9 @@ class Packed(Tensor):
         return cls(inner["codes"], inner["scale"])
 
     @classmethod
-    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(  # type: ignore[override]
+        cls, func: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
         if func in (ATEN.detach.default, ATEN.alias.default):
             return cls(args[0].codes, args[0].scale)
         if func in (ATEN.clone.default, ATEN._to_copy.default):
@@ -114,8 +117,8 @@ class Quantised(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         for weight in (self.first, self.second, self.tied):
-            x = (x @ weight.whole()).tanh()  # type: ignore[attr-defined]
-        return self.head(x)  # type: ignore[no-any-return]
+            x = (x @ weight.whole()).tanh()
+        return self.head(x)
 
 
 def data() -> TensorDataset:
@@ -146,6 +149,15 @@ def whole(trainer: Trainer) -> dict[str, Tensor]:
     assert "0 momentum.codes" in found
     assert "first.codes" in found
     return found
+
+
+def test_frozen_quantised_weights_are_copied_by_an_average():
+    average = EmaPlugin(0.9)
+    trainer = train(average)
+    assert trainer.run_history.get_latest_metric("ema_eval_loss_epoch") > 0
+    module = average.ema_model.module
+    assert torch.equal(module.first.codes, trainer.get_model().first.codes)
+    assert not torch.equal(module.head.weight, trainer.get_model().head.weight)
 
 
 @pytest.mark.parametrize("in_background", [True, False])
@@ -189,7 +201,7 @@ def test_what_cannot_be_saved_is_refused_after_the_first_update(kind, words, tmp
     saves = SaveTrainingStateCallback(tmp_path / "states", save_every_n_steps=3)
     with pytest.raises(TrainingStateError, match=f"optimizer.weight.momentum can't .*{words}"):
         train(saves, model=nn.Linear(4, 1))
-    assert not (tmp_path / "states").exists()
+    assert not list((tmp_path / "states").glob("*/manifest.json"))
     train(model=nn.Linear(4, 1))  # nothing is saved
 
 
@@ -226,7 +238,8 @@ def test_different_wrappers_of_one_shape_are_not_taken_for_one():
 
 @pytest.mark.parametrize("name", ["os.system", "nowhere.Packed", "torch.Tensor", "builtins.eval"])
 def test_only_loaded_subclasses_are_rebuilt(name):
-    described = encode(Packed.of(torch.ones(2)), tensors := {}, "x")
+    tensors: dict[str, Tensor] = {}
+    described: Any = encode(Packed.of(torch.ones(2)), tensors, "x")
     described["$subclass"]["class"] = name
     with pytest.raises(TrainingStateError, match=f"the class {name}, which isn't loaded"):
         decode(described, tensors)

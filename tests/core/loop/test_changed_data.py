@@ -158,6 +158,82 @@ def test_data_that_grow_in_place_are_loaded_again_and_reported_unless_that_was_r
     assert any("length of the eval data has changed" in text for text in texts)
 
 
+class Shrinks(TrainerCallback):
+    """Leaves the first sample of the data, in the middle of an epoch or of an evaluation."""
+
+    def __init__(self, which):
+        def shrink(trainer):
+            getattr(trainer, f"{which}_dataset").samples = 1
+
+        setattr(self, f"on_{which}_step_start", shrink)
+
+
+class Short(Growing):
+    """Has as many samples as it says."""
+
+    def __init__(self, samples):
+        self.samples = samples
+
+    def __getitem__(self, index):
+        if index >= self.samples:
+            raise IndexError("list index out of range")
+        return DATA[index]
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_data_that_shrink_in_place_are_cut_in_the_next_epoch_with_a_report(workers):
+    class Cut(TrainerCallback):
+        def on_training_run_epoch_end(self, trainer):
+            if trainer.run_history.current_epoch == 1:
+                trainer.train_dataset.samples, trainer.eval_dataset.samples = 8, 5
+
+    seen = Seen()
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        trainer = make(Cut(), seen)
+        trainer.train(
+            Short(24),
+            3,
+            eval_dataset=Short(10),
+            per_device_batch_size=4,
+            train_dataloader_kwargs={"num_workers": workers},
+        )
+    assert seen.train == {1: 24, 2: 8, 3: 8}
+    assert seen.evaluated == [10, 5, 5]
+    assert seen.lengths == [(18, 6), (10, 2), (10, 2)]
+    texts = [str(warning.message) for warning in caught]
+    assert (
+        sum("the train data has changed since they were loaded (24 → 8)" in t for t in texts) == 1
+    )
+    assert sum("the eval data has changed since they were loaded (10 → 5)" in t for t in texts) == 1
+    assert trainer.manifest["run"]["dataset_length"] == 8
+    assert "data_changed" not in trainer.manifest["run"]
+
+
+@pytest.mark.parametrize("which", ["train", "eval"])
+def test_an_error_of_data_that_shrink_within_an_epoch_says_so(which):
+    with pytest.raises(IndexError) as raised:
+        make(Shrinks(which)).train(Short(24), 1, eval_dataset=Short(24), per_device_batch_size=4)
+    assert f"The {which} data have changed their length (24 → 1)" in raised.value.__notes__[-1]
+
+
+def test_resuming_with_data_as_they_were_before_they_shrank_is_reported(tmp_path):
+    class Cut(TrainerCallback):
+        def on_training_run_epoch_end(self, trainer):
+            trainer.train_dataset.samples = 8
+
+    def run(samples, **options):
+        saver = SaveTrainingStateCallback(tmp_path, 1, save_at_end=False)
+        make(Cut(), saver).train(Short(samples), 3, per_device_batch_size=4, **options)
+
+    with pytest.warns(UserWarning, match="24 → 8"):
+        run(24)
+    state = tmp_path / "epoch_0002"
+    with pytest.raises(TrainingStateError, match="dataset_length: 8 → 24"):
+        run(24, resume_from=state, strict=True)
+    run(8, resume_from=state, strict=True)
+
+
 def test_an_assigned_evaluation_dataset_is_used_by_the_next_evaluation():
     class Replaces(TrainerCallback):
         def on_train_epoch_end(self, trainer):
