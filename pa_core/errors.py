@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from difflib import get_close_matches
 
+NOT_SAVED = "No training state was saved"
+"""Begins the note on an error that ended the writing of a state."""
+
 
 class StopTrainingError(Exception):
     """Raised by a callback to stop the run early; the events at its end are still called."""

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from pydantic import Field
 
-from pa_core.checkpoint.subclasses import plain_parts
+from pa_core.engine.subclasses import plain_parts
 from pa_core.plugin import CallbackSettings, ConfigurableCallback
 
 if TYPE_CHECKING:

@@ -20,7 +20,7 @@ from pa_core.checkpoint.identity import forget_run
 from pa_core.checkpoint.retention import Retention
 from pa_core.checkpoint.safetensors_io import HostMemory
 from pa_core.checkpoint.save import save_training_state
-from pa_core.errors import OtherProcessError
+from pa_core.errors import NOT_SAVED, OtherProcessError
 
 if TYPE_CHECKING:
     from pa_core.control import SaveRequest, TrainerControl
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
 CHECKPOINT_NAME = re.compile(r"epoch_\d{4,}|update_\d{8,}|final")
 """Names that the `checkpoint` plugin gives; `SaveRequest.keep` counts no other states."""
 _NO_SPACE = {errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC), errno.EFBIG}
-NOT_SAVED = "No training state was saved"
 
 
 @dataclass

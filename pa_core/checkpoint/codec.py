@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from pa_core.checkpoint.storage import parse_json
-from pa_core.checkpoint.subclasses import (
+from pa_core.engine.subclasses import (
     class_name,
     flatten,
     is_plain,

@@ -32,11 +32,11 @@ from pydantic import BaseModel, Secret, SecretBytes, SecretStr
 from torch import Tensor, nn
 from torch.utils.data import ConcatDataset, DataLoader, Subset, TensorDataset
 
-from pa_core.checkpoint.subclasses import plain_parts
 from pa_core.data.loader import KeyedDataLoader
 from pa_core.data.process_split import OwnSplitLoader
 from pa_core.data.source import length_of
 from pa_core.engine.optimizers import given_schedulers
+from pa_core.engine.subclasses import plain_parts
 from pa_core.engine.wrappers import clean_state_dict, wrapped_module
 from pa_core.settings.secrets import mask_secrets
 

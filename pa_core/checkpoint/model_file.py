@@ -13,7 +13,7 @@ import torch
 from pa_core.checkpoint.atomic_io import save_file
 from pa_core.checkpoint.lock import check_held
 from pa_core.checkpoint.storage import MANIFEST
-from pa_core.checkpoint.subclasses import find_class
+from pa_core.engine.subclasses import find_class
 from pa_core.errors import CheckpointError
 from pa_core.settings.paths import local_path
 

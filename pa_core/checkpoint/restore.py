@@ -35,6 +35,7 @@ from pa_core.checkpoint.optimizer_shards import read_shard
 from pa_core.checkpoint.save import parameter_names
 from pa_core.checkpoint.start_check import StartCheck
 from pa_core.checkpoint.storage import StateReader
+from pa_core.data.process_split import OwnSplitLoader
 from pa_core.errors import TrainingStateError
 from pa_core.settings.paths import local_path
 from pa_core.tracking import Position
@@ -171,7 +172,7 @@ class TrainingState:
         elif self._is_within_epoch:
             states = [process["plugins"] for process in self._processes]
             obstacle = mid_epoch_obstacle(saved["run"], present["run"], states, self.position.batch)
-        self._report(found, obstacle)
+        self._report(found, obstacle or self._data_obstacle(trainer))
 
     def settle(self, trainer: Trainer, script: Mapping[str, Any]) -> dict[str, Any]:
         """Work out the settings in effect, now that everything is restored.
@@ -242,8 +243,7 @@ class TrainingState:
         """Restore the state of data that decide their own order, and have the next batch compared.
 
         Raises:
-            TrainingStateError: if it can't be restored on this number of processes; and for every
-                difference if the run resumes with ``strict=True``.
+            TrainingStateError: if the run resumes with ``strict=True``, and the state has none.
         """
         data, saved = trainer._data, self._process["data"]
         name = data.train_state.name if data.train_state is not None else None
@@ -256,18 +256,28 @@ class TrainingState:
             return
         states = [process["data"] for process in self._processes]
         is_compared = len(states) == trainer.num_processes
-        if not is_compared and any(
-            not same_state(_parts(states[0]), _parts(one)) for one in states
-        ):
-            raise TrainingStateError(
-                f"{self.directory} has a state of {name} for each of {len(states)} processes, "
-                f"which can't be restored on {trainer.num_processes}"
-            )
         for entry in ("per_device_batch_size", "stream"):
             present = (trainer._fingerprint or {}).get(entry)
             is_compared &= self._run.get(entry) == present
         is_compared &= all(one["train"]["digest"] for one in states if one and "train" in one)
         data.load_state_dict(saved, is_compared=is_compared, strict=self._strict)
+
+    def _data_obstacle(self, trainer: Trainer) -> str | None:
+        """The reason why the state that data have saved themselves can't be restored."""
+        states, now = (
+            [_parts(process["data"] or {}) for process in self._processes],
+            trainer.num_processes,
+        )
+        if len(states) == now or not any(state for one in states for state in one.values()):
+            return None
+        is_split = isinstance(trainer.train_dataloader, OwnSplitLoader)
+        if not is_split and all(same_state(states[0], one) for one in states):
+            return None
+        state = trainer._data.train_state
+        return (
+            f"{'The data' if state is None else state.name} saved a state of each of {len(states)} "
+            f"processes, which can't be restored on {now}"
+        )
 
     def _report_data(self, text: str) -> None:
         if self._strict:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from pa_core.checkpoint.subclasses import local_part, plain_parts
+from pa_core.engine.subclasses import local_part, plain_parts
 from pa_core.tracking import count_values
 
 if TYPE_CHECKING:

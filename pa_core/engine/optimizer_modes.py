@@ -61,16 +61,14 @@ class OptimizerModes:
         self.is_training, self._kept = False, []
 
     def _train(self) -> None:
-        kept, self._kept = self._kept, []
         # Where others have set the weights since, the optimizer finds their training weights.
-        is_untouched = all(_same(one.parameter, one.evaluation) for one in kept)
+        kept = self._kept if self._is_untouched else []
         for optimizer in self.optimizers:
             optimizer.train()
-        if is_untouched:
-            with torch.no_grad():
-                for one in kept:
-                    one.parameter.copy_(one.training)
-        self.is_training = True
+        with torch.no_grad():
+            for one in kept:
+                one.parameter.copy_(one.training)
+        self.is_training, self._kept = True, []
 
     def _evaluate(self) -> None:
         training = [p.detach().clone() for p in self._parameters()] if self.is_training else []
@@ -87,9 +85,16 @@ class OptimizerModes:
             if not _same(parameter, weights)
         ]
 
+    @property
+    def _is_untouched(self) -> bool:
+        return all(_same(one.parameter, one.evaluation) for one in self._kept)
+
     def training_weights(self) -> list[tuple[nn.Parameter, Tensor]]:
-        """The training weights of parameters that have others now, in evaluation mode."""
-        return [(one.parameter, one.training) for one in self._kept]
+        """The training weights of parameters that have others now, in evaluation mode.
+
+        None if others have set the weights since, as by loading a checkpoint.
+        """
+        return [(one.parameter, one.training) for one in self._kept] if self._is_untouched else []
 
     def keep(self, training: Mapping[nn.Parameter, Tensor]) -> None:
         """Set the training weights that belong to the present weights of the evaluation mode."""

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from pa_core.checkpoint.background import NOT_SAVED
 from pa_core.data.workers import running_iterators
+from pa_core.errors import NOT_SAVED
 
 if TYPE_CHECKING:
     from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter

@@ -224,8 +224,10 @@ def _check_end(place: _Place, before: RunNumbers, now: RunNumbers, reason: str) 
     owners = [each for each in type(trainer).__mro__ if "scheduler_step" in vars(each)]
     if len(owners) > 1:  # a subclass decides when it steps
         return
-    stand_in = _StandIn(values_of(place.optimizer), place.optimizer.defaults)
-    same = {id(one): stand_in for one in (place.optimizer, unwrapped(place.optimizer))}
+    same: dict[int, Any] = {}
+    for one in (place.optimizer, *trainer.optimizers):
+        stand_in = _StandIn(values_of(one), one.defaults)
+        same |= {id(one): stand_in, id(unwrapped(one)): stand_in}
     try:
         scheduler = deepcopy(place.scheduler, same)
     except Exception:  # noqa: BLE001 - it can't be tried out

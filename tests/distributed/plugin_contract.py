@@ -33,6 +33,7 @@ from torch.utils.data import TensorDataset
 from pa_core import Trainer, hookimpl
 from pa_core.data.rng import derive_key, key_at
 from pa_core.testing import tiny_data, tiny_trainer
+from tests.core.engine.test_optimizer_modes import ScheduleFree
 from tests.deepspeed.run import fsdp_accelerator
 
 RANK, PROCESSES = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
@@ -62,9 +63,10 @@ def new_gan() -> Gan:
         return Gan(generator, discriminator).double()
 
 
-def two_optimizers(model: Gan) -> list[torch.optim.Optimizer]:
+def two_optimizers(model: Gan, *, has_modes: bool = False) -> list[torch.optim.Optimizer]:
+    own = model.generator.parameters()
     return [
-        torch.optim.Adam(model.generator.parameters(), lr=0.01),
+        ScheduleFree(own, lr=0.5) if has_modes else torch.optim.Adam(own, lr=0.01),
         torch.optim.SGD(model.discriminator.parameters(), lr=0.1, momentum=0.9),
     ]
 
@@ -87,6 +89,7 @@ class Job:
         samples: of the training data. The last global batch of 45 has five, which is uneven; that
             of 41 has one, so that a second process has none.
         has_norm: whether the model has a batch norm.
+        has_modes: whether an optimizer has a training and an evaluation mode.
         is_sharded: whether FSDP shards the model of the Trainer between processes.
         mistake: what the loop by hand does wrong, to see that the comparison notices.
     """
@@ -94,6 +97,7 @@ class Job:
     kind: str
     samples: int = 45
     has_norm: bool = False
+    has_modes: bool = False
     is_sharded: bool = False
     settings: dict[str, Any] = field(default_factory=dict)
     mistake: str = ""
@@ -139,7 +143,7 @@ def by_trainer(job: Job, *plugins: Any, **arguments: Any) -> dict[str, Any]:
     options: dict[str, Any] = {"model": new_model(has_norm=job.has_norm)}
     if job.kind == "gan":
         model = new_gan()
-        options = {"model": model, "optimizer": two_optimizers(model)}
+        options = {"model": model, "optimizer": two_optimizers(model, has_modes=job.has_modes)}
         arguments["create_scheduler_fn"] = two_updates_each
     trainer = tiny_trainer(job.plugin(), *plugins, accelerator=accelerator, **options)
     trainer.train(
@@ -319,7 +323,8 @@ class GanLoop:
             name: DistributedDataParallel(part) if PROCESSES > 1 else part
             for name, part in parts.items()
         }
-        self.optimizers = dict(zip(parts, two_optimizers(self.model), strict=True))
+        optimizers = two_optimizers(self.model, has_modes=job.has_modes)
+        self.optimizers = dict(zip(parts, optimizers, strict=True))
         self.schedulers = [two_updates_each(one) for one in self.optimizers.values()]
         self.x = data(job.samples).tensors[0]
         self.history: dict[str, list[float]] = {}
@@ -328,6 +333,7 @@ class GanLoop:
         turns, updates = self.job.settings["discriminator_updates"] + 1, 0
         for epoch in range(1, EPOCHS + 1):
             self.sums: dict[str, Tensor] = {}
+            self.set_mode("train")
             batches = list(enumerate(micro_batches(self.job.samples)))
             for first in range(0, len(batches), ACCUMULATION):
                 part = "discriminator" if (updates + 1) % turns else "generator"
@@ -336,8 +342,14 @@ class GanLoop:
             for name in sorted(self.sums):
                 total, count = summed(self.sums[name]).tolist()
                 self.history.setdefault(name, []).append(total / count)
+            if self.job.mistake != "not switched":
+                self.set_mode("eval")
             self.evaluate()
         return self.history | weights_of(self.model) | {"updates": updates}
+
+    def set_mode(self, mode: str) -> None:
+        for optimizer in self.optimizers.values():
+            getattr(optimizer, mode, lambda: None)()
 
     def update(
         self, part: str, epoch: int, batches: list[tuple[int, tuple[list[int], int]]]
@@ -422,6 +434,7 @@ JOBS = {
     "curriculum": Job("curriculum"),
     "gan": Job("gan", settings={"discriminator_updates": 1}),
     "gan 41": Job("gan", samples=41, settings={"discriminator_updates": 2}),
+    "gan modes": Job("gan", has_modes=True, settings={"discriminator_updates": 1}),
     "swa": Job("swa", has_norm=True),
     "swa 41": Job("swa", samples=41, has_norm=True),
 }
@@ -434,6 +447,7 @@ MISTAKES = {
     "distillation": ["not weighted"],
     "curriculum": ["all of the data"],
     "gan": ["others clipped", "both stepped"],
+    "gan modes": ["not switched"],
     "swa": ["not refreshed"],
 }
 

@@ -214,7 +214,8 @@ def resumed_rates(folder: Path) -> list[float]:
 
 def cut(rank: int) -> Any:
     """What each process makes of data that have become shorter on a rank, or on all for -1."""
-    data = list(tiny_data(40))
+    every: Any = tiny_data(40)
+    data = list(every)
     trainer = new_trainer(Rates(rank))
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")

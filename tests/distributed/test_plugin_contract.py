@@ -69,7 +69,7 @@ def test_the_comparison_notices_each_mistake(results):
         for job in results.values()
         for mistake in job.keys() - {"trainer", "resumed", "by hand"}
     }
-    assert len(found) == (9 if "local gradients" in found else 8)
+    assert len(found) == (10 if "local gradients" in found else 9)
     assert all(value > 1e-4 for value in found.values()), found
 
 

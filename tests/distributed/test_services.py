@@ -127,5 +127,8 @@ def test_data_that_decide_their_own_order_resume_exactly_on_each_process(one, tw
 @pytest.mark.usefixtures("two")
 def test_states_of_data_that_differ_between_processes_need_as_many(two_folder):
     trainer = new_trainer()
-    with pytest.raises(TrainingStateError, match="state of Saves .* for each of 2 processes"):
+    with pytest.raises(
+        TrainingStateError,
+        match="Saves .* saved a state of each of 2 processes, which can't be restored on 1",
+    ):
         trainer.train(Saves(), 3, per_device_batch_size=8, resume_from=two_folder / "Saves")

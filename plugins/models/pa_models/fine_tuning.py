@@ -132,6 +132,10 @@ def split_param_groups(optimizer: Any, model: nn.Module) -> list[int]:
     """
     layer_groups = list(layer_group_parameters(model).values())
     index_of = {id(p): index for index, own in enumerate(layer_groups) for p in own}
+    if not isinstance(optimizer.param_groups, list):
+        raise ValueError(
+            "fine_tune() splits the groups of a single optimizer: give the Trainer one"
+        )
     held = {id(p) for group in optimizer.param_groups for p in group["params"]}
     missing = [name for name, p in named_parameters(model) if id(p) not in held]
     if missing:

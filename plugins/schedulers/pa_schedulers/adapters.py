@@ -78,27 +78,27 @@ class _CountsSteps(SchedulerAdapter):
     def __init__(self, scheduler: Any, num_steps: float | None = None) -> None:
         super().__init__(scheduler)
         self.num_steps = num_steps
-        self._count = 0
+        self.count = 0
 
     def _step(self) -> None:
-        self._count += 1
+        self.count += 1
         if self.num_steps is None or self.scheduler.last_epoch < self.num_steps - 1:
             self.scheduler.step()
 
     def move_to(self, other: _CountsSteps) -> None:
         """Step as often as another scheduler was."""
-        for _ in range(other._count):
+        for _ in range(other.count):
             self._step()
 
     def state_dict(self) -> dict[str, Any]:
         """The count, and the scheduler's state."""
-        return {**super().state_dict(), "count": self._count}
+        return {**super().state_dict(), "count": self.count}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Restore the state that `state_dict` returned."""
         super().load_state_dict(state_dict)
         # An earlier version saved no count, which goes on after the last value.
-        self._count = state_dict.get("count", getattr(self.scheduler, "last_epoch", 0))
+        self.count = state_dict.get("count", getattr(self.scheduler, "last_epoch", 0))
         self.num_steps = getattr(self.scheduler, "total_steps", None)
 
 

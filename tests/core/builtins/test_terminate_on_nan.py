@@ -99,7 +99,7 @@ def test_c1_on_a_gpu_the_guard_never_waits_and_stops_a_few_steps_later():
     torch.cuda.set_sync_debug_mode("error")
     try:
         for factor in (1.0, math.inf, 1.0):
-            guard._is_bad(torch.ones((), device="cuda") * factor)
+            guard._is_bad(trainer, {"loss": torch.ones((), device="cuda") * factor})
     finally:
         torch.cuda.set_sync_debug_mode("default")
     assert guard._watch.read()

@@ -2,6 +2,7 @@
 
 import random
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -89,7 +90,7 @@ def test_generators_are_found_wherever_data_hold_them_and_seeded():
 
 
 def test_generators_that_cant_be_seeded_are_found_with_their_place():
-    data = Data()
+    data: Any = Data()
     data.transforms["secret"] = random.SystemRandom()
     assert list(find_unseedable(data)) == ["Data.transforms['secret']"]
     assert len(find_generators(data)) == 7

@@ -168,18 +168,17 @@ def test_a_state_holds_the_evaluated_weights_and_resumes_bit_for_bit(at, tmp_pat
     else:
         with pytest.raises(KeyboardInterrupt):
             train(make(states, Interrupts(at)), 3)
-    same = () if at == "final" else (Interrupts(99),)
     expected = []
     by_hand(3, lambda model: expected.append(weights_of_module(model)))
     name, updates = ("final", 8) if at == "final" else (f"update_{at:08}", at)
     stored = load_file(tmp_path / name / "model.safetensors")
     assert largest_difference(stored, expected[updates - 1]) < 1e-6
-    evaluates = make(states, *same, optimizer=None)
+    evaluates = make(states, optimizer=None)
     evaluates.load_training_state(tmp_path / name)
     assert_identical(weights_of(evaluates), stored)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        resumed = train(make(states, *same), 3, resume_from=tmp_path, strict=True)
+        resumed = train(make(states), 3, resume_from=tmp_path, strict=True)
     assert resumed.updates == 3 * PER_EPOCH
     assert_identical(weights_of(resumed), weights_of(whole))
 
@@ -213,11 +212,25 @@ def test_a_roll_back_and_weights_that_a_plugin_sets_between_epochs_are_trained_o
 
 
 def test_the_best_model_is_saved_and_loaded_with_evaluated_weights(tmp_path):
+    class MakesEpochsWorse(TrainerCallback):
+        def on_train_epoch_end(self, trainer):
+            if trainer.position.epoch > 1:
+                with torch.no_grad():
+                    trainer.get_model()[2].weight.mul_(-20)
+
+        def on_training_run_end(self, trainer):
+            trainer.control.save(tmp_path / "loaded")  # once the best model is loaded
+
     best = SaveBestModelCallback(str(tmp_path / "best.pt"), load_saved_checkpoint=True)
-    trainer = train(make(best), 3)
+    trainer = train(make(best, MakesEpochsWorse()), 3)
+    assert best.best_metric_epoch == 1
     losses = trainer.run_history.get_metric_values("eval_loss_epoch")
     assert trainer.evaluate(tiny_data(12))["evaluation_loss"] == pytest.approx(min(losses))
     assert loss_of(trainer.get_model(), tiny_data(12)) == pytest.approx(min(losses), abs=1e-6)
+    # A state of the best model has no training weights of another.
+    stored = load_file(tmp_path / "loaded" / "model.safetensors")
+    assert_identical(stored, weights_of(trainer))
+    assert "training_weights" not in (tmp_path / "loaded" / "state.json").read_text()
 
 
 class Sharpness(TrainerCallback):

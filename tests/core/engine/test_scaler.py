@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -244,7 +245,7 @@ def test_gradients_of_an_interrupted_accumulation_are_not_in_the_next_run():
     class StopsOnce(TrainerCallback):
         is_due = True
 
-        def on_backward_end(self):
+        def on_backward_end(self, trainer):
             if self.is_due:
                 self.is_due = False
                 raise StopTrainingError("enough")
@@ -277,7 +278,8 @@ def test_fp16_on_a_cpu_is_refused_however_it_is_requested(asks, monkeypatch):
     if torch.cuda.is_available():
         monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
     AcceleratorState._reset_state()
-    options, text = {}, r"fp16 was requested \(by mixed_precision='fp16'\)"
+    options: dict[str, Any] = {}
+    text = r"fp16 was requested \(by mixed_precision='fp16'\)"
 
     class Creates:
         @hookimpl

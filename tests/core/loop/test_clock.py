@@ -97,7 +97,7 @@ def test_saving_is_in_the_time_and_a_resumed_run_continues_it(clock, tmp_path):
 
 def test_the_clock_stops_with_a_run_that_fails(clock):
     class Fails(TrainerCallback):
-        def on_eval_epoch_end(self):
+        def on_eval_epoch_end(self, trainer):
             raise ZeroDivisionError
 
     takes = Takes(clock)

@@ -6,6 +6,7 @@ import math
 import warnings
 from functools import partial
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -348,7 +349,7 @@ def test_a_ready_object_keeps_its_length_and_each_of_several_follows_on_its_own(
         model = tiny_model()
         parts = [torch.optim.SGD(model[n].parameters(), lr=PEAK * (n + 1)) for n in (0, 2)]
         optimizer = parts if kind == "two" else torch.optim.SGD(model.parameters(), lr=PEAK)
-        create = [partial(line, total=UPDATES), None]
+        create: Any = [partial(line, total=UPDATES), None]
         if kind == "object":
             create = lr_scheduler.PolynomialLR(optimizer, 8)
         recorder = Recorder()

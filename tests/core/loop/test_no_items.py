@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -179,7 +180,7 @@ def test_a_sparse_gradient_of_them_is_left_out(is_read, monkeypatch):
     x = torch.arange(8) % 5
     y = torch.tensor([0, 1, IGNORED, IGNORED, 2, 0, 1, IGNORED])
     model, whole = Bag(), Bag()
-    trainer = Labelled(
+    trainer: Any = Labelled(
         model, of_sums, torch.optim.SGD(model.parameters(), lr=0.3), callbacks=(), plugins=()
     )
     trainer.count = int if is_read else torch.Tensor.clone

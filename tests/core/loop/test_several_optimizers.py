@@ -173,9 +173,7 @@ def test_a_run_resumes_bit_for_bit_and_every_optimizer_is_saved(at, turns, tmp_p
         train(make(*turns, states, Interrupts(at)), **options)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        resumed = train(
-            make(*turns, states, Interrupts(99)), resume_from=tmp_path, strict=True, **options
-        )
+        resumed = train(make(*turns, states), resume_from=tmp_path, strict=True, **options)
     assert_identical(weights_of(resumed), weights_of(whole))
     for one, other in zip(whole.optimizers, resumed.optimizers, strict=True):
         first, second = one.state_dict(), other.state_dict()
