@@ -500,7 +500,8 @@ def test_a_hook_that_raises_ends_the_run_in_good_order_and_is_named(tmp_path, ev
     assert bars.pbar is bars.eval_pbar is None
     for state in find_states(tmp_path / "states"):
         assert not verify(state)
-    assert not list((tmp_path / "states").glob(".*"))
+    # Only the identity of a run that has no state yet: no lock, and nothing that is half written.
+    assert {path.name for path in (tmp_path / "states").glob(".*")} <= {".run.json"}
     if event not in ("on_load_training_state", *OF_AN_EVALUATION):
         newest = find_states(tmp_path / "states")
         assert all(read_manifest(state)["position"]["updates"] % 2 == 0 for state in newest[1:])
