@@ -135,13 +135,14 @@ def test_evaluating_a_training_state_continues_its_run(tmp_path):
     assert [row["update"] for row in rows(tmp_path)] == [4]  # later rows were dropped
 
 
+@pytest.mark.parametrize("key", ["name", "id"])
 @pytest.mark.parametrize("name", ["../outside", "a/b", "..", ""])
-def test_a_name_from_a_training_state_is_not_used_as_a_path(name, tmp_path):
+def test_a_name_from_a_training_state_is_not_used_as_a_path(name, key, tmp_path):
     state = tmp_path / "state"
     train(new_trainer(SaveAt(4, state), tracked(tmp_path / "runs", run_name=None)), 1)
     (file,) = state.glob("plugin-*.json")
     saved = json.loads(file.read_text())
-    file.write_text(json.dumps(saved | {"run": saved["run"] | {"name": name}}))
+    file.write_text(json.dumps(saved | {"run": saved["run"] | {key: name}}))
     plugin = tracked(tmp_path / "runs", run_name=None)
     trainer = new_trainer(SaveAt(0, state), plugin)
     with pytest.raises(ValueError, match="can't name a file"):
