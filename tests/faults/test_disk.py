@@ -154,6 +154,9 @@ def test_a_folder_that_vanishes_is_created_again_by_the_next_save(tmp_path, in_b
 
 def test_a_file_in_place_of_the_folder_is_reported(tmp_path):
     (tmp_path / "states").write_text("not a folder")
-    with pytest.warns(UserWarning, match="update_00000002: .*Not a directory"):
+    with (
+        pytest.warns(UserWarning, match="can't be locked"),
+        pytest.warns(UserWarning, match="update_00000002: .*Not a directory"),
+    ):
         train(trainer_with_states(tmp_path / "states"), 3)
     assert (tmp_path / "states").read_text() == "not a folder"
