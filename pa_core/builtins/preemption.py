@@ -225,7 +225,7 @@ def _ending_a_stuck_process(
     reading, writing = os.pipe()
     os.set_blocking(writing, False)
     before = signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
-    if before != -1:  # somebody else, such as an event loop, is told already
+    if before != -1:  # an event loop, for example, uses it already
         signal.set_wakeup_fd(before)
         os.close(writing)
         os.close(reading)

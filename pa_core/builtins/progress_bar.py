@@ -155,7 +155,7 @@ class _Bar(tqdm):
         self._uncounted = 0
 
     def display(self, *args: Any, **kwargs: Any) -> Any:
-        """Display the bar; if nobody reads it any more, disable it."""
+        """Display the bar; if its stream is closed or gone, disable it."""
         try:
             return super().display(*args, **kwargs)
         except (OSError, ValueError):
@@ -163,6 +163,6 @@ class _Bar(tqdm):
             return None
 
     def close(self) -> None:
-        """Close the bar, also if nobody reads it any more."""
+        """Close the bar, also if its stream is closed or gone."""
         with suppress(OSError, ValueError):
             super().close()

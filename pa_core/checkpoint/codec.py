@@ -170,7 +170,7 @@ def decode(value: Json, tensors: Mapping[str, Tensor]) -> Any:
 def _dtype_named(name: Json) -> torch.dtype:
     dtype = getattr(torch, name, None) if isinstance(name, str) else None
     if not isinstance(dtype, torch.dtype):
-        raise TrainingStateError(f"There is no dtype {name!r}")
+        raise TrainingStateError(f"PyTorch has no dtype {name!r}")
     return dtype
 
 

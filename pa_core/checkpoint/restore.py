@@ -526,7 +526,7 @@ def _checked_numbers(numbers: Any) -> dict[str, Any] | None:
 
 
 def _parts(data: Mapping[str, Any]) -> dict[str, Any]:
-    """What the data of a process have saved of their own, by where it belongs."""
+    """The state that the data of a process have saved themselves, by where it belongs."""
     return {"train": data.get("train", {}).get("parts"), "eval": data.get("eval")}
 
 

@@ -5,7 +5,7 @@ again up to the position: what was fetched ahead of training doesn't matter then
 read again too. If they change from epoch to epoch, as streams that count their epochs do, all
 their epochs are.
 
-A digest of the next batch tells whether the resumed run continues with the batch that the saved
+A digest of the next batch shows whether the resumed run continues with the batch that the saved
 run would have trained on.
 """
 

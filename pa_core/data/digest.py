@@ -1,4 +1,4 @@
-"""A digest of a batch, to tell whether two runs or two processes read the same data."""
+"""A digest of a batch, to compare what two runs or two processes read."""
 
 from __future__ import annotations
 

@@ -81,7 +81,7 @@ class KeyedDataset(Dataset[Any]):
 
     @property
     def holds_generators(self) -> bool:
-        """Whether dataset and collation are known to hold random generators of their own."""
+        """Whether dataset and collation are known to hold their own random generators."""
         return bool(self._generators)
 
     def finds_generators(self) -> bool:
@@ -317,7 +317,7 @@ def create_dataloader(
     if num_processes > 1:
         from pa_core.data.split_marks import is_marked
 
-        if is_marked(data):  # the user has split it: each process has an order of its own
+        if is_marked(data):  # the user has split it: each process has its own order
             seed, rank, num_processes = derive_key(seed, "split", rank), 0, 1
     sampler = EpochSampler(
         len(data),

@@ -1,7 +1,7 @@
 """Iterate over the epochs of a loader that decides its own order, with every random draw keyed.
 
 Its samplers and streams are seeded once per epoch, and an epoch is read from its start. In a
-`DataLoader` over a map dataset each batch is fetched under a key of its own.
+`DataLoader` over a map dataset each batch is fetched under its own key.
 """
 
 from __future__ import annotations

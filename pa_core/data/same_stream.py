@@ -93,7 +93,7 @@ def _information(labels: Sequence[Any]) -> float:
     try:
         flat = [torch.as_tensor(one).detach().cpu().reshape(-1)[:_MOST_LABELS] for one in labels]
         values = torch.cat(flat).numpy()
-    except (TypeError, ValueError, RuntimeError):  # labels that are no numbers
+    except (TypeError, ValueError, RuntimeError):  # labels such as texts
         return 0.0
     counts = np.unique(values, return_counts=True)[1]
     agreeing = float(np.square(counts / max(len(values), 1)).sum())  # of a pair drawn at random

@@ -1,4 +1,4 @@
-"""The data-loading workers of this process, whoever's loader started them."""
+"""The data-loading workers of this process, of any loader."""
 
 from __future__ import annotations
 

@@ -28,7 +28,7 @@ def print_line(*args: Any, **kwargs: Any) -> None:
 
 
 def _discard_rest(stream: Any) -> None:
-    """Let the rest of a pipe's output go nowhere: at exit, Python flushes the stream once more."""
+    """Let the rest of a pipe's output go nowhere: at exit, Python flushes the stream again."""
     with suppress(OSError, ValueError):
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, stream.fileno())

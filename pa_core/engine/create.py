@@ -34,7 +34,7 @@ def create_engine(accelerator: Accelerator) -> Engine:
 def _check_precision(accelerator: Accelerator) -> None:
     """Refuse fp16 on a CPU, where accelerate would train in float32 without saying so.
 
-    Unless somebody has given the accelerator a scaler. DeepSpeed checks its own configuration.
+    Unless the accelerator was given a scaler. DeepSpeed checks its own configuration.
     """
     if (
         accelerator.mixed_precision != "fp16"

@@ -64,7 +64,7 @@ class FsdpEngine(Engine):
             broadcast(model.buffers())
 
     def gradient_leaves(self, model: nn.Module) -> list[nn.Parameter]:
-        """The parameters at which a backward pass ends: gathered ones in place of sharded ones."""
+        """The parameters at which a backward pass ends: gathered ones instead of sharded ones."""
         wrapped = [module for module in model.modules() if isinstance(module, FSDPModule)]
         states: list[Any] = [module._get_fsdp_state() for module in wrapped]
         groups = [group for state in states for group in _parameter_groups(state)]

@@ -239,7 +239,7 @@ def _check_end(place: _Place, before: RunNumbers, now: RunNumbers, reason: str) 
         raise RuntimeError(
             f"The run now has {now.num_updates} updates instead of {before.num_updates}, since its "
             "epochs, batch size, accumulation, processes or data have changed. The scheduler "
-            f"({type(scheduler).__name__}) doesn't follow: {reason}. It can't go on as it is: "
+            f"({type(scheduler).__name__}) doesn't follow: {reason}. It can't stay as it is: "
             f"{error}. Give it the length as TrainerPlaceholderValues.NUM_UPDATES, or train for as "
             "many updates as before"
         ) from error

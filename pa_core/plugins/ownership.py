@@ -1,4 +1,4 @@
-"""Files with settings or code that somebody else may have put where they are found."""
+"""Files with settings or code that another user may have planted."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from pathlib import Path
 def warn_if_planted(path: Path) -> None:
     """Warn of a file that another user owns, in a folder in which others can create files.
 
-    Settings are looked up in parent folders, and name files that are run. Somebody who can write to
-    such a folder, ``/tmp`` for one, could have code run by whoever trains below it.
+    Settings are looked up in parent folders, and name files that are run. A user who can write to
+    such a folder, ``/tmp`` for one, could run code as any user who trains below it.
 
     Args:
         path: the file, with links resolved, before it is read.
@@ -28,7 +28,7 @@ def warn_if_planted(path: Path) -> None:
         warnings.warn(
             f"{path} belongs to another user ({_name_of(file.st_uid)}), and others can write to "
             "its folder. If you don't know where it comes from, remove it: it decides what code is "
-            "run. If you trust it, copy it to a folder of your own",
+            "run. If you trust it, copy it to your own folder",
             stacklevel=3,
         )
 

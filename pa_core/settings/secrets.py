@@ -17,7 +17,7 @@ _ENDS = (
 _PLURAL_ENDS = tuple(f"{end}s" for end in _ENDS)
 _WORDS = {"pwd", "jwt"}
 _WORDS_OF_TEXTS = {"key", "auth", "pass", "pat", "bearer"}
-"""A number of such a name is no secret."""
+"""A number of such a name isn't a secret."""
 _TOKENS_OF_TEXTS = {
     *("pad", "eos", "bos", "unk", "sep", "cls", "mask", "stop", "start", "end", "special"),
     *("image", "audio", "video"),

@@ -97,7 +97,7 @@ class _CountsSteps(SchedulerAdapter):
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Restore the state that `state_dict` returned."""
         super().load_state_dict(state_dict)
-        # An earlier version saved no count, which goes on after the last value.
+        # An earlier version saved no count: it continues after the last value.
         self.count = state_dict.get("count", getattr(self.scheduler, "last_epoch", 0))
         self.num_steps = getattr(self.scheduler, "total_steps", None)
 

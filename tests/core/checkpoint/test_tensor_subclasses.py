@@ -243,7 +243,7 @@ def test_only_loaded_subclasses_are_rebuilt(name):
     described["$subclass"]["class"] = name
     with pytest.raises(TrainingStateError, match=f"the class {name}, which isn't loaded"):
         decode(described, tensors)
-    with pytest.raises(TrainingStateError, match="There is no dtype 'load'"):
+    with pytest.raises(TrainingStateError, match="PyTorch has no dtype 'load'"):
         decode({"$dtype": "load"}, {})
 
 
