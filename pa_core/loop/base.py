@@ -282,7 +282,7 @@ class TrainerBase(TrainerServices):
         return any(getattr(type(plugin), "saves_training_states", False) for plugin in plugins)
 
     def _report_skipped(self) -> None:
-        """Print how many updates were skipped; warn if none was made, unless plugins asked for that."""
+        """Print how many updates were skipped; warn if none was made without a request for it."""
         reasons, self._skip_reasons = self._skip_reasons, {}
         if not reasons:
             return
