@@ -232,5 +232,5 @@ def test_states_of_another_run_in_the_folder_are_a_warning(tmp_path):
     assert train(trainer) == []  # the states are of the same callback
     assert train(make_trainer(SaveTrainingStateCallback(tmp_path)), resume_from="auto") == []
     (text,) = train(make_trainer(SaveTrainingStateCallback(tmp_path)))
-    assert text.startswith(f"{tmp_path} has training states of another run, such as epoch_0001")
+    assert text.startswith(f"{tmp_path} has training states of another run, such as final")
     assert train(make_trainer(SaveTrainingStateCallback(tmp_path / "other"))) == []
