@@ -14,7 +14,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from functools import partial
 from hashlib import blake2b
-from types import BuiltinMethodType, CodeType, FunctionType, MethodType, ModuleType
+from types import BuiltinMethodType, CodeType, FunctionType, GeneratorType, MethodType, ModuleType
 from typing import Any
 
 import numpy as np
@@ -183,6 +183,9 @@ def _inner(value: Any) -> Iterator[tuple[str, Any]]:
         yield ".__func__", value.__func__
     elif isinstance(value, BuiltinMethodType):
         yield ".__self__", value.__self__
+    elif isinstance(value, GeneratorType):  # one that continues from epoch to epoch
+        names = value.gi_frame.f_locals if value.gi_frame is not None else {}
+        yield from ((f"({name})", item) for name, item in list(names.items()))
     elif isinstance(value, FunctionType):
         yield from _inner_of_function(value)
     else:

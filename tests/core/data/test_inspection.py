@@ -105,3 +105,22 @@ def test_counts_change_the_digest_of_values():
     assert digest_of_values(data) != before[0]
     iter(counts)
     assert digest_of_values(counts) != before[1]
+
+
+def test_a_suspended_generator_shows_where_it_is():
+    class Counts:
+        def __init__(self):
+            self.numbers = self.count()
+
+        def count(self):
+            number, rng = 0, random.Random(0)
+            while True:
+                yield number, rng
+                number += 1
+
+    data = Counts()
+    _, rng = next(data.numbers)
+    assert find_generators(data) == [rng]
+    before = digest_of_values(data)
+    next(data.numbers)
+    assert digest_of_values(data) != before
