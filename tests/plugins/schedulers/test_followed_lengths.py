@@ -227,6 +227,15 @@ def test_a_scheduler_by_name_follows_a_longer_run(name, capsys):
     assert (told in capsys.readouterr().out) != is_of_no_length
 
 
+@pytest.mark.parametrize("name", ["cosine", "one_cycle", "reduce_lr_on_plateau"])
+def test_a_run_that_is_made_longer_twice_does_not_differ_from_itself(name):
+    for epochs in (1, 2, 3):
+        new_trainer(
+            SaveTrainingStateCallback("states"),
+            plugins=[SchedulersPlugin(name=name, watch_metric="train_loss_epoch")],
+        ).train(data(), epochs, resume_from="auto", strict=True)
+
+
 @pytest.mark.parametrize("name", BY_EPOCHS)
 def test_one_that_steps_by_epochs_follows_a_longer_run_and_not_another_batch(name):
     options, right = BY_EPOCHS[name]
