@@ -169,6 +169,11 @@ class TrainingState:
             )
         elif saved["run"]["optimizer"] != present["run"]["optimizer"]:
             obstacle = "The state of one optimizer can't be loaded into another"
+        elif _has_other_class(saved["run"].get("scheduler"), present["run"]["scheduler"]):
+            obstacle = (
+                "The state of one scheduler can't be loaded into another: create the same one, or "
+                "load the weights with load_training_state and start a new run"
+            )
         elif self._is_within_epoch:
             states = [process["plugins"] for process in self._processes]
             obstacle = mid_epoch_obstacle(saved["run"], present["run"], states, self.position.batch)
@@ -194,15 +199,19 @@ class TrainingState:
         """
         saved = self.reader.manifest
         live = describe_optimization(trainer)
+        effect = {
+            name: in_effect(saved["run"].get(name, script[name]), script[name], live[name])
+            for name in ("scheduler", "scheduler_parts")
+        }
+        has_script = all(value == script[name] for name, value in effect.items())
         for group, described in zip(
             live["optimizer_settings"], script["optimizer_settings"], strict=False
         ):
-            if "initial_lr" in described and group.get("initial_lr") == described["initial_lr"]:
-                group["lr"] = described["lr"]  # the scheduler's, of the present update
-        effect = {
-            name: in_effect(saved["run"].get(name, script[name]), script[name], live[name])
-            for name in live
-        }
+            if "initial_lr" in described:  # the present rate is the scheduler's
+                is_same = has_script and group.get("initial_lr") == described["initial_lr"]
+                group["lr"] = described["lr"] if is_same else None
+        name = "optimizer_settings"
+        effect[name] = in_effect(saved["run"].get(name, script[name]), script[name], live[name])
         plugins, now = script["plugins"], describe_plugins(trainer)
         values = {
             name: in_effect(
@@ -299,8 +308,9 @@ class TrainingState:
         text = f"{self.directory} was saved by a run that differs: " + ", ".join(found)
         if any(one.startswith(_RESTORED) for one in found):
             text += (
-                ". The settings of optimizer and scheduler continue as they were saved: write "
-                "these into the script, or assign the script's in on_load_training_state"
+                ". The settings of optimizer and scheduler continue as they were saved, apart from "
+                "functions and from schedulers that follow a new length: write these into the "
+                "script, or assign the script's in on_load_training_state"
             )
         if obstacle is not None:
             raise TrainingStateError(f"{text}. {obstacle}")
@@ -528,6 +538,14 @@ def _checked_numbers(numbers: Any) -> dict[str, Any] | None:
 def _parts(data: Mapping[str, Any]) -> dict[str, Any]:
     """The state that the data of a process have saved themselves, by where it belongs."""
     return {"train": data.get("train", {}).get("parts"), "eval": data.get("eval")}
+
+
+def _has_other_class(saved: Any, present: Any) -> bool:
+    """Whether a description, or one of two lists of as many, is of an object of another class."""
+    if isinstance(saved, list) and isinstance(present, list) and len(saved) == len(present):
+        return any(map(_has_other_class, saved, present))
+    both = isinstance(saved, dict) and isinstance(present, dict)
+    return both and saved.get("class") != present.get("class")
 
 
 def _sum_of(means: list[dict[str, float]]) -> dict[str, float]:
