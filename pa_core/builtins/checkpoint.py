@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -9,10 +10,11 @@ from pydantic import Field
 
 from pa_core.builtins.base import has_finite_weights
 
-# First used by the first save. Importing it now shows a missing library at once.
-from pa_core.checkpoint import background  # noqa: F401
-from pa_core.checkpoint.storage import read_manifest, remove_leftovers, verify
+# The rest of it is first used by the first save. Importing it now shows a missing library at once.
+from pa_core.checkpoint.background import CHECKPOINT_NAME
+from pa_core.checkpoint.storage import read_manifest, remove_leftovers, state_folders, verify
 from pa_core.durations import Duration, Every
+from pa_core.errors import TrainingStateError
 from pa_core.hookspecs import hookimpl
 from pa_core.plugin import CallbackSettings, ConfigurableCallback, LocalPath
 from pa_core.settings.paths import local_path
@@ -104,6 +106,7 @@ class SaveTrainingStateCallback(ConfigurableCallback):
         self.in_background = in_background
         self._every = self._new_interval()
         self._updates = 0
+        self._run_ids: set[str] = set()  # of the runs that this callback has been part of
 
     def _new_interval(self) -> Every | None:
         return None if self.every is None else Every(self.every)
@@ -111,8 +114,31 @@ class SaveTrainingStateCallback(ConfigurableCallback):
     def on_training_run_start(self, trainer: Trainer, **kwargs: Any) -> None:
         if trainer.is_main_process:
             remove_leftovers(self.save_dir)
+            self._warn_of_another_run(trainer)
         self._every = self._new_interval()  # in a resumed run, it is restored after this event
         self._updates = trainer.updates
+
+    def _warn_of_another_run(self, trainer: Trainer) -> None:
+        """Warn a run that starts from the beginning of another run's states in its folder."""
+        self._run_ids.add(trainer.run_id)
+        if trainer.is_resuming:
+            return
+        for state_dir in state_folders(self.save_dir):
+            if CHECKPOINT_NAME.fullmatch(state_dir.name) and self._is_of_another_run(state_dir):
+                warnings.warn(
+                    f"{self.save_dir} has training states of another run, such as "
+                    f"{state_dir.name}. This run replaces those of the same name, and "
+                    "resume_from='auto' uses the newest of all. Give each run its own save_dir, or "
+                    "remove the old states",
+                    stacklevel=2,
+                )
+                return
+
+    def _is_of_another_run(self, state_dir: Path) -> bool:
+        try:
+            return read_manifest(state_dir).get("run_id") not in self._run_ids
+        except TrainingStateError:
+            return False  # it is damaged, so no run resumes from it
 
     @hookimpl(trylast=True)
     def on_train_step_end(self, trainer: Trainer, **kwargs: Any) -> None:

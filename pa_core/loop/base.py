@@ -441,7 +441,8 @@ class TrainerBase(TrainerServices):
     def _print_finished(self) -> None:
         """Print why a run that was finished before does nothing, and how to train longer."""
         position = self.position
-        done = f"{position.epoch_of_run} epochs and {position.updates} updates"
+        counts = {"epoch": position.epoch_of_run, "update": position.updates}
+        done = " and ".join(f"{n} {unit}{'s' * (n != 1)}" for unit, n in counts.items())
         if position.stop_reason is None:
             self.print(
                 f"Nothing is left to do: this run has already finished, after {done}. To train "

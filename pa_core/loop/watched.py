@@ -176,6 +176,8 @@ class WatchedMetrics:
         Raises:
             ValueError: at the end of a run of one epoch, which leaves no time for a warning.
         """
+        if trainer.position.epoch_of_run < 1:  # an epoch's end may record it
+            return
         missing = self._missing(trainer)
         if missing and is_over:
             self._has_warned = False

@@ -165,6 +165,7 @@ def test_a_rollback_skips_a_damaged_state(tmp_path):
     assert_identical(weights_of(trainer), weights_of(train(SkipsUpdates(3, 4, 5, 6), epochs=1)))
 
 
+@pytest.mark.filterwarnings("ignore:.* has training states of another run")
 def test_a_rollback_has_a_limit_and_needs_a_state_of_this_run(tmp_path):
     def run(*updates, limit=1):
         states = SaveTrainingStateCallback(tmp_path, save_every_n_steps=2, save_at_end=False)
@@ -179,6 +180,7 @@ def test_a_rollback_has_a_limit_and_needs_a_state_of_this_run(tmp_path):
         TerminateOnNaNCallback("skip", 0)
 
 
+@pytest.mark.filterwarnings("ignore:.* has training states of another run")
 @pytest.mark.parametrize("policy", ["stop", "skip", "rollback"])
 def test_no_state_and_no_best_model_contains_nan_or_infinity(tmp_path, policy):
     best = SaveBestModelCallback(tmp_path / "best.pt", load_saved_checkpoint=False)
@@ -403,6 +405,8 @@ class Raising(TrainerCallback):
             raise error
 
         setattr(self, event, raises)
+        if event == "on_watched_metric":
+            self.watched_metrics = ("train_loss_epoch",)
 
 
 class Stops(TrainerCallback):

@@ -1,5 +1,6 @@
 import json
 import shutil
+import warnings
 
 import pytest
 import torch
@@ -217,3 +218,19 @@ def test_a_second_run_starts_its_count_again(tmp_path, often):
 def test_numbers_below_one_are_refused(name):
     with pytest.raises(ValueError, match=name):
         SaveTrainingStateCallback(**{name: 0})
+
+
+def test_states_of_another_run_in_the_folder_are_a_warning(tmp_path):
+    def train(trainer, **arguments):
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            trainer.train(tiny_data(8), 1, **arguments)
+        return [str(warning.message) for warning in caught]
+
+    trainer = make_trainer(SaveTrainingStateCallback(tmp_path))
+    assert train(trainer) == []
+    assert train(trainer) == []  # the states are of the same callback
+    assert train(make_trainer(SaveTrainingStateCallback(tmp_path)), resume_from="auto") == []
+    (text,) = train(make_trainer(SaveTrainingStateCallback(tmp_path)))
+    assert text.startswith(f"{tmp_path} has training states of another run, such as final")
+    assert train(make_trainer(SaveTrainingStateCallback(tmp_path / "other"))) == []

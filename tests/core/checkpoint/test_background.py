@@ -191,6 +191,7 @@ def test_an_exception_that_ends_the_run_notes_a_failure_of_the_pending_save(tmp_
     assert no_thread_is_left()
 
 
+@pytest.mark.filterwarnings("ignore:.* has training states of another run")
 def test_old_states_are_removed_only_when_the_new_one_is_complete(tmp_path, gate):
     gate.opened.set()
     train(tmp_path, max_checkpoints=1)

@@ -68,6 +68,7 @@ class Calls(TrainerCallback):
 # -- Two live runs ------------------------------------------------------------------------------
 
 
+@pytest.mark.filterwarnings("ignore:.* has training states of another run")
 def test_a_second_run_in_the_folder_is_refused_before_it_writes(tmp_path):
     train(new_trainer(tmp_path), 1)
     leftover = tmp_path / ".tmp-x-000000-1-1-00000000"
@@ -99,6 +100,7 @@ def raising(error):
     return action
 
 
+@pytest.mark.filterwarnings("ignore:.* has training states of another run")
 @pytest.mark.parametrize(
     ("action", "error"),
     [
@@ -256,6 +258,7 @@ def test_an_early_stopped_run_continues_with_more_patience(tmp_path, capsys):
 # -- The identity of a run ----------------------------------------------------------------------
 
 
+@pytest.mark.filterwarnings("ignore:.* has training states of another run")
 def test_a_run_that_is_killed_before_its_first_state_keeps_its_identity(tmp_path):
     seen = []
 
