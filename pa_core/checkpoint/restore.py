@@ -259,8 +259,9 @@ class TrainingState:
         if saved is None:
             if name is not None and (self._is_within_epoch or self.position.epoch_of_run > 0):
                 self._report_data(
-                    f"{self.directory} was saved by an earlier version and doesn't record where "
-                    f"{name} stands: nothing checks that the run continues with the same batches"
+                    f"{self.directory} was saved with other data or by an earlier version, and "
+                    f"doesn't record where {name} stands: nothing checks that the run continues "
+                    "with the same batches"
                 )
             return
         states = [process["data"] for process in self._processes]
@@ -368,20 +369,25 @@ class TrainingState:
         trainer._accumulation.reset()
 
     def _reconsider_stop(self, trainer: Trainer) -> None:
-        """Continue a stopped run if the plugin that has stopped it would no longer do so.
+        """Continue a stopped run if all plugins that have stopped it would no longer do so.
 
-        Such a plugin has a method ``withdraws_stop``, which is given its state.
+        Such a plugin has a method ``withdraws_stop``, which is given its state. It returns None if
+        the plugin hasn't stopped the run.
         """
-        saved = self._processes[0]["plugins"]
+        saved, answers = self._processes[0]["plugins"], {}
         for name, plugin in trainer.plugins.by_name.items():
             withdraws = getattr(plugin, "withdraws_stop", None)
-            if withdraws is not None and name in saved and withdraws(saved[name]):
-                trainer.print(
-                    f"The run had stopped ({trainer.position.stop_reason}) and continues, since "
-                    f"the plugin {name!r} now allows more"
-                )
-                trainer.position.stop_reason = None
-                return
+            answer = withdraws(saved[name]) if withdraws is not None and name in saved else None
+            if answer is not None:
+                answers[name] = answer
+        if answers and all(answers.values()):
+            plugins = " and ".join(repr(name) for name in answers)
+            verb = "now allow more" if len(answers) > 1 else "now allows more"
+            trainer.print(
+                f"The run had stopped ({trainer.position.stop_reason}) and continues, since "
+                f"{plugins} {verb}"
+            )
+            trainer.position.stop_reason = None
 
     def _restore_history(self, trainer: Trainer) -> None:
         if hasattr(trainer.run_history, "load_state_dict"):
