@@ -128,7 +128,8 @@ class TerminateOnNaNCallback(ConfigurableCallback):
         if self.policy != "stop":
             self._check_update(trainer)
         elif _reads_gradients(trainer):
-            is_bad = _count_bad(_gradients(trainer)).item() > 0
+            count = _count_bad(_gradients(trainer))
+            is_bad = count.is_cpu and count.item() > 0
             if trainer.sharded_by == "FSDP":  # each process has read its shards
                 is_bad = trainer.largest(int(is_bad))[0] > 0
             if is_bad:  # on every process, as gradients are reduced

@@ -126,9 +126,9 @@ def test_a_run_is_in_progress_in_its_events_but_not_in_an_evaluation_of_its_own(
 def test_the_length_of_the_run():
     trainer = make_trainer()
     trainer.train(tiny_data(44), 2, gradient_accumulation_steps=2)
-    assert trainer.run_length == RunLength(Duration(2, "epochs"), 6, None)
+    assert trainer.run_length == RunLength(Duration(2, "epochs"), 6, None, updates_per_epoch=3)
     trainer.train(DataLoader(tiny_data(8), batch_size=4), "3 updates", max_num_train_steps=2)
-    assert trainer.run_length == RunLength(Duration(3, "updates"), None, 2)
+    assert trainer.run_length == RunLength(Duration(3, "updates"), None, 2, updates_per_epoch=2)
 
 
 # -- Data -----------------------------------------------------------------------------------------

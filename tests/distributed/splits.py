@@ -30,7 +30,7 @@ from torch.utils.data import (
 from pa_core import Trainer, TrainerCallback
 from pa_core.callbacks import SaveTrainingStateCallback
 
-RANK, PROCESSES = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+RANK, PROCESSES = (int(os.environ.get(name, "0")) for name in ("RANK", "WORLD_SIZE"))
 SAMPLES = 26  # not a multiple of the processes or of the batch sizes
 
 

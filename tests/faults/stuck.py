@@ -17,7 +17,7 @@ from pa_core import Trainer, TrainerCallback
 from pa_core.callbacks import PreemptionCallback
 from pa_core.testing import tiny_data, tiny_model
 
-WHERE = sys.argv[1]
+WHERE = sys.argv[-1]
 
 
 def get_stuck() -> None:

@@ -30,6 +30,9 @@ ITS_PURPOSE = "changing it is the purpose of the plugin"
 IN_ONE_START = {"works_on_two_processes": "tested below for several plugins in one start"}
 
 
+in_one_folder = pytest.mark.filterwarnings("ignore:.* has training states of another run")
+
+
 class BuiltinConformance(PluginConformance):
     exempt: ClassVar = IN_ONE_START
 
@@ -64,6 +67,7 @@ class TestEarlyStopping(BuiltinConformance):
     settings: ClassVar = {"early_stopping_patience": 1}
 
 
+@in_one_folder
 class TestCheckpoint(BuiltinConformance):
     plugin = SaveTrainingStateCallback
     settings: ClassVar = {"save_every_n_epochs": 1, "save_every_n_steps": 4, "max_checkpoints": 2}
@@ -139,6 +143,7 @@ REPRESENTATIVE: list[type[PluginConformance]] = [
 ]
 
 
+@in_one_folder
 @pytest.mark.slow
 @pytest.mark.distributed
 def test_plugins_record_the_same_on_two_processes_as_on_one(tmp_path, monkeypatch):
