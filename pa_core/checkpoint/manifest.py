@@ -441,7 +441,7 @@ def _describe_sampler(loader: Any) -> dict[str, Any] | None:
     What a sampler of another class holds may change at any time.
     """
     inner = getattr(loader, "loader", loader)
-    sampler = getattr(inner, "sampler", None)
+    sampler: Any = getattr(inner, "sampler", None)
     sampler = getattr(getattr(inner, "batch_sampler", None), "sampler", sampler)
     if not type(sampler).__module__.startswith("torch.utils.data."):
         return None

@@ -204,7 +204,9 @@ def run(epochs, create=None, *, batch=4, save=False, **settings):
     saver = [SaveTrainingStateCallback("states", 1, save_at_end=False)] if save else []
     trainer = new_trainer(recorder, *saver, plugins=[SchedulersPlugin(**settings)])
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*(has a state of|was saved by|deprecated)")
+        warnings.filterwarnings(
+            "ignore", message=".*(has a state of|has training states of|was saved by|deprecated)"
+        )
         trainer.train(
             data(),
             epochs,
