@@ -16,6 +16,8 @@ from pathlib import Path
 from threading import Thread
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from pa_core.checkpoint.identity import forget_run
 from pa_core.checkpoint.retention import Retention
 from pa_core.checkpoint.safetensors_io import HostMemory
@@ -28,6 +30,8 @@ if TYPE_CHECKING:
 
 CHECKPOINT_NAME = re.compile(r"epoch_\d{4,}|update_\d{8,}|final")
 """Names that the `checkpoint` plugin gives; `SaveRequest.keep` counts no other states."""
+_NOT_BEGUN = OSError, MemoryError, torch.cuda.OutOfMemoryError, OtherProcessError
+"""Errors before the writing begins that aren't mistakes in what is to be saved."""
 _NO_SPACE = {errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC), errno.EFBIG}
 
 
@@ -37,6 +41,7 @@ class _PendingSave:
 
     state_dir: Path
     must: bool
+    in_background: bool
     thread: Thread | None = None
     error: BaseException | None = None
     warnings: list[str] = field(default_factory=list)
@@ -65,7 +70,7 @@ class StateSaver:
             Exception: what ended the writing, if the request says that the state must be saved.
         """
         self._wait()
-        pending = _PendingSave(state_dir, request.must)
+        pending = _PendingSave(state_dir, request.must, request.in_background)
 
         def write(commit: Callable[[], None]) -> None:
             try:
@@ -89,7 +94,7 @@ class StateSaver:
                 write_in_background if request.in_background else None,
                 self._memory,
             )
-        except (OSError, MemoryError, OtherProcessError) as error:  # before the writing began
+        except _NOT_BEGUN as error:
             if request.must:
                 error.add_note(_not_saved(pending, error))
                 raise
@@ -149,7 +154,7 @@ class StateSaver:
             return
         error = error or OtherProcessError(f"Another process has failed: {failure}")
         if pending.must or not isinstance(error, Exception):
-            error.add_note(f"{_not_saved(pending, error)}{_advice(error)}")
+            error.add_note(f"{_not_saved(pending, error)}{_advice(pending, error)}")
             raise error
         self._report(pending, error)
 
@@ -162,7 +167,7 @@ class StateSaver:
         self._trainer._event(
             "on_save_training_state_error", state_dir=pending.state_dir, error=error
         )
-        _warn([f"{_not_saved(pending, error)}, and training continues{_advice(error)}"])
+        _warn([f"{_not_saved(pending, error)}, and training continues{_advice(pending, error)}"])
 
     def _remove_old_states(self, pending: _PendingSave, keep: int) -> None:
         try:
@@ -176,9 +181,9 @@ def _not_saved(pending: _PendingSave, error: BaseException) -> str:
     return f"{NOT_SAVED} at {pending.state_dir}: {cause}. States saved earlier are unchanged"
 
 
-def _advice(error: BaseException) -> str:
+def _advice(pending: _PendingSave, error: BaseException) -> str:
     """What to try, if anything helps."""
-    if isinstance(error, MemoryError):
+    if isinstance(error, MemoryError) and pending.in_background:
         return (
             ". The host ran out of memory: with in_background=False, a save needs no copy of the "
             "state"

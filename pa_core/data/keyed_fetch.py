@@ -202,6 +202,9 @@ def keyed_loader(
     if known is not None and known[0] == given:
         return known[1:]
     order = KeyedOrder(loader._index_sampler, rank, num_processes)
+    # The sampler has it. PyTorch would also draw the workers' seeds from it, but in the first epoch
+    # only if they are persistent, so that the order would depend on when the loader was created.
+    options["generator"] = None
     if options["num_workers"]:
         options["worker_init_fn"] = ShowDataset(options["worker_init_fn"])
     places: Any = order

@@ -228,8 +228,13 @@ def as_one(optimizer: Any) -> Any:
 
     Raises:
         ValueError: if it is empty.
-        TypeError: for an entry that isn't an optimizer.
+        TypeError: for a dictionary, and for an entry that isn't an optimizer.
     """
+    if isinstance(optimizer, dict):
+        raise TypeError(
+            "Several optimizers are passed as a list, not as a dictionary: "
+            f"optimizer=[{', '.join(map(str, optimizer))}]"
+        )
     if not isinstance(optimizer, list | tuple):
         return optimizer
     for number, one in enumerate(optimizer):

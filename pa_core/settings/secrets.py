@@ -13,35 +13,54 @@ _WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+")
 _ENDS = (
     *("apikey", "accesskey", "secretkey", "privatekey", "passwd", "password", "passphrase"),
     *("secret", "token", "credential", "authorization", "cookie", "webhook", "webhookurl"),
+    *("passcode", "sshkey", "userpass", "dbpass", "sessionid", "connectionstring"),
 )
 _PLURAL_ENDS = tuple(f"{end}s" for end in _ENDS)
-_WORDS = {"pwd", "jwt"}
+_WORDS = {"pwd", "jwt", "otp", "totp"}
+_SUFFIXES = {"value", "prod", "dev", "staging", "confirm", "confirmation"}
+"""Words after the name of a secret, as in ``api_token_prod``; a number may be there, too."""
 _WORDS_OF_TEXTS = {"key", "auth", "pass", "pat", "bearer"}
 """A number of such a name isn't a secret."""
 _TOKENS_OF_TEXTS = {
     *("pad", "eos", "bos", "unk", "sep", "cls", "mask", "stop", "start", "end", "special"),
-    *("image", "audio", "video"),
+    *("image", "audio", "video", "class", "dist", "distill", "distillation", "reg", "register"),
+    *("registers", "context", "padding", "begin", "separator", "sep", "delimiter", "split"),
+    *("prefix", "suffix", "ignored", "vocab", "additional", "bad", "extra", "newline", "text"),
+    *("use", "prompt", "query", "added"),
 }
-_HARMLESS_KEYS = {"sort", "primary", "foreign", "state", "group", "dict", "image", "label", "text"}
+_HARMLESS_KEYS = {
+    *("sort", "primary", "foreign", "state", "group", "dict", "image", "label", "text"),
+    *("metric", "target", "input", "output", "loss", "monitor", "batch", "dataset", "cache"),
+    *("prediction", "query", "index", "x", "y", "public", "partition", "feature", "mask"),
+}
 _COUNTS = {"num", "max", "min", "n", "seen"}
 
 _NAME = (
     r"[\w-]*(?:api[_-]?key|access[_-]?key|secret[_-]?key|private[_-]?key|account[_-]?key|"
-    r"password|passwd|pwd|passphrase|secret|token|credentials?|signature|sig)"
+    r"password|passwd|pwd|passphrase|secret|token|credentials?)"
 )
 _IN_TEXT = (
     # https://user:password@host, and https://token@host
     re.compile(r"(?P<kept>\b[a-z][\w+.-]*://[^\s:/@?#]*:)[^\s/]+(?=@)", re.IGNORECASE),
     re.compile(r"(?P<kept>\bhttps?://)[^\s:/@?#]+(?=@)", re.IGNORECASE),
     # ?token=…, --api-key=…, password: …, AccountKey=…; in TOML and JSON, too
-    re.compile(rf"(?P<kept>\b{_NAME}[\"']?\s*[=:]\s*[\"']?)[^\s\"'&;,]+", re.IGNORECASE),
+    re.compile(rf"(?P<kept>\b(?P<name>{_NAME})[\"']?\s*[=:]\s*[\"']?)[^\s\"'&;,]+", re.IGNORECASE),
     re.compile(r"(?P<kept>\b(?:authorization|cookie|x-[\w-]+-key)\s*:\s*)\S.*", re.IGNORECASE),
+    re.compile(
+        r"(?P<kept>[?&](?:key|auth|code|pass|[\w-]*sig(?:nature)?)=)[^\s\"'&;#]+", re.IGNORECASE
+    ),
+    re.compile(rf"(?P<kept>(?:^|\s)--(?P<name>{_NAME})\s+)(?!-)\S+", re.IGNORECASE),
     re.compile(r"(?P<kept>\bbearer\s+)\S{6,}", re.IGNORECASE),
-    re.compile(r"(?P<kept>\bbasic\s+)[\w+/-]{8,}={0,2}(?=$|[\"'\s])", re.IGNORECASE),
+    re.compile(
+        r"(?P<kept>\bbasic\s+)(?=\S*(?-i:[A-Z\d=]))[\w+/-]{8,}={0,2}(?=$|[\"'\s])", re.IGNORECASE
+    ),
     # Prefixes that services give to their tokens, JSON web tokens, and the paths of webhooks
     re.compile(r"(?P<kept>)\b(?:sk-|gh[pousr]_|github_pat_|glpat-|xox[abprs]-)[\w-]{16,}"),
     re.compile(r"(?P<kept>)\b(?:hf_|AKIA|AIza)[A-Za-z0-9]{16,}"),
     re.compile(r"(?P<kept>)\beyJ[\w-]{8,}\.[\w-]+\.[\w-]*"),
+    re.compile(r"(?P<kept>)\bnpm_[A-Za-z0-9]{16,}"),
+    re.compile(r"(?P<kept>\bhttps://api\.telegram\.org/bot)[^\s/]+"),
+    re.compile(r"(?s)(?P<kept>-----BEGIN [A-Z ]*PRIVATE KEY-----).*?(?=-----END |$)"),
     re.compile(r"(?P<kept>\bhttps://hooks\.slack\.com/services/)\S+"),
     re.compile(r"(?P<kept>\bhttps://discord(?:app)?\.com/api/webhooks/)\S+"),
 )
@@ -56,11 +75,15 @@ def is_secret(name: str) -> bool:
     (False, False, False)
     """
     words = _words(name)
+    while len(words) > 1 and (words[-1].isdigit() or words[-1] in _SUFFIXES):
+        if words[-2] in _WORDS_OF_TEXTS and not "".join(words[:-1]).endswith(_ENDS):
+            return False  # key_value
+        words.pop()
     if not words or _COUNTS & set(words):
         return False
-    if words[-1] == "token" and _TOKENS_OF_TEXTS & set(words):
+    if words[-1] in ("token", "tokens") and _TOKENS_OF_TEXTS & set(words):
         return False
-    if words[-1] == "key" and _HARMLESS_KEYS & set(words):
+    if words[-1] == "key" and _HARMLESS_KEYS & set(words[-2:]):
         return False
     if words[-1] in _WORDS | _WORDS_OF_TEXTS:
         return True
@@ -106,8 +129,13 @@ def mask_text(text: str) -> str:
     'GET https://host/path?token=**********&page=2'
     """
     for pattern in _IN_TEXT:
-        text = pattern.sub(rf"\g<kept>{MASK}", text)
+        text = pattern.sub(_masked_match, text)
     return text
+
+
+def _masked_match(match: re.Match[str]) -> str:
+    name = match.groupdict().get("name")
+    return match["kept"] + MASK if name is None or is_secret(name) else match[0]
 
 
 def mask_values(text: str, value: Any, shown: Any) -> str:
@@ -136,8 +164,10 @@ def _is_secret_entry(key: object, value: Any) -> bool:
 
 def _named_secret(table: Mapping[Any, Any]) -> set[str]:
     """The key of the value in ``{name = "Authorization", value = "…"}``."""
-    name = next((table[key] for key in ("name", "key", "header") if key in table), None)
-    return {"value"} & table.keys() if isinstance(name, str) and is_secret(name) else set()
+    lower = {key.lower(): key for key in table if isinstance(key, str)}
+    name = next((table[lower[key]] for key in ("name", "key", "header") if key in lower), None)
+    is_named = isinstance(name, str) and is_secret(name)
+    return {lower["value"]} if is_named and "value" in lower else set()
 
 
 def _introduces_secret(before: Any, value: Any) -> bool:

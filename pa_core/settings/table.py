@@ -11,8 +11,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pa_core.errors import SettingsError, nearest
+from pa_core.errors import AddressError, SettingsError, nearest
 from pa_core.plugins.ownership import warn_if_planted
+from pa_core.settings.paths import local_path
 from pa_core.settings.validation import settings_model, without_secrets
 
 CONFIG_VARIABLE = "PA_CORE_CONFIG"
@@ -62,7 +63,7 @@ def find_settings_file(script: Path | None = None, cwd: Path | None = None) -> P
     """
     named = os.environ.get(CONFIG_VARIABLE)
     if named:
-        path = Path(named)
+        path = _local(named)
         if not path.is_file():
             raise SettingsError([f"{CONFIG_VARIABLE} names {path}, which does not exist"])
         return path.resolve()
@@ -81,6 +82,13 @@ def find_settings_file(script: Path | None = None, cwd: Path | None = None) -> P
             if path.is_file() and (other := _near_miss(content)):
                 raise SettingsError([f"{path} has a table [{other}]; it must be called [{TABLE}]"])
     return None
+
+
+def _local(path: str | Path) -> Path:
+    try:
+        return local_path(path)
+    except AddressError as error:
+        raise SettingsError([str(error)]) from None
 
 
 def _parse(path: Path) -> dict[str, Any]:
@@ -113,7 +121,7 @@ def read_settings(path: Path | None) -> Settings:
     """
     if path is None:
         return Settings()
-    path = path.resolve()
+    path = _local(path).resolve()
     warn_if_planted(path)
     content = _parse(path)
     table = _table_in(content)

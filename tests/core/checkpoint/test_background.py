@@ -289,7 +289,7 @@ def test_any_error_of_writing_is_a_warning_and_training_continues(
     assert trainer.updates == 11
     assert names(tmp_path) == [f"update_{number:08d}" for number in (4, 6, 8, 10)]
     advised = "needs no copy of the state" in str(caught[0].message)
-    assert advised == isinstance(error, MemoryError)
+    assert advised == (in_background and isinstance(error, MemoryError))
 
 
 @pytest.mark.parametrize("in_background", [True, False])
@@ -300,8 +300,18 @@ def test_any_error_of_writing_stops_a_run_whose_states_must_be_saved(
     with pytest.raises(MemoryError) as caught:
         train(tmp_path, on_save_error="stop", in_background=in_background)
     (note,) = (text for text in caught.value.__notes__ if "update_00000002" in text)
-    assert "needs no copy of the state" in note
+    assert ("needs no copy of the state" in note) == in_background
     assert not any("per_device_batch_size" in text for text in caught.value.__notes__)
+
+
+def test_without_memory_on_the_gpu_to_collect_a_state_training_continues(tmp_path, monkeypatch):
+    def fails(*args):
+        raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(save, "_state_files", fails)
+    with pytest.warns(UserWarning, match="No training state was saved .* CUDA out of memory"):
+        assert train(tmp_path).updates == 11
+    assert names(tmp_path) == []
 
 
 def test_without_memory_for_a_copy_that_seemed_to_be_free_the_state_is_saved_at_once(

@@ -61,6 +61,9 @@ def epoch_of(loader, epoch, start=0):
 
 LOADERS = {
     "shuffled": lambda **options: DataLoader(Noisy(), 4, shuffle=True, **options),
+    "with a generator": lambda **options: DataLoader(
+        Noisy(), 4, shuffle=True, generator=torch.Generator().manual_seed(3), **options
+    ),
     "with set_epoch": lambda **options: DataLoader(Noisy(epochs=True), 4, **options),
     "sampler": lambda **options: DataLoader(Noisy(), 4, sampler=OwnOrder(), **options),
     "batch sampler": lambda **options: DataLoader(

@@ -317,6 +317,7 @@ def test_wrong_lists_are_refused_by_name():
     refuses(TypeError, r"optimizer\[1\] is <function adam", [sgd(model), adam])
     refuses(TypeError, r"optimizer\[0\] is .*SGD'", [torch.optim.SGD])
     refuses(ValueError, "empty", [])
+    refuses(TypeError, r"as a list, .* optimizer=\[a, b\]", {"a": sgd(model), "b": adam(model)})
     refuses(
         ValueError, "holds 2 parameters that aren't in the model", [sgd(tiny_model()), adam(model)]
     )

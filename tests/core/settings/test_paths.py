@@ -11,10 +11,11 @@ from pydantic import BaseModel
 from pa_core import TrainerCallback, hookimpl
 from pa_core.callbacks import PreemptionCallback, SaveBestModelCallback, SaveTrainingStateCallback
 from pa_core.checkpoint.storage import state_folders, verify
-from pa_core.errors import AddressError, PaCoreError
+from pa_core.errors import AddressError, PaCoreError, SettingsError
 from pa_core.plugin import local_path, save_file
 from pa_core.settings.build import build_from_table
 from pa_core.settings.paths import is_address
+from pa_core.settings.table import find_settings_file, read_settings
 from pa_core.testing import tiny_data, tiny_trainer
 from pa_lab.profile import ProfileCallback
 from pa_report import ReportPlugin
@@ -58,6 +59,7 @@ PLACES = {
     "tracking": lambda a: TrackingPlugin(logging_dir=a),
     "report": lambda a: ReportPlugin(folder=a),
     "plot_history": plot_history,
+    "settings": lambda a: read_settings(Path(a)),
     "resume_from": lambda a: _train(resume_from=a),
     "control.save": lambda a: _train(_Saves()),
     "save_training_state": lambda a: tiny_trainer().save_training_state(a),
@@ -78,6 +80,12 @@ def test_addresses_are_refused(place, kind, tmp_path, monkeypatch) -> None:
     with pytest.raises((PaCoreError, ValueError), match="'s3:/.* is an address"):
         PLACES[place](kind("s3://bucket/run"))
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_file_of_settings_is_no_address(monkeypatch) -> None:
+    monkeypatch.setenv("PA_CORE_CONFIG", "s3://bucket/settings.toml")
+    with pytest.raises(SettingsError, match="'s3://bucket/settings.toml' is an address"):
+        find_settings_file()
 
 
 class _Own:

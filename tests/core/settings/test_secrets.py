@@ -25,6 +25,7 @@ from pa_core.testing import tiny_data, tiny_trainer
         *("accessToken", "HF_TOKEN", "refresh_tokens", "db.password", "userPassword", "passwd"),
         *("clientSecret", "secrets", "credentials", "Authorization", "Proxy-Authorization"),
         *("Cookie", "basic_auth", "smtp_pass", "pwd", "webhookUrl", "private_key", "passphrase"),
+        *("password2", "api_token_prod", "passcode", "DBPASS", "otp", "connection_string"),
     ],
 )
 def test_names_of_secrets(name: str) -> None:
@@ -36,7 +37,8 @@ def test_names_of_secrets(name: str) -> None:
     [
         *("", "keys_seen", "max_tokens", "num_tokens", "pad_token", "eosToken", "token_type"),
         *("author", "password_file", "secretary", "monkey", "sort_key", "label_key", "url"),
-        *("passes", "keyboard", "tokenizer", "authors", "cookie_jar_size"),
+        *("passes", "keyboard", "tokenizer", "authors", "cookie_jar_size", "key_value"),
+        *("metric_key", "target_key", "class_token", "special_tokens", "stop_tokens"),
     ],
 )
 def test_names_of_other_settings(name: str) -> None:
@@ -63,6 +65,12 @@ HIDDEN = {
     "a connection string": {"database": "Server=host;AccountKey=HUSH;Pwd=HUSH"},
     "webhooks": {"url": "https://hooks.slack.com/services/HUSH/HUSH"},
     "well-known prefixes": {"a": "ghp_HUSH567890123456x", "b": "sk-proj-HUSH567890123456"},
+    "a URL's key": {"url": "https://host/x?key=HUSH&page=2"},
+    "a signed URL": {"url": "https://host/x?X-Amz-Signature=HUSH&sig=HUSH"},
+    "capital names beside values": {"environment": [{"Name": "API_KEY", "Value": "HUSH"}]},
+    "a command as text": {"command": "serve --api-key HUSH --port 80"},
+    "a bot's URL": {"url": "https://api.telegram.org/bot123:HUSH/sendMessage"},
+    "private keys": {"a": "-----BEGIN PRIVATE KEY-----\nHUSH\n-----END PRIVATE KEY-----"},
     "JSON web tokens": {"a": "eyJHUSH90210a.eyJHUSH.HUSH"},
 }
 
@@ -88,6 +96,7 @@ def test_other_values_stay_as_they_are() -> None:
         "columns": ["image", "label"],
         "text": "Basic things, and a bearer of news: the token was lost",
         "remote": "git@host:me/repository.git",
+        "advice": "eos_token: </s>, sig = 3, and basic training",
         "nested": {"eos_token": "</s>", "max_tokens": 512, "path": "sk-learn/model"},
     }
     assert mask_secrets(table) == table
