@@ -89,9 +89,15 @@ class EarlyStoppingCallback(MetricWatcher):
         state = {**super().state_dict(), "waited": self.early_stopping_patience_counter}
         return state | {"has_stopped": True} if self._has_stopped else state
 
-    def withdraws_stop(self, state: Mapping[str, Any]) -> bool:
-        """Whether it has stopped the run that saved this state, and wouldn't with its patience."""
-        return bool(state.get("has_stopped")) and state["waited"] < self.early_stopping_patience
+    def withdraws_stop(self, state: Mapping[str, Any]) -> bool | None:
+        """Whether it wouldn't stop the run that saved this state, with its present patience.
+
+        None if it hasn't stopped that run.
+        """
+        if not state.get("has_stopped"):
+            return None
+        continues: bool = state["waited"] < self.early_stopping_patience
+        return continues
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         super().load_state_dict(state)

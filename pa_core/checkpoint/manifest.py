@@ -203,8 +203,11 @@ def frozen_parameters(trainer: Trainer) -> list[str]:
     return [name for name, one in model.named_parameters() if not one.requires_grad]
 
 
-DATA_ENTRIES = ("dataset_length", "dataset", "order", "stream")
-"""The entries of `data_fingerprint`; ``stream`` only where workers decide the order."""
+DATA_ENTRIES = ("dataset_length", "dataset", "order", "sampler", "stream")
+"""The entries of `data_fingerprint`.
+
+``sampler`` is one of them only for torch's, and ``stream`` only where workers decide the order.
+"""
 
 
 def data_fingerprint(trainer: Trainer) -> dict[str, Any]:
@@ -218,10 +221,12 @@ def data_fingerprint(trainer: Trainer) -> dict[str, Any]:
         "dataset": describe_dataset(trainer.train_dataset),
         "order": _describe_order(trainer.train_dataloader),
     }
+    if (sampler := _describe_sampler(trainer.train_dataloader)) is not None:
+        described["sampler"] = sampler
     if isinstance(trainer.train_dataloader, OwnSplitLoader):
         everywhere = trainer.train_dataloader.gather(described)
         for name in described:
-            values = [one[name] for one in everywhere]
+            values = [one.get(name) for one in everywhere]
             described[name] = values if values != values[:1] * len(values) else values[0]
     stream = _describe_stream(trainer.train_dataloader)
     return described if stream is None else described | {"stream": stream}
@@ -425,6 +430,32 @@ def _describe_order(loader: Any) -> dict[str, Any] | None:
         "drop_last": _plain(getattr(inner, "drop_last", None)),
         **{name: type(value).__qualname__ for name, value in samplers.items() if value is not None},
     }
+
+
+_SAMPLER_SETTINGS = ("weights", "indices", "replacement", "shuffle", "seed", "drop_last")
+
+
+def _describe_sampler(loader: Any) -> dict[str, Any] | None:
+    """The settings of a sampler of torch, such as its weights; None for any other.
+
+    What a sampler of another class holds may change at any time.
+    """
+    inner = getattr(loader, "loader", loader)
+    sampler: Any = getattr(inner, "sampler", None)
+    sampler = getattr(getattr(inner, "batch_sampler", None), "sampler", sampler)
+    if not type(sampler).__module__.startswith("torch.utils.data."):
+        return None
+    kept = {name: getattr(sampler, name) for name in _SAMPLER_SETTINGS if hasattr(sampler, name)}
+    if getattr(sampler, "replacement", False):
+        kept["num_samples"] = sampler.num_samples
+    found = {}
+    for name, value in kept.items():
+        if name in ("weights", "indices"):
+            numbers = value if isinstance(value, Tensor) else torch.as_tensor(list(value))
+            found[name] = _hash(numbers)
+        else:
+            found[name] = _plain(value)
+    return found or None
 
 
 def _describe_stream(loader: Any) -> dict[str, Any] | None:

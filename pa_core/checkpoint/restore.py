@@ -169,6 +169,11 @@ class TrainingState:
             )
         elif saved["run"]["optimizer"] != present["run"]["optimizer"]:
             obstacle = "The state of one optimizer can't be loaded into another"
+        elif _has_other_class(saved["run"].get("scheduler"), present["run"]["scheduler"]):
+            obstacle = (
+                "The state of one scheduler can't be loaded into another: create the same one, or "
+                "load the weights with load_training_state and start a new run"
+            )
         elif self._is_within_epoch:
             states = [process["plugins"] for process in self._processes]
             obstacle = mid_epoch_obstacle(saved["run"], present["run"], states, self.position.batch)
@@ -194,15 +199,19 @@ class TrainingState:
         """
         saved = self.reader.manifest
         live = describe_optimization(trainer)
+        effect = {
+            name: in_effect(saved["run"].get(name, script[name]), script[name], live[name])
+            for name in ("scheduler", "scheduler_parts")
+        }
+        has_script = all(value == script[name] for name, value in effect.items())
         for group, described in zip(
             live["optimizer_settings"], script["optimizer_settings"], strict=False
         ):
-            if "initial_lr" in described and group.get("initial_lr") == described["initial_lr"]:
-                group["lr"] = described["lr"]  # the scheduler's, of the present update
-        effect = {
-            name: in_effect(saved["run"].get(name, script[name]), script[name], live[name])
-            for name in live
-        }
+            if "initial_lr" in described:  # the present rate is the scheduler's
+                is_same = has_script and group.get("initial_lr") == described["initial_lr"]
+                group["lr"] = described["lr"] if is_same else None
+        name = "optimizer_settings"
+        effect[name] = in_effect(saved["run"].get(name, script[name]), script[name], live[name])
         plugins, now = script["plugins"], describe_plugins(trainer)
         values = {
             name: in_effect(
@@ -250,8 +259,9 @@ class TrainingState:
         if saved is None:
             if name is not None and (self._is_within_epoch or self.position.epoch_of_run > 0):
                 self._report_data(
-                    f"{self.directory} was saved by an earlier version and doesn't record where "
-                    f"{name} stands: nothing checks that the run continues with the same batches"
+                    f"{self.directory} was saved with other data or by an earlier version, and "
+                    f"doesn't record where {name} stands: nothing checks that the run continues "
+                    "with the same batches"
                 )
             return
         states = [process["data"] for process in self._processes]
@@ -299,8 +309,9 @@ class TrainingState:
         text = f"{self.directory} was saved by a run that differs: " + ", ".join(found)
         if any(one.startswith(_RESTORED) for one in found):
             text += (
-                ". The settings of optimizer and scheduler continue as they were saved: write "
-                "these into the script, or assign the script's in on_load_training_state"
+                ". The settings of optimizer and scheduler continue as they were saved, apart from "
+                "functions and from schedulers that follow a new length: write these into the "
+                "script, or assign the script's in on_load_training_state"
             )
         if obstacle is not None:
             raise TrainingStateError(f"{text}. {obstacle}")
@@ -358,20 +369,25 @@ class TrainingState:
         trainer._accumulation.reset()
 
     def _reconsider_stop(self, trainer: Trainer) -> None:
-        """Continue a stopped run if the plugin that has stopped it would no longer do so.
+        """Continue a stopped run if all plugins that have stopped it would no longer do so.
 
-        Such a plugin has a method ``withdraws_stop``, which is given its state.
+        Such a plugin has a method ``withdraws_stop``, which is given its state. It returns None if
+        the plugin hasn't stopped the run.
         """
-        saved = self._processes[0]["plugins"]
+        saved, answers = self._processes[0]["plugins"], {}
         for name, plugin in trainer.plugins.by_name.items():
             withdraws = getattr(plugin, "withdraws_stop", None)
-            if withdraws is not None and name in saved and withdraws(saved[name]):
-                trainer.print(
-                    f"The run had stopped ({trainer.position.stop_reason}) and continues, since "
-                    f"the plugin {name!r} now allows more"
-                )
-                trainer.position.stop_reason = None
-                return
+            answer = withdraws(saved[name]) if withdraws is not None and name in saved else None
+            if answer is not None:
+                answers[name] = answer
+        if answers and all(answers.values()):
+            plugins = " and ".join(repr(name) for name in answers)
+            verb = "now allow more" if len(answers) > 1 else "now allows more"
+            trainer.print(
+                f"The run had stopped ({trainer.position.stop_reason}) and continues, since "
+                f"{plugins} {verb}"
+            )
+            trainer.position.stop_reason = None
 
     def _restore_history(self, trainer: Trainer) -> None:
         if hasattr(trainer.run_history, "load_state_dict"):
@@ -528,6 +544,14 @@ def _checked_numbers(numbers: Any) -> dict[str, Any] | None:
 def _parts(data: Mapping[str, Any]) -> dict[str, Any]:
     """The state that the data of a process have saved themselves, by where it belongs."""
     return {"train": data.get("train", {}).get("parts"), "eval": data.get("eval")}
+
+
+def _has_other_class(saved: Any, present: Any) -> bool:
+    """Whether a description, or one of two lists of as many, is of an object of another class."""
+    if isinstance(saved, list) and isinstance(present, list) and len(saved) == len(present):
+        return any(map(_has_other_class, saved, present))
+    both = isinstance(saved, dict) and isinstance(present, dict)
+    return both and saved.get("class") != present.get("class")
 
 
 def _sum_of(means: list[dict[str, float]]) -> dict[str, float]:

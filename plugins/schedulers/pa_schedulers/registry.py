@@ -88,15 +88,17 @@ def build_schedule(
 ) -> SchedulerBase | SchedulerAdapter:
     """Build a scheduler from its spec; other arguments and errors as for `create_schedule`."""
     name = spec.name
+    # Without the present length, which must not count as a setting when states are compared.
+    lengthless = replace(spec, run=RunLength(None))
     try:
         if name in builtin_schedulers.BUILTIN_SCHEDULERS and field == "lr" and groups is None:
             scheduler = builtin_schedulers.build(optimizer, spec)
-            scheduler._rebuild = partial(_rebuild, builtin_schedulers.build, spec, optimizer)
+            scheduler._rebuild = partial(_rebuild, builtin_schedulers.build, lengthless, optimizer)
             return scheduler
         indices = range(len(optimizer.param_groups)) if groups is None else groups
         build = _builder(name)
         proxy = ParamGroupsProxy(optimizer, indices, field)
-        return OnGroups(build(proxy, spec), proxy, partial(_rebuild, build, spec))
+        return OnGroups(build(proxy, spec), proxy, partial(_rebuild, build, lengthless))
     except (ValueError, TypeError, AssertionError) as error:
         if name in str(error):
             raise

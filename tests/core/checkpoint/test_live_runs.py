@@ -255,6 +255,25 @@ def test_an_early_stopped_run_continues_with_more_patience(tmp_path, capsys):
     )
 
 
+def test_a_run_stopped_by_two_continues_only_if_both_allow_more(tmp_path):
+    class Constant(TrainerCallback):
+        def on_train_epoch_end(self, trainer):
+            trainer.run_history.update_metric("first", 1.0)
+            trainer.run_history.update_metric("second", 1.0)
+
+    def start(*patience):
+        stops = [
+            EarlyStoppingCallback(number, watch_metric=metric)
+            for number, metric in zip(patience, ("first", "second"), strict=True)
+        ]
+        trainer = new_trainer(tmp_path / "s", Constant, *stops)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*early_stopping_patience: 1 → 3")
+            return train(trainer, 9, resume_from="auto").run_history.current_epoch - 1
+
+    assert [start(1, 1), start(3, 1), start(1, 3), start(3, 3)] == [2, 2, 2, 4]
+
+
 # -- The identity of a run ----------------------------------------------------------------------
 
 

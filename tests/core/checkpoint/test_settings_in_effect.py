@@ -10,7 +10,7 @@ import pytest
 import torch
 from pydantic import BaseModel, SecretStr
 from torch import nn
-from torch.utils.data import IterableDataset
+from torch.utils.data import DataLoader, IterableDataset, WeightedRandomSampler
 
 from pa_core import Trainer, TrainerCallback, hookimpl
 from pa_core.checkpoint.manifest import describe_parts
@@ -116,6 +116,40 @@ def test_the_learning_rate_of_a_scheduler_is_that_of_its_start(tmp_path):
         assert "scheduler.gamma: 0.5 → 0.25" in told[0]
     trainer, _ = run.start(scheduler=steps, strict=True)
     assert trainer.scheduler.gamma == 0.5
+
+
+def warmed_up(optimizer, start):
+    schedulers = torch.optim.lr_scheduler
+    warm_up = schedulers.ConstantLR(optimizer, start, total_iters=1)
+    return schedulers.SequentialLR(optimizer, [warm_up, schedulers.StepLR(optimizer, 3)], [1])
+
+
+def test_a_scheduler_that_starts_lower_does_not_count_as_another_learning_rate(tmp_path):
+    run, steps = Run(tmp_path), partial(warmed_up, start=0.1)
+    run.start(scheduler=steps)
+    _, told = run.start(scheduler=partial(warmed_up, start=0.2))
+    assert "factor: 0.1 → 0.2" in told[0]
+    run.start(scheduler=steps, strict=True)
+
+
+def test_the_state_of_another_scheduler_is_refused(tmp_path):
+    run = Run(tmp_path)
+    run.start(scheduler=partial(torch.optim.lr_scheduler.StepLR, step_size=1, gamma=0.5))
+    with pytest.raises(TrainingStateError, match="'StepLR' → 'ExponentialLR'.*create the same one"):
+        run.start(scheduler=partial(torch.optim.lr_scheduler.ExponentialLR, gamma=0.9))
+
+
+def test_the_settings_of_a_sampler(tmp_path):
+    run, data = Run(tmp_path), tiny_data(16)
+
+    def loader(weights, replacement=True):
+        sampler = WeightedRandomSampler(weights, 16, replacement)
+        return DataLoader(data, batch_size=8, sampler=sampler)
+
+    run.start(data=loader(torch.ones(16)))
+    run.start(data=loader(torch.ones(16)), strict=True)
+    assert "sampler.weights" in run.refused(data=loader(torch.arange(1.0, 17)))
+    assert "sampler.replacement" in run.refused(data=loader(torch.ones(16), replacement=False))
 
 
 def test_a_setting_that_the_script_decides_is_reported_once(tmp_path):

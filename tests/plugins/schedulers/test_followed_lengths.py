@@ -204,7 +204,9 @@ def run(epochs, create=None, *, batch=4, save=False, **settings):
     saver = [SaveTrainingStateCallback("states", 1, save_at_end=False)] if save else []
     trainer = new_trainer(recorder, *saver, plugins=[SchedulersPlugin(**settings)])
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*(has a state of|was saved by|deprecated)")
+        warnings.filterwarnings(
+            "ignore", message=".*(has a state of|has training states of|was saved by|deprecated)"
+        )
         trainer.train(
             data(),
             epochs,
@@ -225,6 +227,15 @@ def test_a_scheduler_by_name_follows_a_longer_run(name, capsys):
     is_of_no_length = name in ("exponential", "transformers/inverse_sqrt")
     told = "The run now has 30 updates instead of 10. The scheduler ("
     assert (told in capsys.readouterr().out) != is_of_no_length
+
+
+@pytest.mark.parametrize("name", ["cosine", "one_cycle", "reduce_lr_on_plateau"])
+def test_a_run_that_is_made_longer_twice_does_not_differ_from_itself(name):
+    for epochs in (1, 2, 3):
+        new_trainer(
+            SaveTrainingStateCallback("states"),
+            plugins=[SchedulersPlugin(name=name, watch_metric="train_loss_epoch")],
+        ).train(data(), epochs, resume_from="auto", strict=True)
 
 
 @pytest.mark.parametrize("name", BY_EPOCHS)
