@@ -1,7 +1,8 @@
 """Train, and get stuck where no signal handler of Python can run.
 
 ``stuck.py main``: the main thread; ``worker``: both workers, in their first batch; ``later``: both
-workers, in their second one, while the main thread is busy with the first.
+workers, in their second one, while the main thread is busy with the first. A process that is stuck
+has written a file ``stuck-PID``.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import ctypes
 import os
 import sys
 import time
+from pathlib import Path
 
 import torch
 
@@ -22,7 +24,7 @@ WHERE = sys.argv[-1]
 
 def get_stuck() -> None:
     """Lock a mutex twice, which no signal interrupts, as a collective without its peers."""
-    print(f"stuck in {os.getpid()}", flush=True)
+    Path(f"stuck-{os.getpid()}").touch()
     mutex = ctypes.create_string_buffer(64)
     for _ in range(2):
         ctypes.CDLL(None).pthread_mutex_lock(mutex)
