@@ -90,7 +90,8 @@ def test_the_rows_of_the_killed_run_are_replaced(service, tmp_path):
     assert last["status"] == "finished"
     assert (last["id"], last["run_id"]) == (first["id"], first["run_id"])
     # Now it is over: the next run is another one.
-    start(folder, service=service, resume_from=None)
+    with pytest.warns(UserWarning, match="has training states of another run"):
+        start(folder, service=service, resume_from=None)
     assert sorted(os.listdir(folder / "runs" / "pa-core")) == ["run", "run-2"]
 
 
