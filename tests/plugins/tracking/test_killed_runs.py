@@ -114,8 +114,8 @@ def test_tensorboard_has_one_curve_of_a_killed_run(tmp_path):
     assert os.listdir(tmp_path / "runs" / "pa-core") == ["run"]
     found = scalars(tmp_path / "runs" / "pa-core" / "run")
     updates = [update for name, update, _ in found if name == "learning_rate"]
-    assert updates == sorted(set(updates))
-    assert updates[-1] == 12
+    assert len(updates) == len(set(updates))  # in any order: two files may be of one second
+    assert max(updates) == 12
 
 
 def test_a_finished_run_that_starts_again_leaves_its_records_alone(tmp_path):
