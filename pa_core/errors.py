@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 
 NOT_SAVED = "No training state was saved"
@@ -82,3 +82,13 @@ def nearest(name: str, candidates: Iterable[str]) -> str:
     """
     close = get_close_matches(name, list(candidates), n=1)
     return f" Did you mean {close[0]!r}?" if close else ""
+
+
+def listed(names: Sequence[str], most: int = 5) -> str:
+    """The first names and the number of the others, or an empty string.
+
+    >>> listed(["a", "b", "c"], most=2)
+    'a, b and 1 more'
+    """
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more

@@ -36,7 +36,7 @@ from pa_core.checkpoint.save import parameter_names
 from pa_core.checkpoint.start_check import StartCheck
 from pa_core.checkpoint.storage import StateReader
 from pa_core.data.process_split import OwnSplitLoader
-from pa_core.errors import TrainingStateError
+from pa_core.errors import TrainingStateError, listed
 from pa_core.settings.paths import local_path
 from pa_core.tracking import Position
 
@@ -578,7 +578,7 @@ def _check_same_model(trainer: Trainer, weights: Mapping[str, Any], state_dir: P
         for name, shape in saved.items()
         if name in present and shape != present[name]
     ]
-    found = [_shortened(reshaped)] if reshaped else []
+    found = [listed(reshaped)] if reshaped else []
     if saved.keys() != present.keys():
         found.append(_only_in_one(list(saved), list(present)))
     raise TrainingStateError(
@@ -591,12 +591,10 @@ def _only_in_one(saved: list[str], present: list[str]) -> str:
     """Which names only the state has, and which only the run."""
     in_state = [name for name in saved if name not in present]
     in_run = [name for name in present if name not in saved]
-    return f"only in the state: {_shortened(in_state)}; only in the run: {_shortened(in_run)}"
-
-
-def _shortened(items: list[str]) -> str:
-    more = f" and {len(items) - 5} more" if len(items) > 5 else ""
-    return (", ".join(items[:5]) or "none") + more
+    return (
+        f"only in the state: {listed(in_state) or 'none'}; only in the run: "
+        f"{listed(in_run) or 'none'}"
+    )
 
 
 def _flat(groups: list[list[str]]) -> list[str]:

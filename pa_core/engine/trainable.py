@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import hashlib
 import operator
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -30,6 +30,7 @@ import torch
 from torch import Tensor, nn
 
 from pa_core.engine.wrappers import distributed_layer, named_parameters
+from pa_core.errors import listed
 
 if TYPE_CHECKING:
     from torch.nn.parallel import DistributedDataParallel
@@ -139,14 +140,14 @@ class Trainable:
         seen, now = self.seen(model), Seen.of(self._engine.unwrap(model, keep_torch_compile=False))
         known = dict(zip(map(id, seen.parameters), seen.flags, strict=True))
         pairs = zip(now.names, now.parameters, strict=True)
-        return _listed({name for name, p in pairs if known.get(id(p)) != p.requires_grad})
+        return listed(sorted({name for name, p in pairs if known.get(id(p)) != p.requires_grad}))
 
     def _raise_difference(self, ranks: list[set[Any]]) -> None:
         differing = {entry[0] for one in ranks for entry in one ^ ranks[0]}
         raise RuntimeError(
-            f"Processes differ in {_listed(differing)}: each must freeze, unfreeze or replace the "
-            "same parameters. Decide it from what all of them know, or share the decision with "
-            "trainer.largest()"
+            f"Processes differ in {listed(sorted(differing))}: each must freeze, unfreeze or "
+            "replace the same parameters. Decide it from what all of them know, or share the "
+            "decision with trainer.largest()"
         )
 
     # -- Around a backward pass -------------------------------------------------------------------
@@ -199,7 +200,7 @@ class Trainable:
         if not changes:
             self._discard_late(model)
             return False
-        names = _listed({change.name for change in changes})
+        names = listed(sorted({change.name for change in changes}))
         if self._engine.device.type != "cpu":
             torch.accelerator.synchronize(self._engine.device)  # the reduction is still running
         if self._is_reduced(model) and self._announced(0) < self._engine.num_processes:
@@ -233,9 +234,9 @@ class Trainable:
         if unknown:
             now = Seen.of(self._engine.unwrap(model, keep_torch_compile=False))
             pairs = zip(now.names, now.parameters, strict=True)
-            names = {name for name, parameter in pairs if id(parameter) in unknown}
+            names = sorted({name for name, parameter in pairs if id(parameter) in unknown})
             raise RuntimeError(
-                f"{_listed(names) or 'Parameters outside the model'} came to the optimizer within "
+                f"{listed(names) or 'Parameters outside the model'} came to the optimizer within "
                 "an epoch, and their gradients aren't reduced over processes: replace modules and "
                 "add parameters in on_training_run_start or on_train_epoch_start"
             )
@@ -277,13 +278,6 @@ class Trainable:
 
 def _gradient(change: _Change) -> Tensor | None:
     return change.parameter.grad if change.is_trainable else change.gradient
-
-
-def _listed(names: Iterable[str]) -> str:
-    """Some of the names, in order."""
-    first = sorted(names)
-    more = f" and {len(first) - 5} more" if len(first) > 5 else ""
-    return ", ".join(first[:5]) + more
 
 
 def copy_hooks(old: DistributedDataParallel, new: DistributedDataParallel) -> None:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from pa_core.control import UpdateResult
 from pa_core.durations import Duration
 from pa_core.engine.optimizers import given_optimizers, is_scheduler, unwrapped
+from pa_core.errors import listed
 
 if TYPE_CHECKING:
     from torch.optim.lr_scheduler import LRScheduler
@@ -70,10 +71,7 @@ def check_disjoint(optimizers: Sequence[Any], names: Mapping[int, str]) -> None:
                     shared.setdefault((owner, number), []).append(name)
     for pair, found in shared.items():
         both = " and ".join(f"optimizer[{i}] ({type(optimizers[i]).__name__})" for i in pair)
-        more = f" and {len(found) - 5} more" if len(found) > 5 else ""
-        raise ValueError(
-            f"{both} both hold {', '.join(found[:5])}{more}: give each its own parameters"
-        )
+        raise ValueError(f"{both} both hold {listed(found)}: give each its own parameters")
 
 
 def check_scheduler_source(source: Any, optimizers: Sequence[Any]) -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from pa_core.data.workers import running_iterators
-from pa_core.errors import NOT_SAVED
+from pa_core.errors import NOT_SAVED, listed
 
 if TYPE_CHECKING:
     from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
@@ -121,12 +121,11 @@ def _no_gradient(text: str, trainer: Trainer) -> str:
     names = trainer._engine.reduced_names(trainer.model)
     numbers = re.search(r"did not receive grad for rank \d+: ([\d ]+)", text)
     unused = [names[int(number)] for number in numbers[1].split()] if numbers else []
-    shown = ", ".join(unused[:5]) + (f" and {len(unused) - 5} more" if len(unused) > 5 else "")
     return (
-        f"On rank {trainer._engine.rank}, {shown or 'some parameters'} got no gradient in the "
-        "previous update, and DDP waits for every gradient. Freeze parameters that are never used "
-        "with requires_grad_(False), or remove them from the model. If it depends on the batch, "
-        "let each step search for unused parameters, at some cost: accelerator="
+        f"On rank {trainer._engine.rank}, {listed(unused) or 'some parameters'} got no gradient in "
+        "the previous update, and DDP waits for every gradient. Freeze parameters that are never "
+        "used with requires_grad_(False), or remove them from the model. If it depends on the "
+        "batch, let each step search for unused parameters, at some cost: accelerator="
         "{'kwargs_handlers': [DistributedDataParallelKwargs(find_unused_parameters=True)]}, from "
         "accelerate.utils"
     )

@@ -6,6 +6,7 @@ import warnings
 from typing import TYPE_CHECKING
 
 from pa_core.engine.wrappers import named_parameters
+from pa_core.errors import listed
 
 if TYPE_CHECKING:
     from torch import nn
@@ -47,7 +48,7 @@ class ParameterWatch:
         lost = [name for name in replaced if id(known[name]) in held - present]
         if lost:
             raise RuntimeError(
-                f"{_listed(lost)} of {type(trainer.get_model(False)).__name__} were replaced "
+                f"{listed(lost)} of {type(trainer.get_model(False)).__name__} were replaced "
                 "within the run, but the optimizer still updates the old parameters, so nothing "
                 "trains the new ones: replace them in optimizer.param_groups as well, or replace "
                 "modules before the Trainer is built"
@@ -61,13 +62,8 @@ class ParameterWatch:
         ]
         if new and trainer.is_main_process:
             warnings.warn(
-                f"{_listed(new)} need gradients now, but the optimizer doesn't hold them, so "
+                f"{listed(new)} need gradients now, but the optimizer doesn't hold them, so "
                 "nothing trains them: create it from all parameters, frozen ones included, or use "
                 "optimizer.add_param_group",
                 stacklevel=2,
             )
-
-
-def _listed(names: list[str]) -> str:
-    more = f" and {len(names) - 5} more" if len(names) > 5 else ""
-    return ", ".join(names[:5]) + more

@@ -23,6 +23,7 @@ from pa_core.errors import (
     PluginNotFoundError,
     PluginValidationError,
     TrainingStateError,
+    listed,
     nearest,
 )
 from pa_core.plugins.blame import blame_note, blaming
@@ -372,10 +373,9 @@ class PluginManager:
                 f"There is no {key!r} among the {kind}: no enabled plugin registers any "
                 f"({hook_name}). Enable one in the plugins of [tool.pa-core]"
             )
-        shown = ", ".join(known[:12]) + (f" and {len(known) - 12} more" if known[12:] else "")
         raise PluginNotFoundError(
             f"There is no {key!r} among the {kind}.{nearest(key, known)} "
-            f"The enabled plugins register {shown}"
+            f"The enabled plugins register {listed(known, most=12)}"
         )
 
     def _registered(self, hook_name: str, arguments: dict[str, Any]) -> _Registered:
