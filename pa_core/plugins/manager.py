@@ -37,6 +37,7 @@ from pa_core.plugins.implementations import (
     specifications,
 )
 from pa_core.plugins.process_scope import main_process_only, runs_on
+from pa_core.plugins.relations import in_order, missing
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,6 +88,8 @@ class PluginManager:
     ) -> str:
         """Register a plugin after the others. An error leaves the manager as it was.
 
+        Others stay behind it only if they declare that they come after it, in ``after_plugins``.
+
         Args:
             plugin: an instance, a module, or a class that is built without arguments.
             name: its name; by default that of the built-in, the module or the class, with ``:2``
@@ -99,7 +102,8 @@ class PluginManager:
         Raises:
             PluginLoadError: if the class can't be built.
             PluginValidationError: if the plugin has an unknown hook or argument.
-            PluginConflictError: if the name is taken, or the plugin is registered already.
+            PluginConflictError: if the name is taken, the plugin is registered already, or plugins
+                are to come after each other.
         """
         plugin = build(plugin) if inspect.isclass(plugin) else plugin
         if inspect.isroutine(plugin) or isinstance(plugin, str):
@@ -137,6 +141,20 @@ class PluginManager:
         self._change(others, self._hooks)
         return plugin
 
+    def check_required(self) -> None:
+        """Check that what plugins require is enabled, also after some were added or removed.
+
+        Raises:
+            PluginNotFoundError: naming the plugins, and those that are missing.
+        """
+        plugins = {name: (r.plugin, r.source) for name, r in self._registrations.items()}
+        problems = [
+            f"the plugin {name!r} ({plugins[name][1]}) requires {other!r}, which isn't enabled"
+            for name, other in missing(plugins)
+        ]
+        if problems:
+            raise PluginNotFoundError("; ".join(problems))
+
     def add_hookspecs(self, specs: Any) -> None:
         """Add the hooks that a module, an object or a class specifies with `hookspec`.
 
@@ -169,7 +187,9 @@ class PluginManager:
                 )
                 for name, r in registrations.items()
             }
-        self._registrations, self._hooks, self._callers = registrations, hooks, {}
+        order = in_order({name: (r.plugin, r.source) for name, r in registrations.items()})
+        self._registrations = {name: registrations[name] for name in order}
+        self._hooks, self._callers = hooks, {}
         self.version += 1
 
     def set_process(self, *, is_main: bool) -> None:
@@ -206,7 +226,7 @@ class PluginManager:
 
     @property
     def by_name(self) -> dict[str, object]:
-        """The plugins by name, in the order of the calls."""
+        """The plugins by name, in the order of the calls, apart from ``tryfirst`` and the like."""
         return {name: registration.plugin for name, registration in self._registrations.items()}
 
     @property
