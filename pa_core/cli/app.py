@@ -338,9 +338,9 @@ def doctor() -> None:
 
 @app.command(context_settings={"allow_interspersed_args": False})
 def run(
-    script: Annotated[str, typer.Argument(help="The Python script.")],
+    script: Annotated[str, typer.Argument(metavar="SCRIPT", help="The Python script.")],
     arguments: Annotated[
-        list[str] | None, typer.Argument(metavar="[ARGS]...", help="The script's arguments.")
+        list[str] | None, typer.Argument(metavar="ARGS", help="The script's arguments.")
     ] = None,
     settings: Annotated[
         list[str] | None,

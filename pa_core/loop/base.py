@@ -37,7 +37,6 @@ from pa_core.loop.planning import epoch_start, plan_run
 from pa_core.loop.randomness import EpochRandomness
 from pa_core.loop.run_data import RunData
 from pa_core.loop.run_numbers import Groups, RunNumbers, set_values, values_of
-from pa_core.loop.same_settings import check_same_settings
 from pa_core.loop.services import TrainerServices
 from pa_core.loop.watched import WatchedMetrics
 from pa_core.plugins.callers import BoundHooks
@@ -113,7 +112,11 @@ class TrainerBase(TrainerServices):
         check_supported(self._accelerator)
         check_connected(self._accelerator)
         self._engine = create_engine(self._accelerator)
-        check_same_settings(self._trainer)
+        if self._engine.num_processes > 1:
+            
+            from pa_core.loop.same_settings import check_same_settings
+
+            check_same_settings(self._trainer)
         check_whole(self.model, self._engine.sharded_by)
         if self._engine.num_processes > 1:
             self._hooks = BoundHooks(self.plugins, self._request_stop)

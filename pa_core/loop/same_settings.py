@@ -24,8 +24,6 @@ def check_same_settings(trainer: Trainer) -> None:
     Raises:
         SettingsError: on every process, naming what differs, with secrets masked.
     """
-    if trainer._engine.num_processes == 1:
-        return
     everywhere = trainer._engine.gather_objects(_described(trainer))
     problems = []
     for name in dict.fromkeys(name for described in everywhere for name in described):
@@ -33,12 +31,12 @@ def check_same_settings(trainer: Trainer) -> None:
         other = next((rank for rank, one in enumerate(values) if one[0] != values[0][0]), None)
         if other is not None:
             problems.append(
-                f"The settings differ between processes: {name} is {values[0][1]} on rank 0 and "
-                f"{values[other][1]} on rank {other}. Give every process the same file and the "
-                "same environment variables"
+                f"{name} differs between processes: {values[0][1]} on rank 0 and "
+                f"{values[other][1]} on rank {other}"
             )
     if problems:
-        raise SettingsError(problems)
+        advice = "Give every process the same settings file and environment variables"
+        raise SettingsError([*problems, advice])
 
 
 def _described(trainer: Trainer) -> dict[str, tuple[str, str]]:

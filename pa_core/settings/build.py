@@ -22,7 +22,6 @@ from pa_core.plugins.manager import build, free_name
 from pa_core.plugins.relations import names_of
 from pa_core.plugins.requirements import check_requirements
 from pa_core.settings.items import parse_item, source_of
-from pa_core.settings.reserved import MODELS
 from pa_core.settings.table import PLUGINS_VARIABLE, SET_VARIABLE, Settings
 from pa_core.settings.validation import check_table, settings_model
 
@@ -118,6 +117,10 @@ class _Builder:
                 self.problems.append(f"{place} is also listed in plugins")
 
     def check_arguments(self) -> None:
+        if not self.settings.arguments:
+            return
+        from pa_core.settings.reserved import MODELS
+
         for name, table in self.settings.arguments.items():
             _, problems = check_table(MODELS[name], table)
             self.problems += [f"{self.settings.place(name)} {problem}" for problem in problems]
@@ -286,7 +289,7 @@ def _build_class(plugin_class: type, table: Mapping[str, Any]) -> object:
         cause = None
     except Exception as error:  # noqa: BLE001 - raised below as the cause
         problems, cause = [_describe(error)], error
-    how = f"with {', '.join(table)} of {SET_VARIABLE}" if table else "without settings"
+    how = f"with {', '.join(table)} from {SET_VARIABLE}" if table else "without settings"
     raise PluginLoadError(
         f"The plugin class {plugin_class.__qualname__} can't be built {how}: "
         f"{'; '.join(problems)}. Give an instance instead"

@@ -28,7 +28,7 @@ class TrainArguments(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    num_epochs: Annotated[Any, AfterValidator(_check_duration)] = 1
+    num_epochs: Annotated[int | float | str, AfterValidator(_check_duration)] = 1
     per_device_batch_size: PositiveInt = 8
     max_num_train_steps: PositiveInt | None = None
     gradient_accumulation_steps: PositiveInt = 1

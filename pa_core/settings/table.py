@@ -89,7 +89,7 @@ class Settings:
         keys = ", ".join((self.overrides or {}).get(name, ()))
         return (
             f"{start}[{TABLE}{'.' + toml_key(name) if name else ''}]"
-            f"{f' (with {keys} of {SET_VARIABLE})' if keys else ''}"
+            f"{f' ({keys} from {SET_VARIABLE})' if keys else ''}"
         )
 
 
