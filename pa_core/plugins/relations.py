@@ -73,8 +73,13 @@ def missing(plugins: Known) -> list[tuple[str, str]]:
     wanted = [(name, one) for name, (p, _) in plugins.items() for one in relation(p, REQUIRES)]
     if not wanted:
         return []
-    present = set().union(*(names_of(name, *plugin) for name, plugin in plugins.items()))
-    return [(name, one) for name, one in wanted if one not in present]
+    counts_as = {name: names_of(name, *plugin) for name, plugin in plugins.items()}
+    return [
+        (name, one)
+        for name, one in wanted
+        # By another plugin: a subclass counts as its base class, too.
+        if not any(one in names for other, names in counts_as.items() if other != name)
+    ]
 
 
 def in_order(plugins: Known) -> list[str]:
@@ -90,7 +95,7 @@ def in_order(plugins: Known) -> list[str]:
         return list(plugins)
     counts_as = {name: names_of(name, *plugin) for name, plugin in plugins.items()}
     before = {
-        name: [other for other in plugins if not counts_as[other].isdisjoint(after)]
+        name: [one for one in plugins if one != name and not counts_as[one].isdisjoint(after)]
         for name, after in wanted.items()
     }
     ordered: list[str] = []
