@@ -113,7 +113,6 @@ class TrainerBase(TrainerServices):
         check_connected(self._accelerator)
         self._engine = create_engine(self._accelerator)
         if self._engine.num_processes > 1:
-            
             from pa_core.loop.same_settings import check_same_settings
 
             check_same_settings(self._trainer)

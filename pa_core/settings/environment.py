@@ -163,7 +163,7 @@ def _items() -> tuple[list[str], list[str]]:
             left_out.append(item.name)
         else:
             left_out = [name for name in left_out if name not in _names(item.text)]
-            added.append(item.text)
+            added += [item.text] if item.text not in added else []
     return added, left_out
 
 

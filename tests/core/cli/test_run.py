@@ -62,10 +62,19 @@ def test_a_script_runs_as_python_runs_it_with_other_settings(folder):
     assert lines[-1] == "updates 3 seed 9 ['overfit', 'model_summary']"
     (line,) = [line for line in lines if line.startswith("Plugins: ")]
     assert line.endswith(
-        f"(settings: {folder / 'pyproject.toml'}; PA_CORE_PLUGINS: overfit, overfit, model_summary, "
+        f"(settings: {folder / 'pyproject.toml'}; PA_CORE_PLUGINS: overfit, model_summary, "
         "-early_stopping; PA_CORE_SET: trainer.seed = 9, overfit.num_batches = 1, "
         "train.num_epochs = '3 updates')"
     )
+
+
+@pytest.mark.distributed
+def test_it_runs_a_script_on_several_processes(folder):
+    ended = start_warm("pa_core", *RUN, folder / "src/train.py", folder=folder, processes=2)
+    for rank, process in enumerate(ended):
+        assert process.returncode == 0, process.stderr
+        assert "updates 3 seed 9 ['overfit', 'model_summary']" in process.stdout
+        assert ("Plugins: overfit" in process.stdout) == (rank == 0)
 
 
 def test_what_a_script_raises_ends_it_as_in_python(folder):
