@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import inspect
 from collections import ChainMap
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from copy import copy
 from dataclasses import dataclass, replace
 from types import MappingProxyType
@@ -28,7 +28,7 @@ from pa_core.errors import (
 )
 from pa_core.plugins.blame import blame_note, blaming
 from pa_core.plugins.callers import HookRelay, make_caller
-from pa_core.plugins.discovery import PluginSource, code_source
+from pa_core.plugins.discovery import PluginSource, code_source, find_claims
 from pa_core.plugins.implementations import (
     Call,
     Hook,
@@ -80,6 +80,11 @@ class PluginManager:
             self._defaults = implementations_of(
                 hookspecs.PROJECT, defaults, source, self._hooks, is_default=True
             )
+
+    @functools.cached_property
+    def _claims(self) -> dict[str, list[PluginSource]]:
+        """The installed plugins; finding them takes a while, and they stay the same."""
+        return find_claims()
 
     # -- Registering ----------------------------------------------------------------------------
 
@@ -150,7 +155,7 @@ class PluginManager:
         plugins = {name: (r.plugin, r.source) for name, r in self._registrations.items()}
         problems = [
             f"the plugin {name!r} ({plugins[name][1]}) requires {other!r}, which isn't enabled"
-            for name, other in missing(plugins)
+            for name, other in missing(plugins, lambda: self._claims)
         ]
         if problems:
             raise PluginNotFoundError("; ".join(problems))
@@ -187,7 +192,8 @@ class PluginManager:
                 )
                 for name, r in registrations.items()
             }
-        order = in_order({name: (r.plugin, r.source) for name, r in registrations.items()})
+        plugins = {name: (r.plugin, r.source) for name, r in registrations.items()}
+        order = in_order(plugins, lambda: self._claims)
         self._registrations = {name: registrations[name] for name in order}
         self._hooks, self._callers = hooks, {}
         self.version += 1
@@ -269,6 +275,14 @@ class PluginManager:
         for around in self._instruments:
             found = [replace(one, call=around(one)) for one in found]
         return sorted(found, key=lambda one: one.rank)
+
+    def is_extended(self, hook_names: Iterable[str]) -> bool:
+        """Whether a plugin that isn't built in implements one of the hooks on this process."""
+        return any(
+            one.source.origin != "built-in" and not one.is_default
+            for name in hook_names
+            for one in self.implementations(name)
+        )
 
     def _runs_here(self, processes: str) -> bool:
         return self._is_main_process or processes == "all"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +17,9 @@ REQUIRES, AFTER = "requires_plugins", "after_plugins"
 
 Known = Mapping[str, tuple[object, "PluginSource"]]
 """Plugins by name, each with its source."""
+
+Claims = Callable[[], Mapping[str, Sequence["PluginSource"]]]
+"""Returns the built-in and installed plugins, from `find_claims`; called only where they count."""
 
 
 def relation(plugin: object, attribute: str) -> tuple[str, ...]:
@@ -45,7 +48,7 @@ def _are_names(names: Any) -> bool:
     )
 
 
-def names_of(name: str, plugin: object, source: PluginSource) -> set[str]:
+def names_of(name: str, plugin: object, source: PluginSource, claims: Claims) -> set[str]:
     """All names that a plugin counts as: its own, that of its plugin, and those of its class.
 
     So ``metrics:first`` counts as ``metrics``, and so does a `MetricsPlugin` passed in code, or an
@@ -54,12 +57,10 @@ def names_of(name: str, plugin: object, source: PluginSource) -> set[str]:
     names = {name, name.partition(":")[0]}
     if source.origin != "code":
         return names
-    from pa_core.plugins.discovery import find_claims  # which imports this module
-
     kinds = inspect.getmro(plugin if inspect.isclass(plugin) else type(plugin))
     # By their names, as looking a class up in a package might import its module.
     known = {(kind.__module__.partition(".")[0], kind.__qualname__) for kind in kinds}
-    for claimed, sources in find_claims().items():
+    for claimed, sources in claims().items():
         for one in sources:
             module, _, attribute = one.target.partition(":")
             is_module = inspect.ismodule(plugin) and one.target == plugin.__name__
@@ -68,12 +69,12 @@ def names_of(name: str, plugin: object, source: PluginSource) -> set[str]:
     return names
 
 
-def missing(plugins: Known) -> list[tuple[str, str]]:
+def missing(plugins: Known, claims: Claims) -> list[tuple[str, str]]:
     """The names of plugins that require another one, each with that of a plugin that is missing."""
     wanted = [(name, one) for name, (p, _) in plugins.items() for one in relation(p, REQUIRES)]
     if not wanted:
         return []
-    counts_as = {name: names_of(name, *plugin) for name, plugin in plugins.items()}
+    counts_as = {name: names_of(name, *plugin, claims) for name, plugin in plugins.items()}
     return [
         (name, one)
         for name, one in wanted
@@ -82,7 +83,7 @@ def missing(plugins: Known) -> list[tuple[str, str]]:
     ]
 
 
-def in_order(plugins: Known) -> list[str]:
+def in_order(plugins: Known, claims: Claims) -> list[str]:
     """The names of plugins in the order of their calls.
 
     A plugin that is to come after others waits for the last of them; else the order stays.
@@ -93,7 +94,7 @@ def in_order(plugins: Known) -> list[str]:
     wanted = {name: set(relation(plugin, AFTER)) for name, (plugin, _) in plugins.items()}
     if not any(wanted.values()):
         return list(plugins)
-    counts_as = {name: names_of(name, *plugin) for name, plugin in plugins.items()}
+    counts_as = {name: names_of(name, *plugin, claims) for name, plugin in plugins.items()}
     before = {
         name: [one for one in plugins if one != name and not counts_as[one].isdisjoint(after)]
         for name, after in wanted.items()

@@ -196,7 +196,9 @@ class _Builder:
         """Add a class, which is built first, an instance or a module passed in code."""
         source = code_source(given)
         name = free_name(source.name, self.built)
-        if self.left_out and self._leaves_out(name, *names_of(name, given, source)):
+        if self.left_out and self._leaves_out(
+            name, *names_of(name, given, source, lambda: self.claims)
+        ):
             return
         self.names.add(name)
         try:

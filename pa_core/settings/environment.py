@@ -6,6 +6,7 @@ import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -97,7 +98,7 @@ def _missing_plugins(built: Built, settings: Settings, left_out: Sequence[str]) 
     """What is wrong where plugins require others that aren't enabled."""
     plugins = {name: (plugin, source) for name, plugin, source in built}
     problems = []
-    for name, other in missing(plugins):
+    for name, other in missing(plugins, cache(find_claims)):
         if other in left_out:
             state = f"left out by {PLUGINS_VARIABLE}."
         elif other in settings.disable:
@@ -196,7 +197,7 @@ def _environment_plugins(configured: Built, tables: Mapping[str, Mapping[str, An
     is_enabled = set(taken)
     for name, plugin, source in configured if items else ():
         if source.origin == "code":  # an object passed in code counts as the plugin that it is
-            is_enabled |= names_of(name, plugin, source)
+            is_enabled |= names_of(name, plugin, source, lambda: claims)
     for item in items:
         try:
             source = added_source(item, claims)

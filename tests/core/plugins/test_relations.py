@@ -162,7 +162,7 @@ def test_what_a_plugin_requires_is_enabled_and_called_before_it(site):
 
 
 def test_an_object_in_code_counts_as_the_plugin_that_its_class_is(site):
-    from pa_average import Average, Follower
+    from pa_average import Average, Follower  # type: ignore[import-not-found]
 
     class Own(Average): ...
 
@@ -247,7 +247,7 @@ def test_a_class_in_code_is_checked_too(site):
     site.module("pa_early/__init__", "from pa_early.deep import Average")
     site.module("pa_early/deep", PLUGINS)
     site.install("pa-early", requires="pa-core<0.0.1", early="pa_early:Average")
-    from pa_early import Average
+    from pa_early import Average  # type: ignore[import-not-found]
 
     for given in (Average, Average(), "pa_early.deep:Average", "pa-early/early"):
         with pytest.raises(

@@ -154,7 +154,7 @@ def test_a_setting_that_would_have_no_effect_is_an_error(settings_of, tmp_path, 
 
 
 def test_a_plugin_is_left_out_wherever_it_is_enabled(settings_of, site, monkeypatch):
-    from pa_weather import Weather
+    from pa_weather import Weather  # type: ignore[import-not-found]
 
     settings = settings_of(
         '[tool.pa-core]\nplugins = ["weather", "weather:b", "plain"]\n'
@@ -216,7 +216,7 @@ def test_a_run_without_a_length_is_an_error_and_so_are_settings_that_contradict_
     with pytest.raises(ValueError, match=r"not by both. .*\[tool.pa-core.train\] has num_epochs, "):
         trainer.train(tiny_data(16), gradient_clip_value=1.0)
     with pytest.raises(TypeError, match="unexpected keyword argument 'epochs'"):
-        trainer.train(tiny_data(16), epochs=1)
+        trainer.train(tiny_data(16), **{"epochs": 1})
     with pytest.raises(TypeError, match="multiple values"):
         trainer.train(tiny_data(16), 1, num_epochs=1)
 
