@@ -215,8 +215,9 @@ def test_a_run_without_a_length_is_an_error_and_so_are_settings_that_contradict_
     trainer = make_trainer(settings=settings_of(FILE))
     with pytest.raises(ValueError, match=r"not by both. .*\[tool.pa-core.train\] has num_epochs, "):
         trainer.train(tiny_data(16), gradient_clip_value=1.0)
+    unknown = {"epochs": 1}
     with pytest.raises(TypeError, match="unexpected keyword argument 'epochs'"):
-        trainer.train(tiny_data(16), **{"epochs": 1})
+        trainer.train(tiny_data(16), **unknown)
     with pytest.raises(TypeError, match="multiple values"):
         trainer.train(tiny_data(16), 1, num_epochs=1)
 
