@@ -50,10 +50,13 @@ def settings_of(given: Settings | Mapping[str, Any] | str | Path | None) -> Sett
             nearest file.
 
     Raises:
-        SettingsError: if a file can't be read.
+        SettingsError: if a file can't be read, or a mapping is that of a whole file.
+        TypeError: for anything else.
     """
     if isinstance(given, Mapping):
         given = settings_from(given)
+    elif not isinstance(given, Settings | str | os.PathLike | None):
+        raise TypeError(f"settings must be a mapping or a file, not {given!r}")
     elif not isinstance(given, Settings):
         given = read_settings(Path(given) if given else find_settings_file())
     return with_overrides(given)

@@ -97,7 +97,11 @@ def _hint(item: Item, claims: Mapping[str, Sequence[PluginSource]]) -> str:
             if any(normalised(source.distribution or "") == wanted for source in sources)
         ]
         if not its:
-            return f" No plugin of {item.distribution} is installed: pip install {wanted}"
+            every = {one.distribution for sources in claims.values() for one in sources}
+            hint = nearest(wanted, filter(None, every))
+            return (
+                f" No plugin of {item.distribution} is installed.{hint or f' pip install {wanted}'}"
+            )
         return f"{nearest(item.plugin, its)} {item.distribution} has {', '.join(sorted(its))}"
     if hint := how_to_install(item.plugin):
         return hint

@@ -179,7 +179,18 @@ def read_settings(path: Path | None) -> Settings:
 
 
 def settings_from(mapping: Mapping[str, Any]) -> Settings:
-    """The settings that a mapping has, in the structure of ``[tool.pa-core]``."""
+    """The settings that a mapping has, in the structure of ``[tool.pa-core]``.
+
+    Raises:
+        SettingsError: if it has the table's own name.
+    """
+    for name in ("tool", TABLE, "pa-core"):
+        if name in mapping:
+            problem = (
+                f"Trainer(settings=…) has a key {name!r}: it takes the content of [{TABLE}], such "
+                "as {'plugins': ['early_stopping']}"
+            )
+            raise SettingsError([problem])
     return _settings_in(_plain(mapping), "Trainer(settings=…): ", in_code=True)
 
 

@@ -292,6 +292,11 @@ def test_settings_may_be_a_mapping_that_replaces_the_file(site, tmp_path, monkey
 
 
 def test_mistakes_in_a_mapping_name_it(site):
+    for whole in ({"tool": {"pa-core": {}}}, {"tool.pa-core": {}}):
+        with pytest.raises(SettingsError, match=r"takes the content of \[tool.pa-core\]"):
+            settings_of(whole)
+    with pytest.raises(TypeError, match=r"settings must be a mapping or a file, not \[1\]"):
+        settings_of([1])
     problems = problems_of(
         settings_of({"plugins": ["weather"], "weather": {"degrees": "x"}, "a": 1})
     )
@@ -352,3 +357,57 @@ def test_what_is_overridden_is_printed_and_recorded_with_secrets_masked(
 
     assert run_manifest(trainer)["overridden"] == [plugins, values]
     assert manifest.read_text().count("PA_CORE_SET") == 1
+
+
+# -- Other ways to name a plugin ------------------------------------------------------------------
+
+
+def test_a_distribution_and_a_class_may_be_named(site, monkeypatch):
+    site.install("pa-one", same="pa_weather:NoSettings", progress_bar="pa_weather:NoSettings")
+    site.install("pa_Two", same="pa_weather:Weather")
+    (site.folder / "deep").mkdir()
+    site.module("deep/place", "from pa_weather import NoSettings\nclass Mine(NoSettings): ...\n")
+    settings = Settings(
+        plugins=(
+            *("PA-one/same", "pa-two/same:b", "pa-one/progress_bar", "pa-core/overfit"),
+            *("deep.place:Mine", "deep.place:Mine:second"),
+        ),
+        tables={"same:b": {"degrees": 3}, "overfit": {"num_batches": 2}},
+    )
+    plugins = built(settings, callbacks=None)
+    assert list(plugins)[-6:] == [
+        "same",
+        "same:b",
+        "progress_bar",
+        "overfit",
+        "Mine",
+        "Mine:second",
+    ]
+    assert [type(plugin).__name__ for plugin in list(plugins.values())[-6:]] == [
+        *("NoSettings", "Weather", "NoSettings", "OverfitCallback", "Mine", "Mine"),
+    ]
+    assert plugins["same:b"].settings.degrees == 3
+    assert list(plugins).count("progress_bar") == 1  # in place of the built-in
+    monkeypatch.setenv("PA_CORE_PLUGINS", "pa-two/same:c")
+    assert next(iter(built(settings))) == "same:c"
+
+
+def test_what_cannot_be_found_by_such_a_name_says_what_there_is(site):
+    site.install("pa-one", same="pa_weather:NoSettings")
+    site.install("pa-two", same="pa_weather:Weather")
+    found = problems_of(
+        Settings(
+            plugins=("same", "pa-one/sane", "pa-ona/same:b", "zzz/same:c", "pa_weather:Weather")
+        )
+    )
+    expected = [
+        "is claimed by pa-",
+        "no plugin 'pa-one/sane'. Did you mean 'same'? pa-one has same",
+        "no plugin 'pa-ona/same:b'. No plugin of pa-ona is installed. Did you mean 'pa-one'?",
+        "no plugin 'zzz/same:c'. No plugin of zzz is installed. pip install zzz",
+        "no plugin 'pa_weather:Weather'.",
+    ]
+    for problem, text in zip(found, expected, strict=True):
+        assert text in problem
+    assert found[0].endswith("/same'")  # how to choose one
+    assert "classes written package.module:Class" in found[-1]
