@@ -30,12 +30,13 @@ def with_overrides(settings: Settings) -> Settings:
     """
     if settings.overrides is not None:
         return settings
+    lines = [line for line in os.environ.get(SET_VARIABLE, "").split("\n") if line.strip()]
+    if not lines:
+        return replace(settings, overrides={})
     problems = list(settings.problems)
     overrides: dict[str, dict[str, Any]] = {}
     changed = deepcopy({**settings.tables, **settings.arguments})
-    for line in os.environ.get(SET_VARIABLE, "").split("\n"):
-        if not line.strip():
-            continue
+    for line in lines:
         try:
             keys, value = parse_setting(line)
             for tables in (overrides, changed):
@@ -93,7 +94,8 @@ def flat(overrides: Mapping[str, Any], start: str = "") -> list[str]:
     lines = []
     for key, value in overrides.items():
         name = f"{start}{key if ':' in key else toml_key(key)}"
-        lines += flat(value, f"{name}.") if isinstance(value, dict) else [f"{name} = {value!r}"]
+        is_table = isinstance(value, dict) and value
+        lines += flat(value, f"{name}.") if is_table else [f"{name} = {value!r}"]
     return lines
 
 
