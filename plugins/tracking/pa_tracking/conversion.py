@@ -149,9 +149,8 @@ def hyperparameters(description: Mapping[str, Any]) -> dict[str, str | int | flo
     }
     for name, plugin in description.get("plugins", {}).items():
         if plugin["changes_training"]:
-            # The values of a plugin from a file include the defaults of all its settings.
-            given = plugin["values"] if plugin["origin"] == "code" else plugin["settings"]
-            named |= flatten({name: given})
+            visible = {k: v for k, v in plugin["values"].items() if not isinstance(v, Mapping)}
+            named |= flatten({name: visible | plugin["settings"]})
     return {
         name: value if isinstance(value, str | int | float) else _joined(value)
         for name, value in named.items()

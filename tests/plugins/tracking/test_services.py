@@ -229,6 +229,10 @@ class Mlflow:
         )
 
 
+# Its database's library deprecates what it uses.
+uses_mlflow = pytest.mark.filterwarnings("ignore::DeprecationWarning")
+
+
 @pytest.fixture
 def mlflow(monkeypatch, tmp_path):
     """MLflow without settings of this machine."""
@@ -246,6 +250,7 @@ def read(folder, monkeypatch):
     return Mlflow(folder)
 
 
+@uses_mlflow
 @pytest.mark.usefixtures("mlflow")
 def test_mlflow_has_the_history_the_settings_and_the_images(tmp_path, monkeypatch):
     plugin = tracked(tmp_path, service="mlflow", every=2, tags=["first"])
@@ -267,6 +272,7 @@ def test_mlflow_has_the_history_the_settings_and_the_images(tmp_path, monkeypatc
     ]
 
 
+@uses_mlflow
 @pytest.mark.usefixtures("mlflow")
 @pytest.mark.parametrize(
     ("error", "status"), [(RuntimeError("no"), "FAILED"), (KeyboardInterrupt(), "KILLED")]
@@ -290,6 +296,7 @@ def test_mlflow_has_the_status_of_a_failed_run_and_continues_it(
     assert found.points(run) == recorded(trainer)
 
 
+@uses_mlflow
 def test_mlflows_own_settings_are_restored(mlflow, tmp_path, monkeypatch):
     theirs = (tmp_path / "theirs").as_uri()
     monkeypatch.setenv("MLFLOW_TRACKING_URI", theirs)
@@ -303,6 +310,7 @@ def test_mlflows_own_settings_are_restored(mlflow, tmp_path, monkeypatch):
     mlflow.set_tracking_uri(None)
 
 
+@uses_mlflow
 def test_an_active_run_of_the_user_is_a_warning(mlflow, tmp_path, monkeypatch):
     monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
     mlflow.set_tracking_uri(tmp_path / "theirs")
@@ -351,7 +359,8 @@ def wandb_rows(file: Path):
 def test_wandb_has_the_history_offline_and_that_of_a_resumed_run(tmp_path):
     pytest.importorskip("wandb")
     script = Path(__file__).with_name("wandb_run.py")
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
+    environment = os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
     environment = {name: value for name, value in environment.items() if "WANDB" not in name}
     done = subprocess.run(
         [sys.executable, str(script), str(tmp_path)],
