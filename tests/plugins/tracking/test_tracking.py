@@ -475,7 +475,8 @@ def test_images_of_other_plugins_are_saved_with_the_run(tmp_path):
         assert image.getpixel((0, 0)) == (255, 255, 255)
 
 
-def test_plots_of_metrics_are_saved_with_the_run(tmp_path):
+@pytest.mark.parametrize("saved", [True, False])
+def test_plots_of_metrics_are_saved_with_the_run(saved, tmp_path):
     pytest.importorskip("matplotlib")
     from pa_metrics import MetricsPlugin
 
@@ -483,13 +484,17 @@ def test_plots_of_metrics_are_saved_with_the_run(tmp_path):
         metrics=["confusion_matrix", "accuracy"],
         task="multiclass",
         num_classes=3,
-        plots=tmp_path / "plots",
+        plots=tmp_path / "plots" if saved else None,
     )
     train(new_trainer(metrics, tracked(tmp_path)), 2)
     folder = tmp_path / "pa-core" / "run" / "images"
+    # The values over the epochs are drawn in a folder only.
+    over_epochs = ["accuracy-000012.png"] if saved else []
     assert sorted(path.name for path in folder.iterdir()) == [
-        *("accuracy-000012.png", "confusion_matrix-000006.png", "confusion_matrix-000012.png")
+        *over_epochs,
+        *("confusion_matrix-000006.png", "confusion_matrix-000012.png"),
     ]
+    assert (tmp_path / "plots" / "confusion_matrix.png").exists() == saved
 
 
 def test_images_of_a_wrong_shape_are_a_warning(tmp_path):
