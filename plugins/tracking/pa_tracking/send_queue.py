@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -138,20 +137,21 @@ class SendQueue:
     def rows(self, before: int | None = None) -> Iterator[Row]:
         """The waiting records, a row for each update, in the order of updates.
 
-        A metric that was recorded twice at the same update starts a second row.
+        A metric that was recorded again at an update, with another value, starts a second row.
 
         Args:
             before: only those of earlier updates. Those of the present update wait, since more may
                 be recorded until the next one.
         """
         found: dict[tuple[int, int], list[Entry]] = {}
-        repeats: Counter[tuple[str, int]] = Counter()
+        latest: dict[tuple[str, int], tuple[int, str]] = {}  # which row, and the value there
         for entry in self._waiting:
-            update = entry.place.update
-            repeat = repeats[entry.key, update]
-            repeats[entry.key, update] += 1
+            update, value = entry.place.update, repr(entry.values)
+            number, before_it = latest.get((entry.key, update), (0, value))
+            number += value != before_it
+            latest[entry.key, update] = (number, value)
             if before is None or update < before:
-                found.setdefault((update, repeat), []).append(entry)
+                found.setdefault((update, number), []).append(entry)
         for _, entries in sorted(found.items(), key=lambda item: item[0]):
             values: dict[str, Any] = {}
             for entry in sorted(entries, key=lambda entry: entry.key.startswith("metric ")):
