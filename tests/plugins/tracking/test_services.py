@@ -380,5 +380,9 @@ def test_wandb_has_the_history_offline_and_that_of_a_resumed_run(tmp_path):
     assert pictures == [6, 12, 18]
     numbers = [row for row in found if "shown/count" not in row]
     assert points(numbers) == points(rows(tmp_path))
+    started = next(r.run for r in wandb_records(files[0]) if r.HasField("run"))
+    described = started.config.update
+    config = {item.key: json.loads(item.value_json) for item in described}
+    assert (config["lr"], config["batch_size"], config["description.seed"]) == (0.1, 8, 42)
     ends = [[r.exit.exit_code for r in wandb_records(file) if r.HasField("exit")] for file in files]
     assert ends == [[1], [0]]
