@@ -98,24 +98,29 @@ def tag_of(name: str) -> str:
 def shared_charts(tags: Iterable[str]) -> dict[str, list[str]]:
     """The charts that metrics of training and evaluation share: a regular expression for each tag.
 
-    >>> shared_charts(["train/loss_epoch", "eval/loss_epoch", "train/loss", "learning_rate"])
-    {'loss_epoch': ['^train/loss_epoch$', '^eval/loss_epoch$']}
+    Those of other datasets and evaluated models belong to the same chart. Each has a loss, by which
+    the beginning of their tags is known.
+
+    >>> shared_charts(["train/loss_epoch", "eval/loss_epoch", "eval/ema_loss_epoch", "train/loss"])
+    {'loss_epoch': ['^train/loss_epoch$', '^eval/ema_loss_epoch$', '^eval/loss_epoch$']}
     """
-    by_quantity: dict[str, list[str]] = {}
-    for tag in sorted(tags, key=lambda tag: (not tag.startswith("train/"), tag)):
-        group, _, quantity = tag.partition("/")
-        if group in ("train", "eval"):
-            quantity = quantity.removeprefix("intermediate_")
-            by_quantity.setdefault(quantity, []).append(tag)
-    for quantity, found in by_quantity.items():
-        # Those of a named dataset or of another evaluated model end alike.
-        for tag in [tag for other in by_quantity.values() for tag in other]:
-            if tag.startswith("eval/") and tag.endswith(f"_{quantity}") and tag not in found:
-                found.append(tag)
+    names = sorted(tags, key=lambda tag: (not tag.startswith("train/"), tag))
+    beginnings = [
+        tag.removesuffix(loss)
+        for tag in names
+        for loss in ("intermediate_loss", "loss_epoch")
+        if tag.startswith("eval/") and tag.endswith(loss)
+    ]
+    charts: dict[str, list[str]] = {}
+    for tag in names:
+        known = [start for start in ("train/", "eval/", *beginnings) if tag.startswith(start)]
+        if known:
+            quantity = tag.removeprefix(max(known, key=len)).removeprefix("intermediate_")
+            charts.setdefault(quantity, []).append(tag)
     return {
-        quantity: [f"^{re.escape(tag)}$" for tag in found]
-        for quantity, found in by_quantity.items()
-        if found[0].startswith("train/") and len(found) > 1
+        quantity: [f"^{re.escape(tag)}$" for tag in of_chart]
+        for quantity, of_chart in charts.items()
+        if of_chart[0].startswith("train/") and len(of_chart) > 1
     }
 
 
