@@ -22,6 +22,8 @@ from pa_core.errors import StopTrainingError
 from pa_core.loop.arguments import (
     RunArguments,
     check_batch_output,
+    check_collate,
+    check_differentiable,
     check_loss,
     check_model_and_optimizer,
     check_predict_arguments,
@@ -141,6 +143,7 @@ class Trainer(TrainerBase):
 
     def backward_step(self, loss: Tensor) -> None:
         """Differentiate the micro-batch's scaled loss, its part of the accumulated batch's mean."""
+        check_differentiable(loss, self, "calculate_train_batch_loss returned")
         self._engine.backward(loss)
 
     def optimizer_step(self) -> None:
@@ -261,6 +264,7 @@ class Trainer(TrainerBase):
         self.optimizer = as_one(self.optimizer)
         check_model_and_optimizer(self.get_model(), self.optimizer, needs_optimizer=True)
         check_scheduler_source(create_scheduler_fn, self.optimizers)
+        check_collate(collate_fn)
         state = None
         if resume_from is not None:
             from pa_core.checkpoint.resume import find_training_state

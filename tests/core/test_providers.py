@@ -228,6 +228,7 @@ def test_a_schedule_by_name_hears_that_the_length_of_the_run_is_unknown():
 
     def create(optimizer, num_updates, num_epochs):
         seen.append((num_updates, num_epochs))
+        return torch.optim.lr_scheduler.ConstantLR(optimizer)
 
     trainer = trainer_with(Offers("register_schedulers", lambda: {"any": create}))
     trainer.train(tiny_data(8), "1 minute", max_num_train_steps=1, create_scheduler_fn="any")

@@ -990,9 +990,16 @@ class Registers:
 
 
 def test_a_registry_finds_by_name_and_merges():
-    manager = manager_of(Registers({"a": 1}), Registers(None), Registers({"b": 2}))
-    assert manager.find("register_models", "b") == 2
-    assert dict(manager.registry("register_models")) == {"a": 1, "b": 2}
+    manager = manager_of(Registers({"a": int}), Registers(None), Registers({"b": str}))
+    assert manager.find("register_models", "b") is str
+    assert manager.owner("register_models", "b").startswith("the plugin 'Registers:3' (")
+    assert dict(manager.registry("register_models")) == {"a": int, "b": str}
+
+
+def test_a_registered_value_that_cannot_be_called_is_an_error_that_names_the_plugin():
+    message = "register_models of the plugin 'Registers' .* registers 'a' as int; it must be a func"
+    with pytest.raises(PluginValidationError, match=message):
+        manager_of(Registers({"a": 1})).find("register_models", "a")
 
 
 def test_a_registry_looks_a_value_up_only_on_access():
@@ -1001,11 +1008,11 @@ def test_a_registry_looks_a_value_up_only_on_access():
             assert key == "cheap", "looked up"
             return super().__getitem__(key)
 
-    manager = manager_of(Registers(Costly(cheap=1, costly=2)))
-    assert manager.find("register_models", "cheap") == 1
+    manager = manager_of(Registers(Costly(cheap=int, costly=str)))
+    assert manager.find("register_models", "cheap") is int
     registry = manager.registry("register_models")
     assert sorted(registry) == ["cheap", "costly"]
-    assert registry["cheap"] == 1
+    assert registry["cheap"] is int
 
 
 def test_an_unknown_name_is_reported_with_the_nearest():
@@ -1018,8 +1025,8 @@ def test_an_unknown_name_is_reported_with_the_nearest():
 
 
 def test_a_name_registered_twice_is_a_conflict_that_names_both_plugins_on_access():
-    manager = manager_of(Registers({"a": 1, "c": 3}), Registers({"a": 2, "b": 2}))
-    assert manager.find("register_models", "b") == 2
+    manager = manager_of(Registers({"a": int, "c": int}), Registers({"a": str, "b": str}))
+    assert manager.find("register_models", "b") is str
     with pytest.raises(PluginConflictError, match=r"'a'.*'Registers' .* 'Registers:2'"):
         manager.find("register_models", "a")
     with pytest.raises(PluginConflictError, match=r"'a'.*'Registers' .* 'Registers:2'"):
