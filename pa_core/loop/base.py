@@ -404,6 +404,18 @@ class TrainerBase(TrainerServices):
         plugins = self.plugins.by_name.items()
         return [name for name, plugin in plugins if getattr(plugin, "needs_recompute", False)]
 
+    def _report_replacements(self, hook: str) -> None:
+        """Warn if several plugins replace a run, of which only the first does."""
+        own = [one for one in self.plugins.implementations(hook) if not one.is_default]
+        first, *others = [repr(one.name) for one in own if not one.wrapper] or [""]
+        if others and self.is_main_process:
+            warnings.warn(
+                f"The plugins {first} and {' and '.join(others)} each replace {hook}: unless "
+                f"{first} returns None, only {first} is called. Mark what adds to the run instead "
+                "of replacing it @hookimpl(wrapper=True)",
+                stacklevel=2,
+            )
+
     def _check_update_plugins(self) -> None:
         """Refuse plugins that make the update in a way that isn't possible here.
 

@@ -41,8 +41,8 @@ def loss_of_pair(trainer: Trainer, batch: Any, part: Part) -> dict[str, Any]:
             f"{_override(part)}"
         )
         raise
-    loss = check_loss(loss, "loss_func returned")
     if part == "train":
+        loss = check_loss(loss, "loss_func returned")
         check_differentiable(loss, trainer, "loss_func returned")
     return {"loss": loss, "model_outputs": outputs, "batch_size": size}
 

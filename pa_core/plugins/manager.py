@@ -108,8 +108,9 @@ class PluginManager:
         """
         plugin = build(plugin) if inspect.isclass(plugin) else plugin
         if inspect.isroutine(plugin) or isinstance(plugin, str):
+            hint = f". Enable one by its name: plugins=[{plugin!r}]" * isinstance(plugin, str)
             raise PluginValidationError(
-                f"{plugin!r} is not a plugin; a plugin is a class, an instance or a module"
+                f"{plugin!r} is not a plugin; a plugin is a class, an instance or a module{hint}"
             )
         source = code_source(plugin) if source is None else source
         taken = self._registrations

@@ -50,6 +50,11 @@ def build_plugins(
         PluginLoadError: if a class passed in code can't be built.
     """
     for argument, given in (("callbacks", callbacks), ("plugins", plugins)):
+        if isinstance(given, Mapping):
+            raise TypeError(
+                f"{argument} must be a list, not a dict: the settings of a plugin are its table "
+                f"[{TABLE}.NAME], or the arguments of an instance"
+            )
         if given is not None and (isinstance(given, str) or not isinstance(given, Iterable)):
             shown = given.__name__ if inspect.isclass(given) else repr(given)
             raise TypeError(f"{argument} must be a list, not {shown}: write [{shown}]")
@@ -174,7 +179,11 @@ class _Builder:
             return
         table = self.settings.tables.get(name, {})
         place = self._place(name, "")
-        values, problems = _validate(loaded, table)
+        try:
+            values, problems = _validate(loaded, table)
+        except SettingsError as error:  # of a validator that has failed
+            values, problems = None, error.problems
+            self.cause = self.cause or error
         if problems:
             self.problems += [f"{place} {problem}" for problem in problems]
             return
@@ -182,7 +191,7 @@ class _Builder:
             plugin = _instantiate(loaded, values)
         except SettingsError as error:
             self.problems += error.problems
-        except Exception as error:  # noqa: BLE001 - reported with all others, as their cause
+        except (Exception, SystemExit) as error:  # noqa: BLE001 - reported with all others
             self._add_problem(f"{place} {name!r} can't be built: {_describe(error)}", error)
         else:
             self.built[name] = plugin, source
@@ -226,8 +235,8 @@ def _build_without_table(plugin_class: type) -> object:
     model = settings_model(plugin_class)
     if model is None:
         return build(plugin_class)
-    values, problems = check_table(model, {})
     try:
+        values, problems = check_table(model, {})
         if values is not None:
             return _instantiate(plugin_class, values)
         cause = None
