@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from accelerate import Accelerator
-from torch import nn
+from torch import Tensor, nn
 
 from pa_core.control import UpdateResult
 from pa_core.data.ready import check_loader
@@ -65,6 +65,14 @@ def _check_eval_output(value: Any, arguments: Mapping[str, Any]) -> None:
     check_batch_output(value, "calculate_eval_batch_loss")
 
 
+def _check_predictions(value: Any, arguments: Mapping[str, Any]) -> None:
+    if isinstance(value, str | int | float) or (isinstance(value, Tensor) and not value.ndim):
+        raise TypeError(
+            f"calculate_predictions returned {shown(value)}; it must return tensors whose first "
+            "dimension is the samples, in tuples, lists or dicts if there are several"
+        )
+
+
 def _check_replaced_loss(value: Any, arguments: Mapping[str, Any]) -> None:
     origin = "on_backward_start left"
     loss = check_loss(arguments["batch_output"].get("loss"), origin)
@@ -96,6 +104,7 @@ CHECKS: Mapping[str, Check] = {
     "create_scheduler": _check_scheduler,
     "calculate_train_batch_loss": _check_train_output,
     "calculate_eval_batch_loss": _check_eval_output,
+    "calculate_predictions": _check_predictions,
     "on_backward_start": _check_replaced_loss,
     "run_update": _check_update_result,
     "register_eval_models": _check_eval_models,

@@ -61,7 +61,7 @@ def build_all_plugins(
         SettingsError: with all mistakes in the settings, or in the environment variables.
         PluginLoadError: if a class passed in code can't be built.
     """
-    if isinstance(plugins, Iterable) and not isinstance(plugins, str):
+    if isinstance(plugins, Iterable) and not isinstance(plugins, str | Mapping):
         plugins = list(plugins)
     listed = [*DEFAULTS, *settings.plugins, *(plugins if isinstance(plugins, list) else ())]
     added = {_name_of(item) for item in added_items()} - {
