@@ -24,6 +24,7 @@ from pa_core.loop.arguments import (
     check_batch_output,
     check_collate,
     check_differentiable,
+    check_kwargs,
     check_loss,
     check_model_and_optimizer,
     check_predict_arguments,
@@ -77,6 +78,7 @@ class Trainer(TrainerBase):
     Raises:
         SettingsError: listing every mistake in the settings at once.
         PluginError: for a plugin that can't be loaded or whose hooks are wrong.
+        TypeError: for an argument of the wrong type.
         ValueError: if model and optimizer don't fit, or fp16 is requested on a CPU.
     """
 
@@ -243,6 +245,7 @@ class Trainer(TrainerBase):
                 numbers, such as package versions or the settings of a plugin.
 
         Raises:
+            TypeError: for arguments of the wrong type, and batches that aren't what the loss needs.
             ValueError: for invalid arguments, before anything happens.
             TrainingStateError: if `resume_from` is damaged or was saved from a different model; or
                 if another live run writes to the same places.
@@ -329,6 +332,8 @@ class Trainer(TrainerBase):
         dataset = self.eval_dataset if dataset is None else dataset
         if dataset is None:
             raise ValueError("evaluate() needs a dataset: neither it nor train() was given one")
+        check_kwargs("dataloader_kwargs", dataloader_kwargs)
+        check_collate(collate_fn)
         with self._run_preserved():
             self.eval_dataset, self.collate_fn = dataset, collate_fn or self.collate_fn
             self._hooks.refresh()
@@ -356,6 +361,7 @@ class Trainer(TrainerBase):
         from pa_core.loop.predict import collect_predictions
 
         check_predict_arguments(dataloader_kwargs)
+        check_collate(collate_fn)
         self._hooks.refresh()
         given, self.collate_fn = self.collate_fn, collate_fn or self.collate_fn
         try:

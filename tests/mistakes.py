@@ -136,7 +136,7 @@ def mistake(
     Args:
         title: the mistake in a few words.
         *expected: what the message must contain.
-        **files: the text of other files, by name, with ``_`` in place of the dot.
+        **files: the text of other files, by name, with ``_`` for the dot.
     """
 
     def add(make: Callable[..., object]) -> Callable[..., object]:
@@ -726,7 +726,7 @@ def main_only(model, loss_func, optimizer, data):
     Trainer(model, loss_func, optimizer, callbacks=[Watch]).train(data, num_epochs=1)
 
 
-@mistake("A loss that is no dict", "calculate_train_batch_loss returned 3, not a dict", "'Mine'")
+@mistake("A loss that isn't a dict", "calculate_train_batch_loss returned 3, not a dict", "'Mine'")
 def provided_loss(model, loss_func, optimizer, data):
     class Mine:
         @hookimpl
@@ -736,7 +736,7 @@ def provided_loss(model, loss_func, optimizer, data):
     Trainer(model, loss_func, optimizer, plugins=[Mine]).train(data, num_epochs=1)
 
 
-@mistake("A batch size that is no number", "returned None as batch_size", "'Mine'")
+@mistake("A batch size that isn't a number", "returned None as batch_size", "'Mine'")
 def provided_size(model, loss_func, optimizer, data):
     class Mine:
         @hookimpl
@@ -776,7 +776,7 @@ def provided_loader(model, loss_func, optimizer, data):
     Trainer(model, loss_func, optimizer, plugins=[Mine]).train(data, num_epochs=1)
 
 
-@mistake("An evaluation loader that is none", "create_eval_dataloader returned 3", "'Mine'")
+@mistake("An evaluation loader that isn't one", "create_eval_dataloader returned 3", "'Mine'")
 def provided_eval_loader(model, loss_func, optimizer, data):
     class Mine:
         @hookimpl
@@ -817,7 +817,7 @@ def wrapped_scheduler(model, loss_func, optimizer, data):
     Trainer(model, loss_func, optimizer, plugins=[Mine]).train(data, num_epochs=1)
 
 
-@mistake("An evaluation loss that is no tensor", "calculate_eval_batch_loss returned", "'Mine'")
+@mistake("An evaluation loss that isn't a tensor", "calculate_eval_batch_loss returned", "'Mine'")
 def provided_eval_loss(model, loss_func, optimizer, data):
     class Mine:
         @hookimpl
@@ -859,7 +859,7 @@ def two_runs(model, loss_func, optimizer, data):
     Trainer(model, loss_func, optimizer, plugins=[First, Second]).train(data, num_epochs=1)
 
 
-@mistake("An evaluated model that is none", "register_eval_models returned 3 as 'ema'", "'Mine'")
+@mistake("An evaluated model that isn't one", "register_eval_models returned 3 as 'ema'", "'Mine'")
 def registered_eval_model(model, loss_func, optimizer, data):
     class Mine:
         @hookimpl
@@ -869,7 +869,7 @@ def registered_eval_model(model, loss_func, optimizer, data):
     Trainer(model, loss_func, optimizer, plugins=[Mine]).evaluate(data)
 
 
-@mistake("A registry that is a list", "register_models of the plugin 'Mine'", "returned list")
+@mistake("A registry that is a list", "register_models of the plugin 'Mine'", "returned a list")
 def registered_list(model, loss_func, optimizer, data):
     class Mine:
         @hookimpl
@@ -879,7 +879,7 @@ def registered_list(model, loss_func, optimizer, data):
     Trainer("Linear", loss_func, None, plugins=[Mine])
 
 
-@mistake("A registered name that can't be called", "registers 'linear' as list", "'Mine'")
+@mistake("A registered name that can't be called", "registers 'linear' as a list", "'Mine'")
 def registered_instance(model, loss_func, optimizer, data):
     class Mine:
         @hookimpl

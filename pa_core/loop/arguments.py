@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 SchedulerSource: TypeAlias = "Callable[[Any], Any] | LRScheduler | str | None"
 _REQUIRED = ("loss", "model_outputs", "batch_size")
 _KEYS = frozenset(_REQUIRED)
+_NUMBERS = (int, float, Tensor)
 
 
 def check_model_and_optimizer(
@@ -143,13 +144,16 @@ def check_optimizer(optimizer: Any, origin: str) -> None:
         )
 
 
-def check_scheduler(scheduler: Any, optimizers: Sequence[Any], origin: str) -> None:
+def check_scheduler(
+    scheduler: Any, optimizers: Sequence[Any], origin: str, *, is_adapted: bool = False
+) -> None:
     """Check that this is a learning-rate scheduler of the Trainer's optimizers, or None.
 
     Args:
         scheduler: one scheduler, or several as one.
         optimizers: the Trainer's.
         origin: the start of the error's sentence, such as ``"create_scheduler returned"``.
+        is_adapted: whether a wrapper may still adapt one of another interface.
 
     Raises:
         TypeError: if it has no method ``step``.
@@ -157,16 +161,24 @@ def check_scheduler(scheduler: Any, optimizers: Sequence[Any], origin: str) -> N
     """
     if scheduler is None:
         return
-    if isinstance(scheduler, type) or not callable(getattr(scheduler, "step", None)):
+    can_step = callable(getattr(scheduler, "step", None))
+    if isinstance(scheduler, type) or not (
+        can_step or (is_adapted and hasattr(scheduler, "optimizer"))
+    ):
         raise TypeError(
             f"{origin} {shown(scheduler)}; expected a learning-rate scheduler, which has a method "
             "step(), or None"
         )
     for one in given_schedulers(scheduler):
-        own = unwrapped(getattr(one, "optimizer", None))
-        if hasattr(own, "param_groups") and not any(own is each for each in optimizers):
+        own = given_optimizers(getattr(one, "optimizer", None))
+        foreign = [
+            its
+            for its in own
+            if hasattr(its, "param_groups") and not any(its is each for each in optimizers)
+        ]
+        if foreign:
             raise ValueError(
-                f"{origin} a {type(one).__name__} of another {type(own).__name__} than the "
+                f"{origin} {shown(one)} of another {type(foreign[0]).__name__} than the "
                 f"Trainer's {' and '.join(type(each).__name__ for each in optimizers)}, which "
                 "would change nothing: create it with trainer.optimizer"
             )
@@ -337,7 +349,7 @@ def check_batch_output(output: Any, method: str) -> Any:
         and loss.ndim == 0
         and type(size := output["batch_size"]) is int
         and size >= 0
-        and "num_items_in_batch" not in output
+        and type(output.get("num_items_in_batch", 0)) in _NUMBERS
     ):
         return output
     if not isinstance(output, Mapping):

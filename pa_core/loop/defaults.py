@@ -98,7 +98,7 @@ class Defaults:
             if isinstance(create, str):
                 owner = trainer.plugins.owner("register_schedulers", create)
                 origin = f"The scheduler {create!r} of {owner} is"
-            check_scheduler(scheduler, trainer.optimizers, origin)
+            check_scheduler(scheduler, trainer.optimizers, origin, is_adapted=True)
             if scheduler is None and trainer.is_main_process:
                 warnings.warn(f"{origin} None, so the learning rate stays as it is", stacklevel=2)
             return scheduler

@@ -50,7 +50,7 @@ def loss_of_pair(trainer: Trainer, batch: Any, part: Part) -> dict[str, Any]:
 def _is_pair(batch: Any) -> bool:
     if isinstance(batch, list | tuple):
         return len(batch) == 2
-    # A class of the user's own may have more entries, and is asked for these two only.
+    # A custom class may have more entries, and is asked for these two only.
     return hasattr(batch, "__getitem__") and not isinstance(batch, Mapping | Tensor | str | bytes)
 
 

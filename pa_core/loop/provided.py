@@ -52,7 +52,8 @@ def _check_eval_loader(value: Any, arguments: Mapping[str, Any]) -> None:
 
 
 def _check_scheduler(value: Any, arguments: Mapping[str, Any]) -> None:
-    check_scheduler(value, arguments["trainer"].optimizers, "create_scheduler returned")
+    optimizers = arguments["trainer"].optimizers
+    check_scheduler(value, optimizers, "create_scheduler returned", is_adapted=True)
 
 
 def _check_train_output(value: Any, arguments: Mapping[str, Any]) -> None:

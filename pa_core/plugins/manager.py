@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import inspect
 from collections import ChainMap
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from copy import copy
 from dataclasses import dataclass, replace
 from types import MappingProxyType
@@ -25,6 +25,7 @@ from pa_core.errors import (
     TrainingStateError,
     listed,
     nearest,
+    shown,
 )
 from pa_core.plugins.blame import blame_note, blaming
 from pa_core.plugins.callers import HookRelay, make_caller
@@ -335,7 +336,13 @@ class PluginManager:
             if registration.is_quiet or "on_watched_metric" not in hooks:
                 continue
             names = getattr(registration.plugin, "watched_metrics", ())
-            for metric in (names,) if isinstance(names, str) else names:
+            names = (names,) if isinstance(names, str) else names
+            if not isinstance(names, Iterable):
+                raise PluginValidationError(
+                    f"watched_metrics of the plugin {name!r} ({registration.source}) is "
+                    f"{shown(names)}; it must be a list of names of metrics"
+                )
+            for metric in names:
                 found.setdefault(metric, []).append(name)
         return found
 
@@ -378,8 +385,8 @@ class PluginManager:
                 found = mapping[key]
                 if self._hooks[hook_name].registers_functions and not callable(found):
                     raise PluginValidationError(
-                        f"{hook_name} of {_owner(one)} registers {key!r} as "
-                        f"{type(found).__name__}; it must be a function or a class"
+                        f"{hook_name} of {_owner(one)} registers {key!r} as {shown(found)}; it "
+                        "must be a function or a class"
                     )
                 return found
         kind = hook_name.removeprefix("register_")
@@ -404,8 +411,8 @@ class PluginManager:
         for one, mapping in found:
             if mapping is not None and not isinstance(mapping, Mapping):
                 raise PluginValidationError(
-                    f"{hook_name} of {_owner(one)} returned {type(mapping).__name__}; it must "
-                    "return a mapping from names"
+                    f"{hook_name} of {_owner(one)} returned {shown(mapping)}; it must return a "
+                    "mapping from names"
                 )
         return [(one, mapping) for one, mapping in found if mapping is not None]
 

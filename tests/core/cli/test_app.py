@@ -321,6 +321,9 @@ def test_wrong_settings_are_told_in_words_with_exit_code_1(shell):
     for command in ("plugins", "explain"):
         assert "can't be read" in shell.error(command)
     assert "can't be read" in shell.run("doctor").stdout
+    shell.settings("[tool.pa_core]\n")
+    near_miss = "has a table [tool.pa_core]; it must be called [tool.pa-core]"
+    assert near_miss in shell.run("doctor").stdout
 
 
 # -- Commands of plugins --------------------------------------------------------------------------
