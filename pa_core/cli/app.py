@@ -33,7 +33,7 @@ from pa_core.plugins.discovery import (
     load_plugin,
     only_claim,
 )
-from pa_core.plugins.distributions import how_to_install
+from pa_core.plugins.distributions import what_to_install
 from pa_core.plugins.implementations import hook_names
 from pa_core.plugins.manager import PluginManager
 from pa_core.plugins.process_scope import runs_on
@@ -161,7 +161,7 @@ def _plugin_rows(settings: Settings) -> tuple[list[dict[str, Any]], list[str]]:
         elif base in claims:
             sources += [source.named(name) for source in claims[base]]
         else:
-            hint = how_to_install(base) or nearest(base, claims)
+            hint = what_to_install(base, claims)
             missing.append(f"{settings.file} lists {item!r}, which isn't installed.{hint}")
     names = {source.name for source in sources}
     sources = [*(source for source in added if source.name not in names), *sources]

@@ -75,3 +75,28 @@ def what_to_install(
         missing = meant not in installed
         return nearest(name, names) + (how_to_install(meant, distributions) if missing else "")
     return ""
+
+
+def what_is_meant(item: str, installed: Collection[str]) -> str:
+    """A hint at what an unknown item of a list of plugins may mean.
+
+    Args:
+        item: the item.
+        installed: the names of the built-in and installed plugins.
+
+    >>> what_is_meant("watch:Watch", [])[:43]
+    " A class is written 'package.module:Class',"
+    """
+    name, _, label = item.partition(":")
+    if label[:1].isupper() and name.isidentifier() and name not in {*installed, *PLUGINS}:
+        return (
+            " A class is written 'package.module:Class', with a dot before the colon; for a module "
+            f"that is in no package, write its file: {name + '.py'!r}"
+        )
+    hint = what_to_install(name, installed)
+    if "pip install" in hint:
+        return hint
+    return (
+        f"{hint} If a package has it, install that first. Available: "
+        f"{', '.join(sorted(installed))}, and files ending in .py"
+    )

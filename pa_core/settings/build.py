@@ -19,7 +19,7 @@ from pa_core.plugins.discovery import (
     load_plugin,
     only_claim,
 )
-from pa_core.plugins.distributions import how_to_install
+from pa_core.plugins.distributions import what_is_meant, what_to_install
 from pa_core.plugins.manager import build, free_name
 from pa_core.settings.table import TABLE, Settings, split_item, toml_key
 from pa_core.settings.validation import check_table, settings_model
@@ -127,7 +127,7 @@ class _Builder:
                 )
             else:
                 base = name.partition(":")[0]
-                hint = how_to_install(base) or nearest(name, known | self.claims.keys())
+                hint = what_to_install(base, known | self.claims.keys())
                 self.problems.append(f"{place}: there is no plugin {name!r}.{hint}")
 
     def build_default(self, name: str) -> None:
@@ -150,10 +150,7 @@ class _Builder:
             self._build(name, file_source(folder / file).named(name))
             return
         if base not in self.claims or item.endswith(":"):
-            hint = how_to_install(base)
-            if not hint:
-                names = ", ".join(sorted(self.claims))
-                hint = f"{nearest(base, self.claims)} Available: {names}, and files ending in .py"
+            hint = what_is_meant(item, self.claims)
             self.problems.append(f"{self.list_place} there is no plugin {item!r}.{hint}")
             return
         try:

@@ -15,7 +15,6 @@ from pa_core.errors import (
     PluginLoadError,
     PluginNotFoundError,
     SettingsError,
-    nearest,
 )
 from pa_core.plugins.builtin_names import DEFAULTS
 from pa_core.plugins.discovery import (
@@ -27,7 +26,7 @@ from pa_core.plugins.discovery import (
     load_plugin,
     only_claim,
 )
-from pa_core.plugins.distributions import how_to_install
+from pa_core.plugins.distributions import what_is_meant
 from pa_core.plugins.manager import PluginManager
 from pa_core.settings.build import build_from_table, build_plugins
 from pa_core.settings.table import Settings, split_item
@@ -108,10 +107,8 @@ def added_source(item: str, claims: Mapping[str, list[PluginSource]]) -> PluginS
     if file is not None:
         return file_source(Path(file)).named(name)
     if base not in claims:
-        hint = how_to_install(base) or nearest(base, claims)
         raise PluginNotFoundError(
-            f"there is no installed plugin {base!r}.{hint} (A file ends in .py, and a class is "
-            "written package.module:Class)"
+            f"there is no installed plugin {base!r}.{what_is_meant(item, claims)}"
         )
     return only_claim(base, claims[base]).named(name)
 
