@@ -662,10 +662,11 @@ def unmarked(model, loss_func, optimizer, data):
 
 @mistake("An asynchronous hook", "on_train_step_end is async", "use a plain def")
 def asynchronous(model, loss_func, optimizer, data):
-    class Watch(TrainerCallback):
+    class Watch:
+        @hookimpl
         async def on_train_step_end(self, trainer): ...
 
-    Trainer(model, loss_func, optimizer, callbacks=[Watch])
+    Trainer(model, loss_func, optimizer, plugins=[Watch])
 
 
 @mistake("A hook with a yield", "has a yield", "@hookimpl(wrapper=True)")

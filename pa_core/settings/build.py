@@ -85,7 +85,7 @@ class _Builder:
     def __init__(self, settings: Settings, *, in_code: bool) -> None:
         self.settings = settings
         self.problems = list(settings.problems)
-        self.cause: Exception | None = None  # the first exception among the problems
+        self.cause: BaseException | None = None  # the first exception among the problems
         self.built: dict[str, tuple[object, PluginSource]] = {}
         self.names: set[str] = set()  # including plugins that couldn't be built
         self.list_place = "Trainer(plugins=…)" if in_code else self._place("", "plugins:")
@@ -193,7 +193,7 @@ class _Builder:
         else:
             self.built[name] = plugin, source
 
-    def _add_problem(self, problem: str, error: Exception) -> None:
+    def _add_problem(self, problem: str, error: BaseException) -> None:
         self.problems.append(problem)
         self.cause = self.cause or error
 
@@ -245,5 +245,5 @@ def _build_without_table(plugin_class: type) -> object:
     ) from cause
 
 
-def _describe(error: Exception) -> str:
+def _describe(error: BaseException) -> str:
     return f"{type(error).__name__}: {error}"
