@@ -356,13 +356,13 @@ def scheduler_arguments(model, loss_func, optimizer, data):
     trainer.train(data, num_epochs=1, create_scheduler_fn=torch.optim.lr_scheduler.StepLR)
 
 
-@mistake("No plugin registers the scheduler", "no 'cosine' among the schedulers")
+@mistake("No plugin registers the scheduler", "no 'cosine' among the schedulers", "pa-schedulers")
 def scheduler_name(model, loss_func, optimizer, data):
     trainer = Trainer(model, loss_func, optimizer)
     trainer.train(data, num_epochs=1, create_scheduler_fn="cosine")
 
 
-@mistake("create_scheduler_fn is neither", "create_scheduler_fn is 0.1; pass a function of the opt")
+@mistake("The scheduler is a number", "create_scheduler_fn is 0.1; pass a function of the opt")
 def scheduler_number(model, loss_func, optimizer, data):
     trainer = Trainer(model, loss_func, optimizer)
     trainer.train(data, num_epochs=1, create_scheduler_fn=0.1)

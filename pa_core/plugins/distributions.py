@@ -33,6 +33,13 @@ COMMANDS: Mapping[str, str] = {
 }
 """Name of a command of ``pa`` -> distribution."""
 
+REGISTRIES: Mapping[str, str] = {
+    "register_schedulers": "schedulers",
+    "register_models": "timm",
+    "register_metrics": "metrics",
+}
+"""Registry hook -> a plugin of these distributions that implements it."""
+
 
 def how_to_install(name: str, distributions: Mapping[str, str] = PLUGINS) -> str:
     """A hint at the distribution that has `name`, or an empty string.
@@ -97,6 +104,6 @@ def what_is_meant(item: str, installed: Collection[str]) -> str:
     if "pip install" in hint:
         return hint
     return (
-        f"{hint} If a package has it, install that first. Available: "
+        f"{hint} If it is part of a package, install that package. Available: "
         f"{', '.join(sorted(installed))}, and files ending in .py"
     )

@@ -30,6 +30,7 @@ from pa_core.errors import (
 from pa_core.plugins.blame import blame_note, blaming
 from pa_core.plugins.callers import HookRelay, make_caller
 from pa_core.plugins.discovery import PluginSource, code_source
+from pa_core.plugins.distributions import PLUGINS, REGISTRIES
 from pa_core.plugins.implementations import (
     Call,
     Check,
@@ -400,9 +401,11 @@ class PluginManager:
         kind = hook_name.removeprefix("register_")
         known = sorted({name for _, mapping in registered for name in mapping})
         if not known:
+            plugin = REGISTRIES.get(hook_name)
+            such = f", such as {plugin!r} of {PLUGINS[plugin]}" if plugin else ""
             raise PluginNotFoundError(
                 f"There is no {key!r} among the {kind}: no enabled plugin registers any "
-                f"({hook_name}). Enable one in the plugins of [tool.pa-core]"
+                f"({hook_name}). Enable one in the plugins of [tool.pa-core]{such}"
             )
         raise PluginNotFoundError(
             f"There is no {key!r} among the {kind}.{nearest(key, known)} "
