@@ -5,6 +5,7 @@ They are plain data: nothing is imported, and nothing has to be installed.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Mapping
 from difflib import get_close_matches
 
@@ -39,6 +40,15 @@ REGISTRIES: Mapping[str, str] = {
     "register_metrics": "metrics",
 }
 """Registry hook -> a plugin of these distributions that implements it."""
+
+
+def normalised(distribution: str) -> str:
+    """The name of a distribution as an index has it.
+
+    >>> normalised("PA_core")
+    'pa-core'
+    """
+    return re.sub(r"[-_.]+", "-", distribution).lower()
 
 
 def how_to_install(name: str, distributions: Mapping[str, str] = PLUGINS) -> str:
@@ -105,5 +115,6 @@ def what_is_meant(item: str, installed: Collection[str]) -> str:
         return hint
     return (
         f"{hint} If it is part of a package, install that package. Available: "
-        f"{', '.join(sorted(installed))}, and files ending in .py"
+        f"{', '.join(sorted(installed))}, files ending in .py, and classes written "
+        "package.module:Class"
     )
