@@ -77,7 +77,8 @@ class Mistake:
             folder = Path(name).resolve()
             for file, text in {"pyproject.toml": "[tool.pa-core]\n", **self.files}.items():
                 (folder / file).write_bytes(text.encode(_ENCODING.get(file, "utf-8")))
-            variables = {"PA_CORE_CONFIG": str(folder / "pyproject.toml")}
+            variables = {k: v for k, v in os.environ.items() if not k.startswith("PA_CORE_")}
+            variables["PA_CORE_CONFIG"] = str(folder / "pyproject.toml")
             with (
                 chdir(folder),
                 redirect_stdout(StringIO()),
@@ -85,7 +86,7 @@ class Mistake:
                 warnings.catch_warnings(),
                 # Whatever is installed here, the page is that of pa-core alone.
                 mock.patch("importlib.metadata.entry_points", return_value=()),
-                mock.patch.dict(os.environ, variables),
+                mock.patch.dict(os.environ, variables, clear=True),
             ):
                 warnings.simplefilter("error")
                 try:
@@ -407,9 +408,9 @@ def loader_arguments(model, loss_func, optimizer, data):
     trainer.train(data, num_epochs=1, train_dataloader_kwargs=4)
 
 
-@mistake("No seed", "seed must be an integer, not None")
-def no_seed(model, loss_func, optimizer, data):
-    Trainer(model, loss_func, optimizer, seed=None)
+@mistake("A seed that isn't a number", "seed must be an integer, not 'random'")
+def seed_text(model, loss_func, optimizer, data):
+    Trainer(model, loss_func, optimizer, seed="random")
 
 
 @mistake("A run history that is a class", "run_history is the class dict; pass an instance")
