@@ -6,8 +6,10 @@ This file is the reference for plugin authors. `LOOP` is the loop in pseudocode,
 A plugin implements any of these hooks with any subset of the arguments, which are passed by name.
 Events (``on_…``) return nothing. Providers (``create_…``, ``calculate_…``) and runs (``run_…``)
 return a value: the first that isn't None is used, and the Trainer's default comes last. Registries
-(``register_…``) collect from all plugins. The events of a plugin with ``runs_on = "main"`` are
-called on the main process only, its other hooks on every process.
+(``register_…``) collect from all plugins. A wrong value is an error that names the plugin, the hook
+and what was expected. A wrapper may return another result than its ``yield`` gives; if it returns
+nothing, the result stays. The events of a plugin with ``runs_on = "main"`` are called on the main
+process only, its other hooks on every process.
 
 Each docstring ends with the hook's contract: when it is called and on which processes, whether an
 implementation may use collectives (such as `trainer.gather`, or an evaluation), and whether it may
@@ -42,8 +44,8 @@ hookimpl = pluggy.HookimplMarker(PROJECT)
 """Marks a function of a plugin as the implementation of the hook of the same name.
 
 ``@hookimpl(tryfirst=True)`` and ``trylast=True`` change the order, ``wrapper=True`` surrounds the
-other implementations, ``specname="…"`` names the hook, and ``optionalhook=True`` marks a hook of
-another plugin, which need not be enabled.
+other implementations and keeps their result unless it returns another, ``specname="…"`` names the
+hook, and ``optionalhook=True`` marks a hook of another plugin, which need not be enabled.
 """
 
 

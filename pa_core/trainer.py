@@ -22,6 +22,9 @@ from pa_core.errors import StopTrainingError
 from pa_core.loop.arguments import (
     RunArguments,
     check_batch_output,
+    check_collate,
+    check_differentiable,
+    check_kwargs,
     check_length,
     check_loss,
     check_model_and_optimizer,
@@ -79,6 +82,7 @@ class Trainer(TrainerBase):
     Raises:
         SettingsError: listing every mistake in the settings at once.
         PluginError: for a plugin that can't be loaded or whose hooks are wrong.
+        TypeError: for an argument of the wrong type.
         ValueError: if model and optimizer don't fit, or fp16 is requested on a CPU.
     """
 
@@ -145,6 +149,7 @@ class Trainer(TrainerBase):
 
     def backward_step(self, loss: Tensor) -> None:
         """Differentiate the micro-batch's scaled loss, its part of the accumulated batch's mean."""
+        check_differentiable(loss, self, "calculate_train_batch_loss returned")
         self._engine.backward(loss)
 
     def optimizer_step(self) -> None:
@@ -247,6 +252,7 @@ class Trainer(TrainerBase):
                 numbers, such as package versions or the settings of a plugin.
 
         Raises:
+            TypeError: for arguments of the wrong type, and batches that aren't what the loss needs.
             ValueError: for invalid arguments, before anything happens.
             TypeError: if nothing says how long to train.
             TrainingStateError: if `resume_from` is damaged or was saved from a different model; or
@@ -269,6 +275,7 @@ class Trainer(TrainerBase):
         self.optimizer = as_one(self.optimizer)
         check_model_and_optimizer(self.get_model(), self.optimizer, needs_optimizer=True)
         check_scheduler_source(create_scheduler_fn, self.optimizers)
+        check_collate(collate_fn)
         state = None
         if resume_from is not None:
             from pa_core.checkpoint.resume import find_training_state
@@ -333,6 +340,8 @@ class Trainer(TrainerBase):
         dataset = self.eval_dataset if dataset is None else dataset
         if dataset is None:
             raise ValueError("evaluate() needs a dataset: neither it nor train() was given one")
+        check_kwargs("dataloader_kwargs", dataloader_kwargs)
+        check_collate(collate_fn)
         with self._run_preserved():
             self.eval_dataset, self.collate_fn = dataset, collate_fn or self.collate_fn
             self._hooks.refresh()
@@ -360,6 +369,7 @@ class Trainer(TrainerBase):
         from pa_core.loop.predict import collect_predictions
 
         check_predict_arguments(dataloader_kwargs)
+        check_collate(collate_fn)
         self._hooks.refresh()
         given, self.collate_fn = self.collate_fn, collate_fn or self.collate_fn
         try:
@@ -380,6 +390,7 @@ class Trainer(TrainerBase):
 
     def _run(self, hook: str) -> None:
         """Call the hook of a run, which plugins may wrap, and ``on_exception`` if it raises."""
+        self._report_replacements(hook)
         self._in_run = is_training = hook == "run_training"
         if hasattr(self.run_history, "follow"):
             self.run_history.follow(lambda: self.progress)

@@ -25,15 +25,26 @@ from pa_core.engine.create import create_engine
 from pa_core.engine.optimizers import as_one
 from pa_core.engine.parallelism import check_supported, check_whole
 from pa_core.engine.process_group import check_connected
-from pa_core.errors import PreemptedExit, StopTrainingError
+from pa_core.errors import PreemptedExit, StopTrainingError, shown
 from pa_core.loop.accumulation import Accumulation
-from pa_core.loop.arguments import RunArguments, check_model_and_optimizer, precision_of
+from pa_core.loop.arguments import (
+    RunArguments,
+    check_loss_func,
+    check_model,
+    check_model_and_optimizer,
+    check_optimizer,
+    check_run_history,
+    check_scheduler,
+    check_seed,
+    precision_of,
+)
 from pa_core.loop.consensus import Consensus
 from pa_core.loop.defaults import Defaults
 from pa_core.loop.error_hints import add_hints
 from pa_core.loop.means import EpochMeans
 from pa_core.loop.micro_batches import MicroBatch, micro_batches
 from pa_core.loop.planning import epoch_start, plan_run
+from pa_core.loop.provided import CHECKS
 from pa_core.loop.randomness import HOOKS_AFTER_FORWARD, EpochRandomness, seed_event
 from pa_core.loop.run_data import RunData
 from pa_core.loop.run_numbers import Groups, RunNumbers, set_values, values_of
@@ -94,14 +105,23 @@ class TrainerBase(TrainerServices):
         self._hooks = BoundHooks(self.plugins)
         self.callback_handler = self._create_callback_handler()
 
+        check_loss_func(loss_func)
         self.model: Any = self._create_model(model) if isinstance(model, str) else model
+        check_model(self.model)
         self.loss_func: Any = loss_func
         self.optimizer: Any = self._create_optimizer(optimizer)
         check_model_and_optimizer(self.model, self.optimizer)
         seed = self.settings.argument("trainer", "seed", seed)
         self.seed = 42 if seed is None else seed
+        check_seed(self.seed)
         self.run_history = InMemoryRunHistory() if run_history is None else run_history
+        check_run_history(self.run_history)
 
+        if accelerator is not None and not isinstance(accelerator, Accelerator | Mapping):
+            raise TypeError(
+                f"accelerator is {shown(accelerator)}; pass an Accelerator, or a dict of its "
+                "arguments"
+            )
         self.accelerator_kwargs = dict(accelerator) if isinstance(accelerator, Mapping) else {}
         precision = precision_of(self.settings, mixed_precision, accelerator)
         if precision is not None:
@@ -394,6 +414,18 @@ class TrainerBase(TrainerServices):
         plugins = self.plugins.by_name.items()
         return [name for name, plugin in plugins if getattr(plugin, "needs_recompute", False)]
 
+    def _report_replacements(self, hook: str) -> None:
+        """Warn if several plugins replace a run, of which only the first does."""
+        own = [one for one in self.plugins.implementations(hook) if not one.is_default]
+        first, *others = [repr(one.name) for one in own if not one.wrapper] or [""]
+        if others and self.is_main_process:
+            warnings.warn(
+                f"The plugins {first} and {' and '.join(others)} each replace {hook}: unless "
+                f"{first} returns None, only {first} is called. Mark what adds to the run instead "
+                "of replacing it @hookimpl(wrapper=True)",
+                stacklevel=2,
+            )
+
     def _check_update_plugins(self) -> None:
         """Refuse plugins that make the update in a way that isn't possible here.
 
@@ -487,12 +519,23 @@ class TrainerBase(TrainerServices):
         elif isinstance(optimizer, type) or (
             callable(optimizer) and not hasattr(optimizer, "step")
         ):
-            optimizer = optimizer(self.model.parameters())
-        return as_one(optimizer)
+            given, optimizer = optimizer, optimizer(self.model.parameters())
+            if optimizer is None:
+                raise TypeError(f"optimizer: {shown(given)} returned None, not an optimizer")
+        optimizer = as_one(optimizer)
+        check_optimizer(optimizer, "optimizer is")
+        return optimizer
 
     def _create_model(self, name: str) -> nn.Module:
         factory: Any = self.plugins.find("register_models", name)
-        return factory()
+        model: nn.Module = factory()
+        if not hasattr(model, "named_parameters"):
+            owner = self.plugins.owner("register_models", name)
+            raise TypeError(
+                f"The model {name!r} of {owner} is {shown(model)}; register_models must register "
+                "functions that return an nn.Module"
+            )
+        return model
 
     def _prepare_model_optimizer_and_dataloaders(self) -> None:
         """Place and wrap model and optimizer."""
@@ -573,6 +616,7 @@ class TrainerBase(TrainerServices):
                 if self.create_scheduler_fn is not None
                 else self._hooks.create_scheduler(trainer=self)
             )
+        check_scheduler(self.scheduler, self.optimizers, "create_scheduler returned")
 
     @contextmanager
     def _scheduling_for(self, numbers: RunNumbers) -> Iterator[None]:
@@ -624,7 +668,7 @@ class TrainerBase(TrainerServices):
 def _create_plugins(
     settings: Settings, callbacks: Iterable[Any] | None, plugins: Iterable[Any] | None
 ) -> PluginManager:
-    manager = PluginManager(Defaults())
+    manager = PluginManager(Defaults(), CHECKS)
     for name, plugin, source in build_all_plugins(settings, callbacks=callbacks, plugins=plugins):
         manager.register(plugin, name, source)
     return manager

@@ -11,7 +11,7 @@ from pa_core.errors import StopTrainingError
 
 if TYPE_CHECKING:
     from pa_core.plugins.discovery import PluginSource
-    from pa_core.plugins.implementations import Call
+    from pa_core.plugins.implementations import Call, Check
 
 _BLAME = re.compile(r"in (hook )?\w+ of plugin ")
 
@@ -39,12 +39,22 @@ def blaming(note: str) -> Iterator[None]:
         raise
 
 
-def blamed(call: Call, note: str) -> Call:
-    """The same call, which adds `note` to its exceptions; free unless one is raised."""
+def blamed(call: Call, note: str, verify: Check, *, verify_none: bool = False) -> Call:
+    """The same call, which adds `note` to its exceptions; free unless one is raised.
+
+    Args:
+        call: the call.
+        note: names the plugin and the hook.
+        verify: raises an exception for a wrong result.
+        verify_none: whether to verify None, too.
+    """
 
     def call_or_blame(arguments: dict[str, Any]) -> Any:
         try:
-            return call(arguments)
+            result = call(arguments)
+            if result is not None or verify_none:
+                verify(result, arguments)
+            return result
         except StopIteration as stop:
             # Raised through a wrapper, which is a generator, it would look like its return.
             error: Exception = RuntimeError("StopIteration was raised")
@@ -57,10 +67,11 @@ def blamed(call: Call, note: str) -> Call:
     return call_or_blame
 
 
-def blamed_wrapper(call: Call, qualified_name: str, note: str) -> Call:
+def blamed_wrapper(call: Call, qualified_name: str, note: str, check: Check | None = None) -> Call:
     """The same wrapper, which adds `note` to exceptions that it raises, not to those it passes on.
 
-    A wrapper that returns None leaves the result as it is; pluggy would replace it with None.
+    A wrapper that returns None leaves the result as it is; pluggy would replace it with None. Any
+    other result is checked.
     """
 
     def wrap(arguments: dict[str, Any]) -> Generator[None, Any, Any]:
@@ -81,7 +92,12 @@ def blamed_wrapper(call: Call, qualified_name: str, note: str) -> Call:
             wrapper.close()
         except StopIteration as stop:
             if has_yielded:
-                return result if stop.value is None else stop.value
+                if stop.value is None:
+                    return result
+                if check is not None and stop.value is not result:
+                    with blaming(note):
+                        check(stop.value, arguments)
+                return stop.value
         except Exception as error:
             if error is not inner:
                 blame(error, note)

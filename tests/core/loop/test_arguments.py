@@ -90,7 +90,7 @@ def test_a_batch_output_without_its_keys_names_them():
 
 
 def test_a_batch_output_that_is_no_dict():
-    with pytest.raises(TypeError, match="returned Tensor, not a dict with the keys loss"):
+    with pytest.raises(TypeError, match="returned a Tensor, not a dict with the keys loss"):
         returning(lambda output: output["loss"]).train(tiny_data(), 1)
 
 
