@@ -53,11 +53,11 @@ def run_manifest(trainer: Trainer) -> dict[str, Any]:
     """Describe a run: plugins, packages, seed, commit, hardware, and the fingerprint."""
     run = dict(trainer._fingerprint or run_fingerprint(trainer))
     plugins = run.pop("plugins")
+    by_environment = overridden(trainer.settings, trainer.plugins.by_name)
     return {
         "plugins": plugins,
         "packages": {"python": platform.python_version()} | _versions(trainer),
         "seed": trainer.seed,
-        "overridden": overridden(trainer.settings, trainer.plugins.by_name),
         "git": _git_commit(),
         "hardware": {
             "device": str(trainer.device),
@@ -68,6 +68,7 @@ def run_manifest(trainer: Trainer) -> dict[str, Any]:
             "capability": torch.backends.cpu.get_cpu_capability(),
         },
         "run": run,
+        **({"overridden": by_environment} if by_environment else {}),
     }
 
 
