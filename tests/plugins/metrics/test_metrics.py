@@ -133,33 +133,43 @@ def test_plugins_with_trylast_see_the_values_whatever_the_order():
     assert seen == list(trainer.run_history.get_metric_values("accuracy"))
 
 
-def test_all_wrong_names_are_reported_together_before_the_first_batch():
-    class Data(TensorDataset):
-        def __getitem__(self, index):
-            raise AssertionError("a batch was drawn")
-
+def test_all_mistakes_are_reported_together_when_the_trainer_is_built():
     names = ["acuracy", "f1_score", "no.such.metric", "recal"]
-    trainer = trainer_with(MetricsPlugin(metrics=names, task="multiclass", num_classes=CLASSES))
+    plugin = MetricsPlugin(
+        metrics=names, task="multiclass", num_classes=CLASSES, to_preds_and_target="no.such.inputs"
+    )
     with pytest.raises(SettingsError) as error:
-        trainer.train(Data(*data().tensors), num_epochs=1)
+        trainer_with(plugin)
     text = str(error.value)
     assert "'accuracy'" in text
     assert "'recall'" in text
     assert "no.such.metric" in text
-    assert len(error.value.problems) == 3
+    assert "to_preds_and_target: can't import 'no.such.inputs'" in text
+    assert len(error.value.problems) == 4
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({}, "missing arguments: task"),
-        ({"task": "multiclass"}, "num_classes"),
-        ({"task": "multiclass", "num_classes": 3, "metrics": {"accuracy": {"clas": 1}}}, "clas"),
+        ({}, "'accuracy': missing arguments: task: binary, multiclass or multilabel"),
+        ({"task": "multiclass"}, "'accuracy': .*num_classes"),
+        (
+            {"task": "multiclass", "num_classes": 3, "metrics": {"accuracy": {"clas": 1}}},
+            "'accuracy': .*clas",
+        ),
+        ({"metrics": ["r2_score"], "top_k": 2}, "top_k: none of the metrics r2_score accepts it"),
     ],
 )
-def test_a_missing_or_wrong_argument_is_an_error_that_names_the_metric(options, message):
-    with pytest.raises(SettingsError, match=f"The metric 'accuracy': .*{message}"):
-        trainer_with(MetricsPlugin(**options)).train(data(), num_epochs=1)
+def test_a_missing_or_wrong_argument_is_an_error_that_names_it(options, message):
+    with pytest.raises(SettingsError, match=message):
+        trainer_with(MetricsPlugin(**options))
+
+
+def test_a_plugin_that_is_added_later_builds_its_metrics_when_a_run_starts():
+    trainer = trainer_with()
+    trainer.plugins.register(MetricsPlugin())
+    with pytest.raises(SettingsError, match="'accuracy': missing arguments: task"):
+        trainer.evaluate(data())
 
 
 @pytest.mark.parametrize(
