@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 from pa_core import hookimpl
 from pa_core.errors import SettingsError, nearest
 from pa_core.plugin import LocalPath
+from pa_core.tracking import instance_metric_name
 from pa_metrics.factory import build_metric, history_name, import_path
 
 if TYPE_CHECKING:
@@ -23,6 +24,9 @@ if TYPE_CHECKING:
     from pa_metrics.preds_and_target import ToPredsAndTarget
 
 When = Literal["eval", "train"]
+
+_PREFIX: dict[When, str] = {"eval": "", "train": "train_"}
+"""Of the metrics' names in the history."""
 
 
 class MetricsSettings(BaseModel):
@@ -110,6 +114,7 @@ class MetricsPlugin:
         self._given: MetricCollection | None = None
         self._built: MetricCollection | None = None
         self._metrics: dict[When, EpochMetrics] = {}
+        self._name = ""  # the plugin's, in the trainer
 
     @classmethod
     def of(
@@ -158,7 +163,7 @@ class MetricsPlugin:
 
         history = trainer.run_history
         metrics = {
-            ("train_" if when == "train" else "") + name: metric
+            instance_metric_name(self._name, _PREFIX[when] + name): metric
             for when, epoch in self._metrics.items()
             for name, metric in epoch.metrics.items()
         }
@@ -186,7 +191,7 @@ class MetricsPlugin:
     @hookimpl
     def on_train_epoch_end(self, trainer: Trainer) -> None:
         """Record the training metrics."""
-        self._record("train", trainer, prefix="train_")
+        self._record("train", trainer)
 
     @hookimpl
     def on_eval_epoch_start(self) -> None:
@@ -273,8 +278,20 @@ class MetricsPlugin:
             built = self._build(trainer)
             model = trainer.get_model(keep_torch_compile=False)
             self._metrics = {when: self._create(built, model) for when in self.settings.on}
+        self._name = next(
+            (name for name, one in trainer.plugins.by_name.items() if one is self), ""
+        )
+        self._claim(trainer)
         for metrics in self._metrics.values():
             metrics.to(trainer.device)
+
+    def _claim(self, trainer: Trainer) -> None:
+        """Have another plugin that records the same metrics refused before the first batch."""
+        claim = getattr(trainer.run_history, "claim_metric", None)
+        starts = {"train": trainer.in_run, "eval": None in trainer.eval_dataloaders}
+        for when, metrics in self._metrics.items():
+            for name in metrics.metrics if claim is not None and starts[when] else ():
+                claim(_PREFIX[when] + name)
 
     def _create(self, built: MetricCollection, model: nn.Module) -> EpochMetrics:
         from pa_metrics.epoch_metrics import EpochMetrics
@@ -323,19 +340,26 @@ class MetricsPlugin:
         if when in self._metrics:
             self._metrics[when].update(batch, batch_output)
 
-    def _record(self, when: When, trainer: Trainer, prefix: str = "") -> None:
+    def _record(self, when: When, trainer: Trainer) -> None:
         if when not in self._metrics:
             return
         from pa_metrics.epoch_metrics import to_plain
 
         metrics, values = self._metrics[when], self._metrics[when].compute()
         for name, value in values.items():
-            trainer.run_history.update_metric(prefix + name, to_plain(value))
+            trainer.run_history.update_metric(_PREFIX[when] + name, to_plain(value))
         if self.settings.plots is not None and trainer.is_main_process:
             from pa_metrics.plots import plot_values
 
-            shown = trainer.run_history.metric_name_prefix + prefix
-            plot_values(self.settings.plots, metrics.metrics, values, shown, _log_figure(trainer))
+            shown, drawn = (
+                {
+                    instance_metric_name(self._name, _PREFIX[when] + name): each[name]
+                    for name in each
+                }
+                for each in (metrics.metrics, values)
+            )
+            prefix = trainer.run_history.metric_name_prefix
+            plot_values(self.settings.plots, shown, drawn, prefix, _log_figure(trainer))
         metrics.reset()  # frees memory: some metrics keep all predictions
 
 

@@ -128,6 +128,19 @@ def test_two_writers_of_one_name_are_an_error_that_names_both():
         make(Clash(), kind=Logs).train(tiny_data(8), 1)
 
 
+def test_two_writers_of_one_name_in_different_steps_are_an_error_that_names_both():
+    class At(TrainerCallback):
+        def __init__(self, step):
+            self.step = step
+
+        def on_train_step_end(self, trainer, step):
+            if step == self.step:
+                trainer.record_mean("x", 1.0)
+
+    with pytest.raises(ValueError, match=r"'x' is recorded, by .* 'At' and by .* 'At:2'"):
+        make(At(0), At(1)).train(tiny_data(8), 1, per_device_batch_size=4)
+
+
 @pytest.mark.parametrize("name", ["loss", "loss_epoch", "", 3])
 def test_a_name_of_the_cores_own_is_refused(name):
     class Wrong(TrainerCallback):
