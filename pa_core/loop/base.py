@@ -301,7 +301,10 @@ class TrainerBase(TrainerServices):
         """Record the means of the epoch over all items of all processes: the loss and by name."""
         loss, named, has_batches = self._means.reduce(self._engine)
         if loss is not None:
-            with written_by(self.run_history, _THE_LOOP):
+            # Another dataset's name may be this one's with the name of a model before it.
+            is_named = self.eval_name is not None
+            writer = f"the evaluation on {self.eval_name!r}" if is_named else _THE_LOOP
+            with written_by(self.run_history, writer):
                 self.run_history.update_metric(loss_name, loss)
         elif has_batches or (prefix == "train" and self.position.batch):
             warnings.warn(

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from pa_core import Trainer, TrainerCallback
+from pa_core import Trainer, TrainerCallback, hookimpl
 from pa_core.durations import Progress
 from pa_core.tracking import InMemoryRunHistory, LossTracker, RunHistory
 from tests.helpers import tiny_data, tiny_model
@@ -445,6 +445,17 @@ def test_instances_record_under_names_of_their_own(tmp_path, history):
     assert {name for name in names if "score" in name or name.endswith("y")} == {
         *("train_score", "train_a_score", "train_b_score", "eval_y", "eval_a_y", "eval_b_y")
     }
+
+
+def test_names_of_a_dataset_and_of_a_model_on_another_dataset_that_are_equal_are_refused():
+    class Average(TrainerCallback):
+        @hookimpl
+        def register_eval_models(self):
+            return {"ema": tiny_model()}
+
+    datasets = {"x": tiny_data(4), "ema_x": tiny_data(4)}
+    with pytest.raises(ValueError, match="by the evaluation on 'ema_x' and by .* on 'x'"):
+        train_with(Average(), eval_dataset=datasets)
 
 
 def test_copies_of_a_history_have_no_writers():
