@@ -6,6 +6,7 @@ import re
 import sys
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
+from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from pa_core.errors import StopTrainingError
@@ -43,7 +44,7 @@ def running_plugin() -> str | None:
     for its exceptions, so that calling hooks costs nothing more. The loop, which a plugin may run,
     isn't part of that plugin.
     """
-    frame = sys._getframe(1)
+    frame: FrameType | None = sys._getframe(1)
     while frame is not None:
         module = frame.f_globals.get("__name__")
         if module in _CALLERS:
@@ -52,7 +53,7 @@ def running_plugin() -> str | None:
                 return note.plugin
         elif module == _LOOP:
             return None
-        frame = frame.f_back  # type: ignore[assignment]
+        frame = frame.f_back
     return ""
 
 

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 from pa_core import hookimpl
 from pa_core.errors import SettingsError, nearest
 from pa_core.plugin import LocalPath
-from pa_core.tracking import instance_metric_name
+from pa_core.tracking import RunHistory, instance_metric_name
 from pa_metrics.factory import build_metric, history_name, import_path
 
 if TYPE_CHECKING:
@@ -244,7 +244,8 @@ class MetricsPlugin:
             from pa_metrics.plots import check_matplotlib
 
             check_matplotlib()
-        built, problems = {}, []
+        built: dict[str, Any] = {}
+        problems: list[str] = []
         if self._given is not None:
             built = dict(self._given.items(keep_base=True))
         else:
@@ -287,11 +288,13 @@ class MetricsPlugin:
 
     def _claim(self, trainer: Trainer) -> None:
         """Have another plugin that records the same metrics refused before the first batch."""
-        claim = getattr(trainer.run_history, "claim_metric", None)
+        history = trainer.run_history
+        if not isinstance(history, RunHistory):
+            return
         starts = {"train": trainer.in_run, "eval": None in trainer.eval_dataloaders}
         for when, metrics in self._metrics.items():
-            for name in metrics.metrics if claim is not None and starts[when] else ():
-                claim(_PREFIX[when] + name)
+            for name in metrics.metrics if starts[when] else ():
+                history.claim_metric(_PREFIX[when] + name)
 
     def _create(self, built: MetricCollection, model: nn.Module) -> EpochMetrics:
         from pa_metrics.epoch_metrics import EpochMetrics

@@ -220,11 +220,11 @@ class GradualUnfreezingCallback(TrainerCallback):
         for stage in self.stages:
             parameters = stage.parameters(self._freezer)
             if not parameters.keys() - planned.keys():
-                held = [p for p in self._freezer.model.parameters() if id(p) in parameters]
+                again = [p for p in self._freezer.model.parameters() if id(p) in parameters]
                 raise ValueError(
                     f"The plan unfreezes {', '.join(map(repr, stage.parts))} at {stage.text!r}, "
                     "which has no parameters or is unfrozen earlier: the stages overlap"
-                    + tied_as_text(self._freezer.model, held)
+                    + tied_as_text(self._freezer.model, again)
                 )
             planned |= parameters
         missing = [name for key, name in planned.items() if key not in held]

@@ -327,7 +327,7 @@ def deprecated_norms() -> nn.Module:
         warnings.simplefilter("ignore", FutureWarning)
         model = nn.Sequential(nn.utils.weight_norm(nn.Linear(6, 8)), nn.Tanh(), nn.Linear(8, 3))
     prune.l1_unstructured(model[2], "weight", 0.5)
-    model[1].kept = [{"loss": model[0].weight.sum()}]
+    vars(model[1])["kept"] = [{"loss": model[0].weight.sum()}]
     return model
 
 
@@ -365,7 +365,7 @@ class Ramp(ModelEma):
         self.limit = decay
         self.decay = 0.0
 
-    def update(self, model) -> None:
+    def update(self, model) -> None:  # type: ignore[override]
         super().update(model)
         self.num_updates += 1
         self.decay = self.limit * (1 - 0.5**self.num_updates)
@@ -406,9 +406,9 @@ def test_an_update_fn_of_a_subclass_is_called_for_each_averaged_tensor():
     model = nn.BatchNorm1d(1, dtype=torch.bfloat16)
     largest, plain, usual = (kind(model, decay=0.9) for kind in (Largest, Plain, ModelEma))
     usual.warmup = plain.warmup = True
-    for value in (3.0, 2.0):
+    for updates, value in enumerate((3.0, 2.0), 1):
         nn.init.constant_(model.weight, value)
-        model.num_batches_tracked += 1
+        model.num_batches_tracked = torch.tensor(updates)
         for each in (largest, plain, usual):
             each.update(model, num_updates=2)
     assert largest.module.weight.item() == 3

@@ -121,7 +121,7 @@ class Tied(nn.Module):
         torch.manual_seed(0)
         self.body = nn.Sequential(nn.Linear(6, 3, bias=False), nn.ReLU(), nn.Linear(3, 6))
         self.head = nn.Linear(6, 3)
-        self.head.weight = self.body[0].weight
+        self.head.weight = self.body[0].weight  # type: ignore[assignment]
 
     def forward(self, x):
         return self.head(self.body(x))

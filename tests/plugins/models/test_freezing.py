@@ -319,7 +319,7 @@ class LanguageModel(nn.Module):
         layers = nn.Linear(4, 4), nn.Linear(4, 4)
         self.body = nn.ModuleDict({"tokens": nn.Embedding(5, 4), "layers": nn.Sequential(*layers)})
         self.head = nn.Linear(4, 5)
-        self.head.weight = self.body["tokens"].weight
+        self.head.weight = self.body["tokens"].weight  # type: ignore[assignment]
 
 
 def test_a_tied_parameter_belongs_to_the_last_layer_group(capsys):
