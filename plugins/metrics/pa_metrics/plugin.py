@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 from pa_core import hookimpl
 from pa_core.errors import SettingsError, nearest
 from pa_core.plugin import LocalPath
-from pa_core.tracking import RunHistory, instance_metric_name
+from pa_core.tracking import instance_metric_name
 from pa_metrics.factory import build_metric, history_name, import_path
 
 if TYPE_CHECKING:
@@ -289,7 +289,7 @@ class MetricsPlugin:
     def _claim(self, trainer: Trainer) -> None:
         """Have another plugin that records the same metrics refused before the first batch."""
         history = trainer.run_history
-        if not isinstance(history, RunHistory):
+        if not hasattr(history, "claim_metric"):  # not a subclass of `RunHistory`
             return
         starts = {"train": trainer.in_run, "eval": None in trainer.eval_dataloaders}
         for when, metrics in self._metrics.items():
