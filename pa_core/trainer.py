@@ -40,7 +40,8 @@ from pa_core.loop.parameters import ParameterWatch
 from pa_core.loop.run_files import identify_run, locking_files
 from pa_core.loop.watched import WatchedMetrics
 from pa_core.placeholders import TrainerPlaceholderValues, replace_trainer_placeholder_values
-from pa_core.tracking import Position, count_values, values_since
+from pa_core.plugins.blame import running_plugin
+from pa_core.tracking import Position, count_values, follow_run, values_since
 
 if TYPE_CHECKING:
     from pa_core.durations import Duration
@@ -392,8 +393,7 @@ class Trainer(TrainerBase):
         """Call the hook of a run, which plugins may wrap, and ``on_exception`` if it raises."""
         self._report_replacements(hook)
         self._in_run = is_training = hook == "run_training"
-        if hasattr(self.run_history, "follow"):
-            self.run_history.follow(lambda: self.progress)
+        follow_run(self.run_history, lambda: self.progress, running_plugin)
         if is_training:
             self.position.start_clock()
         try:

@@ -53,7 +53,7 @@ from pa_core.loop.watched import WatchedMetrics
 from pa_core.plugins.callers import BoundHooks
 from pa_core.plugins.manager import PluginManager
 from pa_core.settings.environment import build_all_plugins, settings_of, where_enabled
-from pa_core.tracking import InMemoryRunHistory, Position, RunHistory
+from pa_core.tracking import InMemoryRunHistory, Position, RunHistory, written_by
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -69,6 +69,9 @@ _OF_A_RUN = (
     *("_data", "_means", "_in_run", "_resumed_state"),
 )
 """The attributes that an evaluation changes, and that a run in progress needs unchanged."""
+
+_THE_LOOP = "the training loop"
+"""The writer of the metrics that no plugin records."""
 
 
 class TrainerBase(TrainerServices):
@@ -327,7 +330,11 @@ class TrainerBase(TrainerServices):
         """Record the means of the epoch over all items of all processes: the loss and by name."""
         loss, named, has_batches = self._means.reduce(self._engine)
         if loss is not None:
-            self.run_history.update_metric(loss_name, loss)
+            # Another dataset's name may be this one's with the name of a model before it.
+            is_named = self.eval_name is not None
+            writer = f"the evaluation on {self.eval_name!r}" if is_named else _THE_LOOP
+            with written_by(self.run_history, writer):
+                self.run_history.update_metric(loss_name, loss)
         elif has_batches or (prefix == "train" and self.position.batch):
             warnings.warn(
                 f"There is no {loss_name}: none of the batches had an item that counts, such as a "
@@ -339,8 +346,9 @@ class TrainerBase(TrainerServices):
                 f"There is no {loss_name}, because the data yielded no batch. If the iterator is "
                 "exhausted, pass a dataset or a re-iterable loader"
             )
-        for name, mean in named.items():
-            self.run_history.update_metric(f"{prefix}_{name}", mean)
+        for mean in named:
+            with written_by(self.run_history, mean.writer):
+                self.run_history.update_metric(f"{prefix}_{mean.name}", mean.value)
 
     @contextmanager
     def _evaluation_of(self, name: str | None) -> Iterator[None]:
@@ -453,12 +461,13 @@ class TrainerBase(TrainerServices):
     def _log_progress(self) -> None:
         """Record the mean training loss of the epoch so far, and the learning rate."""
         total, count = self._engine.sum(self._means.loss.sums(self.device)).tolist()
-        if count:
-            self.run_history.update_metric("train_loss", total / count)
         rates = [one.param_groups[0]["lr"] for one in self.optimizers]
-        for number, rate in enumerate(rates):
-            name = "learning_rate" if len(rates) == 1 else f"learning_rate_{number}"
-            self.run_history.update_metric(name, rate)
+        with written_by(self.run_history, _THE_LOOP):
+            if count:
+                self.run_history.update_metric("train_loss", total / count)
+            for number, rate in enumerate(rates):
+                name = "learning_rate" if len(rates) == 1 else f"learning_rate_{number}"
+                self.run_history.update_metric(name, rate)
 
     def _announce_metrics(self) -> None:
         """Announce the new values of watched metrics to plugins."""

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
+from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from pa_core.errors import StopTrainingError
@@ -16,9 +18,43 @@ if TYPE_CHECKING:
 _BLAME = re.compile(r"in (hook )?\w+ of plugin ")
 
 
-def blame_note(place: str, name: str, source: PluginSource) -> str:
+class BlameNote(str):
+    """The note on an exception; `plugin` is the plugin's name."""
+
+    __slots__ = ("plugin",)
+    plugin: str
+
+
+def blame_note(place: str, name: str, source: PluginSource) -> BlameNote:
     """The note on an exception: the place, the plugin, its distribution and version."""
-    return f"in {place} of plugin {name!r} ({source})"
+    note = BlameNote(f"in {place} of plugin {name!r} ({source})")
+    note.plugin = name
+    return note
+
+
+_CALLERS = (__name__, "pa_core.plugins.manager")
+_LOOP = "pa_core.trainer"
+
+
+def running_plugin() -> str | None:
+    """The name of the plugin whose hook is running, the innermost.
+
+    It is None in other code that the loop calls, such as a method of the Trainer, and empty in code
+    that the loop doesn't call. It is found on the stack, where each call of a hook holds the note
+    for its exceptions, so that calling hooks costs nothing more. The loop, which a plugin may run,
+    isn't part of that plugin.
+    """
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None:
+        module = frame.f_globals.get("__name__")
+        if module in _CALLERS:
+            note = frame.f_locals.get("note")
+            if isinstance(note, BlameNote):
+                return note.plugin
+        elif module == _LOOP:
+            return None
+        frame = frame.f_back
+    return ""
 
 
 def blame(error: BaseException, note: str) -> None:
@@ -26,7 +62,7 @@ def blame(error: BaseException, note: str) -> None:
     if isinstance(error, StopTrainingError):  # a request, not a mistake
         return
     if not any(_BLAME.match(other) for other in getattr(error, "__notes__", ())):
-        error.add_note(note)
+        error.add_note(str(note))
 
 
 @contextmanager

@@ -347,7 +347,8 @@ class PluginManager:
             if callable(method) and self._runs_here(processes):
                 if processes == "main":
                     method = main_process_only(method, plugin_name)
-                with blaming(blame_note(f"hook {name}", plugin_name, registration.source)):
+                note = blame_note(f"hook {name}", plugin_name, registration.source)
+                with blaming(note):
                     method(trainer, **arguments)
 
     def call_each(self, name: str, cause: BaseException, /, **arguments: Any) -> None:
