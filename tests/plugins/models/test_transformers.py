@@ -11,7 +11,7 @@ from torch.utils.data import TensorDataset
 
 from pa_core import Trainer
 from pa_models import TransformersPlugin
-from pa_models.transformers_loss import count_labelled_tokens, get_batch_size
+from pa_models.transformers_loss import get_batch_size
 
 VOCABULARY, LABELS = 40, 3
 
@@ -183,21 +183,25 @@ def test_accumulated_token_losses_are_the_mean_over_all_labelled_tokens(family, 
     assert trainer.run_history.get_latest_metric("eval_loss_epoch") == pytest.approx(loss, rel=1e-5)
 
 
-def test_labelled_tokens_are_counted_as_the_model_counts_them():
-    labels = torch.tensor([[5, 6, -100, 7], [8, -100, -100, -100]])
-    batch = {"labels": labels}
-    assert count_labelled_tokens(batch, bert("ForTokenClassification")) == 4
-    assert count_labelled_tokens(batch, bert("ForMaskedLM")) == 4
-    assert count_labelled_tokens(batch, t5()) == 4
-    assert count_labelled_tokens(batch, gpt2()) == 2  # no prediction for the first token
-    assert count_labelled_tokens(batch, llama()) == 2
-    assert count_labelled_tokens(batch | {"shift_labels": labels[:1]}, llama()) == 3
+def items_of(model: nn.Module, batch: dict[str, Any], **options) -> Any:
+    """What a mean over the items of a batch is weighted by; None for its samples."""
+    plugin = TransformersPlugin(**options)
+    output = plugin.calculate_train_batch_loss(trainer_for(model, plugins=[plugin]), batch)
+    assert output is not None
+    items = output.get("num_items_in_batch")
+    return items if items is None else int(items)
 
 
-def test_no_tokens_are_counted_for_a_mean_over_samples():
-    model = bert()
-    for labels in (torch.zeros(4, dtype=torch.long), torch.zeros(4, LABELS), None):
-        assert count_labelled_tokens({"labels": labels}, model) is None
+def test_labels_are_counted_as_the_loss_counts_them():
+    labels = torch.tensor([[0, 2, -100, 1], [2, -100, -100, -100]])
+    batch = {"input_ids": labels.clamp(min=3), "labels": labels}
+    assert items_of(bert("ForTokenClassification"), batch) == 4
+    assert items_of(bert("ForMaskedLM"), batch) == 4
+    assert items_of(t5(), batch) == 4
+    assert items_of(gpt2(), batch) == 2  # no prediction for the first token
+    assert items_of(llama(), batch) == 2
+    assert items_of(llama(), batch | {"shift_labels": labels}) == 4
+    assert items_of(bert(), batch | {"labels": torch.tensor([1, -100])}) == 1
 
 
 def test_the_evaluation_loss_has_no_graph():
