@@ -62,11 +62,14 @@ class _Test:
     """A condition on each element of an entry of the batch, such as ``attention_mask == 1``."""
 
     entry: str
+    is_shifted: bool
     name: str
     number: float | None
 
     def of(self, batch: Mapping[str, Any]) -> Tensor:
         values = batch[self.entry]
+        if self.is_shifted:
+            values = values[..., 1:]
         return getattr(values, self.name)(*(() if self.number is None else (self.number,)))
 
 
@@ -134,7 +137,8 @@ class Known:
         """The value of the setting ``loss_mean`` that it corresponds to, or a text like it."""
         (term, *others) = self.terms
         if others:
-            return " and ".join(sorted(t.target.entry for t in self.terms if t.target))
+            entries = {term.target.entry for term in self.terms if term.target is not None}
+            return " and ".join(sorted(entries, reverse=True))
         if term.target is None:
             return "samples"
         return f"shifted_{term.target.entry}" if term.target.is_shifted else term.target.entry
@@ -252,7 +256,8 @@ class LossWatch(TorchFunctionMode):
         if isinstance(found, _View):
             return lambda result: self._view(found, name, args, kwargs, result)
         if isinstance(found, _Test):
-            return lambda result: found if name in _CASTS else None
+            is_index = name == "nonzero" and args[0].ndim == 1 and not kwargs
+            return lambda result: found if name in _CASTS or is_index else None
         if name in _SUMS and len(args) > 1:
             other = self._get(args[1])
             is_followed = isinstance(found, Known | Unknown), isinstance(other, Known | Unknown)
@@ -267,6 +272,8 @@ class LossWatch(TorchFunctionMode):
         if name in _SCALES:
             if isinstance(found, Known) and not _is_constant(args[1:], len(found.terms)):
                 return lambda result: Unknown("its factor may depend on the batch")
+            if isinstance(found, Unknown) and found.is_sum and not _is_constant(args[1:], 1):
+                return lambda result: Unknown("it is a sum that is divided by another number")
             return lambda result: found
         return None
 
@@ -281,10 +288,10 @@ class LossWatch(TorchFunctionMode):
         given = args[0]
         if name in _CASTS or name in _ORDERS:
             return view
-        if name in _TESTS and view == _View(view.entry):
+        if name in _TESTS and view == _View(view.entry, view.is_shifted):
             number = args[1] if len(args) > 1 else kwargs.get("other")
             if number is None or isinstance(number, int | float):
-                return _Test(view.entry, name, number)
+                return _Test(view.entry, view.is_shifted, name, number)
         if name == "clamp":
             low, high = [*args[1:], None, None][:2]
             low, high = kwargs.get("min", low), kwargs.get("max", high)
@@ -296,11 +303,14 @@ class LossWatch(TorchFunctionMode):
             value = kwargs.get("value", rest[1] if len(rest) > 1 else None)
             if list(pad or ()) == [0, 1] and mode == "constant":
                 return replace(view, padding=value or 0)
-        if name in ("getitem", "masked_select") and len(args) > 1:
-            test = self._get(args[1])
-            if isinstance(test, _Test) and view.where is None and not view.is_shifted:
-                is_whole = args[1].shape == given.shape
-                return replace(view, where=test) if is_whole and view.padding is None else None
+        test = self._get(args[-1])
+        if isinstance(test, _Test):
+            is_whole = args[-1].dtype == torch.bool and args[-1].shape == given.shape
+            is_mask = name in ("getitem", "masked_select") and len(args) == 2 and is_whole
+            # DeBERTa gathers the samples that have a label.
+            is_gathered = name == "gather" and args[1] == 0 and given.ndim == 1
+            is_plain = view == _View(view.entry, test.is_shifted)
+            return replace(view, where=test) if (is_mask or is_gathered) and is_plain else None
         if name == "getitem" and _is_slice(args[1]):
             if result.shape.numel() == given.shape.numel():
                 return view
