@@ -49,6 +49,7 @@ TASKS = {
 
 _EXACT = {
     "vocab_size": VOCABULARY,
+    "n_words": VOCABULARY,
     "tgt_vocab_size": VOCABULARY,
     "src_vocab_size": VOCABULARY,
     "decoder_vocab_size": VOCABULARY,
@@ -85,7 +86,16 @@ _EXACT = {
     "decoder_start_token_id": 1,
     "is_decoder": False,
 }
-_WIDTHS = {"hidden_size", "d_model", "n_embd", "dim", "embed_dim", "encoder_hidden_dim", "n_embed"}
+_WIDTHS = {
+    "hidden_size",
+    "d_model",
+    "emb_dim",
+    "n_embd",
+    "dim",
+    "embed_dim",
+    "encoder_hidden_dim",
+    "n_embed",
+}
 _FEED_FORWARD = {"intermediate_size", "ffn_dim", "d_ff", "hidden_dim", "n_inner", "d_inner"}
 
 
@@ -294,11 +304,7 @@ def batches(model: nn.Module, task: str) -> Iterator[dict[str, Tensor]]:
         frames = 2 * getattr(config, "max_source_positions", 32)
         for sound in (
             {"input_values": noise(SAMPLES, 800)},
-            {
-                "input_features": noise(
-                    SAMPLES, 64, getattr(config, "feature_projection_input_dim", 8)
-                )
-            },
+            {"input_features": noise(SAMPLES, 64, features)},
             {"input_features": noise(SAMPLES, mels, frames)},
             {"input_features": noise(SAMPLES, 64, mels)},
             {"input_values": noise(SAMPLES, getattr(config, "max_length", 64), mels)},

@@ -141,7 +141,11 @@ class Known:
             return " and ".join(sorted(entries, reverse=True))
         if term.target is None:
             return "samples"
-        return f"shifted_{term.target.entry}" if term.target.is_shifted else term.target.entry
+        name = f"shifted_{term.target.entry}" if term.target.is_shifted else term.target.entry
+        selected_by = term.target.entry if term.target.where is None else term.target.where.entry
+        if selected_by == term.target.entry:
+            return name
+        return selected_by if term.kind == "elements" else f"{name} in {selected_by}"
 
 
 @dataclass(frozen=True)
