@@ -26,7 +26,7 @@ from pa_models import TransformersPlugin
 PAGE = Path(__file__).with_suffix(".md")
 TOLERANCE = 1e-5
 SAMPLES, TOKENS, VOCABULARY, CLASSES = 4, 9, 64, 3
-MAX_PARAMETERS = 20_000_000
+MAX_PARAMETERS = 40_000_000
 
 TASKS = {
     "Causal language models": "CAUSAL_LM",
@@ -47,12 +47,21 @@ TASKS = {
 }
 """Titles, and the names of transformers' mappings from configurations to models."""
 
-_EXACT = {
+_TOKENS = {
     "vocab_size": VOCABULARY,
     "n_words": VOCABULARY,
     "tgt_vocab_size": VOCABULARY,
     "src_vocab_size": VOCABULARY,
     "decoder_vocab_size": VOCABULARY,
+    "entity_vocab_size": VOCABULARY,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "decoder_start_token_id": 1,
+}
+_EXACT = _TOKENS | {
+    "rotary_dim": 4,
+    "attention_types": [[["global", "local"], 1]],
     "head_dim": 8,
     "kv_channels": 8,
     "d_kv": 8,
@@ -80,10 +89,6 @@ _EXACT = {
     "proj_codevector_dim": 8,
     "num_mel_bins": 8,
     "ctc_loss_reduction": "mean",
-    "pad_token_id": 0,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-    "decoder_start_token_id": 1,
     "is_decoder": False,
 }
 _WIDTHS = {
@@ -163,9 +168,15 @@ def check(name: str, task: str) -> str:
     import transformers
 
     problem = "no loss"
-    for layers, has_small_heads in ((2, True), (2, False), (8, False)):
+    without_heads = {key: value for key, value in _EXACT.items() if key != "head_dim"}
+    for exact, layers in (
+        (_EXACT, 2),
+        (without_heads, 2),
+        (without_heads, 8),
+        (_TOKENS, None),
+    ):
         try:
-            model = build(getattr(transformers, name), task, layers, has_small_heads)
+            model = build(getattr(transformers, name), task, exact, layers)
         except Exception as error:  # noqa: BLE001
             problem = _short(error)
             continue
@@ -181,17 +192,19 @@ def check(name: str, task: str) -> str:
     return f"not built: {problem}"
 
 
-def build(model_class: Any, task: str, layers: int = 2, has_small_heads: bool = True) -> nn.Module:
-    """Build a model at a tiny size, in evaluation mode.
+def build(model_class: Any, task: str, exact: Mapping[str, Any], layers: int | None) -> nn.Module:
+    """Build a model at a tiny size, in evaluation mode; arguments as for `shrink`.
 
     Raises:
         ValueError: if it isn't tiny.
     """
-    exact = dict(_EXACT)
-    if not has_small_heads:
-        del exact["head_dim"]
     config = shrink(model_class.config_class, exact, layers)
-    config.num_labels = 2 if task == "QUESTION_ANSWERING" else CLASSES
+    config.num_labels = 2 if task in ("QUESTION_ANSWERING", "PRETRAINING") else CLASSES
+    for name, value in _TOKENS.items():
+        if getattr(config, name, None) is None and name != "eos_token_id":
+            setattr(config, name, value)
+    if hasattr(config, "languages"):
+        config.default_language = config.languages[0]
     with torch.device("meta"):
         size = sum(parameter.numel() for parameter in model_class(config).parameters())
     if size > MAX_PARAMETERS:
@@ -200,8 +213,15 @@ def build(model_class: Any, task: str, layers: int = 2, has_small_heads: bool = 
     return model_class(config).eval()
 
 
-def shrink(config_class: Any, exact: Mapping[str, Any], layers: int, depth: int = 0) -> Any:
-    """A configuration of a tiny model, with `exact` values and a number of layers."""
+def shrink(config_class: Any, exact: Mapping[str, Any], layers: int | None, depth: int = 0) -> Any:
+    """A configuration of a tiny model.
+
+    Args:
+        config_class: its class.
+        exact: values by key.
+        layers: the number of layers; None leaves all other sizes as they are.
+        depth: how many configurations it is a part of.
+    """
     default = config_class()
     values: dict[str, Any] = {}
     parts = getattr(config_class, "sub_configs", None) or {}
@@ -211,20 +231,20 @@ def shrink(config_class: Any, exact: Mapping[str, Any], layers: int, depth: int 
             values[key] = shrink(type(part), exact, layers, depth + 1).to_dict()
         elif (small := _small(key, value, exact, layers)) is not None:
             values[key] = small
-    config = config_class(**values)
-    if getattr(config, "pad_token_id", None) is None:
-        config.pad_token_id = 0
-    return config
+    return config_class(**values)
 
 
-def _small(key: str, value: Any, exact: Mapping[str, Any], layers: int) -> Any:
+def _small(key: str, value: Any, exact: Mapping[str, Any], layers: int | None) -> Any:
     """A small value of a key of a configuration; None to leave it as it is."""
     if key in exact and value is not None:
-        return exact[key] if isinstance(value, list | tuple) == key.startswith("conv_") else None
+        is_list = isinstance(value, list | tuple)
+        return exact[key] if is_list == isinstance(exact[key], list | tuple) else None
     if not isinstance(value, int) or isinstance(value, bool) or value <= 2:
         if isinstance(value, float) and ("drop" in key or "mask_time_prob" in key):
             return 0.0
         return False if key == "apply_spec_augment" else None
+    if layers is None:
+        return None
     if key in _WIDTHS:
         return 16
     if key in _FEED_FORWARD:

@@ -42,7 +42,6 @@ _CASTS = {
     *("view", "view_as", "reshape", "flatten", "ravel", "squeeze", "unsqueeze", "contiguous"),
     *("clone", "detach"),
 }
-_ORDERS = {"transpose", "permute", "movedim", "t"}
 _TESTS = {"eq", "ne", "gt", "ge", "bool"}
 _OF_ONE = {"mean", "sum"}
 _SCALES = {"mul", "rmul", "imul", "multiply", "truediv", "itruediv", "div", "divide"}
@@ -174,12 +173,14 @@ class LossWatch(TorchFunctionMode):
         super().__init__()
         # By identity. The tensors are kept, so that no other one gets the same identity.
         self._known: dict[int, tuple[Tensor, _Followed]] = {}
+        self._shapes: dict[str, torch.Size] = {}
 
     def follow(self, batch: Mapping[str, Any]) -> None:
         """Follow the tensors of a batch."""
         for name, value in batch.items():
             if isinstance(value, Tensor):
                 self._set(value, _View(name))
+                self._shapes[name] = value.shape
 
     def result(self, loss: Tensor) -> Known | Unknown:
         """What `loss` is a mean over."""
@@ -290,7 +291,7 @@ class LossWatch(TorchFunctionMode):
         result: Tensor,
     ) -> _View | _Test | None:
         given = args[0]
-        if name in _CASTS or name in _ORDERS:
+        if name in _CASTS:
             return view
         if name in _TESTS and view == _View(view.entry, view.is_shifted):
             number = args[1] if len(args) > 1 else kwargs.get("other")
@@ -318,7 +319,10 @@ class LossWatch(TorchFunctionMode):
         if name == "getitem" and _is_slice(args[1]):
             if result.shape.numel() == given.shape.numel():
                 return view
-            if _leaves_first_out(args[1], given, result) and not view.is_shifted:
+            *rows, length = self._shapes[view.entry] or (0,)
+            row = length if view.padding is None else length + 1
+            is_as_given = given.shape == (*rows, row) and not view.is_shifted
+            if is_as_given and _leaves_first_out(args[1], given, result):
                 return replace(view, is_shifted=True)
         return None
 

@@ -69,7 +69,7 @@ class BatchLosses:
         kind = (
             model.training,
             id(trainer.loss_func),
-            *((name, value.ndim, value.is_floating_point()) for name, value in _tensors(batch)),
+            *((name, _kind_of(value)) for name, value in batch.items()),
         )
         found = self._found.setdefault(model, {})
         if kind in found:
@@ -351,6 +351,13 @@ def _count_declared(name: str, batch: Mapping[str, Any]) -> Tensor | None:
 
 def _tensors(batch: Mapping[str, Any]) -> list[tuple[str, Tensor]]:
     return [(name, value) for name, value in batch.items() if isinstance(value, Tensor)]
+
+
+def _kind_of(value: Any) -> Any:
+    """What of an entry of a batch may decide how the loss is calculated."""
+    if isinstance(value, Tensor):
+        return value.ndim, value.is_floating_point()
+    return value if isinstance(value, bool | None) else type(value)
 
 
 def _has_token_labels(batch: Mapping[str, Any]) -> bool:
