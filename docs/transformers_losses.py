@@ -157,7 +157,7 @@ def page(sections: Mapping[str, list[tuple[str, str]]], version: str) -> str:
         "",
         "## Not in the tables",
         "",
-        "These models need a configuration or inputs of their own, which the script doesn't make:",
+        "These models need a configuration or inputs that the script doesn't make:",
         f"{', '.join(f'`{name}`' for name in sorted(set(unbuilt)))}.",
     ]
     return "\n".join(lines) + "\n"

@@ -148,7 +148,7 @@ class BatchLosses:
         counts = [term.count(batch, num_classes) for term in known.terms if term.target is not None]
         if len(counts) > 1:
             first, *others = counts
-            uneven = sum(first != other for other in others) > 0  # type: ignore[arg-type]
+            uneven = sum(first != other for other in others) > 0
             assert isinstance(uneven, Tensor)
             self._uneven = uneven if self._uneven is None else self._uneven | uneven
             if uneven.is_cpu:
@@ -248,7 +248,7 @@ def _run_watched(
 ) -> tuple[Any, Tensor, Known | Unknown]:
     """As `_run`, and what the loss is a mean over.
 
-    The code of compiled modules can't be watched, so the model runs once more as it was written.
+    The code of compiled modules can't be watched, so the model also runs as it was written.
     """
     watch, loss_func = LossWatch(), trainer.loss_func
     if _is_compiled(trainer.model):
@@ -294,7 +294,7 @@ def _unchanged(model: nn.Module) -> Iterator[None]:
         with torch.no_grad():
             for module, name, buffer, value in buffers:
                 module._buffers[name] = buffer  # the module may have replaced the tensor
-                if buffer is not None:
+                if buffer is not None and value is not None:
                     buffer.copy_(value)
 
 
