@@ -18,9 +18,6 @@ from torch import Tensor
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
-IGNORED = -100
-"""The label that the loss ignores, in transformers as in ``cross_entropy``."""
-
 _OF_CLASSES = (functional.cross_entropy, functional.nll_loss)
 _OF_ELEMENTS = (
     functional.binary_cross_entropy,

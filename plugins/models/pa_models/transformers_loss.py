@@ -13,10 +13,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from pa_models.loss_mean import IGNORED, Known, LossWatch, Unknown
+from pa_models.loss_mean import Known, LossWatch, Unknown
 
 if TYPE_CHECKING:
     from pa_core import Trainer
+
+IGNORED = -100
+"""The label of tokens that the loss ignores, in transformers as in ``cross_entropy``."""
 
 LOSS_MEANS = ("samples", "labels", "shifted_labels", "attention_mask")
 """The names that the setting ``loss_mean`` accepts."""

@@ -12,8 +12,12 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 from pa_core import hookimpl
 from pa_core.errors import SettingsError, nearest
 from pa_core.plugin import LocalPath
-from pa_models.loss_mean import IGNORED
-from pa_models.transformers_loss import LOSS_MEANS, BatchLosses, calculate_predictions
+from pa_models.transformers_loss import (
+    IGNORED,
+    LOSS_MEANS,
+    BatchLosses,
+    calculate_predictions,
+)
 from pa_models.transformers_models import TransformersModels, add_lora, load_tokenizer
 
 if TYPE_CHECKING:
