@@ -90,6 +90,14 @@ class BatchLosses:
             result["num_items_in_batch"] = items
         return result
 
+    def found(self, model: nn.Module) -> list[Known | None]:
+        """What the losses of each kind of batch are means over; None for samples, or as declared.
+
+        Args:
+            model: without wrappers.
+        """
+        return list(self._found.get(model, {}).values())
+
     def check_positions(self) -> None:
         """Raise if a batch had positions of an answer of which only one is in the sequence.
 
@@ -268,7 +276,8 @@ def _run_watched(
         model.register_forward_hook(lambda _, __, outputs: own.append(_get(outputs, "loss"))),
     ]
     try:
-        with watch:
+        # Compiled functions that the model calls can't be watched either; they differ by rounding.
+        with torch.compiler.set_stance("force_eager"), watch:
             watch.follow(batch)
             outputs, loss = _run(trainer.model, loss_func, batch)
     finally:

@@ -372,10 +372,12 @@ def test_mistakes_in_a_declared_mean_are_reported():
         )
 
 
-@pytest.mark.parametrize("part", ["whole", "part", "in place"])
+@pytest.mark.parametrize("part", ["whole", "part", "in place", "loss"])
 def test_compiled_models_are_watched_as_they_were_written(part):
     def make():
         model = Custom(KNOWN["shifted"])
+        if part == "loss":
+            model.loss = torch.compile(KNOWN["shifted"], backend="eager", fullgraph=True)
         if part == "part":
             model.embedding.compile(backend="eager")
         elif part == "in place":
