@@ -56,7 +56,10 @@ class BatchLosses:
 
         Returns:
             ``loss`` (shape ``()``), ``model_outputs`` (what the model returns), ``batch_size``,
-            and, unless the loss is a mean over samples, ``num_items_in_batch``.
+            and, unless the loss is a mean over samples, ``num_items_in_batch``. ``log`` has the
+            losses that the model returns besides, such as the ``aux_loss`` of a mixture of experts,
+            and with label smoothing the parts of the loss: ``unsmoothed_loss``, and
+            ``uniform_loss`` for a uniform target.
 
         Raises:
             ValueError: if the model returns no loss, if the batch isn't made of tensors, or if it
@@ -81,10 +84,15 @@ class BatchLosses:
             outputs, loss, seen = _run_watched(trainer, model, batch)
             found[kind] = self._check(seen, trainer, batch)
         known = found[kind]
+        log = _other_losses(outputs)
         if label_smoothing:
             is_shifted = self._shifts_labels(known, batch)
-            loss = loss + label_smoothing * _uniform_excess(outputs, batch, is_shifted=is_shifted)
+            excess = _uniform_excess(outputs, batch, is_shifted=is_shifted)
+            log |= {"unsmoothed_loss": loss, "uniform_loss": (loss + excess).detach()}
+            loss = loss + label_smoothing * excess
         result = {"loss": loss, "model_outputs": outputs, "batch_size": get_batch_size(batch)}
+        if log:
+            result["log"] = log
         items = self._count(known, batch, outputs)
         if items is not None:
             result["num_items_in_batch"] = items
@@ -413,6 +421,24 @@ def _returns_tuples(model: nn.Module) -> bool:
         parameter.name == "return_dict" or parameter.kind is parameter.VAR_KEYWORD
         for parameter in parameters
     )
+
+
+def _other_losses(outputs: Any) -> dict[str, Tensor]:
+    """The losses that a model returns in addition to ``loss``, by name.
+
+    They are entries such as ``aux_loss``, ``router_loss`` or ``contrastive_loss``, and those of
+    ``loss_dict``, as object detectors return.
+    """
+    if not isinstance(outputs, Mapping):
+        return {}
+    named = {name: value for name, value in outputs.items() if str(name).endswith("_loss")}
+    several = outputs.get("loss_dict")
+    found = {**named, **(several if isinstance(several, Mapping) else {})}
+    return {
+        str(name): value.detach()
+        for name, value in found.items()
+        if isinstance(value, Tensor) and value.numel() == 1 and name != "loss"
+    }
 
 
 def _get(outputs: Any, name: str) -> Any:
