@@ -372,6 +372,7 @@ def test_mistakes_in_a_declared_mean_are_reported():
         )
 
 
+@pytest.mark.filterwarnings("ignore:The .grad attribute:UserWarning")  # torch's compiler asks
 @pytest.mark.parametrize("part", ["whole", "part", "in place", "loss"])
 def test_compiled_models_are_watched_as_they_were_written(part):
     def make():
