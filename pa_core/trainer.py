@@ -501,6 +501,7 @@ class Trainer(TrainerBase):
                 hooks.on_train_step_end(
                     trainer=self, batch=micro.data, batch_output=output, step=micro.step
                 )
+            del output  # logits take no memory during the next forward pass
             randomness.end_step()
             self._means.end_step()
             if micro.completes_update:
@@ -745,6 +746,7 @@ class Trainer(TrainerBase):
                     hooks.on_eval_step_end(
                         trainer=self, batch=batch, batch_output=output, step=step
                     )
+                del output
             means.end_step()
             self.eval_epoch_end()
         loss = "eval_loss_epoch" if is_training else "evaluation_loss"
