@@ -133,9 +133,10 @@ class Trainer(TrainerBase):
             batch: what the training loader yields, on the device.
 
         Returns:
-            A dict with ``loss`` (shape ``()``, mean over the batch), ``model_outputs``,
-            ``batch_size`` and anything else that plugins should see. With ``num_items_in_batch``,
-            such as the number of labelled tokens, the loss is the mean over these items.
+            A dict with ``loss`` (shape ``()``, mean over the batch), ``batch_size``, and anything
+            else that plugins should see; those that look at the outputs need ``model_outputs``.
+            With ``num_items_in_batch``, such as the number of labelled tokens, the loss is the
+            mean over these items.
         """
         return self._hooks.calculate_train_batch_loss(trainer=self, batch=batch)
 
@@ -164,7 +165,10 @@ class Trainer(TrainerBase):
         self.model.eval()
 
     def calculate_eval_batch_loss(self, batch: Any) -> dict[str, Any]:
-        """Calculate the loss of an evaluation batch; returns what the training one returns."""
+        """Calculate the loss of an evaluation batch; returns what the training one returns.
+
+        The loss may also have a value for each sample, of which the mean is used.
+        """
         return self._hooks.calculate_eval_batch_loss(trainer=self, batch=batch)
 
     def calculate_predictions(self, batch: Any) -> Any:
@@ -718,7 +722,7 @@ class Trainer(TrainerBase):
                 if hooks.on_eval_step_start is not None:
                     hooks.on_eval_step_start(trainer=self, batch=batch, step=step)
                 output = self.calculate_eval_batch_loss(batch)
-                output = check_batch_output(output, "calculate_eval_batch_loss")
+                output = check_batch_output(output, "calculate_eval_batch_loss", is_evaluation=True)
                 means.items = output.get("num_items_in_batch", output["batch_size"])
                 means.add(output["loss"], output)
                 if hooks.on_eval_step_end is not None:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from pa_core.plugins.manager import PluginManager
 
 SchedulerSource: TypeAlias = "Callable[[Any], Any] | LRScheduler | str | None"
-_REQUIRED = ("loss", "model_outputs", "batch_size")
+_REQUIRED = ("loss", "batch_size")
 _KEYS = frozenset(_REQUIRED)
 
 
@@ -153,11 +153,18 @@ def check_predict_arguments(dataloader_kwargs: Mapping[str, Any] | None) -> None
             )
 
 
-def check_batch_output(output: Any, method: str) -> Any:
+def check_batch_output(output: Any, method: str, *, is_evaluation: bool = False) -> Any:
     """Check that `method` returned what the loop needs.
 
+    Args:
+        output: what the method returned.
+        method: its name.
+        is_evaluation: whether the loss may have one value for each sample, or several; there is no
+            gradient to calculate then, and their mean is the batch's.
+
     Returns:
-        The output, with a loss of shape ``()`` in place of one with a single element.
+        The output, with a loss of shape ``()`` in place of one with a single element, or with one
+        for each sample.
 
     Raises:
         ValueError: naming the missing keys.
@@ -181,11 +188,24 @@ def check_batch_output(output: Any, method: str) -> Any:
             f"{method} returned a dict without {', '.join(missing)}; it has "
             f"{', '.join(map(str, output)) or 'no keys'} and needs {', '.join(_REQUIRED)}"
         )
-    loss = check_loss(output["loss"], f"{method} returned")
+    loss = output["loss"]
+    if is_evaluation and _is_of_samples(loss, output):
+        loss = loss.mean()
+    loss = check_loss(loss, f"{method} returned")
     if loss is not output["loss"]:
         output = output if isinstance(output, MutableMapping) else dict(output)
         output["loss"] = loss
     return output
+
+
+def _is_of_samples(loss: Any, output: Mapping[str, Any]) -> bool:
+    """Whether a loss has values for each sample, so that its mean is that over the samples."""
+    return (
+        isinstance(loss, Tensor)
+        and loss.ndim > 0
+        and "num_items_in_batch" not in output
+        and len(loss) == int(output["batch_size"])
+    )
 
 
 def check_loss(loss: Any, origin: str) -> Tensor:

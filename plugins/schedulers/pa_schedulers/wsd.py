@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any, Self
@@ -138,9 +139,11 @@ class WSDLrScheduler(StatefulSchedulerBase):
         ]
         first_decay = self.checkpoint_decay_info[0]["pre_decay_step"]
         if not is_continuation_from_checkpoint and self.num_warmup_steps > first_decay:
-            raise ValueError(
-                f"The warm-up of {self.num_warmup_steps} updates must end before the first decay, "
-                f"which starts after {first_decay} of {total_steps} updates"
+            warnings.warn(
+                f"The first decay starts after {first_decay} of {total_steps} updates, within the "
+                f"warm-up of {self.num_warmup_steps}: the warm-up goes on, and what is left of the "
+                "decay follows it",
+                stacklevel=3,
             )
 
     def _describe(self, start: int, end: int) -> dict[str, int]:
@@ -175,6 +178,12 @@ class WSDLrScheduler(StatefulSchedulerBase):
     def get_current_step(self) -> int:
         """The number of updates made."""
         return self._num_updates
+
+    @property
+    def previous_checkpoint_step(self) -> int | None:
+        """The number of updates made before the latest decay; None until one has started."""
+        steps = [info["pre_decay_step"] for info in self.checkpoint_decay_info]
+        return max((step for step in steps if step <= self._num_updates), default=None)
 
     def get_current_phase_info(self) -> dict[str, int]:
         """The period of the latest update."""
