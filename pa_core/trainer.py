@@ -24,6 +24,7 @@ from pa_core.loop.arguments import (
     check_batch_output,
     check_loss,
     check_model_and_optimizer,
+    check_own_attributes,
     check_predict_arguments,
     check_scheduler_source,
     check_update,
@@ -262,6 +263,7 @@ class Trainer(TrainerBase):
             train_dataloader_kwargs=train_dataloader_kwargs,
             eval_dataloader_kwargs=eval_dataloader_kwargs,
         )
+        check_own_attributes(self)
         self.optimizer = as_one(self.optimizer)
         check_model_and_optimizer(self.get_model(), self.optimizer, needs_optimizer=True)
         check_scheduler_source(create_scheduler_fn, self.optimizers)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pa_core.checkpoint.restore import TrainingState
-from pa_core.checkpoint.storage import MANIFEST, newest_intact_state
-from pa_core.errors import TrainingStateError
+from pa_core.checkpoint.storage import MANIFEST, find_states, newest_intact_state
+from pa_core.errors import TrainingStateError, listed
 from pa_core.settings.paths import local_path
 
 if TYPE_CHECKING:
@@ -49,6 +50,21 @@ def states_folder(trainer: Trainer) -> Path | None:
     return None
 
 
+def _renamed(path: Path, trainer: Trainer) -> Path | None:
+    """The state that pytorch-accelerated would have given this name; None for another name.
+
+    It counts micro-batches in ``step_100``, which are updates only if none are accumulated.
+    """
+    named = re.fullmatch(r"(epoch|step)_(\d+)", path.name)
+    if named is None:
+        return None
+    kind, number = named[1], int(named[2])
+    if kind == "epoch":
+        return path.with_name(f"epoch_{number:04d}")
+    accumulated = trainer._arguments.gradient_accumulation_steps
+    return path.with_name(f"update_{number:08d}") if accumulated == 1 else None
+
+
 def _choose_state(resume_from: str | Path, trainer: Trainer) -> Path | None:
     if resume_from == "auto":
         folder = states_folder(trainer)
@@ -59,13 +75,24 @@ def _choose_state(resume_from: str | Path, trainer: Trainer) -> Path | None:
             )
         return newest_intact_state(folder)
     path = local_path(resume_from)
+    renamed = _renamed(path, trainer)
+    if not path.is_dir() and renamed is not None and renamed.is_dir():
+        path = renamed
     if not path.is_dir():
-        is_part = (path.parent / MANIFEST).is_file()
-        hint = f"; a training state is a folder, here {path.parent}" if is_part else ""
+        if (path.parent / MANIFEST).is_file():
+            hint = f"; a training state is a folder, here {path.parent}"
+        else:
+            there = listed([state.name for state in find_states(path.parent)], most=10)
+            hint = there and f"; {path.parent} has {there}"
         raise TrainingStateError(f"There is no training state at {path}{hint}")
     if (path / MANIFEST).exists() or (path / "state.json").exists():
         return path
     found = newest_intact_state(path)
+    if found is None and (path / "trainer_metadata.pt").exists():
+        raise TrainingStateError(
+            f"{path} was saved by pytorch-accelerated, whose training states can't be resumed: "
+            "load its model.safetensors into the model, and start a new run"
+        )
     if found is None:
         raise TrainingStateError(f"{path} contains no training state")
     return found

@@ -141,7 +141,11 @@ def _state_files(
         "optimizer": engine.optimizer_state(trainer.optimizer) if engine.sharding is None else None,
         "scheduler": trainer.scheduler.state_dict() if trainer.scheduler is not None else None,
         "scaler": scaler.state_dict() if scaler is not None else None,
-        "metadata": {"current_epoch": trainer.run_history.current_epoch, **metadata},
+        "metadata": {
+            "current_epoch": trainer.run_history.current_epoch,
+            "global_step": trainer.position.updates,
+            **metadata,
+        },
     }
     state = {name: encode(part, tensors, name) for name, part in parts.items()}
     # How the optimizer is sharded. Resuming compares the text, so its words must not change.

@@ -8,15 +8,17 @@ from typing import TYPE_CHECKING, Any, SupportsIndex, TypeAlias
 
 from torch import Tensor, nn
 
-from pa_core.control import UpdateResult
+from pa_core.control import TrainerControl, UpdateResult
 from pa_core.durations import Duration
 from pa_core.engine.optimizers import given_optimizers, is_scheduler, unwrapped
 from pa_core.errors import listed
+from pa_core.tracking import Position
 
 if TYPE_CHECKING:
     from torch.optim.lr_scheduler import LRScheduler
 
     from pa_core.plugins.manager import PluginManager
+    from pa_core.trainer import Trainer
 
 SchedulerSource: TypeAlias = "Callable[[Any], Any] | LRScheduler | str | None"
 _REQUIRED = ("loss", "batch_size")
@@ -28,16 +30,23 @@ def check_model_and_optimizer(
 ) -> None:
     """Check that the optimizer updates parameters of the model.
 
+    Without parameters, a model can be evaluated, but not trained.
+
     Raises:
-        ValueError: if the model has no parameters, the optimizer holds others, or training needs
-            an optimizer and there is none.
+        ValueError: if the optimizer holds other parameters, or training needs parameters or an
+            optimizer and there are none.
     """
+    if model is None and needs_optimizer:
+        raise ValueError("The Trainer was given None as model: assign trainer.model")
     if optimizer is None and needs_optimizer:
         raise ValueError(
             "Training needs an optimizer: give the Trainer one, a function that makes one such as "
             "functools.partial(torch.optim.AdamW, lr=1e-3), or enable a plugin that creates it"
         )
-    parameters = {id(parameter): name for name, parameter in model.named_parameters()}
+    named = () if model is None else model.named_parameters()
+    parameters = {id(parameter): name for name, parameter in named}
+    if not parameters and not needs_optimizer:
+        return
     if not parameters:
         raise ValueError(f"The model {type(model).__name__} has no parameters to train")
     groups = getattr(optimizer, "param_groups", None)
@@ -52,6 +61,22 @@ def check_model_and_optimizer(
             "(model.parameters(), …). Put a loss that has parameters into one module with the "
             "model, so that its parameters are moved, reduced and saved too"
         )
+
+
+def check_own_attributes(trainer: Trainer) -> None:
+    """Check that a subclass or a plugin hasn't replaced attributes that the loop needs.
+
+    Raises:
+        TypeError: naming the attribute.
+    """
+    for name, kind in (("control", TrainerControl), ("position", Position)):
+        value = getattr(trainer, name)
+        if not isinstance(value, kind):
+            raise TypeError(
+                f"{type(trainer).__name__}.{name} was replaced by a {type(value).__name__}, but it "
+                f"belongs to the Trainer: the {kind.__name__} of its runs. Give your own attribute "
+                "another name"
+            )
 
 
 def check_disjoint(optimizers: Sequence[Any], names: Mapping[int, str]) -> None:

@@ -112,7 +112,8 @@ class TrainerBase(TrainerServices):
         check_supported(self._accelerator)
         check_connected(self._accelerator)
         self._engine = create_engine(self._accelerator)
-        check_whole(self.model, self._engine.sharded_by)
+        if self.model is not None:  # train() and evaluate() need one
+            check_whole(self.model, self._engine.sharded_by)
         if self._engine.num_processes > 1:
             self._hooks = BoundHooks(self.plugins, self._request_stop)
         self.plugins.set_process(is_main=self.is_main_process)
@@ -486,7 +487,13 @@ class TrainerBase(TrainerServices):
         return factory()
 
     def _prepare_model_optimizer_and_dataloaders(self) -> None:
-        """Place and wrap model and optimizer."""
+        """Place and wrap model and optimizer.
+
+        Raises:
+            ValueError: if there is no model.
+        """
+        if self.model is None:
+            raise ValueError("The Trainer was given None as model: assign trainer.model")
         self.model, self.optimizer = self._engine.prepare(self.model, self.optimizer)
 
     def _set_eval_batch_size(self, per_device_batch_size: int) -> None:
