@@ -17,6 +17,7 @@ from torch import Tensor
 from pa_core.callbacks import get_default_callbacks
 from pa_core.checkpoint.manifest import run_fingerprint
 from pa_core.control import Requests, UpdateResult
+from pa_core.engine.loss_parameters import check_loss_parameters
 from pa_core.engine.optimizers import as_one
 from pa_core.errors import StopTrainingError
 from pa_core.loop.arguments import (
@@ -60,7 +61,8 @@ class Trainer(TrainerBase):
     Args:
         model: the model, or the name of one that a plugin registers.
         loss_func: called with the model's outputs and the targets; returns a mean over the batch.
-        optimizer: an optimizer of the model's parameters, a function that creates one from them,
+        optimizer: an optimizer of the model's parameters, and, on one process, of those of a
+            `loss_func` that is a module; a function that creates one from them,
             or a list of optimizers, with disjoint parameters. With None, a plugin may create it;
             evaluating and predicting need none.
         callbacks: classes or instances of `TrainerCallback`; they replace the default built-ins.
@@ -265,7 +267,10 @@ class Trainer(TrainerBase):
         )
         check_own_attributes(self)
         self.optimizer = as_one(self.optimizer)
-        check_model_and_optimizer(self.get_model(), self.optimizer, needs_optimizer=True)
+        check_model_and_optimizer(
+            self.get_model(), self.optimizer, self.loss_func, needs_optimizer=True
+        )
+        self._engine.loss_parameters = check_loss_parameters(self)
         check_scheduler_source(create_scheduler_fn, self.optimizers)
         state = None
         if resume_from is not None:

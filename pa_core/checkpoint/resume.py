@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pa_core.checkpoint.restore import TrainingState
-from pa_core.checkpoint.storage import MANIFEST, find_states, newest_intact_state
+from pa_core.checkpoint.storage import MANIFEST, find_states, newest_intact_state, read_manifest
 from pa_core.errors import TrainingStateError, listed
 from pa_core.settings.paths import local_path
 
@@ -50,19 +50,20 @@ def states_folder(trainer: Trainer) -> Path | None:
     return None
 
 
-def _renamed(path: Path, trainer: Trainer) -> Path | None:
-    """The state that pytorch-accelerated would have given this name; None for another name.
+def _renamed(path: Path) -> Path:
+    """The state to which pytorch-accelerated would have given this name, or `path` itself.
 
     It counts micro-batches in ``step_100``, which are updates only if none are accumulated.
     """
     named = re.fullmatch(r"(epoch|step)_(\d+)", path.name)
-    if named is None:
-        return None
+    if path.is_dir() or named is None:
+        return path
     kind, number = named[1], int(named[2])
-    if kind == "epoch":
-        return path.with_name(f"epoch_{number:04d}")
-    accumulated = trainer._arguments.gradient_accumulation_steps
-    return path.with_name(f"update_{number:08d}") if accumulated == 1 else None
+    renamed = path.with_name(f"epoch_{number:04d}" if kind == "epoch" else f"update_{number:08d}")
+    if not (renamed / MANIFEST).is_file():
+        return path
+    steps = read_manifest(renamed)["run"].get("gradient_accumulation_steps")
+    return renamed if kind == "epoch" or steps == 1 else path
 
 
 def _choose_state(resume_from: str | Path, trainer: Trainer) -> Path | None:
@@ -75,9 +76,7 @@ def _choose_state(resume_from: str | Path, trainer: Trainer) -> Path | None:
             )
         return newest_intact_state(folder)
     path = local_path(resume_from)
-    renamed = _renamed(path, trainer)
-    if not path.is_dir() and renamed is not None and renamed.is_dir():
-        path = renamed
+    path = _renamed(path)
     if not path.is_dir():
         if (path.parent / MANIFEST).is_file():
             hint = f"; a training state is a folder, here {path.parent}"

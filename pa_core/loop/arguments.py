@@ -26,9 +26,13 @@ _KEYS = frozenset(_REQUIRED)
 
 
 def check_model_and_optimizer(
-    model: nn.Module, optimizer: Any, *, needs_optimizer: bool = False
+    model: nn.Module | None,
+    optimizer: Any,
+    loss_func: Any = None,
+    *,
+    needs_optimizer: bool = False,
 ) -> None:
-    """Check that the optimizer updates parameters of the model.
+    """Check that the optimizer updates parameters of the model, or of the loss function.
 
     Without parameters, a model can be evaluated, but not trained.
 
@@ -49,6 +53,9 @@ def check_model_and_optimizer(
         return
     if not parameters:
         raise ValueError(f"The model {type(model).__name__} has no parameters to train")
+    if isinstance(loss_func, nn.Module):
+        own = {id(p): f"loss_func.{name}" for name, p in loss_func.named_parameters()}
+        parameters = own | parameters
     groups = getattr(optimizer, "param_groups", None)
     if groups is None or getattr(optimizer, "is_flat", False):
         return
@@ -58,8 +65,8 @@ def check_model_and_optimizer(
         raise ValueError(
             f"The optimizer holds {foreign} parameters that aren't in the model. Create it from "
             f"the parameters of {type(model).__name__}: {type(optimizer).__name__}"
-            "(model.parameters(), …). Put a loss that has parameters into one module with the "
-            "model, so that its parameters are moved, reduced and saved too"
+            "(model.parameters(), …). Parameters of a loss may be those of the loss_func, if that "
+            "is a module, or of one module with the model"
         )
 
 

@@ -99,7 +99,7 @@ class TrainerBase(TrainerServices):
         self.model: Any = self._create_model(model) if isinstance(model, str) else model
         self.loss_func: Any = loss_func
         self.optimizer: Any = self._create_optimizer(optimizer)
-        check_model_and_optimizer(self.model, self.optimizer)
+        check_model_and_optimizer(self.model, self.optimizer, self.loss_func)
         self.seed = seed
         self.run_history = InMemoryRunHistory() if run_history is None else run_history
 

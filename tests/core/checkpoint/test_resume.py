@@ -241,11 +241,12 @@ def test_names_of_states_in_pytorch_accelerated_find_those_here(tmp_path, capsys
     message = "no training state at .*epoch_9; .* has epoch_0002, update_00000003, epoch_0001"
     with pytest.raises(TrainingStateError, match=message):
         trainer().train(tiny_data(16), 2, resume_from=tmp_path / "epoch_9")
+    for folder in tmp_path.iterdir():
+        shutil.rmtree(folder)
+    trainer().train(tiny_data(16), 3, gradient_accumulation_steps=2)
     # There, a step is a micro-batch.
     with pytest.raises(TrainingStateError, match="no training state at .*step_3; "):
-        trainer().train(
-            tiny_data(16), 2, resume_from=tmp_path / "step_3", gradient_accumulation_steps=2
-        )
+        trainer().train(tiny_data(16), 3, resume_from=tmp_path / "step_3")
 
 
 def test_a_state_of_pytorch_accelerated_is_named(tmp_path):
