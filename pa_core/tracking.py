@@ -227,7 +227,7 @@ class InMemoryRunHistory(RunHistory):
         return self._table[len(self._table) - count :]
 
     def get_metric_names(self) -> set[str]:
-        """The names of all metrics: a set of its own, in the order of their first record."""
+        """The names of all metrics: a new set, in the order of their first record."""
         return _Names(self._values)
 
     @property

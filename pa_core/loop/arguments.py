@@ -195,8 +195,8 @@ def check_batch_output(output: Any, method: str, *, is_evaluation: bool = False)
             gradient to calculate then, and their mean is the batch's.
 
     Returns:
-        The output, with a loss of shape ``()`` in place of one with a single element, or with one
-        for each sample.
+        The output, with a loss of shape ``()`` even if it had a single element in another shape, or
+        a value for each sample.
 
     Raises:
         ValueError: naming the missing keys.

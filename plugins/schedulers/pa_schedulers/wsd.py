@@ -141,8 +141,8 @@ class WSDLrScheduler(StatefulSchedulerBase):
         if not is_continuation_from_checkpoint and self.num_warmup_steps > first_decay:
             warnings.warn(
                 f"The first decay starts after {first_decay} of {total_steps} updates, within the "
-                f"warm-up of {self.num_warmup_steps}: the warm-up goes on, and what is left of the "
-                "decay follows it",
+                f"warm-up of {self.num_warmup_steps}: the warm-up comes first, then what is left of "
+                "the decay",
                 stacklevel=3,
             )
 
@@ -215,10 +215,12 @@ class WSDLrScheduler(StatefulSchedulerBase):
         """Restore this run's state, or continue from another run's.
 
         With `is_continuation_from_checkpoint`, a state that wasn't saved by a continuation belongs
-        to another run: its peaks are adopted, and a stable phase of this run's length starts. To
-        continue from a continuation, call `continue_from`.
+        to another run, and so does one of pytorch-accelerated, which has no count: its peaks are
+        adopted, and a stable phase of this run's length starts. To continue from a continuation,
+        call `continue_from`.
         """
-        other = not state_dict.get("is_continuation_from_checkpoint", False)
+        is_of_continuation = state_dict.get("is_continuation_from_checkpoint", False)
+        other = not is_of_continuation or "_num_updates" not in state_dict
         if self.is_continuation_from_checkpoint and other:
             self.continue_from(state_dict)
         else:
@@ -226,7 +228,7 @@ class WSDLrScheduler(StatefulSchedulerBase):
 
     def continue_from(self, state_dict: Mapping[str, Any]) -> None:
         """Start this schedule with the peaks of another run's state."""
-        self.base_lr_values = list(state_dict["base_lr_values"])
+        self.base_lr_values = list(state_dict.get("base_lr_values", self.base_lr_values))
         self._num_updates = 0
         self.step_update(0)
 

@@ -167,12 +167,24 @@ def test_invalid_arguments_are_rejected(arguments, message):
         WSDLrScheduler(sgd(1.0), **arguments)
 
 
-def test_a_warm_up_that_reaches_into_the_decay_goes_on():
+def test_a_warm_up_that_reaches_into_the_decay_comes_first():
     options = {"total_steps": 5, "decay_phase_ratio": 0.6, "warmup_starting_lr": 0.0, "lr_min": 0.0}
     with pytest.warns(UserWarning, match="starts after 2 of 5 updates, within the warm-up of 4"):
         scheduler = WSDLrScheduler(sgd(1.0), num_warmup_steps=4, **options)
     right = [0.0, 0.25, 0.5, 0.75, 1 - math.sqrt(2 / 3), 0.0]
     assert values(scheduler, 5) == pytest.approx(right)
+
+
+def test_a_continuation_takes_states_of_pytorch_accelerated():
+    scheduler = WSDLrScheduler(sgd(1.0), total_steps=10, is_continuation_from_checkpoint=True)
+    scheduler.step()
+    scheduler.load_state_dict({"is_continuation_from_checkpoint": True, "total_steps": 99})
+    assert (scheduler.get_current_step(), scheduler.total_steps) == (0, 10)
+    scheduler.load_state_dict({"base_lr_values": [0.5], "total_steps": 99})
+    assert scheduler.optimizer.param_groups[0]["lr"] == 0.5
+    plain = WSDLrScheduler(sgd(1.0), total_steps=10)
+    with pytest.raises(ValueError, match="lacks the number of updates"):
+        plain.load_state_dict({"base_lr_values": [0.5], "total_steps": 99})
 
 
 def test_the_step_before_the_latest_decay_is_known():
