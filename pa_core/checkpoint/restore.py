@@ -374,20 +374,28 @@ class TrainingState:
         """Continue a stopped run if all plugins that have stopped it would no longer do so.
 
         Such a plugin has a method ``withdraws_stop``, which is given its state. It returns None if
-        the plugin hasn't stopped the run.
+        the plugin hasn't stopped the run. One that isn't enabled any more would no longer stop it,
+        if its state says that it has.
         """
         saved, answers = self._processes[0]["plugins"], {}
+        removed = [
+            name
+            for name, state in saved.items()
+            if name not in trainer.plugins.by_name
+            and isinstance(state, Mapping)
+            and state.get("has_stopped") is True
+        ]
         for name, plugin in trainer.plugins.by_name.items():
             withdraws = getattr(plugin, "withdraws_stop", None)
             answer = withdraws(saved[name]) if withdraws is not None and name in saved else None
             if answer is not None:
                 answers[name] = answer
-        if answers and all(answers.values()):
-            plugins = " and ".join(repr(name) for name in answers)
-            verb = "now allow more" if len(answers) > 1 else "now allows more"
+        if (answers or removed) and all(answers.values()):
+            reasons = [f"{name!r} now allows more" for name in answers]
+            reasons += [f"{name!r} isn't enabled any more" for name in removed]
             trainer.print(
                 f"The run had stopped ({trainer.position.stop_reason}) and continues, since "
-                f"{plugins} {verb}"
+                f"{' and '.join(reasons)}"
             )
             trainer.position.stop_reason = None
 

@@ -141,7 +141,7 @@ class WSDLrScheduler(StatefulSchedulerBase):
         if not is_continuation_from_checkpoint and self.num_warmup_steps > first_decay:
             warnings.warn(
                 f"The first decay starts after {first_decay} of {total_steps} updates, within the "
-                f"warm-up of {self.num_warmup_steps}: the warm-up comes first, then what is left of "
+                f"warm-up of {self.num_warmup_steps}: the warm-up comes first, then the rest of "
                 "the decay",
                 stacklevel=3,
             )
