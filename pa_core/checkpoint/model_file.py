@@ -88,7 +88,7 @@ def load_checkpoint(
             stacklevel=3,
         )
     trainer._engine.load_weights(trainer.model, content["model_state_dict"])
-    if loss is not None:
+    if loss is not None and saved_loss is not None:
         loss.load_state_dict(saved_loss)
     for name, target in present:
         target.load_state_dict(content[f"{name}_state_dict"])

@@ -223,15 +223,14 @@ def test_an_event_of_ones_own_takes_the_trainer_by_name_too():
 def test_an_event_of_ones_own_needs_no_trainer():
     class Verify(TrainerCallback):
         def verify_batch(self, *args, **kwargs):
-            self.seen = args, kwargs
+            seen.append((args, kwargs))
 
-    callback = Verify()
-    trainer = Trainer(tiny_model(), None, None, callbacks=[callback], plugins=())
+    seen = []
+    trainer = Trainer(tiny_model(), None, None, callbacks=[Verify], plugins=())
     call = trainer.callback_handler.call_event
     call("verify_batch", 1, 2, size=3)
-    assert callback.seen == ((1, 2), {"size": 3})
     call("verify_batch")
-    assert callback.seen == ((), {})
+    assert seen == [((1, 2), {"size": 3}), ((), {})]
     call("on_train_epoch_start", trainer)
     with pytest.raises(TypeError, match="takes the trainer by position and the other arguments by"):
         call("on_train_step_start", trainer, None, 0)
