@@ -92,7 +92,7 @@ class TrainerBase(TrainerServices):
         self.settings = settings_of(settings)
         self.plugins = _create_plugins(self.settings, callbacks, plugins)
         self._hooks = BoundHooks(self.plugins)
-        self.callback_handler = self._create_callback_handler()
+        self._callback_handler = self._create_callback_handler()
 
         self.model: Any = self._create_model(model) if isinstance(model, str) else model
         self.loss_func: Any = loss_func

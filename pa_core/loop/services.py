@@ -84,19 +84,8 @@ class TrainerServices:
 
     @property
     def callback_handler(self) -> CallbackHandler:
-        """The plugins as a list of callbacks."""
+        """The plugins as a list of callbacks; another one would change no calls."""
         return self._callback_handler
-
-    @callback_handler.setter
-    def callback_handler(self, handler: CallbackHandler) -> None:
-        if getattr(handler, "plugins", None) is not self.plugins:
-            raise ValueError(
-                "Another callback_handler wouldn't change which callbacks the trainer calls: use "
-                "add_callback and clear_callbacks of the one that it has; to evaluate another "
-                "model with callbacks of its own, use ModelEmaCallback of pa-models or the hook "
-                "register_eval_models"
-            )
-        self._callback_handler = handler
 
     # -- Hardware and processes -----------------------------------------------------------------
 

@@ -269,5 +269,5 @@ def test_the_list_of_callbacks_adds_and_removes_them():
 
 def test_another_handler_is_refused_as_nothing_would_call_it():
     trainer = make_trainer()
-    with pytest.raises(ValueError, match="wouldn't change which callbacks the trainer calls"):
+    with pytest.raises(AttributeError, match="property 'callback_handler' of 'Trainer'"):
         trainer.callback_handler = callbacks.CallbackHandler([])
