@@ -638,7 +638,8 @@ def create_scheduler(trainer: Trainer) -> Any:
 def calculate_train_batch_loss(trainer: Trainer, batch: Any) -> dict[str, Any] | None:
     """Calculate a training batch's loss: a dict of ``loss``, ``model_outputs`` and ``batch_size``.
 
-    By default ``loss_func(model(batch[0]), batch[1])``.
+    By default ``loss_func(model(batch[0]), batch[1])``. The dict may lack ``model_outputs``, which
+    the loop doesn't use; plugins that do then raise an error.
 
     Args:
         trainer: the trainer.
@@ -653,6 +654,8 @@ def calculate_train_batch_loss(trainer: Trainer, batch: Any) -> dict[str, Any] |
 @hookspec(firstresult=True)
 def calculate_eval_batch_loss(trainer: Trainer, batch: Any) -> dict[str, Any] | None:
     """Calculate an evaluation batch's loss: a dict as in `calculate_train_batch_loss`.
+
+    The loss may also have a value for each sample, of which the mean is used.
 
     Args:
         trainer: the trainer.

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import wraps
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
@@ -314,6 +315,24 @@ def _with_writer(update: Callable[[Any, str, Any], None]) -> Callable[[Any, str,
     return update_metric
 
 
+class _Names(set[str]):
+    """A set in the order of its construction, so that every process iterates in the same order.
+
+    The order of a plain set of strings differs between processes.
+    """
+
+    def __init__(self, names: Iterable[str]) -> None:
+        self._order = {name: number for number, name in enumerate(names)}
+        super().__init__(self._order)
+
+    def __iter__(self) -> Iterator[str]:
+        end = len(self._order)
+        return iter(sorted(super().__iter__(), key=lambda name: self._order.get(name, end)))
+
+    def __repr__(self) -> str:
+        return f"{{{', '.join(map(repr, self))}}}" if self else "set()"
+
+
 class InMemoryRunHistory(RunHistory):
     """A history in memory: each value with the position in the run where it was recorded.
 
@@ -352,15 +371,17 @@ class InMemoryRunHistory(RunHistory):
         """The last `count` of the `records`, without copying the others."""
         return self._table[len(self._table) - count :]
 
-    def get_metric_names(self) -> Iterable[str]:
-        """The names of all metrics in the order of their first record, each once.
+    def get_metric_names(self) -> set[str]:
+        """The names of all metrics: a new set, in the order of their first record."""
+        return _Names(self._values)
 
-        The result is a keys view: ordered, and comparable and combinable with sets.
-        """
-        return dict.fromkeys(self._values).keys()
+    @property
+    def _metrics(self) -> Mapping[str, tuple[Any, ...]]:
+        """All values by metric, for subclasses written for pytorch-accelerated; to read only."""
+        return MappingProxyType({name: tuple(values) for name, values in self._values.items()})
 
     def get_metric_values(self, metric_name: str) -> list[Any]:
-        """All values of a metric, oldest first; an empty list for an unknown metric."""
+        """All values of a metric in a new list, oldest first; empty for an unknown metric."""
         return list(self._values.get(metric_name, ()))
 
     def get_latest_metric(self, metric_name: str) -> Any:
@@ -865,15 +886,27 @@ class LossTracker:
         """The number of samples or tokens so far."""
         return self._count.item() if isinstance(self._count, Tensor) else self._count
 
+    @running_count.setter
+    def running_count(self, count: float) -> None:
+        self._count = count
+
     @property
     def loss_value(self) -> float:
         """The latest loss."""
         return float(self._latest)
 
+    @loss_value.setter
+    def loss_value(self, loss: float) -> None:
+        self._latest = loss
+
     @property
     def total_loss(self) -> float:
         """The sum over samples."""
         return float(self._total)
+
+    @total_loss.setter
+    def total_loss(self, total: float) -> None:
+        self._total = total
 
     @property
     def average(self) -> float:

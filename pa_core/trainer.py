@@ -17,6 +17,7 @@ from torch import Tensor
 from pa_core.callbacks import get_default_callbacks
 from pa_core.checkpoint.manifest import run_fingerprint
 from pa_core.control import Requests, UpdateResult
+from pa_core.engine.loss_parameters import check_loss_parameters
 from pa_core.engine.optimizers import as_one
 from pa_core.errors import StopTrainingError
 from pa_core.loop.arguments import (
@@ -28,6 +29,7 @@ from pa_core.loop.arguments import (
     check_length,
     check_loss,
     check_model_and_optimizer,
+    check_own_attributes,
     check_predict_arguments,
     check_scheduler_source,
     check_update,
@@ -65,7 +67,8 @@ class Trainer(TrainerBase):
     Args:
         model: the model, or the name of one that a plugin registers.
         loss_func: called with the model's outputs and the targets; returns a mean over the batch.
-        optimizer: an optimizer of the model's parameters, a function that creates one from them,
+        optimizer: an optimizer of the model's parameters, and, on one process, of those of a
+            `loss_func` that is a module; a function that creates one from them,
             or a list of optimizers, with disjoint parameters. With None, a plugin may create it;
             evaluating and predicting need none.
         callbacks: classes or instances of `TrainerCallback`; they replace the default built-ins.
@@ -142,9 +145,10 @@ class Trainer(TrainerBase):
             batch: what the training loader yields, on the device.
 
         Returns:
-            A dict with ``loss`` (shape ``()``, mean over the batch), ``model_outputs``,
-            ``batch_size`` and anything else that plugins should see. With ``num_items_in_batch``,
-            such as the number of labelled tokens, the loss is the mean over these items.
+            A dict with ``loss`` (shape ``()``, mean over the batch), ``batch_size``, and anything
+            else that plugins should see; those that look at the outputs need ``model_outputs``.
+            With ``num_items_in_batch``, such as the number of labelled tokens, the loss is the
+            mean over these items.
         """
         return self._hooks.calculate_train_batch_loss(trainer=self, batch=batch)
 
@@ -174,7 +178,10 @@ class Trainer(TrainerBase):
         self.model.eval()
 
     def calculate_eval_batch_loss(self, batch: Any) -> dict[str, Any]:
-        """Calculate the loss of an evaluation batch; returns what the training one returns."""
+        """Calculate the loss of an evaluation batch; returns what the training one returns.
+
+        The loss may also have a value for each sample, of which the mean is used.
+        """
         return self._hooks.calculate_eval_batch_loss(trainer=self, batch=batch)
 
     def calculate_predictions(self, batch: Any) -> Any:
@@ -273,8 +280,12 @@ class Trainer(TrainerBase):
             train_dataloader_kwargs=train_dataloader_kwargs,
             eval_dataloader_kwargs=eval_dataloader_kwargs,
         )
+        check_own_attributes(self)
         self.optimizer = as_one(self.optimizer)
-        check_model_and_optimizer(self.get_model(), self.optimizer, needs_optimizer=True)
+        check_model_and_optimizer(
+            self.get_model(), self.optimizer, self.loss_func, needs_optimizer=True
+        )
+        self._engine.loss_parameters = check_loss_parameters(self)
         check_scheduler_source(create_scheduler_fn, self.optimizers)
         check_collate(collate_fn)
         state = None
@@ -739,7 +750,7 @@ class Trainer(TrainerBase):
                 if hooks.on_eval_step_start is not None:
                     hooks.on_eval_step_start(trainer=self, batch=batch, step=step)
                 output = self.calculate_eval_batch_loss(batch)
-                output = check_batch_output(output, "calculate_eval_batch_loss")
+                output = check_batch_output(output, "calculate_eval_batch_loss", is_evaluation=True)
                 means.items = output.get("num_items_in_batch", output["batch_size"])
                 means.add(output["loss"], output)
                 if hooks.on_eval_step_end is not None:

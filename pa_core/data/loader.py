@@ -201,6 +201,8 @@ class KeyedDataLoader(DataLoader[Any]):
 
             kwargs["worker_init_fn"] = ShowDataset(kwargs.get("worker_init_fn"))
         super().__init__(keyed, batch_sampler=sampler, collate_fn=keyed.collate_fn, **kwargs)
+        # To be read: PyTorch has None beside a batch sampler, and refuses to set it.
+        vars(self)["batch_size"] = sampler.batch_size
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
         if self.num_workers == 0 and not self.pin_memory:

@@ -19,7 +19,7 @@ from typing import (
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from pa_core.control import UpdateResult
+from pa_core.control import TrainerControl, UpdateResult
 from pa_core.durations import Duration
 from pa_core.engine.optimizers import (
     given_optimizers,
@@ -28,6 +28,7 @@ from pa_core.engine.optimizers import (
     unwrapped,
 )
 from pa_core.errors import listed, shown
+from pa_core.tracking import Position
 
 if TYPE_CHECKING:
     from torch.optim.lr_scheduler import LRScheduler
@@ -38,28 +39,42 @@ if TYPE_CHECKING:
 
 P = ParamSpec("P")
 SchedulerSource: TypeAlias = "Callable[[Any], Any] | LRScheduler | str | None"
-_REQUIRED = ("loss", "model_outputs", "batch_size")
+_REQUIRED = ("loss", "batch_size")
 _KEYS = frozenset(_REQUIRED)
 _NUMBERS = (int, float, Tensor)
 
 
 def check_model_and_optimizer(
-    model: nn.Module, optimizer: Any, *, needs_optimizer: bool = False
+    model: nn.Module | None,
+    optimizer: Any,
+    loss_func: Any = None,
+    *,
+    needs_optimizer: bool = False,
 ) -> None:
-    """Check that the optimizer updates parameters of the model.
+    """Check that the optimizer updates parameters of the model, or of the loss function.
+
+    Without parameters, a model can be evaluated, but not trained.
 
     Raises:
-        ValueError: if the model has no parameters, the optimizer holds others, or training needs
-            an optimizer and there is none.
+        ValueError: if the optimizer holds other parameters, or training needs parameters or an
+            optimizer and there are none.
     """
+    if model is None and needs_optimizer:
+        raise ValueError("The Trainer was given None as model: assign trainer.model")
     if optimizer is None and needs_optimizer:
         raise ValueError(
             "Training needs an optimizer: give the Trainer one, a function that makes one such as "
             "functools.partial(torch.optim.AdamW, lr=1e-3), or enable a plugin that creates it"
         )
-    parameters = {id(parameter): name for name, parameter in model.named_parameters()}
+    named = () if model is None else model.named_parameters()
+    parameters = {id(parameter): name for name, parameter in named}
+    if not parameters and not needs_optimizer:
+        return
     if not parameters:
         raise ValueError(f"The model {type(model).__name__} has no parameters to train")
+    if isinstance(loss_func, nn.Module):
+        own = {id(p): f"loss_func.{name}" for name, p in loss_func.named_parameters()}
+        parameters = own | parameters
     groups = getattr(optimizer, "param_groups", None)
     if groups is None or getattr(optimizer, "is_flat", False):
         return
@@ -69,8 +84,8 @@ def check_model_and_optimizer(
         raise ValueError(
             f"The optimizer holds {foreign} parameters that aren't in the model. Create it from "
             f"the parameters of {type(model).__name__}: {type(optimizer).__name__}"
-            "(model.parameters(), …). Put a loss that has parameters into one module with the "
-            "model, so that its parameters are moved, reduced and saved too"
+            "(model.parameters(), …). Parameters of a loss may be those of the loss_func, if that "
+            "is a module, or of one module with the model"
         )
 
 
@@ -203,6 +218,22 @@ def _call_of(kind: type) -> str:
     except (TypeError, ValueError):
         return f"{kind.__name__}(…)"
     return f"{kind.__name__}()"
+
+
+def check_own_attributes(trainer: Trainer) -> None:
+    """Check that a subclass or a plugin hasn't replaced attributes that the loop needs.
+
+    Raises:
+        TypeError: naming the attribute.
+    """
+    for name, kind in (("control", TrainerControl), ("position", Position)):
+        value = getattr(trainer, name)
+        if not isinstance(value, kind):
+            raise TypeError(
+                f"{type(trainer).__name__}.{name} was replaced by a {type(value).__name__}, but it "
+                f"belongs to the Trainer: the {kind.__name__} of its runs. Give your own attribute "
+                "another name"
+            )
 
 
 def check_disjoint(optimizers: Sequence[Any], names: Mapping[int, str]) -> None:
@@ -424,11 +455,18 @@ def check_predict_arguments(dataloader_kwargs: Mapping[str, Any] | None) -> None
             )
 
 
-def check_batch_output(output: Any, method: str) -> Any:
+def check_batch_output(output: Any, method: str, *, is_evaluation: bool = False) -> Any:
     """Check that `method` returned what the loop needs.
 
+    Args:
+        output: what the method returned.
+        method: its name.
+        is_evaluation: whether the loss may have one value for each sample, or several; there is no
+            gradient to calculate then, and their mean is the batch's.
+
     Returns:
-        The output, with a loss of shape ``()`` in place of one with a single element.
+        The output, with a loss of shape ``()`` even if it had a single element in another shape, or
+        a value for each sample.
 
     Raises:
         ValueError: naming the missing keys.
@@ -462,7 +500,10 @@ def check_batch_output(output: Any, method: str) -> Any:
             f"{method} returned {shown(items)} as num_items_in_batch; it must be the number of "
             "items, such as labelled tokens, that the loss is the mean of"
         )
-    loss = check_loss(output["loss"], f"{method} returned")
+    loss = output["loss"]
+    if is_evaluation and _is_of_samples(loss, output):
+        loss = loss.mean()
+    loss = check_loss(loss, f"{method} returned")
     if loss is not output["loss"]:
         output = output if isinstance(output, MutableMapping) else dict(output)
         output["loss"] = loss
@@ -475,6 +516,16 @@ def _check_size(size: Any, origin: str) -> None:
         raise TypeError(
             f"{origin} {shown(size)} as batch_size; it must be the number of samples of the batch"
         )
+
+
+def _is_of_samples(loss: Any, output: Mapping[str, Any]) -> bool:
+    """Whether a loss has values for each sample, so that its mean is that over the samples."""
+    return (
+        isinstance(loss, Tensor)
+        and loss.ndim > 0
+        and "num_items_in_batch" not in output
+        and len(loss) == int(output["batch_size"])
+    )
 
 
 def check_loss(loss: Any, origin: str) -> Tensor:

@@ -106,14 +106,14 @@ class TrainerBase(TrainerServices):
         self.settings = settings_of(settings)
         self.plugins = _create_plugins(self.settings, callbacks, plugins)
         self._hooks = BoundHooks(self.plugins)
-        self.callback_handler = self._create_callback_handler()
+        self._callback_handler = self._create_callback_handler()
 
         check_loss_func(loss_func)
         self.model: Any = self._create_model(model) if isinstance(model, str) else model
         check_model(self.model)
         self.loss_func: Any = loss_func
         self.optimizer: Any = self._create_optimizer(optimizer)
-        check_model_and_optimizer(self.model, self.optimizer)
+        check_model_and_optimizer(self.model, self.optimizer, self.loss_func)
         seed = self.settings.argument("trainer", "seed", seed)
         self.seed = 42 if seed is None else seed
         check_seed(self.seed)
@@ -139,7 +139,8 @@ class TrainerBase(TrainerServices):
             from pa_core.loop.same_settings import check_same_settings
 
             check_same_settings(self._trainer)
-        check_whole(self.model, self._engine.sharded_by)
+        if self.model is not None:  # train() and evaluate() need one
+            check_whole(self.model, self._engine.sharded_by)
         if self._engine.num_processes > 1:
             self._hooks = BoundHooks(self.plugins, self._request_stop)
         self.plugins.set_process(is_main=self.is_main_process)
@@ -547,7 +548,13 @@ class TrainerBase(TrainerServices):
         return model
 
     def _prepare_model_optimizer_and_dataloaders(self) -> None:
-        """Place and wrap model and optimizer."""
+        """Place and wrap model and optimizer.
+
+        Raises:
+            ValueError: if there is no model.
+        """
+        if self.model is None:
+            raise ValueError("The Trainer was given None as model: assign trainer.model")
         self.model, self.optimizer = self._engine.prepare(self.model, self.optimizer)
 
     def _set_eval_batch_size(self, per_device_batch_size: int) -> None:

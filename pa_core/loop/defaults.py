@@ -69,7 +69,7 @@ class Defaults:
         given: dict[str, Any] | None,
     ) -> Any:
         kwargs = dict(kwargs)
-        return create_dataloader(
+        loader = create_dataloader(
             dataset,
             kwargs.pop("collate_fn", trainer.collate_fn),
             kwargs,
@@ -79,6 +79,9 @@ class Defaults:
             purpose=purpose,
             is_batch_size_given="batch_size" in (given or {}),
         )
+        if loader is not dataset:  # as those of accelerate; the loop moves the batches there
+            loader.device = trainer.device
+        return loader
 
     @hookimpl(trylast=True)
     def create_scheduler(self, trainer: Trainer) -> Any:

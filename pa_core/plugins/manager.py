@@ -319,20 +319,26 @@ class PluginManager:
             self._callers[hook_name] = make_caller(self._hooks[hook_name], implementations)
         return self._callers[hook_name]
 
-    def call_event(self, name: str, trainer: Any, /, **arguments: Any) -> None:
+    def call_event(self, name: str, /, *positional: Any, **arguments: Any) -> None:
         """Call an event by name.
 
         Args:
             name: a hook; any other name calls each plugin's method of that name, with all the
                 arguments.
-            trainer: the trainer.
-            **arguments: the event's other arguments.
+            *positional: for a hook, the trainer, unless it is given by name.
+            **arguments: the other arguments by name.
 
         Raises:
-            TypeError: if an argument of the hook is missing.
+            TypeError: if an argument of the hook is missing, or given by position.
         """
         if name in self._hooks:
-            getattr(self.hook, name)(trainer=trainer, **arguments)
+            if len(positional) > 1:
+                raise TypeError(
+                    f"call_event({name!r}, …) takes the trainer by position and the other "
+                    f"arguments by name, not {len(positional)} by position"
+                )
+            trainer = dict(zip(["trainer"], positional, strict=False))
+            getattr(self.hook, name)(**trainer, **arguments)
             return
         for plugin_name, registration in self._registrations.items():
             plugin = registration.plugin
@@ -349,7 +355,7 @@ class PluginManager:
                     method = main_process_only(method, plugin_name)
                 note = blame_note(f"hook {name}", plugin_name, registration.source)
                 with blaming(note):
-                    method(trainer, **arguments)
+                    method(*positional, **arguments)
 
     def call_each(self, name: str, cause: BaseException, /, **arguments: Any) -> None:
         """Call an event while `cause` propagates; what the event raises becomes a note on it."""

@@ -463,3 +463,51 @@ def test_copies_of_a_history_have_no_writers():
     copied = copy.deepcopy(trainer.run_history)
     assert copied._writers is None
     assert copied.records == trainer.run_history.records
+
+
+# -- As in pytorch-accelerated --------------------------------------------------------------------
+
+
+def test_names_of_metrics_are_an_ordered_set():
+    history = InMemoryRunHistory()
+    recorded = [f"metric_{number}" for number in (7, 1, 9, 3, 5)]
+    for name in recorded:
+        history.update_metric(name, 1.0)
+    names = history.get_metric_names()
+    assert list(names) == recorded
+    assert names == set(recorded)
+    assert names.union({"more"}) == {*recorded, "more"}
+    assert names.issuperset({"metric_9"})
+    assert names.difference(recorded[1:]) == {"metric_7"}
+    names.discard("metric_7")
+    names.add("more")
+    assert list(names) == [*recorded[1:], "more"]
+    assert repr(names).startswith("{'metric_1', 'metric_9'")
+    assert "metric_7" in history.get_metric_names()  # the history is another
+
+
+def test_subclasses_read_the_values_of_all_metrics():
+    class Mine(InMemoryRunHistory):
+        def latest(self):
+            return {name: values[-1] for name, values in self._metrics.items()}
+
+    history = Mine()
+    history.update_metric("a", 1.0)
+    history.update_metric("a", 2.0)
+    assert history.latest() == {"a": 2.0}
+    with pytest.raises(AttributeError):
+        history._metrics["a"].append(3.0)
+    with pytest.raises(TypeError):
+        history._metrics["b"] = []
+
+
+def test_a_loss_tracker_that_resets_its_attributes_itself():
+    class Mine(LossTracker):
+        def reset(self):
+            self.loss_value, self._average, self.total_loss, self.running_count = 0, 0, 0, 0
+
+    tracker = Mine()
+    tracker.update(2.0, 3)
+    tracker.reset()
+    tracker.update(torch.tensor(3.0), 2)
+    assert (tracker.average, tracker.total_loss, tracker.running_count) == (3.0, 6.0, 2)
