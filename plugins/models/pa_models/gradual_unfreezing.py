@@ -5,13 +5,13 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Self
+from typing import TYPE_CHECKING, Annotated, Any
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, Field
 
-from pa_core import TrainerCallback, hookimpl
+from pa_core import hookimpl
 from pa_core.durations import Duration
-from pa_core.plugin import named_parameters
+from pa_core.plugin import CallbackSettings, ConfigurableCallback, named_parameters
 from pa_models.freezing import ModelFreezer
 from pa_models.selection import select
 
@@ -97,10 +97,8 @@ def _check_plan(plan: dict[str, Any]) -> dict[str, Any]:
     return plan
 
 
-class GradualUnfreezingSettings(BaseModel):
+class GradualUnfreezingSettings(CallbackSettings):
     """The table ``[tool.pa-core.gradual_unfreezing]``."""
-
-    model_config = ConfigDict(extra="forbid")
 
     plan: Annotated[dict[str, str | int | list[str | int]], AfterValidator(_check_plan)] = Field(
         description="Times, and the parts that are trained from then on: names, in which * matches "
@@ -114,7 +112,7 @@ class GradualUnfreezingSettings(BaseModel):
     )
 
 
-class GradualUnfreezingCallback(TrainerCallback):
+class GradualUnfreezingCallback(ConfigurableCallback):
     """Freezes a model at the start of a run, and unfreezes it part by part.
 
     Parts that the plan doesn't name stay frozen. The optimizer has all parameters from the start:
@@ -137,7 +135,7 @@ class GradualUnfreezingCallback(TrainerCallback):
     >>> callback = GradualUnfreezingCallback({"0 epochs": "head", "1 epochs": ["body.2", "*.bias"]})
     """
 
-    Settings: ClassVar[type[BaseModel]] = GradualUnfreezingSettings
+    Settings = GradualUnfreezingSettings
 
     def __init__(
         self,
@@ -151,11 +149,6 @@ class GradualUnfreezingCallback(TrainerCallback):
         self._freezer: Any = None
         self._done = 0  # number of stages that have started
         self._loaded: int | None = None
-
-    @classmethod
-    def from_settings(cls, settings: BaseModel) -> Self:
-        """Build the callback from its table."""
-        return cls(**{name: getattr(settings, name) for name in sorted(settings.model_fields_set)})
 
     def on_training_run_start(self, trainer: Trainer, **kwargs: Any) -> None:
         """Freeze everything except the parts of the first stage."""

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, Literal, Self
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Self, TypedDict, Unpack
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from pa_core import hookimpl
-from pa_core.plugin import LocalPath
+from pa_core.plugin import LocalPath, settings_from_options
 from pa_models.transformers_loss import IGNORED, calculate_batch_loss, calculate_predictions
 from pa_models.transformers_models import TransformersModels, add_lora, load_tokenizer
 
@@ -66,6 +67,21 @@ class TransformersSettings(BaseModel):
         return self
 
 
+class TransformersOptions(TypedDict, total=False):
+    """The options of `TransformersPlugin`: the keys of its table, for type checkers."""
+
+    task: str | None
+    model_options: Mapping[str, Any]
+    collator: Literal["padding", "token_classification", "causal_lm", "masked_lm", "seq2seq"] | None
+    mlm_probability: float
+    label_smoothing: float
+    gradient_checkpointing: bool
+    gradient_checkpointing_options: Mapping[str, Any] | None
+    lora: Mapping[str, Any] | None
+    generate: Mapping[str, Any] | None
+    export_to: str | Path | None
+
+
 class TransformersPlugin:
     """Trains with batches that are mappings.
 
@@ -78,6 +94,9 @@ class TransformersPlugin:
         tokenizer: a tokenizer object, instead of a name in the settings.
         options: keys of the table, instead of `settings`.
 
+    Raises:
+        SettingsError: for mistakes in the options, as for those in the table.
+
     >>> TransformersPlugin(label_smoothing=0.1).settings.label_smoothing
     0.1
     """
@@ -89,13 +108,16 @@ class TransformersPlugin:
         settings: TransformersSettings | None = None,
         *,
         tokenizer: Any = None,
-        **options: Any,
+        **options: Unpack[TransformersOptions],
     ) -> None:
+        given: dict[str, Any] = {**options}
         if isinstance(tokenizer, str):
-            options["tokenizer"], tokenizer = tokenizer, None
-        if tokenizer is not None:
-            options["tokenizer"] = str(getattr(tokenizer, "name_or_path", "given"))
-        self.settings = TransformersSettings(**options) if settings is None else settings
+            given["tokenizer"], tokenizer = tokenizer, None
+        if tokenizer is not None and settings is None:
+            given["tokenizer"] = str(getattr(tokenizer, "name_or_path", "given"))
+        self.settings = settings_from_options(
+            TransformersSettings, settings, given, type(self).__name__
+        )
         self._tokenizer = tokenizer
 
     @property
