@@ -156,7 +156,6 @@ def test_the_command_says_what_comes_next_and_tells_mistakes_in_words(tmp_path):
 
 
 def test_what_is_made_is_clean_for_the_linter_and_the_formatter(tmp_path):
-    pytest.importorskip("ruff")
     name, hook = "w" * 32, max(event_names(), key=len)
     folder = new_plugin(name, tmp_path, hook=hook)
     run("-m", "ruff", "check", ".", cwd=folder)
@@ -165,7 +164,6 @@ def test_what_is_made_is_clean_for_the_linter_and_the_formatter(tmp_path):
 
 @pytest.mark.slow
 def test_what_is_made_is_clean_for_the_type_checker(tmp_path):
-    pytest.importorskip("mypy")
     folder = new_plugin("weight-watch", tmp_path)
     with (folder / "pyproject.toml").open("a") as file:  # what is made names no type of these
         file.write(

@@ -310,7 +310,6 @@ def test_an_export_overwrites_only_an_earlier_export(tmp_path):
 
 @pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")  # peft asks
 def test_only_adapters_are_trained(tmp_path):
-    pytest.importorskip("peft")
     bert().save_pretrained(tmp_path / "bert")
     plugin = TransformersPlugin(
         task="sequence-classification",

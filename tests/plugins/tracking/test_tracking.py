@@ -476,7 +476,6 @@ def test_images_of_other_plugins_are_saved_with_the_run(tmp_path):
 
 
 def test_plots_of_metrics_are_saved_with_the_run(tmp_path):
-    pytest.importorskip("matplotlib")
     from pa_metrics import MetricsPlugin
 
     metrics = MetricsPlugin(
