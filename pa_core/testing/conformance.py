@@ -246,6 +246,9 @@ class PluginConformance:
         with seeds.within("Building the plugin"):
             plugin = self.make_plugin()
         trainer = self.make_trainer(plugin)
+        changed = before.changed_settings()
+        assert not changed, f"Building the plugin changes the process: {'; '.join(changed)}"
+        before = Surroundings()  # a plugin may have a file or a thread of its own
         model = trainer.get_model(keep_torch_compile=False)
         hooks = hooks_of(model)
         _instrument(trainer, plugin, partial(call_within, context=seeds.within))

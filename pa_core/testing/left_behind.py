@@ -56,6 +56,11 @@ class Surroundings:
         found = [f"the thread {thread.name!r} is still running" for thread in threads]
         files = _open_files()
         found += [f"{files[n]} is still open" for n in sorted(files.keys() - self._files.keys())]
+        return found + self.changed_settings()
+
+    def changed_settings(self) -> list[str]:
+        """Describe what has changed in the environment, in torch's switches and the like."""
+        found = []
         for switch in _SWITCHES:
             before, value = self._values[switch.name], switch.read()
             if value != before:
