@@ -10,6 +10,7 @@ import shutil
 import tempfile
 import unittest
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -261,13 +262,18 @@ class PluginConformance:
             f"{'; '.join(seeds.found)}, so others draw the same numbers again and again. Draw from "
             "trainer.rng(), or from a generator of your own"
         )
-        alive = graphs.alive()
-        with Graphs() as graphs:
-            without = self.make_trainer()
-            self.train(without)
-        assert alive <= graphs.alive(), (
+        assert graphs.alive() <= self._graphs_without_plugin(graphs), (
             "It keeps the autograd graph of a step: call detach() on a tensor before you keep it"
         )
+
+    def _graphs_without_plugin(self, graphs: Graphs) -> int:
+        """The number of graphs that the model itself keeps; asked for only if any is kept."""
+        if not graphs.alive():
+            return 0
+        with suppress(Exception), Graphs() as without:  # the plugin may be what makes it train
+            self.train(self.make_trainer())
+            return without.alive()
+        return 0
 
     def test_evaluates_alone(self) -> None:
         """`evaluate` and `predict` work without a training run, and change no weights."""
