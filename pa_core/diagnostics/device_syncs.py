@@ -17,6 +17,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 _FILES = (__file__, warnings.__file__, str(Path(torch.__file__).parent))
+_STANDARD_LIBRARY = str(Path(linecache.__file__).parent)  # such as logging, which formats
 _MODES = ("__torch_function__", "__torch_dispatch__")
 _CONSTRUCTORS = ("tensor", "as_tensor", "asarray")
 
@@ -45,14 +46,29 @@ def watch_device_syncs(device: torch.device) -> Iterator[list[str]]:
 
 
 def calling_line() -> str:
-    """The line of the innermost frame that is neither in torch nor in a mode, as those below."""
+    """The line of the innermost frame that is in no library, and in no mode as those below."""
     frame: FrameType | None = sys._getframe()
     while frame is not None:
         file, line = frame.f_code.co_filename, frame.f_lineno
-        if not file.startswith(_FILES) and frame.f_code.co_name not in _MODES:
+        is_library = file.startswith(_FILES) or (
+            file.startswith(_STANDARD_LIBRARY) and "site-packages" not in file
+        )
+        if not is_library and frame.f_code.co_name not in _MODES:
             return f" at {file}:{line}: {linecache.getline(file, line).strip()}"
         frame = frame.f_back
     return ""
+
+
+def _is_pickling() -> bool:
+    """Whether a method of torch that pickles a tensor is among the innermost calls."""
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None and (
+        frame.f_code.co_name in _MODES or frame.f_code.co_filename.startswith(_FILES)
+    ):
+        if frame.f_code.co_name == "__reduce_ex__":
+            return True
+        frame = frame.f_back
+    return False
 
 
 @contextmanager
@@ -94,7 +110,7 @@ class _FunctionWatch(TorchFunctionMode):
         to_host = name == "to" and not kwargs.get("non_blocking") and _names_cpu(args, kwargs)
         from_list = name in _CONSTRUCTORS and args and _holds_tensor(args[0])
         # Pickling a tensor reads its storage.
-        pickles = name == "untyped_storage" and "reduce_ex" in sys._getframe(1).f_code.co_name
+        pickles = name == "untyped_storage" and _is_pickling()
         if name in self._reads or to_host or from_list or pickles:
             self._note("pickle" if pickles else name)
         return func(*args, **kwargs)

@@ -374,11 +374,13 @@ class Seeds:
             by_trainer.append(key)  # as for an evaluation that a hook asks for
             original(key)
 
-        with mock.patch.object(rng, "seed_torch", seed):
-            yield
-        for name, (old, new) in _pairs(before, _generators()).items():
-            if not by_trainer and not _is_drawn(old, new):
-                self.found[f"{where} seeds {name}"] = None
+        try:
+            with mock.patch.object(rng, "seed_torch", seed):
+                yield
+        finally:  # a wrapper ends by raising StopIteration
+            for name, (old, new) in _pairs(before, _generators()).items():
+                if not by_trainer and not _is_drawn(old, new):
+                    self.found[f"{where} seeds {name}"] = None
 
 
 def _generators() -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 from unittest import mock
 
@@ -70,18 +70,16 @@ class Reads:
     @contextmanager
     def within(self, hook: str) -> Iterator[None]:
         """Record the reads of the block, if the hook is one of a step."""
-        if self._device.type != "cpu":
-            with watch_device_syncs(self._device) as reads:
+        with watch_device_syncs(self._device) as reads, ExitStack() as stack:
+            if self._device.type == "cpu":
+                mode = _AsOnAccelerator(self._device, reads.append)
+                stack.enter_context(mode)
+                stack.enter_context(mock.patch.object(self._trainer_class, "device", mode.device))
+            try:
                 yield
-        else:
-            reads = []
-            mode = _AsOnAccelerator(self._device, reads.append)
-            accelerator = mock.patch.object(self._trainer_class, "device", mode.device)
-            with watch_device_syncs(self._device) as others, mode, accelerator:
-                yield
-            reads += others
-        if hook in STEP_HOOKS:
-            self.found |= dict.fromkeys(f"{hook} calls {place}" for place in reads)
+            finally:  # a wrapper ends by raising StopIteration
+                if hook in STEP_HOOKS:
+                    self.found |= dict.fromkeys(f"{hook} calls {place}" for place in reads)
 
 
 class _AsOnAccelerator(TorchFunctionMode):
