@@ -144,7 +144,7 @@ def new_plugin(
             f"There is no template {kind!r}.{nearest(kind, KINDS)} Choose from {', '.join(KINDS)}"
         )
     if hook is not None and kind != "event":
-        raise NewPluginError(f"Only the template event takes a hook; {kind} has one of its own")
+        raise NewPluginError(f"Only the template event takes a hook; the hook of {kind} is fixed")
     hook = hook or "on_train_epoch_end"
     if hook not in event_names():
         raise NewPluginError(

@@ -50,8 +50,8 @@ def check_options(
 ) -> tuple[M | None, list[str]]:
     """Validate options given in code, as `check_table` does the keys of a table.
 
-    Code has values that TOML hasn't: tuples and sets, numbers of NumPy, paths, durations, and
-    objects in options for another library. They are taken where the field's type takes them.
+    Code has values that TOML does not have: tuples and sets, numbers of NumPy, paths, durations,
+    and objects in options for another library. They are valid where the field's type takes them.
 
     Args:
         model: the plugin's settings.
@@ -85,7 +85,7 @@ def check_options(
 
 
 def _as_toml(value: Any, place: _Path, objects: set[_Path]) -> Any:
-    """A value as TOML has it; the place of anything that it hasn't is added to `objects`."""
+    """A value as TOML has it; `objects` gets the place of anything that TOML does not have."""
     if value is None or isinstance(value, str | bool | int | float):
         return value
     if isinstance(value, Integral):

@@ -236,7 +236,7 @@ class PluginConformance:
     def _surroundings_again(self) -> Surroundings:
         """The surroundings after a first run, in which modules are imported.
 
-        What the run has changed in the process is put back: a plugin changes it in each run.
+        What that run has changed in the process is restored: a plugin changes it again in each run.
         """
         self._surroundings.restore()
         return Surroundings()

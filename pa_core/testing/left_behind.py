@@ -352,7 +352,7 @@ class Graphs:
 class Seeds:
     """Records where a plugin seeds a global generator, or sets its state.
 
-    Drawing from one is no mistake: what a plugin draws is keyed by its place in the run.
+    Drawing from one is fine: what a plugin draws is keyed by its place in the run.
 
     Attributes:
         found: one sentence per place.
@@ -410,7 +410,7 @@ def _is_drawn(before: Any, after: Any) -> bool:
     (words, position), (other, other_position) = before, after
     if np.array_equal(words, other):
         return bool(other_position >= position)
-    # Both are Mersenne Twisters: once the words are used up, all are replaced by the next ones.
+    # Both are Mersenne Twisters: once the words are exhausted, the next ones replace all of them.
     twister = np.random.MT19937()
     twister.state = {"bit_generator": "MT19937", "state": {"key": words, "pos": 624}}
     for _ in range(_MOST_BLOCKS):

@@ -54,7 +54,7 @@ class Reads:
 
     A plugin may read freely where ``tensor.is_cpu`` is true. So that it behaves as on a GPU, that
     attribute is False while the plugin runs; and its device is another one than
-    ``torch.device("cpu")``, so that a copy to the host can be told from one to the model's device.
+    ``torch.device("cpu")``, so that a copy to the host differs from one to the model's device.
 
     Args:
         trainer: the trainer of the run.

@@ -387,7 +387,10 @@ def test_adapters_train_as_in_a_loop_by_hand_resume_exactly_and_load_again(tmp_p
         if "lora_" not in name
     }
     assert_identical({name: untouched[name] for name in frozen}, frozen)
-    resumed = by_plugin(resume_from=tmp_path / "states" / "update_00000002")
+    resumed = by_plugin(
+        SaveTrainingStateCallback(tmp_path / "again"),
+        resume_from=tmp_path / "states" / "update_00000002",
+    )
     assert_identical(weights_of(resumed), weights_of(whole))
     again = PeftModel.from_pretrained(
         AutoModelForSequenceClassification.from_pretrained(tmp_path / "bert", num_labels=3),
