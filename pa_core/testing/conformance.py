@@ -173,7 +173,7 @@ class PluginConformance:
         for module in trainer.get_model().modules():
             # Dropout draws, and batch norms calculate, differently on each process.
             module.eval()
-            module.train = MethodType(_stay_in_evaluation_mode, module)  # type: ignore[method-assign]
+            module.train = MethodType(_stay_in_evaluation_mode, module)
         self.train(trainer)
         return self.outcome_of(trainer)
 

@@ -99,7 +99,7 @@ class _AsOnAccelerator(TorchFunctionMode):
         kwargs = kwargs or {}
         if func == Tensor.is_cpu.__get__:  # type: ignore[attr-defined]
             return False
-        if func == Tensor.device.__get__:  # type: ignore[attr-defined]
+        if func == Tensor.device.__get__:
             device = func(*args, **kwargs)
             return self.device if device.type == "cpu" else device
         if func is Tensor.to and not kwargs.get("non_blocking"):
