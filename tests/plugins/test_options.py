@@ -150,7 +150,7 @@ def test_a_subclass_with_its_own_constructor_is_checked_where_it_passes_argument
     [
         (MetricsPlugin, MetricsOptions, {"to_preds_and_target"}),
         (TimmPlugin, TimmOptions, set()),
-        (TransformersPlugin, TransformersOptions, {"tokenizer"}),
+        (TransformersPlugin, TransformersOptions, {"tokenizer", "loss_mean"}),
         (ReportPlugin, ReportOptions, set()),
         (TrackingPlugin, TrackingOptions, set()),
     ],

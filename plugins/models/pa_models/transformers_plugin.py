@@ -3,21 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self, TypedDict, Unpack
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from pa_core import hookimpl
+from pa_core.errors import SettingsError, nearest
 from pa_core.plugin import LocalPath, settings_from_options
-from pa_models.transformers_loss import IGNORED, calculate_batch_loss, calculate_predictions
+from pa_models.transformers_loss import (
+    IGNORED,
+    LOSS_MEANS,
+    BatchLosses,
+    calculate_predictions,
+)
 from pa_models.transformers_models import TransformersModels, add_lora, load_tokenizer
 
 if TYPE_CHECKING:
     from torch import nn
 
     from pa_core import Trainer
+    from pa_models.transformers_loss import CountItems
 
 
 class TransformersSettings(BaseModel):
@@ -41,6 +49,12 @@ class TransformersSettings(BaseModel):
     mlm_probability: float = Field(
         0.15, gt=0, lt=1, description="The fraction of tokens that masked_lm masks."
     )
+    loss_mean: str | None = Field(
+        None,
+        description="What the model's loss is a mean over, if that can't be seen: samples, labels, "
+        "shifted_labels, attention_mask, or the dotted path of a function of the batch and the "
+        "outputs that returns the number of items.",
+    )
     label_smoothing: float = Field(
         0.0, ge=0, lt=1, description="The fraction of the target that is spread over all classes."
     )
@@ -59,6 +73,16 @@ class TransformersSettings(BaseModel):
     export_to: LocalPath | None = Field(
         None, description="The folder to export the model to at the end of a run."
     )
+
+    @field_validator("loss_mean")
+    @classmethod
+    def _check_loss_mean(cls, name: str | None) -> str | None:
+        if name is not None and name not in LOSS_MEANS and "." not in name:
+            raise ValueError(
+                f"there is no {name!r}.{nearest(name, LOSS_MEANS)} Expected "
+                f"{', '.join(LOSS_MEANS)}, or the dotted path of a function"
+            )
+        return name
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -92,6 +116,7 @@ class TransformersPlugin:
     Args:
         settings: the plugin's table.
         tokenizer: a tokenizer object, instead of a name in the settings.
+        loss_mean: as in the settings, or a function instead of its path.
         options: keys of the table, instead of `settings`.
 
     Raises:
@@ -108,6 +133,7 @@ class TransformersPlugin:
         settings: TransformersSettings | None = None,
         *,
         tokenizer: Any = None,
+        loss_mean: str | CountItems | None = None,
         **options: Unpack[TransformersOptions],
     ) -> None:
         given: dict[str, Any] = {**options}
@@ -115,10 +141,21 @@ class TransformersPlugin:
             given["tokenizer"], tokenizer = tokenizer, None
         if tokenizer is not None and settings is None:
             given["tokenizer"] = str(getattr(tokenizer, "name_or_path", "given"))
+        if callable(loss_mean):
+            if settings is None:
+                name = getattr(loss_mean, "__qualname__", type(loss_mean).__qualname__)
+                given["loss_mean"] = f"{loss_mean.__module__}.{name}"
+        elif loss_mean is not None:
+            given["loss_mean"] = loss_mean
         self.settings = settings_from_options(
             TransformersSettings, settings, given, type(self).__name__
         )
         self._tokenizer = tokenizer
+        named = self.settings.loss_mean
+        is_path = named is not None and named not in LOSS_MEANS and not callable(loss_mean)
+        self._losses = BatchLosses(
+            _import_function(named) if is_path and named else loss_mean or named
+        )
 
     @property
     def tokenizer(self) -> Any:
@@ -173,7 +210,7 @@ class TransformersPlugin:
         """The loss that the model returns, for a batch that is a mapping."""
         if not isinstance(batch, Mapping):
             return None
-        return calculate_batch_loss(trainer, batch, self.settings.label_smoothing)
+        return self._losses.calculate(trainer, batch, self.settings.label_smoothing)
 
     @hookimpl
     def calculate_eval_batch_loss(self, trainer: Trainer, batch: Any) -> dict[str, Any] | None:
@@ -181,10 +218,20 @@ class TransformersPlugin:
         if not isinstance(batch, Mapping):
             return None
         with torch.no_grad():
-            output = calculate_batch_loss(trainer, batch)
+            output = self._losses.calculate(trainer, batch)
             if self.settings.generate is not None:
                 output |= self._generate(trainer, batch)
         return output
+
+    @hookimpl
+    def on_train_epoch_end(self) -> None:
+        """Check what isn't read from the device in a step."""
+        self._losses.check_positions()
+
+    @hookimpl
+    def on_eval_epoch_end(self) -> None:
+        """Check what isn't read from the device in a step."""
+        self._losses.check_positions()
 
     @hookimpl
     def calculate_predictions(self, trainer: Trainer, batch: Any) -> Any:
@@ -219,3 +266,12 @@ class TransformersPlugin:
         tokens = tokens.masked_fill(tokens == IGNORED, padding)
         texts: list[str] = self.tokenizer.batch_decode(tokens, skip_special_tokens=True)
         return texts
+
+
+def _import_function(path: str) -> CountItems:
+    module, _, name = path.rpartition(".")
+    try:
+        function: CountItems = getattr(import_module(module), name)
+    except (ImportError, AttributeError) as error:
+        raise SettingsError([f"loss_mean: can't import {path!r}: {error}"]) from error
+    return function

@@ -226,7 +226,8 @@ def test_other_losses_of_a_model_are_recorded_as_means():
     x, y, model = torch.randn(11, 2), torch.arange(11) % 3, TwoHeads()
     samples = [{"x": one, "labels": label} for one, label in zip(x, y, strict=True)]
     optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
-    trainer = Trainer(model, None, optimizer, callbacks=(), plugins=[TransformersPlugin()])
+    plugin = TransformersPlugin(loss_mean="samples")  # the sum of two
+    trainer = Trainer(model, None, optimizer, callbacks=(), plugins=[plugin])
     trainer.train(samples, 1, eval_dataset=samples, per_device_batch_size=4)
     logits = model(x, y)["logits"]
     latest = trainer.run_history.get_latest_metric
