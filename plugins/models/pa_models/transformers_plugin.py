@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from importlib import import_module
-from typing import TYPE_CHECKING, Any, Literal, Self
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Self, TypedDict, Unpack
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from pa_core import hookimpl
 from pa_core.errors import SettingsError, nearest
-from pa_core.plugin import LocalPath
+from pa_core.plugin import LocalPath, settings_from_options
 from pa_models.transformers_loss import (
     IGNORED,
     LOSS_MEANS,
@@ -90,6 +91,21 @@ class TransformersSettings(BaseModel):
         return self
 
 
+class TransformersOptions(TypedDict, total=False):
+    """The options of `TransformersPlugin`: the keys of its table, for type checkers."""
+
+    task: str | None
+    model_options: Mapping[str, Any]
+    collator: Literal["padding", "token_classification", "causal_lm", "masked_lm", "seq2seq"] | None
+    mlm_probability: float
+    label_smoothing: float
+    gradient_checkpointing: bool
+    gradient_checkpointing_options: Mapping[str, Any] | None
+    lora: Mapping[str, Any] | None
+    generate: Mapping[str, Any] | None
+    export_to: str | Path | None
+
+
 class TransformersPlugin:
     """Trains with batches that are mappings.
 
@@ -103,6 +119,9 @@ class TransformersPlugin:
         loss_mean: as in the settings, or a function instead of its path.
         options: keys of the table, instead of `settings`.
 
+    Raises:
+        SettingsError: for mistakes in the options, as for those in the table.
+
     >>> TransformersPlugin(label_smoothing=0.1).settings.label_smoothing
     0.1
     """
@@ -115,18 +134,22 @@ class TransformersPlugin:
         *,
         tokenizer: Any = None,
         loss_mean: str | CountItems | None = None,
-        **options: Any,
+        **options: Unpack[TransformersOptions],
     ) -> None:
+        given: dict[str, Any] = {**options}
         if isinstance(tokenizer, str):
-            options["tokenizer"], tokenizer = tokenizer, None
-        if tokenizer is not None:
-            options["tokenizer"] = str(getattr(tokenizer, "name_or_path", "given"))
+            given["tokenizer"], tokenizer = tokenizer, None
+        if tokenizer is not None and settings is None:
+            given["tokenizer"] = str(getattr(tokenizer, "name_or_path", "given"))
         if callable(loss_mean):
-            name = getattr(loss_mean, "__qualname__", type(loss_mean).__qualname__)
-            options["loss_mean"] = f"{loss_mean.__module__}.{name}"
+            if settings is None:
+                name = getattr(loss_mean, "__qualname__", type(loss_mean).__qualname__)
+                given["loss_mean"] = f"{loss_mean.__module__}.{name}"
         elif loss_mean is not None:
-            options["loss_mean"] = loss_mean
-        self.settings = TransformersSettings(**options) if settings is None else settings
+            given["loss_mean"] = loss_mean
+        self.settings = settings_from_options(
+            TransformersSettings, settings, given, type(self).__name__
+        )
         self._tokenizer = tokenizer
         named = self.settings.loss_mean
         is_path = named is not None and named not in LOSS_MEANS and not callable(loss_mean)

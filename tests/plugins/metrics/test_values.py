@@ -205,7 +205,6 @@ def test_queries_of_a_retrieval():
 
 
 def test_boxes_of_a_detection():
-    pytest.importorskip("pycocotools")
     boxes = torch.tensor([[0.0, 0.0, 10.0, 10.0]])
     target = [{"boxes": boxes, "labels": torch.tensor([1])}]
     preds = [{**target[0], "scores": torch.tensor([0.9])}]
@@ -251,7 +250,6 @@ def test_missing_inputs_are_an_error_that_names_them(name, expected):
 
 
 def test_matrices_curves_and_histories_are_plotted(tmp_path):
-    pytest.importorskip("matplotlib")
     plugin = MetricsPlugin(
         metrics=["accuracy", "confusion_matrix", "roc", "precision_recall_curve"],
         plots=tmp_path / "plots",

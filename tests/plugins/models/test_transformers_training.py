@@ -347,7 +347,6 @@ def test_an_export_overwrites_only_an_earlier_export(tmp_path):
 
 @pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")  # peft asks
 def test_only_adapters_are_trained(tmp_path):
-    pytest.importorskip("peft")
     bert().save_pretrained(tmp_path / "bert")
     plugin = TransformersPlugin(
         task="sequence-classification",
@@ -367,6 +366,77 @@ def test_only_adapters_are_trained(tmp_path):
     assert all("lora_" in name for name in trained)
     trainer.train(sentences(), 1)
     assert (tmp_path / "adapters" / "adapter_config.json").is_file()
+
+
+@pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")  # peft asks
+def test_adapters_train_as_in_a_loop_by_hand_resume_exactly_and_load_again(tmp_path):
+    from peft import LoraConfig, PeftModel, get_peft_model
+    from transformers import AutoModelForSequenceClassification
+
+    bert().save_pretrained(tmp_path / "bert")
+    options = {"r": 2, "lora_alpha": 4, "target_modules": ["query", "value"]}
+    samples = sentences()
+
+    def by_plugin(*callbacks, **arguments):
+        torch.manual_seed(5)  # of the adapters
+        plugin = TransformersPlugin(
+            task="sequence-classification",
+            model_options={"num_labels": 3},
+            lora=options,
+            export_to=tmp_path / "adapters",
+        )
+        trainer = Trainer(
+            f"transformers/{tmp_path / 'bert'}",
+            None,
+            lambda parameters: torch.optim.SGD(
+                [parameter for parameter in parameters if parameter.requires_grad], lr=0.5
+            ),
+            callbacks=callbacks,
+            plugins=[plugin],
+        )
+        in_order = {"shuffle": False}
+        trainer.train(
+            samples, 2, per_device_batch_size=4, train_dataloader_kwargs=in_order, **arguments
+        )
+        return trainer
+
+    torch.manual_seed(5)
+    base = AutoModelForSequenceClassification.from_pretrained(tmp_path / "bert", num_labels=3)
+    frozen = {name: value.clone() for name, value in base.state_dict().items()}
+    model = get_peft_model(base, LoraConfig(**options))
+    assert set(model.state_dict()) == set(by_plugin().model.state_dict())
+    model.train()
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.5)
+    for _ in range(2):
+        for start in range(0, len(samples), 4):
+            parts = samples[start : start + 4]
+            batch = {key: torch.stack([part[key] for part in parts]) for key in parts[0]}
+            model(**batch).loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+
+    saving = SaveTrainingStateCallback(tmp_path / "states", save_every_n_steps=2)
+    whole = by_plugin(saving)
+    assert largest_difference(weights_of(whole), model.state_dict()) < 1e-6
+    untouched = {
+        name.replace(".base_layer", "").removeprefix("base_model.model."): value
+        for name, value in weights_of(whole).items()
+        if "lora_" not in name
+    }
+    assert_identical({name: untouched[name] for name in frozen}, frozen)
+    resumed = by_plugin(
+        SaveTrainingStateCallback(tmp_path / "again"),
+        resume_from=tmp_path / "states" / "update_00000002",
+    )
+    assert_identical(weights_of(resumed), weights_of(whole))
+    again = PeftModel.from_pretrained(
+        AutoModelForSequenceClassification.from_pretrained(tmp_path / "bert", num_labels=3),
+        tmp_path / "adapters",
+    )
+    inputs = {key: value[None] for key, value in samples[0].items() if key != "labels"}
+    whole.model.eval()
+    again.eval()
+    assert torch.equal(again(**inputs).logits, whole.model(**inputs).logits)
 
 
 def test_without_peft_the_error_has_the_pip_command(tmp_path, monkeypatch):
