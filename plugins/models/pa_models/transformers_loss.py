@@ -51,20 +51,6 @@ def calculate_batch_loss(
     return result
 
 
-def calculate_predictions(trainer: Trainer, batch: Mapping[str, Any]) -> Any:
-    """The model's logits, or its whole output if it has none.
-
-    Labels aren't passed to the model, since they may be invalid in data for prediction. An
-    encoder-decoder model gets them, because it may build the decoder's inputs from them.
-    """
-    if not _has_decoder_inputs(trainer.get_model(keep_torch_compile=False)):
-        batch = {key: value for key, value in batch.items() if key != "labels"}
-    with torch.no_grad():
-        outputs = trainer.model(**batch)
-    logits = _get(outputs, "logits")
-    return outputs if logits is None else logits
-
-
 def get_batch_size(batch: Mapping[str, Any]) -> int:
     """The length of the batch's tensors.
 

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from pa_core import hookimpl
 from pa_core.plugin import LocalPath
-from pa_models.transformers_loss import IGNORED, calculate_batch_loss, calculate_predictions
+from pa_models.transformers_loss import calculate_batch_loss
 from pa_models.transformers_models import TransformersModels, add_lora, load_tokenizer
 
 if TYPE_CHECKING:
@@ -155,19 +155,40 @@ class TransformersPlugin:
 
     @hookimpl
     def calculate_eval_batch_loss(self, trainer: Trainer, batch: Any) -> dict[str, Any] | None:
-        """The same without gradients and smoothing, and with generated text if the settings ask."""
+        """The same without gradients and smoothing, and with generated text if the settings ask.
+
+        Without labels, there is generated text and no loss.
+        """
         if not isinstance(batch, Mapping):
             return None
+        if self.settings.generate is None:
+            with torch.no_grad():
+                return calculate_batch_loss(trainer, batch)
+        generated = self._generate(trainer, batch)
+        from pa_models.transformers_generate import has_labels
+
+        if not has_labels(batch):
+            tokens = generated["generated"]
+            none = torch.zeros((), device=tokens.device)
+            output = {"loss": none, "model_outputs": tokens, "batch_size": len(tokens)}
+            return output | generated | {"num_items_in_batch": none.long()}
         with torch.no_grad():
-            output = calculate_batch_loss(trainer, batch)
-            if self.settings.generate is not None:
-                output |= self._generate(trainer, batch)
-        return output
+            return calculate_batch_loss(trainer, batch) | generated
 
     @hookimpl
     def calculate_predictions(self, trainer: Trainer, batch: Any) -> Any:
-        """The model's logits, for a batch that is a mapping."""
-        return calculate_predictions(trainer, batch) if isinstance(batch, Mapping) else None
+        """What the model predicts, or generates if the settings ask, for a batch that is a mapping.
+
+        Generated tokens of fewer than the most tokens of any batch are padded on the right.
+        """
+        if not isinstance(batch, Mapping):
+            return None
+        if self.settings.generate is None:
+            from pa_models.transformers_predict import calculate_predictions
+
+            return calculate_predictions(trainer, batch)
+        output = self._generate(trainer, batch)
+        return {key: output[key] for key in ("generated", "texts") if key in output}
 
     def _choose_collator(self, trainer: Trainer) -> None:
         settings = self.settings
@@ -180,20 +201,7 @@ class TransformersPlugin:
             )
 
     def _generate(self, trainer: Trainer, batch: Mapping[str, Any]) -> dict[str, Any]:
-        """The tokens ``generated`` for a batch; with a tokenizer, ``texts`` and ``references``."""
-        assert self.settings.generate is not None
-        inputs = {key: batch[key] for key in ("input_ids", "attention_mask") if key in batch}
-        model = trainer.get_model(keep_torch_compile=False)
-        generated = model.generate(**inputs, **self.settings.generate)
-        if self.tokenizer is None:
-            return {"generated": generated}
-        output = {"generated": generated, "texts": self._decode(generated)}
-        if isinstance(batch.get("labels"), torch.Tensor) and batch["labels"].ndim == 2:
-            output["references"] = self._decode(batch["labels"])
-        return output
+        from pa_models.transformers_generate import generate
 
-    def _decode(self, tokens: torch.Tensor) -> list[str]:
-        padding = self.tokenizer.pad_token_id or 0
-        tokens = tokens.masked_fill(tokens == IGNORED, padding)
-        texts: list[str] = self.tokenizer.batch_decode(tokens, skip_special_tokens=True)
-        return texts
+        assert self.settings.generate is not None
+        return generate(trainer, batch, self.settings.generate, self.tokenizer)
