@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
+from pa_core.predictions import PaddedRows
 from pa_models.transformers_loss import IGNORED
 from pa_models.transformers_predict import num_samples, without_labels
 
@@ -68,11 +70,9 @@ def generate(
         inputs = _prompts(inputs, labels, special)
     if not special.is_given and special.padding is not None:
         options = {"pad_token_id": special.padding, **options}
-    with torch.no_grad():
-        found = model.generate(**inputs, **options)
-    sequences: Tensor = found if isinstance(found, Tensor) else found.sequences
-    if is_decoder_only:
-        sequences = _without_prompt(model, sequences, inputs)
+    sequences = (
+        _continue(model, inputs, options) if is_decoder_only else _call(model, inputs, options)
+    )
     size = num_samples(inputs) or len(sequences)
     output: dict[str, Any] = {"generated": sequences}
     if tokenizer is not None:
@@ -85,6 +85,18 @@ def generate(
     if tokenizer is not None and labels is not None:
         rows = [_reference(row, is_decoder_only=is_decoder_only) for row in labels.tolist()]
         output["references"] = _decode(tokenizer, rows)
+    return output
+
+
+def predict(
+    trainer: Trainer, batch: Mapping[str, Any], options: Mapping[str, Any], tokenizer: Any = None
+) -> dict[str, Any]:
+    """As `generate`, without references; rows of tokens can be padded to those of other batches."""
+    output = generate(trainer, batch, options, tokenizer)
+    model = trainer.get_model(keep_torch_compile=False)
+    padding = _special_tokens(model, options, tokenizer).padding
+    output["generated"] = PaddedRows(output["generated"], padding or 0)
+    output.pop("references", None)
     return output
 
 
@@ -101,7 +113,8 @@ def _check(trainer: Trainer, model: nn.Module) -> None:
             "the task causal-lm or seq2seq-lm"
         )
     is_sharded = trainer.sharded_by == "FSDP" or any(
-        hasattr(parameter, "ds_id") for parameter in model.parameters()  # of ZeRO stage 3
+        hasattr(parameter, "ds_id")
+        for parameter in model.parameters()  # of ZeRO stage 3
     )
     if is_sharded:
         # Each forward pass is a collective, and processes generate different numbers of tokens.
@@ -194,13 +207,47 @@ def _prompts(inputs: dict[str, Any], labels: Tensor | None, special: _Special) -
     return rest
 
 
-def _without_prompt(model: nn.Module, sequences: Tensor, inputs: Mapping[str, Any]) -> Tensor:
-    prompts = inputs.get("input_ids")
+def _call(model: nn.Module, inputs: Mapping[str, Any], options: Mapping[str, Any]) -> Tensor:
+    generate: Any = model.generate
+    with torch.no_grad():
+        found = generate(**inputs, **options)
+    sequences: Tensor = found if isinstance(found, Tensor) else found.sequences
+    return sequences
+
+
+def _continue(
+    model: nn.Module, inputs: Mapping[str, Any], options: Mapping[str, Any], padding: int
+) -> Tensor:
+    """What a decoder-only model generates after the prompts, which are padded on the left."""
+    prompts, mask = inputs.get("input_ids"), inputs.get("attention_mask")
+    if prompts is None or mask is None or not getattr(model, "_is_stateful", False):
+        return _without_prompt(_call(model, inputs, options), prompts)
+    # A recurrent model may read the padding, so that it gets prompts of one length at a time.
+    lengths = mask.sum(1)
+    rows: list[Tensor] = [prompts[:0]] * len(prompts)
+    for length in set(lengths.tolist()):
+        chosen = (lengths == length).nonzero()[:, 0]
+        some = {
+            name: value[chosen] if isinstance(value, Tensor) and len(value) == len(mask) else value
+            for name, value in inputs.items()
+        }
+        for name, value in some.items():
+            if isinstance(value, Tensor) and value.shape[:2] == (len(chosen), mask.shape[1]):
+                some[name] = value[:, -length:]
+        found = _without_prompt(_call(model, some, options), some["input_ids"])
+        for place, row in zip(chosen.tolist(), found.unflatten(0, (len(chosen), -1)), strict=True):
+            rows[place] = row
+    longest = max(row.shape[1] for row in rows)
+    padded = [functional.pad(row, (0, longest - row.shape[1]), value=padding) for row in rows]
+    return torch.cat(padded)
+
+
+def _without_prompt(sequences: Tensor, prompts: Tensor | None) -> Tensor:
     if prompts is None:
         return sequences
     length = prompts.shape[1]
-    each = len(sequences) // len(prompts)
     start = sequences[:, :length]
+    each = len(sequences) // len(prompts)
     # Some models with a generate of their own return the new tokens only.
     is_there = start.shape[1] == length and torch.equal(start, prompts.repeat_interleave(each, 0))
     return sequences[:, length:] if is_there else sequences

@@ -164,22 +164,22 @@ class TransformersPlugin:
         if self.settings.generate is None:
             with torch.no_grad():
                 return calculate_batch_loss(trainer, batch)
-        generated = self._generate(trainer, batch)
-        from pa_models.transformers_generate import has_labels
+        from pa_models.transformers_generate import generate, has_labels
 
-        if not has_labels(batch):
-            tokens = generated["generated"]
-            none = torch.zeros((), device=tokens.device)
-            output = {"loss": none, "model_outputs": tokens, "batch_size": len(tokens)}
-            return output | generated | {"num_items_in_batch": none.long()}
-        with torch.no_grad():
-            return calculate_batch_loss(trainer, batch) | generated
+        output = generate(trainer, batch, self.settings.generate, self.tokenizer)
+        if has_labels(batch):
+            with torch.no_grad():
+                return calculate_batch_loss(trainer, batch) | output
+        tokens = output["generated"]
+        none = torch.zeros((), device=tokens.device)  # of a weight of 0
+        output |= {"loss": none, "num_items_in_batch": none.long()}
+        return output | {"model_outputs": tokens, "batch_size": len(tokens)}
 
     @hookimpl
     def calculate_predictions(self, trainer: Trainer, batch: Any) -> Any:
         """What the model predicts, or generates if the settings ask, for a batch that is a mapping.
 
-        Generated tokens of fewer than the most tokens of any batch are padded on the right.
+        Of generated text, ``generated`` are the tokens and ``texts``, with a tokenizer, the texts.
         """
         if not isinstance(batch, Mapping):
             return None
@@ -187,8 +187,9 @@ class TransformersPlugin:
             from pa_models.transformers_predict import calculate_predictions
 
             return calculate_predictions(trainer, batch)
-        output = self._generate(trainer, batch)
-        return {key: output[key] for key in ("generated", "texts") if key in output}
+        from pa_models.transformers_generate import predict
+
+        return predict(trainer, batch, self.settings.generate, self.tokenizer)
 
     def _choose_collator(self, trainer: Trainer) -> None:
         settings = self.settings
@@ -199,9 +200,3 @@ class TransformersPlugin:
             trainer.collate_fn = create_collator(
                 settings.collator, self.tokenizer, model, settings.mlm_probability
             )
-
-    def _generate(self, trainer: Trainer, batch: Mapping[str, Any]) -> dict[str, Any]:
-        from pa_models.transformers_generate import generate
-
-        assert self.settings.generate is not None
-        return generate(trainer, batch, self.settings.generate, self.tokenizer)
