@@ -11,6 +11,7 @@ from torchmetrics.wrappers import Running
 
 from pa_metrics.compute_groups import find_compute_groups
 from pa_metrics.distributed import merge_processes
+from pa_metrics.preds_and_target import IGNORED, are_of_tokens
 
 if TYPE_CHECKING:
     from pa_metrics.preds_and_target import ToPredsAndTarget
@@ -40,6 +41,8 @@ class EpochMetrics:
         functions = dict.fromkeys(to_inputs[name] for name in members)
         prefix, postfix = collection.prefix, collection.postfix
         self._groups = []
+        # Whether a label of the epoch is -100, for collections that would count it; else None.
+        self._ignored: dict[MetricCollection, Tensor | None] = {}
         for function in functions:
             group: Any = {
                 name: metric for name, metric in members.items() if to_inputs[name] is function
@@ -76,6 +79,7 @@ class EpochMetrics:
         """Start an epoch."""
         for _, collection in self._groups:
             collection.reset()
+        self._ignored.clear()
         self._check_values(True)
 
     def update(self, batch: Any, batch_output: Mapping[str, Any]) -> None:
@@ -86,6 +90,7 @@ class EpochMetrics:
         """
         for function, collection in self._groups:
             inputs = function(batch, batch_output)
+            self._look_for_ignored(collection, batch, inputs)
             try:
                 if isinstance(inputs, Mapping):
                     collection.update(**{key: _detach(value) for key, value in inputs.items()})
@@ -100,6 +105,9 @@ class EpochMetrics:
     def compute(self) -> dict[str, Any]:
         """Compute the epoch's values over all processes; a collective."""
         merge_processes(dict(self._metrics()))
+        for collection, seen in self._ignored.items():
+            if seen is not None and bool(seen):
+                raise _counts_ignored(collection)
         values: dict[str, Any] = {}
         for _, collection in self._groups:
             values |= collection.compute()
@@ -133,6 +141,34 @@ class EpochMetrics:
                 setattr(metric, key, _copy(value, device=metric.device))
             setattr(metric, _counter(metric), state[name]["updates"])
 
+    def _look_for_ignored(self, collection: MetricCollection, batch: Any, inputs: Any) -> None:
+        """Have labels of tokens that are -100 ignored; watch for others, which would be counted.
+
+        Raises:
+            ValueError: if the epoch's first batch has such others.
+        """
+        target: Any = None
+        if isinstance(inputs, Mapping):
+            target = inputs.get("target")
+        elif isinstance(inputs, tuple) and len(inputs) == 2:
+            target = inputs[1]
+        if not isinstance(target, Tensor) or target.is_floating_point():
+            return
+        is_first = collection not in self._ignored
+        if not is_first and self._ignored[collection] is None:
+            return
+        seen: Tensor | None = (target == IGNORED).any()
+        if is_first:
+            are_tokens = are_of_tokens(batch, target)
+            counting = _set_ignored(collection, are_tokens=are_tokens)
+            if not counting:
+                seen = None
+            elif seen:  # reads the device, as the validation of the first batch does
+                raise _counts_ignored(collection)
+            self._ignored[collection] = seen
+        else:
+            self._ignored[collection] |= seen  # type: ignore[operator]
+
     def _metrics(self) -> Iterator[tuple[str, Metric]]:
         for _, collection in self._groups:
             for name, module in collection.named_modules():
@@ -147,6 +183,27 @@ class EpochMetrics:
 def _counter(metric: Metric) -> str:
     """The attribute that counts a metric's updates; a window's next position depends on it."""
     return "_num_vals_seen" if isinstance(metric, Running) else "_update_count"
+
+
+def _set_ignored(collection: MetricCollection, *, are_tokens: bool) -> bool:
+    """Have labels of tokens that are -100 ignored; returns whether a metric counts -100."""
+    counts = False
+    for metric in collection.values(copy_state=False):
+        parts = [part for part in metric.modules() if hasattr(part, "ignore_index")]
+        for part in parts if are_tokens else ():
+            if part.ignore_index is None:
+                part.ignore_index = IGNORED  # type: ignore[assignment]
+        counts |= any(part.ignore_index != IGNORED for part in parts) or (are_tokens and not parts)
+    return counts
+
+
+def _counts_ignored(collection: MetricCollection) -> ValueError:
+    names = ", ".join(map(str, collection.keys(keep_base=True)))
+    return ValueError(
+        f"Labels are -100, which losses ignore, but the metrics {names} would count them: set "
+        "ignore_index = -100 in [tool.pa-core.metrics] or for each metric that accepts it; for "
+        "others, set to_preds_and_target to a function that leaves these labels out"
+    )
 
 
 def _never() -> bool:

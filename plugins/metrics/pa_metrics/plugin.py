@@ -258,7 +258,7 @@ class MetricsPlugin:
             collection = MetricCollection(created)
         chosen = self._to_inputs or self._named_inputs()
         to_inputs = {
-            name: chosen or inputs_for(metric, model)
+            name: inputs_for(metric, model, chosen)
             for name, metric in collection.items(keep_base=True)
         }
         return EpochMetrics(collection, to_inputs, check_once)
