@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
@@ -41,8 +41,8 @@ class EpochMetrics:
         functions = dict.fromkeys(to_inputs[name] for name in members)
         prefix, postfix = collection.prefix, collection.postfix
         self._groups = []
-        # Whether a label of the epoch is -100, for collections that would count it; else None.
-        self._ignored: dict[MetricCollection, Tensor | None] = {}
+        # Metrics that would count a label of -100, and whether there is one in the epoch.
+        self._ignored: dict[MetricCollection, tuple[list[str], Tensor] | None] = {}
         for function in functions:
             group: Any = {
                 name: metric for name, metric in members.items() if to_inputs[name] is function
@@ -105,9 +105,9 @@ class EpochMetrics:
     def compute(self) -> dict[str, Any]:
         """Compute the epoch's values over all processes; a collective."""
         merge_processes(dict(self._metrics()))
-        for collection, seen in self._ignored.items():
-            if seen is not None and bool(seen):
-                raise _counts_ignored(collection)
+        for watched in self._ignored.values():
+            if watched is not None and bool(watched[1]):
+                raise _counts_ignored(watched[0])
         values: dict[str, Any] = {}
         for _, collection in self._groups:
             values |= collection.compute()
@@ -154,20 +154,14 @@ class EpochMetrics:
             target = inputs[1]
         if not isinstance(target, Tensor) or target.is_floating_point():
             return
-        is_first = collection not in self._ignored
-        if not is_first and self._ignored[collection] is None:
-            return
-        seen: Tensor | None = (target == IGNORED).any()
-        if is_first:
-            are_tokens = are_of_tokens(batch, target)
-            counting = _set_ignored(collection, are_tokens=are_tokens)
-            if not counting:
-                seen = None
-            elif seen:  # reads the device, as the validation of the first batch does
-                raise _counts_ignored(collection)
-            self._ignored[collection] = seen
-        else:
-            self._ignored[collection] |= seen  # type: ignore[operator]
+        if collection not in self._ignored:
+            counting = _set_ignored(collection, are_tokens=are_of_tokens(batch, target))
+            seen = (target == IGNORED).any()
+            if counting and seen:  # reads the device, as the validation of the first batch does
+                raise _counts_ignored(counting)
+            self._ignored[collection] = (counting, seen) if counting else None
+        elif (watched := self._ignored[collection]) is not None:
+            watched[1].logical_or_((target == IGNORED).any())
 
     def _metrics(self) -> Iterator[tuple[str, Metric]]:
         for _, collection in self._groups:
@@ -185,24 +179,24 @@ def _counter(metric: Metric) -> str:
     return "_num_vals_seen" if isinstance(metric, Running) else "_update_count"
 
 
-def _set_ignored(collection: MetricCollection, *, are_tokens: bool) -> bool:
-    """Have labels of tokens that are -100 ignored; returns whether a metric counts -100."""
-    counts = False
-    for metric in collection.values(copy_state=False):
-        parts = [part for part in metric.modules() if hasattr(part, "ignore_index")]
+def _set_ignored(collection: MetricCollection, *, are_tokens: bool) -> list[str]:
+    """Have labels of tokens that are -100 ignored; returns the names of metrics that count -100."""
+    counting = []
+    for name, metric in collection.items(keep_base=True, copy_state=False):
+        parts: list[Any] = [part for part in metric.modules() if hasattr(part, "ignore_index")]
         for part in parts if are_tokens else ():
             if part.ignore_index is None:
-                part.ignore_index = IGNORED  # type: ignore[assignment]
-        counts |= any(part.ignore_index != IGNORED for part in parts) or (are_tokens and not parts)
-    return counts
+                part.ignore_index = IGNORED
+        if any(part.ignore_index != IGNORED for part in parts) or (are_tokens and not parts):
+            counting.append(str(name))
+    return counting
 
 
-def _counts_ignored(collection: MetricCollection) -> ValueError:
-    names = ", ".join(map(str, collection.keys(keep_base=True)))
+def _counts_ignored(names: Iterable[str]) -> ValueError:
     return ValueError(
-        f"Labels are -100, which losses ignore, but the metrics {names} would count them: set "
-        "ignore_index = -100 in [tool.pa-core.metrics] or for each metric that accepts it; for "
-        "others, set to_preds_and_target to a function that leaves these labels out"
+        f"Labels are -100, which losses ignore, but these metrics count them: {', '.join(names)}. "
+        "Set ignore_index = -100 in [tool.pa-core.metrics], or for each metric; for a metric "
+        "without it, set to_preds_and_target to a function that leaves these labels out"
     )
 
 
