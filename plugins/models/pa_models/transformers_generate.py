@@ -70,9 +70,10 @@ def generate(
         inputs = _prompts(inputs, labels, special)
     if not special.is_given and special.padding is not None:
         options = {"pad_token_id": special.padding, **options}
-    sequences = (
-        _continue(model, inputs, options) if is_decoder_only else _call(model, inputs, options)
-    )
+    if is_decoder_only:
+        sequences = _continue(model, inputs, options, special.padding or 0)
+    else:
+        sequences = _call(model, inputs, options)
     size = num_samples(inputs) or len(sequences)
     output: dict[str, Any] = {"generated": sequences}
     if tokenizer is not None:

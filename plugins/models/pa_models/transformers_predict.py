@@ -37,7 +37,8 @@ def calculate_predictions(trainer: Trainer, batch: Mapping[str, Any]) -> Any:
     Returns:
         The logits, if the model returns any (with boxes or the logits of a second head, a dict).
         Otherwise a dict of its outputs, or a tuple if it returns one. What isn't per sample is left
-        out: caches, scalars, None, and tensors of any other first dimension.
+        out: caches, scalars, None, tensors of any other first dimension, and ``logits_per_…``,
+        which compare the samples of a batch with each other.
 
     Raises:
         TypeError: if nothing is left.
@@ -113,9 +114,14 @@ def _per_sample(outputs: Any, size: int | None) -> Any:
         entries = [one for one in found if one is not None]
         # A tuple within a tuple is a cache of keys and values.
         entries = [one for one in entries if not isinstance(one, tuple)]
-        return (entries[0] if len(outputs) > len(entries) == 1 else tuple(entries)) or None
+        if len(outputs) > len(entries) == 1:
+            return entries[0]
+        return tuple(entries) or None
     return None
 
 
 def _is_left_out(name: str) -> bool:
-    return name in _CACHES or name.endswith("_cache") or name == "loss"
+    if name in ("loss", *_CACHES) or name.endswith("_cache"):
+        return True
+    # `logits_per_image` has a column for each text of the batch, so it depends on the batch.
+    return name.startswith("logits_per_")
