@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -47,9 +48,7 @@ def calculate_predictions(trainer: Trainer, batch: Mapping[str, Any]) -> Any:
     inputs = without_labels(model, batch)
     if "labels" in batch and _builds_decoder_inputs(model, batch):
         inputs["labels"] = batch["labels"]
-    if getattr(getattr(model, "config", None), "return_dict", None) is False:
-        inputs.setdefault("return_dict", True)  # the names say what is what
-    with torch.no_grad():
+    with torch.no_grad(), _named_outputs(model):
         outputs = trainer.model(**inputs)
     if isinstance(outputs, Tensor):
         return outputs
@@ -86,6 +85,23 @@ def num_samples(batch: Mapping[str, Any]) -> int | None:
     names = (*(name for name in _PER_SAMPLE if name in batch), *batch)
     values = (batch[name] for name in names)
     return next((len(one) for one in values if isinstance(one, Tensor) and one.ndim), None)
+
+
+@contextmanager
+def _named_outputs(model: nn.Module) -> Iterator[None]:
+    """Have a model of transformers return names with its outputs, whatever its configuration says.
+
+    Its parts have to as well: some read each other's outputs by name.
+    """
+    configs = [getattr(module, "config", None) for module in model.modules()]
+    silent = [config for config in configs if getattr(config, "return_dict", None) is False]
+    for config in silent:
+        config.return_dict = True
+    try:
+        yield
+    finally:
+        for config in silent:
+            config.return_dict = False
 
 
 def _builds_decoder_inputs(model: nn.Module, batch: Mapping[str, Any]) -> bool:
