@@ -74,6 +74,7 @@ class TerminateOnNaNCallback(ConfigurableCallback):
     limit = 5
     triggered = False
     _watch: _DeviceWatch | None = None
+    _reads_gradients = False  # before an update, with the policy "stop"
     _losses: float | Tensor = 0.0  # 0 if those of the coming update are finite, else NaN
     _update = -1  # the updates made or skipped before the coming one
     _in_a_row = _skipped = _rollbacks = 0
@@ -86,6 +87,10 @@ class TerminateOnNaNCallback(ConfigurableCallback):
 
     def on_training_run_start(self, trainer: Trainer, **kwargs: Any) -> None:
         self.triggered, self._watch, self._update = False, None, -1
+        self._count = _BadCount()
+        # On a CPU it costs little. A gradient scaler reads them itself, and DeepSpeed hides them.
+        on_cpu, by_scaler = trainer.device.type == "cpu", trainer.scaler is not None
+        self._reads_gradients = on_cpu and not by_scaler and trainer.sharded_by != "DeepSpeed"
         # In a resumed run, the counts are restored after this event.
         self._in_a_row = self._skipped = self._rollbacks = 0
         self._has_state = False
@@ -119,7 +124,7 @@ class TerminateOnNaNCallback(ConfigurableCallback):
             self._trigger(trainer, _LOSS)
             if trainer.num_processes == 1:
                 trainer.control.skip_update("non-finite")
-            elif _reads_gradients(trainer) and batch_output["loss"].requires_grad:
+            elif self._reads_gradients and batch_output["loss"].requires_grad:
                 # The other processes notice it at the same update: by the reduced gradients.
                 batch_output["loss"].register_hook(lambda gradient: gradient * math.nan)
 
@@ -127,12 +132,13 @@ class TerminateOnNaNCallback(ConfigurableCallback):
     def on_optimizer_step_start(self, trainer: Trainer, **kwargs: Any) -> None:
         if self.policy != "stop":
             self._check_update(trainer)
-        elif _reads_gradients(trainer):
-            count = _count_bad(_gradients(trainer))
+        elif self._reads_gradients:
+            count = self._count(_gradients(trainer))
             is_bad = count.is_cpu and count.item() > 0
             if trainer.sharded_by == "FSDP":  # each process has read its shards
                 is_bad = trainer.largest(int(is_bad))[0] > 0
             if is_bad:  # on every process, as gradients are reduced
+                self._count = _BadCount()
                 trainer.control.skip_update("non-finite")
                 has_bad_loss = trainer.largest(int(self.triggered))[0]
                 self._trigger(trainer, _LOSS if has_bad_loss else _GRADIENTS, everywhere=True)
@@ -194,7 +200,7 @@ class TerminateOnNaNCallback(ConfigurableCallback):
 
     def _check_update(self, trainer: Trainer) -> None:
         """Skip the coming update unless its losses and gradients are finite on every process."""
-        bad = _count_bad(_gradients(trainer))
+        bad = self._count(_gradients(trainer))
         losses = self._losses
         if isinstance(losses, Tensor):
             losses = losses.to(bad.device)
@@ -202,6 +208,7 @@ class TerminateOnNaNCallback(ConfigurableCallback):
         if not trainer.largest(int(is_bad))[0]:
             self._in_a_row = 0
             return
+        self._count = _BadCount()
         what = _LOSS if trainer.largest(int(math.isnan(float(losses))))[0] else _GRADIENTS
         self.triggered = True
         self._in_a_row, self._skipped = self._in_a_row + 1, self._skipped + 1
@@ -275,34 +282,36 @@ def _local(tensor: Any) -> Tensor:
     return shard
 
 
-def _reads_gradients(trainer: Trainer) -> bool:
-    """Whether ``"stop"`` reads the gradients before an update, as on a CPU it costs little.
-
-    A gradient scaler reads them itself, and DeepSpeed doesn't show them.
-    """
-    is_on_cpu = trainer.device.type == "cpu"
-    return is_on_cpu and trainer.scaler is None and trainer.sharded_by != "DeepSpeed"
-
-
-@torch.no_grad()
-def _count_bad(tensors: list[Tensor]) -> Tensor:
-    """How many groups of tensors have a NaN or infinite element: shape ``()``, not read.
+class _BadCount:
+    """Counts groups of tensors with a NaN or infinite element, over all calls.
 
     The check of a `torch.amp.GradScaler`, with the scale 1: one pass over all tensors of a kind.
     Unlike a norm, it doesn't overflow for large finite values.
     """
-    kinds: dict[tuple[torch.device, torch.dtype], list[Tensor]] = {}
-    for tensor in tensors:
-        tensor = tensor.coalesce().values() if tensor.is_sparse else _local(tensor)
-        if tensor.is_complex():
-            tensor = torch.view_as_real(tensor.resolve_conj())
-        kinds.setdefault((tensor.device, tensor.dtype), []).append(tensor)
-    total = None
-    for (device, _), group in kinds.items():
-        found = torch.zeros((), device=device)
-        torch._amp_foreach_non_finite_check_and_unscale_(group, found, torch.ones_like(found))
-        total = found if total is None else total + found.to(total.device)
-    return torch.zeros(()) if total is None else total
+
+    def __init__(self) -> None:
+        self._scalars: dict[torch.device, tuple[Tensor, Tensor]] = {}
+
+    def __call__(self, tensors: list[Tensor]) -> Tensor:
+        """The count, of shape ``()``, which isn't read here."""
+        kinds: dict[tuple[torch.device, torch.dtype], list[Tensor]] = {}
+        for tensor in tensors:
+            tensor = tensor.coalesce().values() if tensor.is_sparse else _local(tensor)
+            if tensor.is_complex():
+                tensor = torch.view_as_real(tensor.resolve_conj())
+            kinds.setdefault((tensor.device, tensor.dtype), []).append(tensor)
+        if not kinds:
+            return torch.zeros(())
+        with torch.no_grad():
+            for (device, _), group in kinds.items():
+                if device not in self._scalars:
+                    self._scalars[device] = (
+                        torch.zeros((), device=device),
+                        torch.ones((), device=device),
+                    )
+                torch._amp_foreach_non_finite_check_and_unscale_(group, *self._scalars[device])
+        first, *others = (self._scalars[device][0] for device in {device for device, _ in kinds})
+        return sum((count.to(first.device) for count in others), first)
 
 
 class _DeviceWatch:

@@ -7,7 +7,6 @@ On one device without a gradient scaler, accelerate's wrappers of ``backward``, 
 from __future__ import annotations
 
 import atexit
-import gc
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
@@ -23,6 +22,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from pa_core.engine.optimizer_step import step_optimizer
 from pa_core.engine.optimizers import OptimizerList, given_optimizers, unwrapped
+from pa_core.engine.process_group import close_process_group
 from pa_core.engine.wrappers import (
     clean_state_dict,
     distributed_layer,
@@ -49,16 +49,13 @@ _engines: WeakSet[Engine] = WeakSet()
 def _leave_process_group() -> None:
     """Close the connections to the other processes before the interpreter shuts down.
 
-    Otherwise the shutdown may cut off gloo's threads, which aborts a process that has finished its
-    work. Wrapped models hold the connections too, so they are freed first. After an uncaught
-    exception the process doesn't wait for the others.
+    After an uncaught exception the process doesn't wait for the others.
     """
     for engine in _engines:
         engine._prepared.clear()
         engine._last_wrapper = None
-    if torch.distributed.is_initialized() and not hasattr(sys, "last_value"):
-        gc.collect()
-        torch.distributed.destroy_process_group()
+    if not hasattr(sys, "last_value"):
+        close_process_group()
 
 
 @cache

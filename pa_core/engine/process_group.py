@@ -1,12 +1,15 @@
-"""Connecting launched processes on machines without a GPU.
+"""Connecting launched processes, and closing their connections.
 
-By default, accelerate runs each of them there as if it were alone. To connect them it needs
-``cpu=True``; under DeepSpeed, which has no such option, it needs the name of the backend.
+On machines without a GPU, accelerate by default runs each of them as if it were alone. To connect
+them it needs ``cpu=True``; under DeepSpeed, which has no such option, it needs the name of the
+backend.
 """
 
 from __future__ import annotations
 
+import gc
 import os
+import sys
 import warnings
 from collections.abc import Mapping
 from importlib.util import find_spec
@@ -15,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from accelerate.state import PartialState
 from accelerate.utils import DistributedType, InitProcessGroupKwargs, is_torch_xla_available
+from torch.distributed import ProcessGroup
 
 from pa_core.engine.parallelism import check_requested
 
@@ -82,6 +86,25 @@ def check_connected(accelerator: Accelerator) -> None:
             "separate models on purpose, remove WORLD_SIZE and LOCAL_RANK from the environment "
             "first"
         )
+
+
+def close_process_group() -> None:
+    """Close the connections to the other processes and end their threads.
+
+    Gloo's threads end when nothing holds the process group any more. A thread that is still there
+    when the interpreter shuts down may abort the process.
+    """
+    gc.collect()  # wrapped models hold the group too
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+    # The functions of this module have the group as a default if it existed when they were made.
+    functional = sys.modules.get("torch.distributed.nn.functional")
+    for function in list(vars(functional).values()) if functional else ():
+        defaults = getattr(function, "__defaults__", None) or ()
+        if any(isinstance(default, ProcessGroup) for default in defaults):
+            function.__defaults__ = tuple(
+                None if isinstance(default, ProcessGroup) else default for default in defaults
+            )
 
 
 def _needs_cpu_backend() -> bool:

@@ -72,6 +72,11 @@ class Accumulation:
         self._total: Items | None = None  # the items whose number wasn't known in advance
         self._planned: int | None = None
 
+    @property
+    def begun(self) -> int:
+        """The micro-batches of the unfinished accumulated batch whose loss is known."""
+        return self._count
+
     def begin(self, micro: MicroBatch, randomness: EpochRandomness) -> None:
         """Begin the forward pass of a micro-batch."""
         self.is_empty = False

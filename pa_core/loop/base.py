@@ -34,7 +34,7 @@ from pa_core.loop.error_hints import add_hints
 from pa_core.loop.means import EpochMeans
 from pa_core.loop.micro_batches import MicroBatch, micro_batches
 from pa_core.loop.planning import epoch_start, plan_run
-from pa_core.loop.randomness import EpochRandomness
+from pa_core.loop.randomness import HOOKS_AFTER_FORWARD, EpochRandomness, seed_event
 from pa_core.loop.run_data import RunData
 from pa_core.loop.run_numbers import Groups, RunNumbers, set_values, values_of
 from pa_core.loop.services import TrainerServices
@@ -170,6 +170,9 @@ class TrainerBase(TrainerServices):
         self._hooks.refresh()
         caller = getattr(self._hooks, name)
         if caller is not None:
+            if self._in_run or name == "on_training_run_end":
+                place = self.position
+                seed_event(name, self.seed, place.epoch, place.updates, self.device)
             caller(trainer=self, **arguments)
 
     def _report_exception(self, exception: BaseException) -> None:
@@ -232,8 +235,10 @@ class TrainerBase(TrainerServices):
             accumulation=self.run_config.gradient_accumulation_steps,
             state=self._data.train_state,
         )
-        randomness = EpochRandomness(self.seed, epoch, engine.rank, self.device, self._drawing)
-        return batches, randomness
+        has_hooks = self.plugins.is_extended(HOOKS_AFTER_FORWARD)
+        return batches, EpochRandomness(
+            self.seed, epoch, engine.rank, self.device, self._drawing, has_hooks
+        )
 
     def _follow_parameters(self) -> None:
         """Wrap the model again, and check the optimizer, if parameters were frozen or replaced."""

@@ -1,9 +1,12 @@
-"""Keyed randomness of an epoch's steps: what is drawn depends on the step, not on earlier draws.
+"""Keyed randomness of a run: what is drawn depends on the place, not on earlier draws.
 
-A step has three parts that may draw: the hook `on_train_step_start`, the model with its loss, and
-the hooks after it. Each has its own key. PyTorch's generators are seeded for every step. Seeding
-Python's and NumPy's costs more, and most code doesn't draw from them, so they are seeded only for
-code that has drawn before, which the training state records.
+The events between steps each have a key. A step has three parts that may draw: the hook
+`on_train_step_start`, the model with its loss, and the hooks after it. Each has its own key; the
+model's depends on the rank, those of hooks don't, so that plugins draw alike on every process.
+
+PyTorch's generators are seeded for every step. Seeding Python's and NumPy's costs more, and most
+code doesn't draw from them, so they are seeded only for code that has drawn before, which the
+training state records.
 
 Otherwise they rest: they are in the state in which a key of the epoch leaves them, and a step that
 doesn't draw leaves them there. So the first draw of a run gives the same numbers wherever the run
@@ -18,12 +21,29 @@ from pa_core.data.rng import (
     derive_key,
     generator_positions,
     key_at,
+    seed_all,
     seed_model,
     seed_python_and_numpy,
 )
 
 if TYPE_CHECKING:
     import torch
+
+
+HOOKS_AFTER_FORWARD = (
+    *("on_backward_start", "on_backward_end", "on_gradients_ready", "run_update"),
+    *("on_optimizer_step_start", "on_optimizer_step_end", "on_optimizer_step_skipped"),
+    "on_train_step_end",
+)
+
+
+def seed_event(name: str, seed: int, epoch: int, updates: int, device: torch.device) -> None:
+    """Seed what plugins draw from in an event between steps.
+
+    A resumed run draws the same at its start, and when its epoch starts again.
+    """
+    places = {"on_training_run_start": (), "on_train_epoch_start": (epoch,)}
+    seed_all(derive_key(seed, name, *places.get(name, (epoch, updates))), device)
 
 
 class EpochRandomness:
@@ -39,14 +59,22 @@ class EpochRandomness:
         device: of the model.
         drawing: whose code has drawn from Python's or NumPy's generator in this run: ``"model"``,
             ``"plugins"``. It is added to.
+        has_hooks: whether hooks after a forward pass may draw from PyTorch's generators.
     """
 
     def __init__(
-        self, seed: int, epoch: int, rank: int, device: torch.device, drawing: set[str]
+        self,
+        seed: int,
+        epoch: int,
+        rank: int,
+        device: torch.device,
+        drawing: set[str],
+        has_hooks: bool = True,
     ) -> None:
-        self._key, self._device = derive_key(seed, "model", epoch, rank), device
-        self._hooks_key = derive_key(seed, "hooks", epoch, rank)
-        self._rest_key = derive_key(seed, "rest", epoch, rank)
+        self._model_key, self._device = derive_key(seed, "model", epoch, rank), device
+        self._hooks_key = derive_key(seed, "hooks", epoch)
+        self._rest_key = derive_key(seed, "rest", epoch)
+        self._has_hooks = has_hooks
         self._rest: tuple[Any, ...] | None = None  # the generators' positions at rest
         self._drawing = drawing
         self._first_draw = dict.fromkeys(drawing, -1)  # the step of it, in this epoch
@@ -55,19 +83,22 @@ class EpochRandomness:
 
     def seed_plugins(self, step: int) -> None:
         """Seed what plugins draw from at the start of a step, whatever fetching drew."""
-        key = key_at(self._key, ~step)  # no step has a negative number: the model never gets it
+        key = key_at(self._hooks_key, ~step)  # no step has a negative number
         seed_model(key, self._device)
         self._begin("plugins", step, key)
 
     def seed_model(self, step: int) -> None:
         """Seed what the forward pass of a step draws from."""
-        key = key_at(self._key, step)
+        key = key_at(self._model_key, step)
         seed_model(key, self._device)
         self._begin("model", step, key)
 
     def seed_hooks(self, step: int) -> None:
-        """Seed Python's and NumPy's generators for the hooks after a forward pass."""
-        self._begin("plugins", step, key_at(self._hooks_key, step))
+        """Seed what the hooks after the forward pass of a step draw from."""
+        key = key_at(self._hooks_key, step)
+        if self._has_hooks:
+            seed_model(key, self._device)
+        self._begin("plugins", step, key)
 
     def end_step(self) -> None:
         """Note whether the hooks have drawn; what runs until the next step isn't part of it."""

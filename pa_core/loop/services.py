@@ -11,6 +11,7 @@ from accelerate.utils.operations import recursively_apply
 
 from pa_core.control import SaveRequest
 from pa_core.data.loader import num_batches
+from pa_core.data.rng import derive_key
 from pa_core.diagnostics.output import print_line
 from pa_core.durations import Progress
 from pa_core.engine.optimizers import given_optimizers, positions_of
@@ -99,6 +100,29 @@ class TrainerServices:
     def rank(self) -> int:
         """The number of this process, from 0 on; the main process is 0."""
         return self._engine.rank
+
+    def rng(self, name: str = "", *, per_rank: bool = False) -> torch.Generator:
+        """A new generator on the CPU, for draws of one's own at this place of the run.
+
+        Its numbers depend on the run's seed, `name`, the epoch and the micro-batch only, so a
+        resumed run draws the same. Whatever draws more than once at a place uses different names.
+
+        Args:
+            name: what is drawn.
+            per_rank: whether each process has its own numbers; otherwise they are the same.
+
+        >>> from pa_core.testing import tiny_trainer
+        >>> import torch
+        >>> trainer = tiny_trainer()
+        >>> order = torch.randperm(1000, generator=trainer.rng("order"))
+        >>> torch.equal(order, torch.randperm(1000, generator=trainer.rng("order")))
+        True
+        """
+        import torch
+
+        place = self.position.epoch, self.position.batch + self._accumulation.begun
+        key = derive_key(self.seed, "rng", name, *place, self.rank if per_rank else "every rank")
+        return torch.Generator().manual_seed(key)
 
     @property
     def scaler(self) -> Any:

@@ -187,8 +187,10 @@ def _work(folder: Path) -> None:
     else:
         function = find(*task["function"])
         torch.save(function(*task["arguments"]), folder / f"result-{rank}.pt")
+    from pa_core.engine.process_group import close_process_group
+
     torch.distributed.barrier()
-    torch.distributed.destroy_process_group()
+    close_process_group()
 
 
 if __name__ == "__main__":

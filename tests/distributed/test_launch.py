@@ -21,7 +21,16 @@ pytestmark = [pytest.mark.distributed, pytest.mark.slow]
 
 FILES = {
     "train.py": """
+        import atexit
         import json
+        import os
+        from pathlib import Path
+
+        @atexit.register  # before PyTorch is imported: runs last
+        def write_threads():
+            names = [path.read_text().strip() for path in Path("/proc/self/task").glob("*/comm")]
+            Path(f"threads-{os.environ.get('RANK', '0')}.json").write_text(json.dumps(names))
+
         import torch
         from torch import nn
         from torch.utils.data import TensorDataset
@@ -161,6 +170,13 @@ def test_torchrun(processes, alone, new_project):
 
 def test_torchrun_on_two_processes(two, alone):
     assert_same_results(two[0], alone, 2)
+
+
+def test_the_threads_of_gloo_end_before_the_interpreter_shuts_down(two):
+    for rank in range(2):  # otherwise the shutdown may abort the process
+        names = json.loads((two[0] / f"threads-{rank}.json").read_text())
+        assert names
+        assert not [name for name in names if "gloo" in name]
 
 
 def test_accelerate_launch_sets_the_precision_of_the_trainer(alone, new_project):

@@ -148,8 +148,70 @@ def test_resuming_is_exact_wherever_the_first_draw_comes(place, first, tmp_path)
         assert_identical(resumed, whole)
 
 
+class DrawEverywhere(TrainerCallback):
+    """Draws from the three global generators in any event, and from those of `rng`."""
+
+    def __init__(self) -> None:
+        self.drawn: dict[str, list[float]] = {}
+        self.own: list[float] = []
+
+    def draw(self, trainer, event, step=None):
+        epoch = None if event == "run start" else trainer.position.epoch
+        place = f"{event} {epoch} {step}"
+        self.drawn[place] = [torch.rand(()).item(), random.random(), np.random.rand()]
+
+    def on_training_run_start(self, trainer):
+        self.draw(trainer, "run start")
+
+    def on_train_epoch_start(self, trainer):
+        self.draw(trainer, "epoch start")
+
+    def on_train_step_start(self, trainer, step):
+        self.draw(trainer, "step start", step=step)
+
+    def on_train_step_end(self, trainer, step):
+        self.draw(trainer, "step end", step=step)
+        ours, mine = trainer.rng("a"), trainer.rng("b", per_rank=True)
+        self.own += [torch.rand((), generator=generator).item() for generator in (ours, mine)]
+
+    def on_train_epoch_end(self, trainer):
+        self.draw(trainer, "epoch end")
+
+    def on_training_run_epoch_end(self, trainer):
+        self.draw(trainer, "epoch of the run")
+
+    def on_training_run_end(self, trainer):
+        self.draw(trainer, "run end")
+
+
+def test_events_draw_the_same_when_a_run_is_resumed(tmp_path):
+    whole = DrawEverywhere()
+    run([whole, Save(tmp_path)], model=2)
+    for update in SAVED:
+        resumed = DrawEverywhere()
+        run([resumed], model=2, resume_from=tmp_path / str(update))
+        assert resumed.drawn == {place: whole.drawn[place] for place in resumed.drawn}
+        assert resumed.own == whole.own[-len(resumed.own) :]
+    numbers = [number for drawn in whole.drawn.values() for number in drawn]
+    assert len(numbers) == 3 * (2 + 3 * EPOCHS + 2 * EPOCHS * STEPS)
+    # In the first step, Python's and NumPy's generators are at rest at its start and at its end.
+    assert len(set(numbers)) == len(numbers) - 2
+
+
 def on_two_processes() -> bool:
     """Whether a run on two processes, of which only one draws at first, resumes exactly."""
+    everywhere = DrawEverywhere()
+    run([everywhere], model=0, loss=3)
+    drawn = torch.tensor(list(everywhere.drawn.values()), dtype=torch.float64)
+    both = [torch.empty_like(drawn) for _ in range(2)]
+    torch.distributed.all_gather(both, drawn)
+    assert torch.equal(*both)
+    own = torch.tensor(everywhere.own).unflatten(0, (-1, 2))
+    both = [torch.empty_like(own) for _ in range(2)]
+    torch.distributed.all_gather(both, own)
+    assert torch.equal(both[0][:, 0], both[1][:, 0])
+    assert (both[0][:, 1] != both[1][:, 1]).all()
+
     rank = int(os.environ["RANK"])
     folder = Path(os.environ["STATES"])
 
@@ -275,4 +337,4 @@ def test_generators_are_not_seeded_in_runs_that_do_not_draw(monkeypatch):
     for module in (rng, randomness):
         monkeypatch.setattr(module, "seed_python_and_numpy", record)
     run()
-    assert len(seeded) == EPOCHS
+    assert len(seeded) == 2 * EPOCHS  # at rest, and for the callback's event at the start
