@@ -1,6 +1,7 @@
 """`predict`: outputs joined in memory, and in a folder that is filled as they are made."""
 
 import itertools
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -99,7 +100,7 @@ class Endless(Dataset):
 
 
 class Large(Trainer):
-    watched = None
+    watched: Path | None = None
 
     def calculate_predictions(self, batch):
         if self.watched is not None:

@@ -179,8 +179,8 @@ def inputs_for(
         chosen: the function that the settings name, instead. Of language models, it is adapted to
             the shapes that the metric expects.
     """
-    module = type(_unwrapped(metric)).__module__
-    field, _, name = module.removeprefix("torchmetrics.").partition(".")
+    library, _, module = type(_unwrapped(metric)).__module__.partition(".")
+    field, _, name = module.partition(".") if library == "torchmetrics" else ("", "", "")
     is_of_words = field == "text" and name.startswith("perplexity")
     if chosen in (language_model, causal_language_model):
         if is_of_words:
@@ -188,18 +188,19 @@ def inputs_for(
         if field != "text":
             return _shifting(classification, chosen is causal_language_model, True)
         return text
-    if chosen is not None and chosen not in (to_preds_and_target, classification):
-        return chosen
-    function = chosen
-    if function is None and field == "text":
-        function = language_model if is_of_words else text
-    if function is None:
-        is_known = module.startswith("torchmetrics.") and field in NAMED
-        is_usual = not is_known or name.startswith("panoptic")
-        function = to_preds_and_target if is_usual else NAMED[field]
+    function = chosen or _usual(field, name)
     if function in (to_preds_and_target, classification, language_model):
         return _shifting(function, _predicts_next_token(model), False)
     return function
+
+
+def _usual(field: str, name: str) -> ToPredsAndTarget:
+    """The function for a metric of a subpackage of torchmetrics, and of a module in it."""
+    if field == "text":
+        return language_model if name.startswith("perplexity") else text
+    if field in NAMED and not name.startswith("panoptic"):
+        return NAMED[field]
+    return to_preds_and_target
 
 
 @cache  # metrics with the same function share their inputs
@@ -255,9 +256,10 @@ def _predicts_next_token(model: nn.Module) -> bool:
         return False
     if _UNSHIFTED.match(name):
         return False
-    if model.loss_type is None:
+    kind: Any = model.loss_type
+    if kind is None:
         return name.endswith(_LANGUAGE_MODELS)
-    return model.loss_type in ("ForCausalLM", "ForConditionalGeneration")
+    return kind in ("ForCausalLM", "ForConditionalGeneration")
 
 
 def _next_tokens(batch: Any, preds: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:

@@ -93,7 +93,7 @@ def _named_outputs(model: nn.Module) -> Iterator[None]:
 
     Its parts have to as well: some read each other's outputs by name.
     """
-    configs = [getattr(module, "config", None) for module in model.modules()]
+    configs: list[Any] = [getattr(module, "config", None) for module in model.modules()]
     silent = [config for config in configs if getattr(config, "return_dict", None) is False]
     for config in silent:
         config.return_dict = True
