@@ -251,6 +251,8 @@ def _predicts_next_token(model: nn.Module) -> bool:
 
     By its `loss_type` and its class. Encoder-decoder models shift the decoder's inputs instead.
     """
+    if callable(find := getattr(model, "get_base_model", None)):  # within adapters
+        model = find()
     name, config = type(model).__name__, getattr(model, "config", None)
     if not hasattr(model, "loss_type") or getattr(config, "is_encoder_decoder", False):
         return False

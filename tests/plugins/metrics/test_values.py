@@ -288,7 +288,7 @@ def evaluated_tokens(
 ) -> dict[str, Any]:
     plugin = MetricsPlugin(metrics=names, **{**OF_WORDS, "average": "micro"} | options)
     trainer = Words(model(1, 1), None, None, callbacks=(), plugins=[plugin])
-    trainer.extra = extra or {}  # type: ignore[misc]
+    trainer.extra = extra or {}
     columns = {"logits": TOKEN_LOGITS, "labels": labels, **(more or {})}
     data = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
     return trainer.evaluate(data, per_device_batch_size=3)
