@@ -48,13 +48,9 @@ if TYPE_CHECKING:
     from pa_core.plugins.explain import describe_loop, loop_as_text
     from pa_core.plugins.implementations import Implementation
     from pa_core.plugins.manager import PluginManager
-    from pa_core.settings.environment import (
-        FAST_DEV_RUN_VARIABLE,
-        PLUGINS_VARIABLE,
-        build_all_plugins,
-    )
+    from pa_core.settings.environment import FAST_DEV_RUN_VARIABLE, build_all_plugins
     from pa_core.settings.secrets import is_secret, mask_secrets
-    from pa_core.settings.table import find_settings_file, read_settings
+    from pa_core.settings.table import PLUGINS_VARIABLE, find_settings_file, read_settings
     from pa_core.settings.validation import check_table
 
 __all__ = [
@@ -108,7 +104,7 @@ __all__ = [
 _HOMES = {
     "FAST_DEV_RUN_VARIABLE": "pa_core.settings.environment",
     "MANIFEST": "pa_core.checkpoint.storage",
-    "PLUGINS_VARIABLE": "pa_core.settings.environment",
+    "PLUGINS_VARIABLE": "pa_core.settings.table",
     "Implementation": "pa_core.plugins.implementations",
     "KeyedDataLoader": "pa_core.data.loader",
     "PluginManager": "pa_core.plugins.manager",

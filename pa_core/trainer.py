@@ -22,11 +22,13 @@ from pa_core.errors import StopTrainingError
 from pa_core.loop.arguments import (
     RunArguments,
     check_batch_output,
+    check_length,
     check_loss,
     check_model_and_optimizer,
     check_predict_arguments,
     check_scheduler_source,
     check_update,
+    settings_as_defaults,
 )
 from pa_core.loop.base import TrainerBase
 from pa_core.loop.consensus import Consensus
@@ -65,11 +67,13 @@ class Trainer(TrainerBase):
         callbacks: classes or instances of `TrainerCallback`; they replace the default built-ins.
         run_history: records losses and metrics; in memory by default.
         plugins: names, classes, instances or modules; they replace the settings' list.
-        settings: a `Settings` or the file to read them from; by default the nearest
-            ``pyproject.toml`` with a ``[tool.pa-core]`` table, from the script's folder upward.
-        seed: determines every random choice that training depends on.
-        mixed_precision: ``"no"``, ``"bf16"``, ``"fp16"`` (not on a CPU) or ``"fp8"``; accelerate's
-            default if None.
+        settings: a mapping in the structure of ``[tool.pa-core]``, a `Settings`, or the file to
+            read them from; by default the nearest ``pyproject.toml`` with a ``[tool.pa-core]``
+            table, from the script's folder upward.
+        seed: determines every random choice that training depends on; by default that of
+            ``[tool.pa-core.trainer]``, or 42.
+        mixed_precision: ``"no"``, ``"bf16"``, ``"fp16"`` (not on a CPU) or ``"fp8"``; by default
+            that of ``[tool.pa-core.trainer]``, or accelerate's.
         accelerator: an `Accelerator`, or the arguments to create one.
 
     Raises:
@@ -191,11 +195,12 @@ class Trainer(TrainerBase):
 
     # -- Runs -----------------------------------------------------------------------------------
 
+    @settings_as_defaults
     @locking_files
     def train(
         self,
         train_dataset: Any,
-        num_epochs: int | str | Duration,
+        num_epochs: int | str | Duration | None = None,
         eval_dataset: Any = None,
         per_device_batch_size: int = 8,
         max_num_train_steps: int | None = None,
@@ -213,10 +218,12 @@ class Trainer(TrainerBase):
     ) -> None:
         """Train the model.
 
+        Arguments that aren't given are those of ``[tool.pa-core.train]``, if it has them.
+
         Args:
             train_dataset: a map or iterable dataset, or a ready loader of batches.
             num_epochs: a number of epochs, or a duration such as ``"500 updates"``,
-                ``"20000 samples"`` or ``"15 minutes"``.
+                ``"20000 samples"`` or ``"15 minutes"``. Required, here or in the settings.
             eval_dataset: evaluated after each epoch; a dict of datasets evaluates each under its
                 name.
             per_device_batch_size: samples of a micro-batch on each process.
@@ -241,6 +248,7 @@ class Trainer(TrainerBase):
 
         Raises:
             ValueError: for invalid arguments, before anything happens.
+            TypeError: if nothing says how long to train.
             TrainingStateError: if `resume_from` is damaged or was saved from a different model; or
                 if another live run writes to the same places.
         """
@@ -249,7 +257,7 @@ class Trainer(TrainerBase):
         if train_dataset is None:
             raise ValueError("train() needs a dataset, not None")
         self._arguments = RunArguments(
-            num_epochs=num_epochs,
+            num_epochs=check_length(num_epochs),
             per_device_batch_size=per_device_batch_size,
             gradient_accumulation_steps=gradient_accumulation_steps,
             max_num_train_steps=max_num_train_steps,
@@ -395,6 +403,7 @@ class Trainer(TrainerBase):
         if is_training:
             self.position.start_clock()
         try:
+            self.plugins.check_required()
             getattr(self.plugins.hook, hook)(trainer=self)
         except BaseException as exception:
             self._in_run = False  # saving is immediate from now on, or an error

@@ -102,6 +102,16 @@ def test_the_perplexity_is_far_below_that_of_letter_frequencies(tmp_path):
 
 
 @pytest.mark.slow
+def test_a_search_for_settings_prunes_trials_and_finds_better_ones(tmp_path):
+    pytest.importorskip("optuna")
+    output = run("sweep/train.py", tmp_path)
+    ((pruned, trials),) = re.findall(r"^(\d+) of (\d+) trials were pruned$", output, re.MULTILINE)
+    assert 0 < int(pruned) < int(trials) == 12
+    assert output.count("\npruned\n") == int(pruned)  # the run of each was stopped
+    assert numbers(r"^Lowest loss: ([\d.]+),", output)[0] < 0.15  # the first trial has 0.20
+
+
+@pytest.mark.slow
 def test_a_custom_event_reaches_its_callback(tmp_path):
     output = run("custom_event/train.py", tmp_path)
     (line,) = [line for line in output.splitlines() if line.startswith("Digits seen")]

@@ -38,6 +38,7 @@ from pa_core.data.source import length_of
 from pa_core.engine.optimizers import given_schedulers
 from pa_core.engine.subclasses import plain_parts
 from pa_core.engine.wrappers import clean_state_dict, wrapped_module
+from pa_core.settings.environment import overridden
 from pa_core.settings.secrets import mask_secrets
 
 if TYPE_CHECKING:
@@ -56,6 +57,7 @@ def run_manifest(trainer: Trainer) -> dict[str, Any]:
         "plugins": plugins,
         "packages": {"python": platform.python_version()} | _versions(trainer),
         "seed": trainer.seed,
+        "overridden": overridden(trainer.settings, trainer.plugins.by_name),
         "git": _git_commit(),
         "hardware": {
             "device": str(trainer.device),

@@ -18,33 +18,36 @@ from rich.text import Text
 
 from pa_core import __version__
 from pa_core.cli.entry_points import add_commands
+from pa_core.cli.run import ScriptRequest, request_script, run_script
 from pa_core.errors import (
     PaCoreError,
+    PluginConflictError,
     PluginError,
     PluginNotFoundError,
     TrainingStateError,
     nearest,
 )
 from pa_core.plugins.builtin_names import DEFAULTS
-from pa_core.plugins.discovery import (
-    PluginSource,
-    file_source,
-    find_claims,
-    load_plugin,
-    only_claim,
-)
-from pa_core.plugins.distributions import how_to_install
+from pa_core.plugins.discovery import PluginSource, find_claims, load_plugin, only_claim
 from pa_core.plugins.implementations import hook_names
 from pa_core.plugins.manager import PluginManager
 from pa_core.plugins.process_scope import runs_on
 from pa_core.settings.environment import (
-    PLUGINS_VARIABLE,
     added_items,
     added_source,
     build_all_plugins,
+    left_out_names,
+    overridden,
 )
+from pa_core.settings.items import parse_item, source_of
+from pa_core.settings.overrides import with_overrides
 from pa_core.settings.schema import json_schema
-from pa_core.settings.table import Settings, find_settings_file, read_settings, split_item
+from pa_core.settings.table import (
+    PLUGINS_VARIABLE,
+    Settings,
+    find_settings_file,
+    read_settings,
+)
 
 if TYPE_CHECKING:
     from pa_core.plugins.implementations import Hook
@@ -68,6 +71,10 @@ def main() -> None:
     except PaCoreError as error:
         _console(stderr=True).print(Text(str(error), style="red"))
         raise SystemExit(1) from None
+    except ScriptRequest as request:
+        script = request.script
+    # Outside of the command line, which would catch an interrupt and errors of the script.
+    run_script(script)
 
 
 def _console(*, stderr: bool = False) -> Console:
@@ -103,8 +110,14 @@ def _root(
 
 
 def settings_here() -> Settings:
-    """The settings of a script in this folder."""
-    return read_settings(find_settings_file(script=Path.cwd()))
+    """The settings of a script in this folder, as the environment overrides them."""
+    settings = with_overrides(read_settings(find_settings_file(script=Path.cwd())))
+    # A class that the settings name may be in a module beside them, which a script there can
+    # import. It comes last, so that no file there replaces an installed module.
+    folder = str(settings.file.parent if settings.file else Path.cwd())
+    if folder not in sys.path:
+        sys.path.append(folder)
+    return settings
 
 
 # -- pa plugins -----------------------------------------------------------------------------------
@@ -143,31 +156,31 @@ def plugins(
 
 def _plugin_rows(settings: Settings) -> tuple[list[dict[str, Any]], list[str]]:
     """A row for each plugin, enabled plugins first and in order; and problems with listed names."""
-    claims = find_claims()
-    defaults = [name for name in DEFAULTS if name not in settings.disable]
-    enabled = [name for name in defaults if name not in settings.plugins]
-    sources: list[PluginSource] = [claims[name][0] for name in enabled]
+    claims, left_out = find_claims(), left_out_names()
+    listed = [parse_item(text) for text in settings.plugins]
+    off = {*settings.disable, *(item.name for item in listed)}
+    sources: list[PluginSource] = [claims[name][0] for name in DEFAULTS if name not in off]
     added: list[PluginSource] = []
     missing: list[str] = []
-    for item in added_items():
+    for text in added_items():
         try:
-            added.append(added_source(item, claims))
+            added.append(added_source(text, claims))
         except PluginError as error:
-            missing.append(f"{PLUGINS_VARIABLE} lists {item!r}: {error}")
-    for item in settings.plugins:
-        name, base, file = split_item(item)
-        if file is not None:
-            sources.append(file_source((settings.file or Path.cwd()).parent / file).named(name))
-        elif base in claims:
-            sources += [source.named(name) for source in claims[base]]
-        else:
-            hint = how_to_install(base) or nearest(base, claims)
-            missing.append(f"{settings.file} lists {item!r}, which isn't installed.{hint}")
+            missing.append(f"{PLUGINS_VARIABLE} lists {text!r}: {error}")
+    folder = settings.file.parent if settings.file else Path.cwd()
+    for item in listed:
+        try:
+            sources.append(source_of(item, claims, folder))
+        except PluginConflictError:
+            sources += [source.named(item.name) for source in claims[item.plugin]]
+        except PluginNotFoundError as error:
+            missing.append(f"{settings.file} lists {item.text!r}: {error}")
+    sources = [s for s in sources if not {s.name, s.name.partition(":")[0]} & set(left_out)]
     names = {source.name for source in sources}
     sources = [*(source for source in added if source.name not in names), *sources]
     count = len(sources)
-    used = {split_item(source.name)[1] for source in sources if source.origin != "file"}
-    sources += [s for name, claimed in claims.items() if name not in used for s in claimed]
+    used = {(source.name.partition(":")[0], source.target) for source in sources}
+    sources += [s for claimed in claims.values() for s in claimed if (s.name, s.target) not in used]
     rows = [
         {
             "name": source.name,
@@ -187,8 +200,8 @@ def _plugin_rows(settings: Settings) -> tuple[list[dict[str, Any]], list[str]]:
 def _show_plugins(settings: Settings, rows: list[dict[str, Any]]) -> None:
     console = _console()
     console.print(f"Settings: {settings.file or 'none; the built-in defaults are enabled'}")
-    if added := added_items():
-        console.print(f"{PLUGINS_VARIABLE}: {', '.join(added)}")
+    for line in overridden(settings, None):
+        console.print(line)
     table = _table("enabled", "plugin", "from", "target", "hooks")
     for row in rows:
         known, only = row["hooks"], " (main process only)" if row["runs_on"] == "main" else ""
@@ -318,6 +331,42 @@ def doctor() -> None:
     console.print(f"\n{problems or 'No'} {'problem' if problems == 1 else 'problems'} found.")
     if problems:
         raise typer.Exit(1)
+
+
+# -- pa run ---------------------------------------------------------------------------------------
+
+
+@app.command(context_settings={"allow_interspersed_args": False})
+def run(
+    script: Annotated[str, typer.Argument(metavar="SCRIPT", help="The Python script.")],
+    arguments: Annotated[
+        list[str] | None, typer.Argument(metavar="ARGS", help="The script's arguments.")
+    ] = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="TABLE.KEY=VALUE",
+            help="Override a setting: a TOML value, or text. May be repeated.",
+        ),
+    ] = None,
+    plugins: Annotated[
+        list[str] | None,
+        typer.Option("--plugin", metavar="NAME", help="Add a plugin. May be repeated."),
+    ] = None,
+    disable: Annotated[
+        list[str] | None,
+        typer.Option("--disable", metavar="NAME", help="Leave out a plugin. May be repeated."),
+    ] = None,
+) -> None:
+    """Run a script with other settings or plugins than its files and code say.
+
+    They are passed on in the variables PA_CORE_SET and PA_CORE_PLUGINS. On several processes:
+    torchrun --nproc-per-node 2 -m pa_core run …
+    """
+    request_script(
+        script, arguments or [], settings=settings or [], add=plugins or [], leave_out=disable or []
+    )
 
 
 # -- pa new-plugin --------------------------------------------------------------------------------

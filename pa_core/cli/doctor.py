@@ -15,6 +15,7 @@ from pa_core import __version__
 from pa_core.errors import PluginConflictError, PluginError, SettingsError
 from pa_core.plugins.discovery import find_claims, only_claim
 from pa_core.plugins.manager import PluginManager
+from pa_core.plugins.requirements import installed_version, requirements_of
 from pa_core.settings.environment import build_all_plugins
 
 if TYPE_CHECKING:
@@ -111,21 +112,26 @@ def check_plugins() -> Iterator[Finding]:
 
 
 def _check_core_version(name: str) -> Iterator[Finding]:
-    """Check that a distribution of plugins supports this version of the core."""
-    from packaging.requirements import Requirement
-
+    """Check that a distribution of plugins supports the versions of the core and of its others."""
     version = metadata.version(name)
-    for requirement in map(Requirement, metadata.requires(name) or []):
-        if requirement.name.replace("_", "-").lower() != "pa-core":
-            continue
-        text = f"{name} {version} (for pa-core {requirement.specifier or 'of any version'})"
-        if requirement.specifier.contains(__version__, prereleases=True):
+    for requirement in requirements_of(name):
+        installed = installed_version(requirement.name)
+        text = (
+            f"{name} {version} (for {requirement.name} {requirement.specifier or 'of any version'})"
+        )
+        if installed is not None and requirement.specifier.contains(installed, prereleases=True):
             yield Finding(text)
+        elif installed is None:
+            yield Finding(
+                f"{text}: {requirement.name} isn't installed",
+                False,
+                f'Install it: pip install "{requirement.name}{requirement.specifier}"',
+            )
         else:
             yield Finding(
-                f"{text} doesn't support pa-core {__version__}",
+                f"{text} doesn't support {requirement.name} {installed}",
                 False,
-                f"Upgrade both: pip install --upgrade pa-core {name}",
+                f"Upgrade both: pip install --upgrade {requirement.name} {name}",
             )
 
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping, MutableMapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, SupportsIndex, TypeAlias
+from dataclasses import dataclass, fields
+from functools import wraps
+from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, SupportsIndex, TypeAlias
 
+from accelerate import Accelerator
 from torch import Tensor, nn
 
 from pa_core.control import UpdateResult
@@ -17,7 +20,10 @@ if TYPE_CHECKING:
     from torch.optim.lr_scheduler import LRScheduler
 
     from pa_core.plugins.manager import PluginManager
+    from pa_core.settings.table import Settings
+    from pa_core.trainer import Trainer
 
+P = ParamSpec("P")
 SchedulerSource: TypeAlias = "Callable[[Any], Any] | LRScheduler | str | None"
 _REQUIRED = ("loss", "model_outputs", "batch_size")
 _KEYS = frozenset(_REQUIRED)
@@ -138,6 +144,87 @@ class RunArguments:
                 raise ValueError(f"{name} must be a positive number, not {bound!r}")
         if self.gradient_clip_value is not None and self.gradient_clip_norm is not None:
             raise ValueError("Clip by gradient_clip_value or by gradient_clip_norm, not by both")
+
+
+def settings_as_defaults(
+    train: Callable[Concatenate[Trainer, P], None],
+) -> Callable[Concatenate[Trainer, P], None]:
+    """Take the arguments that code doesn't give from ``[tool.pa-core.train]``.
+
+    What the environment sets overrides those that code gives, too.
+    """
+    names = list(inspect.signature(train).parameters)[1:]
+
+    @wraps(train)
+    def train_with_defaults(trainer: Trainer, /, *args: P.args, **kwargs: P.kwargs) -> None:
+        table = trainer.settings.arguments.get("train", {})
+        overrides = (trainer.settings.overrides or {}).get("train", {})
+        positional, keywords = list(args), dict(kwargs)
+        by_position = names[: len(positional)]
+        for name, value in table.items():
+            if name in by_position:
+                if name in overrides:
+                    positional[by_position.index(name)] = value
+            elif name in overrides or name not in keywords:
+                keywords[name] = value
+        if table:
+            given = dict(zip(names, positional, strict=False)) | keywords
+            _check_with(given, trainer.settings)
+        train(trainer, *positional, **keywords)  # type: ignore[arg-type]
+
+    return train_with_defaults
+
+
+def _check_with(given: Mapping[str, Any], settings: Settings) -> None:
+    """Check arguments of which the settings give some, and name the settings in errors."""
+    checked = {one.name: given[one.name] for one in fields(RunArguments) if one.name in given}
+    try:
+        RunArguments(**{"num_epochs": 1, "per_device_batch_size": 1, **checked})
+    except ValueError as error:
+        raise ValueError(
+            f"{error}. {settings.place('train')} has {', '.join(settings.arguments['train'])}"
+        ) from None
+
+
+def check_length(num_epochs: int | str | Duration | None) -> int | str | Duration:
+    """Check that the length of a run is given.
+
+    Raises:
+        TypeError: if it isn't.
+    """
+    if num_epochs is None:
+        raise TypeError(
+            "train() needs num_epochs: a number of epochs, or a duration such as '500 updates'. "
+            "Or set num_epochs in [tool.pa-core.train]"
+        )
+    return num_epochs
+
+
+def precision_of(
+    settings: Settings, given: str | None, accelerator: Accelerator | Mapping[str, Any] | None
+) -> str | None:
+    """The mixed precision of a Trainer; None for accelerate's default.
+
+    Args:
+        settings: those of the run.
+        given: the argument of the Trainer.
+        accelerator: the Trainer's; its precision counts as given in code.
+
+    Raises:
+        ValueError: if an Accelerator was given whose precision is another one.
+    """
+    if isinstance(accelerator, Mapping):
+        given = given or accelerator.get("mixed_precision")
+    if not isinstance(accelerator, Accelerator):
+        return settings.argument("trainer", "mixed_precision", given)
+    own = str(accelerator.mixed_precision)
+    precision = settings.argument("trainer", "mixed_precision", given or own)
+    if precision != own:
+        raise ValueError(
+            f"mixed_precision is {precision!r}, but the given Accelerator has {own!r}: create it "
+            f"with mixed_precision={precision!r}"
+        )
+    return None
 
 
 def check_predict_arguments(dataloader_kwargs: Mapping[str, Any] | None) -> None:

@@ -27,7 +27,7 @@ from pa_core.engine.parallelism import check_supported, check_whole
 from pa_core.engine.process_group import check_connected
 from pa_core.errors import PreemptedExit, StopTrainingError
 from pa_core.loop.accumulation import Accumulation
-from pa_core.loop.arguments import RunArguments, check_model_and_optimizer
+from pa_core.loop.arguments import RunArguments, check_model_and_optimizer, precision_of
 from pa_core.loop.consensus import Consensus
 from pa_core.loop.defaults import Defaults
 from pa_core.loop.error_hints import add_hints
@@ -41,8 +41,7 @@ from pa_core.loop.services import TrainerServices
 from pa_core.loop.watched import WatchedMetrics
 from pa_core.plugins.callers import BoundHooks
 from pa_core.plugins.manager import PluginManager
-from pa_core.settings.environment import build_all_plugins, where_enabled
-from pa_core.settings.table import Settings, find_settings_file, read_settings
+from pa_core.settings.environment import build_all_plugins, settings_of, where_enabled
 from pa_core.tracking import InMemoryRunHistory, Position, RunHistory
 
 if TYPE_CHECKING:
@@ -52,6 +51,7 @@ if TYPE_CHECKING:
     from pa_core.checkpoint.restore import TrainingState
     from pa_core.loop.arguments import SchedulerSource
     from pa_core.loop.parameters import ParameterWatch
+    from pa_core.settings.table import Settings
 
 _OF_A_RUN = (
     *("model", "eval_dataset", "collate_fn", "eval_name", "run_config", "control"),
@@ -84,15 +84,13 @@ class TrainerBase(TrainerServices):
         run_history: RunHistory | None = None,
         *,
         plugins: Iterable[Any] | None = None,
-        settings: Settings | str | Path | None = None,
-        seed: int = 42,
+        settings: Settings | Mapping[str, Any] | str | Path | None = None,
+        seed: int | None = None,
         mixed_precision: str | None = None,
         accelerator: Accelerator | Mapping[str, Any] | None = None,
     ) -> None:
-        if not isinstance(settings, Settings):
-            settings = read_settings(Path(settings) if settings else find_settings_file())
-        self.settings = settings
-        self.plugins = _create_plugins(settings, callbacks, plugins)
+        self.settings = settings_of(settings)
+        self.plugins = _create_plugins(self.settings, callbacks, plugins)
         self._hooks = BoundHooks(self.plugins)
         self.callback_handler = self._create_callback_handler()
 
@@ -100,18 +98,24 @@ class TrainerBase(TrainerServices):
         self.loss_func: Any = loss_func
         self.optimizer: Any = self._create_optimizer(optimizer)
         check_model_and_optimizer(self.model, self.optimizer)
-        self.seed = seed
+        seed = self.settings.argument("trainer", "seed", seed)
+        self.seed = 42 if seed is None else seed
         self.run_history = InMemoryRunHistory() if run_history is None else run_history
 
         self.accelerator_kwargs = dict(accelerator) if isinstance(accelerator, Mapping) else {}
-        if mixed_precision is not None:
-            self.accelerator_kwargs["mixed_precision"] = mixed_precision
+        precision = precision_of(self.settings, mixed_precision, accelerator)
+        if precision is not None:
+            self.accelerator_kwargs["mixed_precision"] = precision
         self._accelerator = (
             accelerator if isinstance(accelerator, Accelerator) else self._create_accelerator()
         )
         check_supported(self._accelerator)
         check_connected(self._accelerator)
         self._engine = create_engine(self._accelerator)
+        if self._engine.num_processes > 1:
+            from pa_core.loop.same_settings import check_same_settings
+
+            check_same_settings(self._trainer)
         check_whole(self.model, self._engine.sharded_by)
         if self._engine.num_processes > 1:
             self._hooks = BoundHooks(self.plugins, self._request_stop)
@@ -462,9 +466,9 @@ class TrainerBase(TrainerServices):
 
     def _print_plugins(self) -> None:
         """Print the plugins of the run and where their settings come from."""
-        if self.plugins.by_name:
-            names = ", ".join(self.plugins.by_name)
-            self.print(f"Plugins: {names}{where_enabled(self.settings)}")
+        where = where_enabled(self.settings, self.plugins.by_name)
+        if self.plugins.by_name or self.settings.overrides:
+            self.print(f"Plugins: {', '.join(self.plugins.by_name) or 'none'}{where}")
 
     # -- Set-up ---------------------------------------------------------------------------------
 

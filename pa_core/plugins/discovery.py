@@ -18,6 +18,7 @@ from pa_core.errors import PluginConflictError, PluginLoadError
 from pa_core.plugins.builtin_names import BUILTINS
 from pa_core.plugins.implementations import declared, is_callback
 from pa_core.plugins.ownership import warn_if_planted
+from pa_core.plugins.requirements import check_requirements
 
 GROUP = "pa_core"
 """The entry-point group in which distributions register their plugins."""
@@ -109,7 +110,7 @@ def only_claim(name: str, sources: Iterable[PluginSource]) -> PluginSource:
         raise PluginConflictError(
             f"The plugin name {name!r} is claimed by "
             + " and by ".join(f"{source} ({source.target})" for source in (first, *others))
-            + ". Uninstall all but one of them"
+            + f". Choose one by its distribution, such as '{first.distribution}/{name}'"
         )
     return first
 
@@ -155,8 +156,11 @@ def load_plugin(source: PluginSource) -> Any:
     class in it.
 
     Raises:
-        PluginLoadError: if that fails; it names the plugin, its distribution and what to do.
+        PluginLoadError: if that fails, or its distribution requires another version of the core; it
+            names the plugin, its distribution and what to do.
     """
+    if source.origin == "installed":
+        check_requirements(source)
     if source.origin == "file" and not Path(source.target).is_file():
         raise PluginLoadError(f"There is no plugin file {source.target}")
     try:

@@ -5,6 +5,7 @@ They are plain data: nothing is imported, and nothing has to be installed.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 
 PLUGINS: Mapping[str, str] = {
@@ -29,6 +30,15 @@ COMMANDS: Mapping[str, str] = {
     "verify-resume": "pa-lab",
 }
 """Name of a command of ``pa`` -> distribution."""
+
+
+def normalised(distribution: str) -> str:
+    """The name of a distribution as an index has it.
+
+    >>> normalised("PA_core")
+    'pa-core'
+    """
+    return re.sub(r"[-_.]+", "-", distribution).lower()
 
 
 def how_to_install(name: str, distributions: Mapping[str, str] = PLUGINS) -> str:

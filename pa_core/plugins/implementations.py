@@ -20,6 +20,7 @@ from pa_core.errors import PluginValidationError, nearest
 from pa_core.hookspecs import PROJECT
 from pa_core.plugins.blame import blame_note, blamed, blamed_wrapper
 from pa_core.plugins.process_scope import RUNS_ON, main_process_only, runs_on
+from pa_core.plugins.relations import wrong_relations
 
 if TYPE_CHECKING:
     from pa_core.plugins.discovery import PluginSource
@@ -241,6 +242,7 @@ def implementations_of(
     problems: list[str] = []
     if runs_on(plugin) not in RUNS_ON:
         problems.append(f'runs_on must be "all" or "main", not {runs_on(plugin)!r}')
+    problems += wrong_relations(plugin)
     functions, marked = dict(functions_of(plugin)), declared(plugin)
     specified = {name for name in functions if _options(functions[name], _SPECIFICATION)}
     problems += [

@@ -28,7 +28,7 @@ from pa_core.errors import (
 )
 from pa_core.plugins.blame import blame_note, blaming
 from pa_core.plugins.callers import HookRelay, make_caller
-from pa_core.plugins.discovery import PluginSource, code_source
+from pa_core.plugins.discovery import PluginSource, code_source, find_claims
 from pa_core.plugins.implementations import (
     Call,
     Hook,
@@ -37,6 +37,7 @@ from pa_core.plugins.implementations import (
     specifications,
 )
 from pa_core.plugins.process_scope import main_process_only, runs_on
+from pa_core.plugins.relations import in_order, missing
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,12 +81,19 @@ class PluginManager:
                 hookspecs.PROJECT, defaults, source, self._hooks, is_default=True
             )
 
+    @functools.cached_property
+    def _claims(self) -> dict[str, list[PluginSource]]:
+        """The installed plugins; finding them takes a while, and they stay the same."""
+        return find_claims()
+
     # -- Registering ----------------------------------------------------------------------------
 
     def register(
         self, plugin: Any, name: str | None = None, source: PluginSource | None = None
     ) -> str:
         """Register a plugin after the others. An error leaves the manager as it was.
+
+        Others stay behind it only if they declare that they come after it, in ``after_plugins``.
 
         Args:
             plugin: an instance, a module, or a class that is built without arguments.
@@ -99,7 +107,8 @@ class PluginManager:
         Raises:
             PluginLoadError: if the class can't be built.
             PluginValidationError: if the plugin has an unknown hook or argument.
-            PluginConflictError: if the name is taken, or the plugin is registered already.
+            PluginConflictError: if the name is taken, the plugin is registered already, or plugins
+                are to come after each other.
         """
         plugin = build(plugin) if inspect.isclass(plugin) else plugin
         if inspect.isroutine(plugin) or isinstance(plugin, str):
@@ -137,6 +146,20 @@ class PluginManager:
         self._change(others, self._hooks)
         return plugin
 
+    def check_required(self) -> None:
+        """Check that what plugins require is enabled, also after some were added or removed.
+
+        Raises:
+            PluginNotFoundError: naming the plugins, and those that are missing.
+        """
+        plugins = {name: (r.plugin, r.source) for name, r in self._registrations.items()}
+        problems = [
+            f"the plugin {name!r} ({plugins[name][1]}) requires {other!r}, which isn't enabled"
+            for name, other in missing(plugins, lambda: self._claims)
+        ]
+        if problems:
+            raise PluginNotFoundError("; ".join(problems))
+
     def add_hookspecs(self, specs: Any) -> None:
         """Add the hooks that a module, an object or a class specifies with `hookspec`.
 
@@ -169,7 +192,10 @@ class PluginManager:
                 )
                 for name, r in registrations.items()
             }
-        self._registrations, self._hooks, self._callers = registrations, hooks, {}
+        plugins = {name: (r.plugin, r.source) for name, r in registrations.items()}
+        order = in_order(plugins, lambda: self._claims)
+        self._registrations = {name: registrations[name] for name in order}
+        self._hooks, self._callers = hooks, {}
         self.version += 1
 
     def set_process(self, *, is_main: bool) -> None:
@@ -206,7 +232,7 @@ class PluginManager:
 
     @property
     def by_name(self) -> dict[str, object]:
-        """The plugins by name, in the order of the calls."""
+        """The plugins by name, in the order of the calls, apart from ``tryfirst`` and the like."""
         return {name: registration.plugin for name, registration in self._registrations.items()}
 
     @property

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,14 +14,15 @@ from pa_core.plugins.discovery import (
     PluginSource,
     builtin_sources,
     code_source,
-    file_source,
     find_claims,
     load_plugin,
-    only_claim,
 )
 from pa_core.plugins.distributions import how_to_install
 from pa_core.plugins.manager import build, free_name
-from pa_core.settings.table import TABLE, Settings, split_item, toml_key
+from pa_core.plugins.relations import names_of
+from pa_core.plugins.requirements import check_requirements
+from pa_core.settings.items import parse_item, source_of
+from pa_core.settings.table import PLUGINS_VARIABLE, SET_VARIABLE, Settings
 from pa_core.settings.validation import check_table, settings_model
 
 if TYPE_CHECKING:
@@ -33,14 +34,16 @@ def build_plugins(
     *,
     callbacks: Iterable[Any] | None = None,
     plugins: Iterable[Any] | None = None,
+    left_out: Collection[str] = (),
 ) -> list[tuple[str, object, PluginSource]]:
-    """Build all enabled plugins, in the order in which they are called.
+    """Build all enabled plugins, in the order in which they are listed.
 
     Args:
         settings: the content of the table.
         callbacks: classes or instances passed in code; None for the default built-ins.
         plugins: names, classes, instances or modules passed in code; None for the list in the
             settings.
+        left_out: names of plugins to leave out, wherever they are enabled.
 
     Returns:
         Name, plugin and source of each.
@@ -53,12 +56,14 @@ def build_plugins(
         if given is not None and (isinstance(given, str) or not isinstance(given, Iterable)):
             shown = given.__name__ if inspect.isclass(given) else repr(given)
             raise TypeError(f"{argument} must be a list, not {shown}: write [{shown}]")
-    builder = _Builder(settings, in_code=plugins is not None)
+    builder = _Builder(settings, in_code=plugins is not None, left_out=left_out)
     items = list(settings.plugins if plugins is None else plugins)
     builder.check_disabled()
+    builder.check_arguments()
     if callbacks is None:
+        listed = {parse_item(item).name for item in items if isinstance(item, str)}
         for name in DEFAULTS:
-            if name not in settings.disable and name not in items:
+            if name not in settings.disable and name not in listed:
                 builder.build_default(name)
     else:
         for callback in callbacks:
@@ -69,6 +74,8 @@ def build_plugins(
         else:
             builder.build_given(item)
     builder.check_tables()
+    if left_out:
+        builder.check_left_out()
     if builder.problems:
         raise SettingsError(builder.problems) from builder.cause
     return [(name, plugin, source) for name, (plugin, source) in builder.built.items()]
@@ -77,13 +84,16 @@ def build_plugins(
 class _Builder:
     """Builds plugins, and collects the mistakes in the settings."""
 
-    def __init__(self, settings: Settings, *, in_code: bool) -> None:
+    def __init__(self, settings: Settings, *, in_code: bool, left_out: Collection[str]) -> None:
         self.settings = settings
         self.problems = list(settings.problems)
         self.cause: Exception | None = None  # the first exception among the problems
         self.built: dict[str, tuple[object, PluginSource]] = {}
         self.names: set[str] = set()  # including plugins that couldn't be built
-        self.list_place = "Trainer(plugins=…)" if in_code else self._place("", "plugins:")
+        self.instances: set[str] = set()  # which have no table
+        self.left_out = set(left_out)
+        self.known: set[str] = set(DEFAULTS)  # whose tables may stay, although they have no effect
+        self.list_place = "Trainer(plugins=…)" if in_code else f"{settings.place()} plugins:"
 
     @cached_property
     def builtins(self) -> dict[str, PluginSource]:
@@ -93,87 +103,124 @@ class _Builder:
     def claims(self) -> dict[str, list[PluginSource]]:
         return find_claims()
 
-    def _place(self, name: str, rest: str) -> str:
-        file = f"{self.settings.file}: " if self.settings.file else ""
-        return f"{file}[{TABLE}{'.' + toml_key(name) if name else ''}] {rest}".rstrip()
-
     def check_disabled(self) -> None:
+        listed = {parse_item(item).name for item in self.settings.plugins}
         for name in self.settings.disable:
-            place = self._place("", f"disable: {name!r}")
+            place = f"{self.settings.place()} disable: {name!r}"
             if name not in DEFAULTS:
                 hint = nearest(name, DEFAULTS)
                 self.problems.append(
                     f"{place} is not a built-in plugin that is on by default.{hint} "
                     f"On by default: {', '.join(DEFAULTS)}"
                 )
-            elif name in self.settings.plugins:
+            elif name in listed:
                 self.problems.append(f"{place} is also listed in plugins")
+
+    def check_arguments(self) -> None:
+        if not self.settings.arguments:
+            return
+        from pa_core.settings.reserved import MODELS
+
+        for name, table in self.settings.arguments.items():
+            _, problems = check_table(MODELS[name], table)
+            self.problems += [f"{self.settings.place(name)} {problem}" for problem in problems]
 
     def check_tables(self) -> None:
         """Report tables of plugins that aren't enabled: their settings would have no effect."""
-        listed = {split_item(item)[0] for item in self.settings.plugins}
-        known = self.names | listed | set(DEFAULTS)
-        for name in self.settings.tables.keys() - known:
-            place = self._place(name, "")
-            if name.partition(":")[0] in self.claims:
+        overrides = self.settings.overrides or {}
+        known = self.known | {parse_item(item).name for item in self.settings.plugins}
+        for name in self.settings.tables:
+            is_used = name in self.names - self.instances
+            if is_used or (name in known | self.names and name not in overrides):
+                continue
+            place = self.settings.place(name)
+            if name in self.instances and name in overrides:
+                self.problems.append(
+                    f"{place}: {name!r} was built in code, so {SET_VARIABLE} can't change it. Pass "
+                    "its class or its name to the Trainer instead"
+                )
+            elif name in self.instances or name.partition(":")[0] in self.claims or name in known:
                 self.problems.append(
                     f"{place}: {name!r} isn't enabled. Add it to plugins, or for a single run "
-                    "to the variable PA_CORE_PLUGINS"
+                    f"to the variable {PLUGINS_VARIABLE}"
                 )
             else:
                 base = name.partition(":")[0]
-                hint = how_to_install(base) or nearest(name, known | self.claims.keys())
+                candidates = self.names | known | self.claims.keys()
+                hint = how_to_install(base) or nearest(name, candidates)
                 self.problems.append(f"{place}: there is no plugin {name!r}.{hint}")
 
-    def build_default(self, name: str) -> None:
-        self.names.add(name)
-        # The built-in, even if an installed distribution claims the name.
-        self._build(name, self.builtins[name])
+    def _leaves_out(self, *names: str) -> bool:
+        """Whether a plugin with one of these names is left out."""
+        found = not self.left_out.isdisjoint(names)
+        self.known |= set(names) if found else set()
+        return found
 
-    def build_listed(self, item: str) -> None:
-        """Build a built-in, an installed plugin or a file from its item in the list."""
-        name, base, file = split_item(item)
-        if name in self.names:
+    def check_left_out(self) -> None:
+        known = {*self.known, *self.names, *self.claims}
+        known |= {name.partition(":")[0] for name in known}
+        self.problems += [
+            f"{PLUGINS_VARIABLE}: can't leave out {name!r}: there is no such plugin."
+            f"{nearest(name, known)}"
+            for name in self.left_out
+            if name not in known
+        ]
+
+    def build_default(self, name: str) -> None:
+        if not self._leaves_out(name):
+            self.names.add(name)
+            # The built-in, even if an installed distribution claims the name.
+            self._build(name, self.builtins[name])
+
+    def build_listed(self, text: str) -> None:
+        """Build a built-in, an installed plugin, a file or a class from its item in the list."""
+        item = parse_item(text)
+        if self._leaves_out(item.name, item.plugin):
+            return
+        if item.name in self.names:
             self.problems.append(
-                f"{self.list_place} {item!r} is listed twice. Give the second its own name, "
-                f"such as '{item}:second'"
+                f"{self.list_place} {text!r} is listed twice. Give the second its own name, "
+                f"such as '{text}:second'"
             )
             return
-        self.names.add(name)
-        if file is not None:
-            folder = self.settings.file.parent if self.settings.file else Path.cwd()
-            self._build(name, file_source(folder / file).named(name))
-            return
-        if base not in self.claims or item.endswith(":"):
-            hint = how_to_install(base)
-            if not hint:
-                names = ", ".join(sorted(self.claims))
-                hint = f"{nearest(base, self.claims)} Available: {names}, and files ending in .py"
-            self.problems.append(f"{self.list_place} there is no plugin {item!r}.{hint}")
-            return
+        self.names.add(item.name)
+        folder = self.settings.file.parent if self.settings.file else Path.cwd()
         try:
-            source = only_claim(base, self.claims[base])
+            source = source_of(item, self.claims, folder)
         except PluginError as error:
             self._add_problem(f"{self.list_place} {error}", error)
         else:
-            self._build(name, source.named(name))
+            self._build(item.name, source)
 
     def build_given(self, given: Any) -> None:
         """Add a class, which is built first, an instance or a module passed in code."""
         source = code_source(given)
-        plugin = _build_without_table(given) if inspect.isclass(given) else given
         name = free_name(source.name, self.built)
+        if self.left_out and self._leaves_out(
+            name, *names_of(name, given, source, lambda: self.claims)
+        ):
+            return
         self.names.add(name)
+        try:
+            check_requirements(source.named(name))
+        except PluginError as error:
+            self._add_problem(str(error), error)
+            return
+        if inspect.isclass(given) and settings_model(given) is not None:
+            plugin = _build_class(given, (self.settings.overrides or {}).get(name, {}))
+        else:
+            self.instances.add(name)
+            plugin = build(given) if inspect.isclass(given) else given
         self.built[name] = plugin, source.named(name)
 
     def _build(self, name: str, source: PluginSource) -> None:
         try:
-            loaded = load_plugin(source)
+            loaded, source = load(source)
         except PluginError as error:
             self._add_problem(f"{self.list_place} {error}", error)
             return
         table = self.settings.tables.get(name, {})
-        place = self._place(name, "")
+        place = self.settings.place(name)
         values, problems = _validate(loaded, table)
         if problems:
             self.problems += [f"{place} {problem}" for problem in problems]
@@ -190,6 +237,19 @@ class _Builder:
     def _add_problem(self, problem: str, error: Exception) -> None:
         self.problems.append(problem)
         self.cause = self.cause or error
+
+
+def load(source: PluginSource) -> tuple[Any, PluginSource]:
+    """Import a plugin, and find the distribution of one that is named by its class.
+
+    Raises:
+        PluginLoadError: if that fails, or its distribution requires another version of the core.
+    """
+    loaded = load_plugin(source)
+    if source.origin == "code":
+        source = code_source(loaded).named(source.name)
+        check_requirements(source)
+    return loaded, source
 
 
 def build_from_table(loaded: Any, table: Mapping[str, Any]) -> object:
@@ -222,19 +282,18 @@ def _instantiate(loaded: Any, values: BaseModel | None) -> object:
     return loaded() if inspect.isclass(loaded) else loaded
 
 
-def _build_without_table(plugin_class: type) -> object:
-    model = settings_model(plugin_class)
-    if model is None:
-        return build(plugin_class)
-    values, problems = check_table(model, {})
+def _build_class(plugin_class: type, table: Mapping[str, Any]) -> object:
+    """Build a class that was passed in code and has settings, with those of this run only."""
+    values, problems = _validate(plugin_class, table)
     try:
         if values is not None:
             return _instantiate(plugin_class, values)
         cause = None
     except Exception as error:  # noqa: BLE001 - raised below as the cause
         problems, cause = [_describe(error)], error
+    how = f"with {', '.join(table)} from {SET_VARIABLE}" if table else "without settings"
     raise PluginLoadError(
-        f"The plugin class {plugin_class.__qualname__} can't be built without settings: "
+        f"The plugin class {plugin_class.__qualname__} can't be built {how}: "
         f"{'; '.join(problems)}. Give an instance instead"
     ) from cause
 

@@ -1,11 +1,12 @@
-"""Plugins that environment variables add to one run, without an edit of script or settings."""
+"""Plugins and settings that environment variables give to one run, without an edit of any file."""
 
 from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -13,27 +14,24 @@ from pa_core.errors import (
     PluginConflictError,
     PluginError,
     PluginLoadError,
-    PluginNotFoundError,
     SettingsError,
-    nearest,
 )
 from pa_core.plugins.builtin_names import DEFAULTS
-from pa_core.plugins.discovery import (
-    PluginSource,
-    builtin_sources,
-    code_source,
-    file_source,
-    find_claims,
-    load_plugin,
-    only_claim,
-)
+from pa_core.plugins.discovery import PluginSource, builtin_sources, find_claims
 from pa_core.plugins.distributions import how_to_install
 from pa_core.plugins.manager import PluginManager
-from pa_core.settings.build import build_from_table, build_plugins
-from pa_core.settings.table import Settings, split_item
-
-PLUGINS_VARIABLE = "PA_CORE_PLUGINS"
-"""Plugins to add, separated by commas or newlines."""
+from pa_core.plugins.relations import missing, names_of
+from pa_core.settings.build import build_from_table, build_plugins, load
+from pa_core.settings.items import parse_item, source_of
+from pa_core.settings.overrides import flat, with_overrides
+from pa_core.settings.table import (
+    PLUGINS_VARIABLE,
+    SET_VARIABLE,
+    Settings,
+    find_settings_file,
+    read_settings,
+    settings_from,
+)
 
 FAST_DEV_RUN_VARIABLE = "PA_CORE_FAST_DEV_RUN"
 """``1`` adds the built-in plugin `fast_dev_run`."""
@@ -41,9 +39,27 @@ FAST_DEV_RUN_VARIABLE = "PA_CORE_FAST_DEV_RUN"
 LIMIT_BATCHES_VARIABLE = "PT_ACC_LIMIT_BATCHES"
 """A number adds the built-in plugin `limit_batches`."""
 
-_CLASS_ITEM = re.compile(r"\w+(\.\w+)+:(?P<name>\w+)")
-
 Built = list[tuple[str, object, PluginSource]]
+
+
+def settings_of(given: Settings | Mapping[str, Any] | str | Path | None) -> Settings:
+    """The settings of a run: those that are given, with what the environment overrides.
+
+    Args:
+        given: settings, a mapping in the structure of ``[tool.pa-core]``, or a file; None for the
+            nearest file.
+
+    Raises:
+        SettingsError: if a file can't be read, or a mapping is that of a whole file.
+        TypeError: for anything else.
+    """
+    if isinstance(given, Mapping):
+        given = settings_from(given)
+    elif not isinstance(given, Settings | str | os.PathLike | None):
+        raise TypeError(f"settings must be a mapping or a file, not {given!r}")
+    elif not isinstance(given, Settings):
+        given = read_settings(Path(given) if given else find_settings_file())
+    return with_overrides(given)
 
 
 def build_all_plugins(
@@ -54,90 +70,146 @@ def build_all_plugins(
 ) -> Built:
     """Build the plugins of the environment, then those of `build_plugins`, in the order of calls.
 
-    The arguments are those of `build_plugins`. A plugin of the environment that is enabled anyway
-    keeps its place; any other is built from its own table in the settings.
+    The arguments are those of `build_plugins`. The environment's settings and plugins override
+    what code and files say: a plugin that it adds and that is enabled anyway keeps its place, any
+    other is built from its own table; and a plugin that it leaves out isn't built.
 
     Raises:
-        SettingsError: with all mistakes in the settings, or in the environment variables.
+        SettingsError: with all mistakes in the settings, or in the environment variables; and if a
+            plugin requires another one that isn't enabled.
         PluginLoadError: if a class passed in code can't be built.
     """
+    settings = with_overrides(settings)
     if isinstance(plugins, Iterable) and not isinstance(plugins, str):
         plugins = list(plugins)
-    listed = [*DEFAULTS, *settings.plugins, *(plugins if isinstance(plugins, list) else ())]
-    added = {_name_of(item) for item in added_items()} - {
-        split_item(item)[0] for item in listed if isinstance(item, str)
-    }
+    listed = [*settings.plugins, *(plugins if isinstance(plugins, list) else ())]
+    names = {parse_item(item).name for item in listed if isinstance(item, str)}
+    added = {parse_item(item).name for item in added_items()} - names - set(DEFAULTS)
     # To build_plugins, the table of a plugin that isn't enabled is a mistake.
     tables = {name: table for name, table in settings.tables.items() if name not in added}
+    left_out = left_out_names()
     configured = build_plugins(
-        replace(settings, tables=tables), callbacks=callbacks, plugins=plugins
+        replace(settings, tables=tables), callbacks=callbacks, plugins=plugins, left_out=left_out
     )
-    enabled = {name: source for name, _, source in configured}
-    return [*_environment_plugins(enabled, settings.tables), *configured]
+    built = [*_environment_plugins(configured, settings.tables), *configured]
+    if problems := _missing_plugins(built, settings, left_out):
+        raise SettingsError(problems)
+    return built
 
 
-def where_enabled(settings: Settings) -> str:
-    """Where plugins are enabled: file and variable, in parentheses; an empty string if nowhere."""
+def _missing_plugins(built: Built, settings: Settings, left_out: Sequence[str]) -> list[str]:
+    """What is wrong where plugins require others that aren't enabled."""
+    plugins = {name: (plugin, source) for name, plugin, source in built}
+    problems = []
+    for name, other in missing(plugins, cache(find_claims)):
+        if other in left_out:
+            state = f"left out by {PLUGINS_VARIABLE}."
+        elif other in settings.disable:
+            state = "disabled. Remove it from disable."
+        else:
+            hint = "" if other in find_claims() else how_to_install(other)
+            state = f"not enabled. Add it to plugins.{hint}"
+        problems.append(
+            f"{settings.place()} plugins: {name!r} ({plugins[name][1]}) requires the plugin "
+            f"{other!r}, which is {state}"
+        )
+    return problems
+
+
+def where_enabled(settings: Settings, plugins: Mapping[str, object]) -> str:
+    """Where plugins are enabled, in parentheses: file and variables; an empty string if nowhere.
+
+    Args:
+        settings: the settings of this run.
+        plugins: the enabled plugins by name, whose settings declare secrets.
+    """
     places = [f"settings: {settings.file}"] if settings.file else []
-    if items := added_items():
-        places.append(f"{PLUGINS_VARIABLE}: {', '.join(items)}")
+    places += overridden(settings, plugins)
     return f" ({'; '.join(places)})" if places else ""
 
 
+def overridden(settings: Settings, plugins: Mapping[str, object] | None) -> list[str]:
+    """What the environment gives to this run: a line for each variable, with secrets masked.
+
+    Args:
+        settings: the settings of this run.
+        plugins: the enabled plugins by name, whose settings declare secrets. Without them, the
+            settings are named without their values.
+    """
+    items = [*added_items(), *(f"-{name}" for name in left_out_names())]
+    values = flat(settings.shown_overrides(plugins or {}))
+    if plugins is None:
+        values = [value.partition(" = ")[0] for value in values]
+    found = {PLUGINS_VARIABLE: items, SET_VARIABLE: values}
+    return [f"{name}: {', '.join(given)}" for name, given in found.items() if given]
+
+
 def added_items() -> list[str]:
-    """The items of `PA_CORE_PLUGINS`."""
-    items = re.split(r"[,\n]", os.environ.get(PLUGINS_VARIABLE, ""))
-    return [item.strip() for item in items if item.strip()]
+    """The items of `PA_CORE_PLUGINS` to add."""
+    return _items()[0]
 
 
-def added_source(item: str, claims: Mapping[str, list[PluginSource]]) -> PluginSource:
+def left_out_names() -> list[str]:
+    """The names in `PA_CORE_PLUGINS` to leave out."""
+    return _items()[1]
+
+
+def _items() -> tuple[list[str], list[str]]:
+    """What is added, and the names that are left out; of one name the last item counts."""
+    added: list[str] = []
+    left_out: list[str] = []
+    for given in re.split(r"[,\n]", os.environ.get(PLUGINS_VARIABLE, "")):
+        item = parse_item(given.strip().removeprefix("-").strip())
+        if not item.text:
+            continue
+        if given.strip().startswith("-"):
+            added = [other for other in added if item.name not in _names(other)]
+            left_out.append(item.name)
+        else:
+            left_out = [name for name in left_out if name not in _names(item.text)]
+            added += [item.text] if item.text not in added else []
+    return added, left_out
+
+
+def _names(text: str) -> tuple[str, str]:
+    item = parse_item(text)
+    return item.name, item.plugin
+
+
+def added_source(text: str, claims: Mapping[str, list[PluginSource]]) -> PluginSource:
     """Where an item of `PA_CORE_PLUGINS` comes from; its name is the plugin's.
 
     Args:
-        item: an entry-point name, ``file.py`` (relative to the working directory), either with
-            ``:label`` to name the instance; or ``package.module:Class``.
+        text: a name, a file relative to the working directory, or a class, see `parse_item`.
         claims: the installed plugins, from `find_claims`.
 
     Raises:
         PluginNotFoundError: if no installed plugin has that name.
         PluginConflictError: if several distributions claim it.
     """
-    name, base, file = split_item(item)
-    if file is None and _CLASS_ITEM.fullmatch(item):
-        return PluginSource(_name_of(item), item, "code")
-    if file is not None:
-        return file_source(Path(file)).named(name)
-    if base not in claims:
-        hint = how_to_install(base) or nearest(base, claims)
-        raise PluginNotFoundError(
-            f"there is no installed plugin {base!r}.{hint} (A file ends in .py, and a class is "
-            "written package.module:Class)"
-        )
-    return only_claim(base, claims[base]).named(name)
+    return source_of(parse_item(text), claims, Path())
 
 
-def _name_of(item: str) -> str:
-    name, _, file = split_item(item)
-    found = _CLASS_ITEM.fullmatch(item) if file is None else None
-    return found["name"] if found else name
-
-
-def _environment_plugins(
-    enabled: Mapping[str, PluginSource], tables: Mapping[str, Mapping[str, Any]]
-) -> Built:
+def _environment_plugins(configured: Built, tables: Mapping[str, Mapping[str, Any]]) -> Built:
     """Build the plugins that the environment adds to those that are enabled anyway."""
     built: Built = []
     problems: list[str] = []
-    items, taken = added_items(), dict(enabled)
+    items = added_items()
     claims = find_claims() if items else {}
+    taken = {name: source for name, _, source in configured}
+    is_enabled = set(taken)
+    for name, plugin, source in configured if items else ():
+        if source.origin == "code":  # an object passed in code counts as the plugin that it is
+            is_enabled |= names_of(name, plugin, source, lambda: claims)
     for item in items:
         try:
             source = added_source(item, claims)
             other = taken.get(source.name)
-            if other is None:
+            if source.name not in is_enabled:
                 built.append(_build(source, tables.get(source.name, {})))
                 taken[source.name] = source
-            elif other.target != source.target:
+                is_enabled.add(source.name)
+            elif other is not None and other.target != source.target:
                 raise PluginConflictError(
                     f"the name {source.name!r} is taken by {other}. Give this one another name, "
                     f"such as '{item}:second'"
@@ -162,11 +234,10 @@ def _environment_plugins(
 
 
 def _build(source: PluginSource, table: Mapping[str, Any]) -> tuple[str, object, PluginSource]:
-    loaded = load_plugin(source)
+    loaded, source = load(source)
     plugin = build_from_table(loaded, table)
-    shown = code_source(loaded) if source.origin == "code" else source
-    PluginManager().register(plugin, source.name, shown)  # finds what is wrong with its hooks
-    return source.name, plugin, shown
+    PluginManager().register(plugin, source.name, source)  # finds what is wrong with its hooks
+    return source.name, plugin, source
 
 
 def _reason(error: Exception) -> str:

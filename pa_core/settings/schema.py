@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from pa_core.plugins.builtin_names import DEFAULTS
 from pa_core.plugins.discovery import load_plugin
+from pa_core.settings.reserved import MODELS
 from pa_core.settings.table import TABLE
 from pa_core.settings.validation import settings_model
 
@@ -34,6 +35,8 @@ def json_schema(sources: Mapping[str, PluginSource]) -> dict[str, Any]:
             tables[name] = {"type": "object", "maxProperties": 0}
         else:
             tables[name] = table_schema(model, name, definitions)
+    names = "|".join(map(re.escape, sorted(sources)))
+    reserved = {name: table_schema(model, name, definitions) for name, model in MODELS.items()}
     return {
         "$schema": "http://json-schema.org/draft-07/schema#",
         "title": TABLE,
@@ -46,8 +49,10 @@ def json_schema(sources: Mapping[str, PluginSource]) -> dict[str, Any]:
                     "type": "string",
                     "anyOf": [
                         {"enum": sorted(sources)},
-                        {"pattern": f"^({'|'.join(map(re.escape, sorted(sources)))}):.+$"},
+                        {"pattern": f"^({names}):.+$"},
                         {"pattern": r"\.py(:.+)?$"},
+                        {"pattern": r"^\w+(\.\w+)+:.+$"},  # package.module:Class
+                        {"pattern": f"^[A-Za-z0-9][\\w.-]*/({names})(:.+)?$"},  # of a distribution
                     ],
                 },
                 "uniqueItems": True,
@@ -59,6 +64,7 @@ def json_schema(sources: Mapping[str, PluginSource]) -> dict[str, Any]:
                 "uniqueItems": True,
             },
             **tables,
+            **reserved,
         },
         "patternProperties": {f"^{re.escape(name)}:.+$": table for name, table in tables.items()},
         # The tables of plugin files, whose names are unknown.

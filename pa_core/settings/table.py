@@ -17,9 +17,14 @@ from pa_core.settings.paths import local_path
 from pa_core.settings.validation import settings_model, without_secrets
 
 CONFIG_VARIABLE = "PA_CORE_CONFIG"
+PLUGINS_VARIABLE = "PA_CORE_PLUGINS"
+"""Plugins of one run to add, and with ``-`` before the name, to leave out."""
+SET_VARIABLE = "PA_CORE_SET"
+"""Settings of one run, one a line: ``table.key=VALUE``."""
 TABLE = "tool.pa-core"
 _LISTS = ("plugins", "disable")
-_FILE_ITEM = re.compile(r"(?P<file>.+\.py)(?P<label>:.+)?")
+RESERVED = ("trainer", "train")
+"""Tables that no plugin has: defaults for the arguments of `Trainer` and of `Trainer.train`."""
 
 
 @dataclass(frozen=True)
@@ -28,12 +33,17 @@ class Settings:
 
     Attributes:
         file: the file it was read from; None if there is none.
-        plugins: the plugins to enable, in order: names, named instances (``plugin:name``) and files
-            (``….py``).
+        plugins: the plugins to enable, in order: names, named instances (``plugin:name``), files
+            (``….py``) and classes (``package.module:Class``).
         disable: built-in plugins to leave out that are on by default.
         tables: each plugin's own table, by the name that the plugin is enabled as.
         problems: mistakes in the structure of the table, which `build_plugins` raises with all
             others.
+        arguments: the tables ``trainer`` and ``train``: defaults for arguments of `Trainer` and of
+            `Trainer.train`.
+        overrides: what the environment sets for this run, by table; it is part of `tables` and
+            `arguments`, too. None if the environment wasn't read.
+        in_code: whether they were passed as a mapping.
     """
 
     file: Path | None = None
@@ -41,10 +51,46 @@ class Settings:
     disable: tuple[str, ...] = ()
     tables: Mapping[str, dict[str, Any]] = field(default_factory=dict)
     problems: tuple[str, ...] = ()
+    arguments: Mapping[str, dict[str, Any]] = field(default_factory=dict)
+    overrides: Mapping[str, dict[str, Any]] | None = None
+    in_code: bool = False
+
+    def argument(self, table: str, name: str, given: Any = None) -> Any:
+        """An argument of `Trainer` or `Trainer.train`; None if nothing says what it is.
+
+        Args:
+            table: ``"trainer"`` or ``"train"``.
+            name: the argument.
+            given: its value in code, if it isn't None. What the environment sets overrides it.
+        """
+        override = (self.overrides or {}).get(table, {}).get(name)
+        if override is None and given is not None:
+            return given
+        return self.arguments.get(table, {}).get(name)
 
     def shown(self, name: str, plugin: object) -> dict[str, Any]:
         """A plugin's table with its secrets masked, as it may be recorded."""
         return without_secrets(settings_model(type(plugin)), self.tables.get(name, {}))
+
+    def shown_overrides(self, plugins: Mapping[str, object]) -> dict[str, dict[str, Any]]:
+        """What the environment sets, by table, with secrets masked.
+
+        Args:
+            plugins: the enabled plugins by name; their settings declare secrets.
+        """
+        return {
+            name: without_secrets(settings_model(type(plugins.get(name))), table)
+            for name, table in (self.overrides or {}).items()
+        }
+
+    def place(self, name: str = "") -> str:
+        """How messages call a plugin's table, or ``[tool.pa-core]`` itself."""
+        start = "Trainer(settings=…): " if self.in_code else f"{self.file}: " if self.file else ""
+        keys = ", ".join((self.overrides or {}).get(name, ()))
+        return (
+            f"{start}[{TABLE}{'.' + toml_key(name) if name else ''}]"
+            f"{f' ({keys} from {SET_VARIABLE})' if keys else ''}"
+        )
 
 
 def find_settings_file(script: Path | None = None, cwd: Path | None = None) -> Path | None:
@@ -129,13 +175,42 @@ def read_settings(path: Path | None) -> Settings:
         other = _near_miss(content)
         hint = f"; is [{other}] meant to be it?" if other and other != TABLE else ""
         raise SettingsError([f"{path} has no table [{TABLE}]{hint}"])
+    return _settings_in(table, f"{path}: ", file=path)
+
+
+def settings_from(mapping: Mapping[str, Any]) -> Settings:
+    """The settings that a mapping has, in the structure of ``[tool.pa-core]``.
+
+    Raises:
+        SettingsError: if it has the table's own name.
+    """
+    for name in ("tool", TABLE, "pa-core"):
+        if name in mapping:
+            problem = (
+                f"Trainer(settings=…) has a key {name!r}: it takes the content of [{TABLE}], such "
+                "as {'plugins': ['early_stopping']}"
+            )
+            raise SettingsError([problem])
+    return _settings_in(_plain(mapping), "Trainer(settings=…): ", in_code=True)
+
+
+def _plain(value: Any) -> Any:
+    """A copy with the types that TOML has; other values stay."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple | set | frozenset):
+        return [_plain(item) for item in value]
+    return value
+
+
+def _settings_in(table: dict[str, Any], place: str, **origin: Any) -> Settings:
     problems: list[str] = []
     lists: dict[str, tuple[str, ...]] = {}
     tables: dict[str, dict[str, Any]] = {}
     for name in _LISTS:
         items = table.get(name, [])
         if not isinstance(items, list) or not all(isinstance(item, str) for item in items):
-            problems.append(f"{path}: [{TABLE}] {name}: expected a list of names, got {items!r}")
+            problems.append(f"{place}[{TABLE}] {name}: expected a list of names, got {items!r}")
             items = []
         lists[name] = tuple(items)
     for name, content in table.items():
@@ -143,25 +218,18 @@ def read_settings(path: Path | None) -> Settings:
             tables[name] = content
         elif name not in _LISTS:
             problems.append(
-                f"{path}: [{TABLE}] has no key {name!r}.{nearest(name, _LISTS)} Valid keys: "
+                f"{place}[{TABLE}] has no key {name!r}.{nearest(name, _LISTS)} Valid keys: "
                 "plugins, disable, and a table for each plugin's settings"
             )
-    return Settings(path, lists["plugins"], lists["disable"], tables, tuple(problems))
-
-
-def split_item(item: str) -> tuple[str, str, str | None]:
-    """Split an item of the list into the name it enables, the plugin, and the file, if it is one.
-
-    >>> split_item("early_stopping:loss")
-    ('early_stopping:loss', 'early_stopping', None)
-    >>> split_item("./own/watch.py")
-    ('watch', 'watch', './own/watch.py')
-    """
-    file = _FILE_ITEM.fullmatch(item)
-    if file is None:
-        return item, item.partition(":")[0], None
-    stem = Path(file["file"]).stem
-    return stem + (file["label"] or ""), stem, file["file"]
+    arguments = {name: tables.pop(name) for name in RESERVED if name in tables}
+    return Settings(
+        plugins=lists["plugins"],
+        disable=lists["disable"],
+        tables=tables,
+        problems=tuple(problems),
+        arguments=arguments,
+        **origin,
+    )
 
 
 def toml_key(name: str) -> str:

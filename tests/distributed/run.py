@@ -23,7 +23,9 @@ from tests.helpers import tiny_data, tiny_model, weights_of
 RANK = int(os.environ.get("RANK", "0"))
 
 
-def new_trainer(*plugins: object, model: nn.Module | None = None, **options: Any) -> Trainer:
+def new_trainer(
+    *plugins: object, model: nn.Module | None = None, seed: int | None = None, **options: Any
+) -> Trainer:
     model = model or tiny_model()
     return Trainer(
         model,
@@ -31,6 +33,7 @@ def new_trainer(*plugins: object, model: nn.Module | None = None, **options: Any
         torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9),
         callbacks=(),
         plugins=plugins,
+        seed=seed,
         accelerator={"cpu": True} | options,
     )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 import warnings
 from collections.abc import Iterator
@@ -20,7 +21,7 @@ from pa_core.callbacks import (
     SaveTrainingStateCallback,
     StepBasedEvaluationCallback,
 )
-from pa_core.errors import OtherProcessError, TrainingStateError
+from pa_core.errors import OtherProcessError, SettingsError, TrainingStateError
 from tests.distributed.run import RANK, new_trainer
 from tests.helpers import NoisyData, tiny_data, weights_of
 
@@ -299,6 +300,30 @@ def resumed(folder: Path) -> dict[str, Any]:
     return outcome
 
 
+def settings_that_differ(trainer: Trainer) -> list[list[str]]:
+    """What each process raises if it has other settings than the other one, by variable."""
+    found: list[list[str]] = []
+    for name, first, second in (
+        ("PA_CORE_SET", "trainer.seed=7", "trainer.seed=7"),
+        ("PA_CORE_SET", "train.num_epochs=1", "train.num_epochs=2"),
+        ("PA_CORE_SET", "", "trainer.seed=7"),
+        ("PA_CORE_PLUGINS", "overfit", "-overfit"),
+    ):
+        os.environ[name] = (first, second)[trainer.rank]
+        problems = []
+        try:
+            new_trainer()
+        except SettingsError as error:
+            problems = error.problems
+        found.append(trainer.gather_objects(problems))
+        del os.environ[name]
+    try:
+        new_trainer(seed=trainer.rank)
+    except SettingsError as error:
+        found.append(trainer.gather_objects(error.problems))
+    return found
+
+
 def main(folder: Path) -> None:
     trainer = new_trainer()
     tensor = torch.tensor([1.0, 10.0]) * (trainer.rank + 1)
@@ -314,6 +339,7 @@ def main(folder: Path) -> None:
         "batches": batches(tiny_data(9)),
         "ready": batches(DataLoader(tiny_data(9), batch_size=3, shuffle=True)),
         "trials": trials(),
+        "settings": settings_that_differ(trainer) if trainer.num_processes > 1 else None,
         "watched": watched(0, folder),
         "rates": rates(folder / "lengths", trainer.num_processes),
         "cut": cut(-1),

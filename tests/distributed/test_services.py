@@ -42,6 +42,24 @@ def test_collectives_give_every_process_the_same(two):
     assert two["broadcast"] == [[whole, number, strided]] * 2
 
 
+def test_settings_that_differ_between_processes_are_an_error_on_all(two):
+    same, *others = two["settings"]
+    assert same == [[], []]
+    expected = [
+        ["[tool.pa-core.train] differs between processes: {'num_epochs': 1} on rank 0 and {'num_"],
+        [
+            "[tool.pa-core.trainer] differs between processes: not set on rank 0 and {'seed': 7}",
+            "the seed differs between processes: 42 on rank 0 and 7 on rank 1",
+        ],
+        ["PA_CORE_PLUGINS differs between processes: ['overfit'] on rank 0 and ['-overfit'] on r"],
+        ["the seed differs between processes: 0 on rank 0 and 1 on rank 1"],
+    ]
+    for (first, second), starts in zip(others, expected, strict=True):
+        assert first == second
+        assert sorted(problem[:80] for problem in first[:-1]) == [one[:80] for one in starts]
+        assert first[-1].startswith("Give every process the same settings file")
+
+
 def test_an_action_that_fails_on_one_process_raises_on_all(one, two):
     assert one["results"] == two["results"] == 5
     assert one["failures"] == []

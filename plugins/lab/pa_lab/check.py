@@ -38,6 +38,9 @@ def check_settings(place: Path) -> list[str]:
     Returns:
         Every problem with the settings and the plugins.
     """
+    folder = str(place if place.is_dir() else place.parent)
+    if folder not in sys.path:  # a script there can import the classes that its settings name
+        sys.path.append(folder)
     problems = []
     manager = PluginManager()
     try:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,34 +33,39 @@ def check_matplotlib() -> None:
 
 
 def plot_values(
-    folder: Path, metrics: Mapping[str, Metric], values: Mapping[str, Any], prefix: str, show: Show
-) -> list[Path]:
+    folder: Path | None,
+    metrics: Mapping[str, Metric],
+    values: Mapping[str, Any],
+    prefix: str,
+    show: Show,
+) -> None:
     """Plot the metrics of an epoch that aren't single numbers: matrices, curves, per-class values.
 
+    Without a folder and matplotlib there are no plots, and one warning.
+
     Args:
-        folder: the folder for the PNG files, which are named after the metrics.
+        folder: the folder for the PNG files, which are named after the metrics; None for no files.
         metrics: the metrics by name.
         values: their computed values.
-        prefix: a prefix for the files' names.
-        show: also called with each plot.
-
-    Returns:
-        The files.
+        prefix: a prefix for the plots' names.
+        show: called with each plot.
     """
     drawn = [
         (name, metric, values[name])
         for name, metric in metrics.items()
         if name in values and not _is_number(values[name]) and hasattr(metric, "plot")
     ]
-    return [
-        _save(
-            folder / f"{prefix}{name}.png",
-            lambda axes, m=metric, v=value: m.plot(v, ax=axes),
-            show,
+    if drawn and folder is None and find_spec("matplotlib") is None:
+        warnings.warn(
+            f"{', '.join(name for name, _, _ in drawn)}: not sent to other plugins as plots, which "
+            "need matplotlib: pip install 'pa-metrics[plot]'",
+            stacklevel=2,
         )
-        for name, metric, value in drawn
-        if _can_be_drawn(value)
-    ]
+        return
+    for name, metric, value in drawn:
+        if _can_be_drawn(value):
+            draw = partial(_plot, metric, value)
+            _draw(folder, f"{prefix}{name}", draw, show)
 
 
 def plot_history(
@@ -66,46 +73,38 @@ def plot_history(
     metrics: Mapping[str, Metric],
     history: Mapping[str, Iterable[float]],
     show: Show,
-) -> list[Path]:
+) -> None:
     """Plot each metric that is a single number over the epochs.
 
     Args:
-        folder: the folder for the PNG files.
+        folder: the folder for the PNG files, which are named after the metrics.
         metrics: the metrics by name.
         history: the values of each, oldest first.
-        show: also called with each plot.
-
-    Returns:
-        The files.
+        show: called with each plot.
     """
-    files = []
     for name, values in history.items():
         points = [tensor(value) for value in values if isinstance(value, int | float)]
         if len(points) > 1 and name in metrics:
-            metric = metrics[name]
-            files.append(
-                _save(
-                    folder / f"{name}.png",
-                    lambda axes, m=metric, p=points: m.plot(p, ax=axes),
-                    show,
-                )
-            )
-    return files
+            _draw(folder, name, partial(_plot, metrics[name], points), show)
 
 
-def _save(file: Path, draw: Any, show: Show) -> Path:
+def _plot(metric: Metric, value: Any, axes: Any) -> None:
+    metric.plot(value, ax=axes)
+
+
+def _draw(folder: Path | None, name: str, draw: Callable[[Any], None], show: Show) -> None:
     from matplotlib.figure import Figure  # not pyplot: it has global state and wants a display
 
-    file.parent.mkdir(parents=True, exist_ok=True)
     figure = Figure(figsize=(6, 5), layout="constrained")
     axes = figure.subplots()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # NumPy's, about torch tensors
         draw(axes)
-    axes.set_title(file.stem)
-    figure.savefig(file, dpi=120)
-    show(file.stem, figure)
-    return file
+    axes.set_title(name)
+    if folder is not None:
+        folder.mkdir(parents=True, exist_ok=True)
+        figure.savefig(folder / f"{name}.png", dpi=120)
+    show(name, figure)
 
 
 def _is_number(value: Any) -> bool:

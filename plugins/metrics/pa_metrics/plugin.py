@@ -53,7 +53,9 @@ class MetricsSettings(BaseModel):
         "`update`. By default chosen for each metric.",
     )
     plots: LocalPath | None = Field(
-        None, description="A folder for plots of matrices, curves and values over epochs."
+        None,
+        description="A folder for plots of matrices, curves and values over epochs. Without it, "
+        "plots of matrices and curves are still sent to plugins such as tracking.",
     )
 
     @field_validator("metrics")
@@ -306,7 +308,7 @@ class MetricsPlugin:
         metrics, values = self._metrics[when], self._metrics[when].compute()
         for name, value in values.items():
             trainer.run_history.update_metric(prefix + name, to_plain(value))
-        if self.settings.plots is not None and trainer.is_main_process:
+        if trainer.is_main_process and (self.settings.plots is not None or _has_viewers(trainer)):
             from pa_metrics.plots import plot_values
 
             shown = trainer.run_history.metric_name_prefix + prefix
@@ -330,6 +332,11 @@ def _reject_windows(created: Iterable[EpochMetrics]) -> None:
             "supported on several processes: use one process, or the metric without Running"
             for name in sorted(names)
         )
+
+
+def _has_viewers(trainer: Trainer) -> bool:
+    """Whether a plugin, such as `tracking` or `report`, receives the event `log_figure`."""
+    return any(hasattr(plugin, "log_figure") for plugin in trainer.plugins.by_name.values())
 
 
 def _log_figure(trainer: Trainer) -> Show:

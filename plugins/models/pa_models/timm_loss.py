@@ -45,21 +45,31 @@ class MixedLoss:
 
         Returns:
             ``loss``, ``model_outputs`` (of the mixed images), ``batch_size``, and
-            ``soft_targets``, shape ``(batch, classes)``.
+            ``soft_targets``, shape ``(batch, classes)``. With label smoothing, ``log`` has the
+            parts of the loss: ``unsmoothed_loss`` and ``uniform_loss``.
         """
         self._check(classes)
         images, soft = self._soften(trainer, images, classes)
         outputs = trainer.model(images)
-        if self.settings.bce:
-            loss = functional.binary_cross_entropy_with_logits(outputs, soft)
-        else:
-            loss = functional.cross_entropy(outputs, soft)
-        return {
+        loss = self._loss(outputs, soft)
+        output = {
             "loss": loss,
             "model_outputs": outputs,
             "batch_size": len(classes),
             "soft_targets": soft,
         }
+        smoothing = self.settings.label_smoothing
+        if smoothing:
+            with torch.no_grad():  # both losses are linear in the targets
+                uniform = self._loss(outputs, torch.full_like(soft, 1 / self.num_classes))
+                unsmoothed = (loss - smoothing * uniform) / (1 - smoothing)
+            output["log"] = {"unsmoothed_loss": unsmoothed, "uniform_loss": uniform}
+        return output
+
+    def _loss(self, outputs: Tensor, soft: Tensor) -> Tensor:
+        if self.settings.bce:
+            return functional.binary_cross_entropy_with_logits(outputs, soft)
+        return functional.cross_entropy(outputs, soft)
 
     def evaluation(self, trainer: Trainer, images: Tensor, classes: Tensor) -> dict[str, Any]:
         """The trainer's ``loss_func`` on the plain targets; cross-entropy if it has none."""

@@ -27,6 +27,9 @@ def calculate_batch_loss(
     Returns:
         ``loss`` (shape ``()``), ``model_outputs`` (what the model returns), ``batch_size``, and, if
         the loss is a mean over tokens, ``num_items_in_batch`` (shape ``()``, on the device).
+        ``log`` has the losses that the model returns besides, such as the ``aux_loss`` of a mixture
+        of experts, and with label smoothing the parts of the loss: ``unsmoothed_loss``, and
+        ``uniform_loss`` for a uniform target.
 
     Raises:
         ValueError: if the model returns no loss, or if the batch isn't made of tensors.
@@ -41,9 +44,14 @@ def calculate_batch_loss(
             "dataset or the collate function, or override the trainer's "
             "calculate_train_batch_loss"
         )
+    log = _other_losses(outputs)
     if label_smoothing:
-        loss = loss + label_smoothing * _uniform_excess(trainer, outputs, batch)
+        excess = _uniform_excess(trainer, outputs, batch)
+        log |= {"unsmoothed_loss": loss, "uniform_loss": (loss + excess).detach()}
+        loss = loss + label_smoothing * excess
     result = {"loss": loss, "model_outputs": outputs, "batch_size": get_batch_size(batch)}
+    if log:
+        result["log"] = log
     num_items = count_labelled_tokens(batch, trainer.get_model(keep_torch_compile=False))
     if num_items is not None:
         result["num_items_in_batch"] = num_items
@@ -80,6 +88,24 @@ def count_labelled_tokens(batch: Mapping[str, Any], model: nn.Module) -> Tensor 
     if _shifts_labels(model):
         labels = labels[:, 1:]
     return (labels != IGNORED).sum()
+
+
+def _other_losses(outputs: Any) -> dict[str, Tensor]:
+    """The losses that a model returns in addition to ``loss``, by name.
+
+    They are entries such as ``aux_loss``, ``router_loss`` or ``contrastive_loss``, and those of
+    ``loss_dict``, as object detectors return.
+    """
+    if not isinstance(outputs, Mapping):
+        return {}
+    named = {name: value for name, value in outputs.items() if str(name).endswith("_loss")}
+    several = outputs.get("loss_dict")
+    found = {**named, **(several if isinstance(several, Mapping) else {})}
+    return {
+        str(name): value.detach()
+        for name, value in found.items()
+        if isinstance(value, Tensor) and value.numel() == 1 and name != "loss"
+    }
 
 
 def _get(outputs: Any, name: str) -> Any:

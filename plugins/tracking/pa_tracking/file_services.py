@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from pa_core.plugin import RunLock, save_file
+from pa_tracking.conversion import hyperparameters, numbers_in
 from pa_tracking.service import Place, Service, Status
 
 if TYPE_CHECKING:
@@ -64,11 +65,14 @@ class FileService(Service):
         self._open()
         self._read_header()
 
-    def log(self, values: Mapping[str, Any], place: Place) -> None:
+    def log(
+        self, values: Mapping[str, Any], place: Place, tags: Mapping[str, str] | None = None
+    ) -> None:
         # A metric with the name of a column of the place gets an underscore.
         metrics = {f"{name}_" if name in PLACE else name: v for name, v in values.items()}
         self._write({**asdict(place), **metrics})
         self.run.rows = (self.run.rows or 0) + 1
+        self._description.setdefault("metrics", {}).update(numbers_in(values))
 
     def log_images(self, name: str, images: Sequence[NDArray[Any]], update: int) -> None:
         from PIL import Image
@@ -124,7 +128,12 @@ class FileService(Service):
         self.folder.parent.mkdir(parents=True, exist_ok=True)
         while True:
             self.run.id = self.run.name
-            self._description = {**asdict(self.run), "tags": self.settings.tags, "config": config}
+            self._description = {
+                **asdict(self.run),
+                "tags": self.settings.tags,
+                "hyperparameters": hyperparameters(config),
+                "config": config,
+            }
             self._description.pop("rows")
             if self._create_folder() or self._is_same_run():
                 break
@@ -177,7 +186,7 @@ class FileService(Service):
 
     def _write_description(self, status: str, folder: Path | None = None) -> None:
         self._description["status"] = status
-        text = json.dumps(self._description, indent=1, default=str)
+        text = json.dumps(_strict(self._description), indent=1, default=str)
         save_file(
             (folder or self.folder) / "run.json",
             lambda path: path.write_text(text, encoding="utf-8"),

@@ -29,9 +29,10 @@ if TYPE_CHECKING:
 class TrackingPlugin:
     """Sends everything in the run history to a service or a file, each record once.
 
-    The main process sends at the end of each epoch, at the end of each ``evaluate()`` and, with
-    ``every``, within epochs. No other step synchronises the host with the device. A resumed run
-    continues the service's run and doesn't repeat what the interrupted run had sent.
+    The main process sends after each epoch, at the end of each ``evaluate()`` and, with ``every``,
+    within epochs: a row for each update, in their order, once the next update is made. No other
+    step synchronises the host with the device. A resumed run continues the service's run and
+    doesn't repeat what the interrupted run had sent.
 
     Other plugins send images with ``trainer.callback_handler.call_event("log_figure", trainer,
     name=…, figure=…)`` or ``"log_images"``.
@@ -59,7 +60,8 @@ class TrackingPlugin:
         self._throughput = Throughput()
         self._norm: Tensor | float | None = None
         self._is_training = self._has_warned = self._has_failed = False
-        self._is_due = self._is_skipped = self._has_new_records = False
+        self._is_due = self._is_skipped = False
+        self._recorded_at: int | None = None  # the update of which new records wait
         self._measured_at = -1
         self._last_update: int | None = None
 
@@ -73,7 +75,8 @@ class TrackingPlugin:
             self._queue.skip_history(trainer)
         every = self.settings.every
         self._every = None if every is None else Every(every)
-        self._is_due = self._is_skipped = self._has_new_records = self._has_warned = False
+        self._is_due = self._is_skipped = self._has_warned = False
+        self._recorded_at = None
         self._is_training, self._measured_at, self._norm = True, -1, None
         try:
             with self._closing(trainer):
@@ -84,7 +87,7 @@ class TrackingPlugin:
     @hookimpl(wrapper=True)
     def run_evaluation(self, trainer: Trainer) -> Generator[None, Any, Any]:
         if self._is_training:  # called within a run, which sends the results with its own
-            self._has_new_records = True
+            self._recorded_at = trainer.updates
             return (yield)
         check_package(self.settings.service)
         if self._run is None:
@@ -142,6 +145,7 @@ class TrackingPlugin:
             sent = {} if self._service_class.can_rewind else self._receipts(run).read()
             self._queue.load_state_dict(state["outbox"], sent)
             self._measured_at, self._norm = state["measured_at"], state["norm"]
+            self._recorded_at = trainer.updates
 
     def _state_file(self, trainer: Trainer, state_dir: Path) -> Path:
         return state_dir / f"plugin-{self._name(trainer).replace(':', '-')}.json"
@@ -177,8 +181,8 @@ class TrackingPlugin:
 
     @hookimpl(trylast=True)
     def on_train_step_end(self, trainer: Trainer) -> None:
-        if self._has_new_records:  # recorded by the loop since the last step
-            self._has_new_records = False
+        if self._recorded_at is not None and trainer.updates > self._recorded_at:
+            self._recorded_at = None
             if not self._has_failed:
                 self._send(trainer)
         if self._is_due and not self._is_skipped and self._every is not None:
@@ -188,7 +192,7 @@ class TrackingPlugin:
                 trainer.control.log(everywhere=is_counted)
             self._measure(trainer)
         if trainer.control.should_log:
-            self._has_new_records = True
+            self._recorded_at = trainer.updates
 
     @hookimpl(trylast=True)
     def on_train_epoch_end(self, trainer: Trainer) -> None:
@@ -196,17 +200,22 @@ class TrackingPlugin:
             self._measure(trainer)
 
     @hookimpl
-    def on_eval_epoch_start(self) -> None:
+    def on_eval_epoch_start(self, trainer: Trainer) -> None:
         self._throughput.pause()
+        if trainer.is_main_process:
+            self._queue.collect(trainer)
 
     @hookimpl(trylast=True)
-    def on_eval_epoch_end(self) -> None:
+    def on_eval_epoch_end(self, trainer: Trainer) -> None:
         self._throughput.resume()
-        self._has_new_records = True
+        self._recorded_at = trainer.updates
+        if trainer.is_main_process:
+            self._queue.collect(trainer, evaluation="eval" if trainer.in_run else "evaluation")
 
     @hookimpl(trylast=True)
     def on_training_run_epoch_end(self, trainer: Trainer) -> None:
         self._send(trainer)
+        self._recorded_at = trainer.updates
 
     def log_figure(self, trainer: Trainer, name: str, figure: Any) -> None:
         """Send a matplotlib figure during a run; called through ``call_event``.
@@ -258,15 +267,16 @@ class TrackingPlugin:
         if values:
             self._queue.put("measures", place_now(trainer), values)
 
-    def _send(self, trainer: Trainer) -> None:
+    def _send(self, trainer: Trainer, *, is_over: bool = False) -> None:
+        """Send what was recorded before the present update; at the end of a run, everything."""
         if self._service is None:
             return
         self._queue.collect(trainer)
         with self._handling_errors(trainer):
             try:
-                for place, values, entries in list(self._queue.groups()):
-                    self._service.log(values, place)
-                    self._queue.mark_sent(entries)
+                for row in list(self._queue.rows(None if is_over else trainer.updates)):
+                    self._service.log(row.values, row.place, row.tags)
+                    self._queue.mark_sent(row.entries)
                 self._has_failed = False
             finally:
                 self._write_receipts(self._service)
@@ -336,7 +346,7 @@ class TrackingPlugin:
 
     def _close(self, trainer: Trainer, status: Status) -> None:
         """Send what is left and close the run."""
-        self._send(trainer)
+        self._send(trainer, is_over=True)
         service, self._service = self._service, None
         if service is None:
             return

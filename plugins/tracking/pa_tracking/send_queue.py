@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections import Counter
-from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pa_core.plugin import save_file
 from pa_core.tracking import count_values
+from pa_tracking.conversion import evaluation_tag
 from pa_tracking.service import Place, Run
 
 if TYPE_CHECKING:
@@ -23,15 +23,35 @@ class Entry:
 
     Attributes:
         key: what it is: a metric of the history, or the plugin's measurements.
-        number: its position among the records of this key, from 1.
+        number: its position among the records of this key, from 1; 0 if these were deleted.
         place: where in the run it was recorded.
         values: plain data by name.
+        tag: the name of a metric within its group, such as ``eval/accuracy``, if it was recorded by
+            an evaluation.
     """
 
     key: str
     number: int
     place: Place
     values: Mapping[str, Any]
+    tag: str | None = None
+
+
+@dataclass(frozen=True)
+class Row:
+    """What was recorded at an update.
+
+    Attributes:
+        place: where in the run.
+        values: plain data by name.
+        tags: the tags of entries that have one, by the name of the metric.
+        entries: where the values are from.
+    """
+
+    place: Place
+    values: Mapping[str, Any]
+    tags: Mapping[str, str]
+    entries: Sequence[Entry]
 
 
 class SendQueue:
@@ -43,9 +63,9 @@ class SendQueue:
     >>> queue = SendQueue()
     >>> for update in (1, 2):
     ...     queue.put("loss", Place(1, update, 8 * update, 0.1), {"loss": 0.5})
-    >>> for place, values, entries in queue.groups():
-    ...     print(place.update, dict(values))
-    ...     queue.mark_sent(entries)
+    >>> for row in queue.rows():
+    ...     print(row.place.update, dict(row.values))
+    ...     queue.mark_sent(row.entries)
     1 {'loss': 0.5}
     2 {'loss': 0.5}
     """
@@ -70,54 +90,78 @@ class SendQueue:
         }
         self._sent = dict(self._seen)
 
-    def collect(self, trainer: Trainer) -> None:
-        """Add the history's records since the last call."""
+    def collect(self, trainer: Trainer, *, evaluation: str | None = None) -> None:
+        """Add the history's records since the last call.
+
+        Args:
+            trainer: the trainer.
+            evaluation: the group of records that an evaluation has made: ``"eval"``, or
+                ``"evaluation"`` by `evaluate`.
+        """
         history = trainer.run_history
         counts = {_key(name): count for name, count in count_values(history).items()}
         for key in [key for key, seen in self._seen.items() if key.startswith("metric ")]:
             if counts.get(key, 0) < self._seen[key]:  # deleted, and perhaps recorded again
                 self._seen[key] = self._sent[key] = 0
+                self._waiting = [
+                    replace(entry, number=0) if entry.key == key else entry
+                    for entry in self._waiting
+                ]
         new = {key: count - self._seen.get(key, 0) for key, count in counts.items()}
+        prefix = history.metric_name_prefix
         if hasattr(history, "latest_records"):
             # The new records are the last ones, as metrics are only ever deleted as a whole.
             for record in history.latest_records(sum(new.values())):
                 name, place = record["metric"], _place_of(record)
-                self.put(_key(name), place, {name: record["value"]})
+                tag = evaluation and evaluation_tag(name, evaluation, prefix)
+                self.put(_key(name), place, {name: record["value"]}, tag)
             return
         for name in history.get_metric_names():
             values = list(history.get_metric_values(name))
+            tag = evaluation and evaluation_tag(name, evaluation, prefix)
             for value in values[len(values) - new[_key(name)] :]:
-                self.put(_key(name), place_now(trainer), {name: value})
+                self.put(_key(name), place_now(trainer), {name: value}, tag)
 
-    def put(self, key: str, place: Place, values: Mapping[str, Any]) -> None:
+    def put(
+        self, key: str, place: Place, values: Mapping[str, Any], tag: str | None = None
+    ) -> None:
         """Add a record, unless it was sent before an interruption."""
         if self.is_new(key):
-            self._waiting.append(Entry(key, self._seen[key], place, values))
+            self._waiting.append(Entry(key, self._seen[key], place, values, tag))
 
     def is_new(self, key: str) -> bool:
         """Count a record of this key, and return whether the service doesn't have it yet."""
         self._seen[key] = number = self._seen.get(key, 0) + 1
         return number > self._sent.get(key, 0)
 
-    def groups(self) -> Iterator[tuple[Place, dict[str, Any], list[Entry]]]:
-        """The waiting records, grouped by update, in the order in which they were recorded.
+    def rows(self, before: int | None = None) -> Iterator[Row]:
+        """The waiting records, a row for each update, in the order of updates.
 
-        A metric that was recorded twice at the same update starts a second group.
+        A metric that was recorded again at an update, with another value, starts a second row.
+
+        Args:
+            before: only those of earlier updates. Those of the present update wait, since more may
+                be recorded until the next one.
         """
-        groups: dict[tuple[int, int, int], list[Entry]] = {}
-        repeats: Counter[tuple[str, int, int]] = Counter()
+        found: dict[tuple[int, int], list[Entry]] = {}
+        latest: dict[tuple[str, int], tuple[int, str]] = {}  # which row, and the value there
         for entry in self._waiting:
-            epoch, update = entry.place.epoch, entry.place.update
-            repeat = repeats[entry.key, epoch, update]
-            repeats[entry.key, epoch, update] += 1
-            groups.setdefault((epoch, update, repeat), []).append(entry)
-        for entries in groups.values():
+            update, value = entry.place.update, repr(entry.values)
+            number, before_it = latest.get((entry.key, update), (0, value))
+            number += value != before_it
+            latest[entry.key, update] = (number, value)
+            if before is None or update < before:
+                found.setdefault((update, number), []).append(entry)
+        for _, entries in sorted(found.items(), key=lambda item: item[0]):
             values: dict[str, Any] = {}
             for entry in sorted(entries, key=lambda entry: entry.key.startswith("metric ")):
                 values |= entry.values  # the history's value wins over a measurement's
-            yield entries[-1].place, values, entries
+            tags = {name: entry.tag for entry in entries if entry.tag for name in entry.values}
+            # Records of the next epoch's start have the same update.
+            place = replace(entries[-1].place, epoch=entries[0].place.epoch)
+            yield Row(place, values, tags, entries)
 
-    def mark_sent(self, entries: list[Entry]) -> None:
+    def mark_sent(self, entries: Sequence[Entry]) -> None:
         """Remove records that the service has accepted."""
         for entry in entries:
             self._sent[entry.key] = max(entry.number, self._sent.get(entry.key, 0))
@@ -145,7 +189,11 @@ class SendQueue:
         entries = [
             Entry(**{**entry, "place": Place(**entry["place"])}) for entry in state["waiting"]
         ]
-        self._waiting = [entry for entry in entries if entry.number > self._sent.get(entry.key, 0)]
+        self._waiting = [
+            entry
+            for entry in entries
+            if entry.number == 0 or entry.number > self._sent.get(entry.key, 0)
+        ]
 
 
 class Receipts:

@@ -79,12 +79,16 @@ class Service(ABC):
         """
 
     @abstractmethod
-    def log(self, values: Mapping[str, Any], place: Place) -> None:
+    def log(
+        self, values: Mapping[str, Any], place: Place, tags: Mapping[str, str] | None = None
+    ) -> None:
         """Send the metrics of one update.
 
         Args:
             values: plain data by name, mostly numbers.
             place: where in the run they were recorded.
+            tags: tags such as ``eval/accuracy`` of those that evaluations have recorded, by name,
+                for services that group metrics by tag.
         """
 
     @abstractmethod

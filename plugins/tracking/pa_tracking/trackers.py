@@ -6,14 +6,24 @@ that a resumed run continues at the service, the offline modes, and the final st
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from collections.abc import Mapping, Sequence
+from functools import cached_property
+from importlib.util import find_spec
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS
 
-from pa_tracking.conversion import flatten, numbers_in
+from pa_tracking.conversion import (
+    flatten,
+    hyperparameters,
+    numbers_in,
+    shared_charts,
+    tag_of,
+)
 from pa_tracking.service import Place, Service, Status
 
 if TYPE_CHECKING:
@@ -32,9 +42,11 @@ class TrackerService(Service):
         self.tracker.start()
         self._last_update = -1
         if config is not None:
-            self._describe(flatten(config))
+            self._describe(config)
 
-    def log(self, values: Mapping[str, Any], place: Place) -> None:
+    def log(
+        self, values: Mapping[str, Any], place: Place, tags: Mapping[str, str] | None = None
+    ) -> None:
         numbers = numbers_in(values)
         if place.update != self._last_update:  # once per update
             numbers |= {"epoch": place.epoch, "samples": place.samples, "seconds": place.seconds}
@@ -51,8 +63,8 @@ class TrackerService(Service):
         """The arguments for accelerate's tracker."""
         return {"run_name": self.run.project}
 
-    def _describe(self, config: dict[str, Any]) -> None:
-        self.tracker.store_init_configuration(config)
+    def _describe(self, config: Mapping[str, Any]) -> None:
+        self.tracker.store_init_configuration(_columns(config))
 
     def _log_numbers(self, numbers: dict[str, float], update: int) -> None:
         self.tracker.log(numbers, step=update)
@@ -75,9 +87,15 @@ class TrackerService(Service):
 
 
 class TensorBoard(TrackerService):
-    """Event files in ``LOGGING_DIR/PROJECT/RUN_NAME``."""
+    """Event files in ``LOGGING_DIR/PROJECT/RUN_NAME``.
+
+    Metrics are grouped by tags such as ``train/loss_epoch`` and ``eval/loss_epoch``. Those that
+    differ only in their group share a chart of the custom scalars.
+    """
 
     def start(self, config: Mapping[str, Any] | None) -> None:
+        self._known: set[str] = set()
+        self._charts: dict[str, list[str]] = {}
         if config is not None:
             name, number = self.run.name, 1
             parent = self.settings.logging_dir / self.run.project
@@ -87,22 +105,43 @@ class TensorBoard(TrackerService):
             self.run.id = self.run.name
         super().start(config)
 
+    def log(
+        self, values: Mapping[str, Any], place: Place, tags: Mapping[str, str] | None = None
+    ) -> None:
+        known = tags or {}
+        tagged = {known.get(name) or tag_of(name): value for name, value in values.items()}
+        super().log(tagged, place, tags)
+        new = numbers_in(tagged).keys() - self._known
+        if new:
+            self._known |= new
+            charts = shared_charts(self._known)
+            if charts != self._charts:
+                self._charts = charts
+                layout = {name: ["Multiline", of_chart] for name, of_chart in charts.items()}
+                self.tracker.writer.add_custom_scalars({"train and eval": layout})
+
+    def finish(self, status: Status) -> None:
+        if status == "finished":
+            from torch.utils.tensorboard.summary import hparams
+
+            _, _, session_end = hparams({}, {})
+            self.tracker.writer.file_writer.add_summary(session_end)
+        super().finish(status)
+
     def _arguments(self, config: Mapping[str, Any] | None) -> dict[str, Any]:
         folder = self.settings.logging_dir / self.run.project
         return {"run_name": self.run.name, "logging_dir": str(folder)}
 
-    def _describe(self, config: dict[str, Any]) -> None:
+    def _describe(self, config: Mapping[str, Any]) -> None:
         from torch.utils.tensorboard.summary import hparams
 
         writer = self.tracker.writer
-        shown = {
-            name: value if isinstance(value, str | int | float) else str(value)
-            for name, value in config.items()
-        }
-        # accelerate would write this to a second run, named after the time.
-        for summary in hparams(shown, {}):
-            writer.file_writer.add_summary(summary)
-        rows = "".join(f"| {name} | {value} |\n" for name, value in shown.items())
+        # Without the experiment's own summary, TensorBoard shows the columns of all runs, and the
+        # last value of each of their metrics. accelerate would write to a second run, named after
+        # the time.
+        _, session, _ = hparams(hyperparameters(config), {})
+        writer.file_writer.add_summary(session)
+        rows = "".join(f"| {name} | {value} |\n" for name, value in flatten(config).items())
         writer.add_text("config", f"| setting | value |\n|---|---|\n{rows}", 0)
         if self.settings.tags:
             writer.add_text("tags", ", ".join(self.settings.tags), 0)
@@ -131,11 +170,11 @@ class WandB(TrackerService):
             "resume": "allow",
             "dir": self._folder,
             "tags": self.settings.tags,
-            **({"config": flatten(config)} if config is not None else {}),
+            **({"config": _columns(config)} if config is not None else {}),
             **self._mode(mode=("offline", "online")),
         }
 
-    def _describe(self, config: dict[str, Any]) -> None:
+    def _describe(self, config: Mapping[str, Any]) -> None:
         """Nothing: the config is passed at the start; some accelerate versions would resend it."""
 
     def _log_numbers(self, numbers: dict[str, float], update: int) -> None:
@@ -151,7 +190,11 @@ class WandB(TrackerService):
 
 
 class MLflow(TrackerService):
-    """MLflow, with a local folder or the server that MLflow itself is set to."""
+    """MLflow, with a local database or the server that MLflow itself is set to.
+
+    The database is ``LOGGING_DIR/mlflow/mlflow.db``. It is a folder of files instead if it was one
+    already, or if the package that MLflow needs for databases is missing, as with mlflow-skinny.
+    """
 
     def start(self, config: Mapping[str, Any] | None) -> None:
         import mlflow
@@ -161,11 +204,13 @@ class MLflow(TrackerService):
             self.settings.offline is None and not mlflow.is_tracking_uri_set()
         )
         if self._is_local:
-            # Newer versions refuse a file store unless this variable allows it.
-            self._set("MLFLOW_ALLOW_FILE_STORE", os.environ.get("MLFLOW_ALLOW_FILE_STORE", "true"))
             self._set("MLFLOW_TRACKING_URI", os.environ.get("MLFLOW_TRACKING_URI"))
+            if self._has_files:
+                # Newer versions refuse them unless this variable allows it.
+                allowed = os.environ.get("MLFLOW_ALLOW_FILE_STORE", "true")
+                self._set("MLFLOW_ALLOW_FILE_STORE", allowed)
             self._uri = mlflow.get_tracking_uri() if mlflow.is_tracking_uri_set() else None
-            mlflow.set_tracking_uri(self.settings.logging_dir.resolve() / "mlflow")
+            mlflow.set_tracking_uri(self._local_uri)
         try:
             super().start(config)
         except BaseException:
@@ -177,14 +222,38 @@ class MLflow(TrackerService):
         if config is None:
             return {"experiment_name": self.run.project, "run_id": self.run.id}
         tags = dict.fromkeys(self.settings.tags, "true")
+        has_database = self._is_local and not self._has_files
+        artifacts = self._local_folder / "artifacts" / self.run.project
         return {
             "experiment_name": self.run.project,
             "run_name": self.run.name,
             **({"tags": tags} if tags else {}),
+            **({"logging_dir": artifacts.as_uri()} if has_database else {}),
         }
 
-    def _describe(self, config: dict[str, Any]) -> None:
-        self.tracker.store_init_configuration({_mlflow_name(k): v for k, v in config.items()})
+    @property
+    def _local_folder(self) -> Path:
+        return self.settings.logging_dir.resolve() / "mlflow"
+
+    @cached_property
+    def _has_files(self) -> bool:
+        is_there = next(self._local_folder.glob("*/meta.yaml"), None) is not None
+        return is_there or not (find_spec("sqlalchemy") and find_spec("alembic"))
+
+    @property
+    def _local_uri(self) -> str | Path:
+        if self._has_files:
+            return self._local_folder
+        self._local_folder.mkdir(parents=True, exist_ok=True)
+        return f"sqlite:///{(self._local_folder / 'mlflow.db').as_posix()}"
+
+    def _describe(self, config: Mapping[str, Any]) -> None:
+        import mlflow
+
+        values = {_mlflow_name(k): v for k, v in hyperparameters(config).items()}
+        self.tracker.store_init_configuration(values)
+        if config:
+            mlflow.log_dict(json.loads(json.dumps(config, default=str)), "description.json")
 
     def _log_numbers(self, numbers: dict[str, float], update: int) -> None:
         self.tracker.log({_mlflow_name(k): v for k, v in numbers.items()}, step=update)
@@ -301,10 +370,10 @@ class Trackio(TrackerService):
             "run_name": self.run.project,
             "name": f"{self.run.name}-{self.run.id[:6]}",
             "resume": "allow",
-            **({"config": flatten(config)} if config is not None else {}),
+            **({"config": _columns(config)} if config is not None else {}),
         }
 
-    def _describe(self, config: dict[str, Any]) -> None:
+    def _describe(self, config: Mapping[str, Any]) -> None:
         """Nothing: the config is passed at the start."""
 
     def _log_numbers(self, numbers: dict[str, float], update: int) -> None:
@@ -326,6 +395,12 @@ TRACKERS: Mapping[str, type[TrackerService]] = {
     "swanlab": SwanLab,
     "trackio": Trackio,
 }
+
+
+def _columns(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The hyper-parameters, followed by the whole description of the run under one name."""
+    described = flatten({"description": config}) if config else {}
+    return {**hyperparameters(config), **described}
 
 
 def _mlflow_name(name: str) -> str:

@@ -156,9 +156,26 @@ def test_plugins_imports_neither_torch_nor_a_plugin(shell):
     assert result.stdout.splitlines()[-1] == "imported:"
 
 
+def test_a_class_of_a_module_beside_the_settings_and_one_of_a_distribution_are_shown(shell):
+    (shell.folder / "own").mkdir()
+    (shell.folder / "own/watch.py").write_text(
+        "from pa_core import TrainerCallback\nclass Watch(TrainerCallback):\n"
+        "    def on_train_epoch_end(self, trainer): ...\n"
+    )
+    shell.settings("[tool.pa-core]\nplugins = ['own.watch:Watch', 'pa-weather/weather:b']\n")
+    rows = {
+        row["name"]: row for row in json.loads(shell.out("plugins", "--json", "--hooks"))["plugins"]
+    }
+    assert rows["Watch"]["enabled"]
+    assert rows["Watch"]["hooks"] == ["on_train_epoch_end"]
+    assert rows["weather:b"]["enabled"]
+    assert rows["weather:b"]["distribution"] == "pa-weather"
+    assert "weather" not in rows
+
+
 def test_plugins_names_what_is_listed_and_not_installed(shell):
     shell.settings("[tool.pa-core]\nplugins = ['wether']\n")
-    assert "lists 'wether', which isn't installed. Did you mean 'weather'?" in shell.error(
+    assert "lists 'wether': there is no plugin 'wether'. Did you mean 'weather'?" in shell.error(
         "plugins"
     )
 
@@ -174,7 +191,7 @@ def test_plugins_that_the_environment_adds_are_listed_first_and_explained(shell,
     assert lines[3].split()[1] == "weather"
     monkeypatch.setenv("PA_CORE_PLUGINS", "wether")
     error = shell.error("plugins")
-    assert "PA_CORE_PLUGINS lists 'wether': there is no installed plugin 'wether'." in error
+    assert "PA_CORE_PLUGINS lists 'wether': there is no plugin 'wether'." in error
 
 
 def test_hooks_prints_the_contract_of_each(shell):

@@ -111,7 +111,7 @@ def test_everything_wrong_is_reported_at_once(site, monkeypatch):
     with pytest.raises(SettingsError) as caught:
         names()
     wrong, broken, dotless, module, required, file, limit, fast = caught.value.problems
-    assert wrong.startswith("PA_CORE_PLUGINS: can't add 'wotch': there is no installed plugin")
+    assert wrong.startswith("PA_CORE_PLUGINS: can't add 'wotch': there is no plugin 'wotch'")
     assert "Did you mean 'watch'?" in wrong
     assert broken.endswith("can't add 'broken': ModuleNotFoundError: No module named 'nowhere'")
     assert "can't add 'watching:Watch'" in dotless  # a name with a label, and no such plugin

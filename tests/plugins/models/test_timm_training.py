@@ -89,10 +89,18 @@ def test_mixing_ends_at_mixup_off_epoch_and_targets_stay_smoothed():
 
 def test_label_smoothing_equals_that_of_torch_and_bce_treats_classes_independently():
     watch = Watch()
-    trainer_with(TimmPlugin(label_smoothing=0.1), watch).train(images(), 1)
+    trainer = trainer_with(TimmPlugin(label_smoothing=0.1), watch)
+    trainer.train(images(21), 1, per_device_batch_size=8)
+    unsmoothed = 0.0
     for (_, classes), output in zip(watch.batches, watch.outputs, strict=True):
         expected = functional.cross_entropy(output["model_outputs"], classes, label_smoothing=0.1)
         assert torch.allclose(output["loss"], expected)
+        plain = functional.cross_entropy(output["model_outputs"], classes, reduction="sum")
+        unsmoothed += plain.item() / 21
+    latest = trainer.run_history.get_latest_metric
+    assert latest("train_unsmoothed_loss") == pytest.approx(unsmoothed, rel=1e-5)
+    both = 0.9 * latest("train_unsmoothed_loss") + 0.1 * latest("train_uniform_loss")
+    assert both == pytest.approx(latest("train_loss_epoch"), rel=1e-6)
     trainer_with(TimmPlugin(bce=True), watch).train(images(), 1)
     for (_, classes), output in zip(watch.batches, watch.outputs, strict=True):
         expected = functional.binary_cross_entropy_with_logits(

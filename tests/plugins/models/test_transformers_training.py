@@ -7,6 +7,7 @@ import json
 
 import pytest
 import torch
+from torch import nn
 from torch.nn import functional
 
 from pa_core import Trainer, TrainerCallback
@@ -189,9 +190,14 @@ def test_label_smoothing_equals_that_of_torch():
         output["model_outputs"].logits, batch["labels"], label_smoothing=0.2
     )
     assert torch.allclose(output["loss"], expected)
-    plain = plugin.calculate_eval_batch_loss(trainer, batch)["loss"]
+    evaluated = plugin.calculate_eval_batch_loss(trainer, batch)
     expected = functional.cross_entropy(output["model_outputs"].logits, batch["labels"])
-    assert torch.allclose(plain, expected)
+    assert torch.allclose(evaluated["loss"], expected)
+    log = output["log"]
+    assert torch.allclose(log["unsmoothed_loss"], expected)
+    both = 0.8 * log["unsmoothed_loss"] + 0.2 * log["uniform_loss"]
+    assert torch.allclose(both, output["loss"])
+    assert "log" not in evaluated
 
 
 @pytest.mark.parametrize(
@@ -206,6 +212,36 @@ def test_label_smoothing_of_tokens_ignores_padding_and_shifts_like_the_model(mod
     logits = logits[:, :-1] if shift else logits
     expected = functional.cross_entropy(logits.flatten(0, 1), labels.flatten(), label_smoothing=0.2)
     assert torch.allclose(output["loss"], expected, atol=1e-6)
+
+
+class TwoHeads(nn.Module):
+    """Returns two losses beside its own, as mixtures of experts and detectors do."""
+
+    def __init__(self):
+        super().__init__()
+        self.head = nn.Linear(2, 3)
+
+    def forward(self, x, labels):
+        logits = self.head(x)
+        aux = logits.square().mean()
+        loss = functional.cross_entropy(logits, labels) + 0.1 * aux
+        parts = {"loss_box": logits.abs().mean(), "boxes": logits}
+        return {"loss": loss, "logits": logits, "aux_loss": aux, "loss_dict": parts, "z_loss": None}
+
+
+def test_other_losses_of_a_model_are_recorded_as_means():
+    torch.manual_seed(0)
+    x, y, model = torch.randn(11, 2), torch.arange(11) % 3, TwoHeads()
+    samples = [{"x": one, "labels": label} for one, label in zip(x, y, strict=True)]
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    trainer = Trainer(model, None, optimizer, callbacks=(), plugins=[TransformersPlugin()])
+    trainer.train(samples, 1, eval_dataset=samples, per_device_batch_size=4)
+    logits = model(x, y)["logits"]
+    latest = trainer.run_history.get_latest_metric
+    for split in ("train", "eval"):
+        found = latest(f"{split}_aux_loss"), latest(f"{split}_loss_box")
+        right = logits.square().mean().item(), logits.abs().mean().item()
+        assert found == pytest.approx(right, rel=1e-5)
 
 
 def test_labels_that_are_not_classes_cannot_be_smoothed():

@@ -57,9 +57,8 @@ def new_trainer(*plugins: Any, **arguments: Any) -> Trainer:
         model,
         nn.CrossEntropyLoss(),
         torch.optim.SGD(model.parameters(), lr=0.1),
-        callbacks=(),
         plugins=plugins,
-        **{"accelerator": {"cpu": True}, **arguments},
+        **{"callbacks": (), "accelerator": {"cpu": True}, **arguments},
     )
 
 

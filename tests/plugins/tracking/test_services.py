@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from pa_core import hookimpl
+from pa_core.callbacks import EarlyStoppingCallback
 from pa_tracking import TrackingPlugin
 from tests.distributed.launch import ROOT
 from tests.helpers import tiny_data
@@ -43,9 +44,20 @@ class ShowSamples:
         trainer.callback_handler.call_event("log_images", trainer, name="shown", images=images)
 
 
+TAGS = {
+    "train_loss": "train/loss",
+    "train_loss_epoch": "train/loss_epoch",
+    "eval_loss_epoch": "eval/loss_epoch",
+    "evaluation_loss": "evaluation/loss",
+}
+
+
 def as_sent(trainer):
-    """The history's numbers in the precision of event files."""
-    return sorted((name, update, np.float32(value)) for name, update, value in recorded(trainer))
+    """The history's numbers in the precision of event files, by their tags."""
+    return sorted(
+        (TAGS.get(name, name), update, np.float32(value))
+        for name, update, value in recorded(trainer)
+    )
 
 
 # -- TensorBoard ----------------------------------------------------------------------------------
@@ -68,6 +80,7 @@ def board():
 @pytest.mark.usefixtures("board")
 def test_tensorboard_has_the_history_the_settings_and_the_images(tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    from tensorboard.plugins.custom_scalar.layout_pb2 import Layout
     from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
     plugin = tracked(tmp_path, service="tensorboard", every=2, tags=["first"])
@@ -91,7 +104,56 @@ def test_tensorboard_has_the_history_the_settings_and_the_images(tmp_path):
     settings = HParamsPluginData.FromString(
         found.SummaryMetadata("_hparams_/session_start_info").plugin_data.content
     ).session_start_info.hparams
-    assert settings["seed"].number_value == 42
+    columns = {name: value.number_value for name, value in settings.items()}
+    assert (columns["seed"], columns["lr"], columns["batch_size"]) == (42, pytest.approx(0.1), 8)
+    assert settings["optimizer"].string_value == "SGD"
+    assert not any("." in name for name in settings)
+    layout = Layout.FromString(_text(found, "custom_scalars__config__"))
+    charts = {chart.title: list(chart.multiline.tag) for chart in layout.category[0].chart}
+    assert charts == {"loss_epoch": ["^train/loss_epoch$", "^eval/loss_epoch$"]}
+
+
+@pytest.mark.usefixtures("board")
+def test_tensorboard_compares_runs_by_their_settings_and_final_metrics(tmp_path):
+    from tensorboard.backend.event_processing.data_provider import MultiplexerDataProvider
+    from tensorboard.backend.event_processing.plugin_event_multiplexer import EventMultiplexer
+    from tensorboard.context import RequestContext
+    from tensorboard.plugins.base_plugin import TBContext
+    from tensorboard.plugins.hparams import api_pb2, backend_context, list_session_groups
+
+    best = EarlyStoppingCallback(early_stopping_patience=9)
+    given = [{}, {"callbacks": [best], "seed": 7}]
+    trainers = [
+        train(new_trainer(tracked(tmp_path, service="tensorboard"), **arguments), 2)
+        for arguments in given
+    ]
+    runs = EventMultiplexer().AddRunsFromDirectory(str(tmp_path / "pa-core"))
+    runs.Reload()
+    context = backend_context.Context(
+        TBContext(data_provider=MultiplexerDataProvider(runs, str(tmp_path)))
+    )
+    request, content = RequestContext(), context.hparams_metadata(RequestContext(), "")
+    columns = context.experiment_from_metadata(request, "", True, content, [])
+    shown = {column.name for column in columns.hparam_infos}
+    assert {"lr", "batch_size", "early_stopping.early_stopping_patience"} <= shown
+    wanted = api_pb2.ListSessionGroupsRequest(
+        start_index=0, slice_size=9, allowed_statuses=[api_pb2.STATUS_SUCCESS]
+    )
+    wanted.col_params.extend(
+        api_pb2.ColParams(metric=column.name) for column in columns.metric_infos
+    )
+    table = list_session_groups.Handler(request, context, "", wanted).run()
+    found = {
+        group.hparams["seed"].number_value: {
+            value.name.tag: value.value for value in group.metric_values
+        }
+        for group in table.session_groups
+    }
+    assert found.keys() == {42, 7}
+    for trainer, seed in zip(trainers, (42, 7), strict=True):
+        for name in ("train_loss_epoch", "eval_loss_epoch"):
+            latest = trainer.run_history.get_latest_metric(name)
+            assert found[seed][TAGS[name]] == pytest.approx(latest, rel=1e-6)
 
 
 def _text(accumulator, tag):
@@ -143,12 +205,15 @@ def test_two_runs_with_the_same_name_have_two_folders_in_tensorboard(tmp_path):
 
 
 class Mlflow:
-    """A folder of MLflow's files, read by its client."""
+    """A folder of MLflow's runs, read by its client."""
 
     def __init__(self, folder: Path) -> None:
         from mlflow import MlflowClient
 
-        self.client = MlflowClient((folder / "mlflow").as_uri())
+        database = folder / "mlflow" / "mlflow.db"
+        has_database = database.exists()  # mlflow-skinny has none
+        uri = f"sqlite:///{database}" if has_database else (folder / "mlflow").as_uri()
+        self.client = MlflowClient(uri)
         self.experiment = self.client.get_experiment_by_name("pa-core")
 
     @property
@@ -164,6 +229,10 @@ class Mlflow:
         )
 
 
+# Its database's library deprecates what it uses.
+uses_mlflow = pytest.mark.filterwarnings("ignore::DeprecationWarning")
+
+
 @pytest.fixture
 def mlflow(monkeypatch, tmp_path):
     """MLflow without settings of this machine."""
@@ -176,10 +245,12 @@ def mlflow(monkeypatch, tmp_path):
 
 
 def read(folder, monkeypatch):
-    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
+    if not (folder / "mlflow" / "mlflow.db").exists():
+        monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
     return Mlflow(folder)
 
 
+@uses_mlflow
 @pytest.mark.usefixtures("mlflow")
 def test_mlflow_has_the_history_the_settings_and_the_images(tmp_path, monkeypatch):
     plugin = tracked(tmp_path, service="mlflow", every=2, tags=["first"])
@@ -190,14 +261,18 @@ def test_mlflow_has_the_history_the_settings_and_the_images(tmp_path, monkeypatc
     assert found.points(run) == recorded(trainer)
     assert (run.info.status, run.info.run_name) == ("FINISHED", "run")
     assert run.data.tags["first"] == "true"
-    assert run.data.params["run_config.train_total_batch_size"] == "8"
-    assert run.data.params["seed"] == "42"
+    params = run.data.params
+    assert (params["lr"], params["batch_size"], params["seed"]) == ("0.1", "8", "42")
+    assert "description.json" in [
+        file.path for file in found.client.list_artifacts(run.info.run_id)
+    ]
     files = [file.path for file in found.client.list_artifacts(run.info.run_id, "images")]
     assert sorted(files) == [
         f"images/shown-{update:06d}-{n}.png" for update in (6, 12) for n in (0, 1)
     ]
 
 
+@uses_mlflow
 @pytest.mark.usefixtures("mlflow")
 @pytest.mark.parametrize(
     ("error", "status"), [(RuntimeError("no"), "FAILED"), (KeyboardInterrupt(), "KILLED")]
@@ -221,6 +296,7 @@ def test_mlflow_has_the_status_of_a_failed_run_and_continues_it(
     assert found.points(run) == recorded(trainer)
 
 
+@uses_mlflow
 def test_mlflows_own_settings_are_restored(mlflow, tmp_path, monkeypatch):
     theirs = (tmp_path / "theirs").as_uri()
     monkeypatch.setenv("MLFLOW_TRACKING_URI", theirs)
@@ -234,6 +310,7 @@ def test_mlflows_own_settings_are_restored(mlflow, tmp_path, monkeypatch):
     mlflow.set_tracking_uri(None)
 
 
+@uses_mlflow
 def test_an_active_run_of_the_user_is_a_warning(mlflow, tmp_path, monkeypatch):
     monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
     mlflow.set_tracking_uri(tmp_path / "theirs")
@@ -282,7 +359,8 @@ def wandb_rows(file: Path):
 def test_wandb_has_the_history_offline_and_that_of_a_resumed_run(tmp_path):
     pytest.importorskip("wandb")
     script = Path(__file__).with_name("wandb_run.py")
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
+    environment = os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
     environment = {name: value for name, value in environment.items() if "WANDB" not in name}
     done = subprocess.run(
         [sys.executable, str(script), str(tmp_path)],
@@ -302,5 +380,9 @@ def test_wandb_has_the_history_offline_and_that_of_a_resumed_run(tmp_path):
     assert pictures == [6, 12, 18]
     numbers = [row for row in found if "shown/count" not in row]
     assert points(numbers) == points(rows(tmp_path))
+    started = next(r.run for r in wandb_records(files[0]) if r.HasField("run"))
+    described = started.config.update
+    config = {item.key: json.loads(item.value_json) for item in described}
+    assert (config["lr"], config["batch_size"], config["description.seed"]) == (0.1, 8, 42)
     ends = [[r.exit.exit_code for r in wandb_records(file) if r.HasField("exit")] for file in files]
     assert ends == [[1], [0]]

@@ -64,6 +64,50 @@ def test_an_update_is_one_row(tmp_path):
     assert [row["samples"] for row in rows(tmp_path)][:2] == [24, 44]
 
 
+class Restless:
+    """Records in steps, in events of an epoch and in evaluations, at updates of its own."""
+
+    @hookimpl
+    def on_train_epoch_start(self, trainer):
+        trainer.run_history.update_metric("start", trainer.updates)
+
+    @hookimpl
+    def on_train_step_end(self, trainer):
+        if trainer.updates % 5 == 0:
+            trainer.run_history.update_metric("own", trainer.updates)
+        if trainer.updates in (3, 6):
+            trainer.control.evaluate(everywhere=True)
+
+    @hookimpl
+    def on_training_run_epoch_end(self, trainer):
+        trainer.control.log(everywhere=True)
+
+
+@pytest.mark.parametrize("accumulation", [1, 2])
+@pytest.mark.parametrize("saved_at", [None, 3, 6])
+def test_rows_are_in_the_order_of_updates_for_any_cadences(saved_at, accumulation, tmp_path):
+    def new(*more):
+        files = tracked(tmp_path, service="csv", run_name="csv", every=4)
+        lines, board = tracked(tmp_path), tracked(tmp_path / "other", run_name="own", every=3)
+        return new_trainer(files, lines, Restless(), board, *more)
+
+    state, arguments = tmp_path / "state", {"gradient_accumulation_steps": accumulation}
+    if saved_at is not None:
+        with pytest.raises(RuntimeError):
+            train(new(SaveAt(saved_at, state), Fail(7)), **arguments)
+        resumed = new(SaveAt(0, state), Fail(-1))
+        trainer = train(resumed, resume_from=state, **arguments)
+    else:
+        trainer = train(new(), **arguments)
+    for found in (table(tmp_path, "csv"), rows(tmp_path), rows(tmp_path / "other", "own")):
+        updates = [int(row["update"]) for row in found]
+        assert updates == sorted(set(updates))
+        assert {0, 3, 4, 5, 6, 8, 9} <= set(updates)
+        values = [(name, update) for name, update, _ in points(found)]
+        assert {(name, update) for name, update, _ in recorded(trainer)} <= set(values)
+        assert [row["epoch"] for row in found] == sorted(row["epoch"] for row in found)
+
+
 def test_by_default_there_is_one_row_per_epoch(tmp_path):
     train(new_trainer(tracked(tmp_path)))
     assert [row["update"] for row in rows(tmp_path)] == [6, 12, 18]
@@ -475,7 +519,8 @@ def test_images_of_other_plugins_are_saved_with_the_run(tmp_path):
         assert image.getpixel((0, 0)) == (255, 255, 255)
 
 
-def test_plots_of_metrics_are_saved_with_the_run(tmp_path):
+@pytest.mark.parametrize("saved", [True, False])
+def test_plots_of_metrics_are_saved_with_the_run(saved, tmp_path):
     pytest.importorskip("matplotlib")
     from pa_metrics import MetricsPlugin
 
@@ -483,13 +528,17 @@ def test_plots_of_metrics_are_saved_with_the_run(tmp_path):
         metrics=["confusion_matrix", "accuracy"],
         task="multiclass",
         num_classes=3,
-        plots=tmp_path / "plots",
+        plots=tmp_path / "plots" if saved else None,
     )
     train(new_trainer(metrics, tracked(tmp_path)), 2)
     folder = tmp_path / "pa-core" / "run" / "images"
+    # The values over the epochs are drawn in a folder only.
+    over_epochs = ["accuracy-000012.png"] if saved else []
     assert sorted(path.name for path in folder.iterdir()) == [
-        *("accuracy-000012.png", "confusion_matrix-000006.png", "confusion_matrix-000012.png")
+        *over_epochs,
+        *("confusion_matrix-000006.png", "confusion_matrix-000012.png"),
     ]
+    assert (tmp_path / "plots" / "confusion_matrix.png").exists() == saved
 
 
 def test_images_of_a_wrong_shape_are_a_warning(tmp_path):
