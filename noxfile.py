@@ -89,6 +89,15 @@ def faults(session: nox.Session) -> None:
 
 
 @nox.session(default=False, venv_backend="none", requires=["develop"])
+def families(session: nox.Session) -> None:
+    """Check the losses of transformers' models, and write the page with their table.
+
+    Words after ``--`` choose models by their names, which are then only printed.
+    """
+    run_python(session, "docs/transformers_losses.py", *session.posargs)
+
+
+@nox.session(default=False, venv_backend="none", requires=["develop"])
 def demo(session: nox.Session) -> None:
     """Train the digits example."""
     run_python(session, "examples/digits/train.py", *session.posargs)

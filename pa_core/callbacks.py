@@ -5,7 +5,7 @@ The built-in callbacks live in `pa_core.builtins`, one per file, and are importe
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, MutableSequence, Sequence
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -199,9 +199,9 @@ class CallbackHandler:
             self.plugins.unregister(name)
 
     @property
-    def callbacks(self) -> list[Any]:
-        """The callbacks in the order of the calls."""
-        return list(self.plugins.by_name.values())
+    def callbacks(self) -> MutableSequence[Any]:
+        """The callbacks in the order of the calls; to change it adds and removes callbacks."""
+        return _Callbacks(self.plugins)
 
     @property
     def callback_list(self) -> list[str]:
@@ -211,13 +211,57 @@ class CallbackHandler:
     def __iter__(self) -> Iterator[Any]:
         return iter(self.callbacks)
 
-    def call_event(self, event: str, trainer: Any, **kwargs: Any) -> None:
+    def call_event(self, event: str, *args: Any, **kwargs: Any) -> None:
         """Call an event on every callback that defines it.
 
         Args:
             event: the event's name; any other name calls the method of that name on every callback
                 that has one.
-            trainer: the trainer.
-            **kwargs: the event's other arguments.
+            *args: for an event, the trainer, unless it is given by name; for any other name, the
+                method's arguments, which need no trainer.
+            **kwargs: the other arguments by name.
         """
-        self.plugins.call_event(event, trainer, **kwargs)
+        self.plugins.call_event(event, *args, **kwargs)
+
+
+class _Callbacks(MutableSequence[Any]):
+    """The plugins of a manager as a list, which registers what is added to it."""
+
+    def __init__(self, plugins: PluginManager) -> None:
+        self._plugins = plugins
+
+    def _list(self) -> list[Any]:
+        return list(self._plugins.by_name.values())
+
+    def __len__(self) -> int:
+        return len(self._plugins.by_name)
+
+    def __getitem__(self, index: Any) -> Any:
+        return self._list()[index]
+
+    def __delitem__(self, index: Any) -> None:
+        names = list(self._plugins.by_name)[index]
+        for name in [names] if isinstance(names, str) else names:
+            self._plugins.unregister(name)
+
+    def __setitem__(self, index: Any, callback: Any) -> None:
+        place = range(len(self))[index]
+        if isinstance(place, range):
+            raise TypeError("Replace callbacks one at a time, or clear them and add others")
+        del self[place]
+        self.insert(place, callback)
+
+    def insert(self, index: int, callback: Any) -> None:
+        plugins = self._plugins
+        later, sources = list(plugins.by_name)[index:], plugins.sources
+        plugins.register(callback)
+        for name in later:  # behind the new one, in their order
+            plugins.register(plugins.unregister(name), name, sources[name])
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Sequence) and self._list() == list(other)
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __repr__(self) -> str:
+        return repr(self._list())

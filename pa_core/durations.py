@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, SupportsFloat
 
 from pydantic_core import CoreSchema, core_schema
 
-from pa_core.errors import nearest
+from pa_core.errors import nearest, shown
 
 if TYPE_CHECKING:
     from pydantic import GetCoreSchemaHandler, GetJsonSchemaHandler
@@ -26,6 +26,11 @@ _UNITS = {
     "%": ("percent", 1.0),
 }
 _TEXT = re.compile(r"\s*([0-9][0-9_]*(?:\.[0-9]+)?(?:[eE][+-]?[0-9]+)?)\s*(%|[A-Za-z]+)\s*")
+
+_EXPECTED = (
+    "Expected an integer or a string such as '10 epochs', '500 updates', '20000 samples', "
+    "'15 minutes' or '5%'"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +76,7 @@ class Duration:
             default_unit: the unit of a plain number.
 
         Raises:
-            ValueError: if the value is anything else, or not positive.
+            ValueError: if the value is anything else, a fraction without a unit, or not positive.
         """
         if isinstance(value, Duration):
             return value
@@ -80,7 +85,12 @@ class Duration:
         else:
             duration = cls._parse_text(value)
         if not 0 < duration.value < math.inf:
-            raise ValueError(f"A duration must be positive, not {value!r}")
+            raise ValueError(f"A duration must be positive and finite, not {value!r}")
+        if not isinstance(value, str) and duration.value != int(duration.value):
+            raise ValueError(
+                f"{value!r} is not a valid duration. A fraction needs its unit: write "
+                f"'{duration}'. {_EXPECTED}"
+            )
         return duration
 
     @classmethod
@@ -89,10 +99,7 @@ class Duration:
         unit = match[2].lower().removesuffix("s") if match else ""
         if match is None or unit not in _UNITS:
             hint = nearest(match[2].lower(), [f"{name}s" for name in _UNITS]) if match else ""
-            raise ValueError(
-                f"{text!r} is not a valid duration.{hint} Expected an integer or a string such as "
-                "'10 epochs', '500 updates', '20000 samples', '15 minutes' or '5%'"
-            )
+            raise ValueError(f"{shown(text)} is not a valid duration.{hint} {_EXPECTED}")
         name, factor = _UNITS[unit]
         number = float(match[1].replace("_", "")) * factor
         return cls(int(number) if number.is_integer() and name != "seconds" else number, name)

@@ -92,3 +92,21 @@ def listed(names: Sequence[str], most: int = 5) -> str:
     """
     more = f" and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(names[:most]) + more
+
+
+def shown(value: object) -> str:
+    """A wrong value for a message; its type, if that says more.
+
+    >>> shown("adam"), shown([1]), shown(int)
+    ("'adam'", 'a list', 'the class int')
+    """
+    if value is None or isinstance(value, str | int | float):
+        return repr(value)
+    name = getattr(value, "__name__", None)
+    if isinstance(value, type):
+        return f"the class {name}"
+    if name is not None and callable(value):
+        return f"the function {name}"
+    kind = type(value).__name__
+    vowels = "AEFHILMNORSX" if kind.isupper() else "AEIOUaeiou"  # of SGD, the letters are read
+    return f"{'an' if kind[0] in vowels else 'a'} {kind}"

@@ -6,8 +6,10 @@ This file is the reference for plugin authors. `LOOP` is the loop in pseudocode,
 A plugin implements any of these hooks with any subset of the arguments, which are passed by name.
 Events (``on_…``) return nothing. Providers (``create_…``, ``calculate_…``) and runs (``run_…``)
 return a value: the first that isn't None is used, and the Trainer's default comes last. Registries
-(``register_…``) collect from all plugins. The events of a plugin with ``runs_on = "main"`` are
-called on the main process only, its other hooks on every process.
+(``register_…``) collect from all plugins. A wrong value is an error that names the plugin, the hook
+and what was expected. A wrapper may return another result than its ``yield`` gives; if it returns
+nothing, the result stays. The events of a plugin with ``runs_on = "main"`` are called on the main
+process only, its other hooks on every process.
 
 Each docstring ends with the hook's contract: when it is called and on which processes, whether an
 implementation may use collectives (such as `trainer.gather`, or an evaluation), and whether it may
@@ -42,8 +44,8 @@ hookimpl = pluggy.HookimplMarker(PROJECT)
 """Marks a function of a plugin as the implementation of the hook of the same name.
 
 ``@hookimpl(tryfirst=True)`` and ``trylast=True`` change the order, ``wrapper=True`` surrounds the
-other implementations, ``specname="…"`` names the hook, and ``optionalhook=True`` marks a hook of
-another plugin, which need not be enabled.
+other implementations and keeps their result unless it returns another, ``specname="…"`` names the
+hook, and ``optionalhook=True`` marks a hook of another plugin, which need not be enabled.
 """
 
 
@@ -636,7 +638,8 @@ def create_scheduler(trainer: Trainer) -> Any:
 def calculate_train_batch_loss(trainer: Trainer, batch: Any) -> dict[str, Any] | None:
     """Calculate a training batch's loss: a dict of ``loss``, ``model_outputs`` and ``batch_size``.
 
-    By default ``loss_func(model(batch[0]), batch[1])``.
+    By default ``loss_func(model(batch[0]), batch[1])``. The dict may lack ``model_outputs``, which
+    the loop doesn't use; plugins that do then raise an error.
 
     Args:
         trainer: the trainer.
@@ -651,6 +654,8 @@ def calculate_train_batch_loss(trainer: Trainer, batch: Any) -> dict[str, Any] |
 @hookspec(firstresult=True)
 def calculate_eval_batch_loss(trainer: Trainer, batch: Any) -> dict[str, Any] | None:
     """Calculate an evaluation batch's loss: a dict as in `calculate_train_batch_loss`.
+
+    The loss may also have a value for each sample, of which the mean is used.
 
     Args:
         trainer: the trainer.

@@ -25,7 +25,8 @@ class TrainerRunConfig:
         eval_total_batch_size: samples per evaluation step, over all processes.
         num_update_steps_per_epoch: optimizer updates per epoch.
         num_local_update_steps_per_epoch: optimizer updates per epoch on this process.
-        max_num_train_steps: maximum number of updates of the run; None for no maximum.
+        max_num_train_steps: maximum number of updates of the run; if none was given, the number of
+            its updates.
         is_local_process_zero: whether this is the first process on its machine.
         is_world_process_zero: whether this is the first process of all.
         is_distributed: whether more than one process, or an engine such as DeepSpeed, trains.

@@ -6,7 +6,10 @@ import struct
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import wraps
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
@@ -97,13 +100,124 @@ class Position(_HasClock):
         return self.epoch - self.first_epoch
 
 
+_PARTS = ("train_", "eval_", "evaluation_")
+"""How the names of metrics start that are recorded in one part of a run."""
+
+
+def instance_metric_name(plugin: str | None, metric_name: str) -> str:
+    """The name under which a plugin records a metric: an instance's own name becomes part of it.
+
+    Args:
+        plugin: the plugin's name, None for code of no plugin.
+        metric_name: the name that the plugin gives.
+
+    >>> instance_metric_name("metrics", "accuracy"), instance_metric_name("metrics:a", "accuracy")
+    ('accuracy', 'a_accuracy')
+    >>> instance_metric_name("metrics:a", "train_accuracy")
+    'train_a_accuracy'
+    """
+    instance = (plugin or "").partition(":")[2]
+    if not instance or instance.isdecimal():  # numbered by the plugin manager, not named
+        return metric_name
+    part = next((part for part in _PARTS if metric_name.startswith(part)), "")
+    return f"{part}{instance}_{metric_name.removeprefix(part)}"
+
+
+class MetricWriters:
+    """Who records which metric in a run: a name with two writers would have two metrics' values.
+
+    Args:
+        get_plugin: returns the name of the plugin whose hook is running, None for other code of the
+            run. Code that the loop doesn't call has an empty name, and isn't compared.
+    """
+
+    def __init__(self, get_plugin: Callable[[], str | None]) -> None:
+        self._get_plugin = get_plugin
+        self._writer_of: dict[str, str] = {}
+        self.given: str | None = None  # the writer, if it is known; empty if it can't be known
+
+    def claim(self, metric_name: str, prefix: str) -> str:
+        """Note who records a metric.
+
+        Args:
+            metric_name: the name that the writer gives.
+            prefix: the history's prefix.
+
+        Returns:
+            The name under which it is recorded, without the prefix.
+
+        Raises:
+            ValueError: if something else has recorded that metric in this run.
+        """
+        writer = self.given
+        if writer is None:
+            plugin = self._get_plugin()
+            metric_name = instance_metric_name(plugin, metric_name)
+            writer = "" if plugin == "" else writer_name(plugin)
+        name = prefix + metric_name
+        other = self._writer_of.setdefault(name, writer) if writer else None
+        if other is not None and other != writer:
+            raise ValueError(
+                f"The metric {name!r} is recorded by {other} and by {writer}: give one of them "
+                'another name. Instances with names of their own, such as "metrics:a" in plugins, '
+                "record under different names"
+            )
+        return metric_name
+
+    def forget(self, name: str) -> None:
+        """Forget who records a metric."""
+        self._writer_of.pop(name, None)
+
+
+def writer_name(plugin: str | None) -> str:
+    """The name of a writer of metrics for messages."""
+    return "code outside of plugins" if plugin is None else f"the plugin {plugin!r}"
+
+
+@contextmanager
+def written_by(history: Any, writer: str) -> Iterator[None]:
+    """Record as a given writer, under the names as they are; an empty one isn't compared."""
+    writers: MetricWriters | None = getattr(history, "_writers", None)
+    if writers is None:
+        yield
+        return
+    writers.given = writer
+    try:
+        yield
+    finally:
+        writers.given = None
+
+
+def follow_run(
+    history: Any, get_progress: Callable[[], Progress], get_plugin: Callable[[], str | None]
+) -> None:
+    """Have a history record where a run stands, and compare who records what in it."""
+    if hasattr(history, "follow"):
+        history.follow(get_progress)
+    if isinstance(history, RunHistory):
+        history._writers = MetricWriters(get_plugin)
+
+
 class RunHistory(ABC):
     """The interface through which a `Trainer` records metrics.
+
+    In a run, each metric has one writer: a plugin, or the code outside of plugins. A second one is
+    an error. What an instance of a plugin records has the instance's name, see
+    `instance_metric_name`.
 
     Subclass it to record elsewhere. Overriding `follow`, `state_dict` and `load_state_dict` is
     optional: without them, records have no position, and a resumed run starts a new history at the
     right epoch. Override `num_recorded` if copying all values of a metric is slow.
     """
+
+    _writers: MetricWriters | None = None  # of the present or last run
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        update = cls.update_metric
+        is_checked = any(hasattr(vars(kind).get("update_metric"), _CHECKED) for kind in cls.mro())
+        if not is_checked and not getattr(update, "__isabstractmethod__", False):
+            setattr(cls, "update_metric", _with_writer(update))  # noqa: B010 - mypy
 
     @abstractmethod
     def get_metric_names(self) -> Iterable[str]:
@@ -134,7 +248,23 @@ class RunHistory(ABC):
 
     @abstractmethod
     def update_metric(self, metric_name: str, metric_value: Any) -> None:
-        """Record a metric's value."""
+        """Record a metric's value.
+
+        Raises:
+            ValueError: in a run, if another plugin records the same metric.
+        """
+
+    def claim_metric(self, metric_name: str) -> None:
+        """Announce that the caller, a hook of a plugin, will record a metric in this run.
+
+        Args:
+            metric_name: as for `update_metric`.
+
+        Raises:
+            ValueError: if another plugin records the same metric.
+        """
+        if self._writers is not None:
+            self._writers.claim(metric_name, self.metric_name_prefix)
 
     @abstractmethod
     def delete_metric(self, metric_name: str) -> None:
@@ -167,6 +297,40 @@ class RunHistory(ABC):
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore what `state_dict` returned."""
         self._set_epoch(state["current_epoch"])
+
+
+_CHECKED = "_checks_writers"
+
+
+def _with_writer(update: Callable[[Any, str, Any], None]) -> Callable[[Any, str, Any], None]:
+    """A method `update_metric` that first compares the writer, and names its metric."""
+
+    @wraps(update)
+    def update_metric(self: RunHistory, metric_name: str, metric_value: Any) -> None:
+        if self._writers is not None:
+            metric_name = self._writers.claim(metric_name, self.metric_name_prefix)
+        update(self, metric_name, metric_value)
+
+    setattr(update_metric, _CHECKED, True)
+    return update_metric
+
+
+class _Names(set[str]):
+    """A set in the order of its construction, so that every process iterates in the same order.
+
+    The order of a plain set of strings differs between processes.
+    """
+
+    def __init__(self, names: Iterable[str]) -> None:
+        self._order = {name: number for number, name in enumerate(names)}
+        super().__init__(self._order)
+
+    def __iter__(self) -> Iterator[str]:
+        end = len(self._order)
+        return iter(sorted(super().__iter__(), key=lambda name: self._order.get(name, end)))
+
+    def __repr__(self) -> str:
+        return f"{{{', '.join(map(repr, self))}}}" if self else "set()"
 
 
 class InMemoryRunHistory(RunHistory):
@@ -207,15 +371,17 @@ class InMemoryRunHistory(RunHistory):
         """The last `count` of the `records`, without copying the others."""
         return self._table[len(self._table) - count :]
 
-    def get_metric_names(self) -> Iterable[str]:
-        """The names of all metrics in the order of their first record, each once.
+    def get_metric_names(self) -> set[str]:
+        """The names of all metrics: a new set, in the order of their first record."""
+        return _Names(self._values)
 
-        The result is a keys view: ordered, and comparable and combinable with sets.
-        """
-        return dict.fromkeys(self._values).keys()
+    @property
+    def _metrics(self) -> Mapping[str, tuple[Any, ...]]:
+        """All values by metric, for subclasses written for pytorch-accelerated; to read only."""
+        return MappingProxyType({name: tuple(values) for name, values in self._values.items()})
 
     def get_metric_values(self, metric_name: str) -> list[Any]:
-        """All values of a metric, oldest first; an empty list for an unknown metric."""
+        """All values of a metric in a new list, oldest first; empty for an unknown metric."""
         return list(self._values.get(metric_name, ()))
 
     def get_latest_metric(self, metric_name: str) -> Any:
@@ -263,6 +429,8 @@ class InMemoryRunHistory(RunHistory):
         """
         recorded = self.num_recorded(metric_name)
         del self._values[metric_name]
+        if self._writers is not None:
+            self._writers.forget(metric_name)
         self._num_deleted[metric_name] = recorded
         self._table.delete(metric_name)
 
@@ -292,7 +460,7 @@ class InMemoryRunHistory(RunHistory):
 
     def __getstate__(self) -> dict[str, Any]:
         # A copy keeps the values, but doesn't follow the run.
-        return vars(self) | {"_get_progress": None}
+        return vars(self) | {"_get_progress": None, "_writers": None}
 
     def state_dict(self) -> dict[str, Any]:
         """Epoch and records, as plain data.
@@ -718,15 +886,27 @@ class LossTracker:
         """The number of samples or tokens so far."""
         return self._count.item() if isinstance(self._count, Tensor) else self._count
 
+    @running_count.setter
+    def running_count(self, count: float) -> None:
+        self._count = count
+
     @property
     def loss_value(self) -> float:
         """The latest loss."""
         return float(self._latest)
 
+    @loss_value.setter
+    def loss_value(self, loss: float) -> None:
+        self._latest = loss
+
     @property
     def total_loss(self) -> float:
         """The sum over samples."""
         return float(self._total)
+
+    @total_loss.setter
+    def total_loss(self, total: float) -> None:
+        self._total = total
 
     @property
     def average(self) -> float:

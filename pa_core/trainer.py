@@ -17,14 +17,19 @@ from torch import Tensor
 from pa_core.callbacks import get_default_callbacks
 from pa_core.checkpoint.manifest import run_fingerprint
 from pa_core.control import Requests, UpdateResult
+from pa_core.engine.loss_parameters import check_loss_parameters
 from pa_core.engine.optimizers import as_one
 from pa_core.errors import StopTrainingError
 from pa_core.loop.arguments import (
     RunArguments,
     check_batch_output,
+    check_collate,
+    check_differentiable,
+    check_kwargs,
     check_length,
     check_loss,
     check_model_and_optimizer,
+    check_own_attributes,
     check_predict_arguments,
     check_scheduler_source,
     check_update,
@@ -37,7 +42,8 @@ from pa_core.loop.parameters import ParameterWatch
 from pa_core.loop.run_files import identify_run, locking_files
 from pa_core.loop.watched import WatchedMetrics
 from pa_core.placeholders import TrainerPlaceholderValues, replace_trainer_placeholder_values
-from pa_core.tracking import Position, count_values, values_since
+from pa_core.plugins.blame import running_plugin
+from pa_core.tracking import Position, count_values, follow_run, values_since
 
 if TYPE_CHECKING:
     from pa_core.durations import Duration
@@ -61,7 +67,8 @@ class Trainer(TrainerBase):
     Args:
         model: the model, or the name of one that a plugin registers.
         loss_func: called with the model's outputs and the targets; returns a mean over the batch.
-        optimizer: an optimizer of the model's parameters, a function that creates one from them,
+        optimizer: an optimizer of the model's parameters, and, on one process, of those of a
+            `loss_func` that is a module; a function that creates one from them,
             or a list of optimizers, with disjoint parameters. With None, a plugin may create it;
             evaluating and predicting need none.
         callbacks: classes or instances of `TrainerCallback`; they replace the default built-ins.
@@ -79,6 +86,7 @@ class Trainer(TrainerBase):
     Raises:
         SettingsError: listing every mistake in the settings at once.
         PluginError: for a plugin that can't be loaded or whose hooks are wrong.
+        TypeError: for an argument of the wrong type.
         ValueError: if model and optimizer don't fit, or fp16 is requested on a CPU.
     """
 
@@ -137,14 +145,16 @@ class Trainer(TrainerBase):
             batch: what the training loader yields, on the device.
 
         Returns:
-            A dict with ``loss`` (shape ``()``, mean over the batch), ``model_outputs``,
-            ``batch_size`` and anything else that plugins should see. With ``num_items_in_batch``,
-            such as the number of labelled tokens, the loss is the mean over these items.
+            A dict with ``loss`` (shape ``()``, mean over the batch), ``batch_size``, and anything
+            else that plugins should see; those that look at the outputs need ``model_outputs``.
+            With ``num_items_in_batch``, such as the number of labelled tokens, the loss is the
+            mean over these items.
         """
         return self._hooks.calculate_train_batch_loss(trainer=self, batch=batch)
 
     def backward_step(self, loss: Tensor) -> None:
         """Differentiate the micro-batch's scaled loss, its part of the accumulated batch's mean."""
+        check_differentiable(loss, self, "calculate_train_batch_loss returned")
         self._engine.backward(loss)
 
     def optimizer_step(self) -> None:
@@ -168,7 +178,10 @@ class Trainer(TrainerBase):
         self.model.eval()
 
     def calculate_eval_batch_loss(self, batch: Any) -> dict[str, Any]:
-        """Calculate the loss of an evaluation batch; returns what the training one returns."""
+        """Calculate the loss of an evaluation batch; returns what the training one returns.
+
+        The loss may also have a value for each sample, of which the mean is used.
+        """
         return self._hooks.calculate_eval_batch_loss(trainer=self, batch=batch)
 
     def calculate_predictions(self, batch: Any) -> Any:
@@ -247,6 +260,7 @@ class Trainer(TrainerBase):
                 numbers, such as package versions or the settings of a plugin.
 
         Raises:
+            TypeError: for arguments of the wrong type, and batches that aren't what the loss needs.
             ValueError: for invalid arguments, before anything happens.
             TypeError: if nothing says how long to train.
             TrainingStateError: if `resume_from` is damaged or was saved from a different model; or
@@ -266,9 +280,14 @@ class Trainer(TrainerBase):
             train_dataloader_kwargs=train_dataloader_kwargs,
             eval_dataloader_kwargs=eval_dataloader_kwargs,
         )
+        check_own_attributes(self)
         self.optimizer = as_one(self.optimizer)
-        check_model_and_optimizer(self.get_model(), self.optimizer, needs_optimizer=True)
+        check_model_and_optimizer(
+            self.get_model(), self.optimizer, self.loss_func, needs_optimizer=True
+        )
+        self._engine.loss_parameters = check_loss_parameters(self)
         check_scheduler_source(create_scheduler_fn, self.optimizers)
+        check_collate(collate_fn)
         state = None
         if resume_from is not None:
             from pa_core.checkpoint.resume import find_training_state
@@ -333,6 +352,8 @@ class Trainer(TrainerBase):
         dataset = self.eval_dataset if dataset is None else dataset
         if dataset is None:
             raise ValueError("evaluate() needs a dataset: neither it nor train() was given one")
+        check_kwargs("dataloader_kwargs", dataloader_kwargs)
+        check_collate(collate_fn)
         with self._run_preserved():
             self.eval_dataset, self.collate_fn = dataset, collate_fn or self.collate_fn
             self._hooks.refresh()
@@ -375,6 +396,7 @@ class Trainer(TrainerBase):
         from pa_core.loop.predict import collect_predictions, write_predictions
 
         check_predict_arguments(dataloader_kwargs)
+        check_collate(collate_fn)
         self._hooks.refresh()
         given, self.collate_fn = self.collate_fn, collate_fn or self.collate_fn
         try:
@@ -397,9 +419,9 @@ class Trainer(TrainerBase):
 
     def _run(self, hook: str) -> None:
         """Call the hook of a run, which plugins may wrap, and ``on_exception`` if it raises."""
+        self._report_replacements(hook)
         self._in_run = is_training = hook == "run_training"
-        if hasattr(self.run_history, "follow"):
-            self.run_history.follow(lambda: self.progress)
+        follow_run(self.run_history, lambda: self.progress, running_plugin)
         if is_training:
             self.position.start_clock()
         try:
@@ -507,6 +529,7 @@ class Trainer(TrainerBase):
                 hooks.on_train_step_end(
                     trainer=self, batch=micro.data, batch_output=output, step=micro.step
                 )
+            del output  # logits take no memory during the next forward pass
             randomness.end_step()
             self._means.end_step()
             if micro.completes_update:
@@ -744,13 +767,14 @@ class Trainer(TrainerBase):
                 if hooks.on_eval_step_start is not None:
                     hooks.on_eval_step_start(trainer=self, batch=batch, step=step)
                 output = self.calculate_eval_batch_loss(batch)
-                output = check_batch_output(output, "calculate_eval_batch_loss")
+                output = check_batch_output(output, "calculate_eval_batch_loss", is_evaluation=True)
                 means.items = output.get("num_items_in_batch", output["batch_size"])
                 means.add(output["loss"], output)
                 if hooks.on_eval_step_end is not None:
                     hooks.on_eval_step_end(
                         trainer=self, batch=batch, batch_output=output, step=step
                     )
+                del output
             means.end_step()
             self.eval_epoch_end()
         loss = "eval_loss_epoch" if is_training else "evaluation_loss"

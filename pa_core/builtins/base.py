@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from pydantic import Field
+from torch import nn
 
 from pa_core.engine.subclasses import plain_parts
 from pa_core.plugin import CallbackSettings, ConfigurableCallback
@@ -21,6 +22,8 @@ def has_finite_weights(trainer: Trainer) -> bool:
     state = trainer.optimizer.state.values()
     moments = [value for values in state for value in values.values() if torch.is_tensor(value)]
     tensors = [*trainer.model.parameters(), *moments]
+    if isinstance(trainer.loss_func, nn.Module):
+        tensors += trainer.loss_func.parameters()
     if all(map(_is_finite, tensors)):
         return True
     trainer.print("Not saving a training state: the weights or the optimizer state aren't finite")

@@ -16,13 +16,11 @@ from pathlib import Path
 from threading import Thread
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from pa_core.checkpoint.identity import forget_run
 from pa_core.checkpoint.retention import Retention
 from pa_core.checkpoint.safetensors_io import HostMemory
 from pa_core.checkpoint.save import save_training_state
-from pa_core.errors import NOT_SAVED, OtherProcessError
+from pa_core.errors import NOT_SAVED, OtherProcessError, StopTrainingError, TrainingStateError
 
 if TYPE_CHECKING:
     from pa_core.control import SaveRequest, TrainerControl
@@ -30,8 +28,8 @@ if TYPE_CHECKING:
 
 CHECKPOINT_NAME = re.compile(r"epoch_\d{4,}|update_\d{8,}|final")
 """Names that the `checkpoint` plugin gives; `SaveRequest.keep` counts no other states."""
-_NOT_BEGUN = OSError, MemoryError, torch.cuda.OutOfMemoryError, OtherProcessError
-"""Errors before the writing begins that aren't mistakes in what is to be saved."""
+_MISTAKES = TrainingStateError, StopTrainingError
+"""What is raised before the writing begins whatever the request: mistakes, and requests to stop."""
 _NO_SPACE = {errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC), errno.EFBIG}
 
 
@@ -94,7 +92,9 @@ class StateSaver:
                 write_in_background if request.in_background else None,
                 self._memory,
             )
-        except _NOT_BEGUN as error:
+        except _MISTAKES:
+            raise
+        except Exception as error:
             if request.must:
                 error.add_note(_not_saved(pending, error))
                 raise
@@ -167,7 +167,9 @@ class StateSaver:
         self._trainer._event(
             "on_save_training_state_error", state_dir=pending.state_dir, error=error
         )
-        _warn([f"{_not_saved(pending, error)}, and training continues{_advice(pending, error)}"])
+        where = "".join(f" ({note})" for note in getattr(error, "__notes__", ()))
+        text = _not_saved(pending, error, where)
+        _warn([f"{text}, and training continues{_advice(pending, error)}"])
 
     def _remove_old_states(self, pending: _PendingSave, keep: int) -> None:
         try:
@@ -176,9 +178,9 @@ class StateSaver:
             pending.warnings.append(f"Old training states could not be removed: {error}")
 
 
-def _not_saved(pending: _PendingSave, error: BaseException) -> str:
+def _not_saved(pending: _PendingSave, error: BaseException, where: str = "") -> str:
     cause = str(error) if isinstance(error, OSError) else f"{type(error).__name__}: {error}"
-    return f"{NOT_SAVED} at {pending.state_dir}: {cause}. States saved earlier are unchanged"
+    return f"{NOT_SAVED} at {pending.state_dir}: {cause}{where}. States saved earlier are unchanged"
 
 
 def _advice(pending: _PendingSave, error: BaseException) -> str:

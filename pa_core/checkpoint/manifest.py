@@ -35,6 +35,7 @@ from torch.utils.data import ConcatDataset, DataLoader, Subset, TensorDataset
 from pa_core.data.loader import KeyedDataLoader
 from pa_core.data.process_split import OwnSplitLoader
 from pa_core.data.source import length_of
+from pa_core.engine.loss_parameters import trained_loss
 from pa_core.engine.optimizers import given_schedulers
 from pa_core.engine.subclasses import plain_parts
 from pa_core.engine.wrappers import clean_state_dict, wrapped_module
@@ -53,11 +54,11 @@ def run_manifest(trainer: Trainer) -> dict[str, Any]:
     """Describe a run: plugins, packages, seed, commit, hardware, and the fingerprint."""
     run = dict(trainer._fingerprint or run_fingerprint(trainer))
     plugins = run.pop("plugins")
+    by_environment = overridden(trainer.settings, trainer.plugins.by_name)
     return {
         "plugins": plugins,
         "packages": {"python": platform.python_version()} | _versions(trainer),
         "seed": trainer.seed,
-        "overridden": overridden(trainer.settings, trainer.plugins.by_name),
         "git": _git_commit(),
         "hardware": {
             "device": str(trainer.device),
@@ -68,6 +69,7 @@ def run_manifest(trainer: Trainer) -> dict[str, Any]:
             "capability": torch.backends.cpu.get_cpu_capability(),
         },
         "run": run,
+        **({"overridden": by_environment} if by_environment else {}),
     }
 
 
@@ -178,7 +180,7 @@ def run_fingerprint(trainer: Trainer) -> dict[str, Any]:
         **data_fingerprint(trainer),
         "batch_limit": trainer.train_batch_limit,
         "collate_fn": describe(kwargs.get("collate_fn") or trainer.collate_fn),
-        "loss": describe(trainer.loss_func),
+        "loss": _describe_loss(trainer),
         "loss_parts": describe_parts(trainer.loss_func),
         "model": type(model).__name__,
         "layers": describe_layers(model),
@@ -187,6 +189,14 @@ def run_fingerprint(trainer: Trainer) -> dict[str, Any]:
         **describe_optimization(trainer),
         "plugins": describe_plugins(trainer),
     }
+
+
+def _describe_loss(trainer: Trainer) -> Any:
+    described, trained = describe(trainer.loss_func), trained_loss(trainer)
+    if trained is None:
+        return described
+    restored = clean_state_dict(trained)  # so it doesn't matter what the script creates
+    return {name: value for name, value in described.items() if name not in restored}
 
 
 def describe_optimization(trainer: Trainer) -> dict[str, Any]:

@@ -13,6 +13,7 @@ import torch
 from pa_core.checkpoint.atomic_io import save_file
 from pa_core.checkpoint.lock import check_held
 from pa_core.checkpoint.storage import MANIFEST
+from pa_core.engine.loss_parameters import find_loss, trained_loss
 from pa_core.engine.subclasses import find_class
 from pa_core.errors import CheckpointError
 from pa_core.settings.paths import local_path
@@ -44,6 +45,9 @@ def save_checkpoint(
         )
     elif save_optimizer and trainer.optimizer is not None:
         content["optimizer_state_dict"] = trainer.optimizer.state_dict()
+    loss = trained_loss(trainer)
+    if loss is not None:
+        content["loss_func_state_dict"] = loss.state_dict()
     if save_scheduler and trainer.scheduler is not None:
         content["scheduler_state_dict"] = trainer.scheduler.state_dict()
     content.update(_plain(checkpoint_kwargs or {}))
@@ -76,7 +80,16 @@ def load_checkpoint(
                 f"{checkpoint_path} contains the state of the {name}, but the trainer has none. "
                 f"Give it one, or pass load_{name}=False"
             )
+    saved_loss = content.get("loss_func_state_dict")
+    loss = None if saved_loss is None else find_loss(trainer, saved_loss)
+    if saved_loss is not None and loss is None:
+        warnings.warn(
+            f"{checkpoint_path} contains parameters of another loss function, which are not loaded",
+            stacklevel=3,
+        )
     trainer._engine.load_weights(trainer.model, content["model_state_dict"])
+    if loss is not None and saved_loss is not None:
+        loss.load_state_dict(saved_loss)
     for name, target in present:
         target.load_state_dict(content[f"{name}_state_dict"])
     return content

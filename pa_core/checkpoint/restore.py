@@ -36,6 +36,7 @@ from pa_core.checkpoint.save import parameter_names
 from pa_core.checkpoint.start_check import StartCheck
 from pa_core.checkpoint.storage import StateReader
 from pa_core.data.process_split import OwnSplitLoader
+from pa_core.engine.loss_parameters import find_loss
 from pa_core.errors import TrainingStateError, listed
 from pa_core.settings.paths import local_path
 from pa_core.tracking import Position
@@ -90,7 +91,8 @@ class TrainingState:
             name: decode(state[name], tensors)
             for name in ("optimizer", "scheduler", "scaler", "run_history")
         }
-        self._parts["training_weights"] = decode(state.get("training_weights"), tensors)
+        for name in ("training_weights", "loss_func"):
+            self._parts[name] = decode(state.get(name), tensors)
         self._weights = decode_weights(
             reader.read_tensors("model.safetensors"), decode(state["weights"], tensors)
         )
@@ -372,20 +374,28 @@ class TrainingState:
         """Continue a stopped run if all plugins that have stopped it would no longer do so.
 
         Such a plugin has a method ``withdraws_stop``, which is given its state. It returns None if
-        the plugin hasn't stopped the run.
+        the plugin hasn't stopped the run. One that isn't enabled any more would no longer stop it,
+        if its state says that it has.
         """
         saved, answers = self._processes[0]["plugins"], {}
+        removed = [
+            name
+            for name, state in saved.items()
+            if name not in trainer.plugins.by_name
+            and isinstance(state, Mapping)
+            and state.get("has_stopped") is True
+        ]
         for name, plugin in trainer.plugins.by_name.items():
             withdraws = getattr(plugin, "withdraws_stop", None)
             answer = withdraws(saved[name]) if withdraws is not None and name in saved else None
             if answer is not None:
                 answers[name] = answer
-        if answers and all(answers.values()):
-            plugins = " and ".join(repr(name) for name in answers)
-            verb = "now allow more" if len(answers) > 1 else "now allows more"
+        if (answers or removed) and all(answers.values()):
+            reasons = [f"{name!r} now allows more" for name in answers]
+            reasons += [f"{name!r} isn't enabled any more" for name in removed]
             trainer.print(
                 f"The run had stopped ({trainer.position.stop_reason}) and continues, since "
-                f"{plugins} {verb}"
+                f"{' and '.join(reasons)}"
             )
             trainer.position.stop_reason = None
 
@@ -420,6 +430,13 @@ class TrainingState:
                 f"{self.directory} was saved with an optimizer over different parameters: "
                 + _only_in_one(_flat(saved), _flat(present))
             )
+        saved_loss = self._parts["loss_func"]
+        loss = None if saved_loss is None else find_loss(trainer, saved_loss)
+        if saved_loss is not None and loss is None:
+            text = f"{self.directory} was saved with parameters of another loss function"
+            if in_run:
+                raise TrainingStateError(text)
+            warnings.warn(f"{text}, which are not restored", stacklevel=3)
         scheduler = self._parts["scheduler"]
         if in_run and (scheduler is None) != (trainer.scheduler is None):
             raise TrainingStateError(
@@ -428,6 +445,8 @@ class TrainingState:
             )
         with self._invalid_content_reported(), engine.evaluation_mode(optimizer):
             engine.load_weights(trainer.model, self._weights)
+            if loss is not None:
+                loss.load_state_dict(saved_loss)
             scaler = trainer._accelerator.scaler
             if scaler is not None and self._parts["scaler"] is not None:
                 scaler.load_state_dict(self._parts["scaler"])

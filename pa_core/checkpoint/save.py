@@ -28,6 +28,7 @@ from pa_core.checkpoint.optimizer_shards import write_shard
 from pa_core.checkpoint.safetensors_io import HostMemory, has_room_in_memory, tensor_bytes
 from pa_core.checkpoint.storage import StateWriter
 from pa_core.data.loader import KeyedDataLoader
+from pa_core.engine.loss_parameters import trained_loss
 from pa_core.engine.subclasses import is_wrapper, local_part
 from pa_core.engine.wrappers import named_parameters
 from pa_core.errors import TrainingStateError
@@ -141,7 +142,11 @@ def _state_files(
         "optimizer": engine.optimizer_state(trainer.optimizer) if engine.sharding is None else None,
         "scheduler": trainer.scheduler.state_dict() if trainer.scheduler is not None else None,
         "scaler": scaler.state_dict() if scaler is not None else None,
-        "metadata": {"current_epoch": trainer.run_history.current_epoch, **metadata},
+        "metadata": {
+            "current_epoch": trainer.run_history.current_epoch,
+            "global_step": trainer.position.updates,
+            **metadata,
+        },
     }
     state = {name: encode(part, tensors, name) for name, part in parts.items()}
     # How the optimizer is sharded. Resuming compares the text, so its words must not change.
@@ -150,6 +155,9 @@ def _state_files(
     training_weights = engine.training_weights(trainer.optimizer)
     if training_weights:  # the weights of the model are those of the optimizer's evaluation mode
         state["training_weights"] = encode(training_weights, tensors, "training_weights")
+    loss = trained_loss(trainer)
+    if loss is not None:
+        state["loss_func"] = encode(loss.state_dict(), tensors, "loss_func")
     state["position"] = asdict(trainer.position)
     numbers = trainer._scheduled_for
     state["scheduled_for"] = None if numbers is None else asdict(numbers)
@@ -254,6 +262,9 @@ def parameter_names(trainer: Trainer) -> list[list[str]]:
     names = {id(parameter): name for name, parameter in named_parameters(model)}
     if trainer.optimizer is None:
         return []
+    loss = trained_loss(trainer)
+    if loss is not None:
+        names = {id(p): f"loss_func.{name}" for name, p in loss.named_parameters()} | names
     return [
         [names.get(id(parameter), "?") for parameter in group]
         for group in trainer._engine.parameter_groups(trainer.optimizer)

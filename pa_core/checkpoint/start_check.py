@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from pa_core.engine.loss_parameters import trained_loss
 from pa_core.engine.subclasses import local_part, plain_parts
 from pa_core.tracking import count_values
 
@@ -79,6 +80,9 @@ class StartCheck:
     def _tensors(self) -> Iterator[Tensor]:
         trainer = self._trainer
         yield from trainer.model.parameters()
+        loss = trained_loss(trainer)
+        if loss is not None:
+            yield from loss.parameters()
         yield from trainer.model.buffers()
         for values in trainer.optimizer.state.values():
             if isinstance(values, Mapping):

@@ -8,7 +8,7 @@ from typing import Any
 import typer
 
 from pa_core.errors import PluginConflictError, PluginLoadError, PluginNotFoundError
-from pa_core.plugins.distributions import COMMANDS, how_to_install
+from pa_core.plugins.distributions import COMMANDS, what_to_install
 
 GROUP = "pa_core.commands"
 """The entry-point group of commands.
@@ -29,7 +29,7 @@ def add_commands(app: typer.Typer, arguments: list[str]) -> None:
     Raises:
         PluginConflictError: if two distributions have the command that is called.
         PluginLoadError: if it can't be imported.
-        PluginNotFoundError: if it is part of a distribution that isn't installed.
+        PluginNotFoundError: if no installed distribution has it, with what to write or install.
     """
     called = next((argument for argument in arguments if not argument.startswith("-")), None)
     own = {command.name or command.callback.__name__ for command in app.registered_commands}  # type: ignore[union-attr]
@@ -45,8 +45,10 @@ def add_commands(app: typer.Typer, arguments: list[str]) -> None:
             app.command(name, help=f"Provided by {_owners(claimed)}.")(_placeholder)
     if called is None or called in own or called in claims:
         return
-    if hint := how_to_install(called, COMMANDS):
-        raise PluginNotFoundError(f"Unknown command {called!r}.{hint}")
+    raise PluginNotFoundError(
+        f"There is no command {called!r}; pa --help lists them."
+        f"{what_to_install(called, {*own, *claims}, COMMANDS)}"
+    )
 
 
 def _add(app: typer.Typer, name: str, command: Any) -> None:
@@ -77,7 +79,7 @@ def _load(name: str, claimed: list[metadata.EntryPoint]) -> Any:
         )
     try:
         return claimed[0].load()
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise PluginLoadError(
             f"The command {name!r} of {_owners(claimed)} can't be imported: "
             f"{type(error).__name__}: {error}"

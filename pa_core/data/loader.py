@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, Tenso
 from torch.utils.data import default_collate as _default_collate
 
 from pa_core.data.process_split import SplitBatch, SplitLoader
-from pa_core.data.ready import held_loader, is_batched_pipeline, is_loader
+from pa_core.data.ready import check_dataset, held_loader, is_batched_pipeline, is_loader
 from pa_core.data.rng import derive_key, generator_positions, seed_host, seed_torch
 from pa_core.data.sampler import EpochSampler, IndexBatch
 
@@ -201,6 +201,8 @@ class KeyedDataLoader(DataLoader[Any]):
 
             kwargs["worker_init_fn"] = ShowDataset(kwargs.get("worker_init_fn"))
         super().__init__(keyed, batch_sampler=sampler, collate_fn=keyed.collate_fn, **kwargs)
+        # To be read: PyTorch has None beside a batch sampler, and refuses to set it.
+        vars(self)["batch_size"] = sampler.batch_size
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
         if self.num_workers == 0 and not self.pin_memory:
@@ -266,9 +268,11 @@ def create_dataloader(
         is_batch_size_given: whether the ``batch_size`` in `kwargs` is the user's own.
 
     Raises:
+        TypeError: if `data` can't be any of these.
         ValueError: if the dataset is empty, the batch size is not a positive integer, or it is
             unclear whether a stream yields samples or batches.
     """
+    check_dataset(data, purpose, is_collated=collate_fn is not None)
     if is_loader(data):
         return data
     kwargs = dict(kwargs)

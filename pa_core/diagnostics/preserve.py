@@ -13,6 +13,8 @@ import numpy as np
 import torch
 from torch import Generator, Tensor, nn
 
+from pa_core.engine.loss_parameters import trained_loss
+
 if TYPE_CHECKING:
     from pa_core import Trainer
 
@@ -28,6 +30,9 @@ def preserved(trainer: Trainer, data: Any = None) -> Iterator[None]:
     with ExitStack() as stack:
         stack.enter_context(_generators(trainer.device, data))
         stack.enter_context(_model(trainer.get_model(keep_torch_compile=False)))
+        loss = trained_loss(trainer)
+        if loss is not None:
+            stack.enter_context(_model(loss))
         if trainer.optimizer is not None:
             modes = trainer._engine.modes(trainer.optimizer)
             if modes is not None:

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from functools import cache
+from itertools import chain
 from typing import TYPE_CHECKING, Any, TypeVar
 from weakref import WeakSet
 
@@ -92,6 +93,7 @@ class Engine:
         self._may_be_unscaled = False  # by the gradient scaler
         self._prepared: dict[tuple[int, int], tuple[nn.Module, Any]] = {}
         self._modes: OptimizerModes | None = None  # of the present optimizer, if it has any
+        self.loss_parameters: tuple[nn.Parameter, ...] = ()  # that are trained; on one process only
 
     shows_gradients = True
     """Whether each parameter has its gradient between the backward pass and the update."""
@@ -384,7 +386,8 @@ class Engine:
 
     def gradient_leaves(self, model: nn.Module) -> list[nn.Parameter]:
         """The parameters at which a backward pass of the model ends, on this process."""
-        return [parameter for parameter in model.parameters() if parameter.requires_grad]
+        every = chain(model.parameters(), self.loss_parameters)
+        return [parameter for parameter in every if parameter.requires_grad]
 
     def accumulating(self, model: nn.Module, is_update: bool) -> AbstractContextManager[Any]:
         """Keep gradients local while they accumulate; they are reduced once, for the update."""
@@ -454,12 +457,14 @@ class Engine:
 
     def clip_norm(self, parameters: Iterable[nn.Parameter], max_norm: float) -> Tensor | None:
         """Clip the total 2-norm of the gradients; returns the norm before (0-d, on the device)."""
+        parameters = chain(parameters, self.loss_parameters)
         if self.is_plain or self.accelerator.scaler is not None:  # accelerate would unscale again
             return nn.utils.clip_grad_norm_(parameters, max_norm)
         return self.accelerator.clip_grad_norm_(parameters, max_norm)
 
     def clip_value(self, parameters: Iterable[nn.Parameter], max_value: float) -> None:
         """Clip each gradient to ``[-max_value, max_value]``."""
+        parameters = chain(parameters, self.loss_parameters)
         if self.is_plain or self.accelerator.scaler is not None:
             nn.utils.clip_grad_value_(parameters, max_value)
         else:

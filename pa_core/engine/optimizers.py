@@ -10,6 +10,7 @@ import torch
 from accelerate.optimizer import AcceleratedOptimizer
 
 from pa_core.engine.optimizer_step import step_optimizer
+from pa_core.errors import shown
 
 
 class OptimizerList(torch.optim.Optimizer):
@@ -240,8 +241,8 @@ def as_one(optimizer: Any) -> Any:
     for number, one in enumerate(optimizer):
         if isinstance(one, type) or not hasattr(one, "param_groups"):
             raise TypeError(
-                f"optimizer[{number}] is {one!r}; in a list, each must be an optimizer of separate "
-                "parameters, such as torch.optim.AdamW(model.head.parameters())"
+                f"optimizer[{number}] is {shown(one)}; in a list, each must be an optimizer of "
+                "separate parameters, such as torch.optim.AdamW(model.head.parameters())"
             )
     if not optimizer:
         raise ValueError("The list of optimizers is empty")

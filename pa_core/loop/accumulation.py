@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -181,7 +182,8 @@ class Accumulation:
         """Multiply the gradients by the correction of the last accumulated batch, if any."""
         if self.correction is None:
             return
-        gradients = [p.grad for p in parameters if p.grad is not None]
+        every = chain(parameters, self._engine.loss_parameters)
+        gradients = [p.grad for p in every if p.grad is not None]
         if gradients:
             torch._foreach_mul_(gradients, self.correction)
 

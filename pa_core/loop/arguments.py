@@ -6,15 +6,29 @@ import inspect
 from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, fields
 from functools import wraps
-from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, SupportsIndex, TypeAlias
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    Concatenate,
+    ParamSpec,
+    SupportsFloat,
+    SupportsIndex,
+    TypeAlias,
+)
 
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from pa_core.control import UpdateResult
+from pa_core.control import TrainerControl, UpdateResult
 from pa_core.durations import Duration
-from pa_core.engine.optimizers import given_optimizers, is_scheduler, unwrapped
-from pa_core.errors import listed
+from pa_core.engine.optimizers import (
+    given_optimizers,
+    given_schedulers,
+    is_scheduler,
+    unwrapped,
+)
+from pa_core.errors import listed, shown
+from pa_core.tracking import Position
 
 if TYPE_CHECKING:
     from torch.optim.lr_scheduler import LRScheduler
@@ -25,27 +39,42 @@ if TYPE_CHECKING:
 
 P = ParamSpec("P")
 SchedulerSource: TypeAlias = "Callable[[Any], Any] | LRScheduler | str | None"
-_REQUIRED = ("loss", "model_outputs", "batch_size")
+_REQUIRED = ("loss", "batch_size")
 _KEYS = frozenset(_REQUIRED)
+_NUMBERS = (int, float, Tensor)
 
 
 def check_model_and_optimizer(
-    model: nn.Module, optimizer: Any, *, needs_optimizer: bool = False
+    model: nn.Module | None,
+    optimizer: Any,
+    loss_func: Any = None,
+    *,
+    needs_optimizer: bool = False,
 ) -> None:
-    """Check that the optimizer updates parameters of the model.
+    """Check that the optimizer updates parameters of the model, or of the loss function.
+
+    Without parameters, a model can be evaluated, but not trained.
 
     Raises:
-        ValueError: if the model has no parameters, the optimizer holds others, or training needs
-            an optimizer and there is none.
+        ValueError: if the optimizer holds other parameters, or training needs parameters or an
+            optimizer and there are none.
     """
+    if model is None and needs_optimizer:
+        raise ValueError("The Trainer was given None as model: assign trainer.model")
     if optimizer is None and needs_optimizer:
         raise ValueError(
             "Training needs an optimizer: give the Trainer one, a function that makes one such as "
             "functools.partial(torch.optim.AdamW, lr=1e-3), or enable a plugin that creates it"
         )
-    parameters = {id(parameter): name for name, parameter in model.named_parameters()}
+    named = () if model is None else model.named_parameters()
+    parameters = {id(parameter): name for name, parameter in named}
+    if not parameters and not needs_optimizer:
+        return
     if not parameters:
         raise ValueError(f"The model {type(model).__name__} has no parameters to train")
+    if isinstance(loss_func, nn.Module):
+        own = {id(p): f"loss_func.{name}" for name, p in loss_func.named_parameters()}
+        parameters = own | parameters
     groups = getattr(optimizer, "param_groups", None)
     if groups is None or getattr(optimizer, "is_flat", False):
         return
@@ -55,9 +84,156 @@ def check_model_and_optimizer(
         raise ValueError(
             f"The optimizer holds {foreign} parameters that aren't in the model. Create it from "
             f"the parameters of {type(model).__name__}: {type(optimizer).__name__}"
-            "(model.parameters(), …). Put a loss that has parameters into one module with the "
-            "model, so that its parameters are moved, reduced and saved too"
+            "(model.parameters(), …). Parameters of a loss may be those of the loss_func, if that "
+            "is a module, or of one module with the model"
         )
+
+
+def check_model(model: Any) -> None:
+    """Check that this is a model, and not its class or a function.
+
+    Raises:
+        TypeError: saying what to pass.
+    """
+    if isinstance(model, type):
+        raise TypeError(f"model is the class {model.__name__}; pass an instance: {_call_of(model)}")
+    if model is not None and not hasattr(model, "named_parameters"):
+        raise TypeError(
+            f"model is {shown(model)}; pass an nn.Module, or the name of a model that a plugin "
+            "registers"
+        )
+
+
+def check_loss_func(loss_func: Any) -> None:
+    """Check that a loss function can be called with outputs and targets; None is left to plugins.
+
+    Raises:
+        TypeError: saying what to pass.
+    """
+    if isinstance(loss_func, type) and issubclass(loss_func, nn.Module):
+        raise TypeError(
+            f"loss_func is the class {loss_func.__name__}; pass an instance: {_call_of(loss_func)}"
+        )
+    if hasattr(loss_func, "param_groups"):
+        raise TypeError(
+            f"loss_func is {shown(loss_func)}: the order is Trainer(model, loss_func, optimizer)"
+        )
+    if loss_func is not None and not callable(loss_func):
+        raise TypeError(
+            f"loss_func is {shown(loss_func)}; pass a function of the model's outputs and the "
+            "targets that returns their mean loss, such as nn.CrossEntropyLoss()"
+        )
+
+
+def check_run_history(run_history: Any) -> None:
+    """Check that this is a run history, and not its class.
+
+    Raises:
+        TypeError: saying what to pass.
+    """
+    if isinstance(run_history, type) or not hasattr(run_history, "update_metric"):
+        raise TypeError(
+            f"run_history is {shown(run_history)}; pass an instance of a RunHistory, such as "
+            "InMemoryRunHistory()"
+        )
+
+
+def check_seed(seed: Any) -> None:
+    """Check that a seed is an integer.
+
+    Raises:
+        TypeError: if it isn't.
+    """
+    if not isinstance(seed, SupportsIndex) or isinstance(seed, bool):
+        raise TypeError(
+            f"seed must be an integer, not {shown(seed)}: every random choice is a function of it"
+        )
+
+
+def check_optimizer(optimizer: Any, origin: str) -> None:
+    """Check that this is an optimizer, or None.
+
+    Args:
+        optimizer: one optimizer, or several as one.
+        origin: the start of the error's sentence, such as ``"create_optimizer returned"``.
+
+    Raises:
+        TypeError: saying what to pass.
+    """
+    if optimizer is not None and (
+        isinstance(optimizer, type)
+        or not hasattr(optimizer, "param_groups")
+        or not hasattr(optimizer, "step")
+    ):
+        raise TypeError(
+            f"{origin} {shown(optimizer)}; expected an optimizer of the model's parameters, such "
+            "as torch.optim.AdamW(model.parameters(), lr=1e-3), or a list of optimizers"
+        )
+
+
+def check_scheduler(
+    scheduler: Any, optimizers: Sequence[Any], origin: str, *, is_adapted: bool = False
+) -> None:
+    """Check that this is a learning-rate scheduler of the Trainer's optimizers, or None.
+
+    Args:
+        scheduler: one scheduler, or several as one.
+        optimizers: the Trainer's.
+        origin: the start of the error's sentence, such as ``"create_scheduler returned"``.
+        is_adapted: whether a wrapper may still adapt one of another interface.
+
+    Raises:
+        TypeError: if it has no method ``step``.
+        ValueError: if it was created with another optimizer.
+    """
+    if scheduler is None:
+        return
+    can_step = callable(getattr(scheduler, "step", None))
+    if isinstance(scheduler, type) or not (
+        can_step or (is_adapted and hasattr(scheduler, "optimizer"))
+    ):
+        raise TypeError(
+            f"{origin} {shown(scheduler)}; expected a learning-rate scheduler, which has a method "
+            "step(), or None"
+        )
+    for one in given_schedulers(scheduler):
+        own = given_optimizers(getattr(one, "optimizer", None))
+        foreign = [
+            its
+            for its in own
+            if hasattr(its, "param_groups") and not any(its is each for each in optimizers)
+        ]
+        if foreign:
+            raise ValueError(
+                f"{origin} {shown(one)} of another {type(foreign[0]).__name__} than the "
+                f"Trainer's {' and '.join(type(each).__name__ for each in optimizers)}, which "
+                "would change nothing: create it with trainer.optimizer"
+            )
+
+
+def _call_of(kind: type) -> str:
+    """A call of a class, for a message: with ``…`` where it needs arguments."""
+    try:
+        inspect.signature(kind).bind()
+    except (TypeError, ValueError):
+        return f"{kind.__name__}(…)"
+    return f"{kind.__name__}()"
+
+
+def check_own_attributes(trainer: Trainer) -> None:
+    """Check that a subclass or a plugin hasn't replaced attributes that the loop needs.
+
+    Raises:
+        TypeError: naming the attribute.
+    """
+    for name, kind in (("control", TrainerControl), ("position", Position)):
+        value = getattr(trainer, name)
+        if not isinstance(value, kind):
+            raise TypeError(
+                f"{type(trainer).__name__}.{name} was replaced by a {type(value).__name__}, but it "
+                f"belongs to the Trainer: the {kind.__name__} of its runs. Give your own attribute "
+                "another name"
+            )
 
 
 def check_disjoint(optimizers: Sequence[Any], names: Mapping[int, str]) -> None:
@@ -88,6 +264,7 @@ def check_scheduler_source(source: Any, optimizers: Sequence[Any]) -> None:
         optimizers: the Trainer's.
 
     Raises:
+        TypeError: if this neither is a scheduler nor creates one.
         ValueError: if a list has another length, or a scheduler was created with another optimizer.
     """
     if isinstance(source, list | tuple):
@@ -99,6 +276,11 @@ def check_scheduler_source(source: Any, optimizers: Sequence[Any]) -> None:
         for one, optimizer in zip(source, optimizers, strict=True):
             check_scheduler_source(one, [optimizer])
         return
+    if not (source is None or is_scheduler(source) or callable(source) or isinstance(source, str)):
+        raise TypeError(
+            f"create_scheduler_fn is {shown(source)}; pass a function of the optimizer, the name "
+            "of a scheduler that a plugin registers, or a scheduler of the Trainer's optimizer"
+        )
     if not is_scheduler(source):
         return
     name, own = type(source).__name__, unwrapped(getattr(source, "optimizer", None))
@@ -133,17 +315,49 @@ class RunArguments:
     eval_dataloader_kwargs: dict[str, Any] | None = None
 
     def __post_init__(self) -> None:
-        Duration.parse(self.num_epochs)
+        try:
+            Duration.parse(self.num_epochs)
+        except ValueError as error:
+            raise ValueError(f"num_epochs: {error}") from None
         for name in ("per_device_batch_size", "gradient_accumulation_steps", "max_num_train_steps"):
             number = getattr(self, name)
             if number is not None and (not isinstance(number, SupportsIndex) or int(number) < 1):
                 raise ValueError(f"{name} must be a positive integer, not {number!r}")
+        for name in ("train_dataloader_kwargs", "eval_dataloader_kwargs"):
+            check_kwargs(name, getattr(self, name))
         for name in ("gradient_clip_value", "gradient_clip_norm"):
             bound = getattr(self, name)
-            if bound is not None and not bound > 0:
+            is_number = isinstance(bound, SupportsFloat) and not isinstance(bound, bool | str)
+            if bound is not None and not (is_number and bound > 0):
                 raise ValueError(f"{name} must be a positive number, not {bound!r}")
         if self.gradient_clip_value is not None and self.gradient_clip_norm is not None:
             raise ValueError("Clip by gradient_clip_value or by gradient_clip_norm, not by both")
+
+
+def check_kwargs(name: str, kwargs: Any) -> None:
+    """Check that the arguments of a `DataLoader` are a dict, or None.
+
+    Raises:
+        TypeError: naming the argument.
+    """
+    if kwargs is not None and not isinstance(kwargs, Mapping):
+        raise TypeError(
+            f"{name} is {shown(kwargs)}; it must be a dict of arguments of the DataLoader, such as "
+            '{"num_workers": 4}'
+        )
+
+
+def check_collate(collate_fn: Any) -> None:
+    """Check that a collate function can be called; None is torch's.
+
+    Raises:
+        TypeError: if it can't.
+    """
+    if collate_fn is not None and not callable(collate_fn):
+        raise TypeError(
+            f"collate_fn is {shown(collate_fn)}; it must be a function from a list of samples to a "
+            "batch"
+        )
 
 
 def settings_as_defaults(
@@ -233,6 +447,7 @@ def check_predict_arguments(dataloader_kwargs: Mapping[str, Any] | None) -> None
     Raises:
         ValueError: naming the argument that would prevent it.
     """
+    check_kwargs("dataloader_kwargs", dataloader_kwargs)
     for name in ("shuffle", "drop_last", "sampler", "batch_sampler"):
         if (dataloader_kwargs or {}).get(name):
             raise ValueError(
@@ -240,27 +455,37 @@ def check_predict_arguments(dataloader_kwargs: Mapping[str, Any] | None) -> None
             )
 
 
-def check_batch_output(output: Any, method: str) -> Any:
+def check_batch_output(output: Any, method: str, *, is_evaluation: bool = False) -> Any:
     """Check that `method` returned what the loop needs.
 
+    Args:
+        output: what the method returned.
+        method: its name.
+        is_evaluation: whether the loss may have one value for each sample, or several; there is no
+            gradient to calculate then, and their mean is the batch's.
+
     Returns:
-        The output, with a loss of shape ``()`` in place of one with a single element.
+        The output, with a loss of shape ``()`` even if it had a single element in another shape, or
+        a value for each sample.
 
     Raises:
         ValueError: naming the missing keys.
-        TypeError: if it isn't a mapping, or its loss isn't a scalar tensor.
+        TypeError: if it isn't a mapping, its loss isn't a scalar tensor, or its numbers of samples
+            or items aren't numbers.
     """
     if (
         type(output) is dict
         and output.keys() >= _KEYS
         and isinstance(loss := output["loss"], Tensor)
         and loss.ndim == 0
+        and type(size := output["batch_size"]) is int
+        and size >= 0
+        and type(output.get("num_items_in_batch", 0)) in _NUMBERS
     ):
         return output
     if not isinstance(output, Mapping):
         raise TypeError(
-            f"{method} returned {'None' if output is None else type(output).__name__}, not a dict "
-            f"with the keys {', '.join(_REQUIRED)}"
+            f"{method} returned {shown(output)}, not a dict with the keys {', '.join(_REQUIRED)}"
         )
     missing = [key for key in _REQUIRED if key not in output]
     if missing:
@@ -268,11 +493,39 @@ def check_batch_output(output: Any, method: str) -> Any:
             f"{method} returned a dict without {', '.join(missing)}; it has "
             f"{', '.join(map(str, output)) or 'no keys'} and needs {', '.join(_REQUIRED)}"
         )
-    loss = check_loss(output["loss"], f"{method} returned")
+    _check_size(output["batch_size"], f"{method} returned")
+    items = output.get("num_items_in_batch", 0)
+    if isinstance(items, str) or not isinstance(items, SupportsFloat):
+        raise TypeError(
+            f"{method} returned {shown(items)} as num_items_in_batch; it must be the number of "
+            "items, such as labelled tokens, that the loss is the mean of"
+        )
+    loss = output["loss"]
+    if is_evaluation and _is_of_samples(loss, output):
+        loss = loss.mean()
+    loss = check_loss(loss, f"{method} returned")
     if loss is not output["loss"]:
         output = output if isinstance(output, MutableMapping) else dict(output)
         output["loss"] = loss
     return output
+
+
+def _check_size(size: Any, origin: str) -> None:
+    is_whole = isinstance(size, SupportsIndex) and not isinstance(size, bool)
+    if not is_whole or (not isinstance(size, Tensor) and size.__index__() < 0):
+        raise TypeError(
+            f"{origin} {shown(size)} as batch_size; it must be the number of samples of the batch"
+        )
+
+
+def _is_of_samples(loss: Any, output: Mapping[str, Any]) -> bool:
+    """Whether a loss has values for each sample, so that its mean is that over the samples."""
+    return (
+        isinstance(loss, Tensor)
+        and loss.ndim > 0
+        and "num_items_in_batch" not in output
+        and len(loss) == int(output["batch_size"])
+    )
 
 
 def check_loss(loss: Any, origin: str) -> Tensor:
@@ -313,3 +566,30 @@ def check_update(result: Any, plugins: PluginManager, *, is_applied: bool) -> No
             "trainer.apply_update()"
         )
     raise RuntimeError(f"{hook} without calling trainer.apply_update()")
+
+
+def check_differentiable(loss: Tensor, trainer: Trainer, origin: str) -> None:
+    """Check that a loss can be differentiated, unless a subclass makes the backward pass itself.
+
+    Args:
+        loss: of a micro-batch.
+        trainer: the trainer.
+        origin: the start of the error's sentence, such as ``"on_backward_start left"``.
+
+    Raises:
+        ValueError: with what may have cut the graph.
+    """
+    if loss.requires_grad:
+        return
+    if len([kind for kind in type(trainer).__mro__ if "backward_step" in vars(kind)]) > 1:
+        return
+    if not any(parameter.requires_grad for parameter in trainer.model.parameters()):
+        raise ValueError(
+            "No parameter of the model requires a gradient, so there is nothing to train: unfreeze "
+            "some with requires_grad_(True)"
+        )
+    raise ValueError(
+        f"{origin} a loss without a gradient graph, so nothing can be learned from it: calculate "
+        "it from the model's outputs with differentiable operations. detach(), item(), argmax(), "
+        "torch.tensor(), NumPy and torch.no_grad() cut the graph"
+    )

@@ -25,15 +25,26 @@ from pa_core.engine.create import create_engine
 from pa_core.engine.optimizers import as_one
 from pa_core.engine.parallelism import check_supported, check_whole
 from pa_core.engine.process_group import check_connected
-from pa_core.errors import PreemptedExit, StopTrainingError
+from pa_core.errors import PreemptedExit, StopTrainingError, shown
 from pa_core.loop.accumulation import Accumulation
-from pa_core.loop.arguments import RunArguments, check_model_and_optimizer, precision_of
+from pa_core.loop.arguments import (
+    RunArguments,
+    check_loss_func,
+    check_model,
+    check_model_and_optimizer,
+    check_optimizer,
+    check_run_history,
+    check_scheduler,
+    check_seed,
+    precision_of,
+)
 from pa_core.loop.consensus import Consensus
 from pa_core.loop.defaults import Defaults
 from pa_core.loop.error_hints import add_hints
 from pa_core.loop.means import EpochMeans
 from pa_core.loop.micro_batches import MicroBatch, micro_batches
 from pa_core.loop.planning import epoch_start, plan_run
+from pa_core.loop.provided import CHECKS
 from pa_core.loop.randomness import HOOKS_AFTER_FORWARD, EpochRandomness, seed_event
 from pa_core.loop.run_data import RunData
 from pa_core.loop.run_numbers import Groups, RunNumbers, set_values, values_of
@@ -42,7 +53,7 @@ from pa_core.loop.watched import WatchedMetrics
 from pa_core.plugins.callers import BoundHooks
 from pa_core.plugins.manager import PluginManager
 from pa_core.settings.environment import build_all_plugins, settings_of, where_enabled
-from pa_core.tracking import InMemoryRunHistory, Position, RunHistory
+from pa_core.tracking import InMemoryRunHistory, Position, RunHistory, written_by
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -58,6 +69,9 @@ _OF_A_RUN = (
     *("_data", "_means", "_in_run", "_resumed_state"),
 )
 """The attributes that an evaluation changes, and that a run in progress needs unchanged."""
+
+_THE_LOOP = "the training loop"
+"""The writer of the metrics that no plugin records."""
 
 
 class TrainerBase(TrainerServices):
@@ -92,16 +106,25 @@ class TrainerBase(TrainerServices):
         self.settings = settings_of(settings)
         self.plugins = _create_plugins(self.settings, callbacks, plugins)
         self._hooks = BoundHooks(self.plugins)
-        self.callback_handler = self._create_callback_handler()
+        self._callback_handler = self._create_callback_handler()
 
+        check_loss_func(loss_func)
         self.model: Any = self._create_model(model) if isinstance(model, str) else model
+        check_model(self.model)
         self.loss_func: Any = loss_func
         self.optimizer: Any = self._create_optimizer(optimizer)
-        check_model_and_optimizer(self.model, self.optimizer)
+        check_model_and_optimizer(self.model, self.optimizer, self.loss_func)
         seed = self.settings.argument("trainer", "seed", seed)
         self.seed = 42 if seed is None else seed
+        check_seed(self.seed)
         self.run_history = InMemoryRunHistory() if run_history is None else run_history
+        check_run_history(self.run_history)
 
+        if accelerator is not None and not isinstance(accelerator, Accelerator | Mapping):
+            raise TypeError(
+                f"accelerator is {shown(accelerator)}; pass an Accelerator, or a dict of its "
+                "arguments"
+            )
         self.accelerator_kwargs = dict(accelerator) if isinstance(accelerator, Mapping) else {}
         precision = precision_of(self.settings, mixed_precision, accelerator)
         if precision is not None:
@@ -116,7 +139,8 @@ class TrainerBase(TrainerServices):
             from pa_core.loop.same_settings import check_same_settings
 
             check_same_settings(self._trainer)
-        check_whole(self.model, self._engine.sharded_by)
+        if self.model is not None:  # train() and evaluate() need one
+            check_whole(self.model, self._engine.sharded_by)
         if self._engine.num_processes > 1:
             self._hooks = BoundHooks(self.plugins, self._request_stop)
         self.plugins.set_process(is_main=self.is_main_process)
@@ -307,7 +331,11 @@ class TrainerBase(TrainerServices):
         """Record the means of the epoch over all items of all processes: the loss and by name."""
         loss, named, has_batches = self._means.reduce(self._engine)
         if loss is not None:
-            self.run_history.update_metric(loss_name, loss)
+            # Another dataset's name may be this one's with the name of a model before it.
+            is_named = self.eval_name is not None
+            writer = f"the evaluation on {self.eval_name!r}" if is_named else _THE_LOOP
+            with written_by(self.run_history, writer):
+                self.run_history.update_metric(loss_name, loss)
         elif has_batches or (prefix == "train" and self.position.batch):
             warnings.warn(
                 f"There is no {loss_name}: none of the batches had an item that counts, such as a "
@@ -319,8 +347,9 @@ class TrainerBase(TrainerServices):
                 f"There is no {loss_name}, because the data yielded no batch. If the iterator is "
                 "exhausted, pass a dataset or a re-iterable loader"
             )
-        for name, mean in named.items():
-            self.run_history.update_metric(f"{prefix}_{name}", mean)
+        for mean in named:
+            with written_by(self.run_history, mean.writer):
+                self.run_history.update_metric(f"{prefix}_{mean.name}", mean.value)
 
     @contextmanager
     def _evaluation_of(self, name: str | None) -> Iterator[None]:
@@ -394,6 +423,18 @@ class TrainerBase(TrainerServices):
         plugins = self.plugins.by_name.items()
         return [name for name, plugin in plugins if getattr(plugin, "needs_recompute", False)]
 
+    def _report_replacements(self, hook: str) -> None:
+        """Warn if several plugins replace a run, of which only the first does."""
+        own = [one for one in self.plugins.implementations(hook) if not one.is_default]
+        first, *others = [repr(one.name) for one in own if not one.wrapper] or [""]
+        if others and self.is_main_process:
+            warnings.warn(
+                f"The plugins {first} and {' and '.join(others)} each replace {hook}: unless "
+                f"{first} returns None, only {first} is called. Mark what adds to the run instead "
+                "of replacing it @hookimpl(wrapper=True)",
+                stacklevel=2,
+            )
+
     def _check_update_plugins(self) -> None:
         """Refuse plugins that make the update in a way that isn't possible here.
 
@@ -421,12 +462,13 @@ class TrainerBase(TrainerServices):
     def _log_progress(self) -> None:
         """Record the mean training loss of the epoch so far, and the learning rate."""
         total, count = self._engine.sum(self._means.loss.sums(self.device)).tolist()
-        if count:
-            self.run_history.update_metric("train_loss", total / count)
         rates = [one.param_groups[0]["lr"] for one in self.optimizers]
-        for number, rate in enumerate(rates):
-            name = "learning_rate" if len(rates) == 1 else f"learning_rate_{number}"
-            self.run_history.update_metric(name, rate)
+        with written_by(self.run_history, _THE_LOOP):
+            if count:
+                self.run_history.update_metric("train_loss", total / count)
+            for number, rate in enumerate(rates):
+                name = "learning_rate" if len(rates) == 1 else f"learning_rate_{number}"
+                self.run_history.update_metric(name, rate)
 
     def _announce_metrics(self) -> None:
         """Announce the new values of watched metrics to plugins."""
@@ -487,15 +529,32 @@ class TrainerBase(TrainerServices):
         elif isinstance(optimizer, type) or (
             callable(optimizer) and not hasattr(optimizer, "step")
         ):
-            optimizer = optimizer(self.model.parameters())
-        return as_one(optimizer)
+            given, optimizer = optimizer, optimizer(self.model.parameters())
+            if optimizer is None:
+                raise TypeError(f"optimizer: {shown(given)} returned None, not an optimizer")
+        optimizer = as_one(optimizer)
+        check_optimizer(optimizer, "optimizer is")
+        return optimizer
 
     def _create_model(self, name: str) -> nn.Module:
         factory: Any = self.plugins.find("register_models", name)
-        return factory()
+        model: nn.Module = factory()
+        if not hasattr(model, "named_parameters"):
+            owner = self.plugins.owner("register_models", name)
+            raise TypeError(
+                f"The model {name!r} of {owner} is {shown(model)}; register_models must register "
+                "functions that return an nn.Module"
+            )
+        return model
 
     def _prepare_model_optimizer_and_dataloaders(self) -> None:
-        """Place and wrap model and optimizer."""
+        """Place and wrap model and optimizer.
+
+        Raises:
+            ValueError: if there is no model.
+        """
+        if self.model is None:
+            raise ValueError("The Trainer was given None as model: assign trainer.model")
         self.model, self.optimizer = self._engine.prepare(self.model, self.optimizer)
 
     def _set_eval_batch_size(self, per_device_batch_size: int) -> None:
@@ -573,6 +632,7 @@ class TrainerBase(TrainerServices):
                 if self.create_scheduler_fn is not None
                 else self._hooks.create_scheduler(trainer=self)
             )
+        check_scheduler(self.scheduler, self.optimizers, "create_scheduler returned")
 
     @contextmanager
     def _scheduling_for(self, numbers: RunNumbers) -> Iterator[None]:
@@ -624,7 +684,7 @@ class TrainerBase(TrainerServices):
 def _create_plugins(
     settings: Settings, callbacks: Iterable[Any] | None, plugins: Iterable[Any] | None
 ) -> PluginManager:
-    manager = PluginManager(Defaults())
+    manager = PluginManager(Defaults(), CHECKS)
     for name, plugin, source in build_all_plugins(settings, callbacks=callbacks, plugins=plugins):
         manager.register(plugin, name, source)
     return manager

@@ -6,6 +6,7 @@ subclass that overrides the Trainer's method takes precedence over both.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,8 @@ from pa_core.data.loader import create_dataloader
 from pa_core.engine.optimizers import schedulers_of
 from pa_core.engine.process_group import connected
 from pa_core.hookspecs import hookimpl
+from pa_core.loop.arguments import check_scheduler
+from pa_core.loop.pairs import loss_of_pair
 from pa_core.loop.run_numbers import RunNumbers, build_scheduler
 
 if TYPE_CHECKING:
@@ -66,7 +69,7 @@ class Defaults:
         given: dict[str, Any] | None,
     ) -> Any:
         kwargs = dict(kwargs)
-        return create_dataloader(
+        loader = create_dataloader(
             dataset,
             kwargs.pop("collate_fn", trainer.collate_fn),
             kwargs,
@@ -76,27 +79,43 @@ class Defaults:
             purpose=purpose,
             is_batch_size_given="batch_size" in (given or {}),
         )
+        if loader is not dataset:  # as those of accelerate; the loop moves the batches there
+            loader.device = trainer.device
+        return loader
 
     @hookimpl(trylast=True)
     def create_scheduler(self, trainer: Trainer) -> Any:
         numbers = trainer._scheduled_for or RunNumbers.of(trainer)
 
         def build(create: Any, optimizer: Any) -> Any:
-            return build_scheduler(trainer, numbers, create, optimizer)
+            try:
+                scheduler = build_scheduler(trainer, numbers, create, optimizer)
+            except TypeError as error:
+                if not isinstance(create, str):
+                    error.add_note(
+                        "create_scheduler_fn is called with the optimizer alone: give other "
+                        "arguments with functools.partial, such as partial(StepLR, step_size=10)"
+                    )
+                raise
+            origin = "create_scheduler_fn returned"
+            if isinstance(create, str):
+                owner = trainer.plugins.owner("register_schedulers", create)
+                origin = f"The scheduler {create!r} of {owner} is"
+            check_scheduler(scheduler, trainer.optimizers, origin, is_adapted=True)
+            if scheduler is None and trainer.is_main_process:
+                warnings.warn(f"{origin} None, so the learning rate stays as it is", stacklevel=2)
+            return scheduler
 
         return schedulers_of(trainer.create_scheduler_fn, trainer.optimizer, build)
 
     @hookimpl(trylast=True)
     def calculate_train_batch_loss(self, trainer: Trainer, batch: Any) -> dict[str, Any]:
-        inputs, targets = batch[0], batch[1]
-        model_outputs = trainer.model(inputs)
-        loss = trainer.loss_func(model_outputs, targets)
-        return {"loss": loss, "model_outputs": model_outputs, "batch_size": targets.size(0)}
+        return loss_of_pair(trainer, batch, "train")
 
     @hookimpl(trylast=True)
     def calculate_eval_batch_loss(self, trainer: Trainer, batch: Any) -> dict[str, Any]:
         with torch.no_grad():
-            return self.calculate_train_batch_loss(trainer, batch)
+            return loss_of_pair(trainer, batch, "eval")
 
     @hookimpl(trylast=True)
     def calculate_predictions(self, trainer: Trainer, batch: Any) -> Any:

@@ -73,6 +73,12 @@ def _add_hints(error: BaseException, trainer: Trainer) -> None:
             f"{'; '.join(changed)}, and are used as they were until the next epoch. Change the "
             "length of a dataset between epochs only"
         )
+    if isinstance(error, KeyError) and error.args == ("model_outputs",):
+        error.add_note(
+            "The dict that the loss method returned has no 'model_outputs', which the loop doesn't "
+            "need, but this plugin does: add them in calculate_train_batch_loss and "
+            "calculate_eval_batch_loss, or disable the plugin"
+        )
     if isinstance(error, TypeError):
         for end, advice in _STEP_NEEDS.items():
             if text.endswith(end):

@@ -3,19 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from pa_core.tracking import LossTracker
+from pa_core.plugins.blame import running_plugin
+from pa_core.tracking import LossTracker, instance_metric_name, writer_name
 
 if TYPE_CHECKING:
     from pa_core.engine.base import Engine
 
 _LOSS_NAMES = ("loss", "loss_epoch")
 """With a prefix, these are the core's own metrics."""
+
+
+class NamedMean(NamedTuple):
+    """The mean of an epoch that has a name, and who recorded it; empty if that isn't known."""
+
+    name: str
+    value: float
+    writer: str
 
 
 class EpochMeans:
@@ -37,7 +46,8 @@ class EpochMeans:
         """Remove all values."""
         self.loss.reset()
         self._named: dict[str, LossTracker] = {}
-        self._sources: dict[str, str] = {}  # who has recorded each name in the present step
+        self._writers: dict[str, str] = {}  # who records each name
+        self._names_of_step: set[str] = set()
         self.items: float | Tensor | None = None
         self._steps = 0
         self.is_in_step = self._is_padding = False
@@ -45,8 +55,8 @@ class EpochMeans:
     def start_step(self, *, is_padding: bool = False) -> None:
         """Begin a step, in which each name may be recorded once."""
         self.is_in_step, self._is_padding, self.items = True, is_padding, None
-        if self._sources:
-            self._sources = {}
+        if self._names_of_step:
+            self._names_of_step = set()
 
     def end_step(self) -> None:
         """End the step."""
@@ -88,9 +98,19 @@ class EpochMeans:
             raise ValueError(
                 f"record_mean({name!r}) needs items here, before the batch size is known"
             )
-        self._add(name, value, 0 if self._is_padding or items is None else items, "record_mean()")
+        items = 0 if self._is_padding or items is None else items
+        if not self.is_muted:
+            plugin = running_plugin()
+            self._add(name, value, items, f"record_mean() of {writer_name(plugin)}", plugin)
 
-    def _add(self, name: str, value: Any, items: float | Tensor, source: str) -> None:
+    def _add(
+        self,
+        name: str,
+        value: Any,
+        items: float | Tensor,
+        writer: str,
+        plugin: str | None = None,
+    ) -> None:
         if self.is_muted:
             return
         if not isinstance(name, str) or not name or name in _LOSS_NAMES:
@@ -98,38 +118,57 @@ class EpochMeans:
                 f"{name!r} can't name a mean: give a text other than {', '.join(_LOSS_NAMES)}, "
                 "which name the loss"
             )
-        if name in self._sources:
+        name = instance_metric_name(plugin, name)
+        other = self._writers.setdefault(name, writer)
+        if name in self._names_of_step or other != writer:
+            when = " twice in one step" if name in self._names_of_step else ""
             raise ValueError(
-                f"The mean {name!r} is recorded twice in one step, by {self._sources[name]} and by "
-                f"{source}: give one of them another name"
+                f"The mean {name!r} is recorded{when}, by {other} and by {writer}: give one of "
+                "them another name"
             )
         if not isinstance(items, Tensor) and items < 0:
             raise ValueError(f"The mean {name!r} is over {items} items; expected 0 or more")
-        self._sources[name] = source
+        self._names_of_step.add(name)
         tracker = self._named.get(name)
         if tracker is None:
             tracker = self._named[name] = LossTracker()
         tracker.update(_as_number(name, value), items)
 
-    def reduce(self, engine: Engine) -> tuple[float | None, dict[str, float], bool]:
+    def reduce(self, engine: Engine) -> tuple[float | None, list[NamedMean], bool]:
         """Take the means over all processes; a collective.
 
         Returns:
-            The mean loss, None without any item; the other means by name; and whether there was a
-            batch, with items or without.
+            The mean loss, None without any item; the other means; and whether there was a batch,
+            with items or without.
+
+        Raises:
+            ValueError: if two processes have different writers of one mean.
         """
         loss = self.loss.sums(engine.device)
         numbers = loss.new_tensor([len(self._named), self._steps])
         total, count, names, steps = engine.sum(torch.cat([loss, numbers])).tolist()
         mean = total / count if count else None
         if not names:
-            return mean, {}, bool(steps)
-        united = sorted(
-            {name for of_rank in engine.gather_objects([*self._named]) for name in of_rank}
-        )
+            return mean, [], bool(steps)
+        writers: dict[str, str] = {}
+        # Those of a restored epoch are known once they record again.
+        for of_rank in engine.gather_objects({n: self._writers.get(n, "") for n in self._named}):
+            for name, writer in of_rank.items():
+                other = writers.get(name) or writer
+                if writer not in ("", other):
+                    raise ValueError(
+                        f"The mean {name!r} is recorded by {other} on one process and by {writer} "
+                        "on another: give one of them another name"
+                    )
+                writers[name] = other
+        united = sorted(writers)
         sums = [(self._named.get(name) or LossTracker()).sums(engine.device) for name in united]
         reduced = zip(united, engine.sum(torch.stack(sums)).tolist(), strict=True)
-        means = {name: total / count for name, (total, count) in reduced if count}
+        means = [
+            NamedMean(name, total / count, writers[name])
+            for name, (total, count) in reduced
+            if count
+        ]
         return mean, means, bool(steps)
 
     def named_state(self) -> dict[str, Any]:

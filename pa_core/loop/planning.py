@@ -57,7 +57,9 @@ def plan_run(
         max_updates=arguments.max_num_train_steps,
         done=done,
     )
-    total = run_length.num_updates
+    total, most = run_length.num_updates, arguments.max_num_train_steps
+    if most is None and loader is not None:
+        most = total
     if total is not None and per_epoch:
         rest = max(total - done.updates, 0)
         epochs: int | None = _finished_epochs(position) + math.ceil(rest / per_epoch)
@@ -76,7 +78,7 @@ def plan_run(
         eval_total_batch_size=eval_batch * processes,
         num_update_steps_per_epoch=per_epoch,
         num_local_update_steps_per_epoch=per_epoch,
-        max_num_train_steps=arguments.max_num_train_steps,
+        max_num_train_steps=most,
         is_local_process_zero=accelerator.is_local_main_process,
         is_world_process_zero=accelerator.is_main_process,
         is_distributed=processes > 1,

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from pa_core.data.loader import KeyedDataLoader
 from pa_core.data.process_split import SplitLoader
+from pa_core.data.ready import check_loader
 from pa_core.data.source import Change, Source
 
 if TYPE_CHECKING:
@@ -146,7 +147,10 @@ class RunData:
             RuntimeError: on every process, if the data aren't the same on all, or are split for
                 other processes than these.
             ValueError: for what can't be done with data that the user has split.
+            TypeError: if this isn't a loader.
         """
+        method = "create_train_dataloader" if purpose == "train" else "create_eval_dataloader"
+        check_loader(loader, f"{method} returned")
         if self._trainer._engine.num_processes == 1:
             if not isinstance(loader, KeyedDataLoader):
                 from pa_core.data.split_marks import warn_of_part

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
     from torch import Tensor, nn
 
+    from pa_core.callbacks import CallbackHandler
     from pa_core.checkpoint.restore import TrainingState
     from pa_core.control import TrainerControl
     from pa_core.durations import RunLength
@@ -55,6 +56,7 @@ class TrainerServices:
     eval_name: str | None
     is_padding_batch: bool
     _accelerator: Accelerator
+    _callback_handler: CallbackHandler
     _engine: Engine
     _in_run: bool
     _length: RunLength
@@ -71,13 +73,19 @@ class TrainerServices:
         return cast("Trainer", self)
 
     def __repr__(self) -> str:
-        parameters = sum(parameter.numel() for parameter in self.model.parameters())
+        model = self.get_model()
+        parameters = sum(p.numel() for p in model.parameters()) if model is not None else 0
         return (
-            f"{type(self).__name__}(model={type(self.get_model()).__name__} of {parameters:,} "
+            f"{type(self).__name__}(model={type(model).__name__} of {parameters:,} "
             f"parameters, optimizer={type(self.optimizer).__name__}, "
             f"plugins=[{', '.join(self.plugins.by_name)}], device={self.device}, "
             f"processes={self.num_processes})"
         )
+
+    @property
+    def callback_handler(self) -> CallbackHandler:
+        """The plugins as a list of callbacks; another one would change no calls."""
+        return self._callback_handler
 
     # -- Hardware and processes -----------------------------------------------------------------
 
@@ -348,6 +356,17 @@ class TrainerServices:
         return self._data.eval_loaders
 
     @property
+    def _train_dataloader(self) -> Any:
+        """`train_dataloader`, as subclasses and callbacks for pytorch-accelerated read it."""
+        return self._data.train_loader
+
+    @property
+    def _eval_dataloader(self) -> Any:
+        """The loader of the present evaluation; between evaluations, the first one, or None."""
+        loaders = self._data.eval_loaders
+        return loaders.get(self.eval_name, next(iter(loaders.values()), None))
+
+    @property
     def num_train_batches(self) -> int | None:
         """The training batches of an epoch on this process; None if unknown in advance."""
         return num_batches(self._data.train_loader, self.train_batch_limit)
@@ -358,9 +377,7 @@ class TrainerServices:
 
         Between evaluations, those of the first evaluation dataset.
         """
-        loaders = self._data.eval_loaders
-        first = next(iter(loaders.values()), None)
-        return num_batches(loaders.get(self.eval_name, first), self.eval_batch_limit)
+        return num_batches(self._eval_dataloader, self.eval_batch_limit)
 
     def train_batches(self, limit: int | None = None, *, epoch: int | None = None) -> Iterator[Any]:
         """Iterate over the training batches of an epoch again, without training on them.
@@ -404,6 +421,8 @@ class TrainerServices:
 
     def get_model(self, keep_torch_compile: bool = True) -> Any:
         """The model without its distributed wrappers and, if asked, without `torch.compile`'s."""
+        if self.model is None:
+            return None
         return self._engine.unwrap(self.model, keep_torch_compile)
 
     def explain(self) -> str:
@@ -540,7 +559,7 @@ class TrainerServices:
         Evaluating and predicting need neither the run's optimizer nor its scheduler.
 
         Returns:
-            Its ``checkpoint_kwargs``, and ``current_epoch``.
+            Its ``checkpoint_kwargs``, ``current_epoch``, and as ``global_step`` the updates made.
         """
         from pa_core.checkpoint.restore import TrainingState
 

@@ -38,7 +38,7 @@ def trial(trainer: Trainer, plugins: Iterable[Any], *, data: Any, alone: bool) -
         probe.plugins.register(plugin)
     on_stop = probe._request_stop if probe.num_processes > 1 else None
     probe._hooks = BoundHooks(probe.plugins, on_stop)
-    probe.callback_handler = probe._create_callback_handler()
+    probe._callback_handler = probe._create_callback_handler()
     probe.print = _print_nothing  # type: ignore[method-assign]
     # What a run changes in place, or reads from the run before.
     probe.run_history, probe.control, probe.position = (

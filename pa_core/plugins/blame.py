@@ -3,22 +3,58 @@
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
+from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from pa_core.errors import StopTrainingError
 
 if TYPE_CHECKING:
     from pa_core.plugins.discovery import PluginSource
-    from pa_core.plugins.implementations import Call
+    from pa_core.plugins.implementations import Call, Check
 
 _BLAME = re.compile(r"in (hook )?\w+ of plugin ")
 
 
-def blame_note(place: str, name: str, source: PluginSource) -> str:
+class BlameNote(str):
+    """The note on an exception; `plugin` is the plugin's name."""
+
+    __slots__ = ("plugin",)
+    plugin: str
+
+
+def blame_note(place: str, name: str, source: PluginSource) -> BlameNote:
     """The note on an exception: the place, the plugin, its distribution and version."""
-    return f"in {place} of plugin {name!r} ({source})"
+    note = BlameNote(f"in {place} of plugin {name!r} ({source})")
+    note.plugin = name
+    return note
+
+
+_CALLERS = (__name__, "pa_core.plugins.manager")
+_LOOP = "pa_core.trainer"
+
+
+def running_plugin() -> str | None:
+    """The name of the plugin whose hook is running, the innermost.
+
+    It is None in other code that the loop calls, such as a method of the Trainer, and empty in code
+    that the loop doesn't call. It is found on the stack, where each call of a hook holds the note
+    for its exceptions, so that calling hooks costs nothing more. The loop, which a plugin may run,
+    isn't part of that plugin.
+    """
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None:
+        module = frame.f_globals.get("__name__")
+        if module in _CALLERS:
+            note = frame.f_locals.get("note")
+            if isinstance(note, BlameNote):
+                return note.plugin
+        elif module == _LOOP:
+            return None
+        frame = frame.f_back
+    return ""
 
 
 def blame(error: BaseException, note: str) -> None:
@@ -26,7 +62,7 @@ def blame(error: BaseException, note: str) -> None:
     if isinstance(error, StopTrainingError):  # a request, not a mistake
         return
     if not any(_BLAME.match(other) for other in getattr(error, "__notes__", ())):
-        error.add_note(note)
+        error.add_note(str(note))
 
 
 @contextmanager
@@ -39,12 +75,22 @@ def blaming(note: str) -> Iterator[None]:
         raise
 
 
-def blamed(call: Call, note: str) -> Call:
-    """The same call, which adds `note` to its exceptions; free unless one is raised."""
+def blamed(call: Call, note: str, verify: Check, *, verify_none: bool = False) -> Call:
+    """The same call, which adds `note` to its exceptions; free unless one is raised.
+
+    Args:
+        call: the call.
+        note: names the plugin and the hook.
+        verify: raises an exception for a wrong result.
+        verify_none: whether to verify None, too.
+    """
 
     def call_or_blame(arguments: dict[str, Any]) -> Any:
         try:
-            return call(arguments)
+            result = call(arguments)
+            if result is not None or verify_none:
+                verify(result, arguments)
+            return result
         except StopIteration as stop:
             # Raised through a wrapper, which is a generator, it would look like its return.
             error: Exception = RuntimeError("StopIteration was raised")
@@ -57,10 +103,11 @@ def blamed(call: Call, note: str) -> Call:
     return call_or_blame
 
 
-def blamed_wrapper(call: Call, qualified_name: str, note: str) -> Call:
+def blamed_wrapper(call: Call, qualified_name: str, note: str, check: Check | None = None) -> Call:
     """The same wrapper, which adds `note` to exceptions that it raises, not to those it passes on.
 
-    A wrapper that returns None leaves the result as it is; pluggy would replace it with None.
+    A wrapper that returns None leaves the result as it is; pluggy would replace it with None. Any
+    other result is checked.
     """
 
     def wrap(arguments: dict[str, Any]) -> Generator[None, Any, Any]:
@@ -81,7 +128,12 @@ def blamed_wrapper(call: Call, qualified_name: str, note: str) -> Call:
             wrapper.close()
         except StopIteration as stop:
             if has_yielded:
-                return result if stop.value is None else stop.value
+                if stop.value is None:
+                    return result
+                if check is not None and stop.value is not result:
+                    with blaming(note):
+                        check(stop.value, arguments)
+                return stop.value
         except Exception as error:
             if error is not inner:
                 blame(error, note)

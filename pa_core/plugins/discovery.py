@@ -168,7 +168,7 @@ def load_plugin(source: PluginSource) -> Any:
             warn_if_planted(Path(source.target))
             return _plugin_in(_load_file(Path(source.target)))
         return metadata.EntryPoint(source.name, source.target, GROUP).load()
-    except Exception as error:
+    except (Exception, SystemExit) as error:  # a script that parses arguments may exit
         raise PluginLoadError(
             f"The plugin {source.name!r} of {source} can't be imported: "
             f"{type(error).__name__}: {error}. Install what it needs, or remove it from the "

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import partialmethod
 from operator import itemgetter
-from types import CodeType
+from types import AsyncGeneratorType, CodeType, CoroutineType, GeneratorType
 from typing import TYPE_CHECKING, Any
 
 from pa_core.errors import PluginValidationError, nearest
@@ -28,10 +28,15 @@ if TYPE_CHECKING:
 Call = Callable[[dict[str, Any]], Any]
 """Calls a function with those of a hook's arguments that it takes."""
 
+Check = Callable[[Any, Mapping[str, Any]], None]
+"""Raises an error if what an implementation returned is wrong; takes the hook's arguments too."""
+
 _IMPLEMENTATION, _SPECIFICATION = f"{PROJECT}_impl", f"{PROJECT}_spec"
 """The attributes in which pluggy's markers keep their options."""
 
 _ORDER = {"tryfirst": 0, None: 1, "trylast": 2}
+
+_NO_CHECKS: Mapping[str, Check] = {}
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,8 +58,16 @@ class Hook:
     @property
     def must_return(self) -> bool:
         """Whether an implementation must return a value, so that the next one isn't called too."""
-        returns = str(getattr(self.function, "__annotations__", {}).get("return", None))
-        return self.firstresult and not any(word in returns for word in ("None", "Any"))
+        return self.firstresult and not any(word in self._returns for word in ("None", "Any"))
+
+    @property
+    def registers_functions(self) -> bool:
+        """Whether what an implementation registers by name is called."""
+        return "Callable" in self._returns
+
+    @property
+    def _returns(self) -> str:
+        return str(getattr(self.function, "__annotations__", {}).get("return", None))
 
 
 @dataclass(frozen=True, eq=False)
@@ -224,6 +237,7 @@ def implementations_of(
     source: PluginSource,
     hooks: Mapping[str, Hook],
     *,
+    checks: Mapping[str, Check] = _NO_CHECKS,
     is_default: bool = False,
 ) -> tuple[Implementation, ...]:
     """Find what a plugin implements, and check its hooks, arguments and options.
@@ -233,6 +247,7 @@ def implementations_of(
         plugin: an instance or a module.
         source: where it comes from.
         hooks: all hooks by name.
+        checks: checks of what the implementations return, by the hook's name.
         is_default: whether it is the Trainer's own, which is called last and gets no notes.
 
     Raises:
@@ -256,7 +271,14 @@ def implementations_of(
             try:
                 found.append(
                     _implement(
-                        name, plugin, source, hooks[hook_name], attribute, options, is_default
+                        name,
+                        plugin,
+                        source,
+                        hooks[hook_name],
+                        attribute,
+                        options,
+                        is_default,
+                        None if is_default else checks.get(hook_name),
                     )
                 )
             except (TypeError, ValueError) as error:
@@ -283,6 +305,7 @@ def _implement(
     attribute: str,
     options: Mapping[str, Any],
     is_default: bool,
+    check: Check | None,
 ) -> Implementation:
     """Check one function and make its call; a TypeError states what is wrong with it."""
     function = getattr(plugin, attribute)
@@ -295,9 +318,12 @@ def _implement(
     # A hook that returns a value is called on every process, since each needs the value.
     processes = runs_on(plugin) if hook.name.startswith("on_") else "all"
     if wrapper:
-        call = blamed_wrapper(call, getattr(function, "__qualname__", attribute), note)
+        call = blamed_wrapper(call, getattr(function, "__qualname__", attribute), note, check)
     elif not is_default:
-        call = blamed(main_process_only(call, name) if processes == "main" else call, note)
+        call = main_process_only(call, name) if processes == "main" else call
+        # An event returns nothing: what is checked is what it has left in its arguments.
+        verify_none = check is not None and hook.name.startswith("on_")
+        call = blamed(call, note, _verification(hook, check), verify_none=verify_none)
     marks = [mark for mark in ("tryfirst", "trylast") if options.get(mark)]
     order = marks[0] if marks and not is_default else None
     _warn_of_deprecated(hook, function)
@@ -320,13 +346,37 @@ def _refusing_none(call: Call, hook: Hook) -> Call:
     return call_and_check
 
 
+def _verification(hook: Hook, check: Check | None) -> Check:
+    """Checks a result that isn't None: that it is finished, and then with `check`.
+
+    What returns a coroutine may not look like a coroutine function, if it is decorated.
+    """
+    unfinished: tuple[type, ...] = (CoroutineType, AsyncGeneratorType)
+    if not hook.name.startswith(("create_", "calculate_", "register_")):
+        unfinished = (*unfinished, GeneratorType)
+
+    def verify(result: Any, arguments: Mapping[str, Any]) -> None:
+        if isinstance(result, unfinished):
+            kind = "generator" if isinstance(result, GeneratorType) else "coroutine"
+            if isinstance(result, CoroutineType):
+                result.close()  # it would warn that it was never awaited
+            raise TypeError(
+                f"{hook.name} returned a {kind}, of which nothing has run: the loop doesn't await "
+                "hooks or iterate over them, so use a plain def"
+            )
+        if check is not None:
+            check(result, arguments)
+
+    return verify
+
+
 def _check_kind(function: Callable[..., Any], hook: Hook, options: Mapping[str, Any]) -> None:
     if options.get("hookwrapper"):
         raise TypeError("is an old-style hookwrapper; write it as a wrapper=True")
-    if inspect.iscoroutinefunction(function) or inspect.isasyncgenfunction(function):
+    if _is(inspect.iscoroutinefunction, function) or _is(inspect.isasyncgenfunction, function):
         raise TypeError("is async; the loop calls hooks without awaiting them, so use a plain def")
     # Unwrapped, as most decorators pass a generator on without running it.
-    has_yield = inspect.isgeneratorfunction(inspect.unwrap(function))
+    has_yield = _is(inspect.isgeneratorfunction, inspect.unwrap(function))
     if not options.get("wrapper"):
         if has_yield:
             raise TypeError(
@@ -337,6 +387,11 @@ def _check_kind(function: Callable[..., Any], hook: Hook, options: Mapping[str, 
         raise TypeError("is a wrapper, but a registry can't be wrapped")
     elif not has_yield:
         raise TypeError("is a wrapper, but has no yield")
+
+
+def _is(kind: Callable[[object], bool], function: Callable[..., Any]) -> bool:
+    """Whether a function is of a kind, or the ``__call__`` of an object."""
+    return kind(function) or kind(type(function).__call__)
 
 
 def _warn_of_deprecated(hook: Hook, function: Callable[..., Any]) -> None:

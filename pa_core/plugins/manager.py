@@ -25,12 +25,15 @@ from pa_core.errors import (
     TrainingStateError,
     listed,
     nearest,
+    shown,
 )
 from pa_core.plugins.blame import blame_note, blaming
 from pa_core.plugins.callers import HookRelay, make_caller
 from pa_core.plugins.discovery import PluginSource, code_source, find_claims
+from pa_core.plugins.distributions import PLUGINS, REGISTRIES
 from pa_core.plugins.implementations import (
     Call,
+    Check,
     Hook,
     Implementation,
     implementations_of,
@@ -61,14 +64,18 @@ class PluginManager:
 
     Args:
         defaults: the Trainer's own implementations, which are called last.
+        checks: checks of what the implementations of plugins return, by the hook's name.
 
     Attributes:
         version: increases whenever a plugin or a hook is added or removed; callers that `bind` made
             before are then out of date.
     """
 
-    def __init__(self, defaults: object | None = None) -> None:
+    def __init__(
+        self, defaults: object | None = None, checks: Mapping[str, Check] | None = None
+    ) -> None:
         self.version = 0
+        self._checks = checks or {}
         self._hooks = specifications(hookspecs)
         self._registrations: dict[str, _Registration] = {}
         self._callers: dict[str, Callable[..., Any] | None] = {}
@@ -112,8 +119,9 @@ class PluginManager:
         """
         plugin = build(plugin) if inspect.isclass(plugin) else plugin
         if inspect.isroutine(plugin) or isinstance(plugin, str):
+            hint = f". Enable one by its name: plugins=[{plugin!r}]" * isinstance(plugin, str)
             raise PluginValidationError(
-                f"{plugin!r} is not a plugin; a plugin is a class, an instance or a module"
+                f"{plugin!r} is not a plugin; a plugin is a class, an instance or a module{hint}"
             )
         source = code_source(plugin) if source is None else source
         taken = self._registrations
@@ -128,7 +136,7 @@ class PluginManager:
                 f"the one of {source} another name, such as {free_name(name, taken)!r}"
             )
         hooks = self._hooks_with(plugin)
-        implementations = implementations_of(name, plugin, source, hooks)
+        implementations = implementations_of(name, plugin, source, hooks, checks=self._checks)
         registration = _Registration(name, plugin, source, implementations)
         self._change(taken | {name: registration}, hooks)
         return name
@@ -188,7 +196,10 @@ class PluginManager:
         if len(hooks) != len(self._hooks):  # plugins registered before may implement the new ones
             registrations = {
                 name: replace(
-                    r, implementations=implementations_of(name, r.plugin, r.source, hooks)
+                    r,
+                    implementations=implementations_of(
+                        name, r.plugin, r.source, hooks, checks=self._checks
+                    ),
                 )
                 for name, r in registrations.items()
             }
@@ -308,20 +319,26 @@ class PluginManager:
             self._callers[hook_name] = make_caller(self._hooks[hook_name], implementations)
         return self._callers[hook_name]
 
-    def call_event(self, name: str, trainer: Any, /, **arguments: Any) -> None:
+    def call_event(self, name: str, /, *positional: Any, **arguments: Any) -> None:
         """Call an event by name.
 
         Args:
             name: a hook; any other name calls each plugin's method of that name, with all the
                 arguments.
-            trainer: the trainer.
-            **arguments: the event's other arguments.
+            *positional: for a hook, the trainer, unless it is given by name.
+            **arguments: the other arguments by name.
 
         Raises:
-            TypeError: if an argument of the hook is missing.
+            TypeError: if an argument of the hook is missing, or given by position.
         """
         if name in self._hooks:
-            getattr(self.hook, name)(trainer=trainer, **arguments)
+            if len(positional) > 1:
+                raise TypeError(
+                    f"call_event({name!r}, …) takes the trainer by position and the other "
+                    f"arguments by name, not {len(positional)} by position"
+                )
+            trainer = dict(zip(["trainer"], positional, strict=False))
+            getattr(self.hook, name)(**trainer, **arguments)
             return
         for plugin_name, registration in self._registrations.items():
             plugin = registration.plugin
@@ -336,8 +353,9 @@ class PluginManager:
             if callable(method) and self._runs_here(processes):
                 if processes == "main":
                     method = main_process_only(method, plugin_name)
-                with blaming(blame_note(f"hook {name}", plugin_name, registration.source)):
-                    method(trainer, **arguments)
+                note = blame_note(f"hook {name}", plugin_name, registration.source)
+                with blaming(note):
+                    method(*positional, **arguments)
 
     def call_each(self, name: str, cause: BaseException, /, **arguments: Any) -> None:
         """Call an event while `cause` propagates; what the event raises becomes a note on it."""
@@ -360,7 +378,13 @@ class PluginManager:
             if registration.is_quiet or "on_watched_metric" not in hooks:
                 continue
             names = getattr(registration.plugin, "watched_metrics", ())
-            for metric in (names,) if isinstance(names, str) else names:
+            names = (names,) if isinstance(names, str) else names
+            if not isinstance(names, Iterable):
+                raise PluginValidationError(
+                    f"watched_metrics of the plugin {name!r} ({registration.source}) is "
+                    f"{shown(names)}; it must be a list of names of metrics"
+                )
+            for metric in names:
                 found.setdefault(metric, []).append(name)
         return found
 
@@ -394,31 +418,45 @@ class PluginManager:
         Raises:
             PluginConflictError: if two plugins register it, naming both.
             PluginNotFoundError: if no plugin registers it, with the nearest name.
+            PluginValidationError: if it must be a function that creates something, and isn't.
         """
         registered = self._registered(hook_name, arguments)
         _check_unique(hook_name, key, registered)
-        for _, mapping in registered:
+        for one, mapping in registered:
             if key in mapping:
-                return mapping[key]
+                found = mapping[key]
+                if self._hooks[hook_name].registers_functions and not callable(found):
+                    raise PluginValidationError(
+                        f"{hook_name} of {_owner(one)} registers {key!r} as {shown(found)}; it "
+                        "must be a function or a class"
+                    )
+                return found
         kind = hook_name.removeprefix("register_")
         known = sorted({name for _, mapping in registered for name in mapping})
         if not known:
+            plugin = REGISTRIES.get(hook_name)
+            such = f", such as {plugin!r} of {PLUGINS[plugin]}" if plugin else ""
             raise PluginNotFoundError(
                 f"There is no {key!r} among the {kind}: no enabled plugin registers any "
-                f"({hook_name}). Enable one in the plugins of [tool.pa-core]"
+                f"({hook_name}). Enable one in the plugins of [tool.pa-core]{such}"
             )
         raise PluginNotFoundError(
             f"There is no {key!r} among the {kind}.{nearest(key, known)} "
             f"The enabled plugins register {listed(known, most=12)}"
         )
 
+    def owner(self, hook_name: str, key: str, **arguments: Any) -> str:
+        """The plugin that registers `key` in a registry hook, for a message."""
+        registered = self._registered(hook_name, arguments)
+        return next(_owner(one) for one, mapping in registered if key in mapping)
+
     def _registered(self, hook_name: str, arguments: dict[str, Any]) -> _Registered:
         found = [(one, one.call(arguments)) for one in self.implementations(hook_name)]
         for one, mapping in found:
             if mapping is not None and not isinstance(mapping, Mapping):
                 raise PluginValidationError(
-                    f"{hook_name} of plugin {one.name!r} ({one.source}) returned "
-                    f"{type(mapping).__name__}; it must return a mapping from names"
+                    f"{hook_name} of {_owner(one)} returned {shown(mapping)}; it must return a "
+                    "mapping from names"
                 )
         return [(one, mapping) for one, mapping in found if mapping is not None]
 
@@ -471,10 +509,12 @@ def _call(registration: _Registration, method: str, *arguments: Any) -> Any:
         return getattr(registration.plugin, method)(*arguments)
 
 
+def _owner(implementation: Implementation) -> str:
+    return f"the plugin {implementation.name!r} ({implementation.source})"
+
+
 def _check_unique(hook_name: str, key: str, registered: _Registered) -> None:
-    owners = [
-        f"the plugin {one.name!r} ({one.source})" for one, names in registered if key in names
-    ]
+    owners = [_owner(one) for one, names in registered if key in names]
     if len(owners) > 1:
         kind = hook_name.removeprefix("register_")
         raise PluginConflictError(

@@ -17,12 +17,12 @@ from pa_core.plugins.discovery import (
     find_claims,
     load_plugin,
 )
-from pa_core.plugins.distributions import how_to_install
+from pa_core.plugins.distributions import what_to_install
 from pa_core.plugins.manager import build, free_name
 from pa_core.plugins.relations import names_of
 from pa_core.plugins.requirements import check_requirements
 from pa_core.settings.items import parse_item, source_of
-from pa_core.settings.table import PLUGINS_VARIABLE, SET_VARIABLE, Settings
+from pa_core.settings.table import PLUGINS_VARIABLE, SET_VARIABLE, TABLE, Settings
 from pa_core.settings.validation import check_table, settings_model
 
 if TYPE_CHECKING:
@@ -53,6 +53,11 @@ def build_plugins(
         PluginLoadError: if a class passed in code can't be built.
     """
     for argument, given in (("callbacks", callbacks), ("plugins", plugins)):
+        if isinstance(given, Mapping):
+            raise TypeError(
+                f"{argument} must be a list, not a dict: the settings of a plugin are its table "
+                f"[{TABLE}.NAME], or the arguments of an instance"
+            )
         if given is not None and (isinstance(given, str) or not isinstance(given, Iterable)):
             shown = given.__name__ if inspect.isclass(given) else repr(given)
             raise TypeError(f"{argument} must be a list, not {shown}: write [{shown}]")
@@ -87,7 +92,7 @@ class _Builder:
     def __init__(self, settings: Settings, *, in_code: bool, left_out: Collection[str]) -> None:
         self.settings = settings
         self.problems = list(settings.problems)
-        self.cause: Exception | None = None  # the first exception among the problems
+        self.cause: BaseException | None = None  # the first exception among the problems
         self.built: dict[str, tuple[object, PluginSource]] = {}
         self.names: set[str] = set()  # including plugins that couldn't be built
         self.instances: set[str] = set()  # which have no table
@@ -147,7 +152,7 @@ class _Builder:
             else:
                 base = name.partition(":")[0]
                 candidates = self.names | known | self.claims.keys()
-                hint = how_to_install(base) or nearest(name, candidates)
+                hint = what_to_install(base, candidates)
                 self.problems.append(f"{place}: there is no plugin {name!r}.{hint}")
 
     def _leaves_out(self, *names: str) -> bool:
@@ -221,7 +226,11 @@ class _Builder:
             return
         table = self.settings.tables.get(name, {})
         place = self.settings.place(name)
-        values, problems = _validate(loaded, table)
+        try:
+            values, problems = _validate(loaded, table)
+        except SettingsError as error:  # of a validator that has failed
+            values, problems = None, error.problems
+            self.cause = self.cause or error
         if problems:
             self.problems += [f"{place} {problem}" for problem in problems]
             return
@@ -229,12 +238,12 @@ class _Builder:
             plugin = _instantiate(loaded, values)
         except SettingsError as error:
             self.problems += error.problems
-        except Exception as error:  # noqa: BLE001 - reported with all others, as their cause
+        except (Exception, SystemExit) as error:  # noqa: BLE001 - reported with all others
             self._add_problem(f"{place} {name!r} can't be built: {_describe(error)}", error)
         else:
             self.built[name] = plugin, source
 
-    def _add_problem(self, problem: str, error: Exception) -> None:
+    def _add_problem(self, problem: str, error: BaseException) -> None:
         self.problems.append(problem)
         self.cause = self.cause or error
 
@@ -284,8 +293,8 @@ def _instantiate(loaded: Any, values: BaseModel | None) -> object:
 
 def _build_class(plugin_class: type, table: Mapping[str, Any]) -> object:
     """Build a class that was passed in code and has settings, with those of this run only."""
-    values, problems = _validate(plugin_class, table)
     try:
+        values, problems = _validate(plugin_class, table)
         if values is not None:
             return _instantiate(plugin_class, values)
         cause = None
@@ -298,5 +307,5 @@ def _build_class(plugin_class: type, table: Mapping[str, Any]) -> object:
     ) from cause
 
 
-def _describe(error: Exception) -> str:
+def _describe(error: BaseException) -> str:
     return f"{type(error).__name__}: {error}"

@@ -80,7 +80,7 @@ def build_all_plugins(
         PluginLoadError: if a class passed in code can't be built.
     """
     settings = with_overrides(settings)
-    if isinstance(plugins, Iterable) and not isinstance(plugins, str):
+    if isinstance(plugins, Iterable) and not isinstance(plugins, str | Mapping):
         plugins = list(plugins)
     listed = [*settings.plugins, *(plugins if isinstance(plugins, list) else ())]
     names = {parse_item(item).name for item in listed if isinstance(item, str)}

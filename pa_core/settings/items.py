@@ -9,7 +9,7 @@ from pathlib import Path
 
 from pa_core.errors import PluginNotFoundError, nearest
 from pa_core.plugins.discovery import PluginSource, file_source, only_claim
-from pa_core.plugins.distributions import how_to_install, normalised
+from pa_core.plugins.distributions import normalised, what_is_meant
 
 _FILE = re.compile(r"(?P<file>.+\.py)(?P<label>:.+)?")
 _CLASS = re.compile(r"(?P<target>\w+(?:\.\w+)+:(?:\w+\.)*(?P<plugin>\w+))(?P<label>:.+)?")
@@ -103,10 +103,4 @@ def _hint(item: Item, claims: Mapping[str, Sequence[PluginSource]]) -> str:
                 f" No plugin of {item.distribution} is installed.{hint or f' pip install {wanted}'}"
             )
         return f"{nearest(item.plugin, its)} {item.distribution} has {', '.join(sorted(its))}"
-    if hint := how_to_install(item.plugin):
-        return hint
-    names = ", ".join(sorted(claims))
-    return (
-        f"{nearest(item.plugin, claims)} Available: {names}, files ending in .py, and classes "
-        "written package.module:Class"
-    )
+    return what_is_meant(item.text, claims)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import os
 import re
 import sys
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from pa_core.errors import AddressError, SettingsError, nearest
+from pa_core.plugins.distributions import PLUGINS
 from pa_core.plugins.ownership import warn_if_planted
 from pa_core.settings.paths import local_path
 from pa_core.settings.validation import settings_model, without_secrets
@@ -125,8 +127,8 @@ def find_settings_file(script: Path | None = None, cwd: Path | None = None) -> P
             path = folder / "pyproject.toml"
             if path.is_file() and _table_in(content := _parse(path)) is not None:
                 return path
-            if path.is_file() and (other := _near_miss(content)):
-                raise SettingsError([f"{path} has a table [{other}]; it must be called [{TABLE}]"])
+            if path.is_file() and (mistake := _near_miss(content)):
+                raise SettingsError([f"{path} {mistake}"])
     return None
 
 
@@ -139,9 +141,16 @@ def _local(path: str | Path) -> Path:
 
 def _parse(path: Path) -> dict[str, Any]:
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        content = path.read_bytes()
+        # Some editors on Windows begin a file with a byte-order mark.
+        return tomllib.loads(content.removeprefix(codecs.BOM_UTF8).decode())
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise SettingsError([f"{path} can't be read: {error}"]) from error
+        reason = str(error)
+        if isinstance(error, UnicodeDecodeError):
+            begins_utf16 = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+            encoding = "it is encoded in UTF-16" if begins_utf16 else f"it isn't UTF-8 ({error})"
+            reason = f"{encoding}. Save it as UTF-8"
+        raise SettingsError([f"{path} can't be read: {reason}"]) from error
 
 
 def _table_in(content: dict[str, Any]) -> Any:
@@ -150,13 +159,26 @@ def _table_in(content: dict[str, Any]) -> Any:
 
 
 def _near_miss(content: dict[str, Any]) -> str | None:
-    """A table that was meant to be ``[tool.pa-core]``, such as ``[tool.pa_core]``."""
-    tool = content.get("tool")
-    for prefix, tables in (("tool.", tool if isinstance(tool, dict) else {}), ("", content)):
-        for name, table in tables.items():
-            if isinstance(table, dict) and re.sub(r"[^a-z]", "", name.lower()) == "pacore":
-                return f"{prefix}{toml_key(name)}"
+    """What is wrong with a table that has a similar name, such as ``[tool.pa_core]``, if any."""
+    groups = {"": content, "tool.": content.get("tool"), "tools.": content.get("tools")}
+    for prefix, tables in groups.items():
+        for name, table in tables.items() if isinstance(tables, dict) else ():
+            header = f"{prefix}{toml_key(name)}"
+            if not isinstance(table, dict) or header == TABLE:
+                continue
+            if _letters(name) == "pacore":
+                return f"has a table [{header}]; it must be called [{TABLE}]"
+            if prefix and name == "pa" and isinstance(table.get("core"), dict):
+                return f"has a table [{header}.core]; it must be called [{TABLE}]"
+            its = [plugin for plugin, of in PLUGINS.items() if _letters(of) == _letters(name)]
+            if prefix and its:
+                right = " or ".join(f"[{TABLE}.{plugin}]" for plugin in its)
+                return f"has a table [{header}]; the settings of a plugin belong in {right}"
     return None
+
+
+def _letters(name: str) -> str:
+    return re.sub(r"[^a-z]", "", name.lower())
 
 
 def read_settings(path: Path | None) -> Settings:
@@ -172,10 +194,11 @@ def read_settings(path: Path | None) -> Settings:
     content = _parse(path)
     table = _table_in(content)
     if not isinstance(table, dict):
-        other = _near_miss(content)
-        hint = f"; is [{other}] meant to be it?" if other and other != TABLE else ""
-        raise SettingsError([f"{path} has no table [{TABLE}]{hint}"])
-    return _settings_in(table, f"{path}: ", file=path)
+        raise SettingsError([f"{path} {_near_miss(content) or f'has no table [{TABLE}]'}"])
+    problems: list[str] = []
+    if mistake := _near_miss(content):  # beside the right one
+        problems.append(f"{path} {mistake}")
+    return _settings_in(table, f"{path}: ", problems, file=path)
 
 
 def settings_from(mapping: Mapping[str, Any]) -> Settings:
@@ -191,7 +214,7 @@ def settings_from(mapping: Mapping[str, Any]) -> Settings:
                 "as {'plugins': ['early_stopping']}"
             )
             raise SettingsError([problem])
-    return _settings_in(_plain(mapping), "Trainer(settings=…): ", in_code=True)
+    return _settings_in(_plain(mapping), "Trainer(settings=…): ", [], in_code=True)
 
 
 def _plain(value: Any) -> Any:
@@ -203,8 +226,7 @@ def _plain(value: Any) -> Any:
     return value
 
 
-def _settings_in(table: dict[str, Any], place: str, **origin: Any) -> Settings:
-    problems: list[str] = []
+def _settings_in(table: dict[str, Any], place: str, problems: list[str], **origin: Any) -> Settings:
     lists: dict[str, tuple[str, ...]] = {}
     tables: dict[str, dict[str, Any]] = {}
     for name in _LISTS:

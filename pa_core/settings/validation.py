@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import inspect
 import json
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeGuard, get_args, get_origin
 
 from pydantic import AliasChoices, BaseModel, Secret, SecretBytes, SecretStr, ValidationError
 
-from pa_core.errors import AddressError, nearest
+from pa_core.errors import AddressError, SettingsError, nearest
 from pa_core.settings.paths import local_path
 from pa_core.settings.secrets import MASK, mask_secrets, mask_values
 
@@ -38,6 +39,9 @@ def check_table(
 
     Returns:
         The settings, or None and all mistakes, each with its key.
+
+    Raises:
+        SettingsError: if a validator fails in another way than pydantic expects.
     """
     problems = {path: _unknown_key(path, keys) for path, keys in _unknown_keys(model, table)}
     values = None
@@ -48,6 +52,10 @@ def check_table(
         shown = without_secrets(model, table)
         for path, messages in _by_key(error, table, shown).items():
             problems.setdefault(path, messages)
+    except (Exception, SystemExit) as error:  # of a validator, which may raise anything
+        text = f"can't be validated: {type(error).__name__}: {error}"
+        shown = without_secrets(model, table)
+        raise SettingsError([mask_values(text, table, shown)]) from error
     if values is not None:
         problems |= dict(_addresses(values, table))
     return (None if problems else values), list(problems.values())
@@ -172,7 +180,13 @@ def _by_key(
             message = message.replace("Input should be", "expected").replace(
                 ", unable to ", "; can't "
             )
-            values[path] = _place(path, shown)[1]
+            value = _place(path, shown)[1]
+            # The validator of a plugin may show the value itself, as that of a duration does.
+            shows_it = problem["type"] in ("value_error", "assertion_error") and re.search(
+                rf"(?<!\w){re.escape(repr(value))}(?!\w)", message
+            )
+            if not shows_it:
+                values[path] = value
         messages = expected.setdefault(path, [])
         if message not in messages:
             messages.append(message)

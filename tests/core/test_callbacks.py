@@ -218,3 +218,56 @@ def test_an_event_of_ones_own_takes_the_trainer_by_name_too():
     assert callback.seen == (trainer, 7)
     trainer.callback_handler.call_event("verify_batch", trainer, batch=8)
     assert callback.seen == (trainer, 8)
+
+
+def test_an_event_of_ones_own_needs_no_trainer():
+    class Verify(TrainerCallback):
+        def verify_batch(self, *args, **kwargs):
+            seen.append((args, kwargs))
+
+    seen = []
+    trainer = Trainer(tiny_model(), None, None, callbacks=[Verify], plugins=())
+    call = trainer.callback_handler.call_event
+    call("verify_batch", 1, 2, size=3)
+    call("verify_batch")
+    assert seen == [((1, 2), {"size": 3}), ((), {})]
+    call("on_train_epoch_start", trainer)
+    with pytest.raises(TypeError, match="takes the trainer by position and the other arguments by"):
+        call("on_train_step_start", trainer, None, 0)
+
+
+def test_the_list_of_callbacks_adds_and_removes_them():
+    seen = []
+
+    class Named(TrainerCallback):
+        def __init__(self, name):
+            self.name = name
+
+        def greet(self):
+            seen.append(self.name)
+
+    one, two, three = Named("one"), Named("two"), Named("three")
+    trainer = Trainer(tiny_model(), None, None, callbacks=[one], plugins=())
+    handler = trainer.callback_handler
+    handler.callbacks.append(three)
+    handler.callbacks.insert(1, two)
+    assert handler.callbacks == [one, two, three]
+    handler.call_event("greet")
+    assert seen == ["one", "two", "three"]
+    assert handler.callbacks.pop(0) is one
+    handler.callbacks[0] = one
+    handler.callbacks.remove(three)
+    handler.call_event("greet")
+    assert seen[3:] == ["one"]
+    with pytest.raises(TypeError, match="one at a time"):
+        handler.callbacks[:] = []
+    handler.callbacks.clear()
+    handler.call_event("greet")
+    assert len(seen) == 4
+    assert list(trainer.plugins.by_name) == []
+
+
+def test_another_handler_is_refused_as_nothing_would_call_it():
+    trainer = make_trainer()
+    with pytest.raises(AttributeError, match="property 'callback_handler' of 'Trainer'"):
+        trainer.callback_handler = callbacks.CallbackHandler([])

@@ -90,6 +90,46 @@ def test_calculate_train_batch_loss_and_its_like_replace_the_computation():
     assert trainer.predict(tiny_data(8)).tolist() == [3.0] * 8
 
 
+def test_a_wrapper_that_returns_nothing_keeps_what_is_inside():
+    class Counts(nn.Linear):
+        calls = 0
+
+        def forward(self, x):
+            self.calls += 1
+            return super().forward(x)
+
+    def around(trainer):
+        yield
+
+    hooks = ["create_train_dataloader", "create_eval_dataloader", "calculate_train_batch_loss"]
+    hooks += ["calculate_eval_batch_loss", "create_accelerator", "run_update", "run_training"]
+    torch.manual_seed(0)
+    trainers = []
+    for plugins in ([], [Offers(hook, around, wrapper=True) for hook in hooks]):
+        torch.manual_seed(0)
+        trainers.append(trainer_with(*plugins, model=Counts(6, 3)))
+        trainers[-1].train(tiny_data(8), 1, eval_dataset=tiny_data(8), per_device_batch_size=4)
+    plain, wrapped = trainers
+    assert plain.model.calls == wrapped.model.calls == 4
+    assert_identical(weights_of(wrapped), weights_of(plain))
+
+
+def test_a_trainer_that_makes_the_backward_pass_itself_may_be_given_any_loss():
+    class Mine(Trainer):
+        def backward_step(self, loss):
+            assert not loss.requires_grad
+            (self.output.mean() * 2).backward()
+
+    def loss(trainer, batch):
+        trainer.output = trainer.model(batch[0])
+        return {"loss": torch.ones(()), "model_outputs": None, "batch_size": 8}
+
+    trainer = trainer_with(Offers("calculate_train_batch_loss", loss), trainer_class=Mine)
+    before = weights_of(trainer)
+    trainer.train(tiny_data(8), 1)
+    assert any(not torch.equal(value, before[name]) for name, value in weights_of(trainer).items())
+
+
 def test_a_trainer_that_overrides_the_method_comes_before_every_plugin():
     class Mine(Trainer):
         def create_scheduler(self):
@@ -228,6 +268,7 @@ def test_a_schedule_by_name_hears_that_the_length_of_the_run_is_unknown():
 
     def create(optimizer, num_updates, num_epochs):
         seen.append((num_updates, num_epochs))
+        return torch.optim.lr_scheduler.ConstantLR(optimizer)
 
     trainer = trainer_with(Offers("register_schedulers", lambda: {"any": create}))
     trainer.train(tiny_data(8), "1 minute", max_num_train_steps=1, create_scheduler_fn="any")

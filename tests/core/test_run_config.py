@@ -70,3 +70,19 @@ def test_b11_to_dict_works_after_evaluate_alone():
     values = trainer.run_config.to_dict()
     assert values["train_dl_kwargs"] is None
     assert values["eval_dl_kwargs"]["batch_size"] == 8
+
+
+def test_the_maximum_is_filled_in_and_loaders_say_what_they_are():
+    model = tiny_model()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    trainer = Trainer(model, nn.CrossEntropyLoss(), optimizer, callbacks=(), plugins=())
+    for epochs, given, maximum in ((2, None, 12), (2, 5, 5), ("7 updates", None, 7), (1, 99, 99)):
+        trainer.train(tiny_data(44), epochs, eval_dataset=tiny_data(8), max_num_train_steps=given)
+        assert trainer.run_config.max_num_train_steps == maximum
+    trainer.train(tiny_data(44), "0.01 seconds")
+    assert trainer.run_config.max_num_train_steps is None
+    trainer.train(tiny_data(44), 1, eval_dataset=tiny_data(8), per_device_batch_size=4)
+    for loader in (trainer._train_dataloader, trainer._eval_dataloader):
+        assert (loader.batch_size, loader.device) == (4, trainer.device)
+    assert trainer._train_dataloader is trainer.train_dataloader
+    assert len(trainer._eval_dataloader) == 2

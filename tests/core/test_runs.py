@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import weakref
 
 import numpy as np
 import pytest
@@ -256,3 +257,25 @@ def test_a_limit_in_the_environment_that_is_no_number_is_told(monkeypatch):
     monkeypatch.setenv("PT_ACC_LIMIT_BATCHES", "two")
     with pytest.raises(ValueError, match="PT_ACC_LIMIT_BATCHES must be a positive integer"):
         make()
+
+
+def test_the_outputs_of_a_step_are_freed_before_the_next_forward_pass():
+    outputs, are_alive = [], []
+
+    class Model(nn.Linear):
+        def forward(self, x):
+            are_alive.extend(output() is not None for output in outputs[-1:])
+            result = super().forward(x)
+            outputs.append(weakref.ref(result))
+            return result
+
+    class Watching(TrainerCallback):
+        def on_train_step_end(self, batch_output):
+            assert batch_output["model_outputs"] is outputs[-1]()
+
+        on_eval_step_end = on_train_step_end
+
+    trainer = make([Watching], Model(6, 3))
+    trainer.train(tiny_data(), 2, eval_dataset=tiny_data(), gradient_accumulation_steps=2)
+    assert len(are_alive) > 20
+    assert not any(are_alive)

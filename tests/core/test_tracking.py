@@ -1,3 +1,4 @@
+import copy
 import json
 import math
 
@@ -6,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from pa_core import Trainer
+from pa_core import Trainer, TrainerCallback, hookimpl
 from pa_core.durations import Progress
 from pa_core.tracking import InMemoryRunHistory, LossTracker, RunHistory
 from tests.helpers import tiny_data, tiny_model
@@ -323,3 +324,190 @@ def test_c1_losses_on_a_gpu_are_summed_as_on_the_cpu_without_synchronising():
     for tracker in (resumed, device):
         tracker.update(on_gpu[0], 3)
     assert resumed.total_loss == device.total_loss
+
+
+# -- Who records what -----------------------------------------------------------------------------
+
+
+class Records(TrainerCallback):
+    """Records a metric in an event, by the history or as a mean."""
+
+    def __init__(self, event: str, name: str = "score", *, as_mean: bool = False) -> None:
+        def record(trainer, **arguments) -> None:
+            if as_mean:
+                trainer.record_mean(name, 1.0)
+            else:
+                trainer.run_history.update_metric(name, 2.0)
+
+        setattr(self, event, record)
+
+
+class Subclass(Trainer):
+    def train_epoch_end(self):
+        self.run_history.update_metric("score", 3.0)
+
+
+def train_with(*plugins, kind=Trainer, run_history=None, settings=None, **arguments) -> Trainer:
+    model = tiny_model()
+    trainer = kind(
+        model,
+        nn.CrossEntropyLoss(),
+        torch.optim.SGD(model.parameters(), lr=0.1),
+        callbacks=plugins,
+        plugins=None if settings else (),
+        run_history=run_history,
+        settings=settings,
+    )
+    data = tiny_data(8)
+    trainer.train(data, 2, **{"eval_dataset": data} | arguments)
+    return trainer
+
+
+ENDS = "on_train_epoch_end"
+
+
+@pytest.mark.parametrize("history", [InMemoryRunHistory, MinimalHistory])
+@pytest.mark.parametrize(
+    ("plugins", "kind", "message"),
+    [
+        ([Records(ENDS), Records("on_eval_epoch_end")], Trainer, "the plugin 'Records:2'"),
+        ([Records(ENDS)], Subclass, "code outside of plugins and by the plugin 'Records'"),
+        ([Records(ENDS, "eval_loss_epoch")], Trainer, "'Records' and by the training loop"),
+        (
+            [Records(ENDS, "eval_x"), Records("on_eval_step_end", "x", as_mean=True)],
+            Trainer,
+            r"the plugin 'Records' and by record_mean\(\) of the plugin 'Records:2'",
+        ),
+    ],
+)
+def test_two_writers_of_a_metric_are_an_error_that_names_both(history, plugins, kind, message):
+    with pytest.raises(ValueError, match=f"is recorded by .*{message}"):
+        train_with(*plugins, kind=kind, run_history=history())
+
+
+def test_one_writer_may_record_in_several_events_and_code_outside_of_runs_at_any_time():
+    class Twice(Records):
+        def on_training_run_start(self, trainer):
+            trainer.run_history.claim_metric("score")
+
+        def on_eval_step_end(self, trainer):
+            trainer.run_history.update_metric("score", 4.0)
+
+    trainer = train_with(Twice(ENDS))
+    trainer.run_history.update_metric("score", 5.0)
+    trainer.evaluate(tiny_data(4))
+    assert trainer.run_history.get_metric_values("score") == [2.0, 4.0, 2.0, 4.0, 5.0, 4.0]
+    # Another plugin, in another run.
+    trainer.plugins.unregister("Twice")
+    trainer.plugins.register(Records(ENDS))
+    trainer.train(tiny_data(8), 1, reset_run_history=False)
+    assert trainer.run_history.get_latest_metric("score") == 2.0
+
+
+def test_a_deleted_metric_has_no_writer():
+    class Replaces(TrainerCallback):
+        def on_train_epoch_end(self, trainer):
+            value = trainer.run_history.get_latest_metric("score")
+            trainer.run_history.delete_metric("score")
+            trainer.run_history.update_metric("score", -value)
+
+        def on_eval_epoch_end(self, trainer):
+            trainer.run_history.delete_metric("score")
+
+    assert "score" not in train_with(Records(ENDS), Replaces()).run_history.get_metric_names()
+
+
+def test_a_claimed_metric_is_refused_before_the_first_batch():
+    class Claims(Records):
+        def on_training_run_start(self, trainer):
+            trainer.run_history.claim_metric("score")
+
+        def on_train_step_start(self, trainer):
+            raise AssertionError("a batch was drawn")
+
+    with pytest.raises(ValueError, match="'Claims' and by the plugin 'Claims:2'"):
+        train_with(Claims(ENDS), Claims(ENDS))
+
+
+@pytest.mark.parametrize("history", [InMemoryRunHistory, MinimalHistory])
+def test_instances_record_under_names_of_their_own(tmp_path, history):
+    (tmp_path / "watch.py").write_text(
+        "from pa_core import TrainerCallback\n"
+        "class Watch(TrainerCallback):\n"
+        "    def on_train_epoch_end(self, trainer):\n"
+        "        trainer.run_history.update_metric('train_score', 1.0)\n"
+        "    def on_eval_step_end(self, trainer):\n"
+        "        trainer.record_mean('y', 1.0)\n"
+    )
+    file = tmp_path / "pyproject.toml"
+    file.write_text('[tool.pa-core]\nplugins = ["watch.py", "watch.py:a", "watch.py:b"]\n')
+    names = set(train_with(settings=file, run_history=history()).run_history.get_metric_names())
+    assert {name for name in names if "score" in name or name.endswith("y")} == {
+        *("train_score", "train_a_score", "train_b_score", "eval_y", "eval_a_y", "eval_b_y")
+    }
+
+
+def test_names_of_a_dataset_and_of_a_model_on_another_dataset_that_are_equal_are_refused():
+    class Average(TrainerCallback):
+        @hookimpl
+        def register_eval_models(self):
+            return {"ema": tiny_model()}
+
+    datasets = {"x": tiny_data(4), "ema_x": tiny_data(4)}
+    with pytest.raises(ValueError, match="by the evaluation on 'ema_x' and by .* on 'x'"):
+        train_with(Average(), eval_dataset=datasets)
+
+
+def test_copies_of_a_history_have_no_writers():
+    trainer = train_with(Records(ENDS))
+    copied = copy.deepcopy(trainer.run_history)
+    assert copied._writers is None
+    assert copied.records == trainer.run_history.records
+
+
+# -- As in pytorch-accelerated --------------------------------------------------------------------
+
+
+def test_names_of_metrics_are_an_ordered_set():
+    history = InMemoryRunHistory()
+    recorded = [f"metric_{number}" for number in (7, 1, 9, 3, 5)]
+    for name in recorded:
+        history.update_metric(name, 1.0)
+    names = history.get_metric_names()
+    assert list(names) == recorded
+    assert names == set(recorded)
+    assert names.union({"more"}) == {*recorded, "more"}
+    assert names.issuperset({"metric_9"})
+    assert names.difference(recorded[1:]) == {"metric_7"}
+    names.discard("metric_7")
+    names.add("more")
+    assert list(names) == [*recorded[1:], "more"]
+    assert repr(names).startswith("{'metric_1', 'metric_9'")
+    assert "metric_7" in history.get_metric_names()  # the history is another
+
+
+def test_subclasses_read_the_values_of_all_metrics():
+    class Mine(InMemoryRunHistory):
+        def latest(self):
+            return {name: values[-1] for name, values in self._metrics.items()}
+
+    history = Mine()
+    history.update_metric("a", 1.0)
+    history.update_metric("a", 2.0)
+    assert history.latest() == {"a": 2.0}
+    with pytest.raises(AttributeError):
+        history._metrics["a"].append(3.0)
+    with pytest.raises(TypeError):
+        history._metrics["b"] = []
+
+
+def test_a_loss_tracker_that_resets_its_attributes_itself():
+    class Mine(LossTracker):
+        def reset(self):
+            self.loss_value, self._average, self.total_loss, self.running_count = 0, 0, 0, 0
+
+    tracker = Mine()
+    tracker.update(2.0, 3)
+    tracker.reset()
+    tracker.update(torch.tensor(3.0), 2)
+    assert (tracker.average, tracker.total_loss, tracker.running_count) == (3.0, 6.0, 2)

@@ -460,7 +460,10 @@ class Watches(TrainerCallback):
 @pytest.mark.parametrize("error", [ZeroDivisionError, KeyboardInterrupt, StopIteration])
 @pytest.mark.parametrize("event", [name for name in EVENTS if name != "on_init_end"])
 def test_a_hook_that_raises_ends_the_run_in_good_order_and_is_named(tmp_path, event, error):
-    states = SaveTrainingStateCallback(tmp_path / "states", save_every_n_steps=2)
+    policy = "stop" if event == "on_save_training_state" else "warn"
+    states = SaveTrainingStateCallback(
+        tmp_path / "states", save_every_n_steps=2, on_save_error=policy
+    )
     if event == "on_load_training_state":
         make_trainer(states).train(tiny_data(16), 1, per_device_batch_size=4)
     raising, bars = Raising(event, error("the cause")), ProgressBarCallback()

@@ -74,13 +74,25 @@ def find_metric(name: str, registered: Mapping[str, Any]) -> Callable[..., Any]:
     return classes[_key(name)]
 
 
-def create_metric(create: Callable[..., Any], arguments: Mapping[str, Any], **shared: Any) -> Any:
+def create_metric(
+    create: Callable[..., Any],
+    arguments: Mapping[str, Any],
+    shared: Mapping[str, Any],
+    used: set[str],
+) -> Any:
     """Build a metric with its own arguments and those of `shared` that it accepts.
+
+    Args:
+        create: its class, or a function that builds it.
+        arguments: its own arguments.
+        shared: arguments for all metrics that accept them.
+        used: to which the names of those that it accepts are added.
 
     Raises:
         ValueError: if an argument is missing, unknown or invalid.
     """
     parameters = inspect.signature(create).parameters
+    used |= shared.keys() & parameters.keys()
     given = {key: value for key, value in shared.items() if key in parameters} | dict(arguments)
     missing = [
         parameter.name
@@ -90,7 +102,8 @@ def create_metric(create: Callable[..., Any], arguments: Mapping[str, Any], **sh
         and parameter.name not in given
     ]
     if missing:
-        raise ValueError(f"missing arguments: {', '.join(missing)}")
+        hint = ": binary, multiclass or multilabel" if missing == ["task"] else ""
+        raise ValueError(f"missing arguments: {', '.join(missing)}{hint}")
     try:
         return create(**given)
     except ModuleNotFoundError as error:
@@ -105,6 +118,7 @@ def build_metric(
     arguments: Mapping[str, Any],
     registered: Mapping[str, Any],
     shared: Mapping[str, Any],
+    used: set[str],
 ) -> Any:
     """Find and build a metric and, if it is a wrapper, the metric that it wraps.
 
@@ -113,6 +127,7 @@ def build_metric(
         arguments: its arguments. A wrapper's ``metric`` is a name or a table, as for any metric.
         registered: the metrics that plugins register.
         shared: arguments for all metrics that accept them.
+        used: to which the names of those that it accepts are added.
 
     Raises:
         ValueError: if there is no such metric, or its arguments are invalid.
@@ -125,10 +140,10 @@ def build_metric(
         inner = {"class": given} if isinstance(given, str) else dict(given)
         if "class" not in inner:
             raise ValueError("the wrapped metric needs a name, given as `class`")
-        arguments[wrapped] = build_metric(inner.pop("class"), inner, registered, shared)
+        arguments[wrapped] = build_metric(inner.pop("class"), inner, registered, shared, used)
     if getattr(create, "__module__", "").startswith("torchmetrics.segmentation"):
         shared = {"input_format": "index", **shared}
-    return create_metric(create, arguments, **shared)
+    return create_metric(create, arguments, shared, used)
 
 
 def _key(name: str) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
 
@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 from pa_core import hookimpl
 from pa_core.errors import SettingsError, nearest
 from pa_core.plugin import LocalPath
+from pa_core.tracking import instance_metric_name
 from pa_metrics.factory import build_metric, history_name, import_path
 
 if TYPE_CHECKING:
@@ -23,6 +24,9 @@ if TYPE_CHECKING:
     from pa_metrics.preds_and_target import ToPredsAndTarget
 
 When = Literal["eval", "train"]
+
+_PREFIX: dict[When, str] = {"eval": "", "train": "train_"}
+"""Of the metrics' names in the history."""
 
 
 class MetricsSettings(BaseModel):
@@ -81,8 +85,9 @@ class MetricsSettings(BaseModel):
 class MetricsPlugin:
     """Records torchmetrics metrics in the run history: ``accuracy``, ``train_accuracy``.
 
-    torchmetrics is imported when a run starts, not before. Plugins that save or log see an epoch's
-    values whatever the order of plugins, since their hooks run last.
+    The metrics are built, and torchmetrics imported, when the Trainer is built: a mistake in their
+    names or arguments is raised there. Plugins that save or log see an epoch's values whatever the
+    order of plugins, since their hooks run last.
 
     Args:
         settings: the plugin's table.
@@ -109,7 +114,9 @@ class MetricsPlugin:
         self.settings = MetricsSettings(**options) if settings is None else settings
         self._to_inputs = to_preds_and_target
         self._given: MetricCollection | None = None
+        self._built: MetricCollection | None = None
         self._metrics: dict[When, EpochMetrics] = {}
+        self._name = ""  # the plugin's, in the trainer
 
     @classmethod
     def of(
@@ -140,8 +147,13 @@ class MetricsPlugin:
         return plugin
 
     @hookimpl
+    def on_init_end(self, trainer: Trainer) -> None:
+        """Build the metrics; all mistakes in the settings are raised together."""
+        self._build(trainer)
+
+    @hookimpl
     def on_training_run_start(self, trainer: Trainer) -> None:
-        """Build the metrics; all errors are raised together, before the first batch."""
+        """Prepare the metrics for the model and the device."""
         self._prepare(trainer)
 
     @hookimpl
@@ -153,7 +165,7 @@ class MetricsPlugin:
 
         history = trainer.run_history
         metrics = {
-            ("train_" if when == "train" else "") + name: metric
+            instance_metric_name(self._name, _PREFIX[when] + name): metric
             for when, epoch in self._metrics.items()
             for name, metric in epoch.metrics.items()
         }
@@ -162,7 +174,7 @@ class MetricsPlugin:
 
     @hookimpl
     def on_evaluation_run_start(self, trainer: Trainer) -> None:
-        """Build the metrics."""
+        """Prepare the metrics for the model and the device."""
         self._prepare(trainer)
 
     @hookimpl
@@ -181,7 +193,7 @@ class MetricsPlugin:
     @hookimpl
     def on_train_epoch_end(self, trainer: Trainer) -> None:
         """Record the training metrics."""
-        self._record("train", trainer, prefix="train_")
+        self._record("train", trainer)
 
     @hookimpl
     def on_eval_epoch_start(self) -> None:
@@ -220,44 +232,80 @@ class MetricsPlugin:
         else:  # there are more processes now: the state counts on the rank that saved it
             self._metrics["train"].reset()
 
-    def _prepare(self, trainer: Trainer) -> None:
-        if not self._metrics:
-            if self.settings.plots is not None:
-                from pa_metrics.plots import check_matplotlib
+    def _build(self, trainer: Trainer) -> MetricCollection:
+        """Build the metrics, once.
 
-                check_matplotlib()
-            registered = trainer.plugins.registry("register_metrics")
-            model = trainer.get_model(keep_torch_compile=False)
-            created = {when: self._create(registered, model) for when in self.settings.on}
-            if trainer.num_processes > 1:
-                _reject_windows(created.values())
-            self._metrics = created
-        for metrics in self._metrics.values():
-            metrics.to(trainer.device)
-
-    def _create(self, registered: Mapping[str, Any], model: nn.Module) -> EpochMetrics:
+        Raises:
+            SettingsError: with all mistakes in the settings.
+        """
+        if self._built is not None:
+            return self._built
         from torchmetrics import MetricCollection
 
-        from pa_metrics.epoch_metrics import EpochMetrics
-        from pa_metrics.preds_and_target import inputs_for
+        if self.settings.plots is not None:
+            from pa_metrics.plots import check_matplotlib
 
-        check_once: set[str] = set()
+            check_matplotlib()
+        built: dict[str, Any] = {}
+        problems: list[str] = []
         if self._given is not None:
-            collection = self._given.clone()
+            built = dict(self._given.items(keep_base=True))
         else:
-            created, problems = {}, []
+            registered = trainer.plugins.registry("register_metrics")
+            used: set[str] = set()
             for name, (class_name, arguments) in self._configured().items():
                 try:
-                    created[name] = build_metric(
-                        class_name, arguments, registered, self.settings.shared
+                    built[name] = build_metric(
+                        class_name, arguments, registered, self.settings.shared, used
                     )
                 except ValueError as error:
                     problems.append(f"The metric {name!r}: {error}")
-                if "validate_args" not in arguments:
-                    check_once.add(name)
-            if problems:
-                raise SettingsError(problems)
-            collection = MetricCollection(created)
+            if not problems:
+                problems += [
+                    f"{option}: none of the metrics {', '.join(built)} accepts it"
+                    for option in self.settings.shared.keys() - used
+                ]
+        try:
+            self._named_inputs()
+        except ValueError as error:
+            problems.append(f"to_preds_and_target: {error}")
+        if trainer.num_processes > 1:
+            problems += _windows(built)
+        if problems:
+            raise SettingsError(problems)
+        self._built = MetricCollection(built) if self._given is None else self._given
+        return self._built
+
+    def _prepare(self, trainer: Trainer) -> None:
+        if not self._metrics:
+            built = self._build(trainer)
+            model = trainer.get_model(keep_torch_compile=False)
+            self._metrics = {when: self._create(built, model) for when in self.settings.on}
+        self._name = next(
+            (name for name, one in trainer.plugins.by_name.items() if one is self), ""
+        )
+        self._claim(trainer)
+        for metrics in self._metrics.values():
+            metrics.to(trainer.device)
+
+    def _claim(self, trainer: Trainer) -> None:
+        """Have another plugin that records the same metrics refused before the first batch."""
+        history = trainer.run_history
+        if not hasattr(history, "claim_metric"):  # not a subclass of `RunHistory`
+            return
+        starts = {"train": trainer.in_run, "eval": None in trainer.eval_dataloaders}
+        for when, metrics in self._metrics.items():
+            for name in metrics.metrics if starts[when] else ():
+                history.claim_metric(_PREFIX[when] + name)
+
+    def _create(self, built: MetricCollection, model: nn.Module) -> EpochMetrics:
+        from pa_metrics.epoch_metrics import EpochMetrics
+        from pa_metrics.preds_and_target import inputs_for
+
+        collection, check_once = built.clone(), set[str]()
+        if self._given is None:
+            configured = self._configured().items()
+            check_once = {name for name, (_, own) in configured if "validate_args" not in own}
         chosen = self._to_inputs or self._named_inputs()
         to_inputs = {
             name: inputs_for(metric, model, chosen)
@@ -285,11 +333,8 @@ class MetricsPlugin:
             return None if path is None else NAMED[path]
         if "." not in path:
             hint = f"{nearest(path, NAMED)} Expected a dotted path or one of {', '.join(NAMED)}"
-            raise SettingsError([f"to_preds_and_target: there is no {path!r}.{hint}"])
-        try:
-            function: ToPredsAndTarget = import_path(path)
-        except ValueError as error:
-            raise SettingsError([f"to_preds_and_target: {error}"]) from error
+            raise ValueError(f"there is no {path!r}.{hint}")
+        function: ToPredsAndTarget = import_path(path)
         return function
 
     def _reset(self, when: When) -> None:
@@ -300,38 +345,39 @@ class MetricsPlugin:
         if when in self._metrics:
             self._metrics[when].update(batch, batch_output)
 
-    def _record(self, when: When, trainer: Trainer, prefix: str = "") -> None:
+    def _record(self, when: When, trainer: Trainer) -> None:
         if when not in self._metrics:
             return
         from pa_metrics.epoch_metrics import to_plain
 
         metrics, values = self._metrics[when], self._metrics[when].compute()
         for name, value in values.items():
-            trainer.run_history.update_metric(prefix + name, to_plain(value))
+            trainer.run_history.update_metric(_PREFIX[when] + name, to_plain(value))
         if trainer.is_main_process and (self.settings.plots is not None or _has_viewers(trainer)):
             from pa_metrics.plots import plot_values
 
-            shown = trainer.run_history.metric_name_prefix + prefix
-            plot_values(self.settings.plots, metrics.metrics, values, shown, _log_figure(trainer))
+            shown, drawn = (
+                {
+                    instance_metric_name(self._name, _PREFIX[when] + name): each[name]
+                    for name in each
+                }
+                for each in (metrics.metrics, values)
+            )
+            prefix = trainer.run_history.metric_name_prefix
+            plot_values(self.settings.plots, shown, drawn, prefix, _log_figure(trainer))
         metrics.reset()  # frees memory: some metrics keep all predictions
 
 
-def _reject_windows(created: Iterable[EpochMetrics]) -> None:
-    """Raise an error for metrics over a window of updates, which differs between processes."""
+def _windows(metrics: Mapping[str, Metric]) -> list[str]:
+    """Mistakes: metrics over a window of updates, which differs between processes."""
     from torchmetrics.wrappers import Running
 
-    names = {
-        name
-        for metrics in created
-        for name, metric in metrics.metrics.items()
+    return [
+        f"The metric {name!r} is a window over the last updates (Running), which is not "
+        "supported on several processes: use one process, or the metric without Running"
+        for name, metric in sorted(metrics.items())
         if any(isinstance(module, Running) for module in metric.modules())
-    }
-    if names:
-        raise SettingsError(
-            f"The metric {name!r} is a window over the last updates (Running), which is not "
-            "supported on several processes: use one process, or the metric without Running"
-            for name in sorted(names)
-        )
+    ]
 
 
 def _has_viewers(trainer: Trainer) -> bool:

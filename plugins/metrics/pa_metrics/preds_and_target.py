@@ -89,7 +89,7 @@ def detection(batch: Any, batch_output: Mapping[str, Any]) -> tuple[Any, Any]:
 
     Predictions have ``boxes``, ``scores`` and ``labels``, targets ``boxes`` and ``labels``.
     """
-    preds, target = batch_output["model_outputs"], _target(batch)
+    preds, target = _outputs(batch_output), _target(batch)
     if not _are_dicts(preds) or not _are_dicts(target):
         raise _nothing_found(
             batch, batch_output, "expected predictions and targets as lists of dicts, one per image"
@@ -271,8 +271,18 @@ def _next_tokens(batch: Any, preds: Tensor, target: Tensor) -> tuple[Tensor, Ten
     return preds[:, :-1], target[:, 1:]
 
 
+def _outputs(batch_output: Mapping[str, Any]) -> Any:
+    if "model_outputs" not in batch_output:
+        raise TypeError(
+            "Metrics need the model's outputs, and the loss method returned a dict without "
+            f"'model_outputs'; it has {', '.join(map(str, batch_output))}. Add them, or set "
+            "`to_preds_and_target` to a function of the batch and the batch output"
+        )
+    return batch_output["model_outputs"]
+
+
 def _logits(batch_output: Mapping[str, Any]) -> Any:
-    outputs = batch_output["model_outputs"]
+    outputs = _outputs(batch_output)
     if isinstance(outputs, Mapping):
         return outputs.get("logits")
     return getattr(outputs, "logits", outputs)
@@ -293,8 +303,9 @@ def _are_texts(value: Any) -> bool:
 
 
 def _nothing_found(batch: Any, batch_output: Mapping[str, Any], expected: str) -> TypeError:
+    output = batch_output.get("model_outputs")
     return TypeError(
         f"Metrics can't find predictions and targets in a {type(batch).__name__} batch and a "
-        f"{type(batch_output['model_outputs']).__name__} output: {expected}. For other data, set "
+        f"{type(output).__name__} output: {expected}. For other data, set "
         "`to_preds_and_target` to a function of the batch and the batch output"
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -21,6 +22,9 @@ class ModelEma(nn.Module):
     rounded result: in 16 bits, changes smaller than a 256th of the weight would be lost to
     rounding.
 
+    A subclass may override `update_fn`, which is called for each averaged tensor, or ``update``,
+    whose argument `num_updates` is optional.
+
     Args:
         model: the model; wrappers of distributed training and `torch.compile` are removed.
         decay: ``d``, the factor of the old average in each update.
@@ -33,7 +37,7 @@ class ModelEma(nn.Module):
         updates: the number of updates averaged.
 
     Raises:
-        ValueError: for a decay outside of [0, 1).
+        ValueError: for a decay outside of [0, 1), or a model that can't be copied.
 
     >>> model = nn.Linear(1, 1, bias=False)
     >>> _ = nn.init.zeros_(model.weight)
@@ -56,6 +60,7 @@ class ModelEma(nn.Module):
         self.decay = decay
         self.warmup = warmup
         self.updates = 0
+        self._numbers_at_start: dict[str, float] = {}
         # Not averaged: caches; buffers with infinite values, such as attention masks; and frozen
         # weights of a tensor subclass, such as quantised ones.
         self._copied = {
@@ -89,20 +94,50 @@ class ModelEma(nn.Module):
             num_updates: the number of optimizer updates since the last call; the decay is applied
                 that many times.
         """
+        if getattr(self.update_fn, "__func__", None) is not ModelEma.update_fn:
+            for _ in range(num_updates):
+                self.updates += 1
+                given, self.decay = self.decay, self._decay_now()
+                self._update(model, self.update_fn)
+                self.decay = given
+            return
         self.updates += num_updates
-        decay = self.decay
-        if self.warmup:
-            decay = min(decay, (1 + self.updates) / (10 + self.updates))
-        self._take(model, 1 - decay**num_updates)
+        weight = 1 - self._decay_now() ** num_updates
+        self._take(model, lambda old, new: torch._foreach_lerp_(old, new, weight))
+
+    def update_fn(self, ema_model_weights: Tensor, updated_model_weights: Tensor) -> Tensor:
+        """The new average of one tensor, for subclasses to override.
+
+        Args:
+            ema_model_weights: the average so far; in 32 bits if the model has fewer.
+            updated_model_weights: the model's current value, of the same shape and type.
+        """
+        return self.decay * ema_model_weights + (1.0 - self.decay) * updated_model_weights
 
     @torch.no_grad()
     def set(self, model: nn.Module) -> None:
         """Restart the average from the model's current weights."""
         self.updates = 0
-        self._take(model, 1.0)
+        self._update(model, lambda average, weights: weights)
 
-    def _take(self, model: nn.Module, weight: float) -> None:
-        """Interpolate from the average towards the model by the fraction `weight`."""
+    def _decay_now(self) -> float:
+        limit = (1 + self.updates) / (10 + self.updates)
+        return min(self.decay, limit) if self.warmup else self.decay
+
+    @torch.no_grad()
+    def _update(self, model: nn.Module, update_fn: Callable[[Tensor, Tensor], Tensor]) -> None:
+        """Replace each averaged tensor by what a function returns for it and the model's."""
+
+        def merge(averages: list[Tensor], weights: list[Tensor]) -> None:
+            for old, new in zip(averages, weights, strict=True):
+                old.copy_(update_fn(old, new))
+
+        self._take(model, merge)
+
+    def _take(
+        self, model: nn.Module, merge: Callable[[list[Tensor], list[Tensor]], object]
+    ) -> None:
+        """Have `merge` change the averaged tensors in place, and copy all others."""
         averaged, copied = self._split(self.module)
         new_averaged, new_copied = self._split(unwrap_model(model))
         targets = [
@@ -114,7 +149,7 @@ class ModelEma(nn.Module):
             for new, old in zip(new_averaged, targets, strict=True)
         ]
         if targets:
-            torch._foreach_lerp_(targets, values, weight)
+            merge(targets, values)
         for narrow, target in zip(averaged, targets, strict=True):
             if narrow is not target:
                 narrow.copy_(target)
@@ -137,13 +172,33 @@ class ModelEma(nn.Module):
                     (averaged if is_averaged else copied).append(buffer)
         return averaged, copied
 
-    def get_extra_state(self) -> dict[str, int]:
-        """The number of updates, which `state_dict` contains besides the weights."""
-        return {"updates": self.updates}
+    def _remember_numbers(self) -> None:
+        """Take the numbers among the attributes as settings; those that change later are state."""
+        self._numbers_at_start = self._numbers()
 
-    def set_extra_state(self, state: dict[str, int]) -> None:
+    def _numbers(self) -> dict[str, float]:
+        """What a subclass may count or change: its attributes that are numbers, and the decay."""
+        return {
+            name: value
+            for name, value in vars(self).items()
+            if type(value) in (int, float) and not name.startswith("_")
+        }
+
+    def get_extra_state(self) -> dict[str, float]:
+        """The number of updates, and other numbers that a subclass changed since the run started.
+
+        They are in ``state_dict`` besides the weights.
+        """
+        if type(self) is ModelEma:
+            return {"updates": self.updates}
+        given = self._numbers_at_start
+        changed = {name: n for name, n in self._numbers().items() if given.get(name) != n}
+        return {**changed, "updates": self.updates}
+
+    def set_extra_state(self, state: dict[str, float]) -> None:
         """Restore what `get_extra_state` returned."""
-        self.updates = state["updates"]
+        for name in self._numbers().keys() & state.keys():
+            setattr(self, name, state[name])
 
 
 def _is_wrapper(tensor: Tensor) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
@@ -81,6 +82,7 @@ class EmaPlugin(TrainerCallback):
         self.evaluate, self.name = evaluate, name
         self.ema_model: Any = None
         self._is_main = True
+        self._takes_number = True
         self._loaded: Mapping[str, Any] | None = None
 
     @classmethod
@@ -104,6 +106,10 @@ class EmaPlugin(TrainerCallback):
             )
         self._is_main = trainer.is_main_process
         self.ema_model = self.create_ema(trainer.get_model(keep_torch_compile=False))
+        if isinstance(self.ema_model, ModelEma):
+            self.ema_model._remember_numbers()
+        parameters = inspect.signature(self.ema_model.update).parameters
+        self._takes_number = "num_updates" in parameters
 
     @hookimpl(tryfirst=True)
     def on_optimizer_step_end(self, trainer: Trainer, **kwargs: Any) -> None:
@@ -111,10 +117,12 @@ class EmaPlugin(TrainerCallback):
         if trainer.updates % self.update_every:
             return
         model = unwrap_model(trainer.model)  # much faster than get_model
-        if isinstance(self.ema_model, ModelEma):
-            self.ema_model.update(model, self.update_every)
-        else:
-            self.ema_model.update(model)
+        if self._takes_number:
+            self.ema_model.update(model, num_updates=self.update_every)
+        else:  # your own class, as in pytorch-accelerated
+            with torch.no_grad():
+                for _ in range(self.update_every):
+                    self.ema_model.update(model)
 
     @hookimpl
     def register_eval_models(self, trainer: Trainer) -> Mapping[str, nn.Module]:
@@ -164,13 +172,15 @@ class ModelEmaCallback(EmaPlugin):
         save_path: the file, written by ``trainer.save_checkpoint`` without the optimizer.
         watch_metric: the metric that determines the best average.
         greater_is_better: whether a greater value of it is better.
-        model_ema: creates the average; called with the model and ``decay``. The result needs
-            ``update(model)``, ``module``, ``state_dict`` and ``load_state_dict``.
+        model_ema: creates the average, such as a subclass of `ModelEma`; called with the model and
+            ``decay``. The result needs ``update(model)``, which is called for each optimizer
+            update, ``module``, ``state_dict`` and ``load_state_dict``.
         callbacks: called only in evaluations of the average. The trainer's callbacks are called
             there anyway, so one whose class the trainer already has is ignored.
         warmup: whether to limit the decay of the ``t``-th update to ``(1 + t) / (10 + t)``; for
             `ModelEma`.
-        update_every: optimizer updates per update of the average; for `ModelEma`.
+        update_every: optimizer updates per update of the average. An ``update`` without the
+            argument ``num_updates`` is then called that many times in a row.
     """
 
     def __init__(
@@ -188,6 +198,7 @@ class ModelEmaCallback(EmaPlugin):
     ) -> None:
         super().__init__(decay, warmup, update_every, evaluate_during_training, "ema_model")
         self.save_path = save_path
+        self.evaluate_during_training = evaluate_during_training
         self.model_ema_cls = model_ema
         self.callback_handler = CallbackHandler(callbacks)
         self.saver = SaveBestModelCallback(
@@ -200,6 +211,28 @@ class ModelEmaCallback(EmaPlugin):
             load_saved_checkpoint=False,
             model=self.name,
         )
+
+    # The attributes of the callback of pytorch-accelerated, which is a SaveBestModelCallback.
+
+    @property
+    def watch_metric(self) -> str:
+        """The metric that determines the best average."""
+        return self.saver.watch_metric
+
+    @property
+    def greater_is_better(self) -> bool:
+        """Whether a greater value of it is better."""
+        return self.saver.greater_is_better
+
+    @property
+    def best_metric(self) -> float | None:
+        """The best value so far."""
+        return self.saver.best_metric
+
+    @property
+    def best_metric_epoch(self) -> int | None:
+        """The epoch of the best value."""
+        return self.saver.best_metric_epoch
 
     def create_ema(self, model: nn.Module) -> Any:
         """Create the average of a model."""

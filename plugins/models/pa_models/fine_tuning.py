@@ -12,6 +12,7 @@ from pa_core import TrainerPlaceholderValues
 from pa_core.plugin import named_parameters
 from pa_models.discriminative_lr import layer_group_parameters, spread_lr
 from pa_models.gradual_unfreezing import GradualUnfreezingCallback, Parts
+from pa_models.layer_groups import groups_as_text
 from pa_models.wrappers import unwrap_model
 
 if TYPE_CHECKING:
@@ -47,7 +48,8 @@ def fine_tune(
     frozen; then one up to ``base_lr / 2`` in the last layer group, decreasing geometrically to
     ``base_lr / 2 / lr_mult`` in the first. Momentum isn't cycled. Since it is one run, callbacks,
     metrics and schedulers see ``freeze_epochs + epochs`` epochs; it is resumed like any other, by
-    the same call with ``resume_from``. Afterwards the optimizer's learning rates are restored.
+    the same call with ``resume_from``. Afterwards the optimizer's learning rates are restored. The
+    layer groups, those of `discriminative_param_groups`, are printed with their learning rates.
 
     Args:
         trainer: its optimizer has all parameters of the model. The optimizer's groups are split by
@@ -66,8 +68,8 @@ def fine_tune(
             the second phase.
 
     Raises:
-        ValueError: for an argument out of range, if the optimizer lacks parameters of the model, or
-            if gradual unfreezing is enabled.
+        ValueError: for an argument out of range, if the optimizer lacks parameters of the model, if
+            gradual unfreezing is enabled, or if there is only one layer group to freeze.
     """
     for name, number, least in (("epochs", epochs, 1), ("freeze_epochs", freeze_epochs, 0)):
         if not isinstance(number, int) or number < least:
@@ -83,7 +85,14 @@ def fine_tune(
                 "disable the plugin, or call trainer.train()"
             )
     model = unwrap_model(trainer.model)
-    num_groups = len(layer_group_parameters(model))
+    layer_groups = layer_group_parameters(model)
+    num_groups = len(layer_groups)
+    if head is None and freeze_epochs and num_groups == 1:
+        raise ValueError(
+            f"{type(model).__name__} has a single layer group with parameters, "
+            f"{next(iter(layer_groups))}, so that there is no head to train first: name it with "
+            "head=…, or use freeze_epochs=0"
+        )
     optimizer = trainer.optimizer
     indices = split_param_groups(optimizer, model)
     # The scheduler of an earlier run has changed "lr", and stored the original as "initial_lr".
@@ -93,20 +102,26 @@ def fine_tune(
     late = [rate / 2 for rate in spread_lr((base_lr / lr_mult, base_lr), num_groups)]
     _set_rates(optimizer, [late[index] for index in indices])
 
-    plan: dict[str, Parts] = {"0 epochs": _last_group(model) if head is None else head}
+    plan: dict[str, Parts] = {"0 epochs": list(layer_groups)[-1] if head is None else head}
     if freeze_epochs:
         plan[f"{freeze_epochs} epochs"] = "*"
     else:
         plan = {"0 epochs": "*"}
-    # Relative to `late`, the learning rates of the groups.
-    early = [rate / late[i] for i, rate in enumerate(spread_lr(slice(base_lr), num_groups))]
+    first = spread_lr(slice(base_lr), num_groups)
+    early = [rate / late[index] for index, rate in enumerate(first)]  # relative to those of groups
+    rates = [f"lr {rate:.3g}" for rate in late]
     if train_arguments.get("create_scheduler_fn") is None:
+        if freeze_epochs:
+            rates = [f"lr {a:.3g}, then {b:.3g}" for a, b in zip(first, late, strict=True)]
         train_arguments["create_scheduler_fn"] = partial(
             _create_schedule,
             early=[early[index] for index in indices],
             freeze_epochs=freeze_epochs,
             **_LENGTHS,
         )
+    shown = zip(layer_groups.items(), rates, strict=True)
+    lines = groups_as_text(model, [(group, own, rate) for (group, own), rate in shown])
+    trainer.print("\n".join([f"Layer groups of {type(model).__name__}:", *lines]))
     name = trainer.plugins.register(GradualUnfreezingCallback(plan, freeze_batch_norms), _NAME)
     try:
         trainer.train(train_dataset, freeze_epochs + epochs, **train_arguments)
@@ -151,12 +166,6 @@ def split_param_groups(optimizer: Any, model: nn.Module) -> list[int]:
             indices.append(index)
     optimizer.param_groups[:] = groups
     return indices
-
-
-def _last_group(model: nn.Module) -> int:
-    """The index of the last layer group that has parameters."""
-    names = [name for name, _ in model.named_children()]
-    return names.index(list(layer_group_parameters(model))[-1])
 
 
 def _create_schedule(

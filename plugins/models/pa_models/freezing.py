@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, NamedTuple
 
+from pa_core.plugin import named_parameters
 from pa_models.batch_norm import (
     hold_in_eval,
     is_batch_norm,
     is_frozen_batch_norm,
     release_from_eval,
 )
+from pa_models.layer_groups import LayerGroups, print_on_main, size_of, tied_as_text
 from pa_models.selection import select
 from pa_models.wrappers import unwrap_model
 
@@ -39,7 +42,7 @@ class LayerGroup(NamedTuple):
     Attributes:
         layer_group_idx: its index, from the start and from the end (negative).
         module: the child.
-        is_frozen: whether any of its parameters is frozen.
+        is_frozen: whether any of its parameters is frozen; a tied one is the last group's.
     """
 
     layer_group_idx: tuple[int, int]
@@ -52,16 +55,20 @@ class ModelFreezer:
 
     A layer group is a child of the model: for a ResNet, the groups are ``conv1``, ``bn1``, …,
     ``layer4``, ``avgpool``, ``fc``. Parameters that the model itself owns, such as the class token
-    of a vision transformer, belong to the first group, where they are used.
+    of a vision transformer, belong to the first group, where they are used. A tied parameter
+    belongs to the last group that holds it: of a language model, the embeddings that are also the
+    weight of the head are trained with the head.
 
-    Frozen parameters have ``requires_grad=False``. Parameters that are frozen when the freezer is
-    created stay frozen. On several processes, each must freeze and unfreeze the same parts after
-    the same update; FSDP and DeepSpeed can't follow changes within a run.
+    Frozen parameters have ``requires_grad=False``. Creating a freezer first unfreezes everything,
+    except what `freeze_batch_norm` has frozen. On several processes, each must freeze and unfreeze
+    the same parts after the same update; FSDP and DeepSpeed can't follow changes within a run.
 
     Args:
         model: the model; wrappers of distributed training and `torch.compile` are removed.
         freeze_batch_norms: whether to freeze batch norms as well, with their running statistics.
             Otherwise they are trained in frozen groups, too, as is usual in fine-tuning.
+        keep_frozen: whether parameters that are frozen now stay so until they are unfrozen.
+        verbose: whether to print what was frozen and unfrozen, on the main process.
 
     Attributes:
         model: the model without wrappers.
@@ -75,23 +82,33 @@ class ModelFreezer:
     >>> model = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2))
     >>> freezer = ModelFreezer(model)
     >>> freezer.freeze()
+    Froze 0, 1 of Sequential. 10 of 30 parameters are trained, in 2
     >>> [group.is_frozen for group in freezer.get_layer_groups()]
     [True, False, False]
     >>> list(freezer.unfreeze(0, 0))
+    Unfroze 0 of Sequential. 30 of 30 parameters are trained, in 0, 2
     [0]
     """
 
-    def __init__(self, model: nn.Module, freeze_batch_norms: bool = False) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        freeze_batch_norms: bool = False,
+        *,
+        keep_frozen: bool = False,
+        verbose: bool = True,
+    ) -> None:
         self.model = unwrap_model(model)
         self.freeze_bn = freeze_batch_norms
-        children = dict(self.model.named_children())
-        if not children:
-            raise ValueError(
-                f"{type(self.model).__name__} has no child modules, which would be the layer groups"
-            )
-        self.group_names = list(children)
-        self.num_groups = len(children)
-        self._groups = list(children.values())
+        self._layer_groups = LayerGroups(self.model)
+        self._is_verbose = verbose
+        self.group_names = self._layer_groups.names
+        self.num_groups = len(self.group_names)
+        self._groups = list(self.model.children())
+        if not keep_frozen:
+            changed = self._unfreeze(self.model.modules(), set_as_training=False)
+            if changed:
+                self._print(f"Unfroze {size_of(changed):,} frozen parameters")
 
     def get_layer_groups(self) -> list[LayerGroup]:
         """All layer groups, in the model's order."""
@@ -106,8 +123,8 @@ class ModelFreezer:
     def get_layers(self) -> list[Layer]:
         """All layers, in the model's order."""
         layers = []
-        for index in range(self.num_groups):
-            for module in self._modules_of(index):
+        for index, modules in enumerate(self._layer_groups.modules):
+            for module in modules:
                 own = list(module.parameters(recurse=False))
                 if own or not list(module.children()):
                     frozen = not any(p.requires_grad for p in own) if own else not module.training
@@ -119,13 +136,12 @@ class ModelFreezer:
         return [parameter for parameter in self.model.parameters() if parameter.requires_grad]
 
     def group_parameters(self, index: int) -> list[nn.Parameter]:
-        """The parameters of a layer group.
+        """The parameters of a layer group; a tied one is only in the last group that holds it.
 
         Raises:
             IndexError: for an index that no group has.
         """
-        index = self._check_index(index)
-        return [p for m in self._modules_of(index) for p in m.parameters(recurse=False)]
+        return self._layer_groups.parameters[self._check_index(index)]
 
     def freeze(
         self, from_index: int = 0, to_index: int = -2, set_modules_as_eval: bool = False
@@ -141,8 +157,14 @@ class ModelFreezer:
         Raises:
             IndexError: for an index that no group has.
         """
-        for index in self._range(from_index, to_index):
-            self._freeze(self._modules_of(index), set_modules_as_eval)
+        chosen = self._range(from_index, to_index)
+        modules, parameters = self._layer_groups.modules, self._layer_groups.parameters
+        for index in chosen:
+            self._freeze(modules[index], set_modules_as_eval, parameters[index])
+        self._print(f"Froze {self._names(chosen)}")
+        others = [index for index in range(self.num_groups) if index not in chosen]
+        if others and not any(parameters[index] for index in others):
+            self._warn_of_nothing_left(f"{self._names(others)} has none of its own")
 
     def unfreeze(
         self, from_index: int = -1, to_index: int = 0, set_modules_as_training: bool = True
@@ -163,14 +185,19 @@ class ModelFreezer:
             IndexError: for an index that no group has.
         """
         unfrozen = {}
-        for index in self._range(from_index, to_index):
-            changed = self._unfreeze(self._modules_of(index), set_modules_as_training)
+        chosen = self._range(from_index, to_index)
+        modules, parameters = self._layer_groups.modules, self._layer_groups.parameters
+        for index in chosen:
+            changed = self._unfreeze(modules[index], set_modules_as_training, parameters[index])
             if changed:
                 unfrozen[index] = {"params": changed}
+        self._print(f"Unfroze {self._names(chosen)}")
         return unfrozen
 
     def freeze_named(self, *patterns: str, set_modules_as_eval: bool = False) -> None:
         """Freeze modules, with all their submodules, or parameters, by name.
+
+        A tied parameter has several names and is frozen by each of them.
 
         Args:
             *patterns: dotted names, in which ``*`` matches anything, such as
@@ -194,6 +221,11 @@ class ModelFreezer:
         self._freeze(modules, set_modules_as_eval)
         for parameter in single:
             parameter.requires_grad_(False)
+        self._print(f"Froze {', '.join(patterns)}")
+        every = {name for name, _ in named_parameters(self.model, remove_duplicate=False)}
+        if every - selection.parameters.keys() and not self.get_trainable_parameters():
+            tied = tied_as_text(self.model, selection.parameters.values())
+            self._warn_of_nothing_left(f"{', '.join(map(repr, patterns))} holds them all{tied}")
 
     def unfreeze_named(
         self, *patterns: str, set_modules_as_training: bool = True
@@ -214,14 +246,24 @@ class ModelFreezer:
         changed = self._unfreeze(selection.modules.values(), set_modules_as_training)
         reached = {id(p) for m in selection.modules.values() for p in m.parameters()}
         single = [p for p in selection.parameters.values() if id(p) not in reached]
-        return changed + _unfreeze(single)
+        changed += _unfreeze(single)
+        self._print(f"Unfroze {', '.join(patterns)}")
+        return changed
 
-    def _freeze(self, modules: Iterable[nn.Module], set_as_eval: bool) -> None:
+    def _freeze(
+        self,
+        modules: Iterable[nn.Module],
+        set_as_eval: bool,
+        among: Iterable[nn.Parameter] | None = None,
+    ) -> None:
+        """Freeze modules, not their submodules; of their parameters only those in `among`."""
+        own = None if among is None else set(map(id, among))
         for module in modules:
             if self._is_excluded(module):
                 continue
             for parameter in module.parameters(recurse=False):
-                parameter.requires_grad_(False)
+                if own is None or id(parameter) in own:
+                    parameter.requires_grad_(False)
             # Evaluation mode freezes the running statistics of a batch norm.
             if module is not self.model and (set_as_eval or is_batch_norm(module)):
                 hold_in_eval(module)
@@ -229,21 +271,47 @@ class ModelFreezer:
     def _is_excluded(self, module: nn.Module) -> bool:
         return is_frozen_batch_norm(module) or (is_batch_norm(module) and not self.freeze_bn)
 
-    def _unfreeze(self, modules: Iterable[nn.Module], set_as_training: bool) -> list[nn.Parameter]:
+    def _unfreeze(
+        self,
+        modules: Iterable[nn.Module],
+        set_as_training: bool,
+        among: Iterable[nn.Parameter] | None = None,
+    ) -> list[nn.Parameter]:
+        own = None if among is None else set(map(id, among))
         changed: list[nn.Parameter] = []
         for module in modules:
             if is_frozen_batch_norm(module):
                 continue
-            changed += _unfreeze(module.parameters(recurse=False))
+            parameters = module.parameters(recurse=False)
+            changed += _unfreeze(p for p in parameters if own is None or id(p) in own)
             release_from_eval(module)
             if set_as_training and module is not self.model:
                 module.training = True
         return changed
 
-    def _modules_of(self, index: int) -> list[nn.Module]:
-        """The modules of a group; the first includes the model if it owns parameters."""
-        own = [self.model] if index == 0 and list(self.model.parameters(recurse=False)) else []
-        return [*own, *self._groups[index].modules()]
+    def _names(self, chosen: Iterable[int]) -> str:
+        return ", ".join(self.group_names[index] for index in chosen)
+
+    def _print(self, what_was_done: str) -> None:
+        """Print what was done, and what is trained now."""
+        if not self._is_verbose:
+            return
+        parameters = self._layer_groups.parameters
+        trained = [p for group in parameters for p in group if p.requires_grad]
+        groups = [i for i, group in enumerate(parameters) if any(p.requires_grad for p in group)]
+        where = f", in {self._names(groups)}" if groups else ""
+        print_on_main(
+            f"{what_was_done} of {type(self.model).__name__}. {size_of(trained):,} of "
+            f"{size_of(p for group in parameters for p in group):,} parameters are trained"
+            f"{where}{tied_as_text(self.model, trained)}"
+        )
+
+    def _warn_of_nothing_left(self, reason: str) -> None:
+        warnings.warn(
+            f"All parameters of {type(self.model).__name__} are frozen, so nothing is left to "
+            f"train: {reason}",
+            stacklevel=3,
+        )
 
     def _both_indices(self, index: int) -> tuple[int, int]:
         return index, index - self.num_groups
@@ -263,8 +331,13 @@ class ModelFreezer:
 
 
 def _unfreeze(parameters: Iterable[nn.Parameter]) -> list[nn.Parameter]:
-    """Unfreeze parameters; returns those that were frozen."""
-    frozen = [parameter for parameter in parameters if not parameter.requires_grad]
+    """Unfreeze parameters; returns those that were frozen.
+
+    Integers, such as quantised weights, have no gradients and stay as they are.
+    """
+    frozen = [
+        p for p in parameters if not p.requires_grad and (p.is_floating_point() or p.is_complex())
+    ]
     for parameter in frozen:
         parameter.requires_grad_(True)
     return frozen

@@ -13,6 +13,7 @@ from pa_core import TrainerCallback, hookimpl
 from pa_core.durations import Duration
 from pa_core.plugin import named_parameters
 from pa_models.freezing import ModelFreezer
+from pa_models.layer_groups import tied_as_text
 from pa_models.selection import select
 
 if TYPE_CHECKING:
@@ -175,7 +176,10 @@ class GradualUnfreezingCallback(TrainerCallback):
     def _freeze(self, trainer: Trainer, num_stages: int) -> None:
         """Freeze the model except the parts of the first `num_stages` stages."""
         model: nn.Module = trainer.get_model(keep_torch_compile=False)
-        self._freezer = ModelFreezer(model, self.freeze_batch_norms)
+        # What the user has frozen, such as batch norms, stays frozen.
+        self._freezer = ModelFreezer(
+            model, self.freeze_batch_norms, keep_frozen=True, verbose=False
+        )
         self._check_plan_fits(trainer)
         self._freezer.freeze(0, -1, self.set_modules_as_eval)
         self._done = 0
@@ -206,6 +210,7 @@ class GradualUnfreezingCallback(TrainerCallback):
         trainer.print(
             f"From {stage.text} on, {', '.join(map(str, stage.parts))} is trained: {trained:,} of "
             f"{sum(p.numel() for p in parameters):,} parameters"
+            + tied_as_text(self._freezer.model, (p for p in parameters if p.requires_grad))
         )
 
     def _check_plan_fits(self, trainer: Trainer) -> None:
@@ -215,9 +220,11 @@ class GradualUnfreezingCallback(TrainerCallback):
         for stage in self.stages:
             parameters = stage.parameters(self._freezer)
             if not parameters.keys() - planned.keys():
+                again = [p for p in self._freezer.model.parameters() if id(p) in parameters]
                 raise ValueError(
                     f"The plan unfreezes {', '.join(map(repr, stage.parts))} at {stage.text!r}, "
                     "which has no parameters or is unfrozen earlier: the stages overlap"
+                    + tied_as_text(self._freezer.model, again)
                 )
             planned |= parameters
         missing = [name for key, name in planned.items() if key not in held]

@@ -6,6 +6,7 @@ from collections.abc import Collection
 from typing import TYPE_CHECKING, Any
 
 from pa_core.plugin import named_parameters
+from pa_models.layer_groups import groups_as_text, print_on_main
 
 if TYPE_CHECKING:
     from torch import nn
@@ -17,7 +18,8 @@ def layer_depths(model: nn.Module) -> dict[str, int]:
     A block is a numbered part of a name: ``encoder.layer.3`` of
     ``encoder.layer.3.output.dense.weight``, ``layer2.0`` of a ResNet, ``4`` of an `nn.Sequential`.
     Parameters before the first block (embeddings, a stem) have depth 0, those after the last block
-    (a norm, a head) the greatest depth.
+    (a norm, a head) the greatest depth. A tied parameter has the depth of its first name: the
+    embeddings of a language model have depth 0 even if its head is tied to them.
 
     Args:
         model: the model; the order of its parameters is that of their definition.
@@ -51,6 +53,8 @@ def param_groups_layer_decay(
     weight_decay: float = 0.0,
     layer_decay: float = 0.75,
     no_weight_decay: Collection[str] | None = None,
+    *,
+    verbose: bool = True,
 ) -> list[dict[str, Any]]:
     r"""Parameter groups with learning rates that decrease from the last layer to the first.
 
@@ -65,6 +69,7 @@ def param_groups_layer_decay(
         layer_decay: above 0 and at most 1, which means no decay.
         no_weight_decay: names of parameters without weight decay; by default those that the model's
             method ``no_weight_decay`` returns, which timm's models have.
+        verbose: whether to print the layers with their learning rates, on the main process.
 
     Returns:
         Groups for an optimizer, from the first layer to the last. Each has a ``name``, such as
@@ -97,6 +102,13 @@ def param_groups_layer_decay(
         group["params"].append(parameter)
     if not groups:
         raise ValueError(f"{type(model).__name__} has no trainable parameters")
+    if verbose:
+        layers: dict[int, tuple[str, list[nn.Parameter], str]] = {}
+        for depth, decays in sorted(groups):
+            group = groups[depth, decays]
+            layer = layers.setdefault(depth, (f"layer {depth}", [], f"lr {group['lr']:.3g}"))
+            layer[1].extend(group["params"])
+        print_on_main(f"Layers of {type(model).__name__}:", *groups_as_text(model, layers.values()))
     return [groups[key] for key in sorted(groups)]
 
 

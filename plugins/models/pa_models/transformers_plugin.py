@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from importlib import import_module
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from pa_core import hookimpl
+from pa_core.errors import SettingsError, nearest
 from pa_core.plugin import LocalPath
-from pa_models.transformers_loss import calculate_batch_loss
+from pa_models.transformers_loss import LOSS_MEANS, BatchLosses
 from pa_models.transformers_models import TransformersModels, add_lora, load_tokenizer
 
 if TYPE_CHECKING:
     from torch import nn
 
     from pa_core import Trainer
+    from pa_models.transformers_loss import CountItems
 
 
 class TransformersSettings(BaseModel):
@@ -40,6 +43,12 @@ class TransformersSettings(BaseModel):
     mlm_probability: float = Field(
         0.15, gt=0, lt=1, description="The fraction of tokens that masked_lm masks."
     )
+    loss_mean: str | None = Field(
+        None,
+        description="What the model's loss is a mean over, if that can't be seen: samples, labels, "
+        "shifted_labels, attention_mask, or the dotted path of a function of the batch and the "
+        "outputs that returns the number of items.",
+    )
     label_smoothing: float = Field(
         0.0, ge=0, lt=1, description="The fraction of the target that is spread over all classes."
     )
@@ -59,6 +68,16 @@ class TransformersSettings(BaseModel):
         None, description="The folder to export the model to at the end of a run."
     )
 
+    @field_validator("loss_mean")
+    @classmethod
+    def _check_loss_mean(cls, name: str | None) -> str | None:
+        if name is not None and name not in LOSS_MEANS and "." not in name:
+            raise ValueError(
+                f"there is no {name!r}.{nearest(name, LOSS_MEANS)} Expected "
+                f"{', '.join(LOSS_MEANS)}, or the dotted path of a function"
+            )
+        return name
+
     @model_validator(mode="after")
     def _check(self) -> Self:
         if self.collator is not None and self.tokenizer is None:
@@ -76,6 +95,7 @@ class TransformersPlugin:
     Args:
         settings: the plugin's table.
         tokenizer: a tokenizer object, instead of a name in the settings.
+        loss_mean: as in the settings, or a function instead of its path.
         options: keys of the table, instead of `settings`.
 
     >>> TransformersPlugin(label_smoothing=0.1).settings.label_smoothing
@@ -89,14 +109,25 @@ class TransformersPlugin:
         settings: TransformersSettings | None = None,
         *,
         tokenizer: Any = None,
+        loss_mean: str | CountItems | None = None,
         **options: Any,
     ) -> None:
         if isinstance(tokenizer, str):
             options["tokenizer"], tokenizer = tokenizer, None
         if tokenizer is not None:
             options["tokenizer"] = str(getattr(tokenizer, "name_or_path", "given"))
+        if callable(loss_mean):
+            name = getattr(loss_mean, "__qualname__", type(loss_mean).__qualname__)
+            options["loss_mean"] = f"{loss_mean.__module__}.{name}"
+        elif loss_mean is not None:
+            options["loss_mean"] = loss_mean
         self.settings = TransformersSettings(**options) if settings is None else settings
         self._tokenizer = tokenizer
+        named = self.settings.loss_mean
+        is_path = named is not None and named not in LOSS_MEANS and not callable(loss_mean)
+        self._losses = BatchLosses(
+            _import_function(named) if is_path and named else loss_mean or named
+        )
 
     @property
     def tokenizer(self) -> Any:
@@ -151,7 +182,7 @@ class TransformersPlugin:
         """The loss that the model returns, for a batch that is a mapping."""
         if not isinstance(batch, Mapping):
             return None
-        return calculate_batch_loss(trainer, batch, self.settings.label_smoothing)
+        return self._losses.calculate(trainer, batch, self.settings.label_smoothing)
 
     @hookimpl
     def calculate_eval_batch_loss(self, trainer: Trainer, batch: Any) -> dict[str, Any] | None:
@@ -163,17 +194,27 @@ class TransformersPlugin:
             return None
         if self.settings.generate is None:
             with torch.no_grad():
-                return calculate_batch_loss(trainer, batch)
+                return self._losses.calculate(trainer, batch)
         from pa_models.transformers_generate import generate, has_labels
 
         output = generate(trainer, batch, self.settings.generate, self.tokenizer)
         if has_labels(batch):
             with torch.no_grad():
-                return calculate_batch_loss(trainer, batch) | output
+                return self._losses.calculate(trainer, batch) | output
         tokens = output["generated"]
         none = torch.zeros((), device=tokens.device)  # of a weight of 0
         output |= {"loss": none, "num_items_in_batch": none.long()}
         return output | {"model_outputs": tokens, "batch_size": len(tokens)}
+
+    @hookimpl
+    def on_train_epoch_end(self) -> None:
+        """Check what isn't read from the device in a step."""
+        self._losses.check_positions()
+
+    @hookimpl
+    def on_eval_epoch_end(self) -> None:
+        """Check what isn't read from the device in a step."""
+        self._losses.check_positions()
 
     @hookimpl
     def calculate_predictions(self, trainer: Trainer, batch: Any) -> Any:
@@ -200,3 +241,12 @@ class TransformersPlugin:
             trainer.collate_fn = create_collator(
                 settings.collator, self.tokenizer, model, settings.mlm_probability
             )
+
+
+def _import_function(path: str) -> CountItems:
+    module, _, name = path.rpartition(".")
+    try:
+        function: CountItems = getattr(import_module(module), name)
+    except (ImportError, AttributeError) as error:
+        raise SettingsError([f"loss_mean: can't import {path!r}: {error}"]) from error
+    return function

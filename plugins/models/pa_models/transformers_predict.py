@@ -37,9 +37,9 @@ def calculate_predictions(trainer: Trainer, batch: Mapping[str, Any]) -> Any:
 
     Returns:
         The logits, if the model returns any (with boxes or the logits of a second head, a dict).
-        Otherwise a dict of its outputs, or a tuple if it returns one. What isn't per sample is left
-        out: caches, scalars, None, tensors of any other first dimension, and ``logits_per_…``,
-        which compare the samples of a batch with each other.
+        Otherwise a dict of its outputs; or, if it returns a tuple, a tuple, or the only tensor
+        left of it. What isn't per sample is left out: caches, scalars, None, tensors of any other
+        first dimension, and ``logits_per_…``, which compare the samples of a batch.
 
     Raises:
         TypeError: if nothing is left.
@@ -63,7 +63,7 @@ def calculate_predictions(trainer: Trainer, batch: Mapping[str, Any]) -> Any:
             f"{type(model).__name__} returned no tensor with a row for each sample, but a "
             f"{type(outputs).__name__}{names}: return one, or override calculate_predictions"
         )
-    return found
+    return found[0] if isinstance(found, tuple) and len(found) == 1 else found
 
 
 def without_labels(model: nn.Module, batch: Mapping[str, Any]) -> dict[str, Any]:
@@ -130,8 +130,6 @@ def _per_sample(outputs: Any, size: int | None) -> Any:
         entries = [one for one in found if one is not None]
         # A tuple within a tuple is a cache of keys and values.
         entries = [one for one in entries if not isinstance(one, tuple)]
-        if len(outputs) > len(entries) == 1:
-            return entries[0]
         return tuple(entries) or None
     return None
 

@@ -24,7 +24,14 @@ class _AppliesFirstValue(ABCMeta):
 
     def __call__(cls, *args: Any, **kwargs: Any) -> Any:
         scheduler = super().__call__(*args, **kwargs)
-        scheduler.step_update(0)
+        try:
+            scheduler.step_update(0)
+        except Exception as error:
+            error.add_note(
+                f"{cls.__name__} calculates the value of the first update when it is built, as "
+                "get_updated_values(0): set in its constructor all attributes that this reads"
+            )
+            raise
         return scheduler
 
 
@@ -37,9 +44,9 @@ class SchedulerBase(ABC, metaclass=_AppliesFirstValue):
     Args:
         optimizer: has one or more parameter groups.
         param_group_field: the field to schedule, such as ``"lr"`` or ``"weight_decay"``. The first
-            scheduler built stores the field's value in each group as ``initial_<field>``. If a
-            group has an ``lr_scale``, as with timm's layer-wise decay, its learning rate is
-            multiplied by it.
+            scheduler built stores the field's value in each group as ``initial_<field>``, and each
+            later one starts from it. If a group has an ``lr_scale``, as with timm's layer-wise
+            decay, its learning rate is multiplied by it.
 
     Raises:
         KeyError: if a parameter group has no such field.
@@ -55,6 +62,7 @@ class SchedulerBase(ABC, metaclass=_AppliesFirstValue):
         self._initial_param_group_field = f"initial_{param_group_field}"
         self.base_lr_values: list[Any] = []
         self._record_new_groups()
+        self._update_param_groups(self.base_lr_values)  # an earlier scheduler may have changed them
 
     def _record_new_groups(self) -> None:
         """Record the initial values of groups; one added during a run starts from its own value."""
@@ -96,6 +104,9 @@ class SchedulerBase(ABC, metaclass=_AppliesFirstValue):
 
     def state_dict(self) -> dict[str, Any]:
         """All attributes except the optimizer, which is saved separately."""
+        return self._attributes()
+
+    def _attributes(self) -> dict[str, Any]:
         left_out = ("optimizer", "_rebuild", "_run_length")
         return {key: value for key, value in vars(self).items() if key not in left_out}
 
@@ -108,7 +119,8 @@ class StatefulSchedulerBase(SchedulerBase):
     """A scheduler that counts updates: call ``step()`` after each ``optimizer.step()``.
 
     ``get_updated_values(0)`` is used for the first update, ``get_updated_values(1)`` for the
-    second. The count is part of the state.
+    second. The count is part of the state: as ``_num_updates``, and one less as ``num_updates``,
+    which is how pytorch-accelerated counts. States of its schedulers can be loaded.
 
     >>> import torch
     >>> class Halving(StatefulSchedulerBase):
@@ -134,6 +146,44 @@ class StatefulSchedulerBase(SchedulerBase):
         self._num_updates += 1
         self.step_update(self._num_updates)
 
+    def state_dict(self) -> dict[str, Any]:
+        """All attributes except the optimizer, and the count as in pytorch-accelerated."""
+        return self._attributes() | {"num_updates": self._num_updates - 1}
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Restore what `state_dict` returned, here or in pytorch-accelerated.
+
+        In the second case the values of the next update are set as well: there, the optimizer's
+        are still those of the latest one.
+
+        Raises:
+            ValueError: if the state has no count, or holds what this scheduler doesn't know;
+                nothing has changed then.
+        """
+        state = dict(state_dict)
+        count = state.pop("num_updates", None)
+        is_foreign = "_num_updates" not in state
+        if is_foreign and count is None:
+            raise ValueError(
+                f"This state of a {type(self).__name__} lacks the number of updates, which "
+                "pytorch-accelerated doesn't save for its WSDLrScheduler. To load a checkpoint "
+                "file without it, pass load_scheduler=False. The state has "
+                f"{', '.join(map(str, state_dict)) or 'nothing'}"
+            )
+        # A subclass elsewhere may set attributes after its construction.
+        is_complete = is_foreign or type(self).__module__.startswith(f"{__package__}.")
+        unknown = [key for key in state if key not in vars(self)] if is_complete else []
+        if unknown:
+            raise ValueError(
+                f"This state is of another scheduler than {type(self).__name__}, which has no "
+                f"{', '.join(unknown)}"
+            )
+        if is_foreign:
+            state["_num_updates"] = count + 1
+        vars(self).update(state)
+        if is_foreign:
+            self.step_update(self._num_updates)
+
     def follow(self, run_length: Callable[[], RunLength]) -> None:
         """Let `set_num_updates` read the run's length in updates and epochs."""
         self._run_length = run_length
@@ -150,7 +200,7 @@ class StatefulSchedulerBase(SchedulerBase):
             return False
         new = self._rebuild(self._run_length())
         kept = {"_num_updates": self._num_updates, "base_lr_values": self.base_lr_values}
-        vars(self).update(new.state_dict() | kept)
+        vars(self).update(new._attributes() | kept)
         self.step_update(self._num_updates)
         return True
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 import math
+import warnings
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -61,8 +63,11 @@ class PhasedLrScheduler(StatefulSchedulerBase):
         noise_seed: the seed of the noise.
 
     Raises:
-        ValueError: for a negative length or learning rate, for a run without updates, or if warm-up
-            and cool-down are longer than the run.
+        ValueError: for a negative length or learning rate, or for a run without updates.
+
+    Warns:
+        UserWarning: if warm-up and cool-down are longer than the run. The cool-down is cut first;
+            a run that is shorter than the warm-up ends within it.
     """
 
     def __init__(
@@ -100,17 +105,27 @@ class PhasedLrScheduler(StatefulSchedulerBase):
         self.num_cooldown_iterations = round(num_cooldown_epochs * num_update_steps_per_epoch)
         if self.total_iterations < 1:
             raise ValueError("A scheduler needs a run of at least one update")
-        if self.warmup_iterations + self.num_cooldown_iterations > self.total_iterations:
-            raise ValueError(
-                f"{self.warmup_iterations} updates of warm-up and {self.num_cooldown_iterations} "
-                f"of cool-down are more than the {self.total_iterations} updates of the run"
-            )
+        self._cut_phases()
         self.lr_min = lr_min
         self.lr_min_ratio = min_lr_ratio
         self.warmup_lr_init = warmup_starting_lr
         self.warmup_lr_ratio = warmup_starting_lr_ratio
         self.noise_updates = _noise_updates(noise_range, num_update_steps_per_epoch)
         self.noise_pct, self.noise_std, self.noise_seed = noise_pct, noise_std, noise_seed
+
+    def _cut_phases(self) -> None:
+        """Cut the phases that the run is too short for, as in a try-out of one epoch."""
+        warmup, cooldown = self.warmup_iterations, self.num_cooldown_iterations
+        left = self.total_iterations - warmup
+        if cooldown <= left:
+            return
+        self.num_cooldown_iterations = max(left, 0)
+        effect = "ends within the warm-up" if left <= 0 else f"has {left} updates of cool-down"
+        warnings.warn(
+            f"{warmup} updates of warm-up and {cooldown} of cool-down are more than the "
+            f"{self.total_iterations} updates of the run: it {effect}, and has no decay",
+            stacklevel=4,
+        )
 
     @abstractmethod
     def decay(self, progress: float) -> float:
@@ -148,16 +163,25 @@ class PhasedLrScheduler(StatefulSchedulerBase):
         cls,
         total_num_epochs: float = EPOCHS,
         num_update_steps_per_epoch: int = UPDATES_PER_EPOCH,
+        *more: Any,
         **options: Any,
     ) -> Callable[[Optimizer], Self]:
         """A function of the optimizer that builds the scheduler, for ``Trainer.train``.
 
-        The trainer fills in the length of the run. `options` are the other arguments of the class.
+        The trainer fills in the length of the run. `more` and `options` are the other arguments of
+        the class, in its order and by name.
         """
+        names = list(inspect.signature(cls.__init__).parameters)[4:]
+        if len(more) > len(names) or not options.keys().isdisjoint(names[: len(more)]):
+            raise TypeError(
+                f"{cls.__name__}.create_scheduler_fn() got too many arguments, or one of them "
+                f"twice; after the first two it takes {', '.join(names)}"
+            )
         return partial(
             cls,
             total_num_epochs=total_num_epochs,
             num_update_steps_per_epoch=num_update_steps_per_epoch,
+            **dict(zip(names, more, strict=False)),
             **options,
         )
 

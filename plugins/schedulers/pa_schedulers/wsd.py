@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any, Self
@@ -138,9 +139,11 @@ class WSDLrScheduler(StatefulSchedulerBase):
         ]
         first_decay = self.checkpoint_decay_info[0]["pre_decay_step"]
         if not is_continuation_from_checkpoint and self.num_warmup_steps > first_decay:
-            raise ValueError(
-                f"The warm-up of {self.num_warmup_steps} updates must end before the first decay, "
-                f"which starts after {first_decay} of {total_steps} updates"
+            warnings.warn(
+                f"The first decay starts after {first_decay} of {total_steps} updates, within the "
+                f"warm-up of {self.num_warmup_steps}: the warm-up comes first, then the rest of "
+                "the decay",
+                stacklevel=3,
             )
 
     def _describe(self, start: int, end: int) -> dict[str, int]:
@@ -176,6 +179,12 @@ class WSDLrScheduler(StatefulSchedulerBase):
         """The number of updates made."""
         return self._num_updates
 
+    @property
+    def previous_checkpoint_step(self) -> int | None:
+        """The number of updates made before the latest decay; None until one has started."""
+        steps = [info["pre_decay_step"] for info in self.checkpoint_decay_info]
+        return max((step for step in steps if step <= self._num_updates), default=None)
+
     def get_current_phase_info(self) -> dict[str, int]:
         """The period of the latest update."""
         return self.get_phase_info(self._num_updates)
@@ -206,10 +215,12 @@ class WSDLrScheduler(StatefulSchedulerBase):
         """Restore this run's state, or continue from another run's.
 
         With `is_continuation_from_checkpoint`, a state that wasn't saved by a continuation belongs
-        to another run: its peaks are adopted, and a stable phase of this run's length starts. To
-        continue from a continuation, call `continue_from`.
+        to another run, and so does one of pytorch-accelerated, which has no count: its peaks are
+        adopted, and a stable phase of this run's length starts. To continue from a continuation,
+        call `continue_from`.
         """
-        other = not state_dict.get("is_continuation_from_checkpoint", False)
+        is_of_continuation = state_dict.get("is_continuation_from_checkpoint", False)
+        other = not is_of_continuation or "_num_updates" not in state_dict
         if self.is_continuation_from_checkpoint and other:
             self.continue_from(state_dict)
         else:
@@ -217,7 +228,7 @@ class WSDLrScheduler(StatefulSchedulerBase):
 
     def continue_from(self, state_dict: Mapping[str, Any]) -> None:
         """Start this schedule with the peaks of another run's state."""
-        self.base_lr_values = list(state_dict["base_lr_values"])
+        self.base_lr_values = list(state_dict.get("base_lr_values", self.base_lr_values))
         self._num_updates = 0
         self.step_update(0)
 

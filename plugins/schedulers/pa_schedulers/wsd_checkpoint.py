@@ -57,6 +57,12 @@ class WSDCheckpointCallback(ConfigurableCallback):
         save_optimizer: whether the files after a decay contain the optimizer's state.
         save_scheduler: whether they contain the scheduler's state.
         initial_checkpoint: a checkpoint to continue from: a folder or a ``.pt`` file.
+
+    Attributes:
+        last_checkpoint_step: the number of updates at the latest checkpoint of the run.
+        checkpoint_steps: those at the checkpoints of the scheduler, from the start of a run on.
+        decay_fraction: the scheduler's ``decay_phase_ratio``.
+        decay_info: the scheduler's ``get_decay_info()``.
     """
 
     Settings = WSDCheckpointSettings
@@ -75,10 +81,16 @@ class WSDCheckpointCallback(ConfigurableCallback):
             None if initial_checkpoint is None else local_path(initial_checkpoint)
         )
         self.last_checkpoint_step: int | None = None
+        self.checkpoint_steps: set[int] | None = None
+        self.decay_fraction: float | None = None
+        self.decay_info: list[dict[str, int]] | None = None
 
     def on_training_run_start(self, trainer: Trainer, **kwargs: Any) -> None:
         """Continue from the initial checkpoint, if there is one."""
-        self._scheduler(trainer)  # raises here if it doesn't fit, not in the middle of the run
+        scheduler = self._scheduler(trainer)  # raises here if it doesn't fit, not within the run
+        self.checkpoint_steps = set(scheduler.get_checkpoint_steps())
+        self.decay_fraction = scheduler.decay_phase_ratio
+        self.decay_info = scheduler.get_decay_info()
         self.last_checkpoint_step = None  # a resumed run restores it after this event
         if self.initial_checkpoint is not None and trainer.updates == 0:
             self._continue_from(trainer, self.initial_checkpoint)
@@ -138,7 +150,7 @@ class WSDCheckpointCallback(ConfigurableCallback):
         # scheduler's last period does.
         total = self._scheduler(trainer).get_checkpoint_steps()[-1]
         attempts = trainer.position.attempts
-        is_complete = trainer.stop_reason is None and attempts == trainer.num_updates
+        is_complete = trainer.stop_reason is None and attempts == trainer.run_length.num_updates
         if is_complete and attempts == total != self.last_checkpoint_step:
             self._save_post_decay(trainer, total)
 

@@ -384,26 +384,26 @@ def _after_update(trainer: Trainer, unit: str) -> Progress:
     updates = trainer.position.updates + 1
     if unit == "updates":  # cheaper than the full progress
         return Progress(0.0, updates, 0, 0.0, None)
-    now, config = trainer.progress, trainer.run_config
+    now, config, total = trainer.progress, trainer.run_config, trainer.run_length.num_updates
     per_epoch = config.num_update_steps_per_epoch
     return Progress(
         epochs=now.epochs + (1 / per_epoch if per_epoch else 0.0),
         updates=updates,
         samples=now.samples + config.train_total_batch_size,
         seconds=now.seconds,
-        fraction=updates / trainer.num_updates if trainer.num_updates else None,
+        fraction=updates / total if total else None,
     )
 
 
 def _last_update(trainer: Trainer) -> int | None:
     """The number of the last update of the epoch or of the run; None if it isn't known."""
     position, config = trainer.position, trainer.run_config
-    per_epoch = config.num_update_steps_per_epoch
+    per_epoch, total = config.num_update_steps_per_epoch, trainer.run_length.num_updates
     if per_epoch is None:
-        return trainer.num_updates
+        return total
     done = -(-position.batch // config.gradient_accumulation_steps)
     last: int = position.updates - done + per_epoch
-    return last if trainer.num_updates is None else min(last, trainer.num_updates)
+    return last if total is None else min(last, total)
 
 
 def _describe(trainer: Trainer) -> dict[str, Any]:

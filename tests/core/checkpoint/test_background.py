@@ -241,7 +241,7 @@ def test_a_hook_that_fails_leaves_nothing_behind(tmp_path):
             raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):
-        train(tmp_path, Fails())
+        train(tmp_path, Fails(), on_save_error="stop")
     assert [path.name for path in tmp_path.iterdir()] == [".run.json"]  # no state yet
 
 
@@ -302,6 +302,45 @@ def test_any_error_of_writing_stops_a_run_whose_states_must_be_saved(
     (note,) = (text for text in caught.value.__notes__ if "update_00000002" in text)
     assert ("needs no copy of the state" in note) == in_background
     assert not any("per_device_batch_size" in text for text in caught.value.__notes__)
+
+
+class Fragile(TrainerCallback):
+    """Raises once, where a state is collected."""
+
+    def __init__(self, place):
+        self.place, self.is_broken = place, True
+
+    def fail(self, place):
+        if self.is_broken and place == self.place:
+            self.is_broken = False
+            raise KeyError(place)
+
+    def state_dict(self):
+        self.fail("state_dict")
+        return {}
+
+    def load_state_dict(self, state):
+        pass
+
+    def on_save_training_state(self, trainer, state_dir):
+        (state_dir / "mine.txt").write_text("half")
+        self.fail("on_save_training_state")
+
+
+@pytest.mark.parametrize("place", ["state_dict", "on_save_training_state"])
+def test_a_plugin_that_fails_while_a_state_is_collected_follows_the_policy(place, tmp_path):
+    recorder, match = HookRecorder(), f"No training state .* KeyError: '{place}' .*{place}.*Fragile"
+    with pytest.warns(UserWarning, match=match):
+        trainer = train(tmp_path / "warn", Fragile(place), recorder)
+    (call,) = recorder.of("on_save_training_state_error")
+    assert isinstance(call.error, KeyError)
+    assert trainer.updates == 11
+    assert names(tmp_path / "warn") == [f"update_{number:08d}" for number in (4, 6, 8, 10)]
+    assert len(list((tmp_path / "warn").iterdir())) == 4  # nothing is half-written
+    with pytest.raises(KeyError) as caught:
+        train(tmp_path / "stop", Fragile(place), on_save_error="stop")
+    assert any("No training state was saved" in note for note in caught.value.__notes__)
+    assert names(tmp_path / "stop") == []
 
 
 def test_without_memory_on_the_gpu_to_collect_a_state_training_continues(tmp_path, monkeypatch):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 import signal
 import warnings
 from pathlib import Path
@@ -232,10 +233,12 @@ def test_an_early_stopped_run_continues_with_more_patience(tmp_path, capsys):
             trainer.run_history.update_metric("score", float(trainer.run_history.current_epoch))
 
     def start(folder, patience, epochs=9):
-        stop = EarlyStoppingCallback(patience, watch_metric="score")
-        trainer = new_trainer(folder, Worsens, stop)
+        stop = [EarlyStoppingCallback(patience, watch_metric="score")] if patience else []
+        trainer = new_trainer(folder, Worsens, *stop)
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*early_stopping_patience: 1 → 3")
+            if not patience:
+                warnings.filterwarnings("ignore", message=".*early_stopping.* enabled")
             return train(trainer, epochs, resume_from="auto")
 
     whole = start(tmp_path / "whole", 3)
@@ -247,6 +250,11 @@ def test_an_early_stopped_run_continues_with_more_patience(tmp_path, capsys):
     assert content(tmp_path / "s") == before
     assert again.stop_reason == stopped.stop_reason is not None
     assert "a larger early_stopping_patience" in capsys.readouterr().out
+    shutil.copytree(tmp_path / "s", tmp_path / "removed")
+    free = start(tmp_path / "removed", None, epochs=6)
+    assert "continues, since 'early_stopping' isn't enabled any more" in capsys.readouterr().out
+    assert (free.stop_reason, free.run_history.current_epoch) == (None, 6 + 1)
+    assert_identical(weights_of(free), weights_of(start(tmp_path / "free", None, epochs=6)))
     continued = start(tmp_path / "s", 3)
     assert continued.stop_reason == whole.stop_reason
     assert_identical(weights_of(continued), weights_of(whole))
@@ -272,6 +280,21 @@ def test_a_run_stopped_by_two_continues_only_if_both_allow_more(tmp_path):
             return train(trainer, 9, resume_from="auto").run_history.current_epoch - 1
 
     assert [start(1, 1), start(3, 1), start(1, 3), start(3, 3)] == [2, 2, 2, 4]
+
+
+def test_removing_one_of_two_that_stopped_leaves_the_other(tmp_path):
+    class Constant(TrainerCallback):
+        def on_train_epoch_end(self, trainer):
+            trainer.run_history.update_metric("score", 1.0)
+
+    def start(*patience):
+        stops = [EarlyStoppingCallback(number, watch_metric="score") for number in patience]
+        trainer = new_trainer(tmp_path / "s", Constant, *stops)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*early_stopping")
+            return train(trainer, 9, resume_from="auto").run_history.current_epoch - 1
+
+    assert [start(1, 1), start(1), start(3)] == [2, 2, 4]
 
 
 # -- The identity of a run ----------------------------------------------------------------------

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from pa_core import Trainer, TrainerCallback
+from pa_core.callbacks import SaveTrainingStateCallback
 from pa_core.errors import TrainingStateError
 from tests.helpers import NoisyData, NoisyModel, assert_identical, tiny_data, weights_of
 
@@ -217,3 +218,39 @@ def test_a_plugin_state_that_is_not_plain_data_is_refused_naming_plugin_and_key(
     with pytest.raises(TrainingStateError, match=r"plugin 'Bad'.inner.callback can't be saved"):
         trainer.save_training_state(tmp_path / "state")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_names_of_states_in_pytorch_accelerated_find_those_here(tmp_path, capsys):
+    def trainer():
+        saving = SaveTrainingStateCallback(
+            tmp_path, save_every_n_epochs=1, save_every_n_steps=3, save_at_end=False
+        )
+        model = nn.Linear(6, 3)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        loss = nn.CrossEntropyLoss()
+        return Trainer(model, loss, optimizer, callbacks=[saving], plugins=())
+
+    trainer().train(tiny_data(16), 2)
+    for name, right in (("epoch_1", "epoch 2, update 2"), ("step_3", "epoch 2, update 3")):
+        resumed = trainer()
+        resumed.train(tiny_data(16), 2, resume_from=tmp_path / name)
+        assert (resumed.updates, resumed.run_history.current_epoch) == (4, 3)
+        assert right in capsys.readouterr().out
+        metadata = trainer().load_training_state(tmp_path / f"update_{3:08d}")
+        assert metadata == {"current_epoch": 2, "global_step": 3}
+    message = "no training state at .*epoch_9; .* has epoch_0002, update_00000003, epoch_0001"
+    with pytest.raises(TrainingStateError, match=message):
+        trainer().train(tiny_data(16), 2, resume_from=tmp_path / "epoch_9")
+    for folder in tmp_path.iterdir():
+        shutil.rmtree(folder)
+    trainer().train(tiny_data(16), 3, gradient_accumulation_steps=2)
+    # There, a step is a micro-batch.
+    with pytest.raises(TrainingStateError, match="no training state at .*step_3; "):
+        trainer().train(tiny_data(16), 3, resume_from=tmp_path / "step_3")
+
+
+def test_a_state_of_pytorch_accelerated_is_named(tmp_path):
+    torch.save({}, tmp_path / "trainer_metadata.pt")
+    trainer = Trainer(nn.Linear(1, 1), nn.MSELoss(), torch.optim.SGD, plugins=())
+    with pytest.raises(TrainingStateError, match="saved by pytorch-accelerated"):
+        trainer.train(tiny_data(8), 1, resume_from=tmp_path)

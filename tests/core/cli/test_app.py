@@ -338,6 +338,9 @@ def test_wrong_settings_are_told_in_words_with_exit_code_1(shell):
     for command in ("plugins", "explain"):
         assert "can't be read" in shell.error(command)
     assert "can't be read" in shell.run("doctor").stdout
+    shell.settings("[tool.pa_core]\n")
+    near_miss = "has a table [tool.pa_core]; it must be called [tool.pa-core]"
+    assert near_miss in shell.run("doctor").stdout
 
 
 # -- Commands of plugins --------------------------------------------------------------------------
@@ -406,7 +409,11 @@ def test_a_command_of_this_project_that_is_not_installed_names_its_distribution(
     for name in ("check", "verify-resume"):
         with pytest.raises(PluginNotFoundError, match=f"'{name}'.* pip install pa-lab"):
             add_commands(typer.Typer(), [name, "train.py"])
-    add_commands(typer.Typer(), ["chek"])  # typer says that there is no such command
+    message = (
+        "no command 'chek'.* Did you mean 'check'. It is part of pa-lab, .* pip install pa-lab"
+    )
+    with pytest.raises(PluginNotFoundError, match=message):
+        add_commands(typer.Typer(), ["chek"])
 
 
 def test_a_command_that_two_distributions_have_or_that_is_broken_is_told_when_it_is_called(shell):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from importlib.util import find_spec
 
 import pytest
@@ -58,10 +59,22 @@ def test_numbers_that_make_no_sense(arguments, message):
     assert_identical(before, weights_of(trainer))
 
 
-def test_a_model_without_parameters():
-    model = tiny_model()
+def test_a_model_without_parameters_can_be_evaluated_but_not_trained():
+    trainer = trainer_of(nn.Flatten(0), torch.optim.SGD(tiny_model().parameters(), lr=0.1))
+    inputs, targets = torch.arange(6.0)[:, None], torch.zeros(6)
+    trainer.loss_func = nn.functional.mse_loss
+    found = trainer.evaluate(TensorDataset(inputs, targets), per_device_batch_size=4)
+    assert found == {"evaluation_loss": pytest.approx(55 / 6)}
     with pytest.raises(ValueError, match="Flatten has no parameters"):
-        trainer_of(nn.Flatten(), torch.optim.SGD(model.parameters(), lr=0.1))
+        trainer.train(tiny_data(), 1)
+
+
+def test_a_trainer_without_a_model_needs_one_to_run():
+    trainer = Trainer(None, None, None, callbacks=(), plugins=())
+    assert "model=NoneType" in repr(trainer)
+    for run in (trainer.evaluate, trainer.predict, lambda data: trainer.train(data, 1)):
+        with pytest.raises(ValueError, match=r"given None as model: assign trainer\.model"):
+            run(tiny_data())
 
 
 def test_an_optimizer_over_other_parameters():
@@ -85,12 +98,94 @@ def test_a_loss_that_is_no_scalar():
 
 
 def test_a_batch_output_without_its_keys_names_them():
-    with pytest.raises(ValueError, match="without model_outputs, batch_size; it has loss"):
+    with pytest.raises(
+        ValueError, match="without batch_size; it has loss and needs loss, batch_size"
+    ):
         returning(lambda output: {"loss": output["loss"]}).train(tiny_data(), 1)
 
 
+class PerSample(Trainer):
+    """Its evaluation loss has a value for each sample, or several."""
+
+    def calculate_eval_batch_loss(self, batch):
+        output = super().calculate_eval_batch_loss(batch)
+        output["loss"] = self.per_sample(output, batch[1])
+        return output
+
+
+@pytest.mark.parametrize("shape", [(-1,), (-1, 1), (-1, 2)])
+def test_an_evaluation_loss_for_each_sample_is_averaged(shape):
+    trainer = trainer_of(trainer_class=PerSample)
+    targets, losses = torch.arange(44), torch.arange(44.0)
+    values = losses.repeat_interleave(2) if shape[1:] == (2,) else losses
+    trainer.per_sample = lambda output, targets: values.reshape(shape)[targets]
+    seen = []
+    trainer.callback_handler.add_callback(Losses(seen))
+    data = TensorDataset(tiny_data(44).tensors[0], targets)
+    trainer.loss_func = lambda outputs, targets: outputs.sum()
+    assert trainer.evaluate(data) == {"evaluation_loss": pytest.approx(21.5)}
+    assert [loss.shape for loss in seen] == [()] * 6
+
+
+class Losses(TrainerCallback):
+    def __init__(self, seen):
+        self.seen = seen
+
+    def on_eval_step_end(self, trainer, batch_output):
+        self.seen.append(batch_output["loss"])
+
+
+@pytest.mark.parametrize("more", [{"num_items_in_batch": 3}, {"batch_size": 5}])
+def test_an_evaluation_loss_over_other_items_is_refused(more):
+    trainer = trainer_of(trainer_class=PerSample)
+    trainer.per_sample = lambda output, targets: output.update(more) or torch.ones(len(targets))
+    with pytest.raises(TypeError, match=r"calculate_eval_batch_loss returned a tensor of shape"):
+        trainer.evaluate(tiny_data())
+
+
+def test_model_outputs_are_needed_by_those_who_use_them():
+    def without(output):
+        del output["model_outputs"]
+        return output
+
+    trainer = returning(without)
+    trainer.train(tiny_data(), 1)
+    assert trainer.updates == 6
+
+    class Uses(TrainerCallback):
+        def on_train_step_end(self, trainer, batch_output):
+            batch_output["model_outputs"]
+
+    trainer.callback_handler.add_callback(Uses)
+    with pytest.raises(KeyError) as caught:
+        trainer.train(tiny_data(), 1)
+    notes = " ".join(caught.value.__notes__)
+    assert "Uses" in notes
+    assert "returned has no 'model_outputs', which the loop doesn't need" in notes
+
+
+def test_attributes_of_the_trainer_that_a_subclass_takes_are_named(capsys):
+    class Mine(Trainer):
+        def training_run_start(self):
+            self.num_updates = 3  # harmless: the run's length is run_length.num_updates
+
+        def train_epoch_start(self):
+            super().train_epoch_start()
+            self.num_updates = len(self._train_dataloader)
+
+    trainer = trainer_of(trainer_class=Mine)
+    schedule = partial(torch.optim.lr_scheduler.StepLR, step_size=2, gamma=0.5)
+    trainer.train(tiny_data(16), 4, create_scheduler_fn=schedule)
+    assert trainer.updates == 8
+    assert trainer.optimizer.param_groups[0]["lr"] == pytest.approx(0.1 / 2**4)
+    assert "The run now has" not in capsys.readouterr().out
+    trainer.control = "mine"
+    with pytest.raises(TypeError, match=r"Mine\.control was replaced by a str"):
+        trainer.train(tiny_data(), 1)
+
+
 def test_a_batch_output_that_is_no_dict():
-    with pytest.raises(TypeError, match="returned Tensor, not a dict with the keys loss"):
+    with pytest.raises(TypeError, match="returned a Tensor, not a dict with the keys loss"):
         returning(lambda output: output["loss"]).train(tiny_data(), 1)
 
 

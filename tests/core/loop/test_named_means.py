@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from torch.utils.data import TensorDataset
 
 from pa_core import Trainer, TrainerCallback
 from pa_core.builtins.checkpoint import SaveTrainingStateCallback
+from pa_core.loop.means import EpochMeans
 from tests.helpers import tiny_data, tiny_model
 
 
@@ -128,6 +130,19 @@ def test_two_writers_of_one_name_are_an_error_that_names_both():
         make(Clash(), kind=Logs).train(tiny_data(8), 1)
 
 
+def test_two_writers_of_one_name_in_different_steps_are_an_error_that_names_both():
+    class At(TrainerCallback):
+        def __init__(self, step):
+            self.step = step
+
+        def on_train_step_end(self, trainer, step):
+            if step == self.step:
+                trainer.record_mean("x", 1.0)
+
+    with pytest.raises(ValueError, match=r"'x' is recorded, by .* 'At' and by .* 'At:2'"):
+        make(At(0), At(1)).train(tiny_data(8), 1, per_device_batch_size=4)
+
+
 @pytest.mark.parametrize("name", ["loss", "loss_epoch", "", 3])
 def test_a_name_of_the_cores_own_is_refused(name):
     class Wrong(TrainerCallback):
@@ -204,3 +219,23 @@ def test_evaluated_models_prefix_their_means():
     trainer = make(Other(), kind=Logs)
     trainer.train(tiny_data(8), 1, eval_dataset=TensorDataset(*tiny_data(5).tensors))
     assert values(trainer, "other_eval_input") == values(trainer, "eval_input")
+
+
+def test_different_writers_on_two_processes_are_an_error_on_both():
+    class TwoProcesses:
+        device = torch.device("cpu")
+        sum = staticmethod(lambda tensor: tensor)
+
+        def gather_objects(self, mine):
+            return [{"x": "the plugin 'a'"}, mine]
+
+    engine: Any = TwoProcesses()
+    means = EpochMeans()
+    restored = EpochMeans()
+    restored.loss.update(2.0, 3)
+    means.load(EpochMeans().loss.state_dict(), {"x": restored.loss.state_dict()})  # of an epoch
+    assert means.reduce(engine)[1] == [("x", 2.0, "the plugin 'a'")]
+    means.start_step()
+    means.record("x", 2.0, 1)
+    with pytest.raises(ValueError, match="'x' is recorded by the plugin 'a' on one process and by"):
+        means.reduce(engine)

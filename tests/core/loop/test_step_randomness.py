@@ -202,9 +202,9 @@ def on_two_processes() -> bool:
     """Whether a run on two processes, of which only one draws at first, resumes exactly."""
     everywhere = DrawEverywhere()
     run([everywhere], model=0, loss=3)
-    drawn = torch.tensor(list(everywhere.drawn.values()), dtype=torch.float64)
-    both = [torch.empty_like(drawn) for _ in range(2)]
-    torch.distributed.all_gather(both, drawn)
+    numbers = torch.tensor(list(everywhere.drawn.values()), dtype=torch.float64)
+    both = [torch.empty_like(numbers) for _ in range(2)]
+    torch.distributed.all_gather(both, numbers)
     assert torch.equal(*both)
     own = torch.tensor(everywhere.own).unflatten(0, (-1, 2))
     both = [torch.empty_like(own) for _ in range(2)]

@@ -165,7 +165,7 @@ def test_a_replacement_that_clips_by_itself_makes_the_same_update():
         (
             lambda trainer: "done",
             TypeError,
-            "of Wrong returned 'done'; a replacement or wrapper must",
+            "run_update returned 'done'; a replacement or wrapper must",
         ),
         (
             lambda trainer: UpdateResult(True),

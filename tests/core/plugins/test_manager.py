@@ -544,9 +544,14 @@ def _decorated_generator(*args):
     return _generator(*args)
 
 
+class _Called:
+    async def __call__(self, trainer): ...
+
+
 @pytest.mark.parametrize(
     ("function", "message"),
     [
+        (_Called(), "on_init_end is async"),
         (_coroutine, "on_init_end is async; .* use a plain def"),
         (_async_generator, "on_init_end is async"),
         (functools.partial(_coroutine), "on_init_end is async"),
@@ -564,6 +569,35 @@ def test_a_coroutine_or_a_generator_is_refused(function, message):
     for plugin in (Callback, Marked):
         with pytest.raises(PluginValidationError, match=f"'{plugin.__name__}'.*{message}"):
             PluginManager().register(plugin)
+
+
+@pytest.mark.parametrize("unfinished", [_coroutine, _async_generator, _generator])
+def test_an_event_that_returns_what_has_not_run_is_an_error(unfinished):
+    def event(trainer):
+        return unfinished(trainer)
+
+    manager = manager_of(type("Returns", (), {"on_init_end": staticmethod(hookimpl(event))}))
+    message = "on_init_end returned a .*, of which nothing has run"
+    with pytest.raises(TypeError, match=message) as caught:
+        manager.hook.on_init_end(trainer=None)
+    assert "in hook on_init_end of plugin 'Returns'" in caught.value.__notes__[0]
+
+
+def test_a_provider_may_return_a_generator_but_no_coroutine():
+    def create(trainer):
+        return _generator(trainer)
+
+    def create_later(trainer):
+        return _coroutine(trainer)
+
+    names = ["create_train_dataloader", "create_eval_dataloader"]
+    functions = (create, create_later)
+    methods = {n: staticmethod(hookimpl(f)) for n, f in zip(names, functions, strict=True)}
+    hook = manager_of(type("Creates", (), methods)).hook
+    arguments = {"trainer": None, "batch_size": 1}
+    assert list(hook.create_train_dataloader(**arguments, train_dl_kwargs=None)) == [None]
+    with pytest.raises(TypeError, match="create_eval_dataloader returned a coroutine"):
+        hook.create_eval_dataloader(**arguments, eval_dl_kwargs=None)
 
 
 def test_a_decorator_that_runs_a_coroutine_makes_it_a_plain_function():
@@ -990,9 +1024,16 @@ class Registers:
 
 
 def test_a_registry_finds_by_name_and_merges():
-    manager = manager_of(Registers({"a": 1}), Registers(None), Registers({"b": 2}))
-    assert manager.find("register_models", "b") == 2
-    assert dict(manager.registry("register_models")) == {"a": 1, "b": 2}
+    manager = manager_of(Registers({"a": int}), Registers(None), Registers({"b": str}))
+    assert manager.find("register_models", "b") is str
+    assert manager.owner("register_models", "b").startswith("the plugin 'Registers:3' (")
+    assert dict(manager.registry("register_models")) == {"a": int, "b": str}
+
+
+def test_a_registered_value_that_cannot_be_called_is_an_error_that_names_the_plugin():
+    message = "register_models of the plugin 'Registers' .* registers 'a' as 1; it must be a func"
+    with pytest.raises(PluginValidationError, match=message):
+        manager_of(Registers({"a": 1})).find("register_models", "a")
 
 
 def test_a_registry_looks_a_value_up_only_on_access():
@@ -1001,11 +1042,11 @@ def test_a_registry_looks_a_value_up_only_on_access():
             assert key == "cheap", "looked up"
             return super().__getitem__(key)
 
-    manager = manager_of(Registers(Costly(cheap=1, costly=2)))
-    assert manager.find("register_models", "cheap") == 1
+    manager = manager_of(Registers(Costly(cheap=int, costly=str)))
+    assert manager.find("register_models", "cheap") is int
     registry = manager.registry("register_models")
     assert sorted(registry) == ["cheap", "costly"]
-    assert registry["cheap"] == 1
+    assert registry["cheap"] is int
 
 
 def test_an_unknown_name_is_reported_with_the_nearest():
@@ -1018,8 +1059,8 @@ def test_an_unknown_name_is_reported_with_the_nearest():
 
 
 def test_a_name_registered_twice_is_a_conflict_that_names_both_plugins_on_access():
-    manager = manager_of(Registers({"a": 1, "c": 3}), Registers({"a": 2, "b": 2}))
-    assert manager.find("register_models", "b") == 2
+    manager = manager_of(Registers({"a": int, "c": int}), Registers({"a": str, "b": str}))
+    assert manager.find("register_models", "b") is str
     with pytest.raises(PluginConflictError, match=r"'a'.*'Registers' .* 'Registers:2'"):
         manager.find("register_models", "a")
     with pytest.raises(PluginConflictError, match=r"'a'.*'Registers' .* 'Registers:2'"):
@@ -1027,7 +1068,7 @@ def test_a_name_registered_twice_is_a_conflict_that_names_both_plugins_on_access
 
 
 def test_a_registry_takes_mappings_only():
-    with pytest.raises(PluginValidationError, match="'Registers'.*returned list"):
+    with pytest.raises(PluginValidationError, match="'Registers'.*returned a list"):
         manager_of(Registers(["a"])).find("register_models", "a")
 
 

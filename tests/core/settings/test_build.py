@@ -130,7 +130,7 @@ def test_an_installed_plugin_that_is_not_listed_is_never_imported(site, settings
     site.install("pa-explosive", explosive="pa_explosive:Plugin")
     settings = settings_of("[tool.pa-core]\nplugins = ['weather']\n")
     assert "weather" in built(settings)
-    with pytest.raises(SystemExit, match="imported"):
+    with pytest.raises(SettingsError, match="'explosive' of pa-explosive .* SystemExit: imported"):
         built(replace(settings, plugins=("explosive",)))
 
 

@@ -410,4 +410,4 @@ def test_what_cannot_be_found_by_such_a_name_says_what_there_is(site):
     for problem, text in zip(found, expected, strict=True):
         assert text in problem
     assert found[0].endswith("/same'")  # how to choose one
-    assert "classes written package.module:Class" in found[-1]
+    assert "A class is written 'package.module:Class', with a dot before the colon" in found[-1]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
 from pa_core.errors import SettingsError
@@ -46,15 +48,53 @@ def test_invalid_toml_or_a_missing_table_or_file_is_an_error(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "header", ["tool.pa_core", "tool.pacore", "tool.PA-core", "pa-core", '"pa_core"']
+    "header",
+    [
+        *("tool.pa_core", "tool.pacore", "tool.PA-core", "pa-core", '"pa_core"'),
+        *("tool.pa.core", "tools.pa-core"),
+    ],
 )
 def test_a_table_with_a_similar_name_is_reported(header, tmp_path):
     file = tmp_path / "pyproject.toml"
     file.write_text(f"[{header}]\nplugins = []\n")
     name = header.replace('"', "").replace(".", r"\.")
-    with pytest.raises(SettingsError, match=rf"has a table \[{name}\]; .* \[tool\.pa-core\]"):
+    message = rf"toml has a table \[{name}\]; it must be called \[tool\.pa-core\]"
+    with pytest.raises(SettingsError, match=message):
         find_settings_file(script=tmp_path, cwd=tmp_path)
-    with pytest.raises(SettingsError, match=rf"no table \[tool\.pa-core\]; is \[{name}\] meant"):
+    with pytest.raises(SettingsError, match=message):
         read_settings(file)
     file.write_text(f"[{header}]\nplugins = []\n[tool.pa-core]\n")
     assert find_settings_file(script=tmp_path, cwd=tmp_path) == file
+    (problem,) = read_settings(file).problems
+    assert problem.endswith(
+        f"has a table [{header}]; it must be called [tool.pa-core]".replace('"', "")
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "right"),
+    [
+        ("pa-metrics", r"\[tool\.pa-core\.metrics\]"),
+        ("pa_schedulers", r"\[tool\.pa-core\.schedulers\] or \[tool\.pa-core\.wsd_checkpoint\]"),
+    ],
+)
+def test_a_table_with_the_name_of_a_distribution_is_reported(name, right, tmp_path):
+    file = tmp_path / "pyproject.toml"
+    file.write_text(f'[tool.pa-core]\nplugins = ["metrics"]\n[tool.{name}]\n')
+    (problem,) = read_settings(file).problems
+    assert re.search(rf"has a table \[tool\.{name}\]; the settings .* belong in {right}$", problem)
+
+
+def test_a_file_with_a_byte_order_mark_is_read_and_another_encoding_is_named(tmp_path):
+    file = tmp_path / "pyproject.toml"
+    text = '[tool.pa-core]\nplugins = ["early_stopping"]\n'
+    file.write_text(text, encoding="utf-8-sig")
+    assert find_settings_file(script=tmp_path, cwd=tmp_path) == file
+    assert read_settings(file).plugins == ("early_stopping",)
+    for encoding, reason in {
+        "utf-16": "it is encoded in UTF-16",
+        "latin-1": "it isn't UTF-8",
+    }.items():
+        file.write_text(f"# ä\n{text}", encoding=encoding)
+        with pytest.raises(SettingsError, match=rf"can't be read: {reason}.*Save it as UTF-8"):
+            read_settings(file)

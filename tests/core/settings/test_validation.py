@@ -5,9 +5,10 @@ from __future__ import annotations
 import re
 
 import pytest
-from pydantic import BaseModel, Secret, SecretStr
+from pydantic import BaseModel, Field, Secret, SecretStr, field_validator
 
 from pa_core import hookimpl
+from pa_core.durations import Duration
 from pa_core.errors import SettingsError
 from pa_core.settings.build import build_from_table
 from pa_core.settings.table import Settings
@@ -61,3 +62,40 @@ def test_secret_fields_appear_in_no_training_state_and_no_message(tmp_path):
     assert len(caught.value.problems) == 4
     assert "token: expected a valid string, got '**********'" in str(caught.value)
     assert not re.search("hush|567890123456", str(caught.value))
+
+
+class _Validated:
+    class Settings(BaseModel):
+        every: Duration = Duration(1, "epochs")
+        size: int = Field(1, gt=0)
+        token: SecretStr = SecretStr("")
+
+        @field_validator("token")
+        @classmethod
+        def look_up(cls, token):
+            return {"": token}[token.get_secret_value()]
+
+
+@pytest.mark.parametrize(
+    ("table", "problem"),
+    [
+        ({"every": "soon"}, "every: 'soon' is not a valid duration. Expected an integer"),
+        ({"every": -1}, "every: A duration must be positive and finite, not -1"),
+        ({"size": 0}, "size: expected greater than 0, got 0"),
+        ({"every": [1]}, "every: a list is not a valid duration. Expected an integer"),
+    ],
+)
+def test_a_message_shows_the_value_once(table, problem):
+    with pytest.raises(SettingsError) as caught:
+        build_from_table(_Validated, table)
+    assert str(caught.value).startswith(problem)
+    (value,) = table.values()
+    assert len(re.findall(rf"(?<![\w']){re.escape(repr(value))}(?![\w'])", str(caught.value))) <= 2
+    assert str(caught.value).count(", got ") == (value in (0, [1]))
+
+
+def test_a_validator_that_raises_anything_is_a_mistake_in_the_settings_without_the_secret():
+    with pytest.raises(SettingsError, match="^can't be validated: KeyError: '.*'$") as caught:
+        build_from_table(_Validated, {"token": "hush-1"})
+    assert isinstance(caught.value.__cause__, KeyError)
+    assert "hush" not in str(caught.value)

@@ -133,33 +133,114 @@ def test_plugins_with_trylast_see_the_values_whatever_the_order():
     assert seen == list(trainer.run_history.get_metric_values("accuracy"))
 
 
-def test_all_wrong_names_are_reported_together_before_the_first_batch():
-    class Data(TensorDataset):
-        def __getitem__(self, index):
-            raise AssertionError("a batch was drawn")
-
+def test_all_mistakes_are_reported_together_when_the_trainer_is_built():
     names = ["acuracy", "f1_score", "no.such.metric", "recal"]
-    trainer = trainer_with(MetricsPlugin(metrics=names, task="multiclass", num_classes=CLASSES))
+    plugin = MetricsPlugin(
+        metrics=names, task="multiclass", num_classes=CLASSES, to_preds_and_target="no.such.inputs"
+    )
     with pytest.raises(SettingsError) as error:
-        trainer.train(Data(*data().tensors), num_epochs=1)
+        trainer_with(plugin)
     text = str(error.value)
     assert "'accuracy'" in text
     assert "'recall'" in text
     assert "no.such.metric" in text
-    assert len(error.value.problems) == 3
+    assert "to_preds_and_target: can't import 'no.such.inputs'" in text
+    assert len(error.value.problems) == 4
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({}, "missing arguments: task"),
-        ({"task": "multiclass"}, "num_classes"),
-        ({"task": "multiclass", "num_classes": 3, "metrics": {"accuracy": {"clas": 1}}}, "clas"),
+        ({}, "'accuracy': missing arguments: task: binary, multiclass or multilabel"),
+        ({"task": "multiclass"}, "'accuracy': .*num_classes"),
+        (
+            {"task": "multiclass", "num_classes": 3, "metrics": {"accuracy": {"clas": 1}}},
+            "'accuracy': .*clas",
+        ),
+        ({"metrics": ["r2_score"], "top_k": 2}, "top_k: none of the metrics r2_score accepts it"),
     ],
 )
-def test_a_missing_or_wrong_argument_is_an_error_that_names_the_metric(options, message):
-    with pytest.raises(SettingsError, match=f"The metric 'accuracy': .*{message}"):
-        trainer_with(MetricsPlugin(**options)).train(data(), num_epochs=1)
+def test_a_missing_or_wrong_argument_is_an_error_that_names_it(options, message):
+    with pytest.raises(SettingsError, match=message):
+        trainer_with(MetricsPlugin(**options))
+
+
+class Heads(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Linear(4, CLASSES), nn.Linear(4, 2)
+
+    def forward(self, x):
+        return {"a": self.a(x), "b": self.b(x)}
+
+
+class TwoHeads(Trainer):
+    def calculate_train_batch_loss(self, batch):
+        outputs = self.model(batch[0])
+        loss = sum(
+            nn.functional.cross_entropy(
+                outputs[head], inputs_of(head)(batch, {"model_outputs": outputs})[1]
+            )
+            for head in "ab"
+        )
+        return {"loss": loss, "model_outputs": outputs, "batch_size": len(batch[0])}
+
+    calculate_eval_batch_loss = calculate_train_batch_loss
+
+
+def inputs_of(head: str):
+    classes = {"a": CLASSES, "b": 2}[head]
+    return lambda batch, output: (output["model_outputs"][head], batch[1] % classes)
+
+
+input_of_a, input_of_b = inputs_of("a"), inputs_of("b")
+
+
+def test_instances_record_under_their_own_names(tmp_path):
+    text = '[tool.pa-core]\nplugins = ["metrics:a", "metrics:b"]\n'
+    for head, classes in (("a", CLASSES), ("b", 2)):
+        text += (
+            f'[tool.pa-core."metrics:{head}"]\nmetrics = ["accuracy", "confusion_matrix"]\n'
+            f'on = ["eval", "train"]\ntask = "multiclass"\nnum_classes = {classes}\n'
+            f'to_preds_and_target = "{__name__}.input_of_{head}"\nplots = "{tmp_path}"\n'
+        )
+    file = tmp_path / "pyproject.toml"
+    file.write_text(text)
+    torch.manual_seed(0)
+    model = Heads()
+    trainer = TwoHeads(model, None, SGD(model.parameters(), lr=0.1), callbacks=(), settings=file)
+    trainer.train(data(), 2, eval_dataset=data())
+    x, y = data().tensors
+    outputs = model(x)
+    for head, classes in (("a", CLASSES), ("b", 2)):
+        right = sklearn_metrics.accuracy_score(y % classes, outputs[head].argmax(1))
+        values = trainer.run_history.get_metric_values(f"{head}_accuracy")
+        assert (len(values), values[-1]) == (2, pytest.approx(right))
+        assert len(trainer.run_history.get_metric_values(f"train_{head}_accuracy")) == 2
+    assert {path.stem for path in tmp_path.glob("*.png")} == {
+        f"{part}{head}_{name}"
+        for part in ("", "train_")
+        for head in "ab"
+        for name in ("accuracy", "confusion_matrix")
+    }
+
+
+def test_two_plugins_with_one_metric_are_refused_before_the_first_batch():
+    class Data(TensorDataset):
+        def __getitem__(self, index):
+            raise AssertionError("a batch was drawn")
+
+    plugins = [MetricsPlugin(task="multiclass", num_classes=CLASSES) for _ in "ab"]
+    wrong = Data(*data().tensors)
+    with pytest.raises(ValueError, match="'accuracy' is recorded by .*'MetricsPlugin:2'"):
+        trainer_with(*plugins).train(wrong, 1, eval_dataset=wrong)
+
+
+def test_a_plugin_that_is_added_later_builds_its_metrics_when_a_run_starts():
+    trainer = trainer_with()
+    trainer.plugins.register(MetricsPlugin())
+    with pytest.raises(SettingsError, match="'accuracy': missing arguments: task"):
+        trainer.evaluate(data())
 
 
 @pytest.mark.parametrize(

@@ -272,3 +272,11 @@ def test_on_accepts_one_phase_or_both():
 def test_wrong_settings_are_an_error(wrong):
     with pytest.raises(ValidationError):
         MetricsPlugin(**wrong)
+
+
+def test_a_loss_method_without_outputs_is_named():
+    message = (
+        "Metrics need the model's outputs, .* without 'model_outputs'; it has loss, batch_size"
+    )
+    with pytest.raises(TypeError, match=message):
+        to_preds_and_target((None, torch.zeros(2)), {"loss": torch.tensor(0.0), "batch_size": 2})

@@ -186,7 +186,7 @@ def fields(metric: dict[str, Any], *pairs: tuple[Any, dict[str, Any]], model=Non
     from pa_metrics.factory import build_metric
     from pa_metrics.preds_and_target import inputs_for
 
-    built = build_metric(metric.pop("class"), metric, {}, {})
+    built = build_metric(metric.pop("class"), metric, {}, {}, set())
     function = inputs_for(built, model or Same())
     for batch, output in pairs:
         inputs = function(batch, output)
@@ -365,7 +365,11 @@ def late() -> Tensor:
         (["accuracy"], late(), {}),
         (["accuracy"], late(), {"ignore_index": 0}),
         (["accuracy"], TOKEN_LABELS, {"ignore_index": 0, "model": nn.Linear}),
-        ({"accuracy": {"class": "mean_squared_error"}}, TOKEN_LABELS, {"model": nn.Linear}),
+        (
+            {"accuracy": {"class": "mean_squared_error"}},
+            TOKEN_LABELS,
+            {"model": nn.Linear, "task": None, "num_classes": None, "average": None},
+        ),
     ],
 )
 def test_labels_of_minus_100_that_a_metric_would_count_are_an_error(names, labels, options):
@@ -412,6 +416,5 @@ def test_matrices_curves_and_histories_are_plotted(tmp_path):
 
 def test_an_unknown_input_function_is_an_error_with_the_nearest_name():
     plugin = MetricsPlugin(to_preds_and_target="retreival", **MULTICLASS)
-    trainer = Trainer(Same(), None, None, callbacks=(), plugins=[plugin])
     with pytest.raises(ValueError, match="no 'retreival'.*'retrieval'"):
-        trainer.evaluate(TensorDataset(LOGITS, CLASS))
+        Trainer(Same(), None, None, callbacks=(), plugins=[plugin])

@@ -16,6 +16,7 @@ from pa_models import (
     EmaPlugin,
     GradualUnfreezingCallback,
     ModelEmaCallback,
+    TransformersPlugin,
     find_batch_size,
 )
 from tests.helpers import tiny_data, weights_of
@@ -96,6 +97,52 @@ def found_batch_size() -> int:
     return find_batch_size(trainer, tiny_data(40), max_batch_size=16).batch_size
 
 
+class Tagger(nn.Module):
+    """A model that computes its loss: a mean over labels, whose number differs between samples."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.embedding, self.head = nn.Embedding(10, 8), nn.Linear(8, 10)
+
+    def forward(self, input_ids, labels):
+        logits = self.head(self.embedding(input_ids))
+        labels = nn.functional.pad(labels, (0, 1), value=-100)[:, 1:]
+        loss = nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten())
+        return {"loss": loss, "logits": logits}
+
+
+def tagged() -> list[dict[str, torch.Tensor]]:
+    draw = torch.Generator().manual_seed(0)
+    tokens = torch.randint(0, 10, (13, 6), generator=draw)
+    labels = tokens.masked_fill(torch.arange(6) > torch.arange(13)[:, None] % 6, -100)
+    return [{"input_ids": a, "labels": b} for a, b in zip(tokens, labels, strict=True)]
+
+
+def train_tagger() -> dict[str, list[float]]:
+    model = Tagger()
+    trainer = Trainer(
+        model,
+        None,
+        torch.optim.SGD(model.parameters(), lr=0.5),
+        callbacks=(),
+        plugins=[TransformersPlugin()],
+        accelerator={"cpu": True},
+    )
+    trainer.train(
+        tagged(),
+        2,
+        eval_dataset=tagged(),
+        per_device_batch_size=4 // trainer.num_processes,
+        gradient_accumulation_steps=2,
+    )
+    history = trainer.run_history
+    weights = {name: value.flatten().tolist() for name, value in weights_of(trainer).items()}
+    return weights | {
+        name: list(history.get_metric_values(name)) for name in history.get_metric_names()
+    }
+
+
 def outcome(trainer: Trainer, ema: EmaPlugin) -> dict:
     averages = ema.ema_model.module.state_dict()
     return {
@@ -127,7 +174,7 @@ def main(folder: Path) -> None:
     told = any(
         "torch synchronises batch norms on accelerators only" in str(w.message) for w in caught
     )
-    batch_size = found_batch_size()
+    batch_size, tagger = found_batch_size(), train_tagger()
     if trainer.is_main_process:
         (folder / "outcome.json").write_text(
             json.dumps(
@@ -138,6 +185,7 @@ def main(folder: Path) -> None:
                     "ranks_agree": all(each == trained for each in everywhere),
                     "sync_batch_norm_warning": told,
                     "batch_size": batch_size,
+                    "tagger": tagger,
                 }
             )
         )

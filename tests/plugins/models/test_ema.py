@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import copy
+import threading
+import warnings
 from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import prune
 
 from pa_core import Trainer, TrainerCallback
 from pa_core.callbacks import (
@@ -316,6 +319,107 @@ def test_a_state_has_tied_and_16_bit_weights(tmp_path):
     assert torch.equal(one.wide_0, two.wide_0)
     assert not torch.equal(one.wide_0, one.module.embed.weight.float())
     assert two.module.out.weight is two.module.embed.weight
+
+
+def deprecated_norms() -> nn.Module:
+    """A model with weights that are computed from parameters, and kept, in each forward pass."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        model = nn.Sequential(nn.utils.weight_norm(nn.Linear(6, 8)), nn.Tanh(), nn.Linear(8, 3))
+    prune.l1_unstructured(model[2], "weight", 0.5)
+    vars(model[1])["kept"] = [{"loss": model[0].weight.sum()}]
+    return model
+
+
+def test_a_model_with_the_deprecated_weight_norm_has_an_average():
+    model = deprecated_norms()
+    weights, ema = Weights(), EmaPlugin(decay=0.8, warmup=False)
+    trainer = trainer_with(weights, ema, model=model)
+    data = tiny_data()
+    trainer.train(data, 1, eval_dataset=data, per_device_batch_size=16)
+    mean = average(weights.all, [0.8] * 3)
+    assert_close(ema.ema_model.module, mean)
+    g, v = mean["0.weight_g"], mean["0.weight_v"]
+    weight = g * v / v.norm(dim=1, keepdim=True)
+    inputs, targets = (torch.stack(column) for column in zip(*data, strict=True))
+    hidden = (inputs.double() @ weight.T + mean["0.bias"]).tanh()
+    head = mean["2.weight_orig"] * mean["2.weight_mask"]
+    loss = nn.functional.cross_entropy(hidden @ head.T + mean["2.bias"], targets)
+    found = trainer.run_history.get_latest_metric("ema_eval_loss_epoch")
+    assert found == pytest.approx(loss.item(), rel=1e-5)
+
+
+def test_a_model_that_cant_be_copied_is_refused_at_the_start_by_attribute():
+    model = tiny_model()
+    model[0].lock = threading.Lock()
+    with pytest.raises(ValueError, match=r"can't be copied, because of 'lock' of 0: TypeError"):
+        trainer_with(EmaPlugin(), model=model).train(tiny_data(), 1)
+
+
+class Ramp(ModelEma):
+    """A decay that rises, with the `update` of pytorch-accelerated."""
+
+    def __init__(self, model, decay=0.999) -> None:
+        super().__init__(model, decay)
+        self.num_updates = 0
+        self.limit = decay
+        self.decay = 0.0
+
+    def update(self, model) -> None:  # type: ignore[override]
+        super().update(model)
+        self.num_updates += 1
+        self.decay = self.limit * (1 - 0.5**self.num_updates)
+
+
+@pytest.mark.parametrize("update_every", [1, 3])
+def test_a_subclass_with_an_update_of_its_own_is_called_for_each_update(tmp_path, update_every):
+    def run(**arguments) -> tuple[Weights, ModelEmaCallback]:
+        weights, ema = Weights(), ModelEmaCallback(0.9, False, tmp_path / "ema.pt", model_ema=Ramp)
+        ema.update_every = update_every
+        save = SaveTrainingStateCallback(tmp_path / "states", save_every_n_epochs=1)
+        trainer = trainer_with(weights, ema, save)
+        trainer.train(tiny_data(), 2, per_device_batch_size=16, **arguments)
+        return weights, ema
+
+    weights, ema = run()
+    assert ema.ema_model.num_updates == 6
+    decays = [0.9 * (1 - 0.5**n) for n in range(6)]
+    if update_every == 1:
+        assert_close(ema.ema_model.module, average(weights.all, decays))
+    _, resumed = run(resume_from=tmp_path / "states" / "epoch_0001")
+    assert resumed.ema_model.num_updates == 6
+    first, second = (each.ema_model.module.state_dict() for each in (resumed, ema))
+    assert_identical(first, second)
+    assert (ema.watch_metric, ema.greater_is_better) == ("ema_model_eval_loss_epoch", False)
+
+
+def test_an_update_fn_of_a_subclass_is_called_for_each_averaged_tensor():
+    class Largest(ModelEma):
+        def update_fn(self, ema_model_weights, updated_model_weights):
+            return torch.maximum(ema_model_weights, updated_model_weights)
+
+    class Plain(ModelEma):
+        def update_fn(self, ema_model_weights, updated_model_weights):
+            assert ema_model_weights.dtype == updated_model_weights.dtype == torch.float32
+            return super().update_fn(ema_model_weights, updated_model_weights)
+
+    model = nn.BatchNorm1d(1, dtype=torch.bfloat16)
+    largest, plain, usual = (kind(model, decay=0.9) for kind in (Largest, Plain, ModelEma))
+    usual.warmup = plain.warmup = True
+    for updates, value in enumerate((3.0, 2.0), 1):
+        nn.init.constant_(model.weight, value)
+        model.num_batches_tracked = torch.tensor(updates)
+        for each in (largest, plain, usual):
+            each.update(model, num_updates=2)
+    assert largest.module.weight.item() == 3
+    assert largest.module.num_batches_tracked == 2
+    # Each of the two updates with its own decay, and both with that of the second.
+    weight = 1.0
+    for t, value in enumerate((3.0, 3.0, 2.0, 2.0), 1):
+        decay = (1 + t) / (10 + t)
+        weight = decay * weight + (1 - decay) * value
+    assert plain.wide_0.item() == pytest.approx(weight)
+    assert plain.decay == 0.9
 
 
 def test_each_run_starts_a_new_average():

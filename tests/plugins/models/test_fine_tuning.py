@@ -113,6 +113,68 @@ def test_the_numbers_of_the_recipe_can_be_changed():
     assert rates.changed[0] == "bhs"
 
 
+class Tied(nn.Module):
+    """A model whose head is tied to its first layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.body = nn.Sequential(nn.Linear(6, 3, bias=False), nn.ReLU(), nn.Linear(3, 6))
+        self.head = nn.Linear(6, 3)
+        self.head.weight = self.body[0].weight  # type: ignore[assignment]
+
+    def forward(self, x):
+        return self.head(self.body(x))
+
+
+class Inside(nn.Module):
+    """A model inside another one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = Tied()
+
+    def forward(self, x):
+        return self.inner(x)
+
+
+@pytest.mark.parametrize("model_class", [Tied, Inside])
+def test_a_tied_head_is_trained_first(model_class, capsys):
+    model = model_class()
+    prefix = "inner." if model_class is Inside else ""
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    changed = []
+
+    class Watch(TrainerCallback):
+        def on_train_epoch_start(self, trainer) -> None:
+            self.before = weights_of(trainer)
+
+        def on_train_epoch_end(self, trainer) -> None:
+            after = weights_of(trainer)
+            changed.append({n for n in after if not torch.equal(after[n], self.before[n])})
+
+    callbacks = [Watch()]
+    trainer = Trainer(model, nn.CrossEntropyLoss(), optimizer, callbacks=callbacks, plugins=())
+    fine_tune(trainer, tiny_data(), 1, lr_mult=10)
+    tied = {f"{prefix}{name}" for name in ("body.0.weight", "head.weight", "head.bias")}
+    assert changed == [tied, tied | {f"{prefix}body.2.weight", f"{prefix}body.2.bias"}]
+    tie = f" ({prefix}head.weight is tied to {prefix}body.0.weight)"
+    assert capsys.readouterr().out.splitlines()[:3] == [
+        f"Layer groups of {model_class.__name__}:",
+        f"  {prefix}body  24 parameters  lr 0.01, then 0.005",
+        f"  {prefix}head  21 parameters  lr 0.1, then 0.05{tie}",
+    ]
+
+
+def test_a_model_with_one_layer_group_needs_a_named_head():
+    model = nn.Sequential(nn.Linear(6, 3))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    trainer = Trainer(model, nn.CrossEntropyLoss(), optimizer, callbacks=(), plugins=())
+    with pytest.raises(ValueError, match="single layer group with parameters, 0, so .* no head"):
+        fine_tune(trainer, tiny_data(), 1)
+    fine_tune(trainer, tiny_data(), 1, freeze_epochs=0)
+
+
 def test_the_head_can_be_named():
     rates = Rates()
     fine_tune(trainer_with(rates), tiny_data(), 1, 1, head=["body", "head"])

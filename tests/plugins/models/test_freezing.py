@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import copy
 import pickle
+import warnings
 
 import pytest
 import torch
 from torch import nn
 
 from pa_core import Trainer
-from pa_models import ModelFreezer, discriminative_param_groups
+from pa_models import ModelFreezer, discriminative_param_groups, freeze_batch_norm
 from tests.helpers import tiny_data
 
 
@@ -124,11 +125,48 @@ def test_parameters_of_modules_with_children_and_of_the_model_itself_are_frozen(
     assert not frozen_names(model)
 
 
-def test_parameters_frozen_before_stay_frozen():  # A6
+def test_a_freezer_first_unfreezes_everything(capsys):
     model = Net()
-    model.stem.requires_grad_(False)
-    ModelFreezer(model)
-    assert frozen_names(model) == {"stem.weight", "stem.bias"}
+    first = ModelFreezer(model, freeze_batch_norms=True, verbose=False)
+    first.freeze(set_modules_as_eval=True)
+    freeze_batch_norm(model)
+    second = ModelFreezer(model)
+    assert frozen_names(model) == {"block.1.weight", "block.1.bias"}  # by `freeze_batch_norm`
+    assert "Unfroze 128 frozen parameters of Net. 155 of 171 parameters" in capsys.readouterr().out
+    assert not model.stem.training
+    assert model.train().stem.training
+    second.freeze(to_index=0)
+    assert [group.is_frozen for group in second.get_layer_groups()] == [True, True, False, False]
+    assert frozen_names(model) == {"stem.weight", "stem.bias", "block.1.weight", "block.1.bias"}
+    ModelFreezer(model, keep_frozen=True)
+    assert "stem.weight" in frozen_names(model)
+
+
+def test_integer_parameters_stay_as_they_are():
+    model = Net()
+    model.head.scale = nn.Parameter(torch.zeros(3, dtype=torch.uint8), requires_grad=False)
+    ModelFreezer(model).unfreeze()
+    assert frozen_names(model) == {"head.scale"}
+
+
+def test_what_is_frozen_and_unfrozen_is_printed(capsys):
+    freezer = ModelFreezer(Net(), freeze_batch_norms=True)
+    freezer.freeze()
+    freezer.unfreeze_named("block.0")
+    assert capsys.readouterr().out.splitlines() == [
+        "Froze stem, block, act of Net. 27 of 171 parameters are trained, in head",
+        "Unfroze block.0 of Net. 99 of 171 parameters are trained, in block, head",
+    ]
+
+
+def test_a_freezer_that_leaves_nothing_to_train_warns():
+    model = nn.Sequential(nn.Linear(2, 2), nn.ReLU())
+    with pytest.warns(UserWarning, match="nothing is left to train: 1 has none of its own"):
+        ModelFreezer(model).freeze()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        ModelFreezer(model).freeze(to_index=-1)  # everything was asked for
+        ModelFreezer(model).freeze_named("*")
 
 
 def test_evaluation_mode_is_kept_in_train_until_unfrozen():
@@ -268,9 +306,67 @@ def test_tied_parameters_and_those_of_the_model_are_in_one_group_each():
 
     model = Tied()
     groups = discriminative_param_groups(model, lr=(1e-4, 1e-2))
-    assert [len(group["params"]) for group in groups] == [5, 2, 1]
+    assert [len(group["params"]) for group in groups] == [5, 1, 2]
     torch.optim.SGD(groups)
     assert any(parameter is model.token for parameter in groups[0]["params"])
+
+
+class LanguageModel(nn.Module):
+    """A body with embeddings, and a head that is tied to them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        layers = nn.Linear(4, 4), nn.Linear(4, 4)
+        self.body = nn.ModuleDict({"tokens": nn.Embedding(5, 4), "layers": nn.Sequential(*layers)})
+        self.head = nn.Linear(4, 5)
+        self.head.weight = self.body["tokens"].weight  # type: ignore[assignment]
+
+
+def test_a_tied_parameter_belongs_to_the_last_layer_group(capsys):
+    model = LanguageModel()
+    layers = {f"body.layers.{n}.{kind}" for n in "01" for kind in ("weight", "bias")}
+    freezer = ModelFreezer(model)
+    freezer.freeze()
+    assert frozen_names(model) == layers
+    assert [group.is_frozen for group in freezer.get_layer_groups()] == [True, False]
+    assert capsys.readouterr().out == (
+        "Froze body of LanguageModel. 25 of 65 parameters are trained, in head (head.weight is "
+        "tied to body.tokens.weight)\n"
+    )
+    freezer.freeze(-1, -1)
+    assert list(freezer.unfreeze(0, 0)) == [0]
+    assert frozen_names(model) == {"body.tokens.weight", "head.bias"}
+    assert freezer.unfreeze(-1, -1)[1]["params"] == list(model.head.parameters())
+    freezer.freeze_named("head")
+    with pytest.warns(
+        UserWarning, match=r"'body' holds them all \(head.weight is tied to body.tok"
+    ):
+        freezer.freeze_named("body")
+
+
+@pytest.mark.parametrize("is_inside", [False, True])
+def test_layer_groups_of_a_tied_model_have_learning_rates_of_their_own(is_inside, capsys):
+    inner = LanguageModel()
+    model = nn.ModuleDict({"model": inner, "drop": nn.Dropout()}) if is_inside else inner
+    body, head = discriminative_param_groups(model, lr=slice(1e-4, 1e-2))
+    assert (body["lr"], head["lr"]) == pytest.approx((1e-4, 1e-2))
+    assert list(map(id, body["params"])) == list(map(id, inner.body["layers"].parameters()))
+    assert list(map(id, head["params"])) == list(map(id, inner.head.parameters()))
+    prefix = "model." if is_inside else ""
+    tie = f" ({prefix}head.weight is tied to {prefix}body.tokens.weight)"
+    assert capsys.readouterr().out.splitlines()[1:] == [
+        f"  {prefix}body  40 parameters  lr 0.0001",
+        f"  {prefix}head  25 parameters  lr 0.01{tie}",
+    ]
+
+
+def test_a_single_layer_group_for_several_rates_warns():
+    model = nn.Sequential(nn.Linear(2, 2), nn.ReLU())
+    with pytest.warns(
+        UserWarning, match=r"single layer group with parameters, 0, so all of them h"
+    ):
+        (group,) = discriminative_param_groups(model, lr=slice(1e-4, 1e-2))
+    assert group["lr"] == 1e-2
 
 
 def test_a_trainer_trains_each_group_at_its_learning_rate():

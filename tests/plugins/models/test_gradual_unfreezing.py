@@ -281,3 +281,5 @@ def test_two_processes_unfreeze_average_evaluate_and_resume_as_one_does(tmp_path
     assert two["ranks_agree"]
     assert two["sync_batch_norm_warning"]
     assert one["batch_size"] == two["batch_size"] == 4
+    for name, values in one["tagger"].items():  # a loss that is a mean over labels
+        assert two["tagger"][name] == pytest.approx(values, abs=1e-6), name

@@ -50,10 +50,14 @@ def test_a_transformers_model_decays_from_its_head_to_its_embeddings():
     assert found["classifier.weight"] == (1.0, 0.1)
 
 
-def test_an_nn_sequential_has_a_layer_for_each_module_with_parameters():
+def test_an_nn_sequential_has_a_layer_for_each_module_with_parameters(capsys):
     model = nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 3), nn.Linear(3, 1))
     assert set(layer_depths(model).values()) == {0, 1, 2}
     groups = param_groups_layer_decay(model, 0.1, layer_decay=0.1)
+    assert capsys.readouterr().out.splitlines()[:2] == [
+        "Layers of Sequential:",
+        "  layer 0   9 parameters  lr 0.001",
+    ]
     torch.optim.AdamW(groups).step()
     assert [group["name"] for group in groups][:2] == ["layer_0_no_decay", "layer_0_decay"]
     assert groups[0]["lr"] == pytest.approx(0.001)

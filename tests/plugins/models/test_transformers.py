@@ -1,17 +1,19 @@
 """Small transformers and timm models, built from their configurations, in real runs."""
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional
 from torch.optim import SGD
 from torch.utils.data import TensorDataset
 
 from pa_core import Trainer
 from pa_models import TransformersPlugin
-from pa_models.transformers_loss import count_labelled_tokens, get_batch_size
+from pa_models.transformers_loss import get_batch_size
 
 VOCABULARY, LABELS = 40, 3
 
@@ -54,12 +56,13 @@ SMALL: dict[str, dict[str, Any]] = {
 }
 
 
-def build(family: str, head: str) -> nn.Module:
+def build(family: str, head: str, **options) -> nn.Module:
     """A small model with the same random weights each time."""
     import transformers
 
     torch.manual_seed(0)
-    config = getattr(transformers, f"{family}Config")(vocab_size=VOCABULARY, **SMALL[family])
+    values = {"vocab_size": VOCABULARY, **SMALL[family], **options}
+    config = getattr(transformers, f"{family}Config")(**values)
     model: nn.Module = getattr(transformers, family + head)(config)
     return model
 
@@ -102,10 +105,10 @@ def tagged(samples: int = 12, *, language: bool = False) -> list[dict[str, torch
     return items
 
 
-def trainer_for(model: nn.Module, **options) -> Trainer:
+def trainer_for(model: nn.Module, loss_func: Any = None, **options) -> Trainer:
     return Trainer(
         model,
-        None,
+        loss_func,
         SGD(model.parameters(), lr=0.1),
         callbacks=(),
         **{"plugins": [TransformersPlugin]} | options,
@@ -183,21 +186,291 @@ def test_accumulated_token_losses_are_the_mean_over_all_labelled_tokens(family, 
     assert trainer.run_history.get_latest_metric("eval_loss_epoch") == pytest.approx(loss, rel=1e-5)
 
 
-def test_labelled_tokens_are_counted_as_the_model_counts_them():
-    labels = torch.tensor([[5, 6, -100, 7], [8, -100, -100, -100]])
-    batch = {"labels": labels}
-    assert count_labelled_tokens(batch, bert("ForTokenClassification")) == 4
-    assert count_labelled_tokens(batch, bert("ForMaskedLM")) == 4
-    assert count_labelled_tokens(batch, t5()) == 4
-    assert count_labelled_tokens(batch, gpt2()) == 2  # no prediction for the first token
-    assert count_labelled_tokens(batch, llama()) == 2
-    assert count_labelled_tokens(batch | {"shift_labels": labels[:1]}, llama()) == 3
+def items_of(model: nn.Module, batch: dict[str, Any], **options) -> Any:
+    """What a mean over the items of a batch is weighted by; None for its samples."""
+    plugin = TransformersPlugin(**options)
+    output = plugin.calculate_train_batch_loss(trainer_for(model, plugins=[plugin]), batch)
+    assert output is not None
+    items = output.get("num_items_in_batch")
+    return items if items is None else int(items)
 
 
-def test_no_tokens_are_counted_for_a_mean_over_samples():
-    model = bert()
-    for labels in (torch.zeros(4, dtype=torch.long), torch.zeros(4, LABELS), None):
-        assert count_labelled_tokens({"labels": labels}, model) is None
+def test_labels_are_counted_as_the_loss_counts_them():
+    labels = torch.tensor([[0, 2, -100, 1], [2, -100, -100, -100]])
+    batch = {"input_ids": labels.clamp(min=3), "labels": labels}
+    assert items_of(bert("ForTokenClassification"), batch) == 4
+    assert items_of(bert("ForMaskedLM"), batch) == 4
+    assert items_of(t5(), batch) == 4
+    assert items_of(gpt2(), batch) == 2  # no prediction for the first token
+    assert items_of(llama(), batch) == 2
+    assert items_of(llama(), batch | {"shift_labels": labels}) == 4
+    assert items_of(bert(), batch | {"labels": torch.tensor([1, -100])}) == 1
+
+
+# -- What a loss is a mean over -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "task", "mean"),
+    [
+        ("BartForCausalLM", "CAUSAL_LM", "labels"),  # a causal model that doesn't shift them
+        ("GPTNeoXForCausalLM", "CAUSAL_LM", "shifted_labels"),
+        ("XLMWithLMHeadModel", "MASKED_LM", "labels"),
+        ("ElectraForPreTraining", "PRETRAINING", "attention_mask"),
+        ("BertForPreTraining", "PRETRAINING", "not known: it is the sum of means over different"),
+        ("MarianMTModel", "SEQ_TO_SEQ_CAUSAL_LM", "labels"),
+        ("ViTForImageClassification", "IMAGE_CLASSIFICATION", "labels"),
+        ("HubertForCTC", "CTC", "samples"),
+        ("BertForQuestionAnswering", "QUESTION_ANSWERING", "start_positions and end_positions"),
+        ("DebertaV2ForSequenceClassification", "SEQUENCE_CLASSIFICATION", "labels"),
+        ("YosoForTokenClassification", "TOKEN_CLASSIFICATION", "not known: the target of its"),
+        ("SegformerForSemanticSegmentation", "SEMANTIC_SEGMENTATION", "labels"),
+    ],
+)
+def test_losses_of_real_models_are_exact_or_not_known(losses_script, name, task, mean):
+    assert losses_script["check"](name, task).startswith(mean)
+
+
+@pytest.fixture(scope="module")
+def losses_script() -> dict[str, Any]:
+    import runpy
+
+    return runpy.run_path(str(Path(__file__).parents[3] / "docs" / "transformers_losses.py"))
+
+
+class Custom(nn.Module):
+    """A user's model, whose loss is a function of logits and labels."""
+
+    def __init__(self, loss: Any) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.embedding, self.head = nn.Embedding(VOCABULARY, 8), nn.Linear(8, VOCABULARY)
+        self.loss = loss
+
+    def forward(self, input_ids, labels=None, attention_mask=None):
+        logits = self.head(self.embedding(input_ids))
+        return {"loss": self.loss(logits, labels), "logits": logits}
+
+
+def token_loss(logits, labels, **options):
+    return functional.cross_entropy(logits.flatten(0, 1), labels.flatten(), **options)
+
+
+KNOWN = {
+    "labels": token_loss,
+    "shifted": lambda logits, labels: token_loss(logits[:, :-1], labels[..., 1:]),
+    "selected": lambda logits, labels: functional.cross_entropy(
+        logits[labels != -100], labels[labels != -100]
+    ),
+    "scaled": lambda logits, labels: 0.5 * token_loss(logits, labels) + 1,
+    "not reduced": lambda logits, labels: token_loss(logits, labels, reduction="none").mean(),
+    "squares": lambda logits, labels: (logits.mean(-1) - labels).square().mean(),
+}
+
+UNKNOWN = {
+    "ignored in place": lambda logits, labels: token_loss(
+        logits, labels.view(-1).masked_fill_(labels.view(-1) == 7, -100)
+    ),
+    "replaced": lambda logits, labels: token_loss(logits, labels.clone().clamp(max=9)),
+    "rolled": lambda logits, labels: token_loss(logits, labels.roll(-1, 1)),
+    "by the batch": lambda logits, labels: token_loss(logits, labels) * len(labels),
+    "two means": lambda logits, labels: (
+        KNOWN["labels"](logits, labels) + KNOWN["shifted"](logits, labels)
+    ),
+    "another term": lambda logits, labels: token_loss(logits, labels) + logits.square().mean(),
+    "weights": lambda logits, labels: token_loss(logits, labels, weight=torch.ones(VOCABULARY)),
+    "sum": lambda logits, labels: token_loss(logits, labels, reduction="sum"),
+    "sum of own": lambda logits, labels: (
+        token_loss(logits, labels, reduction="sum") / (labels != -100).sum()
+    ),
+}
+
+
+def hand_update(model: nn.Module, data: list[Any], loss_of: Any) -> tuple[torch.Tensor, float]:
+    """The weights after an update with all data, and the loss after it."""
+    optimizer, batch = SGD(model.parameters(), lr=0.1), torch.utils.data.default_collate(data)
+    loss_of(model, batch).backward()
+    optimizer.step()
+    weights = nn.utils.parameters_to_vector(model.parameters()).detach()
+    with torch.no_grad():
+        return weights, loss_of(model.eval(), batch).item()
+
+
+def assert_equals_by_hand(make: Any, data: list[Any], loss_of: Any, **options) -> None:
+    """Whole and accumulated batches, evaluated at two sizes, give the results of plain PyTorch."""
+    expected, expected_loss = hand_update(make(), data, loss_of)
+    for size, accumulation in ((len(data), 1), (2, len(data) // 2)):
+        trainer = trainer_for(make(), **options)
+        trainer.train(
+            data,
+            1,
+            eval_dataset=data,
+            per_device_batch_size=size,
+            gradient_accumulation_steps=accumulation,
+            train_dataloader_kwargs={"shuffle": False},
+        )
+        found = nn.utils.parameters_to_vector(trainer.get_model().parameters())
+        torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-5)
+        loss = trainer.run_history.get_latest_metric("eval_loss_epoch")
+        assert loss == pytest.approx(expected_loss, rel=1e-5)
+
+
+def own_loss(model, batch):
+    return model(**batch)["loss"]
+
+
+@pytest.mark.parametrize("name", KNOWN)
+def test_the_loss_of_a_custom_model_is_watched(name):
+    assert_equals_by_hand(lambda: Custom(KNOWN[name]), tagged(8, language=True), own_loss)
+
+
+@pytest.mark.parametrize("name", UNKNOWN)
+def test_a_loss_that_is_not_known_is_asked_for(name):
+    def train(**options):
+        trainer = trainer_for(Custom(UNKNOWN[name]), plugins=[TransformersPlugin(**options)])
+        trainer.train(tagged(8, language=True), 1)
+
+    with pytest.raises(ValueError, match=r"isn't known what the loss of Custom is a mean over.*"):
+        train()
+    if name == "sum":
+        with pytest.raises(ValueError, match="is a sum, which grows with the batch"):
+            train(loss_mean="labels")
+    else:
+        train(loss_mean="labels")
+
+
+def count_labels(batch, outputs):
+    assert outputs["logits"].ndim == 3
+    return (batch["labels"] != -100).sum()
+
+
+@pytest.mark.parametrize("declared", ["labels", count_labels, f"{__name__}.count_labels"])
+def test_a_declared_mean_is_used(declared):
+    plugins = [TransformersPlugin(loss_mean=declared)]
+    data = tagged(8, language=True)
+    assert_equals_by_hand(lambda: Custom(UNKNOWN["sum of own"]), data, own_loss, plugins=plugins)
+
+
+def test_mistakes_in_a_declared_mean_are_reported():
+    from pydantic import ValidationError
+
+    from pa_core.errors import SettingsError
+
+    with pytest.raises(ValidationError, match="no 'lables'. Did you mean 'labels'"):
+        TransformersPlugin(loss_mean="lables")
+    with pytest.raises(SettingsError, match=r"loss_mean: can't import 'pa_models.nothing'"):
+        TransformersPlugin(loss_mean="pa_models.nothing")
+    batch = torch.utils.data.default_collate(tagged(2, language=True))
+    with pytest.raises(ValueError, match="GPT2LMHeadModel is a mean over shifted_labels"):
+        items_of(gpt2(), batch, loss_mean="labels")
+    batch = torch.utils.data.default_collate(sentences(2))
+    with pytest.raises(ValueError, match='"shifted_labels" needs .labels. in the batch'):
+        items_of(
+            Custom(lambda *_: torch.zeros(())),
+            {"input_ids": batch["input_ids"]},
+            loss_mean="shifted_labels",
+        )
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute:UserWarning")  # torch's compiler asks
+@pytest.mark.parametrize("part", ["whole", "part", "in place", "loss"])
+def test_compiled_models_are_watched_as_they_were_written(part):
+    def make():
+        model = Custom(KNOWN["shifted"])
+        if part == "loss":
+            model.loss = torch.compile(KNOWN["shifted"], backend="eager", fullgraph=True)
+        if part == "part":
+            model.embedding.compile(backend="eager")
+        elif part == "in place":
+            model.compile(backend="eager")
+        return torch.compile(model, backend="eager") if part == "whole" else model
+
+    assert_equals_by_hand(make, tagged(8, language=True), own_loss)
+
+
+def test_answers_of_which_only_one_position_is_in_the_text_are_reported():
+    data = sentences(4)
+    for i, sample in enumerate(data):
+        del sample["labels"]
+        sample["start_positions"] = sample["end_positions"] = torch.tensor((1, 9)[i % 2])
+
+    def make():
+        return build("Bert", "ForQuestionAnswering", num_labels=2)
+
+    assert_equals_by_hand(make, data, own_loss)
+    data[0]["end_positions"] = torch.tensor(9)
+    with pytest.raises(ValueError, match="only one of their positions is in the sequence"):
+        trainer_for(make()).evaluate(data)
+
+
+# -- Given losses, and tuples ---------------------------------------------------------------------
+
+
+def test_a_given_loss_function_is_used():
+    weighted = nn.CrossEntropyLoss(weight=torch.tensor([1.0, 5.0, 2.0]))
+    data, whole = sentences(), torch.utils.data.default_collate(sentences())
+
+    def by_hand(model, batch):
+        return weighted(model(input_ids=batch["input_ids"]).logits, batch["labels"])
+
+    expected, expected_loss = hand_update(bert(), data, by_hand)
+    trainer = trainer_for(bert(), weighted)
+    trainer.train(data, 1, eval_dataset=data, per_device_batch_size=len(whole["labels"]))
+    found = nn.utils.parameters_to_vector(trainer.get_model().parameters())
+    torch.testing.assert_close(found, expected)
+    assert trainer.run_history.get_latest_metric("eval_loss_epoch") == pytest.approx(expected_loss)
+
+
+def test_a_given_loss_function_of_outputs_and_batch_is_watched_too():
+    def loss_func(outputs, batch):
+        return token_loss(outputs["logits"], batch["labels"])
+
+    def by_hand(model, batch):
+        return loss_func(model(**batch), batch)
+
+    data = tagged(8, language=True)
+    make = partial(Custom, lambda *_: None)
+    assert_equals_by_hand(make, data, by_hand, loss_func=loss_func)
+
+
+def test_a_given_loss_function_that_does_not_fit_is_refused():
+    batch = torch.utils.data.default_collate(sentences(4))
+
+    def loss_of(loss_func, batch, **options):
+        model = bert()
+        plugin = TransformersPlugin(**options)
+        trainer = Trainer(model, loss_func, None, callbacks=(), plugins=[plugin])
+        return plugin.calculate_train_batch_loss(trainer, batch)
+
+    with pytest.raises(ValueError, match="label_smoothing.*the Trainer has a loss_func"):
+        loss_of(nn.CrossEntropyLoss(), batch, label_smoothing=0.1)
+    with pytest.raises(ValueError, match="the batch has no 'labels'. Name its second parameter"):
+        loss_of(nn.CrossEntropyLoss(), {"input_ids": batch["input_ids"]})
+    with pytest.raises(ValueError, match="what the loss_func is a mean over: .* is a sum"):
+        loss_of(nn.CrossEntropyLoss(reduction="sum"), batch)
+
+
+@pytest.mark.parametrize("is_custom", [False, True])
+def test_models_may_return_tuples(is_custom):
+    class Tuples(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = bert()
+
+        def forward(self, **batch):
+            return self.inner(**batch).to_tuple()
+
+    def make():
+        if is_custom:
+            return Tuples()
+        model = bert()
+        model.config.return_dict = False
+        return model
+
+    data = sentences(8)
+    assert_equals_by_hand(make, data, lambda model, batch: model(**batch)[0])
+    expected = bert().eval()(**torch.utils.data.default_collate(data)).logits
+    torch.testing.assert_close(trainer_for(make()).predict(data), expected.detach())
 
 
 def test_the_evaluation_loss_has_no_graph():

@@ -234,7 +234,8 @@ def test_other_losses_of_a_model_are_recorded_as_means():
     x, y, model = torch.randn(11, 2), torch.arange(11) % 3, TwoHeads()
     samples = [{"x": one, "labels": label} for one, label in zip(x, y, strict=True)]
     optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
-    trainer = Trainer(model, None, optimizer, callbacks=(), plugins=[TransformersPlugin()])
+    plugin = TransformersPlugin(loss_mean="samples")  # the sum of two
+    trainer = Trainer(model, None, optimizer, callbacks=(), plugins=[plugin])
     trainer.train(samples, 1, eval_dataset=samples, per_device_batch_size=4)
     logits = model(x, y)["logits"]
     latest = trainer.run_history.get_latest_metric
@@ -384,6 +385,24 @@ def test_without_peft_the_error_has_the_pip_command(tmp_path, monkeypatch):
 
     with pytest.raises(ImportError, match=r"pip install 'pa-models\[lora\]'"):
         add_lora(bert(), r=2)
+
+
+@pytest.mark.parametrize(
+    ("create", "shifts"), [(gpt2, True), (lambda: bert("ForTokenClassification"), False)]
+)
+def test_metrics_learn_whether_the_loss_shifts_labels(create, shifts):
+    class Custom(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = create()
+
+        def forward(self, **batch):
+            return self.inner(**batch)
+
+    batch = torch.utils.data.default_collate(tagged(4))
+    plugin = TransformersPlugin()
+    output = plugin.calculate_eval_batch_loss(trainer_for(Custom(), plugin), batch)
+    assert output["shifts_labels"] is shifts
 
 
 # -- Generation -----------------------------------------------------------------------------------

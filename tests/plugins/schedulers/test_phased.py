@@ -269,7 +269,6 @@ def test_a_learning_rate_in_a_tensor_is_filled_in_place():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"num_warmup_epochs": 6, "num_cooldown_epochs": 5}, "more than the 10 updates of the run"),
         ({"lr_min": -0.1}, "lr_min must not be negative"),
         ({"num_warmup_epochs": -1}, "num_warmup_epochs must not be negative"),
         ({"total_num_epochs": 0}, "at least one update"),
@@ -283,3 +282,109 @@ def test_invalid_arguments_are_rejected(arguments, message):
         CosineLrScheduler(
             sgd(1.0), **{"total_num_epochs": 10, "num_update_steps_per_epoch": 1} | arguments
         )
+
+
+# -- As in pytorch-accelerated --------------------------------------------------------------------
+
+
+def peaks(n, warmup=5, start=1e-6):
+    """The rate after `n` updates of a warm-up to 1."""
+    return start + (1 - start) * n / warmup
+
+
+@pytest.mark.parametrize(
+    ("warmup", "cooldown", "right", "message"),
+    [
+        (5, 5, [peaks(n) for n in range(4)], "it ends within the warm-up"),
+        (2, 5, [1e-6, (1 + 1e-6) / 2, 0.25, 0.25], "it has 2 updates of cool-down"),
+    ],
+)
+def test_a_run_that_is_too_short_for_its_phases_cuts_them(warmup, cooldown, right, message):
+    optimizer = sgd(1.0)
+    with pytest.warns(UserWarning, match=message):
+        scheduler = CosineLrScheduler(
+            *(optimizer, 4, 1),
+            min_lr_ratio=0.25,
+            num_warmup_epochs=warmup,
+            num_cooldown_epochs=cooldown,
+        )
+    assert run(optimizer, scheduler, 3) == [pytest.approx(right)]
+
+
+STATE_OF_PYTORCH_ACCELERATED = {
+    "total_iterations": 20,
+    "lr_min_ratio": None,
+    "lr_min": 0.0,
+    "warmup_iterations": 0,
+    "warmup_lr_init": 1e-6,
+    "warmup_lr_ratio": None,
+    "k_decay": 1.0,
+    "num_cooldown_iterations": 0,
+    "num_updates": 9,  # there, after 10 updates
+}
+
+
+def test_a_state_of_pytorch_accelerated_continues_at_its_place():
+    optimizer = sgd(0.1)
+    optimizer.param_groups[0]["initial_lr"] = 0.1
+    scheduler = CosineLrScheduler(optimizer, 1, 20)
+    optimizer.param_groups[0]["lr"] = 0.0578  # the optimizer's state has the previous value
+    scheduler.load_state_dict(STATE_OF_PYTORCH_ACCELERATED)
+    right = [0.05 * (1 + math.cos(math.pi * n / 20)) for n in range(10, 14)]
+    assert run(optimizer, scheduler, 3) == [pytest.approx(right)]
+    # And one of this scheduler has its keys, with its count.
+    state = scheduler.state_dict()
+    assert state["num_updates"] == 12
+    assert STATE_OF_PYTORCH_ACCELERATED.keys() <= state.keys()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda state: state.pop("num_updates"), "lacks the number of updates"),
+        (lambda state: state.update(T_max=20), "another scheduler .* which has no T_max"),
+    ],
+)
+def test_states_of_other_schedulers_change_nothing(change, message):
+    state = dict(STATE_OF_PYTORCH_ACCELERATED)
+    change(state)
+    optimizer = sgd(1.0)
+    scheduler = CosineLrScheduler(optimizer, 2, 20)
+    before = dict(vars(scheduler))
+    with pytest.raises(ValueError, match=message):
+        scheduler.load_state_dict(state)
+    assert vars(scheduler) == before
+    linear = LinearLrScheduler(sgd(1.0), 2, 20)
+    with pytest.raises(ValueError, match="LinearLrScheduler, which has no k_decay"):
+        linear.load_state_dict(scheduler.state_dict())
+
+
+def test_options_may_be_given_by_position():
+    optimizer = sgd(1.0)
+    scheduler = CosineLrScheduler.create_scheduler_fn(2, 10, 0.5, 0.125)(optimizer)
+    assert (scheduler.total_iterations, scheduler.k_decay, scheduler.lr_min) == (20, 0.5, 0.125)
+    with pytest.raises(TypeError, match="one of them twice"):
+        CosineLrScheduler.create_scheduler_fn(2, 10, 0.5, k_decay=0.5)
+
+
+class Late(StatefulSchedulerBase):
+    """Keeps the rate at the first update, and halves it at each that follows."""
+
+    def get_updated_values(self, num_updates):
+        return None if num_updates == 0 else [lr / 2**num_updates for lr in self.base_lr_values]
+
+
+def test_a_second_scheduler_starts_from_the_initial_value():
+    optimizer = sgd(0.8)
+    assert run(optimizer, Late(optimizer), 3) == [[0.8, 0.4, 0.2, 0.1]]
+    assert run(optimizer, Late(optimizer), 2) == [[0.8, 0.4, 0.2]]
+
+
+def test_an_attribute_that_is_set_too_late_is_named():
+    class Outside(StatefulSchedulerBase):
+        def get_updated_values(self, num_updates):
+            return self.value
+
+    with pytest.raises(AttributeError) as caught:
+        Outside(sgd(1.0))
+    assert "set in its constructor all attributes" in caught.value.__notes__[0]

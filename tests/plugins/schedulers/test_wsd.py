@@ -158,16 +158,42 @@ def test_phases_are_given_in_updates():
         ({"total_steps": 5, "decay_phase_ratio": 1.5}, "decay_phase_ratio must be from 0 to 1"),
         ({"total_steps": 5, "lr_min": -1}, "from 0 to 1"),
         ({"total_steps": 5, "warmup_starting_lr": 2}, "above the greatest"),
-        ({"total_steps": 5, "num_warmup_steps": 5}, "must end before the first decay"),
         ({"total_steps": 5, "num_checkpoints": 4}, "too few for 4 checkpoints"),
         ({"total_steps": 5, "num_checkpoints": 0}, "too few for 0 checkpoints"),
     ],
 )
 def test_invalid_arguments_are_rejected(arguments, message):
-    if "num_warmup_steps" in arguments:
-        arguments["decay_phase_ratio"] = 0.5
     with pytest.raises(ValueError, match=message):
         WSDLrScheduler(sgd(1.0), **arguments)
+
+
+def test_a_warm_up_that_reaches_into_the_decay_comes_first():
+    options = {"total_steps": 5, "decay_phase_ratio": 0.6, "warmup_starting_lr": 0.0, "lr_min": 0.0}
+    with pytest.warns(UserWarning, match="starts after 2 of 5 updates, within the warm-up of 4"):
+        scheduler = WSDLrScheduler(sgd(1.0), num_warmup_steps=4, **options)
+    right = [0.0, 0.25, 0.5, 0.75, 1 - math.sqrt(2 / 3), 0.0]
+    assert values(scheduler, 5) == pytest.approx(right)
+
+
+def test_a_continuation_takes_states_of_pytorch_accelerated():
+    scheduler = WSDLrScheduler(sgd(1.0), total_steps=10, is_continuation_from_checkpoint=True)
+    scheduler.step()
+    scheduler.load_state_dict({"is_continuation_from_checkpoint": True, "total_steps": 99})
+    assert (scheduler.get_current_step(), scheduler.total_steps) == (0, 10)
+    scheduler.load_state_dict({"base_lr_values": [0.5], "total_steps": 99})
+    assert scheduler.optimizer.param_groups[0]["lr"] == 0.5
+    plain = WSDLrScheduler(sgd(1.0), total_steps=10)
+    with pytest.raises(ValueError, match="lacks the number of updates"):
+        plain.load_state_dict({"base_lr_values": [0.5], "total_steps": 99})
+
+
+def test_the_step_before_the_latest_decay_is_known():
+    scheduler = WSDLrScheduler(sgd(1.0), total_steps=40, num_checkpoints=2, decay_phase_ratio=0.1)
+    found = []
+    for _ in range(40):
+        found.append(scheduler.previous_checkpoint_step)
+        scheduler.step()
+    assert found == [None] * 18 + [18] * 20 + [38] * 2
 
 
 # -- In runs --------------------------------------------------------------------------------------
