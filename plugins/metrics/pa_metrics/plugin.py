@@ -326,7 +326,7 @@ class MetricsPlugin:
             check_once = {name for name, (_, own) in configured if "validate_args" not in own}
         chosen = self._to_inputs or self._named_inputs()
         to_inputs = {
-            name: chosen or inputs_for(metric, model)
+            name: inputs_for(metric, model, chosen)
             for name, metric in collection.items(keep_base=True)
         }
         return EpochMetrics(collection, to_inputs, check_once)

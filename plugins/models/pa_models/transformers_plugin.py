@@ -13,12 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 from pa_core import hookimpl
 from pa_core.errors import SettingsError, nearest
 from pa_core.plugin import LocalPath, settings_from_options
-from pa_models.transformers_loss import (
-    IGNORED,
-    LOSS_MEANS,
-    BatchLosses,
-    calculate_predictions,
-)
+from pa_models.transformers_loss import LOSS_MEANS, BatchLosses
 from pa_models.transformers_models import TransformersModels, add_lora, load_tokenizer
 
 if TYPE_CHECKING:
@@ -214,14 +209,25 @@ class TransformersPlugin:
 
     @hookimpl
     def calculate_eval_batch_loss(self, trainer: Trainer, batch: Any) -> dict[str, Any] | None:
-        """The same without gradients and smoothing, and with generated text if the settings ask."""
+        """The same without gradients and smoothing, and with generated text if the settings ask.
+
+        Without labels, there is generated text and no loss.
+        """
         if not isinstance(batch, Mapping):
             return None
-        with torch.no_grad():
-            output = self._losses.calculate(trainer, batch)
-            if self.settings.generate is not None:
-                output |= self._generate(trainer, batch)
-        return output
+        if self.settings.generate is None:
+            with torch.no_grad():
+                return self._losses.calculate(trainer, batch)
+        from pa_models.transformers_generate import generate, has_labels
+
+        output = generate(trainer, batch, self.settings.generate, self.tokenizer)
+        if has_labels(batch):
+            with torch.no_grad():
+                return self._losses.calculate(trainer, batch) | output
+        tokens = output["generated"]
+        none = torch.zeros((), device=tokens.device)  # of a weight of 0
+        output |= {"loss": none, "num_items_in_batch": none.long()}
+        return output | {"model_outputs": tokens, "batch_size": len(tokens)}
 
     @hookimpl
     def on_train_epoch_end(self) -> None:
@@ -235,8 +241,19 @@ class TransformersPlugin:
 
     @hookimpl
     def calculate_predictions(self, trainer: Trainer, batch: Any) -> Any:
-        """The model's logits, for a batch that is a mapping."""
-        return calculate_predictions(trainer, batch) if isinstance(batch, Mapping) else None
+        """What the model predicts, or generates if the settings ask, for a batch that is a mapping.
+
+        Of generated text, ``generated`` are the tokens and ``texts``, with a tokenizer, the texts.
+        """
+        if not isinstance(batch, Mapping):
+            return None
+        if self.settings.generate is None:
+            from pa_models.transformers_predict import calculate_predictions
+
+            return calculate_predictions(trainer, batch)
+        from pa_models.transformers_generate import predict
+
+        return predict(trainer, batch, self.settings.generate, self.tokenizer)
 
     def _choose_collator(self, trainer: Trainer) -> None:
         settings = self.settings
@@ -247,25 +264,6 @@ class TransformersPlugin:
             trainer.collate_fn = create_collator(
                 settings.collator, self.tokenizer, model, settings.mlm_probability
             )
-
-    def _generate(self, trainer: Trainer, batch: Mapping[str, Any]) -> dict[str, Any]:
-        """The tokens ``generated`` for a batch; with a tokenizer, ``texts`` and ``references``."""
-        assert self.settings.generate is not None
-        inputs = {key: batch[key] for key in ("input_ids", "attention_mask") if key in batch}
-        model = trainer.get_model(keep_torch_compile=False)
-        generated = model.generate(**inputs, **self.settings.generate)
-        if self.tokenizer is None:
-            return {"generated": generated}
-        output = {"generated": generated, "texts": self._decode(generated)}
-        if isinstance(batch.get("labels"), torch.Tensor) and batch["labels"].ndim == 2:
-            output["references"] = self._decode(batch["labels"])
-        return output
-
-    def _decode(self, tokens: torch.Tensor) -> list[str]:
-        padding = self.tokenizer.pad_token_id or 0
-        tokens = tokens.masked_fill(tokens == IGNORED, padding)
-        texts: list[str] = self.tokenizer.batch_decode(tokens, skip_special_tokens=True)
-        return texts
 
 
 def _import_function(path: str) -> CountItems:
