@@ -19,9 +19,12 @@ from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
 _OF_CLASSES = (functional.cross_entropy, functional.nll_loss)
-_OF_ELEMENTS = (
+_OF_BINARY = (
     functional.binary_cross_entropy,
     functional.binary_cross_entropy_with_logits,
+)
+_OF_ELEMENTS = (
+    *_OF_BINARY,
     functional.mse_loss,
     functional.l1_loss,
     functional.smooth_l1_loss,
@@ -104,14 +107,19 @@ class Term:
             ignored; ``"elements"`` for one over all of them.
         target: what of the batch; None for a mean over samples.
         ignored: the class that doesn't count, or ``"limit"`` for those that don't exist.
+        weights: how much an element of each class counts, shape ``(classes,)``; None for 1.
     """
 
     kind: str
     target: _View | None = None
     ignored: int | str | None = None
+    weights: Tensor | None = None
 
     def count(self, batch: Mapping[str, Any], num_classes: int | None) -> int | Tensor:
-        """The number of items in a batch; on its device, shape ``()``, unless the shape tells."""
+        """The number of items in a batch, or their weight.
+
+        It is on the batch's device, of shape ``()``, unless the shape tells.
+        """
         target = self.target
         assert target is not None
         values = batch[target.entry]
@@ -120,7 +128,12 @@ class Term:
         if self.kind == "elements":
             return values.numel() if target.where is None else target.where.of(batch).sum()
         counts = values < num_classes if self.ignored == "limit" else values != self.ignored
-        return (counts if target.where is None else counts & target.where.of(batch)).sum()
+        if target.where is not None:
+            counts = counts & target.where.of(batch)
+        if self.weights is None:
+            return counts.sum()
+        of_elements = self.weights.detach()[values.masked_fill(~counts, 0).long()]
+        return (of_elements * counts).sum()
 
 
 @dataclass(frozen=True)
@@ -128,6 +141,11 @@ class Known:
     """The means that a loss is the sum of, each with a constant factor."""
 
     terms: frozenset[Term]
+
+    @property
+    def has_weights(self) -> bool:
+        """Whether it is a weighted mean."""
+        return any(term.weights is not None for term in self.terms)
 
     def describe(self) -> str:
         """The value of the setting ``loss_mean`` that it corresponds to, or a text like it."""
@@ -138,6 +156,8 @@ class Known:
         if term.target is None:
             return "samples"
         name = f"shifted_{term.target.entry}" if term.target.is_shifted else term.target.entry
+        if term.weights is not None:
+            return f"{name} by the weights of their classes"
         selected_by = term.target.entry if term.target.where is None else term.target.where.entry
         if selected_by == term.target.entry:
             return name
@@ -344,12 +364,14 @@ class LossWatch(TorchFunctionMode):
             return Unknown(f"its {name} isn't reduced to a mean by torch")
         if func in _OF_SAMPLES:
             return Known(frozenset([Term("samples")]))
-        if given.get("weight") is not None:
+        is_of_classes = func in _OF_CLASSES and not given["target"].is_floating_point()
+        weights = given.get("weight")
+        # The weights of probabilities and of binary targets don't change what the mean is over.
+        if weights is not None and func not in (*_OF_CLASSES, *_OF_BINARY):
             return Unknown(f"its {name} has weights")
         target = self._get(given["target"])
         if not isinstance(target, _View):
             return Unknown(f"the target of its {name} isn't an entry of the batch")
-        is_of_classes = func in _OF_CLASSES and not given["target"].is_floating_point()
         if not is_of_classes:
             is_plain = target.padding is None and target.limit is None
             if not is_plain:
@@ -361,10 +383,12 @@ class LossWatch(TorchFunctionMode):
         if target.padding is not None and target.padding != ignored:
             return Unknown("its labels are padded with one that counts")
         if target.limit is None:
-            return Known(frozenset([Term("classes", replace(target, padding=None), ignored)]))
+            found = Term("classes", replace(target, padding=None), ignored, weights)
+            return Known(frozenset([found]))
         if target.limit != ignored or ignored != given["input"].shape[1]:
             return Unknown("its labels are clamped to one that counts")
-        return Known(frozenset([Term("classes", replace(target, limit=None), "limit")]))
+        found = Term("classes", replace(target, limit=None), "limit", weights)
+        return Known(frozenset([found]))
 
 
 def _elements(found: Any, tensor: Tensor) -> tuple[_Elements, torch.Size] | None:
