@@ -49,6 +49,7 @@ _ELEMENTWISE = {
     *("sub", "rsub", "square", "abs", "pow", "mul", "rmul", "div", "truediv", "exp", "log"),
     *("sqrt", "log1p", "relu", "softplus", "logsigmoid", "neg", "add", "radd"),
 }
+_READS = {"item", "tolist", "numpy", "__float__", "__int__", "__index__"}
 _SUMS = {"add", "radd", "iadd", "sub", "isub"}
 _CHANGES = {"setitem", "set"} | {
     f"i{name}" for name in ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "and", "or")
@@ -138,9 +139,15 @@ class Term:
 
 @dataclass(frozen=True)
 class Known:
-    """The means that a loss is the sum of, each with a constant factor."""
+    """The means that a loss is the sum of, each with a constant factor.
+
+    Attributes:
+        terms: the means.
+        factors: the fractions that they were multiplied by, which might depend on a batch's shape.
+    """
 
     terms: frozenset[Term]
+    factors: tuple[float, ...] = ()
 
     @property
     def has_weights(self) -> bool:
@@ -191,6 +198,8 @@ class LossWatch(TorchFunctionMode):
         # By identity. The tensors are kept, so that no other one gets the same identity.
         self._known: dict[int, tuple[Tensor, _Followed]] = {}
         self._shapes: dict[str, torch.Size] = {}
+        self._factors: list[float] = []
+        self._has_read = False  # whether a number was read from a tensor
 
     def follow(self, batch: Mapping[str, Any]) -> None:
         """Follow the tensors of a batch."""
@@ -212,7 +221,7 @@ class LossWatch(TorchFunctionMode):
         )
         if len(terms) > 1 and not are_one_per_sample:
             return Unknown("it is the sum of means over different items")
-        return found
+        return replace(found, factors=tuple(self._factors))
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
@@ -226,6 +235,7 @@ class LossWatch(TorchFunctionMode):
             return result
         full_name: str = getattr(func, "__name__", "")
         name = full_name.strip("_")
+        self._has_read |= full_name in _READS
         found = self._found(name, args, kwargs)
         result = func(*args, **kwargs)
         is_method = full_name.startswith("__")
@@ -292,8 +302,12 @@ class LossWatch(TorchFunctionMode):
         if name in _CASTS or (name in _OF_ONE and args[0].numel() == 1):
             return lambda result: found
         if name in _SCALES:
-            if isinstance(found, Known) and not _is_constant(args[1:], len(found.terms)):
-                return lambda result: Unknown("its factor may depend on the batch")
+            if isinstance(found, Known):
+                is_float = len(args) > 1 and isinstance(args[1], float)
+                may_be_read = is_float and self._has_read
+                if may_be_read or not _is_constant(args[1:], len(found.terms)):
+                    return lambda result: Unknown("its factor may depend on the batch")
+                self._factors += [args[1]] if is_float else []
             if isinstance(found, Unknown) and found.is_sum and not _is_constant(args[1:], 1):
                 return lambda result: Unknown("it is a sum that is divided by another number")
             return lambda result: found

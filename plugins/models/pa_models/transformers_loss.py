@@ -81,8 +81,13 @@ class BatchLosses:
             *((name, _kind_of(value)) for name, value in batch.items()),
         )
         found = self._found.setdefault(model, {})
+        first = found.get(kind)
+        if first is not None and first.factors:
+            kind = (*kind, *(value.shape for _, value in _tensors(batch)))
         if kind not in found:
             outputs, loss, seen = _run_watched(trainer, model, batch)
+            if first is not None and isinstance(seen, Known) and seen.factors != first.factors:
+                seen = Unknown("its factor depends on the batch")
             known = found[kind] = self._check(seen, trainer, batch)
             self._loss_funcs[id(trainer.loss_func)] = trainer.loss_func  # keeps its id its own
         elif (known := found[kind]) is not None and known.has_weights:

@@ -277,6 +277,10 @@ UNKNOWN = {
     "replaced": lambda logits, labels: token_loss(logits, labels.clone().clamp(max=9)),
     "rolled": lambda logits, labels: token_loss(logits, labels.roll(-1, 1)),
     "by the batch": lambda logits, labels: token_loss(logits, labels) * len(labels),
+    "by a fraction of labels": lambda logits, labels: (
+        token_loss(logits, labels) * ((labels != -100).sum().item() / labels.numel())
+    ),
+    "by the shape": lambda logits, labels: token_loss(logits, labels) * (len(labels) / 9),
     "two means": lambda logits, labels: (
         KNOWN["labels"](logits, labels) + KNOWN["shifted"](logits, labels)
     ),
@@ -331,7 +335,7 @@ def test_the_loss_of_a_custom_model_is_watched(name):
 def test_a_loss_that_is_not_known_is_asked_for(name):
     def train(**options):
         trainer = trainer_for(Custom(UNKNOWN[name]), plugins=[TransformersPlugin(**options)])
-        trainer.train(tagged(8, language=True), 1)
+        trainer.train(tagged(8, language=True), 1, per_device_batch_size=5)
 
     with pytest.raises(ValueError, match=r"isn't known what the loss of Custom is a mean over.*"):
         train()
