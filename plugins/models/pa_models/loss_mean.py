@@ -397,12 +397,12 @@ class LossWatch(TorchFunctionMode):
         if target.padding is not None and target.padding != ignored:
             return Unknown("its labels are padded with one that counts")
         if target.limit is None:
-            found = Term("classes", replace(target, padding=None), ignored, weights)
-            return Known(frozenset([found]))
+            term = Term("classes", replace(target, padding=None), ignored, weights)
+            return Known(frozenset([term]))
         if target.limit != ignored or ignored != given["input"].shape[1]:
             return Unknown("its labels are clamped to one that counts")
-        found = Term("classes", replace(target, limit=None), "limit", weights)
-        return Known(frozenset([found]))
+        term = Term("classes", replace(target, limit=None), "limit", weights)
+        return Known(frozenset([term]))
 
 
 def _elements(found: Any, tensor: Tensor) -> tuple[_Elements, torch.Size] | None:
