@@ -9,6 +9,7 @@ from torch import Tensor
 
 from pa_core.errors import listed, shown
 from pa_core.loop.arguments import check_differentiable, check_loss
+from pa_core.loop.loss_items import items_of_mean
 from pa_core.plugins.discovery import find_claims
 from pa_core.plugins.distributions import how_to_install
 
@@ -44,7 +45,11 @@ def loss_of_pair(trainer: Trainer, batch: Any, part: Part) -> dict[str, Any]:
     if part == "train":
         loss = check_loss(loss, "loss_func returned")
         check_differentiable(loss, trainer, "loss_func returned")
-    return {"loss": loss, "model_outputs": outputs, "batch_size": size}
+    output = {"loss": loss, "model_outputs": outputs, "batch_size": size}
+    items = items_of_mean(loss_func, targets)
+    if items is not None:
+        output["num_items_in_batch"] = items
+    return output
 
 
 def _is_pair(batch: Any) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from torch.utils.data import TensorDataset
 from pa_core import Trainer, TrainerCallback, hookimpl
 from pa_core.callbacks import SaveTrainingStateCallback, TerminateOnNaNCallback
 from pa_core.loop import no_items
+from pa_core.loop.loss_items import items_of_mean
 from tests.helpers import largest_difference, tiny_data, tiny_model, weights_of
 
 IGNORED = -100
@@ -215,3 +217,79 @@ def test_an_epoch_without_any_item_has_no_mean_and_says_so():
     assert trainer.updates == 4
     assert largest_difference(weights_of(trainer), tiny_model().state_dict()) == 0
     assert not set(names) & set(trainer.run_history.get_metric_names())
+
+
+# -- Losses whose mean isn't over samples ---------------------------------------------------------
+
+WEIGHTS = torch.tensor([1.0, 5.0, 0.5])
+CLASSIFICATION = {
+    "class weights": nn.CrossEntropyLoss(weight=WEIGHTS),
+    "class weights, smoothed": nn.CrossEntropyLoss(weight=WEIGHTS, label_smoothing=0.1),
+    "ignored label": nn.CrossEntropyLoss(ignore_index=2),
+    "a function": partial(nn.functional.cross_entropy, weight=WEIGHTS, ignore_index=2),
+}
+
+
+def classified(pixels: int | None):
+    """Sixteen samples with a label each, or with one for each of `pixels`; the first four alike."""
+    generator = torch.Generator().manual_seed(3)
+    shape = (16,) if pixels is None else (16, pixels)
+    labels = torch.randint(3, shape, generator=generator)
+    labels[:4] = 1
+    labels[12:] = 2 if pixels is None else IGNORED
+    return TensorDataset(torch.randn(16, 4, generator=generator), labels)
+
+
+class PerPixel(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.layer = nn.Linear(4, 15)
+
+    def forward(self, x):
+        return self.layer(x).unflatten(1, (3, 5))
+
+
+def per_sample():
+    torch.manual_seed(0)
+    return nn.Linear(4, 3)
+
+
+@pytest.mark.parametrize(
+    ("loss_func", "build", "pixels"),
+    [(one, per_sample, None) for one in CLASSIFICATION.values()]
+    + [(nn.CrossEntropyLoss(), PerPixel, 5), (nn.functional.cross_entropy, PerPixel, 5)],
+    ids=[*CLASSIFICATION, "pixels", "pixels by a function"],
+)
+def test_a_classification_loss_counts_its_labels(loss_func, build, pixels):
+    data = classified(pixels)
+    x, y = data.tensors
+    expected = build()
+    whole = loss_func(expected(x), y)
+    whole.backward()
+    with torch.no_grad():
+        for parameter in expected.parameters():
+            parameter -= 0.1 * parameter.grad
+        after = loss_func(expected(x), y).item()
+    model = build()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    trainer = Trainer(model, loss_func, optimizer, callbacks=(), plugins=())
+    order = {"train_dataloader_kwargs": {"shuffle": False}}
+    options = {"per_device_batch_size": 4, "gradient_accumulation_steps": 4, "eval_dataset": data}
+    trainer.train(data, 1, **options, **order)
+    assert largest_difference(weights_of(trainer), expected.state_dict()) < 1e-6
+    history = trainer.run_history
+    assert history.get_latest_metric("train_loss_epoch") == pytest.approx(whole.item(), abs=1e-6)
+    assert history.get_latest_metric("eval_loss_epoch") == pytest.approx(after, abs=1e-6)
+
+
+def test_other_losses_are_means_over_samples():
+    class Mine(nn.CrossEntropyLoss):
+        def forward(self, outputs, targets):
+            return super().forward(outputs, targets)
+
+    labels, probabilities = torch.ones(4, 5, dtype=torch.long), torch.ones(4, 3)
+    for loss_func in (Mine(), nn.MSELoss(), nn.CrossEntropyLoss(reduction="sum"), of_torch):
+        assert items_of_mean(loss_func, labels) is None
+    assert items_of_mean(nn.CrossEntropyLoss(weight=WEIGHTS), probabilities) is None
+    assert items_of_mean(nn.CrossEntropyLoss(), labels[:, 0]) is None
