@@ -11,45 +11,54 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from pa_core.trainer import Trainer
 
+    # To a type checker a placeholder is the number that replaces it, which the scheduler takes.
+    _Number = int
+else:
+
+    class _Number: ...
+
 
 class _Arithmetic:
-    """Records arithmetic, and evaluates it once the run's numbers are known."""
+    """Records arithmetic, and evaluates it once the run's numbers are known.
+
+    The results are `PlaceholderExpression`, but declared as the numbers that replace them.
+    """
 
     def evaluate(self, trainer: Trainer) -> Any:
         """The value in the trainer's current run."""
         raise NotImplementedError
 
-    def __add__(self, other: Any) -> PlaceholderExpression:
+    def __add__(self, other: Any) -> Any:
         return PlaceholderExpression(operator.add, self, other)
 
-    def __radd__(self, other: Any) -> PlaceholderExpression:
+    def __radd__(self, other: Any) -> Any:
         return PlaceholderExpression(operator.add, other, self)
 
-    def __sub__(self, other: Any) -> PlaceholderExpression:
+    def __sub__(self, other: Any) -> Any:
         return PlaceholderExpression(operator.sub, self, other)
 
-    def __rsub__(self, other: Any) -> PlaceholderExpression:
+    def __rsub__(self, other: Any) -> Any:
         return PlaceholderExpression(operator.sub, other, self)
 
-    def __mul__(self, other: Any) -> PlaceholderExpression:
+    def __mul__(self, other: Any) -> Any:
         return PlaceholderExpression(operator.mul, self, other)
 
-    def __rmul__(self, other: Any) -> PlaceholderExpression:
+    def __rmul__(self, other: Any) -> Any:
         return PlaceholderExpression(operator.mul, other, self)
 
-    def __truediv__(self, other: Any) -> PlaceholderExpression:
+    def __truediv__(self, other: Any) -> Any:
         return PlaceholderExpression(operator.truediv, self, other)
 
-    def __rtruediv__(self, other: Any) -> PlaceholderExpression:
+    def __rtruediv__(self, other: Any) -> Any:
         return PlaceholderExpression(operator.truediv, other, self)
 
-    def __floordiv__(self, other: Any) -> PlaceholderExpression:
+    def __floordiv__(self, other: Any) -> Any:
         return PlaceholderExpression(operator.floordiv, self, other)
 
-    def __rfloordiv__(self, other: Any) -> PlaceholderExpression:
+    def __rfloordiv__(self, other: Any) -> Any:
         return PlaceholderExpression(operator.floordiv, other, self)
 
-    def __neg__(self) -> PlaceholderExpression:
+    def __neg__(self) -> Any:
         return PlaceholderExpression(operator.neg, self)
 
 
@@ -70,7 +79,7 @@ class PlaceholderExpression(_Arithmetic):
         return f"{self._operation.__name__}({', '.join(map(str, self._operands))})"
 
 
-class TrainerPlaceholderValues(_Arithmetic, Enum):
+class TrainerPlaceholderValues(_Arithmetic, _Number, Enum):
     """Placeholders for numbers of the run in the arguments of a learning-rate scheduler.
 
     Use them anywhere in the arguments of a `functools.partial`, even inside lists, dictionaries and

@@ -15,6 +15,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict
 
 from pa_core.callbacks import TrainerCallback
 from pa_core.durations import Duration
+from pa_core.settings.options import checking_options, settings_from_options
 from pa_core.settings.paths import local_path
 
 if TYPE_CHECKING:
@@ -93,6 +94,7 @@ __all__ = [
     "readable_size",
     "save_file",
     "seed_host",
+    "settings_from_options",
     "state_folders",
     "tensor_bytes",
     "to_uint8_images",
@@ -174,11 +176,21 @@ class CallbackSettings(BaseModel):
 
 
 class ConfigurableCallback(TrainerCallback):
-    """A callback that can be built from a table of the settings."""
+    """A callback that can be built from a table of the settings.
+
+    Arguments given in code are checked like the keys of the table: a class that defines both
+    `Settings` and a constructor raises a `SettingsError` that names all mistakes.
+    """
 
     Settings: ClassVar[type[CallbackSettings]] = CallbackSettings
     changes_training: ClassVar[bool] = True
     """Whether resuming a run without it, or with other settings, may change the run's numbers."""
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if {"Settings", "__init__"} <= vars(cls).keys():
+            checked = checking_options(vars(cls)["__init__"], cls.Settings)
+            cls.__init__ = checked  # type: ignore[method-assign]
 
     @classmethod
     def from_settings(cls, settings: BaseModel) -> Self:

@@ -370,15 +370,30 @@ class Trainer(TrainerBase):
         per_device_batch_size: int = 8,
         dataloader_kwargs: dict[str, Any] | None = None,
         collate_fn: Callable[[Any], Any] | None = None,
+        *,
+        to: str | Path | None = None,
     ) -> Any:
         """The model's outputs for every sample of a dataset, in the dataset's order, on the CPU.
+
+        Args:
+            dataset: a map or iterable dataset, or a ready loader of batches.
+            per_device_batch_size: samples of a batch on each process.
+            dataloader_kwargs: arguments of the `DataLoader`.
+            collate_fn: makes a batch from a list of samples.
+            to: a folder, which all processes can write to. The predictions are written to it as
+                they are made, so that they needn't fit in memory. The folder is complete or absent,
+                and earlier predictions in it are replaced.
 
         Returns:
             What `calculate_predictions` returns, its batches joined into a tensor
             ``(samples, …)``, or a tuple or dict of tensors; if shapes differ, a list with one entry
-            per sample.
+            per sample. With `to`, the `Predictions` in the folder.
+
+        Raises:
+            ValueError: for arguments that would leave out or reorder samples, or if `to` is a
+                folder with anything but predictions.
         """
-        from pa_core.loop.predict import collect_predictions
+        from pa_core.loop.predict import collect_predictions, write_predictions
 
         check_predict_arguments(dataloader_kwargs)
         check_collate(collate_fn)
@@ -396,6 +411,8 @@ class Trainer(TrainerBase):
         try:
             with torch.no_grad(), self._modes_of_evaluation():
                 self.eval_epoch_start()
+                if to is not None:
+                    return write_predictions(self, loader, to)
                 return collect_predictions(self, loader)
         finally:
             self.model = model

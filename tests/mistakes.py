@@ -60,7 +60,7 @@ class Mistake:
         first = function.body[0]
         if isinstance(first, ast.ClassDef | ast.FunctionDef) and first.decorator_list:
             lines = source.splitlines()[first.decorator_list[0].lineno - 1 :]
-        return textwrap.dedent("\n".join(lines)) + "\n"
+        return _spaced(textwrap.dedent("\n".join(lines))) + "\n"
 
     @functools.cached_property
     def error(self) -> BaseException:
@@ -109,6 +109,18 @@ class Mistake:
         """The error as Python prints it: its type, its text, and its notes."""
         error = self.error
         return "\n".join([f"{type(error).__name__}: {error}", *getattr(error, "__notes__", ())])
+
+
+def _spaced(code: str) -> str:
+    """A script with two blank lines around functions and classes, as at the top of a module."""
+    lines, parts, end, was_block = code.splitlines(), list[str](), 0, False
+    for statement in ast.parse(code).body:
+        is_block = isinstance(statement, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef)
+        gap = statement.lineno - 1 - end
+        parts += [""] * (2 if end and (is_block or was_block) else gap)
+        was_block, start, end = is_block, statement.lineno - 1, statement.end_lineno or 0
+        parts += lines[start:end]
+    return "\n".join(parts)
 
 
 def _moved(value: Any, folder: Path) -> Any:

@@ -61,3 +61,14 @@ def test_contributing_describes_each_folder_of_the_core() -> None:
 def test_contributing_names_only_sessions_of_nox() -> None:
     for name in re.findall(r"nox (?:-R )?-s (\w+)", CONTRIBUTING):
         assert name in NOXFILE, name
+
+
+def test_no_test_is_skipped_for_want_of_a_package() -> None:
+    """What tests import is in the dependency groups; DeepSpeed has a session of its own."""
+    skipping = [
+        str(path.relative_to(ROOT))
+        for path in (ROOT / "tests").rglob("*.py")
+        if re.search(r"pytest\.importorskip|find_spec\(.*\) is None", path.read_text())
+    ]
+    assert skipping == ["tests/deepspeed/test_deepspeed.py"]
+    assert '"--ignore=tests/deepspeed"' in (ROOT / "noxfile.py").read_text()

@@ -103,7 +103,6 @@ def test_the_perplexity_is_far_below_that_of_letter_frequencies(tmp_path):
 
 @pytest.mark.slow
 def test_a_search_for_settings_prunes_trials_and_finds_better_ones(tmp_path):
-    pytest.importorskip("optuna")
     output = run("sweep/train.py", tmp_path)
     ((pruned, trials),) = re.findall(r"^(\d+) of (\d+) trials were pruned$", output, re.MULTILINE)
     assert 0 < int(pruned) < int(trials) == 12

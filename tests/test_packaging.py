@@ -1,10 +1,13 @@
 """The distributions: their contents, that sdists rebuild the same wheels, and that they install."""
 
 import json
+import os
+import re
 import subprocess
 import sys
 import tarfile
 import tomllib
+import venv
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -138,6 +141,137 @@ print(json.dumps({{
         "tracking": "pa-tracking",
     }
     assert found["imported"] == ["pa_core"]
+
+
+# A line that type checkers must refuse ends with a comment; they must take all others.
+SCRIPT = """\
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim.lr_scheduler import CosineAnnealingLR, MultiStepLR, OneCycleLR
+
+from pa_core import Trainer, TrainerCallback, TrainerPlaceholderValues, hookimpl
+from pa_core.callbacks import EarlyStoppingCallback, SaveTrainingStateCallback
+from pa_lab import ProfileCallback
+from pa_metrics import MetricsPlugin
+from pa_models import EmaPlugin, TimmPlugin, TransformersPlugin
+from pa_report import ReportPlugin
+from pa_schedulers import SchedulersPlugin
+from pa_tracking import TrackingPlugin
+
+V = TrainerPlaceholderValues
+
+
+class Own(Trainer):
+    def calculate_train_batch_loss(self, batch: Any) -> dict[str, Any]:
+        return {"loss": self.loss_func(self.model(batch)), "model_outputs": None, "batch_size": 1}
+
+
+class Stop(TrainerCallback):
+    @hookimpl(tryfirst=True)
+    def on_train_epoch_end(self, trainer: Trainer, **kwargs: Any) -> None:
+        trainer.control.stop("enough")
+
+
+def main(folder: Path, data: Any) -> None:
+    model = nn.Linear(4, 2)
+    trainer = Own(
+        model,
+        nn.CrossEntropyLoss(),
+        torch.optim.SGD(model.parameters(), lr=0.1),
+        callbacks=[
+            Stop,
+            EarlyStoppingCallback(early_stopping_patience=2),
+            SaveTrainingStateCallback(folder, every="15 minutes"),
+        ],
+        plugins=[
+            "metrics:more",
+            MetricsPlugin(metrics={"top": {"class": "accuracy", "top_k": 2}}, on=["train", "eval"]),
+            MetricsPlugin(metrics=["accuracy"], to_preds_and_target="causal_language_model"),
+            TrackingPlugin(service="csv", every="50 updates", log=["config"], logging_dir=folder),
+            ReportPlugin(folder="reports", every=10),
+            SchedulersPlugin(name="cosine", warmup="5%"),
+            EmaPlugin(decay=0.99),
+            TimmPlugin(mixup=0.2, optimizer_options={"betas": (0.9, 0.99)}),
+            TransformersPlugin(label_smoothing=0.1, tokenizer=object()),
+        ],
+        mixed_precision="bf16",
+    )
+    for create in (
+        partial(OneCycleLR, max_lr=0.1, total_steps=V.NUM_UPDATES),
+        partial(CosineAnnealingLR, T_max=V.NUM_EPOCHS * V.NUM_UPDATE_STEPS_PER_EPOCH + 1),
+        partial(MultiStepLR, milestones=[V.NUM_UPDATES // 2, V.NUM_UPDATES]),
+        lambda optimizer: OneCycleLR(optimizer, 0.1, total_steps=V.NUM_UPDATES),
+    ):
+        trainer.train(data, "10 epochs", eval_dataset=data, create_scheduler_fn=create)
+    rate: float = trainer.optimizer.param_groups[0]["lr"]
+    trainer.evaluate(data)[f"evaluation_loss at {rate}"]
+    trainer.scheduler.step()
+
+
+MetricsPlugin(taks="multiclass")  # refused
+MetricsPlugin(task="multi")  # refused
+TrackingPlugin(servise="csv")  # refused
+TrackingPlugin(service="csvv")  # refused
+ReportPlugin(titel="first")  # refused
+TimmPlugin(mixupp=0.2)  # refused
+TransformersPlugin(label_smooth=0.1)  # refused
+EmaPlugin(decai=0.9)  # refused
+ProfileCallback(to_jsn="profile.json")  # refused
+EarlyStoppingCallback(patience=3)  # refused
+SaveTrainingStateCallback(on_save_error="wran")  # refused
+Trainer(nn.Linear(1, 1), None, None, mixed_precision="bf17")  # refused
+Trainer(nn.Linear(1, 1), None, None, pluggins=["metrics"])  # refused
+partial(OneCycleLR, max_lr=0.1, total_steps="updates")  # refused
+"""
+
+MYPY = """\
+[mypy]
+strict = True
+cache_dir = /dev/null
+# Of the libraries only what the script's lines need: all of torch takes a minute.
+[mypy-torch.*,numpy.*,accelerate.*,pydantic.*,transformers.*,timm.*,torchmetrics.*]
+follow_imports = skip
+[mypy-torch.optim.*]
+follow_imports = normal
+"""
+
+
+@pytest.mark.slow
+def test_type_checkers_take_a_script_that_uses_the_wheels_and_refuse_its_mistakes(
+    wheels: dict[str, Path], tmp_path: Path
+) -> None:
+    venv.create(tmp_path / "env", symlinks=True)
+    python = tmp_path / "env" / "bin" / "python"
+    (site,) = (tmp_path / "env").glob("lib/python*/site-packages")
+    arguments = ("--no-deps", "--no-index", "--quiet", "--disable-pip-version-check")
+    files = [str(wheel) for wheel in wheels.values()]
+    run("-m", "pip", "install", *arguments, "--target", str(site), *files, cwd=tmp_path)
+    others = [path for path in sys.path if path.endswith("site-packages")]
+    lines = [f"import site; site.addsitedir({path!r})\n" for path in others]
+    (site / "others.pth").write_text("".join(lines))
+    (tmp_path / "script.py").write_text(SCRIPT)
+    (tmp_path / "mypy.ini").write_text(MYPY)
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+
+    def output(*command: str | Path) -> str:
+        done = subprocess.run(
+            command, capture_output=True, text=True, check=False, cwd=tmp_path, env=environment
+        )
+        return done.stdout + done.stderr
+
+    where = output(python, "-c", "import pa_core, pa_metrics; print(pa_core, pa_metrics)")
+    assert where.count(str(site)) == 2
+    refused = {n for n, line in enumerate(SCRIPT.splitlines(), 1) if line.endswith("# refused")}
+    for checker in (
+        output(sys.executable, "-m", "mypy", "--python-executable", python, "script.py"),
+        output(sys.executable, "-m", "pyright", "--pythonpath", python, "script.py"),
+    ):
+        found = re.findall(r"script\.py:(\d+)(?::\d+)?(?: -|:) error", checker)
+        assert {int(number) for number in found} == refused, checker
 
 
 def test_the_versions_are_in_step_and_the_changelog_has_a_section_for_them() -> None:

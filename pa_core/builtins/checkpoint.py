@@ -89,13 +89,6 @@ class SaveTrainingStateCallback(ConfigurableCallback):
         on_save_error: Literal["warn", "stop"] = "warn",
         in_background: bool = True,
     ) -> None:
-        for name, number in (
-            ("save_every_n_epochs", save_every_n_epochs),
-            ("save_every_n_steps", save_every_n_steps),
-            ("max_checkpoints", max_checkpoints),
-        ):
-            if number is not None and number < 1:
-                raise ValueError(f"{name} must be 1 or more, or None, not {number}")
         self.save_dir = local_path(save_dir)
         self.save_every_n_epochs = save_every_n_epochs
         self.save_every_n_steps = save_every_n_steps

@@ -81,8 +81,6 @@ class TerminateOnNaNCallback(ConfigurableCallback):
     _has_state = False
 
     def __init__(self, policy: Policy = "stop", limit: int = 5) -> None:
-        if limit < 1:
-            raise ValueError(f"limit must be 1 or more, not {limit}")
         self.policy, self.limit = policy, limit
 
     def on_training_run_start(self, trainer: Trainer, **kwargs: Any) -> None:

@@ -378,9 +378,16 @@ def new_plugin(
     directory: Annotated[
         Path | None, typer.Option("--directory", help="Create the package's folder here.")
     ] = None,
+    template: Annotated[
+        str,
+        typer.Option(
+            "--template", help="The kind of plugin: event, provider, wrapper or registry."
+        ),
+    ] = "event",
     hook: Annotated[
-        str, typer.Option("--hook", help="The event that the plugin implements first.")
-    ] = "on_train_epoch_end",
+        str | None,
+        typer.Option("--hook", help="The event to implement. [default: on_train_epoch_end]"),
+    ] = None,
     author: Annotated[
         str | None, typer.Option("--author", help="Author, for the licence and the metadata.")
     ] = None,
@@ -388,7 +395,7 @@ def new_plugin(
     """Create a package with a working plugin: typed, tested and ready to publish."""
     from pa_core.cli.new_plugin import new_plugin as create
 
-    target = create(name, directory, hook=hook, author=author)
+    target = create(name, directory, kind=template, hook=hook, author=author)
     folder = _short(str(target))
     console = _console()
     console.print(f"Created {folder}. Try it:")

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
 from string import Template
+from typing import NamedTuple
 
 from pa_core import __version__, hookspecs
 from pa_core.errors import PaCoreError, nearest
@@ -32,11 +33,64 @@ FILES: Mapping[str, str] = {
     "gitignore.txt": ".gitignore",
     "test.yml.txt": ".github/workflows/test.yml",
     "init.py.txt": "$package/__init__.py",
-    "plugin.py.txt": "$package/plugin.py",
     "py.typed.txt": "$package/py.typed",
-    "test_plugin.py.txt": "tests/test_plugin.py",
 }
-"""Template file -> path in the package's folder."""
+"""Template file -> path in the package's folder, for every kind of plugin."""
+
+
+class Kind(NamedTuple):
+    """A kind of plugin: the texts for its README, which describe the files of its template.
+
+    Attributes:
+        summary: what the plugin does, in a sentence.
+        setting: an example of a line in its table.
+        settings: name, default and description of each setting.
+    """
+
+    summary: str
+    setting: str
+    settings: tuple[tuple[str, str, str], ...]
+
+    @property
+    def rows(self) -> str:
+        """The settings as rows of a table."""
+        return "\n".join(
+            f"| `{name}` | `{value}` | {text} |" for name, value, text in self.settings
+        )
+
+
+KINDS: Mapping[str, Kind] = {
+    "event": Kind(
+        "Counts the calls of $hook and records the count in the run history.",
+        "every = 2",
+        (("every", "1", "Number of calls between two records of the count."),),
+    ),
+    "provider": Kind(
+        "Provides a learning-rate scheduler: exponential decay.",
+        "decay = 0.9",
+        (("decay", "0.99", "Factor of the learning rate per optimizer update."),),
+    ),
+    "wrapper": Kind(
+        "Adds the mean square of the model's outputs to the training loss.",
+        "weight = 0.1",
+        (("weight", "0.01", "Weight of the mean square in the loss."),),
+    ),
+    "registry": Kind(
+        "Registers a model by name.",
+        "classes = 10",
+        (
+            ("features", "6", "Length of the vectors that are classified."),
+            ("classes", "3", "Number of classes."),
+        ),
+    ),
+}
+"""The kinds of plugins: ``KIND.py.txt`` is the plugin, and ``test_KIND.py.txt`` are its tests."""
+
+
+def files_of(kind: str) -> dict[str, str]:
+    """Template file -> path in the folder of a package of this kind."""
+    own = {f"{kind}.py.txt": "$package/plugin.py", f"test_{kind}.py.txt": "tests/test_plugin.py"}
+    return {**FILES, **own}
 
 
 class NewPluginError(PaCoreError):
@@ -55,7 +109,8 @@ def new_plugin(
     name: str,
     directory: Path | None = None,
     *,
-    hook: str = "on_train_epoch_end",
+    kind: str = "event",
+    hook: str | None = None,
     author: str | None = None,
 ) -> Path:
     """Create a package with a working plugin and passing tests.
@@ -65,14 +120,18 @@ def new_plugin(
             ``pa-weight-watch``, the package ``pa_weight_watch`` and the plugin ``weight_watch``.
             A leading ``pa-`` is ignored.
         directory: where to create the package's folder; the working directory by default.
-        hook: the event that the plugin implements.
+        kind: ``"event"`` for a plugin that is called at an event of the loop, ``"provider"`` for
+            one that creates a part of the run, ``"wrapper"`` for one that wraps a hook of others,
+            ``"registry"`` for one that registers objects by name.
+        hook: the event that a plugin of the first kind implements; ``on_train_epoch_end`` if None.
         author: the author, for the licence and the package's metadata.
 
     Returns:
         The package's folder, created completely or not at all.
 
     Raises:
-        NewPluginError: if the name is invalid or taken, the event unknown, or the folder exists.
+        NewPluginError: if the name is invalid or taken, the kind or the event unknown, or the
+            folder exists.
     """
     plugin = _plugin_name(name)
     words = plugin.split("_")
@@ -80,6 +139,13 @@ def new_plugin(
     parent = Path.cwd() if directory is None else directory
     target = parent / distribution
     _check_free(plugin, distribution)
+    if kind not in KINDS:
+        raise NewPluginError(
+            f"There is no template {kind!r}.{nearest(kind, KINDS)} Choose from {', '.join(KINDS)}"
+        )
+    if hook is not None and kind != "event":
+        raise NewPluginError(f"Only the template event takes a hook; the hook of {kind} is fixed")
+    hook = hook or "on_train_epoch_end"
     if hook not in event_names():
         raise NewPluginError(
             f"A new plugin can't implement {hook!r} first.{nearest(hook, event_names())} "
@@ -92,14 +158,18 @@ def new_plugin(
         raise NewPluginError(f"The author must be a single line of text, not {author!r}")
     class_name = "".join(word.capitalize() for word in words)
     major, minor = __version__.split(".")[:2]
+    made = KINDS[kind]
     _write(
         target,
+        files_of(kind),
         {
             "plugin": plugin,
             "distribution": distribution,
             "package": distribution.replace("-", "_"),
             "class_name": f"{class_name}Plugin",
-            "summary": f"Counts the calls of {hook} and records the count in the run history.",
+            "summary": Template(made.summary).substitute(hook=hook),
+            "setting": made.setting,
+            "setting_rows": made.rows,
             "hook": hook,
             "author": author,
             "toml_author": json.dumps(author, ensure_ascii=False),  # TOML quotes text like JSON
@@ -136,14 +206,14 @@ def _check_free(plugin: str, distribution: str) -> None:
         raise NewPluginError(f"{plugin!r} is a Python keyword; choose another name")
 
 
-def _write(target: Path, values: Mapping[str, str]) -> None:
+def _write(target: Path, files: Mapping[str, str], values: Mapping[str, str]) -> None:
     """Write the package beside its final place, and move it there once it is complete."""
     target.parent.mkdir(parents=True, exist_ok=True)
     # A temporary folder is private to its owner; the one inside has normal permissions.
     with tempfile.TemporaryDirectory(prefix=f".{target.name}-", dir=target.parent) as folder:
         unfinished = Path(folder) / target.name
         template = resources.files("pa_core.cli") / "template"
-        for source, place in FILES.items():
+        for source, place in files.items():
             file = unfinished / Template(place).substitute(values)
             file.parent.mkdir(parents=True, exist_ok=True)
             text = (template / source).read_text(encoding="utf-8")

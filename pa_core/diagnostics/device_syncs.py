@@ -17,7 +17,9 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 _FILES = (__file__, warnings.__file__, str(Path(torch.__file__).parent))
+_STANDARD_LIBRARY = str(Path(linecache.__file__).parent)  # such as logging, which formats
 _MODES = ("__torch_function__", "__torch_dispatch__")
+_CONSTRUCTORS = ("tensor", "as_tensor", "asarray")
 
 
 @contextmanager
@@ -33,7 +35,7 @@ def watch_device_syncs(device: torch.device) -> Iterator[list[str]]:
     found: list[str] = []
 
     def note(operation: str) -> None:
-        found.append(f"{operation}{_calling_line()}")
+        found.append(f"{operation}{calling_line()}")
 
     if device.type == "cuda":
         with _cuda_sync_warnings(note):
@@ -43,15 +45,30 @@ def watch_device_syncs(device: torch.device) -> Iterator[list[str]]:
             yield found
 
 
-def _calling_line() -> str:
-    """The line of the innermost frame that is neither in torch nor in one of the modes below."""
+def calling_line() -> str:
+    """The line of the innermost frame that is in no library, and in no mode as those below."""
     frame: FrameType | None = sys._getframe()
     while frame is not None:
         file, line = frame.f_code.co_filename, frame.f_lineno
-        if not file.startswith(_FILES) and frame.f_code.co_name not in _MODES:
+        is_library = file.startswith(_FILES) or (
+            file.startswith(_STANDARD_LIBRARY) and "site-packages" not in file
+        )
+        if not is_library and frame.f_code.co_name not in _MODES:
             return f" at {file}:{line}: {linecache.getline(file, line).strip()}"
         frame = frame.f_back
     return ""
+
+
+def _is_pickling() -> bool:
+    """Whether a method of torch that pickles a tensor is among the innermost calls."""
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None and (
+        frame.f_code.co_name in _MODES or frame.f_code.co_filename.startswith(_FILES)
+    ):
+        if frame.f_code.co_name == "__reduce_ex__":
+            return True
+        frame = frame.f_back
+    return False
 
 
 @contextmanager
@@ -81,7 +98,7 @@ def _cuda_sync_warnings(note: Callable[[str], None]) -> Iterator[None]:
 class _FunctionWatch(TorchFunctionMode):
     """Intercepts what Python code calls on tensors."""
 
-    _reads = frozenset(("tolist", "numpy", "cpu", "__array__", "nonzero"))
+    _reads = frozenset(("tolist", "numpy", "cpu", "__array__", "__dlpack__", "__repr__"))
 
     def __init__(self, note: Callable[[str], None]) -> None:
         super().__init__()
@@ -91,9 +108,19 @@ class _FunctionWatch(TorchFunctionMode):
         kwargs = kwargs or {}
         name = getattr(func, "__name__", "")
         to_host = name == "to" and not kwargs.get("non_blocking") and _names_cpu(args, kwargs)
-        if name in self._reads or to_host:
-            self._note(name)
+        from_list = name in _CONSTRUCTORS and args and _holds_tensor(args[0])
+        # Pickling a tensor reads its storage.
+        pickles = name == "untyped_storage" and _is_pickling()
+        if name in self._reads or to_host or from_list or pickles:
+            self._note("pickle" if pickles else name)
         return func(*args, **kwargs)
+
+
+def _holds_tensor(data: Any) -> bool:
+    """Whether a list holds tensors, which a new tensor of their values reads one by one."""
+    return isinstance(data, list | tuple) and any(
+        isinstance(item, Tensor) or _holds_tensor(item) for item in data
+    )
 
 
 def _names_cpu(args: Any, kwargs: Any) -> bool:
@@ -104,7 +131,20 @@ def _names_cpu(args: Any, kwargs: Any) -> bool:
 class _OperationWatch(TorchDispatchMode):
     """Intercepts the operators, and with them every value that Python reads."""
 
-    _reads = frozenset(("_local_scalar_dense", "equal", "is_nonzero", "masked_select", "_unique2"))
+    _reads = frozenset(
+        (
+            "_local_scalar_dense",
+            "_unique2",
+            "allclose",
+            "bincount",
+            "equal",
+            "is_nonzero",
+            "masked_select",
+            "nonzero",
+            "unique_consecutive",
+            "unique_dim",
+        )
+    )
 
     def __init__(self, note: Callable[[str], None]) -> None:
         super().__init__()
@@ -112,9 +152,12 @@ class _OperationWatch(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = func.overloadpacket.__name__
-        by_mask = name == "index" and any(
+        # An index or a repetition by the values of a tensor, whose number gives the shape.
+        is_index = name == "index" or (name.startswith("index_put") and args[2].numel() != 1)
+        by_values = is_index and any(
             isinstance(index, Tensor) and index.dtype == torch.bool for index in args[1]
         )
-        if name in self._reads or by_mask:
+        repeats = name == "repeat_interleave" and not (kwargs or {}).get("output_size")
+        if name in self._reads or by_values or (repeats and func._overloadname == "Tensor"):
             self._note("item" if name == "_local_scalar_dense" else name)
         return func(*args, **(kwargs or {}))

@@ -10,6 +10,7 @@ from types import TracebackType
 from typing import Any, TypeVar
 
 T = TypeVar("T")
+WrapperCall = Callable[[dict[str, Any]], Generator[None, Any, Any]]
 
 
 @dataclass
@@ -58,31 +59,44 @@ class Stopwatch:
 
         return call
 
-    def timed_wrapper(
-        self, name: str, call: Callable[[dict[str, Any]], Generator[None, Any, Any]]
-    ) -> Callable[[dict[str, Any]], Generator[None, Any, Any]]:
+    def timed_wrapper(self, name: str, call: WrapperCall) -> WrapperCall:
         """Wrap a hook wrapper so that its code before and after the yield is timed."""
+        return within_parts(call, lambda: _Lap(self, name), lambda: _Lap(self, name, count=0))
 
-        def wrap(arguments: dict[str, Any]) -> Generator[None, Any, Any]:
-            wrapper = call(arguments)
-            with _Lap(self, name):
-                next(wrapper)
-            resume: Callable[[Any], Any]
-            value: Any
-            try:
-                result = yield
-            except BaseException as error:  # noqa: BLE001 - passed on to the wrapper
-                resume, value = wrapper.throw, error
-            else:
-                resume, value = wrapper.send, result
-            try:
-                with _Lap(self, name, count=0):
-                    resume(value)
-            except StopIteration as stop:
-                return stop.value
-            raise AssertionError("a hook wrapper must yield exactly once")
 
-        return wrap
+def within_parts(
+    call: WrapperCall,
+    before: Callable[[], AbstractContextManager[Any]],
+    after: Callable[[], AbstractContextManager[Any]],
+) -> WrapperCall:
+    """Wrap a hook wrapper so that its code runs within contexts, and what it wraps doesn't.
+
+    Args:
+        call: calls the hook wrapper with the hook's arguments.
+        before: makes the context of the code before the yield.
+        after: makes that of the code after it.
+    """
+
+    def wrap(arguments: dict[str, Any]) -> Generator[None, Any, Any]:
+        wrapper = call(arguments)
+        with before():
+            next(wrapper)
+        resume: Callable[[Any], Any]
+        value: Any
+        try:
+            result = yield
+        except BaseException as error:  # noqa: BLE001 - passed on to the wrapper
+            resume, value = wrapper.throw, error
+        else:
+            resume, value = wrapper.send, result
+        try:
+            with after():
+                resume(value)
+        except StopIteration as stop:
+            return stop.value
+        raise AssertionError("a hook wrapper must yield exactly once")
+
+    return wrap
 
 
 class _Lap:

@@ -10,7 +10,7 @@ from copy import copy
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from accelerate import Accelerator
 
@@ -100,7 +100,7 @@ class TrainerBase(TrainerServices):
         plugins: Iterable[Any] | None = None,
         settings: Settings | Mapping[str, Any] | str | Path | None = None,
         seed: int | None = None,
-        mixed_precision: str | None = None,
+        mixed_precision: Literal["no", "fp16", "bf16", "fp8"] | None = None,
         accelerator: Accelerator | Mapping[str, Any] | None = None,
     ) -> None:
         self.settings = settings_of(settings)

@@ -64,7 +64,7 @@ def _check_train_output(value: Any, arguments: Mapping[str, Any]) -> None:
 
 
 def _check_eval_output(value: Any, arguments: Mapping[str, Any]) -> None:
-    check_batch_output(value, "calculate_eval_batch_loss")
+    check_batch_output(value, "calculate_eval_batch_loss", is_evaluation=True)
 
 
 def _check_predictions(value: Any, arguments: Mapping[str, Any]) -> None:

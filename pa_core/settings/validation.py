@@ -6,8 +6,9 @@ import inspect
 import json
 import re
 from collections.abc import Iterator, Mapping
+from numbers import Integral, Real
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeGuard, get_args, get_origin
+from typing import TYPE_CHECKING, Any, TypeGuard, TypeVar, get_args, get_origin
 
 from pydantic import AliasChoices, BaseModel, Secret, SecretBytes, SecretStr, ValidationError
 
@@ -18,6 +19,9 @@ from pa_core.settings.secrets import MASK, mask_secrets, mask_values
 if TYPE_CHECKING:
     from pydantic.fields import FieldInfo
 
+_Path = tuple[str | int, ...]
+M = TypeVar("M", bound=BaseModel)
+
 
 def settings_model(plugin: object) -> type[BaseModel] | None:
     """The settings model of a plugin class; None if it has none."""
@@ -25,9 +29,7 @@ def settings_model(plugin: object) -> type[BaseModel] | None:
     return model if inspect.isclass(model) and issubclass(model, BaseModel) else None
 
 
-def check_table(
-    model: type[BaseModel], table: Mapping[str, Any]
-) -> tuple[BaseModel | None, list[str]]:
+def check_table(model: type[M], table: Mapping[str, Any]) -> tuple[M | None, list[str]]:
     """Validate a table.
 
     TOML has types, so a string isn't converted to a number. Unknown keys are mistakes, unless the
@@ -43,7 +45,70 @@ def check_table(
     Raises:
         SettingsError: if a validator fails in another way than pydantic expects.
     """
-    problems = {path: _unknown_key(path, keys) for path, keys in _unknown_keys(model, table)}
+    values, problems = _check(model, table)
+    return (None if problems else values), list(problems.values())
+
+
+def check_options(
+    model: type[M], options: Mapping[str, Any], *, complete: bool = True
+) -> tuple[M | None, list[str]]:
+    """Validate options given in code, as `check_table` does the keys of a table.
+
+    Code has values that TOML does not have: tuples and sets, numbers of NumPy, paths, durations,
+    and objects in options for another library. They are valid where the field's type takes them.
+
+    Args:
+        model: the plugin's settings.
+        options: the options by name.
+        complete: whether an option that is missing is a mistake if the model requires it.
+
+    Returns:
+        The settings, or None and all mistakes, each with its key.
+    """
+    objects: set[_Path] = set()
+    table = {name: _as_toml(value, (name,), objects) for name, value in options.items()}
+    strict = _check(model, table)[1]
+    # What isn't a value of TOML is judged as the object that it is.
+    problems = {
+        path: message
+        for path, message in strict.items()
+        if not any(path[: len(place)] == place for place in objects)
+    }
+    given = {
+        name: table[name] if isinstance(value, Real) else value for name, value in options.items()
+    }
+    values = None
+    try:
+        values = model.model_validate(given)
+    except ValidationError as error:
+        for path, message in _by_key(error, table, without_secrets(model, table)).items():
+            problems.setdefault(path, message)
+    if not complete:
+        problems = {path: text for path, text in problems.items() if {*path[:1]} <= options.keys()}
+    return (None if problems else values), list(problems.values())
+
+
+def _as_toml(value: Any, place: _Path, objects: set[_Path]) -> Any:
+    """A value as TOML has it; `objects` gets the place of anything that TOML does not have."""
+    if value is None or isinstance(value, str | bool | int | float):
+        return value
+    if isinstance(value, Integral):
+        return int(value)
+    if isinstance(value, Real):
+        return float(value)
+    if isinstance(value, Mapping):
+        return {key: _as_toml(item, (*place, key), objects) for key, item in value.items()}
+    if isinstance(value, list | tuple | set | frozenset):
+        return [_as_toml(item, (*place, number), objects) for number, item in enumerate(value)]
+    objects.add(place)
+    return value
+
+
+def _check(model: type[M], table: Mapping[str, Any]) -> tuple[M | None, dict[_Path, str]]:
+    """The settings, if pydantic can build them, and all mistakes by their places."""
+    problems: dict[_Path, str] = {
+        path: _unknown_key(path, keys) for path, keys in _unknown_keys(model, table)
+    }
     values = None
     try:
         # Strict JSON mode lets a list become a set, and a string a path or a member of an enum.
@@ -58,7 +123,7 @@ def check_table(
         raise SettingsError([mask_values(text, table, shown)]) from error
     if values is not None:
         problems |= dict(_addresses(values, table))
-    return (None if problems else values), list(problems.values())
+    return values, problems
 
 
 def without_secrets(model: type[BaseModel] | None, table: Mapping[str, Any]) -> dict[str, Any]:
@@ -119,8 +184,8 @@ def _fields(model: type[BaseModel]) -> dict[str, FieldInfo]:
 
 
 def _addresses(
-    values: BaseModel, table: Mapping[str, Any], path: tuple[str | int, ...] = ()
-) -> Iterator[tuple[tuple[str | int, ...], str]]:
+    values: BaseModel, table: Mapping[str, Any], path: _Path = ()
+) -> Iterator[tuple[_Path, str]]:
     """The place of each path that is an address in truth, with a message."""
     for key, info in _fields(type(values)).items():
         if key not in table:
@@ -139,7 +204,7 @@ def _addresses(
 
 def _unknown_keys(
     model: type[BaseModel], table: Mapping[str, Any], path: tuple[str, ...] = ()
-) -> Iterator[tuple[tuple[str | int, ...], list[str]]]:
+) -> Iterator[tuple[_Path, list[str]]]:
     """The path of each unknown key, with the valid keys."""
     fields = _fields(model)
     for key, value in table.items():
@@ -151,7 +216,7 @@ def _unknown_keys(
             yield (*path, key), list(fields)
 
 
-def _unknown_key(path: tuple[str | int, ...], known: list[str]) -> str:
+def _unknown_key(path: _Path, known: list[str]) -> str:
     key = ".".join(map(str, path))
     valid = f"Valid keys: {', '.join(known)}" if known else "This plugin has no settings"
     return f"has no key {key!r}.{nearest(str(path[-1]), known)} {valid}"
@@ -159,7 +224,7 @@ def _unknown_key(path: tuple[str | int, ...], known: list[str]) -> str:
 
 def _by_key(
     error: ValidationError, table: Mapping[str, Any], shown: Mapping[str, Any]
-) -> dict[tuple[str | int, ...], str]:
+) -> dict[_Path, str]:
     """One sentence per key, although pydantic reports an error for each type of a union.
 
     Args:
@@ -167,8 +232,8 @@ def _by_key(
         table: the invalid table.
         shown: the same with secrets masked, for the messages.
     """
-    expected: dict[tuple[str | int, ...], list[str]] = {}
-    values: dict[tuple[str | int, ...], Any] = {}
+    expected: dict[_Path, list[str]] = {}
+    values: dict[_Path, Any] = {}
     for problem in error.errors(include_url=False):
         path, _ = _place(problem["loc"], table)
         if problem["type"] == "missing":
@@ -200,12 +265,12 @@ def _by_key(
     return sentences
 
 
-def _place(loc: tuple[str | int, ...], table: Any) -> tuple[tuple[str | int, ...], Any]:
+def _place(loc: _Path, table: Any) -> tuple[_Path, Any]:
     """The part of pydantic's location that is in the table, and the value there.
 
     The rest of the location names the members of unions.
     """
-    path: tuple[str | int, ...] = ()
+    path: _Path = ()
     for part in loc:
         if isinstance(table, Mapping) and part in table:
             table = table[str(part)]

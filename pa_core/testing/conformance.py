@@ -10,9 +10,11 @@ import shutil
 import tempfile
 import unittest
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from types import MethodType
 from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
 
 import torch
@@ -32,10 +34,11 @@ from pa_core.testing.companions import (
     Records,
     Saves,
 )
+from pa_core.testing.left_behind import Graphs, Seeds, Surroundings, hooks_of, new_hooks
 from pa_core.testing.processes import find, place_of, run_on_processes
 from pa_core.testing.recorder import HookRecorder
 from pa_core.testing.tiny import BATCH, tiny_data, tiny_model, tiny_trainer
-from pa_core.testing.watching import STEP_HOOKS, Reads, Surroundings
+from pa_core.testing.watching import STEP_HOOKS, Reads, call_within
 
 if TYPE_CHECKING:
     from pa_core import Trainer
@@ -163,10 +166,14 @@ class PluginConformance:
 
     def shared_outcome(self) -> Outcome:
         """The result of a run with the plugin on all processes."""
-        trainer = self.make_trainer(self.make_plugin())
+        return self._shared_outcome(self.make_plugin())
+
+    def _shared_outcome(self, *plugins: Any) -> Outcome:
+        trainer = self.make_trainer(*plugins)
         for module in trainer.get_model().modules():
-            if isinstance(module, nn.Dropout):
-                module.p = 0.0  # which differs between processes
+            # Dropout draws, and batch norms calculate, differently on each process.
+            module.eval()
+            module.train = MethodType(_stay_in_evaluation_mode, module)
         self.train(trainer)
         return self.outcome_of(trainer)
 
@@ -179,9 +186,11 @@ class PluginConformance:
             raise unittest.SkipTest(reason)
         self._folder, self._before = Path(tempfile.mkdtemp(prefix="pa-core-")), Path.cwd()
         os.chdir(self._folder)
+        self._surroundings = Surroundings()
 
     def teardown_method(self) -> None:
-        """Change back, and remove the folder."""
+        """Restore what the plugin has changed in this process, change back, remove the folder."""
+        self._surroundings.restore()
         os.chdir(self._before)
         shutil.rmtree(self._folder)
 
@@ -217,20 +226,70 @@ class PluginConformance:
         plugin = self.make_plugin()
         trainer = self.make_trainer(plugin)
         self.train(trainer)
-        first, before = self.outcome_of(trainer), Surroundings()
+        first, before = self.outcome_of(trainer), self._surroundings_again()
         second = self.outcome(plugin)
         _assert_left_nothing(before, "A run")
         _assert_equal(first, second, "A second run with the same instance differs from the first")
         self.train(trainer)  # continues from the trained weights
+        self._check_what_a_run_leaves()
+
+    def _surroundings_again(self) -> Surroundings:
+        """The surroundings after a first run, in which modules are imported.
+
+        What that run has changed in the process is restored: a plugin changes it again in each run.
+        """
+        self._surroundings.restore()
+        return Surroundings()
+
+    def _check_what_a_run_leaves(self) -> None:
+        """Fail if a run of a new instance leaves anything in the process or on the model."""
+        before, seeds = Surroundings(), Seeds()
+        with seeds.within("Building the plugin"):
+            plugin = self.make_plugin()
+        trainer = self.make_trainer(plugin)
+        changed = before.changed_settings()
+        assert not changed, f"Building the plugin changes the process: {'; '.join(changed)}"
+        before = Surroundings()  # a plugin may have a file or a thread of its own
+        model = trainer.get_model(keep_torch_compile=False)
+        hooks = hooks_of(model)
+        _instrument(trainer, plugin, partial(call_within, context=seeds.within))
+        with Graphs() as graphs:
+            self.train(trainer)
+        left = new_hooks(hooks, model)
+        assert not left, f"A run doesn't clean up: {'; '.join(left)}"
+        _assert_left_nothing(before, "A run")
+        assert not seeds.found, (
+            f"{'; '.join(seeds.found)}, so others draw the same numbers again and again. Draw from "
+            "trainer.rng(), or from a generator of your own"
+        )
+        assert graphs.alive() <= self._graphs_without_plugin(graphs), (
+            "It keeps the autograd graph of a step: call detach() on a tensor before you keep it"
+        )
+
+    def _graphs_without_plugin(self, graphs: Graphs) -> int:
+        """The number of graphs that the model itself keeps; asked for only if any is kept."""
+        if not graphs.alive():
+            return 0
+        with suppress(Exception), Graphs() as without:  # the plugin may be what makes it train
+            self.train(self.make_trainer())
+            return without.alive()
+        return 0
 
     def test_evaluates_alone(self) -> None:
         """`evaluate` and `predict` work without a training run, and change no weights."""
         trainer = self.make_trainer(self.make_plugin())
         before = self.outcome_of(trainer).weights
-        data = self.make_data(14)
-        values = trainer.evaluate(data, per_device_batch_size=BATCH)
-        assert "evaluation_loss" in values, f"evaluate() recorded no evaluation_loss: {values}"
-        trainer.predict(data, per_device_batch_size=BATCH)
+        model = trainer.get_model(keep_torch_compile=False)
+        data, hooks = self.make_data(14), hooks_of(model)
+        for is_first in (True, False):
+            surroundings = self._surroundings_again()
+            values = trainer.evaluate(data, per_device_batch_size=BATCH)
+            assert "evaluation_loss" in values, f"evaluate() recorded no evaluation_loss: {values}"
+            trainer.predict(data, per_device_batch_size=BATCH)
+            if not is_first:
+                _assert_left_nothing(surroundings, "evaluate() or predict()")
+        left = new_hooks(hooks, model)
+        assert not left, f"evaluate() or predict() doesn't clean up: {'; '.join(left)}"
         after = self.outcome_of(trainer).weights
         differing = _differing(before, after, _same)
         assert not differing, f"evaluate() or predict() changed the model: {differing}"
@@ -238,20 +297,24 @@ class PluginConformance:
     def test_survives_exceptions(self) -> None:
         """If another plugin raises, this one cleans up and can run again."""
         plugin = self.make_plugin()
-        first, before = self.outcome(plugin), Surroundings()
+        first, before = self.outcome(plugin), self._surroundings_again()
         for event in _EVENTS:
             for last in (False, True):
-                self._fail_in(event, plugin, last=last)
                 where = f"A run in which another plugin raises in {event}"
+                left = self._fail_in(event, plugin, last=last)
+                assert not left, f"{where} doesn't clean up: {'; '.join(left)}"
                 _assert_left_nothing(before, where)
         again = self.outcome(plugin)
         _assert_equal(first, again, "After failed runs, a run with the same instance differs")
 
-    def _fail_in(self, event: str, plugin: Any, *, last: bool) -> None:
+    def _fail_in(self, event: str, plugin: Any, *, last: bool) -> list[str]:
+        """Raise in an event; returns what the run leaves on the model."""
         raising = Raises(event, last=last)
         plugins = (plugin, raising) if last else (raising, plugin)
+        trainer = self.make_trainer(*plugins)
+        model = trainer.get_model(keep_torch_compile=False)
+        hooks = hooks_of(model)
         try:
-            trainer = self.make_trainer(*plugins)
             if event.startswith("on_evaluation_run"):
                 trainer.evaluate(self.make_data(14), per_device_batch_size=BATCH)
             else:
@@ -267,6 +330,7 @@ class PluginConformance:
             ) from error
         else:
             assert not raising.has_raised, f"The exception of another plugin in {event} was lost"
+        return new_hooks(hooks, model)
 
     def test_keeps_state_as_plain_data(self) -> None:
         """The result of `state_dict` can be saved, and restores the same state."""
@@ -334,9 +398,9 @@ class PluginConformance:
         """It reads no tensor in a step, which would be a host-device synchronisation."""
         plugin = self.make_plugin()
         trainer = self.make_trainer(plugin)
-        reads = Reads(trainer.device)
+        reads = Reads(trainer)
         self.train(trainer, num_epochs=1)  # one-time costs aren't costs of a step
-        _instrument(trainer, plugin, reads.around)
+        _instrument(trainer, plugin, partial(call_within, context=reads.within))
         self.train(trainer)
         found = "\n".join(reads.found)
         assert not found, (
@@ -389,22 +453,40 @@ def check_on_processes(test_classes: Sequence[type[PluginConformance]], processe
         test_classes: the plugins' test classes, each at the top level of its module.
         processes: the number of processes.
     """
-    places = [place_of(test_class) for test_class in test_classes]
-    results = run_on_processes(_outcomes, processes, places)
-    for number, test_class in enumerate(test_classes):
+    outcomes = _outcomes_on_processes(test_classes, processes)
+    for test_class, ranks in zip(test_classes, outcomes, strict=True):
+        suite = test_class()
         try:
-            outcomes = [Outcome(*process[number]) for process in results]
-            check_processes(test_class().shared_outcome(), outcomes)
+            check_processes(suite.shared_outcome(), ranks)
         except AssertionError as error:
-            error.add_note(f"in {test_class.__name__}")
-            raise
+            # Not the plugin's fault if the model, the loss or the data do the same without it.
+            (others,) = _outcomes_on_processes([test_class], processes, without_plugin=True)
+            try:
+                check_processes(suite._shared_outcome(), others)
+            except AssertionError:
+                _check_ranks(ranks)
+            else:
+                error.add_note(f"in {test_class.__name__}")
+                raise
+
+
+def _outcomes_on_processes(
+    test_classes: Sequence[type[PluginConformance]], processes: int, *, without_plugin: bool = False
+) -> list[list[Outcome]]:
+    """The outcomes of each class by rank."""
+    places = [place_of(test_class) for test_class in test_classes]
+    results = run_on_processes(_outcomes, processes, places, without_plugin)
+    return [[Outcome(*rank[number]) for rank in results] for number in range(len(places))]
 
 
 def _outcomes(
-    places: list[tuple[str, str, str]],
+    places: list[tuple[str, str, str]], without_plugin: bool
 ) -> list[tuple[dict[str, Tensor], dict[str, list[Any]]]]:
     """The outcomes of the test classes on this process."""
-    outcomes = [find(*place)().shared_outcome() for place in places]
+    suites = [find(*place)() for place in places]
+    outcomes = [
+        suite._shared_outcome() if without_plugin else suite.shared_outcome() for suite in suites
+    ]
     return [(outcome.weights, outcome.history) for outcome in outcomes]
 
 
@@ -416,17 +498,29 @@ def check_processes(one: Outcome, outcomes: Sequence[Outcome]) -> None:
         outcomes: the outcomes on several processes, by rank. They may differ from `one` by
             rounding.
     """
+    _check_ranks(outcomes)
     for rank, outcome in enumerate(outcomes):
         where = f"Process {rank} of {len(outcomes)}"
-        differing = _differing(outcomes[0].history, outcome.history, _same)
-        assert not differing, f"{where} and process 0 record different values: {differing}"
         differing = _differing(one.history, outcome.history, _close)
         assert not differing, f"{where} and a single process record different values: {differing}"
         differing = _differing(one.weights, outcome.weights, _close)
         assert not differing, f"{where} and a single process have different weights: {differing}"
 
 
+def _check_ranks(outcomes: Sequence[Outcome]) -> None:
+    """Fail unless all processes have the same history."""
+    for rank, outcome in enumerate(outcomes):
+        differing = _differing(outcomes[0].history, outcome.history, _same)
+        assert not differing, (
+            f"Process {rank} of {len(outcomes)} and process 0 record different values: {differing}"
+        )
+
+
 # -- Helpers --------------------------------------------------------------------------------------
+
+
+def _stay_in_evaluation_mode(module: nn.Module, mode: bool = True) -> nn.Module:
+    return module
 
 
 def _fail(message: str) -> NoReturn:
@@ -437,14 +531,16 @@ def _instrument(trainer: Trainer, plugin: Any, around: Callable[[Implementation]
     (name,) = [name for name, found in trainer.plugins.by_name.items() if found is plugin]
 
     def around_this(found: Implementation) -> Call:
-        return around(found) if found.name == name and not found.wrapper else found.call
+        return around(found) if found.name == name else found.call
 
     trainer.plugins.wrap_calls(around_this)
 
 
 def _timed_in_training_steps(watch: Stopwatch, found: Implementation) -> Call:
-    is_timed = found.hook in STEP_HOOKS and "_eval_" not in found.hook
-    return watch.timed(found.hook, found.call) if is_timed else found.call
+    if found.hook not in STEP_HOOKS or "_eval_" in found.hook:
+        return found.call
+    timed = watch.timed_wrapper if found.wrapper else watch.timed
+    return timed(found.hook, found.call)
 
 
 def _assert_left_nothing(before: Surroundings, what: str) -> None:

@@ -12,6 +12,10 @@ from pa_core import Trainer
 from pa_core.settings.table import Settings
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from torch import Tensor
+
     from pa_core.durations import Duration
 
 BATCH = 4
@@ -84,6 +88,8 @@ def run_tiny(
     evaluate: bool = True,
     model: nn.Module | None = None,
     data: Dataset[Any] | None = None,
+    loss_func: Callable[..., Tensor] | None = None,
+    optimizer: Any = None,
     **arguments: Any,
 ) -> Trainer:
     """Train a tiny model with only these plugins, and evaluate it after each epoch.
@@ -96,6 +102,9 @@ def run_tiny(
         evaluate: whether to evaluate after each epoch.
         model: the model; by default `tiny_model`.
         data: data for training and evaluation; by default `tiny_data`.
+        loss_func: the loss, as in `Trainer`; by default cross-entropy.
+        optimizer: the optimizer, or a function that creates it from the parameters, as in
+            `Trainer`; by default SGD with momentum.
         **arguments: arguments of `Trainer.train`.
 
     Returns:
@@ -104,8 +113,13 @@ def run_tiny(
     >>> trainer = run_tiny(epochs=1)  # doctest: +ELLIPSIS
     >>> trainer.updates
     6
+    >>> trainer = run_tiny(epochs=1, optimizer=torch.optim.AdamW, loss_func=nn.NLLLoss())
+    >>> type(trainer.optimizers[0]).__name__
+    'AdamW'
     """
-    trainer = tiny_trainer(*plugins, model=model)
+    parts = {"loss_func": loss_func, "optimizer": optimizer}
+    chosen = {name: part for name, part in parts.items() if part is not None}
+    trainer = tiny_trainer(*plugins, model=model, **chosen)
     given: dict[str, Any] = {
         "eval_dataset": (tiny_data(14, seed=8) if data is None else data) if evaluate else None,
         "per_device_batch_size": max(1, BATCH // trainer.num_processes),

@@ -1,24 +1,22 @@
-"""Detect side effects of a plugin: resources it leaves open, and tensors it reads."""
+"""Run parts of a plugin within contexts, and detect the tensors that it reads in a step."""
 
 from __future__ import annotations
 
-import contextlib
-import logging
-import os
-import signal
-import sys
-import threading
-import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
+from unittest import mock
 
 import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from pa_core.diagnostics.device_syncs import watch_device_syncs
+from pa_core.diagnostics.device_syncs import calling_line, watch_device_syncs
+from pa_core.diagnostics.stopwatch import within_parts
 from pa_core.plugins.explain import loop_rows
 
 if TYPE_CHECKING:
+    from pa_core import Trainer
     from pa_core.plugins.implementations import Call, Implementation
 
 STEP_HOOKS = frozenset(
@@ -28,112 +26,88 @@ STEP_HOOKS = frozenset(
 )
 """The hooks that are called in every step, according to the loop's table."""
 
-_END_SECONDS = 2.0  # how long a thread that is stopping may take
 
+def call_within(
+    implementation: Implementation, context: Callable[[str], AbstractContextManager[Any]]
+) -> Call:
+    """A version of the implementation's call that runs within a context.
 
-# -- Left behind ----------------------------------------------------------------------------------
+    Of a wrapper, the code before and after the yield does, and what it wraps doesn't.
 
+    Args:
+        implementation: a plugin's implementation of a hook.
+        context: makes the context for the hook's name.
+    """
+    hook, call = implementation.hook, implementation.call
+    if implementation.wrapper:
+        return within_parts(call, lambda: context(hook), lambda: context(hook))
 
-class Surroundings:
-    """The process-wide state at the time of creation, to compare with a later one."""
+    def watched(arguments: dict[str, Any]) -> Any:
+        with context(hook):
+            return call(arguments)
 
-    def __init__(self) -> None:
-        self._threads = set(threading.enumerate())
-        self._files = _open_files()
-        self._values = _values()
-
-    def changes(self) -> list[str]:
-        """Describe what was added or changed since then; threads get a moment to end."""
-        deadline = time.monotonic() + _END_SECONDS
-        threads: list[threading.Thread] = []
-        for thread in set(threading.enumerate()) - self._threads:
-            if thread is not threading.current_thread():
-                thread.join(max(0.0, deadline - time.monotonic()))
-                threads += [thread] if thread.is_alive() else []
-        found = [f"the thread {thread.name!r} is still running" for thread in threads]
-        files = _open_files()
-        found += [f"{files[n]} is still open" for n in sorted(files.keys() - self._files.keys())]
-        for name, value in _values().items():
-            before = self._values[name]
-            if value != before:
-                found.append(f"{name} has changed: {_difference(before, value)}")
-        return found
-
-
-def _open_files() -> dict[int, str]:
-    """Open files by descriptor; empty on systems without ``/proc``."""
-    found = {}
-    for name in os.listdir("/proc/self/fd") if os.path.isdir("/proc/self/fd") else ():
-        with contextlib.suppress(OSError):  # the descriptor of the listing itself is closed again
-            found[int(name)] = os.readlink(f"/proc/self/fd/{name}")
-    return found
-
-
-def _values() -> dict[str, Any]:
-    return {
-        "the environment": dict(os.environ),
-        "the working directory": os.getcwd(),
-        "sys.stdout or sys.stderr": (sys.stdout, sys.stderr),
-        "sys.excepthook": sys.excepthook,
-        "a signal's handler": {
-            number: signal.getsignal(number) for number in signal.valid_signals()
-        },
-        "the root logger's handlers": list(logging.getLogger().handlers),
-        "torch's default dtype": torch.get_default_dtype(),
-        "whether torch records gradients": torch.is_grad_enabled(),
-        "torch's anomaly detection": torch.is_anomaly_enabled(),
-        "torch's deterministic mode": torch.are_deterministic_algorithms_enabled(),
-        "torch's precision of float32 products": torch.get_float32_matmul_precision(),
-        "the number of torch's threads": torch.get_num_threads(),
-    }
-
-
-def _difference(before: Any, after: Any) -> str:
-    if isinstance(before, dict):
-        keys = [key for key in before | after if before.get(key) != after.get(key)]
-        return ", ".join(map(str, keys))
-    return f"{before} before, {after} now"
-
-
-# -- Reads of tensors -----------------------------------------------------------------------------
+    return watched
 
 
 class Reads:
     """Records where a plugin reads tensors in a step, a host-device synchronisation on GPUs.
 
     A plugin may read freely where ``tensor.is_cpu`` is true. So that it behaves as on a GPU, that
-    attribute is False while the plugin is watched.
+    attribute is False while the plugin runs; and its device is another one than
+    ``torch.device("cpu")``, so that a copy to the host differs from one to the model's device.
 
     Args:
-        device: the device of the run.
+        trainer: the trainer of the run.
 
     Attributes:
         found: one sentence per place.
     """
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(self, trainer: Trainer) -> None:
         self.found: dict[str, None] = {}  # a set that keeps its order
-        self._device = device
+        self._trainer_class, self._device = type(trainer), trainer.device
 
-    def around(self, implementation: Implementation) -> Call:
-        """A watched version of the implementation's call, for `PluginManager.wrap_calls`."""
-        hook, call = implementation.hook, implementation.call
-        if hook not in STEP_HOOKS:
-            return call
+    @contextmanager
+    def within(self, hook: str) -> Iterator[None]:
+        """Record the reads of the block, if the hook is one of a step."""
+        with watch_device_syncs(self._device) as reads, ExitStack() as stack:
+            if self._device.type == "cpu":
+                mode = _AsOnAccelerator(self._device, reads.append)
+                stack.enter_context(mode)
+                stack.enter_context(mock.patch.object(self._trainer_class, "device", mode.device))
+            try:
+                yield
+            finally:  # a wrapper ends by raising StopIteration
+                if hook in STEP_HOOKS:
+                    self.found |= dict.fromkeys(f"{hook} calls {place}" for place in reads)
 
-        def watched(arguments: dict[str, Any]) -> Any:
-            with watch_device_syncs(self._device) as reads, _DenyCpu():
-                result = call(arguments)
-            self.found |= dict.fromkeys(f"{hook} calls {place}" for place in reads)
-            return result
 
-        return watched
+class _AsOnAccelerator(TorchFunctionMode):
+    """Lets tensors of the CPU look like those of an accelerator.
 
+    ``tensor.is_cpu`` is False, and ``tensor.device`` is ``cpu:0``, which is the same device to
+    PyTorch, but isn't equal to ``cpu``. A copy to ``cpu`` is noted.
+    """
 
-class _DenyCpu(TorchFunctionMode):
-    """Makes ``tensor.is_cpu`` False for all tensors."""
+    device = torch.device("cpu", 0)
+
+    def __init__(self, model_device: torch.device, note: Callable[[str], None]) -> None:
+        super().__init__()
+        self._model_device, self._note = model_device, note
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
         if func == Tensor.is_cpu.__get__:  # type: ignore[attr-defined]
             return False
-        return func(*args, **(kwargs or {}))
+        if func == Tensor.device.__get__:
+            device = func(*args, **kwargs)
+            return self.device if device.type == "cpu" else device
+        if func is Tensor.to and not kwargs.get("non_blocking"):
+            if any(map(self._is_host, (*args[1:], *kwargs.values()))):
+                self._note(f"to{calling_line()}")
+        return func(*args, **kwargs)
+
+    def _is_host(self, given: Any) -> bool:
+        # A plugin may have kept the trainer's own device from before it was watched.
+        is_own = given is self._model_device or given == self.device
+        return isinstance(given, torch.device) and given.type == "cpu" and not is_own

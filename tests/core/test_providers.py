@@ -156,6 +156,15 @@ def test_a_trainer_that_makes_the_backward_pass_itself_may_be_given_any_loss():
     assert any(not torch.equal(value, before[name]) for name, value in weights_of(trainer).items())
 
 
+def test_a_provider_may_return_a_loss_for_each_evaluated_sample():
+    def loss(trainer, batch):
+        outputs = trainer.model(batch[0])
+        return {"loss": outputs.sum(1) * 0 + torch.arange(8.0), "batch_size": 8}
+
+    trainer = trainer_with(Offers("calculate_eval_batch_loss", loss))
+    assert trainer.evaluate(tiny_data(8))["evaluation_loss"] == 3.5
+
+
 def test_a_trainer_that_overrides_the_method_comes_before_every_plugin():
     class Mine(Trainer):
         def create_scheduler(self):

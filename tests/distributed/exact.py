@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -23,6 +24,7 @@ from torch.utils.data import (
 
 from pa_core import StopTrainingError, Trainer, TrainerCallback
 from pa_core.callbacks import SaveTrainingStateCallback, TerminateOnNaNCallback
+from pa_core.predictions import Predictions
 from tests.helpers import tiny_data, tiny_model, weights_of
 
 RANK, PROCESSES = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
@@ -167,6 +169,13 @@ def evaluation() -> Iterator[tuple[str, Any]]:
         yield f"predictions of a distributed loader {samples}", plain.predict(loader).tolist()
         rows = [item["rows"].tolist() for item in ragged.predict(data, 2)]
         yield f"ragged {samples}", rows
+        if samples < 8:
+            written = ragged.predict(data, 2, to=FOLDER / "predictions")
+            assert len(written) == samples
+            yield f"written {samples}", [item["rows"].tolist() for item in written.load()]
+            again = plain.predict(loader, to=FOLDER / "predictions")
+            yield f"written from a loader {samples}", again.load().tolist()
+    yield "disk full", disk_full_on_the_last_process(plain)
     for samples in (13, 1):
         split = SplitStream(samples)
         yield f"loss of split stream {samples}", plain.evaluate(split)["evaluation_loss"]
@@ -177,6 +186,20 @@ def evaluation() -> Iterator[tuple[str, Any]]:
     ready = {"dataloader_kwargs": {"batch_size": None}}
     yield "ready", plain.evaluate(Ready(13), **ready)["evaluation_loss"]
     yield "predictions of ready batches", plain.predict(Ready(13), **ready).tolist()
+
+
+def disk_full_on_the_last_process(trainer: Trainer) -> list[Any]:
+    """What is left if predictions can't be written: those from before, and nothing else."""
+    folder = FOLDER / "full"
+    trainer.predict(tiny_data(5), 2, to=folder)
+    with pytest.MonkeyPatch.context() as patch:
+        if RANK == PROCESSES - 1:
+            full = OSError(28, "No space left on device")
+            patch.setattr("pa_core.predictions.tensor_chunks", Mock(side_effect=full))
+        with pytest.raises((OSError, RuntimeError), match="No space left"):
+            trainer.predict(tiny_data(7), 2, to=folder)
+    left = [path.name for path in FOLDER.iterdir() if "full" in path.name]
+    return [left == ["full"], len(Predictions(folder))]
 
 
 class Stop(TrainerCallback):

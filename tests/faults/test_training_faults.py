@@ -176,7 +176,7 @@ def test_a_rollback_has_a_limit_and_needs_a_state_of_this_run(tmp_path):
     assert "this run has not saved a training state yet" in run(2).stop_reason
     with pytest.raises(ValueError, match="the plugin checkpoint, which isn't enabled"):
         train(TerminateOnNaNCallback("rollback"))
-    with pytest.raises(ValueError, match="limit must be 1 or more"):
+    with pytest.raises(ValueError, match="limit: expected greater than or equal to 1, got 0"):
         TerminateOnNaNCallback("skip", 0)
 
 

@@ -8,15 +8,24 @@ import time
 from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from rich.console import Console
 from rich.table import Table
 
-from pa_core import TrainerCallback, hookimpl, hookspec
-from pa_core.plugin import LocalPath, Spent, Stopwatch, local_path, save_file, watch_device_syncs
+from pa_core import hookimpl, hookspec
+from pa_core.plugin import (
+    CallbackSettings,
+    ConfigurableCallback,
+    LocalPath,
+    Spent,
+    Stopwatch,
+    local_path,
+    save_file,
+    watch_device_syncs,
+)
 
 if TYPE_CHECKING:
     from pa_core import Trainer
@@ -29,10 +38,8 @@ _WATCH_EVERY = 10  # calls; watching one for synchronisation slows its tensor op
 _SMALL_SHARE = 0.001  # of the run; hooks below it are printed as one row
 
 
-class ProfileSettings(BaseModel):
+class ProfileSettings(CallbackSettings):
     """The table ``[tool.pa-core.profile]``."""
-
-    model_config = ConfigDict(extra="forbid")
 
     to_json: LocalPath | None = Field(None, description="File for the report, as JSON.")
     trace: LocalPath | None = Field(
@@ -44,7 +51,7 @@ class ProfileSettings(BaseModel):
     trace_steps: int = Field(5, ge=1, description="Number of micro-batches to trace.")
 
 
-class ProfileCallback(TrainerCallback):
+class ProfileCallback(ConfigurableCallback):
     """Reports at the end of a run where its time went, and which plugins synchronise.
 
     Times are measured on the host. Each excludes the times measured within it, so they add up to
@@ -72,11 +79,6 @@ class ProfileCallback(TrainerCallback):
         self.trace = None if trace is None else local_path(trace)
         self.trace_start, self.trace_steps = trace_start, trace_steps
         self._reset()
-
-    @classmethod
-    def from_settings(cls, settings: BaseModel) -> Self:
-        """Build the callback from its table."""
-        return cls(**{name: getattr(settings, name) for name in sorted(settings.model_fields_set)})
 
     def _reset(self) -> None:
         self._watch = Stopwatch()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
@@ -11,6 +11,7 @@ from torchmetrics.wrappers import Running
 
 from pa_metrics.compute_groups import find_compute_groups
 from pa_metrics.distributed import merge_processes
+from pa_metrics.preds_and_target import IGNORED, are_of_tokens
 
 if TYPE_CHECKING:
     from pa_metrics.preds_and_target import ToPredsAndTarget
@@ -40,6 +41,8 @@ class EpochMetrics:
         functions = dict.fromkeys(to_inputs[name] for name in members)
         prefix, postfix = collection.prefix, collection.postfix
         self._groups = []
+        # Metrics that would count a label of -100, and whether there is one in the epoch.
+        self._ignored: dict[MetricCollection, tuple[list[str], Tensor] | None] = {}
         for function in functions:
             group: Any = {
                 name: metric for name, metric in members.items() if to_inputs[name] is function
@@ -76,6 +79,7 @@ class EpochMetrics:
         """Start an epoch."""
         for _, collection in self._groups:
             collection.reset()
+        self._ignored.clear()
         self._check_values(True)
 
     def update(self, batch: Any, batch_output: Mapping[str, Any]) -> None:
@@ -86,6 +90,7 @@ class EpochMetrics:
         """
         for function, collection in self._groups:
             inputs = function(batch, batch_output)
+            self._look_for_ignored(collection, batch, inputs)
             try:
                 if isinstance(inputs, Mapping):
                     collection.update(**{key: _detach(value) for key, value in inputs.items()})
@@ -100,6 +105,9 @@ class EpochMetrics:
     def compute(self) -> dict[str, Any]:
         """Compute the epoch's values over all processes; a collective."""
         merge_processes(dict(self._metrics()))
+        for watched in self._ignored.values():
+            if watched is not None and bool(watched[1]):
+                raise _counts_ignored(watched[0])
         values: dict[str, Any] = {}
         for _, collection in self._groups:
             values |= collection.compute()
@@ -133,6 +141,28 @@ class EpochMetrics:
                 setattr(metric, key, _copy(value, device=metric.device))
             setattr(metric, _counter(metric), state[name]["updates"])
 
+    def _look_for_ignored(self, collection: MetricCollection, batch: Any, inputs: Any) -> None:
+        """Have labels of tokens that are -100 ignored; watch for others, which would be counted.
+
+        Raises:
+            ValueError: if the epoch's first batch has such others.
+        """
+        target: Any = None
+        if isinstance(inputs, Mapping):
+            target = inputs.get("target")
+        elif isinstance(inputs, tuple) and len(inputs) == 2:
+            target = inputs[1]
+        if not isinstance(target, Tensor) or target.is_floating_point():
+            return
+        if collection not in self._ignored:
+            counting = _set_ignored(collection, are_tokens=are_of_tokens(batch, target))
+            seen = (target == IGNORED).any()
+            if counting and seen:  # reads the device, as the validation of the first batch does
+                raise _counts_ignored(counting)
+            self._ignored[collection] = (counting, seen) if counting else None
+        elif (watched := self._ignored[collection]) is not None:
+            watched[1].logical_or_((target == IGNORED).any())
+
     def _metrics(self) -> Iterator[tuple[str, Metric]]:
         for _, collection in self._groups:
             for name, module in collection.named_modules():
@@ -147,6 +177,27 @@ class EpochMetrics:
 def _counter(metric: Metric) -> str:
     """The attribute that counts a metric's updates; a window's next position depends on it."""
     return "_num_vals_seen" if isinstance(metric, Running) else "_update_count"
+
+
+def _set_ignored(collection: MetricCollection, *, are_tokens: bool) -> list[str]:
+    """Have labels of tokens that are -100 ignored; returns the names of metrics that count -100."""
+    counting = []
+    for name, metric in collection.items(keep_base=True, copy_state=False):
+        parts: list[Any] = [part for part in metric.modules() if hasattr(part, "ignore_index")]
+        for part in parts if are_tokens else ():
+            if part.ignore_index is None:
+                part.ignore_index = IGNORED
+        if any(part.ignore_index != IGNORED for part in parts) or (are_tokens and not parts):
+            counting.append(str(name))
+    return counting
+
+
+def _counts_ignored(names: Iterable[str]) -> ValueError:
+    return ValueError(
+        f"Labels are -100, which losses ignore, but these metrics count them: {', '.join(names)}. "
+        "Set ignore_index = -100 in [tool.pa-core.metrics], or for each metric; for a metric "
+        "without it, set to_preds_and_target to a function that leaves these labels out"
+    )
 
 
 def _never() -> bool:

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, Self, TypedDict, Unpack
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from pa_core import hookimpl
 from pa_core.errors import SettingsError, nearest
-from pa_core.plugin import LocalPath
+from pa_core.plugin import LocalPath, settings_from_options
 from pa_core.tracking import instance_metric_name
 from pa_metrics.factory import build_metric, history_name, import_path
 
@@ -82,6 +82,20 @@ class MetricsSettings(BaseModel):
         return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
 
 
+class MetricsOptions(TypedDict, total=False):
+    """The options of `MetricsPlugin`: the keys of its table, for type checkers."""
+
+    metrics: Sequence[str] | Mapping[str, str | Mapping[str, Any]]
+    on: When | Sequence[When]
+    task: Literal["binary", "multiclass", "multilabel"] | None
+    num_classes: int | None
+    num_labels: int | None
+    average: Literal["micro", "macro", "weighted", "none"] | None
+    top_k: int | None
+    ignore_index: int | None
+    plots: str | Path | None
+
+
 class MetricsPlugin:
     """Records torchmetrics metrics in the run history: ``accuracy``, ``train_accuracy``.
 
@@ -95,6 +109,9 @@ class MetricsPlugin:
             of the metrics' ``update``, or the name of one; by default chosen for each metric.
         options: keys of the table, instead of `settings`.
 
+    Raises:
+        SettingsError: for mistakes in the options, as for those in the table.
+
     >>> plugin = MetricsPlugin(metrics=["accuracy", "F1Score"], task="multiclass", num_classes=10)
     >>> plugin.settings.on
     ['eval']
@@ -107,11 +124,12 @@ class MetricsPlugin:
         settings: MetricsSettings | None = None,
         *,
         to_preds_and_target: ToPredsAndTarget | str | None = None,
-        **options: Any,
+        **options: Unpack[MetricsOptions],
     ) -> None:
+        given: dict[str, Any] = {**options}
         if isinstance(to_preds_and_target, str):
-            options["to_preds_and_target"], to_preds_and_target = to_preds_and_target, None
-        self.settings = MetricsSettings(**options) if settings is None else settings
+            given["to_preds_and_target"], to_preds_and_target = to_preds_and_target, None
+        self.settings = settings_from_options(MetricsSettings, settings, given, type(self).__name__)
         self._to_inputs = to_preds_and_target
         self._given: MetricCollection | None = None
         self._built: MetricCollection | None = None
@@ -308,7 +326,7 @@ class MetricsPlugin:
             check_once = {name for name, (_, own) in configured if "validate_args" not in own}
         chosen = self._to_inputs or self._named_inputs()
         to_inputs = {
-            name: chosen or inputs_for(metric, model)
+            name: inputs_for(metric, model, chosen)
             for name, metric in collection.items(keep_base=True)
         }
         return EpochMetrics(collection, to_inputs, check_once)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
@@ -15,8 +17,18 @@ Inputs = tuple[Any, ...] | Mapping[str, Any]
 
 ToPredsAndTarget = Callable[[Any, Mapping[str, Any]], Inputs]
 
+IGNORED = -100
+"""The label that losses ignore, in torch and in transformers."""
+
 _TARGET_KEYS = ("labels", "label", "targets", "target")
 _INDEX_KEYS = ("indexes", "indices", "query_id", "query_ids", "group", "groups")
+_LANGUAGE_MODELS = ("LMHeadModel", "DoubleHeadsModel", "WithLMHead")
+_UNSHIFTED = re.compile(
+    "(XLNet|XLM|Flaubert)(LMHead|WithLMHead)Model|ProphetNet"
+    "|(Bart|BigBirdPegasus|Blenderbot|BlenderbotSmall|MBart|Marian|Mvp|Pegasus|PLBart|TrOCR"
+    "|Speech2Text2|Whisper)ForCausalLM"
+)
+"""Language models of transformers that expect labels which are shifted already."""
 _TEXT_KEYS = ("references", "reference", "texts", "text", *_TARGET_KEYS)
 
 
@@ -27,7 +39,8 @@ def to_preds_and_target(batch: Any, batch_output: Mapping[str, Any]) -> tuple[Te
     ``logits``, as those of transformers' models. If the batch is a mapping, the class dimension of
     token logits ``(batch, tokens, classes)`` is moved to where torchmetrics expects it,
     ``(batch, classes, tokens)``. Outputs of shape ``(batch, 1)`` become ``(batch,)`` if the targets
-    have that shape.
+    have that shape. If ``batch_output["shifts_labels"]`` is true, as for a model that predicts the
+    next token, predictions and targets are those of the next tokens.
 
     Args:
         batch: a batch of the loader.
@@ -52,7 +65,9 @@ def to_preds_and_target(batch: Any, batch_output: Mapping[str, Any]) -> tuple[Te
         )
     if preds.shape == (*target.shape, 1):
         preds = preds.squeeze(-1)
-    elif isinstance(batch, Mapping) and preds.ndim > 2 and preds.shape[:-1] == target.shape:
+    if batch_output.get("shifts_labels") and are_of_tokens(batch, target):
+        preds, target = _next_tokens(batch, preds, target)
+    if isinstance(batch, Mapping) and preds.ndim > 2 and preds.shape[:-1] == target.shape:
         preds = preds.movedim(-1, 1)
     return preds, target
 
@@ -106,13 +121,14 @@ def language_model(batch: Any, batch_output: Mapping[str, Any]) -> tuple[Tensor,
     preds, target = _logits(batch_output), _target(batch)
     if not isinstance(preds, Tensor) or not isinstance(target, Tensor):
         raise _nothing_found(batch, batch_output, "expected logits and 'labels' of tokens")
+    if batch_output.get("shifts_labels"):
+        return _next_tokens(batch, preds, target)
     return preds, target
 
 
 def causal_language_model(batch: Any, batch_output: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
     """As `language_model`, shifted: each token is predicted from those before it."""
-    preds, target = language_model(batch, batch_output)
-    return preds[:, :-1], target[:, 1:]
+    return language_model(batch, {**batch_output, "shifts_labels": True})
 
 
 def text(batch: Any, batch_output: Mapping[str, Any]) -> tuple[list[str], list[Any]]:
@@ -151,22 +167,70 @@ NAMED: dict[str, Callable[..., Inputs]] = {
 """The names that ``to_preds_and_target`` accepts in the settings."""
 
 
-def inputs_for(metric: Any, model: nn.Module) -> ToPredsAndTarget:
-    """Choose the function for a metric by its torchmetrics subpackage.
+def inputs_for(
+    metric: Any, model: nn.Module, chosen: ToPredsAndTarget | None = None
+) -> ToPredsAndTarget:
+    """The function that extracts a metric's inputs, chosen by its torchmetrics subpackage.
 
     Args:
         metric: the metric, or a wrapper around it.
-        model: the model; a causal language model, which predicts the next token, needs a shift.
+        model: the model. Of one that predicts the next token, predictions and targets are shifted,
+            unless the batch output says what the loss does.
+        chosen: the function that the settings name, instead. Of language models, it is adapted to
+            the shapes that the metric expects.
     """
-    module = type(_unwrapped(metric)).__module__
-    field, _, name = module.removeprefix("torchmetrics.").partition(".")
+    library, _, module = type(_unwrapped(metric)).__module__.partition(".")
+    field, _, name = module.partition(".") if library == "torchmetrics" else ("", "", "")
+    is_of_words = field == "text" and name.startswith("perplexity")
+    if chosen in (language_model, causal_language_model):
+        if is_of_words:
+            return _shifting(language_model, chosen is causal_language_model, True)
+        if field != "text":
+            return _shifting(classification, chosen is causal_language_model, True)
+        return text
+    function = chosen or _usual(field, name)
+    if function in (to_preds_and_target, classification, language_model):
+        return _shifting(function, _predicts_next_token(model), False)
+    return function
+
+
+def _usual(field: str, name: str) -> ToPredsAndTarget:
+    """The function for a metric of a subpackage of torchmetrics, and of a module in it."""
     if field == "text":
-        if not name.startswith("perplexity"):
-            return text
-        return causal_language_model if _is_causal(model) else language_model
-    if module.startswith("torchmetrics.") and field in NAMED and not name.startswith("panoptic"):
+        return language_model if name.startswith("perplexity") else text
+    if field in NAMED and not name.startswith("panoptic"):
         return NAMED[field]
     return to_preds_and_target
+
+
+@cache  # metrics with the same function share their inputs
+def _shifting(function: ToPredsAndTarget, shifts_labels: bool, is_asked_for: bool) -> Any:
+    """The function with a value of ``shifts_labels`` that is certain, or one that may be wrong.
+
+    Args:
+        function: takes it from the batch output.
+        shifts_labels: the value.
+        is_asked_for: whether it overrides the value of the batch output.
+    """
+
+    def inputs(batch: Any, batch_output: Mapping[str, Any]) -> Inputs:
+        if is_asked_for:
+            return function(batch, {**batch_output, "shifts_labels": shifts_labels})
+        # Targets in a tuple are what the loss function compares the outputs with, one by one.
+        by_model = shifts_labels and isinstance(batch, Mapping)
+        return function(batch, {"shifts_labels": by_model, **batch_output})
+
+    return inputs
+
+
+def are_of_tokens(batch: Any, target: Any) -> bool:
+    """Whether targets are labels of tokens or pixels in a mapping, of which -100 is ignored."""
+    return (
+        isinstance(batch, Mapping)
+        and isinstance(target, Tensor)
+        and target.ndim > 1
+        and not target.is_floating_point()
+    )
 
 
 def _unwrapped(metric: Any) -> Any:
@@ -182,12 +246,29 @@ def _unwrapped(metric: Any) -> Any:
     return metric
 
 
-def _is_causal(model: nn.Module) -> bool:
-    """Whether a transformers model shifts its labels, as its `loss_type` says."""
-    config = getattr(model, "config", None)
+def _predicts_next_token(model: nn.Module) -> bool:
+    """Whether the loss of a transformers model compares each label with the output before it.
+
+    By its `loss_type` and its class. Encoder-decoder models shift the decoder's inputs instead.
+    """
+    if callable(find := getattr(model, "get_base_model", None)):  # within adapters
+        model = find()
+    name, config = type(model).__name__, getattr(model, "config", None)
     if not hasattr(model, "loss_type") or getattr(config, "is_encoder_decoder", False):
         return False
-    return model.loss_type in (None, "ForCausalLM", "ForConditionalGeneration")
+    if _UNSHIFTED.match(name):
+        return False
+    kind: Any = model.loss_type
+    if kind is None:
+        return name.endswith(_LANGUAGE_MODELS)
+    return kind in ("ForCausalLM", "ForConditionalGeneration")
+
+
+def _next_tokens(batch: Any, preds: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    """Predictions and targets of the next tokens; labels may have been shifted by the collator."""
+    if isinstance(batch, Mapping) and isinstance(batch.get("shift_labels"), Tensor):
+        return preds, batch["shift_labels"]
+    return preds[:, :-1], target[:, 1:]
 
 
 def _outputs(batch_output: Mapping[str, Any]) -> Any:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
-from pa_core import TrainerCallback, hookimpl
+from pa_core import hookimpl
 from pa_core.callbacks import CallbackHandler, SaveBestModelCallback
+from pa_core.plugin import CallbackSettings, ConfigurableCallback
 from pa_models.ema import ModelEma
 from pa_models.wrappers import unwrap_model
 
@@ -21,10 +22,8 @@ if TYPE_CHECKING:
     from pa_core import Trainer
 
 
-class EmaSettings(BaseModel):
+class EmaSettings(CallbackSettings):
     """The table ``[tool.pa-core.ema]``."""
-
-    model_config = ConfigDict(extra="forbid")
 
     decay: float = Field(
         0.9999, ge=0, lt=1, description="The factor of the old average per optimizer update."
@@ -44,7 +43,7 @@ class EmaSettings(BaseModel):
     )
 
 
-class EmaPlugin(TrainerCallback):
+class EmaPlugin(ConfigurableCallback):
     """Keeps a moving average of the weights, and evaluates it as well as the model.
 
     The average is updated after each optimizer update, on the device. Each call of ``train`` starts
@@ -65,7 +64,7 @@ class EmaPlugin(TrainerCallback):
             the averaged weights.
     """
 
-    Settings: ClassVar[type[BaseModel]] = EmaSettings
+    Settings = EmaSettings
     follows_weights: ClassVar[tuple[str, ...]] = ("ema",)
 
     def __init__(
@@ -76,19 +75,12 @@ class EmaPlugin(TrainerCallback):
         evaluate: bool = True,
         name: str = "ema",
     ) -> None:
-        if update_every < 1:
-            raise ValueError(f"update_every must be 1 or more, got {update_every!r}")
         self.decay, self.warmup, self.update_every = decay, warmup, update_every
         self.evaluate, self.name = evaluate, name
         self.ema_model: Any = None
         self._is_main = True
         self._takes_number = True
         self._loaded: Mapping[str, Any] | None = None
-
-    @classmethod
-    def from_settings(cls, settings: BaseModel) -> Self:
-        """Build the plugin from its table."""
-        return cls(**{name: getattr(settings, name) for name in sorted(settings.model_fields_set)})
 
     def create_ema(self, model: nn.Module) -> Any:
         """Create the average of a model."""

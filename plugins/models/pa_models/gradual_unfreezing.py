@@ -5,13 +5,13 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Self
+from typing import TYPE_CHECKING, Annotated, Any
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, Field
 
-from pa_core import TrainerCallback, hookimpl
+from pa_core import hookimpl
 from pa_core.durations import Duration
-from pa_core.plugin import named_parameters
+from pa_core.plugin import CallbackSettings, ConfigurableCallback, named_parameters
 from pa_models.freezing import ModelFreezer
 from pa_models.layer_groups import tied_as_text
 from pa_models.selection import select
@@ -98,10 +98,8 @@ def _check_plan(plan: dict[str, Any]) -> dict[str, Any]:
     return plan
 
 
-class GradualUnfreezingSettings(BaseModel):
+class GradualUnfreezingSettings(CallbackSettings):
     """The table ``[tool.pa-core.gradual_unfreezing]``."""
-
-    model_config = ConfigDict(extra="forbid")
 
     plan: Annotated[dict[str, str | int | list[str | int]], AfterValidator(_check_plan)] = Field(
         description="Times, and the parts that are trained from then on: names, in which * matches "
@@ -115,7 +113,7 @@ class GradualUnfreezingSettings(BaseModel):
     )
 
 
-class GradualUnfreezingCallback(TrainerCallback):
+class GradualUnfreezingCallback(ConfigurableCallback):
     """Freezes a model at the start of a run, and unfreezes it part by part.
 
     Parts that the plan doesn't name stay frozen. The optimizer has all parameters from the start:
@@ -138,7 +136,7 @@ class GradualUnfreezingCallback(TrainerCallback):
     >>> callback = GradualUnfreezingCallback({"0 epochs": "head", "1 epochs": ["body.2", "*.bias"]})
     """
 
-    Settings: ClassVar[type[BaseModel]] = GradualUnfreezingSettings
+    Settings = GradualUnfreezingSettings
 
     def __init__(
         self,
@@ -152,11 +150,6 @@ class GradualUnfreezingCallback(TrainerCallback):
         self._freezer: Any = None
         self._done = 0  # number of stages that have started
         self._loaded: int | None = None
-
-    @classmethod
-    def from_settings(cls, settings: BaseModel) -> Self:
-        """Build the callback from its table."""
-        return cls(**{name: getattr(settings, name) for name in sorted(settings.model_fields_set)})
 
     def on_training_run_start(self, trainer: Trainer, **kwargs: Any) -> None:
         """Freeze everything except the parts of the first stage."""

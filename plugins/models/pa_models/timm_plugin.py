@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, Self, TypedDict, Unpack
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from pa_core import hookimpl
 from pa_core.errors import nearest
+from pa_core.plugin import settings_from_options
 from pa_models.timm_models import TimmModels
 
 if TYPE_CHECKING:
@@ -75,6 +76,25 @@ class TimmSettings(BaseModel):
         return self
 
 
+class TimmOptions(TypedDict, total=False):
+    """The options of `TimmPlugin`: the keys of its table, for type checkers."""
+
+    model_options: Mapping[str, Any]
+    optimizer: str | None
+    lr: float | None
+    weight_decay: float
+    layer_decay: float | None
+    optimizer_options: Mapping[str, Any]
+    mixup: float
+    cutmix: float
+    mix_prob: float
+    mix_switch_prob: float
+    mix_mode: Literal["batch", "pair", "elem"]
+    mixup_off_epoch: int | None
+    label_smoothing: float
+    bce: bool
+
+
 class TimmPlugin:
     """Builds timm's models and optimizers by name, and trains classifiers on soft targets.
 
@@ -86,14 +106,19 @@ class TimmPlugin:
         settings: the plugin's table.
         options: keys of the table, instead of `settings`.
 
+    Raises:
+        SettingsError: for mistakes in the options, as for those in the table.
+
     >>> TimmPlugin(optimizer="adamw", lr=1e-3, mixup=0.2).settings.mixes
     True
     """
 
     Settings = TimmSettings
 
-    def __init__(self, settings: TimmSettings | None = None, **options: Any) -> None:
-        self.settings = TimmSettings(**options) if settings is None else settings
+    def __init__(
+        self, settings: TimmSettings | None = None, **options: Unpack[TimmOptions]
+    ) -> None:
+        self.settings = settings_from_options(TimmSettings, settings, options, type(self).__name__)
         self._loss: MixedLoss | None = None
 
     @hookimpl

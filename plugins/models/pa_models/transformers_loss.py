@@ -60,6 +60,8 @@ class BatchLosses:
             losses that the model returns besides, such as the ``aux_loss`` of a mixture of experts,
             and with label smoothing the parts of the loss: ``unsmoothed_loss``, and
             ``uniform_loss`` for a uniform target.
+            ``shifts_labels`` says whether the loss compares each label with the output before it,
+            if that is known.
 
         Raises:
             ValueError: if the model returns no loss, if the batch isn't made of tensors, or if it
@@ -91,6 +93,9 @@ class BatchLosses:
             log |= {"unsmoothed_loss": loss, "uniform_loss": (loss + excess).detach()}
             loss = loss + label_smoothing * excess
         result = {"loss": loss, "model_outputs": outputs, "batch_size": get_batch_size(batch)}
+        shifts_labels = self._knows_shift(known)
+        if shifts_labels is not None:
+            result["shifts_labels"] = shifts_labels
         if log:
             result["log"] = log
         items = self._count(known, batch, outputs)
@@ -174,6 +179,16 @@ class BatchLosses:
                 self.check_positions()
         return counts[0] if counts else None
 
+    def _knows_shift(self, known: Known | None) -> bool | None:
+        """Whether the loss compares each label with the output before it; None if unknown."""
+        if known is None:
+            of_names = {"labels": False, "shifted_labels": True}
+            return of_names.get(self._declared) if isinstance(self._declared, str) else None
+        targets = [term.target for term in known.terms if term.target is not None]
+        if len(targets) != 1 or targets[0].entry not in ("labels", "shift_labels"):
+            return None
+        return targets[0].is_shifted or targets[0].entry == "shift_labels"
+
     def _shifts_labels(self, known: Known | None, batch: Mapping[str, Any]) -> bool:
         """Whether the loss ignores the first label of each sequence.
 
@@ -190,20 +205,6 @@ class BatchLosses:
         if name not in ("labels", "shifted_labels"):
             raise ValueError("Labels can be smoothed only if the loss is a mean over labels")
         return name == "shifted_labels" and "shift_labels" not in batch
-
-
-def calculate_predictions(trainer: Trainer, batch: Mapping[str, Any]) -> Any:
-    """The model's logits, or its whole output if it has none.
-
-    Labels aren't passed to the model, since they may be invalid in data for prediction. An
-    encoder-decoder model gets them, because it may build the decoder's inputs from them.
-    """
-    if not _has_decoder_inputs(trainer.get_model(keep_torch_compile=False)):
-        batch = {key: value for key, value in batch.items() if key != "labels"}
-    with torch.no_grad():
-        outputs = call_model(trainer.model, batch)
-    logits = _get(outputs, "logits")
-    return outputs if logits is None else logits
 
 
 def call_model(model: nn.Module, batch: Mapping[str, Any]) -> Any:

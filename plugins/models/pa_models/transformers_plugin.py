@@ -4,20 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from importlib import import_module
-from typing import TYPE_CHECKING, Any, Literal, Self
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Self, TypedDict, Unpack
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from pa_core import hookimpl
 from pa_core.errors import SettingsError, nearest
-from pa_core.plugin import LocalPath
-from pa_models.transformers_loss import (
-    IGNORED,
-    LOSS_MEANS,
-    BatchLosses,
-    calculate_predictions,
-)
+from pa_core.plugin import LocalPath, settings_from_options
+from pa_models.transformers_loss import LOSS_MEANS, BatchLosses
 from pa_models.transformers_models import TransformersModels, add_lora, load_tokenizer
 
 if TYPE_CHECKING:
@@ -90,6 +86,21 @@ class TransformersSettings(BaseModel):
         return self
 
 
+class TransformersOptions(TypedDict, total=False):
+    """The options of `TransformersPlugin`: the keys of its table, for type checkers."""
+
+    task: str | None
+    model_options: Mapping[str, Any]
+    collator: Literal["padding", "token_classification", "causal_lm", "masked_lm", "seq2seq"] | None
+    mlm_probability: float
+    label_smoothing: float
+    gradient_checkpointing: bool
+    gradient_checkpointing_options: Mapping[str, Any] | None
+    lora: Mapping[str, Any] | None
+    generate: Mapping[str, Any] | None
+    export_to: str | Path | None
+
+
 class TransformersPlugin:
     """Trains with batches that are mappings.
 
@@ -103,6 +114,9 @@ class TransformersPlugin:
         loss_mean: as in the settings, or a function instead of its path.
         options: keys of the table, instead of `settings`.
 
+    Raises:
+        SettingsError: for mistakes in the options, as for those in the table.
+
     >>> TransformersPlugin(label_smoothing=0.1).settings.label_smoothing
     0.1
     """
@@ -115,18 +129,22 @@ class TransformersPlugin:
         *,
         tokenizer: Any = None,
         loss_mean: str | CountItems | None = None,
-        **options: Any,
+        **options: Unpack[TransformersOptions],
     ) -> None:
+        given: dict[str, Any] = {**options}
         if isinstance(tokenizer, str):
-            options["tokenizer"], tokenizer = tokenizer, None
-        if tokenizer is not None:
-            options["tokenizer"] = str(getattr(tokenizer, "name_or_path", "given"))
+            given["tokenizer"], tokenizer = tokenizer, None
+        if tokenizer is not None and settings is None:
+            given["tokenizer"] = str(getattr(tokenizer, "name_or_path", "given"))
         if callable(loss_mean):
-            name = getattr(loss_mean, "__qualname__", type(loss_mean).__qualname__)
-            options["loss_mean"] = f"{loss_mean.__module__}.{name}"
+            if settings is None:
+                name = getattr(loss_mean, "__qualname__", type(loss_mean).__qualname__)
+                given["loss_mean"] = f"{loss_mean.__module__}.{name}"
         elif loss_mean is not None:
-            options["loss_mean"] = loss_mean
-        self.settings = TransformersSettings(**options) if settings is None else settings
+            given["loss_mean"] = loss_mean
+        self.settings = settings_from_options(
+            TransformersSettings, settings, given, type(self).__name__
+        )
         self._tokenizer = tokenizer
         named = self.settings.loss_mean
         is_path = named is not None and named not in LOSS_MEANS and not callable(loss_mean)
@@ -191,14 +209,25 @@ class TransformersPlugin:
 
     @hookimpl
     def calculate_eval_batch_loss(self, trainer: Trainer, batch: Any) -> dict[str, Any] | None:
-        """The same without gradients and smoothing, and with generated text if the settings ask."""
+        """The same without gradients and smoothing, and with generated text if the settings ask.
+
+        Without labels, there is generated text and no loss.
+        """
         if not isinstance(batch, Mapping):
             return None
-        with torch.no_grad():
-            output = self._losses.calculate(trainer, batch)
-            if self.settings.generate is not None:
-                output |= self._generate(trainer, batch)
-        return output
+        if self.settings.generate is None:
+            with torch.no_grad():
+                return self._losses.calculate(trainer, batch)
+        from pa_models.transformers_generate import generate, has_labels
+
+        output = generate(trainer, batch, self.settings.generate, self.tokenizer)
+        if has_labels(batch):
+            with torch.no_grad():
+                return self._losses.calculate(trainer, batch) | output
+        tokens = output["generated"]
+        none = torch.zeros((), device=tokens.device)  # of a weight of 0
+        output |= {"loss": none, "num_items_in_batch": none.long()}
+        return output | {"model_outputs": tokens, "batch_size": len(tokens)}
 
     @hookimpl
     def on_train_epoch_end(self) -> None:
@@ -212,8 +241,19 @@ class TransformersPlugin:
 
     @hookimpl
     def calculate_predictions(self, trainer: Trainer, batch: Any) -> Any:
-        """The model's logits, for a batch that is a mapping."""
-        return calculate_predictions(trainer, batch) if isinstance(batch, Mapping) else None
+        """What the model predicts, or generates if the settings ask, for a batch that is a mapping.
+
+        Of generated text, ``generated`` are the tokens and ``texts``, with a tokenizer, the texts.
+        """
+        if not isinstance(batch, Mapping):
+            return None
+        if self.settings.generate is None:
+            from pa_models.transformers_predict import calculate_predictions
+
+            return calculate_predictions(trainer, batch)
+        from pa_models.transformers_generate import predict
+
+        return predict(trainer, batch, self.settings.generate, self.tokenizer)
 
     def _choose_collator(self, trainer: Trainer) -> None:
         settings = self.settings
@@ -224,25 +264,6 @@ class TransformersPlugin:
             trainer.collate_fn = create_collator(
                 settings.collator, self.tokenizer, model, settings.mlm_probability
             )
-
-    def _generate(self, trainer: Trainer, batch: Mapping[str, Any]) -> dict[str, Any]:
-        """The tokens ``generated`` for a batch; with a tokenizer, ``texts`` and ``references``."""
-        assert self.settings.generate is not None
-        inputs = {key: batch[key] for key in ("input_ids", "attention_mask") if key in batch}
-        model = trainer.get_model(keep_torch_compile=False)
-        generated = model.generate(**inputs, **self.settings.generate)
-        if self.tokenizer is None:
-            return {"generated": generated}
-        output = {"generated": generated, "texts": self._decode(generated)}
-        if isinstance(batch.get("labels"), torch.Tensor) and batch["labels"].ndim == 2:
-            output["references"] = self._decode(batch["labels"])
-        return output
-
-    def _decode(self, tokens: torch.Tensor) -> list[str]:
-        padding = self.tokenizer.pad_token_id or 0
-        tokens = tokens.masked_fill(tokens == IGNORED, padding)
-        texts: list[str] = self.tokenizer.batch_decode(tokens, skip_special_tokens=True)
-        return texts
 
 
 def _import_function(path: str) -> CountItems:

@@ -7,16 +7,16 @@ import warnings
 from collections.abc import Generator, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Unpack
 
 from pa_core import hookimpl
 from pa_core.durations import Every
-from pa_core.plugin import check_file_name, mask_secrets
+from pa_core.plugin import check_file_name, mask_secrets, settings_from_options
 from pa_report.images import Picture, figure_to_url, images_to_urls
 from pa_report.measurements import Measurements
 from pa_report.page import run_page, save_page
 from pa_report.run import Run, Status, curves_and_matrices, plain, records_of
-from pa_report.settings import ReportSettings
+from pa_report.settings import ReportOptions, ReportSettings
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -40,6 +40,9 @@ class ReportPlugin:
         settings: the plugin's table.
         options: keys of the table, instead of `settings`.
 
+    Raises:
+        SettingsError: for mistakes in the options, as for those in the table.
+
     >>> ReportPlugin(name="first").settings.folder.as_posix()
     'reports'
     """
@@ -49,8 +52,12 @@ class ReportPlugin:
     changes_training = False
     locked_files = ("named_file",)
 
-    def __init__(self, settings: ReportSettings | None = None, **options: Any) -> None:
-        self.settings = ReportSettings(**options) if settings is None else settings
+    def __init__(
+        self, settings: ReportSettings | None = None, **options: Unpack[ReportOptions]
+    ) -> None:
+        self.settings = settings_from_options(
+            ReportSettings, settings, options, type(self).__name__
+        )
         self.path: Path | None = None
         self._started: str | None = None
         self._measurements = Measurements()

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING, TypedDict
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from pa_core.plugin import LocalPath, UpdateDuration, check_file_name
+
+if TYPE_CHECKING:
+    from pa_core.durations import Duration
 
 
 class ReportSettings(BaseModel):
@@ -36,3 +40,12 @@ class ReportSettings(BaseModel):
     @classmethod
     def _is_no_path(cls, value: str | None) -> str | None:
         return None if value is None else check_file_name(value)
+
+
+class ReportOptions(TypedDict, total=False):
+    """The options of `ReportPlugin`: the keys of its table, for type checkers."""
+
+    folder: str | Path
+    name: str | None
+    title: str | None
+    every: int | str | Duration | None

@@ -12,7 +12,7 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from pa_core import hookimpl
 from pa_core.placeholders import replace_trainer_placeholder_values
-from pa_core.plugin import SchedulerList
+from pa_core.plugin import SchedulerList, settings_from_options
 from pa_schedulers.adapters import CountsUpdates, FollowsMetric, SchedulerAdapter, TimmSchedule
 from pa_schedulers.base import SchedulerBase
 from pa_schedulers.group_schedulers import OnGroups, ScheduleSet
@@ -37,7 +37,11 @@ class SchedulersPlugin:
 
     Args:
         settings: the plugin's table.
-        options: keys of the table, instead of `settings`.
+        options: keys of the table, instead of `settings`. Type checkers take any name, since a
+            scheduler that a plugin registers may have any option.
+
+    Raises:
+        SettingsError: for mistakes in the options, as for those in the table.
 
     >>> plugin = SchedulersPlugin(name="cosine", warmup="5%")
     >>> plugin.settings.warmup
@@ -47,7 +51,9 @@ class SchedulersPlugin:
     Settings = SchedulersSettings
 
     def __init__(self, settings: SchedulersSettings | None = None, **options: Any) -> None:
-        self.settings = SchedulersSettings(**options) if settings is None else settings
+        self.settings = settings_from_options(
+            SchedulersSettings, settings, options, type(self).__name__
+        )
         self._scheduler: Any = None  # the run's, if this plugin has created or adapted it
         self._created_for = RunLength(None)
 

@@ -10,14 +10,19 @@ from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Unpack
 
 from pa_core import hookimpl
 from pa_core.durations import Every, Progress
-from pa_core.plugin import check_file_name, mask_secrets, to_uint8_images
+from pa_core.plugin import (
+    check_file_name,
+    mask_secrets,
+    settings_from_options,
+    to_uint8_images,
+)
 from pa_tracking.send_queue import Receipts, SendQueue, Started, place_now
 from pa_tracking.service import Run
-from pa_tracking.settings import TrackingSettings, check_package
+from pa_tracking.settings import TrackingOptions, TrackingSettings, check_package
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -41,6 +46,9 @@ class TrackingPlugin:
         settings: the plugin's table.
         options: keys of the table, instead of `settings`.
 
+    Raises:
+        SettingsError: for mistakes in the options, as for those in the table.
+
     >>> TrackingPlugin(service="jsonl", every="50 updates").settings.project
     'pa-core'
     """
@@ -49,10 +57,14 @@ class TrackingPlugin:
 
     changes_training = False
 
-    def __init__(self, settings: TrackingSettings | None = None, **options: Any) -> None:
+    def __init__(
+        self, settings: TrackingSettings | None = None, **options: Unpack[TrackingOptions]
+    ) -> None:
         from pa_tracking.measurements import Throughput
 
-        self.settings = TrackingSettings(**options) if settings is None else settings
+        self.settings = settings_from_options(
+            TrackingSettings, settings, options, type(self).__name__
+        )
         self._run: Run | None = None
         self._service: Service | None = None
         self._queue = SendQueue()

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypedDict
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from pa_core.plugin import LocalPath, UpdateDuration, check_file_name, mask_secrets
+
+if TYPE_CHECKING:
+    from pa_core.durations import Duration
 
 Topic = Literal["learning_rates", "gradient_norm", "throughput", "memory", "config"]
 ServiceName = Literal[
@@ -70,6 +73,21 @@ class TrackingSettings(BaseModel):
                 "variable that the service reads, such as WANDB_API_KEY"
             )
         return value
+
+
+class TrackingOptions(TypedDict, total=False):
+    """The options of `TrackingPlugin`: the keys of its table, for type checkers."""
+
+    service: ServiceName
+    project: str
+    run_name: str | None
+    logging_dir: str | Path
+    every: int | str | Duration | None
+    log: Sequence[Topic]
+    tags: Sequence[str]
+    offline: bool | None
+    options: Mapping[str, Any]
+    on_error: Literal["warn", "stop"]
 
 
 PACKAGES: Mapping[str, tuple[str, str]] = {

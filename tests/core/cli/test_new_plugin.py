@@ -13,14 +13,21 @@ from pathlib import Path
 import pytest
 
 from pa_core.cli import new_plugin as new_plugin_module
-from pa_core.cli.new_plugin import FILES, NewPluginError, event_names, new_plugin
+from pa_core.cli.new_plugin import (
+    FILES,
+    KINDS,
+    NewPluginError,
+    event_names,
+    files_of,
+    new_plugin,
+)
 from pa_core.testing import HookRecorder, run_tiny
 from tests.fake_plugins import site_in
 
 ROOT = Path(__file__).parents[3]
 
 
-def run(*args: str, cwd: Path, path: tuple[Path, ...] = ()) -> str:
+def run(*args: str, cwd: Path, path: tuple[Path, ...] = (), **more: tuple[Path, ...]) -> str:
     kept = {name: value for name, value in os.environ.items() if name != "PA_CORE_CONFIG"}
     result = subprocess.run(
         [sys.executable, *args],
@@ -28,7 +35,9 @@ def run(*args: str, cwd: Path, path: tuple[Path, ...] = ()) -> str:
         text=True,
         check=False,
         cwd=cwd,
-        env=kept | {"PYTHONPATH": os.pathsep.join(map(str, (*path, ROOT)))},
+        env=kept
+        | {"PYTHONPATH": os.pathsep.join(map(str, (*path, ROOT)))}
+        | {name: os.pathsep.join(map(str, paths)) for name, paths in more.items()},
     )
     assert result.returncode == 0, result.stdout + result.stderr
     return result.stdout
@@ -38,9 +47,10 @@ def test_the_files_are_those_of_the_template_and_nothing_is_left_to_fill_in(tmp_
     folder = new_plugin("weight-watch", tmp_path, author='Ada "L" O\'Neill, München')
     assert folder == tmp_path / "pa-weight-watch"
     made = {str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file()}
-    assert made == {place.replace("$package", "pa_weight_watch") for place in FILES.values()}
+    places = files_of("event").values()
+    assert made == {place.replace("$package", "pa_weight_watch") for place in places}
     template = {path.name for path in (ROOT / "pa_core" / "cli" / "template").iterdir()}
-    assert template == set(FILES)
+    assert template == {name for kind in KINDS for name in files_of(kind)}
     assert list(tmp_path.iterdir()) == [folder]
     for path in folder.rglob("*"):
         if path.is_file():
@@ -125,6 +135,10 @@ def test_other_mistakes_are_told(tmp_path):
         new_plugin("watch", tmp_path, hook="on_train_epochs_end")
     with pytest.raises(NewPluginError, match="can't implement 'create_scheduler' first"):
         new_plugin("watch", tmp_path, hook="create_scheduler")
+    with pytest.raises(NewPluginError, match="no template 'wraper'. Did you mean 'wrapper'"):
+        new_plugin("watch", tmp_path, kind="wraper")
+    with pytest.raises(NewPluginError, match="Only the template event takes a hook"):
+        new_plugin("watch", tmp_path, kind="provider", hook="on_train_epoch_end")
     with pytest.raises(NewPluginError, match="too long: use at most 32"):
         new_plugin("w" * 33, tmp_path)
     with pytest.raises(NewPluginError, match="must be a single line"):
@@ -156,23 +170,51 @@ def test_the_command_says_what_comes_next_and_tells_mistakes_in_words(tmp_path):
 
 
 def test_what_is_made_is_clean_for_the_linter_and_the_formatter(tmp_path):
-    pytest.importorskip("ruff")
-    name, hook = "w" * 32, max(event_names(), key=len)
-    folder = new_plugin(name, tmp_path, hook=hook)
-    run("-m", "ruff", "check", ".", cwd=folder)
-    run("-m", "ruff", "format", "--check", ".", cwd=folder)
+    for kind in KINDS:
+        hook = max(event_names(), key=len) if kind == "event" else None
+        folder = new_plugin(kind[0] * 32, tmp_path, kind=kind, hook=hook)
+        run("-m", "ruff", "check", ".", cwd=folder)
+        run("-m", "ruff", "format", "--check", ".", cwd=folder)
 
 
 @pytest.mark.slow
 def test_what_is_made_is_clean_for_the_type_checker(tmp_path):
-    pytest.importorskip("mypy")
-    folder = new_plugin("weight-watch", tmp_path)
-    with (folder / "pyproject.toml").open("a") as file:  # what is made names no type of these
+    files = []
+    for kind in KINDS:
+        folder = new_plugin(f"a-{kind}", tmp_path, kind=kind)
+        # In one run, which needs modules of different names.
+        files += [folder / f"pa_a_{kind}", folder / f"test_{kind}.py"]
+        (folder / "tests" / "test_plugin.py").rename(files[-1])
+    with (folder / "pyproject.toml").open("a") as file:  # what is made names little of these
         file.write(
             '\n[[tool.mypy.overrides]]\nmodule = ["torch.*", "accelerate.*", "numpy.*"]\n'
             'follow_imports = "skip"\n'
         )
-    run("-m", "mypy", cwd=folder)
+    packages = tuple(tmp_path / f"pa-a-{kind}" for kind in KINDS)
+    run("-m", "mypy", *map(str, files), cwd=folder, path=packages, MYPYPATH=packages)
+
+
+@pytest.mark.slow
+@pytest.mark.distributed
+def test_the_tests_of_each_template_pass(tmp_path):
+    """In one process for all; those on two processes are started once, by `check_on_processes`."""
+    kinds = [kind for kind in KINDS if kind != "event"]  # whose wheel is tested below
+    folders = [new_plugin(f"a-{kind}", tmp_path, kind=kind) for kind in kinds]
+    for kind, folder in zip(kinds, folders, strict=True):
+        (folder / "tests" / "test_plugin.py").rename(tmp_path / f"test_{kind}.py")
+    classes = [f"TestA{kind.capitalize()}Plugin" for kind in kinds]
+    (tmp_path / "test_processes.py").write_text(
+        "from pa_core.testing import check_on_processes\n"
+        + "".join(
+            f"from test_{kind} import {name} as The{name}\n"
+            for kind, name in zip(kinds, classes, strict=True)
+        )
+        + "\ndef test_on_processes():\n"
+        + f"    check_on_processes([{', '.join(f'The{name}' for name in classes)}])\n"
+    )
+    plain = ("-q", "-p", "no:cacheprovider", "-p", "pa_core.testing.pytest_plugin", "-W", "error")
+    out = run("-m", "pytest", *plain, "-m", "not slow", ".", cwd=tmp_path, path=tuple(folders))
+    assert re.search(r"^\d+ passed, \d+ skipped, 3 deselected", out, re.MULTILINE), out
 
 
 @pytest.mark.slow
@@ -200,4 +242,4 @@ def test_the_template_is_in_the_wheel_of_the_core(tmp_path):
     (wheel,) = tmp_path.glob("*.whl")
     with zipfile.ZipFile(wheel) as archive:
         names = set(archive.namelist())
-    assert {f"pa_core/cli/template/{name}" for name in FILES} <= names
+    assert {f"pa_core/cli/template/{name}" for kind in KINDS for name in files_of(kind)} <= names

@@ -2,20 +2,34 @@
 
 from __future__ import annotations
 
+import copy
+import gc
+import io
+import logging
+import math
 import os
+import pickle
+import random
+import sys
 import threading
 import time
 import unittest
+import warnings
 from typing import Any, ClassVar
 
+import numpy as np
 import pytest
 import torch
 from pydantic import BaseModel, ConfigDict
+from torch import nn
+from torch.nn.modules import module as all_modules
+from torch.nn.modules.module import register_module_forward_hook
 
 from pa_core import StopTrainingError, TrainerCallback, hookimpl
 from pa_core.errors import SettingsError
 from pa_core.testing import PluginConformance
-from pa_core.testing.conformance import Outcome, check_processes
+from pa_core.testing.conformance import Outcome, check_on_processes, check_processes
+from pa_core.testing.left_behind import Surroundings
 
 
 def run(test: str, conformance: type[PluginConformance]) -> None:
@@ -125,6 +139,201 @@ def test_a_thread_that_is_left_behind_fails():
 def test_a_variable_that_is_left_behind_fails(monkeypatch):
     monkeypatch.setenv("LEFT_BY_A_PLUGIN", "")
     assert_fails("trains_twice", LeavesVariable, "environment has changed: LEFT_BY_A_PLUGIN")
+
+
+def start_with(action):
+    """A plugin that does something at the start of each run."""
+
+    class Does(TrainerCallback):
+        def on_training_run_start(self, trainer):
+            action(trainer)
+
+    return Does
+
+
+@pytest.mark.parametrize(
+    ("what", "action"),
+    [
+        ("environment has changed: LEFT", lambda t: os.environ.update(LEFT="1")),
+        ("environment has changed: LEFT", lambda t: os.environ.setdefault("LEFT", "1")),
+        ("working directory", lambda t: os.chdir("/")),
+        ("sys.path", lambda t: sys.path.insert(0, "/left")),
+        ("filters of warnings", lambda t: warnings.simplefilter("ignore")),
+        ("logger's level", lambda t: logging.getLogger().setLevel(logging.DEBUG)),
+        ("garbage collection", lambda t: gc.disable()),
+        ("NumPy's handling of errors", lambda t: np.seterr(divide="raise", over="ignore")),
+        ("number of torch's threads", lambda t: torch.set_num_threads(3)),
+        ("deterministic mode", lambda t: torch.use_deterministic_algorithms(True, warn_only=True)),
+        ("default dtype", lambda t: torch.set_default_dtype(torch.float64)),
+        ("default device", lambda t: torch.set_default_device("cpu:0")),
+        ("cudnn.benchmark ", lambda t: setattr(torch.backends.cudnn, "benchmark", True)),
+        ("cudnn.deterministic", lambda t: setattr(torch.backends.cudnn, "deterministic", True)),
+        ("matmul.allow_tf32", lambda t: setattr(torch.backends.cuda.matmul, "allow_tf32", True)),
+        ("precision of float32", lambda t: torch.set_float32_matmul_precision("medium")),
+        ("flash attention", lambda t: torch.backends.cuda.enable_flash_sdp(False)),
+        ("anomaly detection", lambda t: torch.autograd.set_detect_anomaly(True)),
+        ("print options", lambda t: torch.set_printoptions(precision=2)),
+        ("denormal numbers", lambda t: torch.set_flush_denormal(True)),
+        ("hooks of all modules", lambda t: register_module_forward_hook(lambda *_: None)),
+        ("_forward_hooks has changed", lambda t: t.model.register_forward_hook(lambda *_: None)),
+        ("0._forward_pre_hooks", lambda t: t.model[0].register_forward_pre_hook(lambda *_: None)),
+        ("0.forward", lambda t: setattr(t.model[0], "forward", t.model[0].forward)),
+        ("weight._backward_hooks", lambda t: t.model[0].weight.register_hook(lambda g: None)),
+        ("start seeds torch's generator", lambda t: torch.manual_seed(0)),
+        ("start seeds Python's random", lambda t: random.seed(0)),
+        ("start seeds NumPy's", lambda t: np.random.seed(0)),
+    ],
+)
+def test_what_a_run_leaves_behind_fails_and_is_put_back(what, action):
+    before = Surroundings()
+    try:
+        assert_fails("trains_twice", start_with(action), what)
+        assert before.changed_settings() == [] or "hooks of all" in what
+    finally:
+        all_modules._global_forward_hooks.clear()
+
+
+def draw_much(trainer):
+    np.random.rand(1000)
+    [random.random() for _ in range(1000)]
+    torch.rand(1000)
+
+
+def seed_for_a_while(trainer):
+    states = random.getstate(), np.random.get_state()
+    with torch.random.fork_rng():
+        torch.manual_seed(1), random.seed(1), np.random.seed(1)
+    random.setstate(states[0])
+    np.random.set_state(states[1])
+
+
+@pytest.mark.parametrize("action", [draw_much, seed_for_a_while])
+def test_drawing_and_seeding_for_a_while_pass(action):
+    run("trains_twice", suite_of(start_with(action)))
+
+
+class Evaluates(TrainerCallback):
+    """Has the trainer seed the generators, for an evaluation."""
+
+    def on_train_epoch_end(self, trainer):
+        trainer.evaluate(trainer.eval_dataset, per_device_batch_size=4)
+
+
+class SetsOnlyOnce(TrainerCallback):
+    """What happens at the first use in a process, such as an import, is no change of a run."""
+
+    def on_training_run_start(self, trainer):
+        if not done:
+            done.append(os.environ.setdefault("SET_BY_A_LIBRARY", "1"))
+
+
+done: list[str] = []
+
+
+def test_a_plugin_that_evaluates_or_imports_passes():
+    run("trains_twice", suite_of(Evaluates))
+    run("trains_twice", suite_of(SetsOnlyOnce))
+    assert done
+    assert "SET_BY_A_LIBRARY" not in os.environ
+
+
+def test_a_plugin_that_changes_the_process_when_it_is_built_fails():
+    class Sets(TrainerCallback):
+        def __init__(self):
+            torch.set_num_threads(3)
+
+    class SeedsOnce(TrainerCallback):
+        def __init__(self):
+            torch.manual_seed(3)
+
+    assert_fails("trains_twice", Sets, "Building the plugin changes .* torch's threads")
+    assert_fails("trains_twice", SeedsOnce, "Building the plugin seeds torch's generator")
+
+
+class KeepsGraphs(TrainerCallback):
+    def __init__(self, hook, keep):
+        self.kept = []
+        setattr(self, hook, hookimpl(lambda batch_output: self.kept.append(keep(batch_output))))
+
+
+@pytest.mark.parametrize(
+    ("hook", "keep"),
+    [
+        ("on_train_step_end", lambda output: output["loss"]),
+        ("on_backward_end", lambda output: output["model_outputs"]),
+        ("on_backward_start", lambda output: 2 * output["loss"]),
+    ],
+)
+def test_a_plugin_that_keeps_graphs_fails(hook, keep):
+    assert_fails("trains_twice", lambda: KeepsGraphs(hook, keep), r"autograd graph .*detach\(\)")
+    run("trains_twice", suite_of(lambda: KeepsGraphs(hook, lambda output: keep(output).detach())))
+
+
+class KeepsItsOutput(nn.Sequential):
+    def forward(self, inputs):
+        self.last = super().forward(inputs)
+        return self.last
+
+
+class Normalises(nn.Sequential):
+    """Its outputs depend on the whole batch, whatever its mode is."""
+
+    def forward(self, inputs):
+        return super().forward(inputs / inputs.std(0, correction=0))
+
+
+def model_of(kind=nn.Sequential):
+    torch.manual_seed(0)
+    layers = nn.Linear(6, 8), nn.BatchNorm1d(8), nn.ReLU(inplace=True), nn.Linear(8, 3)
+    return kind(*layers)
+
+
+class Nothing(TrainerCallback): ...
+
+
+class NothingWithBatchNorm(PluginConformance):
+    plugin = Nothing
+
+    def make_model(self):
+        return model_of()
+
+
+class NothingWithWholeBatches(PluginConformance):
+    plugin = Nothing
+
+    def make_model(self):
+        return model_of(Normalises)
+
+
+@pytest.mark.parametrize("kind", [nn.Sequential, KeepsItsOutput, Normalises])
+def test_a_plugin_that_does_nothing_passes_with_any_model(kind):
+    suite = suite_of(Nothing, make_model=lambda self: model_of(kind))
+    for test in ("trains_twice", "resumes_exactly", "evaluates_alone", "does_not_synchronise"):
+        run(test, suite)
+
+
+@pytest.mark.slow
+@pytest.mark.distributed
+def test_a_plugin_that_does_nothing_passes_with_any_model_on_two_processes(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    check_on_processes([NothingWithBatchNorm, NothingWithWholeBatches])
+
+
+def test_what_a_failed_run_or_an_evaluation_leaves_fails():
+    class Hooks(TrainerCallback):
+        def on_training_run_start(self, trainer):
+            self.handle = trainer.model.register_forward_hook(lambda *_: None)
+
+        def on_training_run_end(self, trainer):
+            self.handle.remove()
+
+    class Evaluation(TrainerCallback):
+        def on_evaluation_run_start(self, trainer):
+            os.environ["LEFT"] = "1"
+
+    run("trains_twice", suite_of(Hooks))
+    assert_fails("survives_exceptions", Hooks, "clean up: the model's _forward_hooks")
+    assert_fails("evaluates_alone", Evaluation, r"evaluate\(\) .* doesn't clean up: .*LEFT")
 
 
 class NeedsTraining(TrainerCallback):
@@ -284,6 +493,21 @@ class ReadsLoss(TrainerCallback):
         lambda loss: torch.equal(loss, loss),
         lambda loss: loss.view(1)[loss.view(1) > 0],
         lambda loss: loss.view(1).nonzero(),
+        print,
+        repr,
+        lambda loss: print(loss.view(1)),
+        lambda loss: logging.getLogger("test").warning("loss: %s", loss),
+        lambda loss: loss.to(torch.device("cpu")),
+        lambda loss: loss.to(device=torch.device("cpu")),
+        lambda loss: torch.tensor([loss, loss]),
+        np.asarray,
+        pickle.dumps,
+        lambda loss: torch.save(loss, io.BytesIO()),
+        lambda loss: torch.allclose(loss, loss),
+        lambda loss: torch.argwhere(loss.view(1)),
+        lambda loss: torch.bincount(loss.view(1).long()),
+        math.isnan,
+        lambda loss: loss in (torch.zeros(()), 0.0),
     ],
 )
 def test_reading_a_tensor_in_a_step_fails_and_names_the_line(read):
@@ -298,10 +522,37 @@ def test_reading_a_tensor_in_a_step_fails_and_names_the_line(read):
         lambda loss: loss.to(torch.float64) + 1,
         lambda loss: loss.shape,
         lambda loss: loss.item() if loss.is_cpu else None,  # only where it costs nothing
+        lambda loss: loss.to(loss.device) + loss.new_zeros(()) + torch.zeros_like(loss),
+        lambda loss: torch.stack([loss, loss]).to(torch.zeros((), device=loss.device)),
+        lambda loss: loss.to("cpu", non_blocking=True),
+        copy.deepcopy,
     ],
 )
 def test_calls_that_do_not_synchronise_pass(read):
     run("does_not_synchronise", suite_of(lambda: ReadsLoss(read)))
+
+
+class KnowsDevice(TrainerCallback):
+    """Copies to the device of the trainer, which it keeps from before or asks for."""
+
+    def on_init_end(self, trainer):
+        self.device = trainer.device
+
+    def on_train_step_end(self, trainer, batch_output):
+        batch_output["loss"].to(self.device).to(trainer.device)
+
+
+class WrapsAndReads:
+    @hookimpl(wrapper=True)
+    def calculate_train_batch_loss(self):
+        output = yield
+        output["loss"].item()
+        return output
+
+
+def test_a_wrapper_is_watched_too():
+    run("does_not_synchronise", suite_of(KnowsDevice))
+    assert_fails("does_not_synchronise", WrapsAndReads, "calculate_train_batch_loss calls item")
 
 
 class DoublesLoss(TrainerCallback):

@@ -260,7 +260,8 @@ def test_the_result_has_the_largest_and_the_fastest_size_and_prints_a_table():
 
 
 def test_the_result_is_plotted(tmp_path: Path):
-    matplotlib = pytest.importorskip("matplotlib")
+    import matplotlib
+
     matplotlib.use("agg")
     axes = RESULT.plot()
     (line,) = [line for line in axes.lines if len(line.get_xdata()) == 3]

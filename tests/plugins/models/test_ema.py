@@ -564,7 +564,8 @@ def test_callbacks_of_the_average_are_called_in_its_evaluation_only(tmp_path):
 
 
 def test_an_average_of_another_class_is_used_saved_and_resumed(tmp_path):
-    timm_utils = pytest.importorskip("timm.utils")
+    import timm.utils as timm_utils
+
     first, second = (
         ModelEmaCallback(0.9, model_ema=timm_utils.ModelEmaV3, save_path=tmp_path / "ema.pt")
         for _ in "12"

@@ -14,7 +14,15 @@ from pa_core import Trainer, TrainerCallback
 from pa_core.callbacks import SaveTrainingStateCallback
 from pa_models import TransformersPlugin, create_collator, export
 from tests.helpers import assert_identical, largest_difference, weights_of
-from tests.plugins.models.test_transformers import bert, gpt2, sentences, t5, tagged
+from tests.plugins.models.test_transformers import (
+    bert,
+    build,
+    gpt2,
+    llama,
+    sentences,
+    t5,
+    tagged,
+)
 
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 
@@ -347,7 +355,6 @@ def test_an_export_overwrites_only_an_earlier_export(tmp_path):
 
 @pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")  # peft asks
 def test_only_adapters_are_trained(tmp_path):
-    pytest.importorskip("peft")
     bert().save_pretrained(tmp_path / "bert")
     plugin = TransformersPlugin(
         task="sequence-classification",
@@ -369,6 +376,77 @@ def test_only_adapters_are_trained(tmp_path):
     assert (tmp_path / "adapters" / "adapter_config.json").is_file()
 
 
+@pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")  # peft asks
+def test_adapters_train_as_in_a_loop_by_hand_resume_exactly_and_load_again(tmp_path):
+    from peft import LoraConfig, PeftModel, get_peft_model
+    from transformers import AutoModelForSequenceClassification
+
+    bert().save_pretrained(tmp_path / "bert")
+    options = {"r": 2, "lora_alpha": 4, "target_modules": ["query", "value"]}
+    samples = sentences()
+
+    def by_plugin(*callbacks, **arguments):
+        torch.manual_seed(5)  # of the adapters
+        plugin = TransformersPlugin(
+            task="sequence-classification",
+            model_options={"num_labels": 3},
+            lora=options,
+            export_to=tmp_path / "adapters",
+        )
+        trainer = Trainer(
+            f"transformers/{tmp_path / 'bert'}",
+            None,
+            lambda parameters: torch.optim.SGD(
+                [parameter for parameter in parameters if parameter.requires_grad], lr=0.5
+            ),
+            callbacks=callbacks,
+            plugins=[plugin],
+        )
+        in_order = {"shuffle": False}
+        trainer.train(
+            samples, 2, per_device_batch_size=4, train_dataloader_kwargs=in_order, **arguments
+        )
+        return trainer
+
+    torch.manual_seed(5)
+    base = AutoModelForSequenceClassification.from_pretrained(tmp_path / "bert", num_labels=3)
+    frozen = {name: value.clone() for name, value in base.state_dict().items()}
+    model = get_peft_model(base, LoraConfig(**options))
+    assert set(model.state_dict()) == set(by_plugin().model.state_dict())
+    model.train()
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.5)
+    for _ in range(2):
+        for start in range(0, len(samples), 4):
+            parts = samples[start : start + 4]
+            batch = {key: torch.stack([part[key] for part in parts]) for key in parts[0]}
+            model(**batch).loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+
+    saving = SaveTrainingStateCallback(tmp_path / "states", save_every_n_steps=2)
+    whole = by_plugin(saving)
+    assert largest_difference(weights_of(whole), model.state_dict()) < 1e-6
+    untouched = {
+        name.replace(".base_layer", "").removeprefix("base_model.model."): value
+        for name, value in weights_of(whole).items()
+        if "lora_" not in name
+    }
+    assert_identical({name: untouched[name] for name in frozen}, frozen)
+    resumed = by_plugin(
+        SaveTrainingStateCallback(tmp_path / "again"),
+        resume_from=tmp_path / "states" / "update_00000002",
+    )
+    assert_identical(weights_of(resumed), weights_of(whole))
+    again = PeftModel.from_pretrained(
+        AutoModelForSequenceClassification.from_pretrained(tmp_path / "bert", num_labels=3),
+        tmp_path / "adapters",
+    )
+    inputs = {key: value[None] for key, value in samples[0].items() if key != "labels"}
+    whole.model.eval()
+    again.eval()
+    assert torch.equal(again(**inputs).logits, whole.model(**inputs).logits)
+
+
 def test_without_peft_the_error_has_the_pip_command(tmp_path, monkeypatch):
     import sys
 
@@ -379,21 +457,315 @@ def test_without_peft_the_error_has_the_pip_command(tmp_path, monkeypatch):
         add_lora(bert(), r=2)
 
 
-def test_texts_are_generated_during_evaluation_for_the_metrics(tokenizer):
-    seen = []
+@pytest.mark.parametrize(
+    ("create", "shifts"), [(gpt2, True), (lambda: bert("ForTokenClassification"), False)]
+)
+def test_metrics_learn_whether_the_loss_shifts_labels(create, shifts):
+    class Custom(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = create()
 
-    class See(TrainerCallback):
-        def on_eval_step_end(self, batch_output):
-            seen.append(batch_output)
+        def forward(self, **batch):
+            return self.inner(**batch)
 
-    plugin = TransformersPlugin(
-        tokenizer=tokenizer, generate={"max_new_tokens": 4, "do_sample": False}
+    batch = torch.utils.data.default_collate(tagged(4))
+    plugin = TransformersPlugin()
+    output = plugin.calculate_eval_batch_loss(trainer_for(Custom(), plugin), batch)
+    assert output["shifts_labels"] is shifts
+
+
+# -- Generation -----------------------------------------------------------------------------------
+
+
+class Outputs(TrainerCallback):
+    def __init__(self):
+        self.texts, self.references, self.generated = [], [], []
+
+    def on_eval_step_end(self, batch_output):
+        self.texts += batch_output.get("texts", [])
+        self.references += batch_output.get("references", [])
+        self.generated.append(batch_output["generated"])
+
+
+def vivid(model):
+    """Larger weights, so that each prompt has a continuation of its own."""
+    draw = torch.Generator().manual_seed(3)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim > 1:
+                parameter.normal_(0, 0.5, generator=draw)
+    model.generation_config.pad_token_id = None
+    model.generation_config.eos_token_id = None
+    return model.eval()
+
+
+def words(*, pad: str | None = "w0"):
+    """A tokenizer of the words w0 to w39, of which only `pad` is special."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    inner = Tokenizer(models.WordLevel({f"w{i}": i for i in range(40)}, unk_token="w1"))
+    inner.pre_tokenizer = pre_tokenizers.Whitespace()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=inner, **({} if pad is None else {"pad_token": pad})
     )
-    samples = [
-        {key: value for key, value in item.items() if key != "token_type_ids"}
-        for item in tagged(4, language=True)
+
+
+def evaluated(model, samples, *, size=4, tokenizer=None, **options):
+    outputs = Outputs()
+    plugin = TransformersPlugin(
+        tokenizer=tokenizer or words(), generate={"max_new_tokens": 4, **options}
+    )
+    recorded = trainer_for(model, plugin, outputs).evaluate(samples, per_device_batch_size=size)
+    return outputs, recorded
+
+
+def rwkv():
+    from transformers import RwkvConfig, RwkvForCausalLM
+
+    return RwkvForCausalLM(
+        RwkvConfig(vocab_size=40, hidden_size=16, attention_hidden_size=16, num_hidden_layers=2)
+    )
+
+
+PROMPTS = [torch.tensor(row) for row in ([5, 6, 7], [8, 9, 10, 11, 12], [13], [14, 15])]
+ANSWERS = [torch.tensor(row) for row in ([20, 21], [22], [23, 24, 25], [26, 27])]
+
+
+def filled(row, length, value, side):
+    rest = row.new_full((length - len(row),), value)
+    return torch.cat([row, rest] if side == "right" else [rest, row])
+
+
+def prompted(*, labelled, side="right"):
+    samples = []
+    for prompt, answer in zip(PROMPTS, ANSWERS, strict=True):
+        tokens = torch.cat([prompt, answer]) if labelled else prompt
+        sample = {
+            "input_ids": filled(tokens, 8, 0, side),
+            "attention_mask": filled(torch.ones_like(tokens), 8, 0, side),
+        }
+        if labelled:
+            labels = torch.cat([torch.full_like(prompt, -100), answer])
+            sample["labels"] = filled(labels, 8, -100, side)
+        samples.append(sample)
+    return samples
+
+
+@pytest.mark.parametrize("create", [gpt2, llama, rwkv])
+def test_a_decoder_continues_each_prompt_as_it_does_alone(create):
+    model = vivid(create())
+    with torch.no_grad():
+        alone = [model.generate(prompt[None], max_new_tokens=4)[0] for prompt in PROMPTS]
+    right = torch.stack([row[-4:] for row in alone])
+    assert len(right.unique(dim=0)) == 4
+    tokenizer = words()
+    for side in ("right", "left"):
+        outputs, _ = evaluated(model, prompted(labelled=True, side=side))
+        assert torch.equal(torch.cat(outputs.generated), right)
+        assert outputs.texts == tokenizer.batch_decode(right)
+        assert outputs.references == [tokenizer.decode(answer) for answer in ANSWERS]
+        plugin = TransformersPlugin(generate={"max_new_tokens": 4})
+        for labelled in (True, False):
+            found = trainer_for(model, plugin).predict(prompted(labelled=labelled, side=side), 2)
+            assert torch.equal(found["generated"], right)
+
+
+def test_of_several_turns_the_first_answer_is_the_reference():
+    tokens = torch.arange(5, 13)
+    labels = torch.tensor([-100, -100, 7, 8, -100, -100, 11, 12])
+    outputs, _ = evaluated(vivid(gpt2()), [{"input_ids": tokens, "labels": labels}])
+    assert outputs.references == ["w7 w8"]
+
+
+def test_without_a_prompt_or_a_method_generate_the_error_says_so():
+    tokens, labels = torch.arange(5, 9), torch.tensor([-100, 6, 7, 8])
+    samples = [{"input_ids": tokens, "labels": labels}, {"input_ids": tokens, "labels": tokens}]
+    with pytest.raises(ValueError, match="sample 1 of the batch has no prompt.*the prompt to -100"):
+        evaluated(gpt2(), samples)
+    plugin = TransformersPlugin(generate={})
+    with pytest.raises(ValueError, match="BertForSequenceClassification has no method generate"):
+        trainer_for(bert(), plugin).predict(sentences(2))
+
+
+def captioner():
+    from transformers import (
+        GPT2Config,
+        VisionEncoderDecoderConfig,
+        VisionEncoderDecoderModel,
+        ViTConfig,
+    )
+
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = VisionEncoderDecoderConfig.from_encoder_decoder_configs(
+        ViTConfig(image_size=16, patch_size=8, intermediate_size=16, **sizes),
+        GPT2Config(vocab_size=40, n_embd=16, n_layer=1, n_head=2, add_cross_attention=True),
+    )
+    config.decoder_start_token_id, config.pad_token_id = 1, 0
+    model = vivid(VisionEncoderDecoderModel(config))
+    model.generation_config.decoder_start_token_id = 1
+    return model
+
+
+def test_pictures_are_captioned():
+    model, draw = captioner(), torch.Generator().manual_seed(0)
+    pictures = torch.randn(4, 3, 16, 16, generator=draw)
+    samples = [{"pixel_values": one, "labels": torch.tensor([5, 6, -100])} for one in pictures]
+    outputs, _ = evaluated(model, samples)
+    with torch.no_grad():
+        right = model.generate(pixel_values=pictures, max_new_tokens=4)
+    assert torch.equal(torch.cat(outputs.generated), right)
+    assert outputs.texts == words().batch_decode(right[:, 1:])  # the first starts the decoder
+    assert outputs.references == ["w5 w6"] * 4
+
+
+def test_neither_padding_nor_what_the_collator_made_of_the_labels_is_in_the_texts():
+    """The tokenizer has no padding token, so that w0, the model's own, is a word like others."""
+    model = vivid(t5())
+    stops = [2, 4, 9, 11, 16, 23, 30]
+    model.generation_config.eos_token_id = stops  # some end early
+    model.generation_config.pad_token_id = 0
+    tokens = torch.stack([item["input_ids"] for item in sentences(8)])
+    with torch.no_grad():
+        right = model.generate(tokens, max_new_tokens=4)
+    ends = [
+        next((i for i, token in enumerate(row[1:].tolist(), 1) if token in stops), 4)
+        for row in right
     ]
-    trainer_for(t5(), plugin, See()).evaluate(samples)
-    (output,) = seen
-    assert output["generated"].shape[0] == len(output["texts"]) == len(output["references"]) == 4
-    assert all(isinstance(text, str) for text in output["texts"])
+    assert len(set(ends)) > 1
+    samples = [
+        {
+            "input_ids": row,
+            "labels": torch.tensor([8, 9, -100]),
+            "decoder_input_ids": torch.tensor([0, 8, 9]),
+        }
+        for row in tokens
+    ]
+    tokenizer = words(pad=None)
+    outputs, _ = evaluated(model, samples, tokenizer=tokenizer, size=8)
+    assert outputs.references == ["w8 w9"] * 8
+    assert outputs.texts == [
+        tokenizer.decode(row[1 : end + 1]) for row, end in zip(right, ends, strict=True)
+    ]
+    # Predictions have the padding of the longest text, however the samples are batched.
+    for size in (1, 3):
+        plugin = TransformersPlugin(tokenizer=tokenizer, generate={"max_new_tokens": 4})
+        found = trainer_for(model, plugin).predict(samples, size)
+        assert torch.equal(found["generated"], right)
+        assert found["texts"] == outputs.texts
+
+
+def test_without_labels_texts_are_generated_and_no_loss_is_recorded(tmp_path):
+    model, samples = vivid(t5()), [{"input_ids": torch.arange(5, 9) + i} for i in range(6)]
+    with pytest.warns(UserWarning, match="There is no evaluation_loss"):
+        outputs, recorded = evaluated(model, samples)
+    assert recorded == {}
+    options = {"max_new_tokens": 4, "num_beams": 3, "num_return_sequences": 2}
+    with torch.no_grad():
+        stacked = torch.stack([sample["input_ids"] for sample in samples])
+        right = model.generate(stacked, max_new_tokens=4)
+        several = model.generate(stacked, **options)
+    assert torch.equal(torch.cat(outputs.generated), right)
+    plugin = TransformersPlugin(generate=options, tokenizer=words())
+    written = trainer_for(model, plugin).predict(samples, 2, to=tmp_path / "made").load()
+    assert torch.equal(written["generated"].flatten(0, 1), several)
+    assert [len(texts) for texts in written["texts"]] == [2] * 6
+
+
+# -- Predictions ----------------------------------------------------------------------------------
+
+
+def bart():
+    from transformers import BartConfig, BartForSequenceClassification
+
+    sizes = {"layers": 1, "attention_heads": 2, "ffn_dim": 16}
+    both = {f"{part}_{name}": n for part in ("encoder", "decoder") for name, n in sizes.items()}
+    return BartForSequenceClassification(BartConfig(vocab_size=40, d_model=16, **both))
+
+
+def answering():
+    model = bert("ForQuestionAnswering")
+    model.qa_outputs = torch.nn.Linear(16, 2)
+    return model
+
+
+END = {"input_ids": torch.tensor([5, 6, 2])}
+
+
+@pytest.mark.parametrize(
+    ("create", "sample", "labels", "names"),
+    [
+        (
+            answering,
+            {},
+            {"start_positions": torch.tensor(99), "end_positions": torch.tensor(99)},
+            ("start_logits", "end_logits"),
+        ),
+        (lambda: build("GPT2", "Model"), {}, {}, ("last_hidden_state",)),
+        (lambda: bert("Model"), {}, {}, ("last_hidden_state", "pooler_output")),
+        (
+            lambda: build("T5", "Model"),
+            {"decoder_input_ids": torch.arange(3)},
+            {},
+            ("last_hidden_state", "encoder_last_hidden_state"),
+        ),
+        (
+            lambda: build("GPT2", "DoubleHeadsModel"),
+            {"mc_token_ids": torch.tensor(2)},
+            {"mc_labels": torch.tensor(99)},
+            ("logits", "mc_logits"),
+        ),
+        (bert, {}, {"labels": torch.tensor(99)}, "logits"),
+        (bart, END, {"labels": torch.tensor(99)}, "logits"),
+    ],
+)
+@pytest.mark.parametrize("return_dict", [True, False])
+def test_predictions_are_what_the_model_returns_for_each_sample(
+    create, sample, labels, names, return_dict
+):
+    model = create().eval()
+    samples = [{"input_ids": torch.arange(4) + i} | sample for i in range(5)]
+    with torch.no_grad():
+        outputs = model(**torch.utils.data.default_collate(samples))
+    model.config.return_dict = return_dict
+    trainer = trainer_for(model, TransformersPlugin())
+    found = trainer.predict([one | labels for one in samples], 2)
+    if isinstance(names, str):
+        torch.testing.assert_close(found, outputs[names])
+        return
+    assert set(found) == set(names)
+    for name in names:
+        torch.testing.assert_close(found[name], outputs[name])
+
+
+def test_predictions_of_other_models_leave_out_what_is_not_per_sample():
+    class Scores(torch.nn.Module):
+        def __init__(self, kind):
+            super().__init__()
+            self.linear, self.kind = torch.nn.Linear(2, 3), kind
+
+        def forward(self, x, labels=None):
+            scores = self.linear(x)
+            if self.kind is tuple:
+                return scores.mean(), scores
+            return {"loss": scores.mean(), "scores": scores, "cache": object(), "heads": None}
+
+    samples = [{"x": torch.randn(2), "labels": torch.tensor(9)} for _ in range(5)]
+    for kind in (tuple, dict):
+        model = Scores(kind)
+        found = trainer_for(model, TransformersPlugin()).predict(samples, 2)
+        found = found["scores"] if kind is dict else found
+        torch.testing.assert_close(found, model.linear(torch.stack([one["x"] for one in samples])))
+
+
+def test_a_model_without_predictions_per_sample_is_named():
+    class Mean(torch.nn.Linear):
+        def forward(self, x):
+            return {"mean": super().forward(x).mean()}
+
+    samples = [{"x": torch.randn(2)} for _ in range(5)]
+    with pytest.raises(
+        TypeError, match=r"Mean returned no tensor with a row for each sample.*mean"
+    ):
+        trainer_for(Mean(2, 2), TransformersPlugin()).predict(samples)

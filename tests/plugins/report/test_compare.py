@@ -119,7 +119,6 @@ def test_pa_has_the_command_report():
 
 
 def test_a_history_is_plotted_for_notebooks(runs, tmp_path):
-    pytest.importorskip("matplotlib")
     trainer = train(new_trainer(), 3)
     figure = plot_history(trainer.run_history, save_to=tmp_path / "history.png")
     (axes,) = figure.axes
@@ -133,7 +132,6 @@ def test_a_history_is_plotted_for_notebooks(runs, tmp_path):
 
 
 def test_metrics_of_a_report_are_chosen_by_name(runs):
-    pytest.importorskip("matplotlib")
     figure = plot_history(runs / "small.html", ["eval_loss_epoch"])
     assert [len(axes.lines) for axes in figure.axes] == [1]
     with pytest.raises(ValueError, match="Did you mean 'eval_loss_epoch'"):

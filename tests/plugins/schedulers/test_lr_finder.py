@@ -309,7 +309,8 @@ def test_the_valley_is_in_the_longest_decrease():
 
 
 def test_a_plot_shows_the_losses_and_the_suggestions():
-    matplotlib = pytest.importorskip("matplotlib")
+    import matplotlib
+
     matplotlib.use("agg")
     found = find_learning_rate(new_trainer(plugins=[]), data(80), end_lr=1.0)
     axes = found.plot()

@@ -140,7 +140,8 @@ def test_a_terminal_without_block_characters_gets_an_ascii_drawing(monkeypatch):
 
 
 def test_a_png_file_is_written_and_a_notebook_gets_axes(tmp_path, monkeypatch):
-    matplotlib = pytest.importorskip("matplotlib")
+    import matplotlib
+
     matplotlib.use("agg")
     file = tmp_path / "cosine.png"
     code, output = pa("cosine", "--png", str(file))

@@ -72,12 +72,6 @@ def on_board(folder, name="run"):
     )
 
 
-@pytest.fixture
-def board():
-    pytest.importorskip("tensorboard")
-
-
-@pytest.mark.usefixtures("board")
 def test_tensorboard_has_the_history_the_settings_and_the_images(tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
     from tensorboard.plugins.custom_scalar.layout_pb2 import Layout
@@ -161,7 +155,6 @@ def _text(accumulator, tag):
     return event.tensor_proto.string_val[0]
 
 
-@pytest.mark.usefixtures("board")
 @pytest.mark.parametrize("saved_at", [4, 6, 9])
 def test_a_resumed_run_is_one_curve_in_tensorboard(saved_at, tmp_path):
     def plugin():
@@ -179,7 +172,6 @@ def test_a_resumed_run_is_one_curve_in_tensorboard(saved_at, tmp_path):
     assert norms == [2, 4, 6, 8, 10, 12, 14, 16, 18]
 
 
-@pytest.mark.usefixtures("board")
 def test_receipts_of_a_deleted_run_do_not_count_for_a_new_one(tmp_path, monkeypatch):
     plugin = {"service": "tensorboard", "every": 2}
     train(new_trainer(tracked(tmp_path, **plugin)), 2)
@@ -194,7 +186,6 @@ def test_receipts_of_a_deleted_run_do_not_count_for_a_new_one(tmp_path, monkeypa
     assert on_board(tmp_path) == as_sent(trainer)
 
 
-@pytest.mark.usefixtures("board")
 def test_two_runs_with_the_same_name_have_two_folders_in_tensorboard(tmp_path):
     for _ in range(2):
         train(new_trainer(tracked(tmp_path, service="tensorboard")), 1)
@@ -236,7 +227,8 @@ uses_mlflow = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 @pytest.fixture
 def mlflow(monkeypatch, tmp_path):
     """MLflow without settings of this machine."""
-    module = pytest.importorskip("mlflow")
+    import mlflow as module
+
     for name in ("MLFLOW_TRACKING_URI", "MLFLOW_EXPERIMENT_NAME", "MLFLOW_RUN_ID", "MLFLOW_TAGS"):
         monkeypatch.delenv(name, raising=False)
     yield module
@@ -357,7 +349,6 @@ def wandb_rows(file: Path):
 
 @pytest.mark.slow
 def test_wandb_has_the_history_offline_and_that_of_a_resumed_run(tmp_path):
-    pytest.importorskip("wandb")
     script = Path(__file__).with_name("wandb_run.py")
     path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
     environment = os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"}

@@ -521,7 +521,6 @@ def test_images_of_other_plugins_are_saved_with_the_run(tmp_path):
 
 @pytest.mark.parametrize("saved", [True, False])
 def test_plots_of_metrics_are_saved_with_the_run(saved, tmp_path):
-    pytest.importorskip("matplotlib")
     from pa_metrics import MetricsPlugin
 
     metrics = MetricsPlugin(
