@@ -110,13 +110,14 @@ def _rehearse(trainer: Trainer, states: Sequence[tuple[Any, Any]]) -> None:
         (one, dict(vars(one)), one.param_groups, [dict(group) for group in one.param_groups])
         for one in optimizers
     ]
-    before = None if trainer.scheduler is None else trainer.scheduler.state_dict()
+    scheduler = next((one for one, _ in states if one is trainer.scheduler), None)
+    before = None if scheduler is None else scheduler.state_dict()
     try:
         for target, state in states:
             target.load_state_dict(state)
     finally:
-        if before is not None:
-            trainer.scheduler.load_state_dict(before)
+        if scheduler is not None:
+            scheduler.load_state_dict(before)
         for one, attributes, groups, values in kept:
             vars(one).clear()
             vars(one).update(attributes)

@@ -111,12 +111,17 @@ def test_a_file_that_is_refused_changes_nothing(other: str, tmp_path: Path) -> N
         content["model_state_dict"][name] = torch.zeros(1, 1, 1)
     torch.save(content, file)
 
+    def plain(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: plain(item) for key, item in value.items()}
+        return value.tolist() if isinstance(value, torch.Tensor) else deepcopy(value)
+
     def everything() -> Any:
         parts = (trainer.model, trainer.optimizer, trainer.scheduler)
-        return deepcopy([part.state_dict() for part in parts])
+        return [plain(part.state_dict()) for part in parts]
 
     before, group = everything(), trainer.optimizer.param_groups[0]
     with pytest.raises((ValueError, RuntimeError)):
         trainer.load_checkpoint(file)
-    assert_identical(everything(), before)
+    assert everything() == before
     assert trainer.optimizer.param_groups[0] is group  # a scheduler or the user may hold it
