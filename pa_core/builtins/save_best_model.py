@@ -135,7 +135,8 @@ class SaveBestModelCallback(MetricWatcher):
         # machine has written it. All of them load it, or none.
         paths = trainer.gather_objects(Path(self.save_path).absolute())
         path = next(filter(self._is_own_file, [paths[trainer.rank], *paths]), None)
-        if None in (found := trainer.gather_objects(path)):
+        found = trainer.gather_objects(path)
+        if path is None or None in found:
             text = "it was replaced or removed"
             if any(found):
                 text = f"{text}, or rank {found.index(None)} can't read it"
