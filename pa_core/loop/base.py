@@ -466,6 +466,8 @@ class TrainerBase(TrainerServices):
         with written_by(self.run_history, _THE_LOOP):
             if count:
                 self.run_history.update_metric("train_loss", total / count)
+        # A plugin may record the learning rate as well, at other times.
+        with written_by(self.run_history, ""):
             for number, rate in enumerate(rates):
                 name = "learning_rate" if len(rates) == 1 else f"learning_rate_{number}"
                 self.run_history.update_metric(name, rate)

@@ -19,9 +19,12 @@ from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
 _OF_CLASSES = (functional.cross_entropy, functional.nll_loss)
-_OF_ELEMENTS = (
+_OF_BINARY = (
     functional.binary_cross_entropy,
     functional.binary_cross_entropy_with_logits,
+)
+_OF_ELEMENTS = (
+    *_OF_BINARY,
     functional.mse_loss,
     functional.l1_loss,
     functional.smooth_l1_loss,
@@ -46,6 +49,7 @@ _ELEMENTWISE = {
     *("sub", "rsub", "square", "abs", "pow", "mul", "rmul", "div", "truediv", "exp", "log"),
     *("sqrt", "log1p", "relu", "softplus", "logsigmoid", "neg", "add", "radd"),
 }
+_READS = {"item", "tolist", "numpy", "__float__", "__int__", "__index__"}
 _SUMS = {"add", "radd", "iadd", "sub", "isub"}
 _CHANGES = {"setitem", "set"} | {
     f"i{name}" for name in ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "and", "or")
@@ -104,14 +108,19 @@ class Term:
             ignored; ``"elements"`` for one over all of them.
         target: what of the batch; None for a mean over samples.
         ignored: the class that doesn't count, or ``"limit"`` for those that don't exist.
+        weights: how much an element of each class counts, shape ``(classes,)``; None for 1.
     """
 
     kind: str
     target: _View | None = None
     ignored: int | str | None = None
+    weights: Tensor | None = None
 
     def count(self, batch: Mapping[str, Any], num_classes: int | None) -> int | Tensor:
-        """The number of items in a batch; on its device, shape ``()``, unless the shape tells."""
+        """The number of items in a batch, or their weight.
+
+        It is on the batch's device, of shape ``()``, unless the shape tells.
+        """
         target = self.target
         assert target is not None
         values = batch[target.entry]
@@ -120,14 +129,30 @@ class Term:
         if self.kind == "elements":
             return values.numel() if target.where is None else target.where.of(batch).sum()
         counts = values < num_classes if self.ignored == "limit" else values != self.ignored
-        return (counts if target.where is None else counts & target.where.of(batch)).sum()
+        if target.where is not None:
+            counts = counts & target.where.of(batch)
+        if self.weights is None:
+            return counts.sum()
+        of_elements = self.weights.detach()[values.masked_fill(~counts, 0).long()]
+        return (of_elements * counts).sum()
 
 
 @dataclass(frozen=True)
 class Known:
-    """The means that a loss is the sum of, each with a constant factor."""
+    """The means that a loss is the sum of, each with a constant factor.
+
+    Attributes:
+        terms: the means.
+        factors: the fractions that they were multiplied by, which might depend on a batch's shape.
+    """
 
     terms: frozenset[Term]
+    factors: tuple[float, ...] = ()
+
+    @property
+    def has_weights(self) -> bool:
+        """Whether it is a weighted mean."""
+        return any(term.weights is not None for term in self.terms)
 
     def describe(self) -> str:
         """The value of the setting ``loss_mean`` that it corresponds to, or a text like it."""
@@ -138,6 +163,8 @@ class Known:
         if term.target is None:
             return "samples"
         name = f"shifted_{term.target.entry}" if term.target.is_shifted else term.target.entry
+        if term.weights is not None:
+            return f"{name} by the weights of their classes"
         selected_by = term.target.entry if term.target.where is None else term.target.where.entry
         if selected_by == term.target.entry:
             return name
@@ -171,6 +198,8 @@ class LossWatch(TorchFunctionMode):
         # By identity. The tensors are kept, so that no other one gets the same identity.
         self._known: dict[int, tuple[Tensor, _Followed]] = {}
         self._shapes: dict[str, torch.Size] = {}
+        self._factors: list[float] = []
+        self._has_read = False  # whether a number was read from a tensor
 
     def follow(self, batch: Mapping[str, Any]) -> None:
         """Follow the tensors of a batch."""
@@ -192,7 +221,7 @@ class LossWatch(TorchFunctionMode):
         )
         if len(terms) > 1 and not are_one_per_sample:
             return Unknown("it is the sum of means over different items")
-        return found
+        return replace(found, factors=tuple(self._factors))
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
@@ -206,6 +235,7 @@ class LossWatch(TorchFunctionMode):
             return result
         full_name: str = getattr(func, "__name__", "")
         name = full_name.strip("_")
+        self._has_read |= full_name in _READS
         found = self._found(name, args, kwargs)
         result = func(*args, **kwargs)
         is_method = full_name.startswith("__")
@@ -272,8 +302,12 @@ class LossWatch(TorchFunctionMode):
         if name in _CASTS or (name in _OF_ONE and args[0].numel() == 1):
             return lambda result: found
         if name in _SCALES:
-            if isinstance(found, Known) and not _is_constant(args[1:], len(found.terms)):
-                return lambda result: Unknown("its factor may depend on the batch")
+            if isinstance(found, Known):
+                is_float = len(args) > 1 and isinstance(args[1], float)
+                may_be_read = is_float and self._has_read
+                if may_be_read or not _is_constant(args[1:], len(found.terms)):
+                    return lambda result: Unknown("its factor may depend on the batch")
+                self._factors += [args[1]] if is_float else []
             if isinstance(found, Unknown) and found.is_sum and not _is_constant(args[1:], 1):
                 return lambda result: Unknown("it is a sum that is divided by another number")
             return lambda result: found
@@ -344,12 +378,14 @@ class LossWatch(TorchFunctionMode):
             return Unknown(f"its {name} isn't reduced to a mean by torch")
         if func in _OF_SAMPLES:
             return Known(frozenset([Term("samples")]))
-        if given.get("weight") is not None:
+        is_of_classes = func in _OF_CLASSES and not given["target"].is_floating_point()
+        weights = given.get("weight")
+        # The weights of probabilities and of binary targets don't change what the mean is over.
+        if weights is not None and func not in (*_OF_CLASSES, *_OF_BINARY):
             return Unknown(f"its {name} has weights")
         target = self._get(given["target"])
         if not isinstance(target, _View):
             return Unknown(f"the target of its {name} isn't an entry of the batch")
-        is_of_classes = func in _OF_CLASSES and not given["target"].is_floating_point()
         if not is_of_classes:
             is_plain = target.padding is None and target.limit is None
             if not is_plain:
@@ -361,10 +397,12 @@ class LossWatch(TorchFunctionMode):
         if target.padding is not None and target.padding != ignored:
             return Unknown("its labels are padded with one that counts")
         if target.limit is None:
-            return Known(frozenset([Term("classes", replace(target, padding=None), ignored)]))
+            term = Term("classes", replace(target, padding=None), ignored, weights)
+            return Known(frozenset([term]))
         if target.limit != ignored or ignored != given["input"].shape[1]:
             return Unknown("its labels are clamped to one that counts")
-        return Known(frozenset([Term("classes", replace(target, limit=None), "limit")]))
+        term = Term("classes", replace(target, limit=None), "limit", weights)
+        return Known(frozenset([term]))
 
 
 def _elements(found: Any, tensor: Tensor) -> tuple[_Elements, torch.Size] | None:

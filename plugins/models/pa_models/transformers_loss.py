@@ -40,6 +40,7 @@ class BatchLosses:
     def __init__(self, loss_mean: str | CountItems | None = None) -> None:
         self._declared = loss_mean
         self._found: WeakKeyDictionary[nn.Module, dict[Any, Known | None]] = WeakKeyDictionary()
+        self._loss_funcs: dict[int, Any] = {}
         self._uneven: Tensor | None = None
 
     def calculate(
@@ -80,12 +81,23 @@ class BatchLosses:
             *((name, _kind_of(value)) for name, value in batch.items()),
         )
         found = self._found.setdefault(model, {})
-        if kind in found:
-            outputs, loss = _run(trainer.model, trainer.loss_func, batch)
-        else:
+        first = found.get(kind)
+        if first is not None and first.factors:
+            kind = (*kind, *(value.shape for _, value in _tensors(batch)))
+        if kind not in found:
             outputs, loss, seen = _run_watched(trainer, model, batch)
-            found[kind] = self._check(seen, trainer, batch)
-        known = found[kind]
+            if first is not None and isinstance(seen, Known) and seen.factors != first.factors:
+                seen = Unknown("its factor depends on the batch")
+            known = found[kind] = self._check(seen, trainer, batch)
+            self._loss_funcs[id(trainer.loss_func)] = trainer.loss_func  # keeps its id its own
+        elif (known := found[kind]) is not None and known.has_weights:
+            # The function may change its weights, so it is watched each time; the model isn't.
+            watch = LossWatch()
+            watch.follow(batch)
+            outputs, loss = _run(trainer.model, trainer.loss_func, batch, watch)
+            known = self._check(watch.result(loss), trainer, batch)
+        else:
+            outputs, loss = _run(trainer.model, trainer.loss_func, batch)
         log = _other_losses(outputs)
         if label_smoothing:
             is_shifted = self._shifts_labels(known, batch)
@@ -139,6 +151,8 @@ class BatchLosses:
             if is_given
             else f"the loss of {type(trainer.get_model(keep_torch_compile=False)).__name__}"
         )
+        if isinstance(seen, Known) and seen.has_weights and not is_given:
+            seen = Unknown("it is weighted by class, so the sum of its labels' weights counts")
         if isinstance(seen, Unknown):
             if callable(declared) or (declared is not None and not seen.is_sum):
                 return None
@@ -231,9 +245,19 @@ def get_batch_size(batch: Mapping[str, Any]) -> int:
 
 
 def _run(
-    model: nn.Module, loss_func: Callable[..., Any] | None, batch: Mapping[str, Any]
+    model: nn.Module,
+    loss_func: Callable[..., Any] | None,
+    batch: Mapping[str, Any],
+    watch: LossWatch | None = None,
 ) -> tuple[Any, Tensor]:
-    """The model's output and the loss: that of the loss function, or the model's own."""
+    """The model's output and the loss: that of the loss function, or the model's own.
+
+    Args:
+        model: the model.
+        loss_func: the trainer's loss function, if it has one.
+        batch: the model's arguments, and the labels for the loss function.
+        watch: watches the loss function, but not the model.
+    """
     if loss_func is None:
         outputs = call_model(model, batch)
         loss = _get(outputs, "loss")
@@ -247,7 +271,8 @@ def _run(
         return outputs, loss
     if _expects_batch(loss_func):
         outputs = call_model(model, batch)
-        return outputs, loss_func(outputs, batch)
+        with _watched_by(watch):
+            return outputs, loss_func(outputs, batch)
     inputs = batch
     if not _has_decoder_inputs(_inner(model)):
         inputs = {name: value for name, value in batch.items() if name != "labels"}
@@ -260,7 +285,25 @@ def _run(
             "its second parameter 'batch' to have it called as loss_func(outputs, batch), or give "
             "loss_func=None to use the model's own loss"
         )
-    return outputs, loss_func(logits, batch["labels"])
+    try:
+        with _watched_by(watch):
+            return outputs, loss_func(logits, batch["labels"])
+    except Exception as error:
+        error.add_note(
+            "loss_func was called as loss_func(logits, labels). If its second parameter is named "
+            "'batch', it is called as loss_func(outputs, batch)"
+        )
+        raise
+
+
+@contextmanager
+def _watched_by(watch: LossWatch | None) -> Iterator[None]:
+    """Watch what is called; compiled functions, which can't be watched, run as written."""
+    if watch is None:
+        yield
+        return
+    with torch.compiler.set_stance("force_eager"), watch:
+        yield
 
 
 def _run_watched(
@@ -272,7 +315,7 @@ def _run_watched(
     """
     watch, loss_func = LossWatch(), trainer.loss_func
     if _is_compiled(trainer.model):
-        with _unchanged(model), torch.compiler.set_stance("force_eager"), torch.no_grad(), watch:
+        with _unchanged(model), torch.no_grad(), _watched_by(watch):
             watch.follow(batch)
             _, watched = _run(model, loss_func, batch)
         outputs, loss = _run(trainer.model, loss_func, batch)
@@ -285,8 +328,8 @@ def _run_watched(
         model.register_forward_hook(lambda _, __, outputs: own.append(_get(outputs, "loss"))),
     ]
     try:
-        # Compiled functions that the model calls can't be watched either; they differ by rounding.
-        with torch.compiler.set_stance("force_eager"), watch:
+        # Compiled functions that the model calls run as they were written; they differ by rounding.
+        with _watched_by(watch):
             watch.follow(batch)
             outputs, loss = _run(trainer.model, loss_func, batch)
     finally:
@@ -339,6 +382,8 @@ def _ask(loss: str, seen: Unknown) -> str:
 
 def _name_of(known: Known, batch: Mapping[str, Any]) -> str | None:
     """The value of ``loss_mean`` for labels of tokens; None for anything else."""
+    if known.has_weights:
+        return known.describe()
     if len(known.terms) != 1:
         return None
     (term,) = known.terms

@@ -170,6 +170,9 @@ def test_metrics_are_logged_within_an_epoch_if_a_plugin_requests_it():
             if step == 1:
                 trainer.control.log()
 
+        def on_training_run_end(self, trainer):
+            trainer.run_history.update_metric("learning_rate", 0.5)  # may record it, too
+
     log = Log()
     trainer = make_trainer(log, Requests)
     trainer.train(tiny_data(44), 1)

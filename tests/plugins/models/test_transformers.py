@@ -265,6 +265,9 @@ KNOWN = {
     "scaled": lambda logits, labels: 0.5 * token_loss(logits, labels) + 1,
     "not reduced": lambda logits, labels: token_loss(logits, labels, reduction="none").mean(),
     "squares": lambda logits, labels: (logits.mean(-1) - labels).square().mean(),
+    "weighted elements": lambda logits, labels: functional.binary_cross_entropy_with_logits(
+        logits.mean(-1), labels.float(), weight=logits.detach().exp().mean(-1)
+    ),
 }
 
 UNKNOWN = {
@@ -274,6 +277,10 @@ UNKNOWN = {
     "replaced": lambda logits, labels: token_loss(logits, labels.clone().clamp(max=9)),
     "rolled": lambda logits, labels: token_loss(logits, labels.roll(-1, 1)),
     "by the batch": lambda logits, labels: token_loss(logits, labels) * len(labels),
+    "by a fraction of labels": lambda logits, labels: (
+        token_loss(logits, labels) * ((labels != -100).sum().item() / labels.numel())
+    ),
+    "by the shape": lambda logits, labels: token_loss(logits, labels) * (len(labels) / 9),
     "two means": lambda logits, labels: (
         KNOWN["labels"](logits, labels) + KNOWN["shifted"](logits, labels)
     ),
@@ -328,7 +335,7 @@ def test_the_loss_of_a_custom_model_is_watched(name):
 def test_a_loss_that_is_not_known_is_asked_for(name):
     def train(**options):
         trainer = trainer_for(Custom(UNKNOWN[name]), plugins=[TransformersPlugin(**options)])
-        trainer.train(tagged(8, language=True), 1)
+        trainer.train(tagged(8, language=True), 1, per_device_batch_size=5)
 
     with pytest.raises(ValueError, match=r"isn't known what the loss of Custom is a mean over.*"):
         train()
@@ -352,11 +359,9 @@ def test_a_declared_mean_is_used(declared):
 
 
 def test_mistakes_in_a_declared_mean_are_reported():
-    from pydantic import ValidationError
-
     from pa_core.errors import SettingsError
 
-    with pytest.raises(ValidationError, match="no 'lables'. Did you mean 'labels'"):
+    with pytest.raises(SettingsError, match="no 'lables'. Did you mean 'labels'"):
         TransformersPlugin(loss_mean="lables")
     with pytest.raises(SettingsError, match=r"loss_mean: can't import 'pa_models.nothing'"):
         TransformersPlugin(loss_mean="pa_models.nothing")
@@ -406,24 +411,26 @@ def test_answers_of_which_only_one_position_is_in_the_text_are_reported():
 # -- Given losses, and tuples ---------------------------------------------------------------------
 
 
-def test_a_given_loss_function_is_used():
-    weighted = nn.CrossEntropyLoss(weight=torch.tensor([1.0, 5.0, 2.0]))
-    data, whole = sentences(), torch.utils.data.default_collate(sentences())
+def test_a_given_loss_function_is_used_and_counts_the_weights_of_its_classes():
+    weighted = nn.CrossEntropyLoss(weight=torch.tensor([1.0, 50.0, 2.0]))
 
     def by_hand(model, batch):
         return weighted(model(input_ids=batch["input_ids"]).logits, batch["labels"])
 
-    expected, expected_loss = hand_update(bert(), data, by_hand)
+    assert_equals_by_hand(bert, sentences(), by_hand, loss_func=weighted)
     trainer = trainer_for(bert(), weighted)
-    trainer.train(data, 1, eval_dataset=data, per_device_batch_size=len(whole["labels"]))
-    found = nn.utils.parameters_to_vector(trainer.get_model().parameters())
-    torch.testing.assert_close(found, expected)
-    assert trainer.run_history.get_latest_metric("eval_loss_epoch") == pytest.approx(expected_loss)
+    first = trainer.evaluate(sentences())["evaluation_loss"]
+    weighted.weight = torch.tensor([1.0, 0.0, 0.0])
+    other = trainer.evaluate(sentences(), per_device_batch_size=2)["evaluation_loss"]
+    with torch.no_grad():
+        right = by_hand(bert().eval(), torch.utils.data.default_collate(sentences())).item()
+    assert other == pytest.approx(right) != first
 
 
 def test_a_given_loss_function_of_outputs_and_batch_is_watched_too():
     def loss_func(outputs, batch):
-        return token_loss(outputs["logits"], batch["labels"])
+        weight = torch.arange(1.0, VOCABULARY + 1)
+        return token_loss(outputs["logits"], batch["labels"], weight=weight, label_smoothing=0.1)
 
     def by_hand(model, batch):
         return loss_func(model(**batch), batch)
@@ -448,6 +455,12 @@ def test_a_given_loss_function_that_does_not_fit_is_refused():
         loss_of(nn.CrossEntropyLoss(), {"input_ids": batch["input_ids"]})
     with pytest.raises(ValueError, match="what the loss_func is a mean over: .* is a sum"):
         loss_of(nn.CrossEntropyLoss(reduction="sum"), batch)
+    weighted = nn.CrossEntropyLoss(weight=torch.ones(3))
+    with pytest.raises(ValueError, match="is a mean over labels by the weights of their classes"):
+        loss_of(weighted, batch, loss_mean="samples")
+    with pytest.raises(AttributeError, match="no attribute 'loss'") as raised:
+        loss_of(lambda outputs, inputs: outputs.loss, batch)
+    assert "named 'batch'" in " ".join(raised.value.__notes__)
 
 
 @pytest.mark.parametrize("is_custom", [False, True])
