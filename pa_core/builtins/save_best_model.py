@@ -131,22 +131,30 @@ class SaveBestModelCallback(MetricWatcher):
     def on_training_run_end(self, trainer: Trainer, **kwargs: Any) -> None:
         if not self.load_saved_checkpoint or self.best_metric is None:
             return
-        if not self._is_own_file():
+        # Where the processes' working directories differ, it is where the main process of each
+        # machine has written it. All of them load it, or none.
+        paths = trainer.gather_objects(Path(self.save_path).absolute())
+        path = next(filter(self._is_own_file, [paths[trainer.rank], *paths]), None)
+        found = trainer.gather_objects(path)
+        if path is None or None in found:
+            text = "it was replaced or removed"
+            if any(found):
+                text = f"{text}, or rank {found.index(None)} can't read it"
             trainer.print(
                 f"{self.save_path} isn't the model of epoch {self.best_metric_epoch}, the best of "
-                "this run: it was replaced or removed. The best model is not loaded"
+                f"this run: {text}. The best model is not loaded"
             )
             return
         trainer.print(
             f"Loading the model of epoch {self.best_metric_epoch}, which has the best "
             f"{self.watch_metric}: {self.best_metric}"
         )
-        trainer.load_checkpoint(self.save_path)
+        trainer.load_checkpoint(path)
 
-    def _is_own_file(self) -> bool:
-        """Whether the file is the one that this run saved last, by its metric and epoch."""
+    def _is_own_file(self, path: Path) -> bool:
+        """Whether a file is the one that this run saved last, by its metric and epoch."""
         try:
-            content = read_checkpoint(self.save_path, map_location="meta", mmap=True)
+            content = read_checkpoint(path, map_location="meta", mmap=True)
         except (OSError, CheckpointError):
             return False
         mine = (self.best_metric, self.best_metric_epoch)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pickle
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from copy import deepcopy
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -87,12 +88,56 @@ def load_checkpoint(
             f"{checkpoint_path} contains parameters of another loss function, which are not loaded",
             stacklevel=3,
         )
-    trainer._engine.load_weights(trainer.model, content["model_state_dict"])
+    states = [(target, content[f"{name}_state_dict"]) for name, target in present]
+    _rehearse(trainer, states)
+    _load_weights(trainer, content["model_state_dict"])
     if loss is not None and saved_loss is not None:
         loss.load_state_dict(saved_loss)
-    for name, target in present:
-        target.load_state_dict(content[f"{name}_state_dict"])
+    for target, state in states:
+        target.load_state_dict(state)
     return content
+
+
+def _rehearse(trainer: Trainer, states: Sequence[tuple[Any, Any]]) -> None:
+    """Load the states of optimizer and scheduler, which may refuse them, and undo it.
+
+    So the weights, which are loaded before them, are loaded only if all the rest will be.
+    """
+    optimizers = [one for one in trainer.optimizers if not getattr(one, "is_flat", False)]
+    if len(optimizers) < len(trainer.optimizers):
+        return  # DeepSpeed's changes its tensors in place
+    kept = [
+        (one, dict(vars(one)), one.param_groups, [dict(group) for group in one.param_groups])
+        for one in optimizers
+    ]
+    scheduler = next((one for one, _ in states if one is trainer.scheduler), None)
+    before = None if scheduler is None else scheduler.state_dict()
+    try:
+        for target, state in states:
+            target.load_state_dict(state)
+    finally:
+        if scheduler is not None:
+            scheduler.load_state_dict(before)
+        for one, attributes, groups, values in kept:
+            vars(one).clear()
+            vars(one).update(attributes)
+            for group, value in zip(groups, values, strict=True):
+                group.clear()
+                group.update(value)
+
+
+def _load_weights(trainer: Trainer, weights: Mapping[str, Any]) -> None:
+    """Load the weights, or none of them: PyTorch raises after it has loaded those that fit."""
+    engine, model = trainer._engine, trainer.model
+    shapes = {name: tuple(getattr(value, "shape", ())) for name, value in weights.items()}
+    present = {name: shape or () for name, shape in engine.shapes(model).items()}
+    kept = None if shapes == present else deepcopy(engine.weights(model))
+    try:
+        engine.load_weights(model, weights)
+    except Exception:
+        if kept is not None:
+            engine.load_weights(model, kept)
+        raise
 
 
 def read_checkpoint(path: str | Path, **options: Any) -> dict[str, Any]:

@@ -25,13 +25,14 @@ _OUT_OF_MEMORY = (
     "CUDNN_STATUS_ALLOC_FAILED",
 )
 _WORKER_LOST = ("is killed by signal", "exited unexpectedly")
-_PROCESS_LOST = (
+PROCESS_LOST = (
     "Connection closed by peer",
     "Connection reset by peer",
     "Broken pipe",
     "Socket Timeout",
     "remote process exited",
 )
+"""Phrases in the errors of a collective if another process has ended."""
 _NO_GRADIENT = "Expected to have finished reduction in the prior iteration"
 _STEP_NEEDS = {
     "step() missing 1 required positional argument: 'closure'": (
@@ -92,7 +93,7 @@ def _add_hints(error: BaseException, trainer: Trainer) -> None:
     elif _is_of_lost_worker(error):
         _end_workers()
         error.add_note(_worker_lost(trainer))
-    elif trainer.num_processes > 1 and _has(text, _PROCESS_LOST):
+    elif trainer.num_processes > 1 and _has(text, PROCESS_LOST):
         error.add_note(
             f"Rank {trainer._engine.rank} waited for the other processes, but one of them has "
             "ended. Look for the cause in its output, or in the launcher's. A process killed by "

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from accelerate import Accelerator
 from torch import Tensor, nn
 
@@ -67,7 +68,8 @@ def _check_eval_output(value: Any, arguments: Mapping[str, Any]) -> None:
 
 
 def _check_predictions(value: Any, arguments: Mapping[str, Any]) -> None:
-    if isinstance(value, str | int | float) or (isinstance(value, Tensor) and not value.ndim):
+    is_scalar = isinstance(value, Tensor) and not value.ndim
+    if is_scalar or not isinstance(value, Tensor | np.ndarray | Mapping | list | tuple):
         raise TypeError(
             f"calculate_predictions returned {shown(value)}; it must return tensors whose first "
             "dimension is the samples, in tuples, lists or dicts if there are several"

@@ -158,8 +158,11 @@ class RunData:
                 warn_of_part(loader)
             return loader
         from pa_core.data.self_split import split_between_processes
+        from pa_core.loop.waiting import expecting_all
 
-        return split_between_processes(loader, self._trainer._engine, purpose)
+        engine = self._trainer._engine
+        with expecting_all(engine.rank, f"{purpose} at this place of the script"):
+            return split_between_processes(loader, engine, purpose)
 
     def reload_train(self, arguments: RunArguments, *, requested: bool) -> Change | None:
         """Load the training data again if they have changed.

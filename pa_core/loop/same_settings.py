@@ -7,6 +7,7 @@ import json
 from typing import TYPE_CHECKING, Any
 
 from pa_core.errors import SettingsError
+from pa_core.loop.waiting import expecting_all
 from pa_core.settings.environment import added_items, left_out_names
 from pa_core.settings.secrets import mask_secrets
 from pa_core.settings.table import PLUGINS_VARIABLE, TABLE
@@ -24,7 +25,8 @@ def check_same_settings(trainer: Trainer) -> None:
     Raises:
         SettingsError: on every process, naming what differs, with secrets masked.
     """
-    everywhere = trainer._engine.gather_objects(_described(trainer))
+    with expecting_all(trainer.rank, "build each Trainer"):
+        everywhere = trainer._engine.gather_objects(_described(trainer))
     problems = []
     for name in dict.fromkeys(name for described in everywhere for name in described):
         values = [described.get(name, ("", "not set")) for described in everywhere]

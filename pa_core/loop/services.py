@@ -490,9 +490,13 @@ class TrainerServices:
     ) -> dict[str, Any]:
         """Load a file of `save_checkpoint`; returns all its entries.
 
+        If any part of it is refused, nothing has changed.
+
         Raises:
             CheckpointError: if it isn't such a file.
-            ValueError: if it holds an optimizer or a scheduler and the trainer has none.
+            ValueError: if it holds an optimizer or a scheduler and the trainer has none, or another
+                one.
+            RuntimeError: if it holds the weights of another model.
         """
         from pa_core.checkpoint import model_file
 

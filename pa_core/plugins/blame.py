@@ -107,14 +107,23 @@ def blamed_wrapper(call: Call, qualified_name: str, note: str, check: Check | No
     """The same wrapper, which adds `note` to exceptions that it raises, not to those it passes on.
 
     A wrapper that returns None leaves the result as it is; pluggy would replace it with None. Any
-    other result is checked.
+    other result is checked, and so is one that was right before and that it may have changed.
     """
+
+    def is_right(result: Any, arguments: dict[str, Any]) -> bool:
+        if check is None or result is None:
+            return False
+        try:
+            check(result, arguments)
+        except Exception:  # noqa: BLE001 - raised where it is used
+            return False
+        return True
 
     def wrap(arguments: dict[str, Any]) -> Generator[None, Any, Any]:
         wrapper = call(arguments)
         inner: BaseException | None = None
         result: Any = None
-        has_yielded = False
+        has_yielded = was_right = False
         try:
             next(wrapper)
             has_yielded = True
@@ -124,16 +133,16 @@ def blamed_wrapper(call: Call, qualified_name: str, note: str, check: Check | No
                 inner = error
                 wrapper.throw(error)
             else:
+                was_right = is_right(result, arguments)
                 wrapper.send(result)
             wrapper.close()
         except StopIteration as stop:
             if has_yielded:
-                if stop.value is None:
-                    return result
-                if check is not None and stop.value is not result:
+                returned = result if stop.value is None else stop.value
+                if check is not None and (was_right or returned is not result):
                     with blaming(note):
-                        check(stop.value, arguments)
-                return stop.value
+                        check(returned, arguments)
+                return returned
         except Exception as error:
             if error is not inner:
                 blame(error, note)

@@ -14,7 +14,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal
 
-from pa_core.errors import PluginConflictError, PluginLoadError
+from pa_core.errors import PluginConflictError, PluginLoadError, nearest
 from pa_core.plugins.builtin_names import BUILTINS
 from pa_core.plugins.implementations import declared, is_callback
 from pa_core.plugins.ownership import warn_if_planted
@@ -169,10 +169,13 @@ def load_plugin(source: PluginSource) -> Any:
             return _plugin_in(_load_file(Path(source.target)))
         return metadata.EntryPoint(source.name, source.target, GROUP).load()
     except (Exception, SystemExit) as error:  # a script that parses arguments may exit
+        module, _, attribute = source.target.partition(":")
+        advice = " Install what it needs, or remove it from the plugins in [tool.pa-core]"
+        if isinstance(error, AttributeError) and attribute and module in sys.modules:
+            advice = nearest(attribute, dir(sys.modules[module])) or advice
         raise PluginLoadError(
             f"The plugin {source.name!r} of {source} can't be imported: "
-            f"{type(error).__name__}: {error}. Install what it needs, or remove it from the "
-            "plugins in [tool.pa-core]"
+            f"{type(error).__name__}: {error}.{advice}"
         ) from error
 
 

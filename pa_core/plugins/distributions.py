@@ -103,6 +103,8 @@ def what_is_meant(item: str, installed: Collection[str]) -> str:
 
     >>> what_is_meant("watch:Watch", [])[:43]
     " A class is written 'package.module:Class',"
+    >>> what_is_meant("mine.watch.Watch", [])
+    " A class is written with a colon after its module: 'mine.watch:Watch'"
     """
     name, _, label = item.partition(":")
     if label[:1].isupper() and name.isidentifier() and name not in {*installed, *PLUGINS}:
@@ -110,8 +112,11 @@ def what_is_meant(item: str, installed: Collection[str]) -> str:
             " A class is written 'package.module:Class', with a dot before the colon; for a module "
             f"that is in no package, write its file: {name + '.py'!r}"
         )
+    if re.fullmatch(r"\w+(\.\w+)+", name):
+        target = ":".join(name.rsplit(".", 1))
+        return f" A class is written with a colon after its module: {target!r}"
     hint = what_to_install(name, installed)
-    if "pip install" in hint:
+    if "pip install" in hint or "is a distribution" in hint:
         return hint
     return (
         f"{hint} If it is part of a package, install that package. Available: "

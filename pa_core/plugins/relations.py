@@ -54,7 +54,9 @@ def names_of(name: str, plugin: object, source: PluginSource, claims: Claims) ->
     So ``metrics:first`` counts as ``metrics``, and so does a `MetricsPlugin` passed in code, or an
     instance of a subclass of it.
     """
-    names = {name, name.partition(":")[0]}
+    plugin_name = name.partition(":")[0]
+    # As the settings may list it: package.module:Class, or distribution/name.
+    names = {name, plugin_name, source.target, f"{source.distribution}/{plugin_name}"}
     if source.origin != "code":
         return names
     kinds = inspect.getmro(plugin if inspect.isclass(plugin) else type(plugin))

@@ -22,7 +22,14 @@ from pa_core.plugins.manager import build, free_name
 from pa_core.plugins.relations import names_of
 from pa_core.plugins.requirements import check_requirements
 from pa_core.settings.items import parse_item, source_of
-from pa_core.settings.table import PLUGINS_VARIABLE, SET_VARIABLE, TABLE, Settings
+from pa_core.settings.table import (
+    PLUGINS_VARIABLE,
+    RESERVED,
+    SET_VARIABLE,
+    TABLE,
+    Settings,
+    toml_key,
+)
 from pa_core.settings.validation import check_table, settings_model
 
 if TYPE_CHECKING:
@@ -149,9 +156,12 @@ class _Builder:
                     f"{place}: {name!r} isn't enabled. Add it to plugins, or for a single run "
                     f"to the variable {PLUGINS_VARIABLE}"
                 )
+            elif (item := parse_item(name)).name != name and item.name in known | self.names:
+                right = f"[{TABLE}.{toml_key(item.name)}]"
+                self.problems.append(f"{place}: the table of {name!r} is called {right}")
             else:
                 base = name.partition(":")[0]
-                candidates = self.names | known | self.claims.keys()
+                candidates = {*self.names, *known, *self.claims, *RESERVED}
                 hint = what_to_install(base, candidates)
                 self.problems.append(f"{place}: there is no plugin {name!r}.{hint}")
 

@@ -69,6 +69,8 @@ def parse_setting(text: str) -> tuple[list[str], Any]:
     while end == "." and (found := _PART.match(text, position)):
         keys.append(found["quoted"] if found["bare"] is None else found["bare"])
         position, end = found.end(), found["end"]
+    if keys[:2] == ["tool", "pa-core"]:
+        keys = keys[2:]
     if end != "=" or len(keys) < 2 or "\n" in text:
         problem = (
             f"{mask_secrets(text)!r} is not a setting: expected table.key=VALUE on one line, such "

@@ -9,6 +9,7 @@ import sys
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,8 @@ PLUGINS_VARIABLE = "PA_CORE_PLUGINS"
 SET_VARIABLE = "PA_CORE_SET"
 """Settings of one run, one a line: ``table.key=VALUE``."""
 TABLE = "tool.pa-core"
+_NAMES = ("pacore", "toolpacore")
+"""The letters of the table's name, also with its dot quoted."""
 _LISTS = ("plugins", "disable")
 RESERVED = ("trainer", "train")
 """Tables that no plugin has: defaults for the arguments of `Trainer` and of `Trainer.train`."""
@@ -166,7 +169,8 @@ def _near_miss(content: dict[str, Any]) -> str | None:
             header = f"{prefix}{toml_key(name)}"
             if not isinstance(table, dict) or header == TABLE:
                 continue
-            if _letters(name) == "pacore":
+            # Only below `tool` is a name that is merely similar meant for this table.
+            if get_close_matches(_letters(name), _NAMES, cutoff=0.9 if prefix else 1.0):
                 return f"has a table [{header}]; it must be called [{TABLE}]"
             if prefix and name == "pa" and isinstance(table.get("core"), dict):
                 return f"has a table [{header}.core]; it must be called [{TABLE}]"

@@ -114,6 +114,32 @@ def test_a_wrapper_that_returns_nothing_keeps_what_is_inside():
     assert_identical(weights_of(wrapped), weights_of(plain))
 
 
+def test_a_wrapper_that_spoils_what_it_was_given_is_named():
+    def spoils(trainer):
+        output = yield
+        output["loss"] = output["loss"].item()
+
+    hook = "calculate_train_batch_loss"
+    trainer = trainer_with(Offers(hook, spoils, wrapper=True))
+    with pytest.raises(TypeError, match="returned float as the loss") as caught:
+        trainer.train(tiny_data(8), 1)
+    assert "in hook calculate_train_batch_loss of plugin 'Offers'" in caught.value.__notes__[0]
+
+    def around(trainer):
+        yield
+
+    trainer = trainer_with(Offers(hook, around, wrapper=True))
+    trainer.loss_func = lambda outputs, targets: 3.0
+    with pytest.raises(TypeError, match="loss_func returned float as the loss") as caught:
+        trainer.train(tiny_data(8), 1)
+    assert not any("plugin" in note for note in getattr(caught.value, "__notes__", ()))
+
+    trainer = trainer_with(Offers("calculate_predictions", lambda batch: object()))
+    with pytest.raises(TypeError, match="calculate_predictions returned an object") as caught:
+        trainer.predict(tiny_data(8))
+    assert "of plugin 'Offers'" in caught.value.__notes__[0]
+
+
 def test_a_trainer_that_makes_the_backward_pass_itself_may_be_given_any_loss():
     class Mine(Trainer):
         def backward_step(self, loss):

@@ -324,6 +324,22 @@ def settings_that_differ(trainer: Trainer) -> list[list[str]]:
     return found
 
 
+def best_elsewhere(folder: Path) -> list[bool]:
+    """Whether each process loads the best model, though its working directory is its own."""
+    before, best = Path.cwd(), SaveBestModelCallback("best.pt", "train_loss_epoch", True)
+    own = folder / f"own-{RANK}"
+    own.mkdir(parents=True)
+    os.chdir(own)
+    try:
+        trainer = new_trainer(best)
+        trainer.train(tiny_data(8), 3)
+    finally:
+        os.chdir(before)
+    saved = torch.load(folder / "own-0" / "best.pt", weights_only=True)["model_state_dict"]
+    is_best = [torch.equal(value, saved[name]) for name, value in weights_of(trainer).items()]
+    return trainer.gather_objects(best.best_metric_epoch == 1 and all(is_best))
+
+
 def main(folder: Path) -> None:
     trainer = new_trainer()
     tensor = torch.tensor([1.0, 10.0]) * (trainer.rank + 1)
@@ -346,6 +362,7 @@ def main(folder: Path) -> None:
         "uneven": cut(1) if trainer.num_processes > 1 else None,
         "resumed_rates": resumed_rates(folder) if trainer.num_processes > 1 else None,
         "resumed": resumed(folder),
+        "best_elsewhere": best_elsewhere(folder),
         "unwatched": watched(1, folder) if trainer.num_processes > 1 else None,
     }
     if trainer.rank == 0:

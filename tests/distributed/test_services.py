@@ -107,6 +107,10 @@ def test_a_watched_metric_that_the_main_process_does_not_record_raises_on_all(tw
     assert "'fid', which was recorded on rank 1 and not on the main process" in two["unwatched"][0]
 
 
+def test_the_best_model_is_loaded_on_processes_with_other_working_directories(one, two):
+    assert (one["best_elsewhere"], two["best_elsewhere"]) == ([True], [True, True])
+
+
 def line(first, total):
     return pytest.approx([0.1 * (1 - n / total) for n in range(first, total)])
 

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import pickle
 from collections.abc import Callable
+from copy import deepcopy
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -78,3 +81,47 @@ def test_a_run_whose_best_model_was_replaced_ends_without_it(
     trainer.train(tiny_data(8), 2)
     assert trainer.stop_reason is None
     assert "The best model is not loaded" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("other", ["optimizer", "scheduler", "model"])
+def test_a_file_that_is_refused_changes_nothing(other: str, tmp_path: Path) -> None:
+    class Counts(torch.optim.lr_scheduler.StepLR):
+        def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+            if "gamma" not in state_dict:
+                raise ValueError("another scheduler")
+            super().load_state_dict(state_dict)
+
+    def trained(epochs: int) -> Any:
+        trainer = tiny_trainer()
+        trainer.optimizer = torch.optim.Adam(trainer.model.parameters(), lr=0.1)
+        trainer.train(
+            tiny_data(8), epochs, create_scheduler_fn=partial(Counts, step_size=1, gamma=0.5)
+        )
+        return trainer
+
+    file, trainer = tmp_path / "model.pt", trained(2)
+    trained(1).save_checkpoint(file)
+    content = torch.load(file, weights_only=True)
+    if other == "optimizer":
+        content["optimizer_state_dict"]["param_groups"] *= 2
+    elif other == "scheduler":
+        del content["scheduler_state_dict"]["gamma"]
+    else:
+        name = [*content["model_state_dict"]][-1]
+        content["model_state_dict"][name] = torch.zeros(1, 1, 1)
+    torch.save(content, file)
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: plain(item) for key, item in value.items()}
+        return value.tolist() if isinstance(value, torch.Tensor) else deepcopy(value)
+
+    def everything() -> Any:
+        parts = (trainer.model, trainer.optimizer, trainer.scheduler)
+        return [plain(part.state_dict()) for part in parts]
+
+    before, group = everything(), trainer.optimizer.param_groups[0]
+    with pytest.raises((ValueError, RuntimeError)):
+        trainer.load_checkpoint(file)
+    assert everything() == before
+    assert trainer.optimizer.param_groups[0] is group  # a scheduler or the user may hold it

@@ -159,10 +159,19 @@ def test_a_declaration_must_be_a_list_of_names(names):
 def test_what_a_plugin_requires_is_enabled_and_called_before_it(site):
     assert names(Settings(plugins=("follower", "average"))) == ["average", "follower"]
     assert names(Settings(plugins=("follower", "average:second"))) == ["average:second", "follower"]
+    from pa_average import Follower  # type: ignore[import-not-found]
+
+    for other in ("somewhere.else:Average", "pa-average/average"):
+        kind = type("Mine", (Follower,), {"requires_plugins": (other,), "after_plugins": [other]})
+        manager = PluginManager()
+        manager.register(kind(), "mine", source("mine"))
+        own = PluginSource("average", "somewhere.else:Average", "installed", "pa-average")
+        manager.register(EarlyStoppingCallback(), "average", own)
+        assert list(manager.by_name) == ["average", "mine"]
 
 
 def test_an_object_in_code_counts_as_the_plugin_that_its_class_is(site):
-    from pa_average import Average, Follower  # type: ignore[import-not-found]
+    from pa_average import Average, Follower
 
     class Own(Average): ...
 
