@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from pa_models.loss_mean import Known, LossWatch, Unknown
+from pa_models.transformers_call import call_model
 
 if TYPE_CHECKING:
     from pa_core import Trainer
@@ -207,17 +208,6 @@ class BatchLosses:
         return name == "shifted_labels" and "shift_labels" not in batch
 
 
-def call_model(model: nn.Module, batch: Mapping[str, Any]) -> Any:
-    """Call a model with the batch's entries as arguments.
-
-    A model of transformers whose configuration says ``return_dict=False`` is asked for an output
-    with names all the same.
-    """
-    if _returns_tuples(model) and "return_dict" not in batch:
-        return model(**batch, return_dict=True)
-    return model(**batch)
-
-
 def get_batch_size(batch: Mapping[str, Any]) -> int:
     """The length of the batch's tensors.
 
@@ -409,18 +399,6 @@ def _is_compiled(model: nn.Module) -> bool:
         or "_orig_mod" in vars(module)
         or getattr(module, "_compiled_call_impl", None) is not None
         for module in model.modules()
-    )
-
-
-def _returns_tuples(model: nn.Module) -> bool:
-    """Whether the configuration of a model of transformers asks for tuples, and it can do else."""
-    inner = _inner(model)
-    if getattr(getattr(inner, "config", None), "return_dict", True) is not False:
-        return False
-    parameters = inspect.signature(inner.forward).parameters.values()
-    return any(
-        parameter.name == "return_dict" or parameter.kind is parameter.VAR_KEYWORD
-        for parameter in parameters
     )
 
 
