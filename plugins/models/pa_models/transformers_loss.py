@@ -62,7 +62,8 @@ class BatchLosses:
             and with label smoothing the parts of the loss: ``unsmoothed_loss``, and
             ``uniform_loss`` for a uniform target.
             ``shifts_labels`` says whether the loss compares each label with the output before it,
-            if that is known.
+            if that is known. If it ignores other labels than those of -100, ``ignored_label`` is
+            the class, and ``counts_label`` says of each label whether it counts.
 
         Raises:
             ValueError: if the model returns no loss, if the batch isn't made of tensors, or if it
@@ -97,6 +98,7 @@ class BatchLosses:
         shifts_labels = self._knows_shift(known)
         if shifts_labels is not None:
             result["shifts_labels"] = shifts_labels
+        result |= _ignored_labels(known, batch)
         if log:
             result["log"] = log
         items = self._count(known, batch, outputs)
@@ -341,6 +343,20 @@ def _name_of(known: Known, batch: Mapping[str, Any]) -> str | None:
         return f"{target.entry} other than {term.ignored}"
     is_shifted = target.is_shifted or target.entry == "shift_labels"
     return "shifted_labels" if is_shifted else "labels"
+
+
+def _ignored_labels(known: Known | None, batch: Mapping[str, Any]) -> dict[str, Any]:
+    """Which labels a known loss ignores, in addition to those of -100."""
+    terms = [] if known is None else [term for term in known.terms if term.target is not None]
+    if len(terms) != 1 or terms[0].target is None or terms[0].target.entry != "labels":
+        return {}
+    (term,) = terms
+    found: dict[str, Any] = {}
+    if isinstance(term.ignored, int) and term.ignored != IGNORED:
+        found["ignored_label"] = term.ignored
+    if term.target is not None and term.target.where is not None and not term.target.is_shifted:
+        found["counts_label"] = term.target.where.of(batch)
+    return found
 
 
 def _count_declared(name: str, batch: Mapping[str, Any]) -> Tensor | None:
