@@ -110,7 +110,7 @@ class TrainerServices:
         return self._engine.rank
 
     def rng(self, name: str = "", *, per_rank: bool = False) -> torch.Generator:
-        """A new generator on the CPU, for draws of one's own at this place of the run.
+        """A new generator on the CPU, for your own draws at this place of the run.
 
         Its numbers depend on the run's seed, `name`, the epoch and the micro-batch only, so a
         resumed run draws the same. Whatever draws more than once at a place uses different names.

@@ -26,7 +26,7 @@ class Item:
         plugin: the plugin's own name, without that of an instance.
         file: the path, if the item is a file.
         target: ``package.module:Class``, if it is one.
-        distribution: the distribution that the plugin is to come from, if the item says so.
+        distribution: the distribution that the plugin is to come from, if the item names one.
     """
 
     text: str
