@@ -90,7 +90,8 @@ class EpochMetrics:
         """
         for function, collection in self._groups:
             inputs = function(batch, batch_output)
-            self._look_for_ignored(collection, batch, inputs)
+            ignored = batch_output.get("ignored_label", IGNORED)
+            self._look_for_ignored(collection, batch, inputs, ignored)
             try:
                 if isinstance(inputs, Mapping):
                     collection.update(**{key: _detach(value) for key, value in inputs.items()})
@@ -141,8 +142,10 @@ class EpochMetrics:
                 setattr(metric, key, _copy(value, device=metric.device))
             setattr(metric, _counter(metric), state[name]["updates"])
 
-    def _look_for_ignored(self, collection: MetricCollection, batch: Any, inputs: Any) -> None:
-        """Have labels of tokens that are -100 ignored; watch for others, which would be counted.
+    def _look_for_ignored(
+        self, collection: MetricCollection, batch: Any, inputs: Any, ignored: int
+    ) -> None:
+        """Have labels of tokens that the loss ignores ignored; watch for others that are -100.
 
         Raises:
             ValueError: if the epoch's first batch has such others.
@@ -155,7 +158,7 @@ class EpochMetrics:
         if not isinstance(target, Tensor) or target.is_floating_point():
             return
         if collection not in self._ignored:
-            counting = _set_ignored(collection, are_tokens=are_of_tokens(batch, target))
+            counting = _set_ignored(collection, ignored, are_tokens=are_of_tokens(batch, target))
             seen = (target == IGNORED).any()
             if counting and seen:  # reads the device, as the validation of the first batch does
                 raise _counts_ignored(counting)
@@ -179,14 +182,14 @@ def _counter(metric: Metric) -> str:
     return "_num_vals_seen" if isinstance(metric, Running) else "_update_count"
 
 
-def _set_ignored(collection: MetricCollection, *, are_tokens: bool) -> list[str]:
-    """Have labels of tokens that are -100 ignored; returns the names of metrics that count -100."""
+def _set_ignored(collection: MetricCollection, ignored: int, *, are_tokens: bool) -> list[str]:
+    """Have a label of tokens ignored; returns the names of metrics that count -100."""
     counting = []
     for name, metric in collection.items(keep_base=True, copy_state=False):
         parts: list[Any] = [part for part in metric.modules() if hasattr(part, "ignore_index")]
         for part in parts if are_tokens else ():
             if part.ignore_index is None:
-                part.ignore_index = IGNORED
+                part.ignore_index = ignored
         if any(part.ignore_index != IGNORED for part in parts) or (are_tokens and not parts):
             counting.append(str(name))
     return counting

@@ -40,7 +40,8 @@ def to_preds_and_target(batch: Any, batch_output: Mapping[str, Any]) -> tuple[Te
     token logits ``(batch, tokens, classes)`` is moved to where torchmetrics expects it,
     ``(batch, classes, tokens)``. Outputs of shape ``(batch, 1)`` become ``(batch,)`` if the targets
     have that shape. If ``batch_output["shifts_labels"]`` is true, as for a model that predicts the
-    next token, predictions and targets are those of the next tokens.
+    next token, predictions and targets are those of the next tokens. Targets of tokens for which
+    ``batch_output["counts_label"]`` is false become -100, or ``batch_output["ignored_label"]``.
 
     Args:
         batch: a batch of the loader.
@@ -55,7 +56,7 @@ def to_preds_and_target(batch: Any, batch_output: Mapping[str, Any]) -> tuple[Te
     >>> preds.shape == target.shape == (4,)
     True
     """
-    preds, target = _logits(batch_output), _target(batch)
+    preds, target = _logits(batch_output), _counted(batch, batch_output)
     if not isinstance(preds, Tensor) or not isinstance(target, Tensor):
         raise _nothing_found(
             batch,
@@ -118,7 +119,7 @@ def retrieval(batch: Any, batch_output: Mapping[str, Any]) -> dict[str, Tensor]:
 
 def language_model(batch: Any, batch_output: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
     """Logits ``(batch, tokens, words)`` and labels ``(batch, tokens)``, as for perplexity."""
-    preds, target = _logits(batch_output), _target(batch)
+    preds, target = _logits(batch_output), _counted(batch, batch_output)
     if not isinstance(preds, Tensor) or not isinstance(target, Tensor):
         raise _nothing_found(batch, batch_output, "expected logits and 'labels' of tokens")
     if batch_output.get("shifts_labels"):
@@ -292,6 +293,14 @@ def _target(batch: Any) -> Any:
     if isinstance(batch, Mapping):
         return next((batch[key] for key in _TARGET_KEYS if key in batch), None)
     return batch[1] if isinstance(batch, list | tuple) and len(batch) > 1 else None
+
+
+def _counted(batch: Any, batch_output: Mapping[str, Any]) -> Any:
+    """The batch's targets, with the ignored label for tokens that the model's loss leaves out."""
+    target, counts = _target(batch), batch_output.get("counts_label")
+    if isinstance(counts, Tensor) and are_of_tokens(batch, target) and counts.shape == target.shape:
+        return target.masked_fill(~counts.bool(), batch_output.get("ignored_label", IGNORED))
+    return target
 
 
 def _are_dicts(value: Any) -> bool:

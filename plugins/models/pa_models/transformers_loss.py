@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from pa_models.loss_mean import Known, LossWatch, Unknown
+from pa_models.transformers_call import call_model
 
 if TYPE_CHECKING:
     from pa_core import Trainer
@@ -62,7 +63,8 @@ class BatchLosses:
             and with label smoothing the parts of the loss: ``unsmoothed_loss``, and
             ``uniform_loss`` for a uniform target.
             ``shifts_labels`` says whether the loss compares each label with the output before it,
-            if that is known.
+            if that is known. If it ignores other labels than those of -100, ``ignored_label`` is
+            the class, and ``counts_label`` says of each label whether it counts.
 
         Raises:
             ValueError: if the model returns no loss, if the batch isn't made of tensors, or if it
@@ -108,6 +110,7 @@ class BatchLosses:
         shifts_labels = self._knows_shift(known)
         if shifts_labels is not None:
             result["shifts_labels"] = shifts_labels
+        result |= _ignored_labels(known, batch)
         if log:
             result["log"] = log
         items = self._count(known, batch, outputs)
@@ -219,17 +222,6 @@ class BatchLosses:
         if name not in ("labels", "shifted_labels"):
             raise ValueError("Labels can be smoothed only if the loss is a mean over labels")
         return name == "shifted_labels" and "shift_labels" not in batch
-
-
-def call_model(model: nn.Module, batch: Mapping[str, Any]) -> Any:
-    """Call a model with the batch's entries as arguments.
-
-    A model of transformers whose configuration says ``return_dict=False`` is asked for an output
-    with names all the same.
-    """
-    if _returns_tuples(model) and "return_dict" not in batch:
-        return model(**batch, return_dict=True)
-    return model(**batch)
 
 
 def get_batch_size(batch: Mapping[str, Any]) -> int:
@@ -398,6 +390,20 @@ def _name_of(known: Known, batch: Mapping[str, Any]) -> str | None:
     return "shifted_labels" if is_shifted else "labels"
 
 
+def _ignored_labels(known: Known | None, batch: Mapping[str, Any]) -> dict[str, Any]:
+    """Which labels a known loss ignores, in addition to those of -100."""
+    terms = [] if known is None else [term for term in known.terms if term.target is not None]
+    if len(terms) != 1 or terms[0].target is None or terms[0].target.entry != "labels":
+        return {}
+    (term,) = terms
+    found: dict[str, Any] = {}
+    if isinstance(term.ignored, int) and term.ignored != IGNORED:
+        found["ignored_label"] = term.ignored
+    if term.target is not None and term.target.where is not None and not term.target.is_shifted:
+        found["counts_label"] = term.target.where.of(batch)
+    return found
+
+
 def _count_declared(name: str, batch: Mapping[str, Any]) -> Tensor | None:
     """The number of items of a batch, of shape ``()``; None for samples."""
     if name == "samples":
@@ -454,18 +460,6 @@ def _is_compiled(model: nn.Module) -> bool:
         or "_orig_mod" in vars(module)
         or getattr(module, "_compiled_call_impl", None) is not None
         for module in model.modules()
-    )
-
-
-def _returns_tuples(model: nn.Module) -> bool:
-    """Whether the configuration of a model of transformers asks for tuples, and it can do else."""
-    inner = _inner(model)
-    if getattr(getattr(inner, "config", None), "return_dict", True) is not False:
-        return False
-    parameters = inspect.signature(inner.forward).parameters.values()
-    return any(
-        parameter.name == "return_dict" or parameter.kind is parameter.VAR_KEYWORD
-        for parameter in parameters
     )
 
 

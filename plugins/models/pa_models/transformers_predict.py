@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+
+from pa_models.transformers_call import call_model
 
 if TYPE_CHECKING:
     from torch import nn
@@ -48,8 +49,8 @@ def calculate_predictions(trainer: Trainer, batch: Mapping[str, Any]) -> Any:
     inputs = without_labels(model, batch)
     if "labels" in batch and _builds_decoder_inputs(model, batch):
         inputs["labels"] = batch["labels"]
-    with torch.no_grad(), _named_outputs(model):
-        outputs = trainer.model(**inputs)
+    with torch.no_grad():
+        outputs = call_model(trainer.model, inputs)
     if isinstance(outputs, Tensor):
         return outputs
     if isinstance(outputs, Mapping) and isinstance(outputs.get("logits"), Tensor):
@@ -85,23 +86,6 @@ def num_samples(batch: Mapping[str, Any]) -> int | None:
     names = (*(name for name in _PER_SAMPLE if name in batch), *batch)
     values = (batch[name] for name in names)
     return next((len(one) for one in values if isinstance(one, Tensor) and one.ndim), None)
-
-
-@contextmanager
-def _named_outputs(model: nn.Module) -> Iterator[None]:
-    """Have a model of transformers return names with its outputs, whatever its configuration says.
-
-    Its parts have to as well: some read each other's outputs by name.
-    """
-    configs: list[Any] = [getattr(module, "config", None) for module in model.modules()]
-    silent = [config for config in configs if getattr(config, "return_dict", None) is False]
-    for config in silent:
-        config.return_dict = True
-    try:
-        yield
-    finally:
-        for config in silent:
-            config.return_dict = False
 
 
 def _builds_decoder_inputs(model: nn.Module, batch: Mapping[str, Any]) -> bool:

@@ -28,6 +28,13 @@ SMALL: dict[str, dict[str, Any]] = {
         "hidden_dropout_prob": 0.0,
         "attention_probs_dropout_prob": 0.0,
     },
+    "Electra": {
+        "embedding_size": 16,
+        "hidden_size": 16,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "intermediate_size": 16,
+    },
     "GPT2": {
         "n_embd": 16,
         "n_layer": 1,
@@ -463,8 +470,8 @@ def test_a_given_loss_function_that_does_not_fit_is_refused():
     assert "named 'batch'" in " ".join(raised.value.__notes__)
 
 
-@pytest.mark.parametrize("is_custom", [False, True])
-def test_models_may_return_tuples(is_custom):
+@pytest.mark.parametrize("kind", ["of transformers", "custom", "unpacking"])
+def test_models_may_return_tuples(kind):
     class Tuples(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -473,17 +480,54 @@ def test_models_may_return_tuples(is_custom):
         def forward(self, **batch):
             return self.inner(**batch).to_tuple()
 
+    class Unpacks(Tuples):
+        def __init__(self) -> None:
+            super().__init__()
+            self.config = self.inner.config
+            self.config.return_dict = False
+
+        def forward(self, **batch):
+            *loss, logits = self.inner(**batch)
+            return *loss, 2 * logits
+
     def make():
-        if is_custom:
-            return Tuples()
+        if kind != "of transformers":
+            return Tuples() if kind == "custom" else Unpacks()
         model = bert()
         model.config.return_dict = False
         return model
 
     data = sentences(8)
     assert_equals_by_hand(make, data, lambda model, batch: model(**batch)[0])
-    expected = bert().eval()(**torch.utils.data.default_collate(data)).logits
-    torch.testing.assert_close(trainer_for(make()).predict(data), expected.detach())
+    logits = bert().eval()(**torch.utils.data.default_collate(data)).logits.detach()
+    expected = 2 * logits if kind == "unpacking" else logits
+    torch.testing.assert_close(trainer_for(make()).predict(data), expected)
+
+
+def test_parts_of_a_model_may_return_tuples():
+    from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig
+    from transformers import LlavaForConditionalGeneration as Llava
+
+    sizes: dict[str, Any] = {
+        "hidden_size": 16,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "intermediate_size": 16,
+    }
+    pictures = CLIPVisionConfig(image_size=8, patch_size=4, **sizes)
+    texts = LlamaConfig(vocab_size=60, **sizes)
+    model = Llava(LlavaConfig(vision_config=pictures, text_config=texts, image_token_id=59)).eval()
+    tokens = torch.tensor([59, 59, 59, 59, 3, 4, 5])
+    sample = {"input_ids": tokens, "pixel_values": torch.randn(3, 8, 8), "labels": tokens}
+    expected = model(**torch.utils.data.default_collate([sample]))
+    for configs in ([model.config.text_config], [model.config, model.config.text_config]):
+        for config in configs:
+            config.return_dict = False
+        trainer = trainer_for(model)
+        found = trainer.evaluate([sample])["evaluation_loss"]
+        assert found == pytest.approx(expected.loss.item(), abs=1e-6)
+        torch.testing.assert_close(trainer.predict([sample]), expected.logits.detach())
+        assert not any(config.return_dict for config in configs)
 
 
 def test_the_evaluation_loss_has_no_graph():

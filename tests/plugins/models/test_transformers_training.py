@@ -475,6 +475,44 @@ def test_metrics_learn_whether_the_loss_shifts_labels(create, shifts):
     assert output["shifts_labels"] is shifts
 
 
+class Ignoring(torch.nn.Module):
+    """Its loss ignores the label 255."""
+
+    def __init__(self):
+        super().__init__()
+        self.scores = torch.nn.Embedding(50, 2)
+
+    def forward(self, input_ids, attention_mask, labels):
+        logits = self.scores(input_ids)
+        loss = torch.nn.functional.cross_entropy(logits.mT, labels, ignore_index=255)
+        return {"loss": loss, "logits": logits}
+
+
+@pytest.mark.parametrize("kind", ["mask", "label"])
+def test_metrics_leave_out_labels_that_the_loss_ignores(kind):
+    from pa_metrics import MetricsPlugin
+
+    is_mask = kind == "mask"
+    model = build("Electra", "ForPreTraining") if is_mask else Ignoring()
+    model.eval()
+    samples = []
+    for i in range(4):  # the first batch has nothing to ignore
+        mask = (torch.arange(6) < (6 if i < 2 else i)).long()
+        labels = torch.randint(2, (6,), generator=torch.Generator().manual_seed(i))
+        labels = labels.where(mask == 1, 0 if is_mask else 255)
+        samples.append({"input_ids": torch.arange(6) + i, "attention_mask": mask, "labels": labels})
+    batch = torch.utils.data.default_collate(samples)
+    with torch.no_grad():
+        logits = model(**batch)["logits"]
+    found = logits > 0 if is_mask else logits.argmax(-1)
+    expected = (found == batch["labels"])[batch["attention_mask"] == 1].float().mean().item()
+    task = "binary" if is_mask else "multiclass"
+    metrics = MetricsPlugin(metrics=["accuracy"], task=task, num_classes=2, average="micro")
+    trainer = Trainer(model, None, None, callbacks=(), plugins=[TransformersPlugin(), metrics])
+    values = trainer.evaluate(samples, per_device_batch_size=2)
+    assert values["accuracy"] == pytest.approx(expected, abs=1e-6)
+
+
 # -- Generation -----------------------------------------------------------------------------------
 
 
