@@ -58,11 +58,12 @@ def _options(loss_func: Any) -> tuple[Tensor | None, int, str] | None:
         return None, _IGNORED, "mean"
     if isinstance(loss_func, partial) and not loss_func.args:
         inner = _options(loss_func.func)
-        given = loss_func.keywords
+        given: dict[str, Any] = loss_func.keywords
         if inner is not None and isinstance(loss_func.func, FunctionType):
-            names = ("weight", "ignore_index", "reduction")
-            weight, ignored, reduction = (
-                given.get(n, v) for n, v in zip(names, inner, strict=True)
+            weight, ignored, reduction = inner
+            return (
+                given.get("weight", weight),
+                given.get("ignore_index", ignored),
+                given.get("reduction", reduction),
             )
-            return weight, ignored, reduction
     return None

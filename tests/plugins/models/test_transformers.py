@@ -516,7 +516,9 @@ def test_parts_of_a_model_may_return_tuples():
     }
     pictures = CLIPVisionConfig(image_size=8, patch_size=4, **sizes)
     texts = LlamaConfig(vocab_size=60, **sizes)
-    model = Llava(LlavaConfig(vision_config=pictures, text_config=texts, image_token_id=59)).eval()
+    model = Llava(
+        LlavaConfig(vision_config=pictures, text_config=texts, image_token_index=59)
+    ).eval()
     tokens = torch.tensor([59, 59, 59, 59, 3, 4, 5])
     sample = {"input_ids": tokens, "pixel_values": torch.randn(3, 8, 8), "labels": tokens}
     expected = model(**torch.utils.data.default_collate([sample]))
