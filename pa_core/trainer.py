@@ -68,7 +68,7 @@ class Trainer(TrainerBase):
         model: the model, or the name of one that a plugin registers.
         loss_func: called with the model's outputs and the targets; returns a mean over the batch.
         optimizer: an optimizer of the model's parameters, and, on one process, of those of a
-            `loss_func` that is a module; a function that creates one from them,
+            `loss_func` that is a module; a function that creates one from the model's parameters;
             or a list of optimizers, with disjoint parameters. With None, a plugin may create it;
             evaluating and predicting need none.
         callbacks: classes or instances of `TrainerCallback`; they replace the default built-ins.
@@ -260,9 +260,9 @@ class Trainer(TrainerBase):
                 numbers, such as package versions or the settings of a plugin.
 
         Raises:
-            TypeError: for arguments of the wrong type, and batches that aren't what the loss needs.
+            TypeError: for arguments of the wrong type, if nothing says how long to train, and for
+                batches that aren't what the loss needs.
             ValueError: for invalid arguments, before anything happens.
-            TypeError: if nothing says how long to train.
             TrainingStateError: if `resume_from` is damaged or was saved from a different model; or
                 if another live run writes to the same places.
         """
