@@ -138,16 +138,24 @@ def check_run_history(run_history: Any) -> None:
         )
 
 
-def check_seed(seed: Any) -> None:
-    """Check that a seed is an integer.
+def seed_of(settings: Settings, given: int | None) -> int:
+    """The seed of a Trainer.
+
+    Args:
+        settings: those of the run.
+        given: the argument of the Trainer.
 
     Raises:
-        TypeError: if it isn't.
+        TypeError: if it isn't an integer.
     """
+    seed = settings.argument("trainer", "seed", given)
+    if seed is None:
+        return 42
     if not isinstance(seed, SupportsIndex) or isinstance(seed, bool):
         raise TypeError(
             f"seed must be an integer, not {shown(seed)}: every random choice is a function of it"
         )
+    return int(seed)
 
 
 def check_optimizer(optimizer: Any, origin: str) -> None:
@@ -414,31 +422,39 @@ def check_length(num_epochs: int | str | Duration | None) -> int | str | Duratio
     return num_epochs
 
 
-def precision_of(
-    settings: Settings, given: str | None, accelerator: Accelerator | Mapping[str, Any] | None
-) -> str | None:
-    """The mixed precision of a Trainer; None for accelerate's default.
+def accelerator_arguments(
+    settings: Settings,
+    mixed_precision: str | None,
+    accelerator: Accelerator | Mapping[str, Any] | None,
+) -> dict[str, Any]:
+    """The arguments to create a Trainer's accelerator with; none if one was given.
 
     Args:
-        settings: those of the run.
-        given: the argument of the Trainer.
-        accelerator: the Trainer's; its precision counts as given in code.
+        settings: those of the run, which may have the mixed precision.
+        mixed_precision: the argument of the Trainer.
+        accelerator: an Accelerator, whose precision counts as given in code, or arguments.
 
     Raises:
+        TypeError: if `accelerator` is something else.
         ValueError: if an Accelerator was given whose precision is another one.
     """
-    if isinstance(accelerator, Mapping):
-        given = given or accelerator.get("mixed_precision")
+    if accelerator is not None and not isinstance(accelerator, Accelerator | Mapping):
+        raise TypeError(
+            f"accelerator is {shown(accelerator)}; pass an Accelerator, or a dict of its arguments"
+        )
     if not isinstance(accelerator, Accelerator):
-        return settings.argument("trainer", "mixed_precision", given)
+        kwargs = dict(accelerator or {})
+        given = mixed_precision or kwargs.get("mixed_precision")
+        precision = settings.argument("trainer", "mixed_precision", given)
+        return kwargs if precision is None else kwargs | {"mixed_precision": precision}
     own = str(accelerator.mixed_precision)
-    precision = settings.argument("trainer", "mixed_precision", given or own)
+    precision = settings.argument("trainer", "mixed_precision", mixed_precision or own)
     if precision != own:
         raise ValueError(
             f"mixed_precision is {precision!r}, but the given Accelerator has {own!r}: create it "
             f"with mixed_precision={precision!r}"
         )
-    return None
+    return {}
 
 
 def check_predict_arguments(dataloader_kwargs: Mapping[str, Any] | None) -> None:

@@ -29,14 +29,14 @@ from pa_core.errors import PreemptedExit, StopTrainingError, shown
 from pa_core.loop.accumulation import Accumulation
 from pa_core.loop.arguments import (
     RunArguments,
+    accelerator_arguments,
     check_loss_func,
     check_model,
     check_model_and_optimizer,
     check_optimizer,
     check_run_history,
     check_scheduler,
-    check_seed,
-    precision_of,
+    seed_of,
 )
 from pa_core.loop.consensus import Consensus
 from pa_core.loop.defaults import Defaults
@@ -114,21 +114,11 @@ class TrainerBase(TrainerServices):
         self.loss_func: Any = loss_func
         self.optimizer: Any = self._create_optimizer(optimizer)
         check_model_and_optimizer(self.model, self.optimizer, self.loss_func)
-        seed = self.settings.argument("trainer", "seed", seed)
-        self.seed = 42 if seed is None else seed
-        check_seed(self.seed)
+        self.seed = seed_of(self.settings, seed)
         self.run_history = InMemoryRunHistory() if run_history is None else run_history
         check_run_history(self.run_history)
 
-        if accelerator is not None and not isinstance(accelerator, Accelerator | Mapping):
-            raise TypeError(
-                f"accelerator is {shown(accelerator)}; pass an Accelerator, or a dict of its "
-                "arguments"
-            )
-        self.accelerator_kwargs = dict(accelerator) if isinstance(accelerator, Mapping) else {}
-        precision = precision_of(self.settings, mixed_precision, accelerator)
-        if precision is not None:
-            self.accelerator_kwargs["mixed_precision"] = precision
+        self.accelerator_kwargs = accelerator_arguments(self.settings, mixed_precision, accelerator)
         self._accelerator = (
             accelerator if isinstance(accelerator, Accelerator) else self._create_accelerator()
         )
@@ -139,10 +129,9 @@ class TrainerBase(TrainerServices):
             from pa_core.loop.same_settings import check_same_settings
 
             check_same_settings(self._trainer)
+            self._hooks = BoundHooks(self.plugins, self._request_stop)
         if self.model is not None:  # train() and evaluate() need one
             check_whole(self.model, self._engine.sharded_by)
-        if self._engine.num_processes > 1:
-            self._hooks = BoundHooks(self.plugins, self._request_stop)
         self.plugins.set_process(is_main=self.is_main_process)
 
         # What `train` and `evaluate` are given.
