@@ -45,7 +45,7 @@ from pa_core.loop.means import EpochMeans
 from pa_core.loop.micro_batches import MicroBatch, micro_batches
 from pa_core.loop.planning import epoch_start, plan_run
 from pa_core.loop.provided import CHECKS
-from pa_core.loop.randomness import HOOKS_AFTER_FORWARD, EpochRandomness, seed_event
+from pa_core.loop.randomness import EpochRandomness, seed_event
 from pa_core.loop.run_data import RunData
 from pa_core.loop.run_numbers import Groups, RunNumbers, set_values, values_of
 from pa_core.loop.services import TrainerServices
@@ -185,11 +185,9 @@ class TrainerBase(TrainerServices):
 
     def _event(self, name: str, **arguments: Any) -> None:
         self._hooks.refresh()
+        seed_event(name, self.seed, self.position.epoch, self.position.updates, self.device)
         caller = getattr(self._hooks, name)
         if caller is not None:
-            if self._in_run or name == "on_training_run_end":
-                place = self.position
-                seed_event(name, self.seed, place.epoch, place.updates, self.device)
             caller(trainer=self, **arguments)
 
     def _report_exception(self, exception: BaseException) -> None:
@@ -252,10 +250,8 @@ class TrainerBase(TrainerServices):
             accumulation=self.run_config.gradient_accumulation_steps,
             state=self._data.train_state,
         )
-        has_hooks = self.plugins.is_extended(HOOKS_AFTER_FORWARD)
-        return batches, EpochRandomness(
-            self.seed, epoch, engine.rank, self.device, self._drawing, has_hooks
-        )
+        randomness = EpochRandomness(self.seed, epoch, engine.rank, self.device, self._drawing)
+        return batches, randomness
 
     def _follow_parameters(self) -> None:
         """Wrap the model again, and check the optimizer, if parameters were frozen or replaced."""

@@ -30,20 +30,24 @@ if TYPE_CHECKING:
     import torch
 
 
-HOOKS_AFTER_FORWARD = (
-    *("on_backward_start", "on_backward_end", "on_gradients_ready", "run_update"),
-    *("on_optimizer_step_start", "on_optimizer_step_end", "on_optimizer_step_skipped"),
-    "on_train_step_end",
+_EVENTS = frozenset(
+    {
+        *("on_training_run_start", "on_training_run_end", "on_training_run_epoch_end"),
+        *("on_train_epoch_start", "on_train_epoch_end"),
+        *("on_eval_epoch_start", "on_eval_epoch_end"),
+    }
 )
 
 
 def seed_event(name: str, seed: int, epoch: int, updates: int, device: torch.device) -> None:
-    """Seed what plugins draw from in an event between steps.
+    """Seed what plugins draw from in an event of a run between its steps.
 
-    A resumed run draws the same at its start, and when its epoch starts again.
+    A resumed run draws the same at its start, and when its epoch starts again. The generators are
+    seeded even if no plugin implements the event, so that they don't tell which plugins there are.
     """
     places = {"on_training_run_start": (), "on_train_epoch_start": (epoch,)}
-    seed_all(derive_key(seed, name, *places.get(name, (epoch, updates))), device)
+    if name in _EVENTS:
+        seed_all(derive_key(seed, name, *places.get(name, (epoch, updates))), device)
 
 
 class EpochRandomness:
@@ -59,22 +63,14 @@ class EpochRandomness:
         device: of the model.
         drawing: whose code has drawn from Python's or NumPy's generator in this run: ``"model"``,
             ``"plugins"``. It is added to.
-        has_hooks: whether hooks after a forward pass may draw from PyTorch's generators.
     """
 
     def __init__(
-        self,
-        seed: int,
-        epoch: int,
-        rank: int,
-        device: torch.device,
-        drawing: set[str],
-        has_hooks: bool = True,
+        self, seed: int, epoch: int, rank: int, device: torch.device, drawing: set[str]
     ) -> None:
         self._model_key, self._device = derive_key(seed, "model", epoch, rank), device
         self._hooks_key = derive_key(seed, "hooks", epoch)
         self._rest_key = derive_key(seed, "rest", epoch)
-        self._has_hooks = has_hooks
         self._rest: tuple[Any, ...] | None = None  # the generators' positions at rest
         self._drawing = drawing
         self._first_draw = dict.fromkeys(drawing, -1)  # the step of it, in this epoch
@@ -96,8 +92,7 @@ class EpochRandomness:
     def seed_hooks(self, step: int) -> None:
         """Seed what the hooks after the forward pass of a step draw from."""
         key = key_at(self._hooks_key, step)
-        if self._has_hooks:
-            seed_model(key, self._device)
+        seed_model(key, self._device)
         self._begin("plugins", step, key)
 
     def end_step(self) -> None:

@@ -287,14 +287,6 @@ class PluginManager:
             found = [replace(one, call=around(one)) for one in found]
         return sorted(found, key=lambda one: one.rank)
 
-    def is_extended(self, hook_names: Iterable[str]) -> bool:
-        """Whether a plugin that isn't built in implements one of the hooks on this process."""
-        return any(
-            one.source.origin != "built-in" and not one.is_default
-            for name in hook_names
-            for one in self.implementations(name)
-        )
-
     def _runs_here(self, processes: str) -> bool:
         return self._is_main_process or processes == "all"
 

@@ -224,22 +224,23 @@ class PluginConformance:
 
     def test_trains_twice(self) -> None:
         """One instance can run twice with equal results, and cleans up after itself."""
-        plugin = self.make_plugin()
+        start, plugin = Surroundings(), self.make_plugin()
         trainer = self.make_trainer(plugin)
         self.train(trainer)
-        first, before = self.outcome_of(trainer), self._surroundings_again()
+        first, before = self.outcome_of(trainer), self._surroundings_again(start)
         second = self.outcome(plugin)
         _assert_left_nothing(before, "A run")
         _assert_equal(first, second, "A second run with the same instance differs from the first")
         self.train(trainer)  # continues from the trained weights
         self._check_what_a_run_leaves()
 
-    def _surroundings_again(self) -> Surroundings:
+    def _surroundings_again(self, start: Surroundings) -> Surroundings:
         """The surroundings after a first run, in which modules are imported.
 
-        What that run has changed in the process is restored: a plugin changes it again in each run.
+        What that run has changed in the process since `start` is restored: a plugin changes it
+        again in each run.
         """
-        self._surroundings.restore()
+        start.restore()
         return Surroundings()
 
     def _check_what_a_run_leaves(self) -> None:
@@ -278,12 +279,12 @@ class PluginConformance:
 
     def test_evaluates_alone(self) -> None:
         """`evaluate` and `predict` work without a training run, and change no weights."""
-        trainer = self.make_trainer(self.make_plugin())
+        start, trainer = Surroundings(), self.make_trainer(self.make_plugin())
         before = self.outcome_of(trainer).weights
         model = trainer.get_model(keep_torch_compile=False)
         data, hooks = self.make_data(14), hooks_of(model)
         for is_first in (True, False):
-            surroundings = self._surroundings_again()
+            surroundings = self._surroundings_again(start)
             values = trainer.evaluate(data, per_device_batch_size=BATCH)
             assert "evaluation_loss" in values, f"evaluate() recorded no evaluation_loss: {values}"
             trainer.predict(data, per_device_batch_size=BATCH)
@@ -297,8 +298,8 @@ class PluginConformance:
 
     def test_survives_exceptions(self) -> None:
         """If another plugin raises, this one cleans up and can run again."""
-        plugin = self.make_plugin()
-        first, before = self.outcome(plugin), self._surroundings_again()
+        start, plugin = Surroundings(), self.make_plugin()
+        first, before = self.outcome(plugin), self._surroundings_again(start)
         for event in _EVENTS:
             for last in (False, True):
                 where = f"A run in which another plugin raises in {event}"

@@ -42,6 +42,13 @@ class Numbered(Dataset[Any]):
         return *self.data[index], index
 
 
+class IgnoreNumbers(Trainer):
+    """Trains on pairs."""
+
+    def calculate_train_batch_loss(self, batch: Any) -> dict[str, Any]:
+        return super().calculate_train_batch_loss(batch[:2])
+
+
 class Seen(TrainerCallback):
     """Writes the samples of each update to a file, which survives a kill."""
 
@@ -101,7 +108,7 @@ def main(folder: Path, options: dict[str, Any]) -> None:
     ]
     if "fault" in options:
         callbacks.append(Fault(folder, **options["fault"]))
-    trainer = Trainer(
+    trainer = IgnoreNumbers(
         model,
         nn.CrossEntropyLoss(),
         torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9),

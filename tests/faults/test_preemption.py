@@ -394,7 +394,7 @@ def test_settings_choose_signals_and_exit_code_and_an_unknown_signal_is_an_error
     assert caught.value.code == 99
     with pytest.raises(ValueError, match="SIGTERMINATE"):
         PreemptionCallback.Settings(signals=["SIGTERMINATE"])
-    with pytest.raises(ValueError, match="no signal SIGNONE"):
+    with pytest.raises(ValueError, match="signals.0: expected 'SIGTERM', .* got 'SIGNONE'"):
         PreemptionCallback(["SIGNONE"])  # type: ignore[list-item]
 
 

@@ -148,7 +148,7 @@ class EpochMetrics:
         """Have labels of tokens that the loss ignores ignored; watch for others that are -100.
 
         Raises:
-            ValueError: if the epoch's first batch has such others.
+            ValueError: if the epoch's first batch has such others, and is on the CPU.
         """
         target: Any = None
         if isinstance(inputs, Mapping):
@@ -160,7 +160,7 @@ class EpochMetrics:
         if collection not in self._ignored:
             counting = _set_ignored(collection, ignored, are_tokens=are_of_tokens(batch, target))
             seen = (target == IGNORED).any()
-            if counting and seen:  # reads the device, as the validation of the first batch does
+            if counting and seen.is_cpu and seen:  # elsewhere, at the end of the epoch
                 raise _counts_ignored(counting)
             self._ignored[collection] = (counting, seen) if counting else None
         elif (watched := self._ignored[collection]) is not None:

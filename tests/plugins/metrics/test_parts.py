@@ -4,10 +4,10 @@ import copy
 
 import pytest
 import torch
-from pydantic import ValidationError
 from torch import nn
 
 from pa_core.checkpoint.codec import decode, encode
+from pa_core.errors import SettingsError
 from pa_metrics import MetricsPlugin, to_preds_and_target
 from pa_metrics.compute_groups import find_compute_groups
 from pa_metrics.epoch_metrics import EpochMetrics, to_plain
@@ -270,7 +270,7 @@ def test_on_accepts_one_phase_or_both():
     ],
 )
 def test_wrong_settings_are_an_error(wrong):
-    with pytest.raises(ValidationError):
+    with pytest.raises(SettingsError):
         MetricsPlugin(**wrong)
 
 

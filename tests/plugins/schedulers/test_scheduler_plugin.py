@@ -5,14 +5,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from pydantic import ValidationError
 from torch import nn
 from torch.optim import SGD
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 from torch.utils.data import TensorDataset
 
 from pa_core import Trainer, TrainerCallback
-from pa_core.errors import PluginNotFoundError
+from pa_core.errors import PluginNotFoundError, SettingsError
 from pa_schedulers import CosineLrScheduler, LinearLrScheduler, SchedulersPlugin
 
 
@@ -183,7 +182,7 @@ def test_an_unknown_name_raises_with_the_closest_name():
     ],
 )
 def test_invalid_settings_are_rejected(wrong):
-    with pytest.raises(ValidationError):
+    with pytest.raises(SettingsError):
         SchedulersPlugin(**wrong)
 
 
@@ -204,7 +203,6 @@ def test_invalid_settings_are_rejected(wrong):
         ({"name": "transformers/linear", "num_cycles": 2}, "has no option 'num_cycles'"),
         ({"name": "cosine", "k_decay": 0}, "k_decay must be positive"),
         ({"name": "cosine", "min_lr_ratio": -1}, "min_lr_ratio must not be negative"),
-        ({"name": "cosine", "warmup": 31}, "more than the 30 updates of the run"),
     ],
 )
 def test_options_that_do_not_fit_the_scheduler_raise_before_training(options, message):

@@ -107,7 +107,6 @@ def test_tensorboard_has_the_history_the_settings_and_the_images(tmp_path):
     assert charts == {"loss_epoch": ["^train/loss_epoch$", "^eval/loss_epoch$"]}
 
 
-@pytest.mark.usefixtures("board")
 def test_tensorboard_compares_runs_by_their_settings_and_final_metrics(tmp_path):
     from tensorboard.backend.event_processing.data_provider import MultiplexerDataProvider
     from tensorboard.backend.event_processing.plugin_event_multiplexer import EventMultiplexer
