@@ -16,8 +16,9 @@ from typing import NamedTuple
 
 from pa_core import __version__, hookspecs
 from pa_core.errors import PaCoreError, nearest
-from pa_core.plugins.discovery import distribution_version, find_claims
+from pa_core.plugins.discovery import find_claims
 from pa_core.plugins.implementations import specifications
+from pa_core.plugins.requirements import distribution_version
 
 _NAME = re.compile(r"[a-z]([a-z0-9]|[-_.](?=[a-z0-9]))*")  # as PyPI normalises names
 _MAX_LENGTH = 32  # a longer name would make lines of the template too long

@@ -18,7 +18,7 @@ from pa_core.errors import PluginConflictError, PluginLoadError, nearest
 from pa_core.plugins.builtin_names import BUILTINS
 from pa_core.plugins.implementations import declared, is_callback
 from pa_core.plugins.ownership import warn_if_planted
-from pa_core.plugins.requirements import check_requirements
+from pa_core.plugins.requirements import check_requirements, distribution_version
 
 GROUP = "pa_core"
 """The entry-point group in which distributions register their plugins."""
@@ -62,14 +62,6 @@ def builtin_sources() -> dict[str, PluginSource]:
         name: PluginSource(name, target, "built-in", "pa-core", version)
         for name, target in BUILTINS.items()
     }
-
-
-def distribution_version(name: str) -> str | None:
-    """The version of an installed distribution; None if it isn't installed."""
-    try:
-        return metadata.version(name)
-    except metadata.PackageNotFoundError:  # such as a source tree on the path
-        return None
 
 
 def find_claims() -> dict[str, list[PluginSource]]:

@@ -66,9 +66,13 @@ def requirements_of(distribution: str) -> list[Requirement]:
 
 def installed_version(distribution: str) -> str | None:
     """The version of pa-core, which may run from its source tree, or of another distribution."""
-    if normalised(distribution) == "pa-core":
-        return __version__
+    is_core = normalised(distribution) == "pa-core"
+    return __version__ if is_core else distribution_version(distribution)
+
+
+def distribution_version(name: str) -> str | None:
+    """The version of an installed distribution; None if it isn't installed."""
     try:
-        return metadata.version(distribution)
-    except metadata.PackageNotFoundError:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:  # such as a source tree on the path
         return None
