@@ -17,7 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 from pa_core import __version__
-from pa_core.cli.entry_points import add_commands
+from pa_core.cli.entry_points import with_commands
 from pa_core.cli.run import ScriptRequest, request_script, run_script
 from pa_core.errors import (
     PaCoreError,
@@ -66,8 +66,7 @@ _UNLIMITED_WIDTH = 10_000  # output to a file or a pipe is not wrapped
 def main() -> None:
     """Run the command; an error of pa-core is printed without a traceback, with exit code 1."""
     try:
-        add_commands(app, sys.argv[1:])
-        app()
+        with_commands(app, sys.argv[1:])()
     except PaCoreError as error:
         _console(stderr=True).print(Text(str(error), style="red"))
         raise SystemExit(1) from None

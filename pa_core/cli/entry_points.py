@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from importlib import metadata
 from typing import Any
 
@@ -18,11 +19,11 @@ COMMAND``; an app of one command becomes that command.
 """
 
 
-def add_commands(app: typer.Typer, arguments: list[str]) -> None:
-    """Add the commands of all installed distributions to `app`; none replaces one of the core.
+def with_commands(app: typer.Typer, arguments: list[str]) -> typer.Typer:
+    """A copy of `app` with the commands of all installed distributions; none replaces its own.
 
     Args:
-        app: the command ``pa``.
+        app: the command ``pa``, which is left as it is.
         arguments: its arguments. The command that they name is imported; the others are only
             listed in ``--help``.
 
@@ -33,6 +34,9 @@ def add_commands(app: typer.Typer, arguments: list[str]) -> None:
     """
     called = next((argument for argument in arguments if not argument.startswith("-")), None)
     own = {command.name or command.callback.__name__ for command in app.registered_commands}  # type: ignore[union-attr]
+    app = copy.copy(app)
+    app.registered_commands = [*app.registered_commands]
+    app.registered_groups = [*app.registered_groups]
     claims: dict[str, list[metadata.EntryPoint]] = {}
     for entry_point in metadata.entry_points(group=GROUP):
         claims.setdefault(entry_point.name, []).append(entry_point)
@@ -44,7 +48,7 @@ def add_commands(app: typer.Typer, arguments: list[str]) -> None:
         else:
             app.command(name, help=f"Provided by {_owners(claimed)}.")(_placeholder)
     if called is None or called in own or called in claims:
-        return
+        return app
     raise PluginNotFoundError(
         f"There is no command {called!r}; pa --help lists them."
         f"{what_to_install(called, {*own, *claims}, COMMANDS)}"
@@ -58,8 +62,8 @@ def _add(app: typer.Typer, name: str, command: Any) -> None:
     commands = command.registered_commands
     if len(commands) == 1 and not command.registered_groups and not command.registered_callback:
         (only,) = commands
-        only.name = name
-        app.registered_commands.append(only)
+        app.registered_commands.append(named := copy.copy(only))
+        named.name = name
     else:
         app.add_typer(command, name=name)
 

@@ -15,7 +15,7 @@ import typer
 
 from pa_core import __version__, hookspecs
 from pa_core.cli.doctor import check_requirement, check_versions
-from pa_core.cli.entry_points import add_commands
+from pa_core.cli.entry_points import with_commands
 from pa_core.errors import PluginNotFoundError
 from pa_core.plugins.builtin_names import BUILTINS, DEFAULTS
 from pa_core.plugins.manager import PluginManager
@@ -408,12 +408,12 @@ def test_a_command_of_this_project_that_is_not_installed_names_its_distribution(
     monkeypatch.setattr(metadata, "entry_points", lambda group: [])
     for name in ("check", "verify-resume"):
         with pytest.raises(PluginNotFoundError, match=f"'{name}'.* pip install pa-lab"):
-            add_commands(typer.Typer(), [name, "train.py"])
+            with_commands(typer.Typer(), [name, "train.py"])
     message = (
         "no command 'chek'.* Did you mean 'check'. It is part of pa-lab, .* pip install pa-lab"
     )
     with pytest.raises(PluginNotFoundError, match=message):
-        add_commands(typer.Typer(), ["chek"])
+        with_commands(typer.Typer(), ["chek"])
 
 
 def test_a_command_that_two_distributions_have_or_that_is_broken_is_told_when_it_is_called(shell):

@@ -4,7 +4,7 @@ import pytest
 from typer.testing import CliRunner
 
 from pa_core.cli.app import app
-from pa_core.cli.entry_points import add_commands
+from pa_core.cli.entry_points import with_commands
 from pa_core.errors import PaCoreError
 from pa_report import plot_history, read_run
 from pa_report.run import ReportError
@@ -109,12 +109,8 @@ def test_a_path_that_is_not_a_run_is_an_error(runs, tmp_path):
 
 
 def test_pa_has_the_command_report():
-    import typer
-
-    pa = typer.Typer()
-    # Other tests in this process may have called `pa`, which adds the commands of distributions.
-    pa.registered_commands += [one for one in app.registered_commands if one.name != "report"]
-    add_commands(pa, ["report"])
+    pa = with_commands(app, ["report"])
+    assert "report" not in {command.name for command in app.registered_commands}
     result = CliRunner().invoke(pa, ["report", "--help"])
     assert "Compare runs in one HTML file" in result.output
 
