@@ -14,7 +14,7 @@ sys.path.insert(0, str(ROOT))
 
 from tests.mistakes import MISTAKES, Mistake  # noqa: E402 - of this folder, wherever it is run
 
-PAGE = ROOT / "docs" / "errors.md"
+PAGE = ROOT / "docs" / "reference" / "errors.md"
 INTRODUCTION = """\
 <!-- made by docs/errors.py from tests/mistakes.py -->
 

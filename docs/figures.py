@@ -119,7 +119,7 @@ def with_line_numbers(page: Path) -> str:
 
 
 if __name__ == "__main__":
-    page = Path(__file__).with_name("inside.md")
+    page = ROOT / "docs" / "understand" / "inside.md"
     before, _, rest = with_line_numbers(page).partition(BEGIN)
     after = rest.partition(END)[2]
     figures = table()

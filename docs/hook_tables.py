@@ -14,7 +14,10 @@ from pa_core.hookspecs import LOOP
 from pa_core.plugins.explain import HookContract, loop_rows, read_contract
 from pa_core.plugins.manager import PluginManager
 
-PAGES = [Path(__file__).with_name(name) for name in ("loop.md", "hooks.md")]
+PAGES = [
+    Path(__file__).with_name(folder) / name
+    for folder, name in (("understand", "loop.md"), ("plugins", "hooks.md"))
+]
 PART = re.compile(r"(<!-- made by hook_tables\.py: (.+?) -->\n).*?(<!-- end -->)", re.DOTALL)
 HOOKS = PluginManager().hooks
 LABELS = ("Collectives allowed", "Reads the device")

@@ -139,4 +139,4 @@ def _text(left: int, top: int, text: str, style: str) -> str:
 
 
 if __name__ == "__main__":
-    Path(__file__).with_name("layers.svg").write_text(draw())
+    (ROOT / "docs" / "understand" / "layers.svg").write_text(draw())

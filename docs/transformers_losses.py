@@ -24,7 +24,7 @@ from pa_core import Trainer
 from pa_models import TransformersPlugin
 from pa_models.transformers_loss import BatchLosses
 
-PAGE = Path(__file__).with_suffix(".md")
+PAGE = Path(__file__).parent / "plugins" / "transformers_losses.md"
 TOLERANCE = 1e-5
 SAMPLES, TOKENS, VOCABULARY, CLASSES = 4, 9, 64, 3
 MAX_PARAMETERS = 40_000_000

@@ -265,7 +265,7 @@ def test_every_kind_of_private_access_is_found() -> None:
 
 def test_private_attributes_of_the_trainer_are_used_in_no_more_places_of_the_core() -> None:
     figures = runpy.run_path(str(ROOT / "docs" / "figures.py"))
-    page = (ROOT / "docs" / "inside.md").read_text()
+    page = (ROOT / "docs" / "understand" / "inside.md").read_text()
     recorded = re.search(r"used in other folders of the core \| ([\d,]+) \|", page)
     assert recorded is not None, "run: python docs/figures.py"
     assert figures["private_accesses"]() <= int(recorded[1].replace(",", ""))
@@ -273,7 +273,7 @@ def test_private_attributes_of_the_trainer_are_used_in_no_more_places_of_the_cor
 
 def test_the_figures_of_the_page_are_about_what_the_code_has() -> None:
     figures = runpy.run_path(str(ROOT / "docs" / "figures.py"))
-    page = (ROOT / "docs" / "inside.md").read_text()
+    page = (ROOT / "docs" / "understand" / "inside.md").read_text()
     now, said = figures["table"](), page.partition(figures["BEGIN"])[2]
     pattern = re.compile(r"^\| (.+) \| ([\d,]+) \|$", re.MULTILINE)
     numbers = {name: int(value.replace(",", "")) for name, value in pattern.findall(now)}

@@ -126,7 +126,7 @@ def test_the_page_of_built_ins_has_each_with_its_settings() -> None:
 
     from pa_core.plugins.builtin_names import BUILTINS, DEFAULTS
 
-    text = (ROOT / "docs" / "builtins.md").read_text()
+    text = (ROOT / "docs" / "plugins" / "builtins.md").read_text()
     sections = dict(re.findall(r"^## `(\w+)`\n(.*?)(?=^## |\Z)", text, re.MULTILINE | re.DOTALL))
     assert list(sections) == list(BUILTINS)
     for name, target in BUILTINS.items():
@@ -154,13 +154,13 @@ def setting_row(key: str, field: Any) -> str:
 def test_the_page_of_the_command_line_has_each_command() -> None:
     from pa_core.cli.app import app
 
-    text = (ROOT / "docs" / "command.md").read_text()
+    text = (ROOT / "docs" / "reference" / "command.md").read_text()
     commands = [c.name or c.callback.__name__ for c in app.registered_commands if c.callback]
     assert re.findall(r"^## `pa ([\w-]+)`$", text, re.MULTILINE) == commands
 
 
 def test_the_table_of_the_ladder_matches_its_code() -> None:
-    page = ROOT / "docs" / "ladder.md"
+    page = ROOT / "docs" / "understand" / "ladder.md"
     scripts = {block.argument: block.code for block in blocks(page) if block.mark == "file"}
     row = re.compile(r"^\| `(\w+)\.py` \| .+? \| (.+) \| (\d+) \|$", re.MULTILINE)
     user_line = re.compile(r"^(?! *(?:#|import |from |$)).+$", re.MULTILINE)

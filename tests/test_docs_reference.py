@@ -50,7 +50,7 @@ def test_both_pages_have_every_hook(tables: dict[str, Any]) -> None:
 
 
 def test_each_page_of_a_hook_begins_with_its_specification() -> None:
-    pages = sorted(DOCS.glob("hooks/*.md"))
+    pages = sorted(DOCS.glob("plugins/hooks/*.md"))
     assert [page.stem for page in pages] == sorted(HOOKS)
     for page in pages:
         directive = f".. autofunction:: pa_core.hookspecs.{page.stem}"
@@ -78,7 +78,7 @@ def test_the_example_of_a_hook_fails_if_its_implementation_does_nothing(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    page = DOCS / "hooks" / f"{name}.md"
+    page = DOCS / "plugins" / "hooks" / f"{name}.md"
     code = "".join(block.code for block in blocks(page) if block.language == "python")
     transformer = _EmptyImplementations(name)
     tree = ast.fix_missing_locations(transformer.visit(ast.parse(code)))
@@ -93,7 +93,7 @@ def test_the_example_of_a_hook_fails_if_its_implementation_does_nothing(
 def _documented() -> Iterator[Any]:
     """The objects whose docstrings the API reference shows."""
     directive = re.compile(r"^\.\. auto(\w+):: ([\w.]+)\n((?: +:.+\n)*)", re.MULTILINE)
-    for kind, target, options in directive.findall((DOCS / "api.md").read_text()):
+    for kind, target, options in directive.findall((DOCS / "reference" / "api.md").read_text()):
         if kind != "module":
             home, _, name = target.rpartition(".")
             yield getattr(import_module(home), name)
@@ -108,7 +108,7 @@ def _documented() -> Iterator[Any]:
 
 @pytest.mark.parametrize("module", PUBLIC)
 def test_each_public_name_is_in_the_api_reference_with_a_docstring(module: str) -> None:
-    shown, text = list(_documented()), (DOCS / "api.md").read_text()
+    shown, text = list(_documented()), (DOCS / "reference" / "api.md").read_text()
     for name in import_module(module).__all__:
         value = getattr(import_module(module), name)
         if f"{module}.{name}" in ("pa_core.__version__", "pa_core.notebook_launcher"):
@@ -127,11 +127,15 @@ def picture() -> dict[str, Any]:
 
 
 def test_the_picture_is_what_its_script_draws_from_the_code(picture: dict[str, Any]) -> None:
-    assert (DOCS / "layers.svg").read_text() == picture["draw"](), "run: python docs/layers.py"
+    assert (DOCS / "understand" / "layers.svg").read_text() == picture["draw"](), (
+        "run: python docs/layers.py"
+    )
 
 
 def test_the_picture_has_every_module_and_every_distribution() -> None:
-    shown = " ".join(re.findall(r">([^<]+)</text>", (DOCS / "layers.svg").read_text()))
+    shown = " ".join(
+        re.findall(r">([^<]+)</text>", (DOCS / "understand" / "layers.svg").read_text())
+    )
     for file in (ROOT / "pa_core").rglob("*.py"):
         if file.name != "__init__.py":
             assert re.search(rf"\b{file.stem}\b", shown), file
@@ -144,7 +148,7 @@ def test_the_picture_has_every_module_and_every_distribution() -> None:
 
 def test_links_to_lines_lead_to_the_lines_that_they_quote() -> None:
     figures = runpy.run_path(str(DOCS / "figures.py"))
-    page = DOCS / "inside.md"
+    page = DOCS / "understand" / "inside.md"
     assert figures["with_line_numbers"](page) == page.read_text(), "run: python docs/figures.py"
     links = figures["LINE_LINK"].findall(page.read_text())
     assert len(links) == len(re.findall(r"#L\d+", page.read_text())), "a link has another form"

@@ -94,7 +94,9 @@ def test_an_example_has_the_files_and_settings_of_the_template(
 
 def public_modules() -> set[str]:
     """The modules that the API reference lists."""
-    headings = re.findall(r"^## (pa_core[\w.]*)$", (ROOT / "docs/api.md").read_text(), re.MULTILINE)
+    headings = re.findall(
+        r"^## (pa_core[\w.]*)$", (ROOT / "docs/reference/api.md").read_text(), re.MULTILINE
+    )
     assert "pa_core.durations" in headings
     return set(headings)
 

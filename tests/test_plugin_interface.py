@@ -11,7 +11,7 @@ import pytest
 from pa_core import Trainer, plugin
 from pa_core.testing import tiny_data, tiny_trainer
 
-PAGE = (Path(__file__).parent.parent / "docs" / "plugin_interface.md").read_text()
+PAGE = (Path(__file__).parent.parent / "docs" / "plugins" / "plugin_interface.md").read_text()
 TRAINER_TABLES, _, REST = PAGE.partition("## What to import from pa_core.plugin")
 ATTRIBUTES = re.findall(r"^\| `(\w+)` \|", TRAINER_TABLES, re.MULTILINE)
 METHODS = re.findall(r"^\| `(\w+)\((.*?)\)` \|", TRAINER_TABLES, re.MULTILINE)

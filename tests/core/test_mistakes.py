@@ -18,4 +18,4 @@ def test_a_mistake_gets_an_error_that_says_what_to_write(mistake: Mistake) -> No
 
 def test_the_page_of_errors_has_the_message_of_each_mistake() -> None:
     page = runpy.run_path(str(DOCS / "errors.py"))["page"]()
-    assert (DOCS / "errors.md").read_text() == page, "run: python docs/errors.py"
+    assert (DOCS / "reference" / "errors.md").read_text() == page, "run: python docs/errors.py"

@@ -132,8 +132,8 @@ def new_project(tmp_path_factory):
 
 
 def launch_with_configuration_of_the_page(folder: Path, name: str) -> dict[str, Any]:
-    """Run the script as in docs/distributed.md, with the accelerate configuration shown there."""
-    page = (ROOT / "docs/distributed.md").read_text()
+    """Run the script as on the page, with the accelerate configuration shown there."""
+    page = (ROOT / "docs/understand/distributed.md").read_text()
     (content,) = re.findall(rf"^cat > {name} <<'END'\n(.*?)^END$", page, re.MULTILINE | re.DOTALL)
     (folder / name).write_text(content)
     arguments = f"-m accelerate.commands.launch --config_file {name}"

@@ -250,7 +250,7 @@ def test_on_a_gpu_plugins_that_wait_for_it_are_named():
     assert [row["plugin"] for row in profile.report()["waits"]] == ["ReadsTheLoss"]
 
 
-@pytest.mark.parametrize("page", ["docs/lab.md", "plugins/lab/README.md"])
+@pytest.mark.parametrize("page", ["docs/plugins/lab.md", "plugins/lab/README.md"])
 def test_the_table_of_settings_is_that_of_the_code(page):
     text = (ROOT / page).read_text().partition("| setting | default | meaning |\n")[2]
     rows = [

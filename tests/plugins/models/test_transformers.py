@@ -612,7 +612,7 @@ def test_the_hf_trainer_page_lists_each_of_its_arguments():
 
     from transformers import TrainingArguments
 
-    page = Path(__file__).parents[3] / "docs" / "from_hf_trainer.md"
+    page = Path(__file__).parents[3] / "docs" / "coming_from" / "hf_trainer.md"
     rows = [line for line in page.read_text().splitlines() if line.startswith("| `")]
     named = [name for row in rows for name in re.findall(r"`(\w+)`", row.split("|")[1])]
     missing = {field.name for field in fields(TrainingArguments)} - set(named)

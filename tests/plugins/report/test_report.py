@@ -437,7 +437,7 @@ def test_a_run_of_another_format_is_refused():
 ROOT = Path(__file__).parents[3]
 
 
-@pytest.mark.parametrize("page", ["docs/report.md", "plugins/report/README.md"])
+@pytest.mark.parametrize("page", ["docs/plugins/report.md", "plugins/report/README.md"])
 def test_the_documented_settings_match_the_code(page):
     from pa_report import ReportSettings
 

@@ -1,4 +1,4 @@
-"""The table of docs/schedulers.md: what a scheduler does in a run whose length changes.
+"""The table of docs/plugins/schedulers.md: what a scheduler does in a run whose length changes.
 
 The values of a run of 3 epochs are compared with those of the schedulers' own library, stepped by
 hand.

@@ -361,7 +361,7 @@ def test_all_names_are_tested_here():
 
 
 def test_the_table_in_the_docs_has_all_names():
-    page = (Path(__file__).parents[3] / "docs" / "schedulers.md").read_text()
+    page = (Path(__file__).parents[3] / "docs" / "plugins" / "schedulers.md").read_text()
     section = page.partition("## Names")[2].partition("## ")[0]
     rows = [line.split("|")[1] for line in section.splitlines() if line.startswith("| `")]
     assert sorted(re.findall(r"`(.+?)`", " ".join(rows))) == sorted(schedule_names())

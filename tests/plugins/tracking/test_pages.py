@@ -10,7 +10,7 @@ from pa_tracking.settings import PACKAGES, ServiceName, Topic, TrackingSettings
 from pa_tracking.trackers import TRACKERS
 from tests.distributed.launch import ROOT
 
-PAGES = (ROOT / "docs" / "tracking.md", ROOT / "plugins" / "tracking" / "README.md")
+PAGES = (ROOT / "docs" / "plugins" / "tracking.md", ROOT / "plugins" / "tracking" / "README.md")
 
 
 def row(key):
