@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import wraps
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, overload
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 import numpy as np
 import torch
@@ -19,6 +19,8 @@ from torch import Tensor
 from pa_core.errors import nearest
 
 if TYPE_CHECKING:
+    import pandas
+
     from pa_core.durations import Progress
 
 
@@ -270,6 +272,36 @@ class RunHistory(ABC):
     def delete_metric(self, metric_name: str) -> None:
         """Delete a metric with all its values."""
 
+    def to_pandas(self, per: Literal["epoch", "record"] = "epoch") -> pandas.DataFrame:
+        """The history as a pandas data frame.
+
+        Args:
+            per: ``"epoch"`` for a row per epoch, with the epoch's number as the index and a column
+                per metric, which holds the metric's last value in the epoch, and NaN where it has
+                none; what `Trainer.evaluate` records is in the row of the epoch before it.
+                ``"record"`` for a row per recorded value, in the order of recording, with the
+                columns ``metric``, ``value``, ``epoch``, ``update``, ``samples`` and ``seconds``.
+
+        Raises:
+            ImportError: if pandas isn't installed, with the pip command.
+            ValueError: if `per` is something else.
+        """
+        from pa_core.display.frame import to_frame
+
+        return to_frame(self, per)
+
+    def __repr__(self) -> str:
+        metrics = [
+            f"{name}={_short(self.get_latest_metric(name))}" for name in self.get_metric_names()
+        ]
+        more = [f"… and {len(metrics) - 6} more"] if len(metrics) > 6 else []
+        shown = ", ".join(metrics[:6] + more) or "no metrics"
+        return f"{type(self).__name__}({self._place_text()}{shown})"
+
+    def _place_text(self) -> str:
+        """Where the last record was made, for the representation."""
+        return ""
+
     @property
     @abstractmethod
     def current_epoch(self) -> int:
@@ -457,6 +489,15 @@ class InMemoryRunHistory(RunHistory):
     def follow(self, get_progress: Callable[[], Progress]) -> None:
         """Record all further values at the position that `get_progress` returns."""
         self._get_progress = get_progress
+
+    def _place_text(self) -> str:
+        records = self.latest_records(100)
+        if not records or records[-1]["update"] is None:
+            return ""
+        # The history has advanced to the next epoch when evaluate() records.
+        in_epochs = [r["epoch"] for r in records if not r["metric"].startswith("evaluation_")]
+        epoch = (in_epochs or [records[-1]["epoch"]])[-1]
+        return f"epoch {epoch}, update {records[-1]['update']}: "
 
     def __getstate__(self) -> dict[str, Any]:
         # A copy keeps the values, but doesn't follow the run.
@@ -815,6 +856,16 @@ def values_since(history: RunHistory, counts: Mapping[str, int]) -> dict[str, An
         for name, count in sorted(count_values(history).items())
         if count > counts.get(name, 0)
     }
+
+
+def _short(value: Any) -> str:
+    """A value in a few characters: four digits of a number, the length of a list."""
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    if isinstance(value, list):
+        return f"[{len(value)} values]"
+    shown = repr(value)
+    return shown if len(shown) <= 30 else f"{shown[:29]}…"
 
 
 def _plain(value: Any) -> Any:
