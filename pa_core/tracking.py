@@ -20,7 +20,9 @@ from pa_core.errors import nearest
 
 if TYPE_CHECKING:
     import pandas
+    from matplotlib.figure import Figure
 
+    from pa_core.display.plot import Axis
     from pa_core.durations import Progress
 
 
@@ -289,6 +291,36 @@ class RunHistory(ABC):
         from pa_core.display.frame import to_frame
 
         return to_frame(self, per)
+
+    def plot(
+        self,
+        metrics: str | Sequence[str] | None = None,
+        *,
+        x: Axis = "update",
+        log: bool | None = None,
+    ) -> Figure:
+        """Plot the metrics with matplotlib, those of training and evaluation in the same axes.
+
+        Args:
+            metrics: names of metrics, such as ``"eval_loss_epoch"``, or what several have in
+                common, such as ``"loss"``; by default all metrics with numbers.
+            x: the x-axis: ``"update"``, ``"epoch"``, ``"samples"`` or ``"seconds"``. A history that
+                keeps no positions is plotted over epochs.
+            log: whether the y-axes are logarithmic; by default those of losses that span orders of
+                magnitude.
+
+        Returns:
+            A figure with one subplot per group of metrics. Notebooks display it, and its
+            ``savefig`` saves it.
+
+        Raises:
+            ImportError: if matplotlib isn't installed, with the pip command.
+            ValueError: if there is no such metric or axis, or no metric with numbers.
+        """
+        from pa_core.display.frame import records_of
+        from pa_core.display.plot import plot_records
+
+        return plot_records(records_of(self), metrics, x=x, log=log)
 
     def __repr__(self) -> str:
         metrics = [

@@ -1,0 +1,237 @@
+"""Plot recorded metrics with matplotlib."""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+from pa_core.display.metric_names import parse_metric_name
+from pa_core.errors import nearest
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+Axis = Literal["update", "epoch", "samples", "seconds"]
+"""What the x-axis of a plot shows."""
+
+_AXES: dict[str, str] = {
+    "update": "updates",
+    "epoch": "epochs",
+    "samples": "samples",
+    "seconds": "seconds",
+}
+_MAX_ENTRIES = 10
+"""A metric that is a longer list has no curves."""
+
+# Told apart by people with any colour vision.
+_COLOURS = ("#0068a8", "#d35400", "#00875f", "#8e3b8a", "#7a6400", "#b0306a", "#3d7fd6", "#5c5c5c")
+_COLOUR_OF_SPLIT = {"train": 0, "eval": 1, "test": 2}
+_LINES = ("-", "--", ":", "-.")
+
+
+class _Curve(NamedTuple):
+    label: str
+    split: str
+    is_within_epoch: bool
+    points: list[tuple[float, float]]
+
+
+def plot_records(
+    records: Iterable[Mapping[str, Any]],
+    metrics: str | Sequence[str] | None = None,
+    *,
+    x: Axis = "update",
+    log: bool | None = None,
+) -> Figure:
+    """Plot metrics, those of training and evaluation in the same axes.
+
+    Args:
+        records: the records, with the keys of `InMemoryRunHistory.records`.
+        metrics: names of metrics, such as ``"eval_loss_epoch"``, or what several have in common,
+            such as ``"loss"``; by default all metrics with numbers. A list of up to 10 numbers is a
+            curve per entry.
+        x: what the x-axis shows. Values recorded outside of runs are plotted over their epochs.
+        log: whether the y-axes are logarithmic; by default those of losses that span orders of
+            magnitude.
+
+    Returns:
+        A matplotlib figure with one subplot per group of metrics; notebooks display it.
+
+    Raises:
+        ImportError: if matplotlib isn't installed, with the pip command.
+        ValueError: if there is no such metric or axis, or no metric with numbers.
+    """
+    if x not in _AXES:
+        raise ValueError(f"x={x!r}: expected {', '.join(map(repr, _AXES))}.{nearest(x, _AXES)}")
+    records = _in_sequence(records)
+    if x != "epoch" and any(record[x] is None for record in records):
+        x = "epoch"
+    places = _fractions_of_epochs(records) if x == "epoch" else [record[x] for record in records]
+    found: dict[str, list[tuple[float, float]]] = {}
+    for record, place in zip(records, places, strict=True):
+        for name, number in _numbers(record["metric"], record["value"]):
+            found.setdefault(name, []).append((place, number))
+    if metrics is not None:
+        found = _choose(found, [metrics] if isinstance(metrics, str) else metrics)
+    if not found:
+        raise ValueError("There is nothing to plot: no metric with numbers was recorded")
+    charts: dict[str, list[_Curve]] = {}
+    for name, points in found.items():
+        parsed = parse_metric_name(name)
+        curve = _Curve(parsed.label, parsed.split, parsed.is_within_epoch, points)
+        charts.setdefault(parsed.base, []).append(curve)
+    charts = dict(sorted(charts.items(), key=lambda chart: "loss" not in chart[0]))
+    label = _AXES[x]
+    if x == "update" and (length := _updates_per_epoch(records)):
+        label = f"updates ({length:,} per epoch)"
+    return _draw(charts, label, log)
+
+
+def _in_sequence(records: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """The records with counts that go on where those of an earlier run in the history end."""
+    counts = ("update", "samples", "seconds")
+    before, latest = dict.fromkeys(counts, 0), dict.fromkeys(counts, 0)
+    result = []
+    for record in records:
+        place = {count: record[count] for count in counts}
+        if None not in place.values():
+            if place["update"] + before["update"] < latest["update"]:
+                before = latest
+            place = latest = {count: place[count] + before[count] for count in counts}
+        result.append({**record, **place})
+    return result
+
+
+def _ends_of_epochs(records: Iterable[Mapping[str, Any]]) -> dict[int, int]:
+    """The number of updates at the last record of each epoch, `evaluate()` left out."""
+    return {
+        record["epoch"]: record["update"]
+        for record in records
+        if record["update"] is not None and not record["metric"].startswith("evaluation_")
+    }
+
+
+def _updates_per_epoch(records: Sequence[Mapping[str, Any]]) -> int | None:
+    """The updates of an epoch, if all complete epochs of the records have as many."""
+    ends = list(_ends_of_epochs(records).values())
+    lengths = {end - start for start, end in zip([0, *ends], ends, strict=False)}
+    return lengths.pop() if len(lengths) == 1 else None
+
+
+def _fractions_of_epochs(records: Sequence[Mapping[str, Any]]) -> list[float]:
+    """The place of each record in epochs: the number of the epoch at its end."""
+    import numpy as np
+
+    ends = _ends_of_epochs(records)
+    if not ends:
+        return [float(record["epoch"]) for record in records]
+    updates, epochs = [0, *ends.values()], [min(ends) - 1, *ends]
+    return [
+        float(record["epoch"])
+        if record["update"] is None
+        else float(np.interp(record["update"], updates, epochs))
+        for record in records
+    ]
+
+
+def _numbers(name: str, value: Any) -> Iterable[tuple[str, float]]:
+    if isinstance(value, int | float):
+        yield name, float(value) if math.isfinite(value) else math.nan
+    elif isinstance(value, Mapping):
+        for key, item in value.items():
+            yield from _numbers(f"{name}/{key}", item)
+    elif isinstance(value, list) and len(value) <= _MAX_ENTRIES:
+        for number, item in enumerate(value):
+            if isinstance(item, int | float):
+                yield from _numbers(f"{name}/{number}", item)
+
+
+def _choose(
+    found: Mapping[str, list[tuple[float, float]]], metrics: Sequence[str]
+) -> dict[str, list[tuple[float, float]]]:
+    chosen: dict[str, list[tuple[float, float]]] = {}
+    for wanted in metrics:
+        names = [
+            name
+            for name in found
+            if wanted in (name, name.partition("/")[0], parse_metric_name(name).base)
+        ]
+        if not names:
+            raise ValueError(
+                f"The metric {wanted!r} was not recorded.{nearest(wanted, found)} "
+                f"Recorded metrics: {', '.join(found) or 'none'}"
+            )
+        chosen |= {name: found[name] for name in names}
+    return chosen
+
+
+def _draw(charts: Mapping[str, Sequence[_Curve]], label: str, log: bool | None) -> Figure:
+    try:
+        from matplotlib.figure import Figure  # not pyplot: it has global state and wants a display
+    except ImportError:
+        raise ImportError("Plots need matplotlib: pip install matplotlib") from None
+
+    class HistoryFigure(Figure):
+        """A figure that notebooks display without pyplot."""
+
+        def _repr_png_(self) -> bytes:
+            out = io.BytesIO()
+            self.savefig(out, format="png", dpi=110)
+            return out.getvalue()
+
+    columns = 1 if len(charts) == 1 else 2 if len(charts) <= 4 else 3
+    rows = -(-len(charts) // columns)
+    size = (5.4, 3.4) if columns < 3 else (4.2, 2.8)
+    figure = HistoryFigure(figsize=(size[0] * columns, size[1] * rows), layout="constrained")
+    for number, (base, curves) in enumerate(charts.items(), 1):
+        axes = figure.add_subplot(rows, columns, number)
+        axes.set_title(base.replace("_", " "), loc="left", fontsize="medium", fontweight="bold")
+        _draw_curves(axes, curves)
+        if _spans_magnitudes(base, curves) if log is None else log:
+            axes.set_yscale("log")
+        axes.xaxis.get_major_locator().set_params(integer=label != "seconds", nbins=6)
+        axes.xaxis.set_major_formatter(lambda x, _: f"{x:,.6g}")
+        axes.set_xlabel(label)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.grid(axis="y", color="#dddddd", linewidth=0.8)
+        axes.set_axisbelow(True)
+    return figure
+
+
+def _draw_curves(axes: Axes, curves: Sequence[_Curve]) -> None:
+    """Draw the curves of a chart.
+
+    If each split has at most one curve over epochs, its colour is that of the split, so that
+    training has the same colour in every chart.
+    """
+    over_epochs = [curve.split for curve in curves if not curve.is_within_epoch]
+    by_split = len(set(over_epochs)) == len(over_epochs)
+    numbers: dict[str, int] = {}
+    for curve in sorted(curves, key=lambda curve: not curve.is_within_epoch):
+        key = curve.split if by_split else curve.label.removesuffix(" in epoch")
+        number = _COLOUR_OF_SPLIT.get(key, len(numbers)) if by_split else len(numbers)
+        number = numbers.setdefault(key, number)
+        gaps = sum(math.isnan(y) for _, y in curve.points)
+        label = f"{curve.label} ({gaps} NaN or infinite)" if gaps else curve.label
+        if len(curves) == 1 and not curve.split:
+            label = label.removeprefix(curve.label).strip(" ()")  # the title is its name already
+        places, values = zip(*curve.points, strict=True)
+        style: dict[str, Any] = {
+            "color": _COLOURS[number % len(_COLOURS)],
+            "linestyle": _LINES[number // len(_COLOURS) % len(_LINES)],
+            "linewidth": 1.0 if curve.is_within_epoch else 2.0,
+            "alpha": 0.6 if curve.is_within_epoch else 1.0,
+        }
+        marker = "o" if len(places) <= 30 and not curve.is_within_epoch else ""
+        axes.plot(places, values, label=label, marker=marker, markersize=3.5, **style)
+    if any(line.get_label() for line in axes.lines):
+        axes.legend(frameon=False, fontsize="small", ncols=1 if len(curves) <= 5 else 2)
+
+
+def _spans_magnitudes(base: str, curves: Sequence[_Curve]) -> bool:
+    values = [y for curve in curves for _, y in curve.points if not math.isnan(y)]
+    is_loss = "loss" in base or "perplexity" in base
+    return is_loss and bool(values) and min(values) > 0 and max(values) > 50 * min(values)
