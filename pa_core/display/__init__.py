@@ -1,1 +1,1 @@
-"""What people see of a run: tables, plots and data frames of what it has recorded."""
+"""What people see of a run: its table of epochs, as data and on different screens."""
