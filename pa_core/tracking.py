@@ -330,6 +330,20 @@ class RunHistory(ABC):
         shown = ", ".join(metrics[:6] + more) or "no metrics"
         return f"{type(self).__name__}({self._place_text()}{shown})"
 
+    def _repr_html_(self) -> str:
+        """The table of the epochs for notebooks."""
+        from pa_core.display.epochs import epoch_table
+        from pa_core.display.frame import records_of
+        from pa_core.display.html import epochs_html, line_html
+
+        records = records_of(self)
+        if not records:
+            return line_html(repr(self))
+        table = epoch_table(records)
+        evaluation = {r["metric"]: r["value"] for r in records if "evaluation_" in r["metric"]}
+        lines = [line_html(f"{name} = {_short(value)}") for name, value in evaluation.items()]
+        return "".join([epochs_html(table) if table.rows else "", *lines])
+
     def _place_text(self) -> str:
         """Where the last record was made, for the representation."""
         return ""
@@ -881,13 +895,22 @@ def count_values(history: RunHistory) -> dict[str, int]:
     return {name: len(list(history.get_metric_values(name))) for name in history.get_metric_names()}
 
 
-def values_since(history: RunHistory, counts: Mapping[str, int]) -> dict[str, Any]:
+def values_since(history: RunHistory, counts: Mapping[str, int]) -> EvaluationResult:
     """The latest value of each metric that has more values than `count_values` counted."""
-    return {
-        name: history.get_latest_metric(name)
+    return EvaluationResult(
+        (name, history.get_latest_metric(name))
         for name, count in sorted(count_values(history).items())
         if count > counts.get(name, 0)
-    }
+    )
+
+
+class EvaluationResult(dict[str, Any]):
+    """The metrics of an evaluation by name: a dictionary that notebooks show as a table."""
+
+    def _repr_html_(self) -> str:
+        from pa_core.display.html import values_html
+
+        return values_html({name: _short(value) for name, value in self.items()})
 
 
 def _short(value: Any) -> str:

@@ -8,18 +8,16 @@ from collections.abc import Mapping
 from typing import Any
 
 
-def in_notebook() -> bool:
-    """Whether this process runs the cells of a notebook, and can show HTML and pictures there.
-
-    The processes that `notebook_launcher` forks can't: their kernel drops what they display, and
-    shows only what they print.
-    """
+def _kernel() -> Any:
+    """The kernel that runs the cells of a notebook in this process; None if there is none."""
     ipython = sys.modules.get("IPython")
     shell = ipython.get_ipython() if ipython is not None else None
-    kernel = getattr(shell, "kernel", None)
-    if kernel is None:
-        return False
-    return getattr(getattr(kernel, "session", None), "pid", None) in (None, os.getpid())
+    return getattr(shell, "kernel", None)
+
+
+def in_notebook() -> bool:
+    """Whether this process runs the cells of a notebook, and can show HTML and pictures there."""
+    return _kernel() is not None
 
 
 class NotebookOutput:
@@ -40,6 +38,11 @@ class NotebookOutput:
         """
         from IPython.display import DisplayHandle
 
+        session = getattr(_kernel(), "session", None)
+        if session is not None and session.pid != os.getpid():
+            # A process that notebook_launcher has forked. The kernel itself does so for what is
+            # printed; without it, what is displayed would be dropped.
+            session.pid = os.getpid()
         if self._handle is None:
             self._handle = DisplayHandle()
             self._handle.display(dict(content), raw=True)

@@ -149,16 +149,21 @@ def _numbers(name: str, value: Any) -> Iterable[tuple[str, float]]:
                 yield from _numbers(f"{name}/{number}", item)
 
 
+def is_wanted(wanted: str, name: str) -> bool:
+    """Whether a text is the name of a metric, or what it has in common with others.
+
+    >>> is_wanted("loss", "eval_loss_epoch"), is_wanted("eval_recall", "eval_recall/0")
+    (True, True)
+    """
+    return wanted in (name, name.partition("/")[0], parse_metric_name(name).base)
+
+
 def _choose(
     found: Mapping[str, list[tuple[float, float]]], metrics: Sequence[str]
 ) -> dict[str, list[tuple[float, float]]]:
     chosen: dict[str, list[tuple[float, float]]] = {}
     for wanted in metrics:
-        names = [
-            name
-            for name in found
-            if wanted in (name, name.partition("/")[0], parse_metric_name(name).base)
-        ]
+        names = [name for name in found if is_wanted(wanted, name)]
         if not names:
             raise ValueError(
                 f"The metric {wanted!r} was not recorded.{nearest(wanted, found)} "
@@ -171,6 +176,7 @@ def _choose(
 def _draw(charts: Mapping[str, Sequence[_Curve]], label: str, log: bool | None) -> Figure:
     try:
         from matplotlib.figure import Figure  # not pyplot: it has global state and wants a display
+        from matplotlib.ticker import MaxNLocator
     except ImportError:
         raise ImportError("Plots need matplotlib: pip install matplotlib") from None
 
@@ -192,7 +198,7 @@ def _draw(charts: Mapping[str, Sequence[_Curve]], label: str, log: bool | None) 
         _draw_curves(axes, curves)
         if _spans_magnitudes(base, curves) if log is None else log:
             axes.set_yscale("log")
-        axes.xaxis.get_major_locator().set_params(integer=label != "seconds", nbins=6)
+        axes.xaxis.set_major_locator(MaxNLocator(6, integer=label != "seconds"))
         axes.xaxis.set_major_formatter(lambda x, _: f"{x:,.6g}")
         axes.set_xlabel(label)
         axes.spines[["top", "right"]].set_visible(False)
@@ -232,6 +238,8 @@ def _draw_curves(axes: Axes, curves: Sequence[_Curve]) -> None:
 
 
 def _spans_magnitudes(base: str, curves: Sequence[_Curve]) -> bool:
-    values = [y for curve in curves for _, y in curve.points if not math.isnan(y)]
+    over_epochs = [curve for curve in curves if not curve.is_within_epoch]
+    points = [point for curve in over_epochs or curves for point in curve.points]
+    values = [y for _, y in points if not math.isnan(y)]
     is_loss = "loss" in base or "perplexity" in base
     return is_loss and bool(values) and min(values) > 0 and max(values) > 50 * min(values)
