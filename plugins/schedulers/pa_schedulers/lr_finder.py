@@ -92,6 +92,9 @@ class LearningRateResult:
         ax.legend()
         return ax
 
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({len(self.lrs)} updates, method={self.method!r})"
+
     def __str__(self) -> str:
         suggestions = ", ".join(f"{method} {self.suggest(method):.2e}" for method in _METHODS)
         return f"{len(self.lrs)} updates up to {self.lrs[-1]:.2e}: {suggestions}"
