@@ -1,4 +1,4 @@
-"""Parse metric names: the quantity, the data split, and whether higher is better."""
+"""Parse metric names: the quantity, the data split, and the dataset."""
 
 from __future__ import annotations
 
@@ -10,15 +10,6 @@ _NAME = re.compile(
     r"(?P<split>intermediate[_/.-]eval|evaluation|eval|training|train|validation|valid|val|test)"
     r"[_/.-](?P<base>.+)$"
 )
-_LOWER = re.compile(
-    r"loss|error|perplexity|mse|mae|nll|distance|hamming|(?<![a-z])(wer|cer|fid)(?![a-z])"
-)
-_HIGHER = re.compile(
-    r"acc|f1|f_beta|fbeta|precision|recall|auroc|auc|iou|dice|jaccard|(?<![a-z])map(?![a-z])|score"
-    r"|bleu|rouge|psnr|ssim|r2|kappa|corr|specificity|sensitivity|similarity"
-)
-
-
 _SPLITS = {
     **dict.fromkeys(("training", "train"), "train"),
     **dict.fromkeys(("evaluation", "test"), "test"),
@@ -64,17 +55,3 @@ def parse_metric_name(name: str) -> MetricName:
     shown = "evaluate()" if match["split"] == "evaluation" else split
     label = " ".join(filter(None, (shown, match["data"], detail)))
     return MetricName(base, f"{label} in epoch" if is_within else label, split, is_within)
-
-
-def higher_is_better(name: str) -> bool | None:
-    """Whether a higher value of this metric is better; None if the name doesn't say.
-
-    >>> higher_is_better("eval_loss_epoch"), higher_is_better("eval_accuracy")
-    (False, True)
-    >>> higher_is_better("temperature") is None
-    True
-    """
-    words = name.lower()
-    if _LOWER.search(words):
-        return False
-    return True if _HIGHER.search(words) else None
