@@ -54,7 +54,7 @@ def to_frame(history: RunHistory, per: Literal["epoch", "record"]) -> pandas.Dat
     records = records_of(history)
     if per == "record":
         frame = pandas.DataFrame(records, columns=list(_FIELDS))
-        # Without a run there is no position; an integer column of NumPy can't be empty in places.
+        # Values recorded outside of runs have no position, which integers of NumPy can't express.
         return frame.astype({"epoch": "Int64", "update": "Int64", "samples": "Int64"})
     rows = rows_by_epoch(records)
     names = list(dict.fromkeys(record["metric"] for record in records))

@@ -1,4 +1,4 @@
-"""Outputs of a notebook's cell that are replaced as a run goes on."""
+"""Outputs of a notebook's cell that can be replaced."""
 
 from __future__ import annotations
 

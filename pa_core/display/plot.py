@@ -91,7 +91,7 @@ def plot_records(
 
 
 def _in_sequence(records: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """The records with counts that go on where those of an earlier run in the history end."""
+    """The records, with the counts of a later run in the history added to those of the runs before."""
     counts = ("update", "samples", "seconds")
     before, latest = dict.fromkeys(counts, 0), dict.fromkeys(counts, 0)
     result = []
