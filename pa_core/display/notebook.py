@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import sys
+import warnings
 from collections.abc import Mapping
+from importlib import import_module
 from typing import Any
 
 
@@ -18,6 +20,16 @@ def _kernel() -> Any:
 def in_notebook() -> bool:
     """Whether this process runs the cells of a notebook, and can show HTML and pictures there."""
     return _kernel() is not None
+
+
+def import_tqdm() -> None:
+    """Import the tqdm that accelerate imports, without its warning where ipywidgets are missing.
+
+    The warning asks to install them, but nothing here needs them.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        import_module("tqdm.auto")
 
 
 class NotebookOutput:

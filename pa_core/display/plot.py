@@ -91,7 +91,7 @@ def plot_records(
 
 
 def _in_sequence(records: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """The records, with the counts of a later run in the history added to those of the runs before."""
+    """The records, with the counts of a later run added to those of the runs before it."""
     counts = ("update", "samples", "seconds")
     before, latest = dict.fromkeys(counts, 0), dict.fromkeys(counts, 0)
     result = []
@@ -231,7 +231,8 @@ def _draw_curves(axes: Axes, curves: Sequence[_Curve]) -> None:
             "linewidth": 1.0 if curve.is_within_epoch else 2.0,
             "alpha": 0.6 if curve.is_within_epoch else 1.0,
         }
-        marker = "o" if len(places) <= 30 and not curve.is_within_epoch else ""
+        is_marked = len(places) == 1 or (len(places) <= 30 and not curve.is_within_epoch)
+        marker = "o" if is_marked else ""
         axes.plot(places, values, label=label, marker=marker, markersize=3.5, **style)
     if any(line.get_label() for line in axes.lines):
         axes.legend(frameon=False, fontsize="small", ncols=1 if len(curves) <= 5 else 2)
