@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -113,7 +113,7 @@ def rows_of(records: Iterable[Mapping[str, Any]]) -> list[Row]:
 
 
 def _rows_of_epoch(
-    epoch: int, records: Iterable[Mapping[str, Any]], seconds: float | None
+    epoch: int, records: Sequence[Mapping[str, Any]], seconds: float | None
 ) -> list[Row]:
     whole: dict[str, float] = {}
     within: dict[int, dict[str, float]] = {}
@@ -135,7 +135,13 @@ def _rows_of_epoch(
         ):
             current = None
         (whole if current is None else current)[key] = value
-    rows = [Row(epoch, values, at) for at, values in within.items()]
+    # What was evaluated again at the end of the epoch needs no row of its own.
+    last = next((one["update"] for one in records if one["metric"] == "train_loss_epoch"), None)
+    rows = [
+        Row(epoch, values, at)
+        for at, values in within.items()
+        if at != last or not values.keys() <= whole.keys()
+    ]
     return [*rows, Row(epoch, whole, seconds=seconds)] if whole else rows
 
 
@@ -161,7 +167,7 @@ def metric_columns(
         directions: as for `epoch_table`.
     """
     ordered = sorted(dict.fromkeys(keys), key=_place)
-    headings = [heading_of(key) for key in ordered]
+    headings = [heading_of(key, ordered) for key in ordered]
     is_evaluated = any("eval" in key for key in ordered)
     columns = []
     for key, heading in zip(ordered, headings, strict=True):
@@ -186,8 +192,12 @@ def _place(key: str) -> int:
 
 def is_shown(name: str, value: object) -> bool:
     """Whether a table of epochs has a column for a metric with such a value."""
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    return is_number and not re.search(r"(^|_)evaluation_", name)
+    return is_number(value) and not re.search(r"(^|_)evaluation_", name)
+
+
+def is_number(value: object) -> bool:
+    """Whether a recorded value can stand in a cell."""
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def column_key(name: str) -> str:
@@ -202,13 +212,24 @@ def column_key(name: str) -> str:
     return name.removesuffix(within) + epoch if name.endswith(within) else name
 
 
-def heading_of(key: str) -> str:
+def heading_of(key: str, others: Collection[str] = ()) -> str:
     """The heading of a metric's column.
+
+    Args:
+        key: of the column.
+        others: the keys of all columns. Metrics are those of evaluations: only a loss is called
+            that of one, and what is also measured in training.
 
     >>> heading_of("ema_dev_eval_loss_epoch"), heading_of("learning_rate")
     ('ema dev eval loss', 'lr')
+    >>> heading_of("eval_f1"), heading_of("ema_eval_f1", ["train_f1"])
+    ('f1', 'ema eval f1')
     """
     words = _RATE.sub("lr", key.removesuffix("_epoch")).replace("evaluation", "eval")
+    before, found, metric = words.rpartition("eval_")
+    is_clear = "loss" not in metric and f"train_{metric}" not in others
+    if found and metric and is_clear and (not before or before.endswith("_")):
+        words = before + metric
     return " ".join(re.split(r"[_/\s]+", words)).strip() or key
 
 
