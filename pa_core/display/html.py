@@ -24,6 +24,7 @@ border-bottom:1px solid rgba(128,128,128,.25)}
 .pa-core.pa-core thead th{position:sticky;top:0;white-space:normal;vertical-align:bottom;\
 font-weight:600;background:rgba(128,128,128,.14);backdrop-filter:blur(8px)}
 .pa-core.pa-core td.best{font-weight:700;background:rgba(0,150,100,.2)}
+.pa-core.pa-core td.nan{color:#d3302f;font-weight:600}
 .pa-core.pa-core td.gap{text-align:center}
 .pa-core.pa-core :is(.within,.gap){opacity:.65}
 .pa-core.pa-core tbody th{text-align:left;font-weight:600}

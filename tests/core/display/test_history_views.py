@@ -151,9 +151,11 @@ def test_a_trained_history_has_the_same_values_in_all_forms():
 def test_the_table_of_a_history_is_html_with_its_best_values_marked_and_text_escaped():
     html = HISTORY._repr_html_()
     assert html.count("<tr>") == 3  # the header and two epochs
-    assert html.count("<tr class=within>") == 2
+    assert html.count("<tr class=within>") == 1
     assert '<td class="best" title="best"><b>0.8000</b></td>' in html
-    assert "<th>eval &lt;b&gt;</th>" in html
+    assert "<td class=nan>nan</td>" in html
+    assert "&lt;b&gt;</th>" in html
+    assert "<b></th>" not in html
     assert "evaluation_loss = 0.4" in html
     assert "no metrics" in InMemoryRunHistory()._repr_html_()
     assert "2.0000" in values_only()._repr_html_()
