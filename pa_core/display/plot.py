@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from pa_core.display.metric_names import parse_metric_name
@@ -26,8 +27,10 @@ _AXES: dict[str, str] = {
 _MAX_ENTRIES = 10
 """A metric that is a longer list has no curves."""
 
-# Told apart by people with any colour vision.
-_COLOURS = ("#0068a8", "#d35400", "#00875f", "#8e3b8a", "#7a6400", "#b0306a", "#3d7fd6", "#5c5c5c")
+# Those of Okabe and Ito, which people with any colour vision can tell apart, without their yellow.
+_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7a5c2e", "#808080")
+_NEUTRAL = "#808080"
+"""A colour of text that is readable on a light and on a dark background."""
 _COLOUR_OF_SPLIT = {"train": 0, "eval": 1, "test": 2}
 _LINES = ("-", "--", ":", "-.")
 
@@ -94,7 +97,7 @@ def _in_sequence(records: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]
     """The records, with the counts of a later run added to those of the runs before it."""
     counts = ("update", "samples", "seconds")
     before, latest = dict.fromkeys(counts, 0), dict.fromkeys(counts, 0)
-    result = []
+    result: list[Mapping[str, Any]] = []
     for record in records:
         place = {count: record[count] for count in counts}
         if None not in place.values():
@@ -181,11 +184,12 @@ def _draw(charts: Mapping[str, Sequence[_Curve]], label: str, log: bool | None) 
         raise ImportError("Plots need matplotlib: pip install matplotlib") from None
 
     class HistoryFigure(Figure):
-        """A figure that notebooks display without pyplot."""
+        """A figure that notebooks display without pyplot, on the background of their theme."""
 
         def _repr_png_(self) -> bytes:
             out = io.BytesIO()
-            self.savefig(out, format="png", dpi=110)
+            with _neutral_colours(self):
+                self.savefig(out, format="png", dpi=110, transparent=True)
             return out.getvalue()
 
     columns = 1 if len(charts) == 1 else 2 if len(charts) <= 4 else 3
@@ -202,9 +206,34 @@ def _draw(charts: Mapping[str, Sequence[_Curve]], label: str, log: bool | None) 
         axes.xaxis.set_major_formatter(lambda x, _: f"{x:,.6g}")
         axes.set_xlabel(label)
         axes.spines[["top", "right"]].set_visible(False)
-        axes.grid(axis="y", color="#dddddd", linewidth=0.8)
+        axes.grid(axis="y", color="#808080", alpha=0.25, linewidth=0.8)
         axes.set_axisbelow(True)
     return figure
+
+
+@contextmanager
+def _neutral_colours(figure: Figure) -> Iterator[None]:
+    """Draw texts and axes so that they can be read on a light and on a dark background."""
+    from matplotlib.text import Text
+
+    figure.draw_without_rendering()  # creates the texts of the ticks
+    texts = [text for text in figure.findobj(Text) if text.get_color() in ("black", "k")]
+    spines = [spine for axes in figure.axes for spine in axes.spines.values()]
+    every_axis = [axis for axes in figure.axes for axis in (axes.xaxis, axes.yaxis)]
+    ticks = [
+        tick
+        for axis in every_axis
+        for tick in (*axis.get_majorticklines(), *axis.get_minorticklines())
+    ]
+    before = [(one.set_color, one.get_color()) for one in (*texts, *ticks)]
+    before += [(one.set_edgecolor, one.get_edgecolor()) for one in spines]
+    try:
+        for set_colour, _ in before:
+            set_colour(_NEUTRAL)
+        yield
+    finally:
+        for set_colour, colour in before:
+            set_colour(colour)
 
 
 def _draw_curves(axes: Axes, curves: Sequence[_Curve]) -> None:
@@ -228,8 +257,8 @@ def _draw_curves(axes: Axes, curves: Sequence[_Curve]) -> None:
         style: dict[str, Any] = {
             "color": _COLOURS[number % len(_COLOURS)],
             "linestyle": _LINES[number // len(_COLOURS) % len(_LINES)],
-            "linewidth": 1.0 if curve.is_within_epoch else 2.0,
-            "alpha": 0.6 if curve.is_within_epoch else 1.0,
+            "linewidth": 1.2 if curve.is_within_epoch else 2.0,
+            "alpha": 0.75 if curve.is_within_epoch else 1.0,
         }
         is_marked = len(places) == 1 or (len(places) <= 30 and not curve.is_within_epoch)
         marker = "o" if is_marked else ""

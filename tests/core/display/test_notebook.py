@@ -31,7 +31,7 @@ class Outputs:
 def outputs(monkeypatch):
     """The outputs of a cell of a notebook in which the test runs."""
     found = Outputs()
-    monkeypatch.setattr(notebook, "_kernel", lambda: SimpleNamespace())
+    monkeypatch.setattr(notebook, "_kernel", SimpleNamespace)
     for module in (live_plot, notebook_screen):
         monkeypatch.setattr(module, "NotebookOutput", found.create)
     return found
