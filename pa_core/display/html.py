@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from html import escape
 from typing import TYPE_CHECKING
@@ -53,12 +54,11 @@ def epochs_html(table: EpochTable, max_rows: int = MAX_ROWS) -> str:
         row, cells = table.rows[number], []
         for column in table.columns:
             text = escape(table.cell(row, column))
-            is_best = table.is_best(number, column)
-            cells.append(
-                f'<td class="best" title="best"><b>{text}</b></td>'
-                if is_best
-                else f"<td>{text}</td>"
-            )
+            if table.is_best(number, column):
+                cells.append(f'<td class="best" title="best"><b>{text}</b></td>')
+            else:
+                is_finite = math.isfinite(row.values.get(column.key, 0.0))
+                cells.append(f"<td{'' if is_finite else ' class=nan'}>{text}</td>")
         body.append(f"<tr{' class=within' if row.update is not None else ''}>{''.join(cells)}</tr>")
     return _table(f"<thead><tr>{head}</tr></thead>", body)
 
