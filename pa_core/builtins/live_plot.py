@@ -11,7 +11,7 @@ from pydantic import Field
 
 from pa_core.display.frame import records_of
 from pa_core.display.notebook import NotebookOutput, in_notebook
-from pa_core.display.plot import Axis, is_wanted, plot_records
+from pa_core.display.plot import Axis, is_wanted, notebook_png, plot_records
 from pa_core.errors import nearest
 from pa_core.hookspecs import hookimpl
 from pa_core.plugin import CallbackSettings, ConfigurableCallback
@@ -126,7 +126,7 @@ class LivePlotCallback(ConfigurableCallback):
         if self._output is None or not recorded:
             return
         figure = plot_records(records, recorded, x=self.x, log=self.log)
-        picture = base64.b64encode(figure._repr_png_()).decode()  # type: ignore[attr-defined]
+        picture = base64.b64encode(notebook_png(figure)).decode()
         text = f"Plot of {', '.join(recorded)} after {trainer.updates:,} updates"
         self._output.show({"image/png": picture, "text/plain": text})
         now = time.monotonic()

@@ -187,10 +187,7 @@ def _draw(charts: Mapping[str, Sequence[_Curve]], label: str, log: bool | None) 
         """A figure that notebooks display without pyplot, on the background of their theme."""
 
         def _repr_png_(self) -> bytes:
-            out = io.BytesIO()
-            with _neutral_colours(self):
-                self.savefig(out, format="png", dpi=110, transparent=True)
-            return out.getvalue()
+            return notebook_png(self)
 
     columns = 1 if len(charts) == 1 else 2 if len(charts) <= 4 else 3
     rows = -(-len(charts) // columns)
@@ -209,6 +206,14 @@ def _draw(charts: Mapping[str, Sequence[_Curve]], label: str, log: bool | None) 
         axes.grid(axis="y", color="#808080", alpha=0.25, linewidth=0.8)
         axes.set_axisbelow(True)
     return figure
+
+
+def notebook_png(figure: Figure) -> bytes:
+    """Render a figure as a PNG file without a background, for light and dark notebooks."""
+    out = io.BytesIO()
+    with _neutral_colours(figure):
+        figure.savefig(out, format="png", dpi=110, transparent=True)
+    return out.getvalue()
 
 
 @contextmanager
