@@ -23,7 +23,7 @@ release = version = pa_core.__version__
 extensions = [
     *("myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"),
     *("sphinx_copybutton", "sphinx_design"),
-    *("mathml", "name_tables", "source_code"),  # those in `EXTENSIONS`
+    *("mathml", "name_tables", "source_code", "summaries"),  # those in `EXTENSIONS`
 ]
 exclude_patterns = ["_build"]
 html_theme = "furo"
@@ -32,6 +32,7 @@ html_static_path = ["static"]
 html_css_files = ["site.css"]
 html_copy_source = False  # pages link to each other, and to the highlighted source of the code
 html_search_scorer = str(EXTENSIONS / "search.js")
+html_show_search_summary = False  # the extension `summaries` has them
 copybutton_prompt_text = r">>> |\.\.\. |\$ "  # copy commands and code, without prompts
 copybutton_prompt_is_regexp = True
 toc_object_entries_show_parents = "hide"

@@ -1,4 +1,4 @@
-"""Formulas as MathML, which browsers draw themselves: Sphinx would load MathJax from the network."""
+"""Formulas as MathML, which browsers draw by themselves; MathJax would come from the network."""
 
 from typing import Any
 
