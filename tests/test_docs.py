@@ -32,9 +32,7 @@ PAGES = [
 NOT_CONVERTED = {
     "cookbook.md",
     "debugging.md",
-    "fine_tuning.md",
     "hyperparameter_search.md",
-    "preemption.md",
 }
 RECIPES = {
     *(page for page in ROOT.glob("docs/how_to/*.md") if page.name not in NOT_CONVERTED),
