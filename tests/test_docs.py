@@ -30,10 +30,7 @@ PAGES = [
 ]
 # Pages on which all blocks still share a namespace. To be emptied.
 NOT_CONVERTED = {
-    "cookbook.md",
-    "debugging.md",
     "fine_tuning.md",
-    "hyperparameter_search.md",
     "preemption.md",
 }
 RECIPES = {
