@@ -222,7 +222,8 @@ def _neutral_colours(figure: Figure) -> Iterator[None]:
     from matplotlib.text import Text
 
     figure.draw_without_rendering()  # creates the texts of the ticks
-    texts = [text for text in figure.findobj(Text) if text.get_color() in ("black", "k")]
+    texts: list[Any] = figure.findobj(Text)
+    texts = [text for text in texts if text.get_color() in ("black", "k")]
     spines = [spine for axes in figure.axes for spine in axes.spines.values()]
     every_axis = [axis for axes in figure.axes for axis in (axes.xaxis, axes.yaxis)]
     ticks = [
@@ -230,7 +231,7 @@ def _neutral_colours(figure: Figure) -> Iterator[None]:
         for axis in every_axis
         for tick in (*axis.get_majorticklines(), *axis.get_minorticklines())
     ]
-    before = [(one.set_color, one.get_color()) for one in (*texts, *ticks)]
+    before: list[Any] = [(one.set_color, one.get_color()) for one in (*texts, *ticks)]
     before += [(one.set_edgecolor, one.get_edgecolor()) for one in spines]
     try:
         for set_colour, _ in before:
