@@ -29,7 +29,11 @@ class LivePlotSettings(CallbackSettings):
         description='Names of metrics, such as "eval_accuracy", or what several have in common, '
         'such as "loss"; each group has a chart.',
     )
-    interval: float = Field(2.0, gt=0, description="The least seconds between two drawings.")
+    interval: float = Field(
+        2.0,
+        gt=0,
+        description="The least seconds between two points of the current epoch, and between two drawings.",
+    )
     x: Axis = Field("update", description="What the x-axis shows.")
     log: bool | None = Field(
         None,
@@ -47,7 +51,7 @@ class LivePlotCallback(ConfigurableCallback):
 
     Args:
         metrics: names of metrics, or what several have in common.
-        interval: the least seconds between two drawings.
+        interval: the least seconds between two points of the current epoch, and two drawings.
         x: what the x-axis shows.
         log: whether the y-axes are logarithmic; None for those of losses that span orders of
             magnitude.
@@ -72,7 +76,7 @@ class LivePlotCallback(ConfigurableCallback):
         self.interval, self.x, self.log = interval, x, log
         self._output: NotebookOutput | None = None
         self._so_far: list[dict[str, Any]] = []
-        self._next_drawing = 0.0
+        self._next_point = self._next_drawing = 0.0
 
     @hookimpl(wrapper=True)
     def run_training(self, trainer: Trainer) -> Generator[None, Any, Any]:
@@ -85,7 +89,7 @@ class LivePlotCallback(ConfigurableCallback):
             self._output = NotebookOutput()
         else:
             trainer.print("live_plot: this is not a notebook, so nothing is plotted")
-        self._next_drawing = time.monotonic() + self.interval
+        self._next_point = self._next_drawing = time.monotonic() + self.interval
         try:
             return (yield)
         finally:
@@ -95,18 +99,21 @@ class LivePlotCallback(ConfigurableCallback):
             self._output = None
 
     def on_train_step_end(self, trainer: Trainer, **kwargs: Any) -> None:
+        if self._output is None or time.monotonic() < self._next_point:
+            return
+        progress = trainer.progress
+        self._so_far.append(
+            {
+                "metric": "train_loss",
+                "value": trainer.mean_loss,
+                "epoch": trainer.run_history.current_epoch,
+                "update": progress.updates,
+                "samples": progress.samples,
+                "seconds": progress.seconds,
+            }
+        )
+        self._next_point = time.monotonic() + self.interval
         if self._is_due():
-            progress = trainer.progress
-            self._so_far.append(
-                {
-                    "metric": "train_loss",
-                    "value": trainer.mean_loss,
-                    "epoch": trainer.run_history.current_epoch,
-                    "update": progress.updates,
-                    "samples": progress.samples,
-                    "seconds": progress.seconds,
-                }
-            )
             self._draw(trainer)
 
     def on_eval_epoch_end(self, trainer: Trainer, **kwargs: Any) -> None:

@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass
 
 _NAME = re.compile(
-    r"^(?:(?P<data>.+?)[_/.-])?"
+    r"^(?:(?P<data>(?!intermediate[_/.-]).+?)[_/.-])?"
     r"(?P<split>intermediate[_/.-]eval|evaluation|eval|training|train|validation|valid|val|test)"
     r"[_/.-](?P<base>.+)$"
 )
@@ -42,6 +42,8 @@ def parse_metric_name(name: str) -> MetricName:
     MetricName(base='loss', label='train', split='train', is_within_epoch=False)
     >>> parse_metric_name("night_eval_f1").label, parse_metric_name("evaluation_loss").label
     ('eval night', 'evaluate()')
+    >>> parse_metric_name("ema_intermediate_eval_loss").label
+    'eval ema in epoch'
     """
     match = _NAME.match(name)
     if match is None:

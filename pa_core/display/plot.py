@@ -199,6 +199,8 @@ def _draw(charts: Mapping[str, Sequence[_Curve]], label: str, log: bool | None) 
         _draw_curves(axes, curves)
         if _spans_magnitudes(base, curves) if log is None else log:
             axes.set_yscale("log")
+            axes.yaxis.set_major_formatter(_log_tick)
+            axes.yaxis.set_minor_formatter(_log_tick)
         axes.xaxis.set_major_locator(MaxNLocator(6, integer=label != "seconds"))
         axes.xaxis.set_major_formatter(lambda x, _: f"{x:,.6g}")
         axes.set_xlabel(label)
@@ -206,6 +208,11 @@ def _draw(charts: Mapping[str, Sequence[_Curve]], label: str, log: bool | None) 
         axes.grid(axis="y", color="#808080", alpha=0.25, linewidth=0.8)
         axes.set_axisbelow(True)
     return figure
+
+
+def _log_tick(value: float, _: float) -> str:
+    """The label of a tick on a logarithmic axis; those between 1, 2, 5 and 10 have none."""
+    return f"{value:,.6g}" if f"{value:e}"[0] in "125" else ""
 
 
 def notebook_png(figure: Figure) -> bytes:

@@ -93,7 +93,12 @@ class LearningRateResult:
         return ax
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}({len(self.lrs)} updates, method={self.method!r})"
+        try:
+            found = f"{self.suggestion:.2e}"
+        except ValueError:
+            found = None
+        name = type(self).__name__
+        return f"{name}(suggestion={found}, method={self.method!r}, {len(self.lrs)} updates)"
 
     def __str__(self) -> str:
         suggestions = ", ".join(f"{method} {self.suggest(method):.2e}" for method in _METHODS)
