@@ -389,8 +389,11 @@ class _View:
         self._print_lines(["", *lines])
 
     def _print_lines(self, lines: list[str]) -> None:
+        width = self.screen.console.width
         for line in lines:
-            self.screen.print_text(fill(line, self.screen.console.width, break_on_hyphens=False))
+            self.screen.print_text(
+                fill(line, width, break_on_hyphens=False, break_long_words=False)
+            )
 
     # -- Phases -----------------------------------------------------------------------------------
 
