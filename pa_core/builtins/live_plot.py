@@ -32,7 +32,8 @@ class LivePlotSettings(CallbackSettings):
     interval: float = Field(
         2.0,
         gt=0,
-        description="The least seconds between two points of the current epoch, and between two drawings.",
+        description="The least seconds between two points of the current epoch, and between two "
+        "drawings.",
     )
     x: Axis = Field("update", description="What the x-axis shows.")
     log: bool | None = Field(
@@ -128,8 +129,8 @@ class LivePlotCallback(ConfigurableCallback):
         if not any(record["metric"] == "train_loss" for record in records):
             # In the order of a history, which has them among the records of their epochs.
             records = sorted([*records, *self._so_far], key=_place)
-        names = {record["metric"] for record in records}
-        recorded = [one for one in self.metrics if any(is_wanted(one, name) for name in names)]
+        names = dict.fromkeys(record["metric"] for record in records)
+        recorded = [wanted for wanted in self.metrics if is_wanted(wanted, names)]
         if self._output is None or not recorded:
             return
         figure = plot_records(records, recorded, x=self.x, log=self.log)
@@ -142,7 +143,7 @@ class LivePlotCallback(ConfigurableCallback):
     def _report_missing(self, trainer: Trainer) -> None:
         names = list(trainer.run_history.get_metric_names())
         for wanted in self.metrics:
-            if not any(is_wanted(wanted, name) for name in names):
+            if not is_wanted(wanted, names):
                 trainer.print(
                     f"live_plot: the metric {wanted!r} was not recorded.{nearest(wanted, names)}"
                 )

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-from pa_core.display.metric_names import parse_metric_name
+from pa_core.display.metric_names import MetricName, parse_metric_names
 from pa_core.errors import nearest
 
 if TYPE_CHECKING:
@@ -36,10 +36,12 @@ _LINES = ("-", "--", ":", "-.")
 
 
 class _Curve(NamedTuple):
-    label: str
-    split: str
-    is_within_epoch: bool
+    name: MetricName
     points: list[tuple[float, float]]
+
+    @property
+    def label(self) -> str:
+        return " ".join(filter(None, (self.name.label, self.name.detail)))
 
 
 def plot_records(
@@ -77,15 +79,15 @@ def plot_records(
     for record, place in zip(records, places, strict=True):
         for name, number in _numbers(record["metric"], record["value"]):
             found.setdefault(name, []).append((place, number))
+    names = parse_metric_names(found)
     if metrics is not None:
-        found = _choose(found, [metrics] if isinstance(metrics, str) else metrics)
+        chosen = _choose(names, [metrics] if isinstance(metrics, str) else metrics)
+        found = {name: found[name] for name in chosen}
     if not found:
         raise ValueError("There is nothing to plot: no metric with numbers was recorded")
     charts: dict[str, list[_Curve]] = {}
     for name, points in found.items():
-        parsed = parse_metric_name(name)
-        curve = _Curve(parsed.label, parsed.split, parsed.is_within_epoch, points)
-        charts.setdefault(parsed.base, []).append(curve)
+        charts.setdefault(names[name].base, []).append(_Curve(names[name], points))
     charts = dict(sorted(charts.items(), key=lambda chart: "loss" not in chart[0]))
     label = _AXES[x]
     if x == "update" and (length := _updates_per_epoch(records)):
@@ -152,27 +154,31 @@ def _numbers(name: str, value: Any) -> Iterable[tuple[str, float]]:
                 yield from _numbers(f"{name}/{number}", item)
 
 
-def is_wanted(wanted: str, name: str) -> bool:
-    """Whether a text is the name of a metric, or what it has in common with others.
+def is_wanted(wanted: str, names: Iterable[str]) -> bool:
+    """Whether a text is the name of one of these metrics, or what some have in common.
 
-    >>> is_wanted("loss", "eval_loss_epoch"), is_wanted("eval_recall", "eval_recall/0")
-    (True, True)
+    >>> is_wanted("loss", ["train_loss_epoch", "eval_loss_epoch"]), is_wanted("loss", ["f1"])
+    (True, False)
     """
-    return wanted in (name, name.partition("/")[0], parse_metric_name(name).base)
+    return any(_is_of(wanted, name) for name in parse_metric_names(names).items())
 
 
-def _choose(
-    found: Mapping[str, list[tuple[float, float]]], metrics: Sequence[str]
-) -> dict[str, list[tuple[float, float]]]:
-    chosen: dict[str, list[tuple[float, float]]] = {}
+def _is_of(wanted: str, named: tuple[str, MetricName]) -> bool:
+    name, parsed = named
+    return wanted in (name, name.partition("/")[0], parsed.base)
+
+
+def _choose(names: Mapping[str, MetricName], metrics: Sequence[str]) -> dict[str, None]:
+    """The names of the metrics that are asked for, in that order."""
+    chosen: dict[str, None] = {}
     for wanted in metrics:
-        names = [name for name in found if is_wanted(wanted, name)]
-        if not names:
+        of_this = [name for name, parsed in names.items() if _is_of(wanted, (name, parsed))]
+        if not of_this:
             raise ValueError(
-                f"The metric {wanted!r} was not recorded.{nearest(wanted, found)} "
-                f"Recorded metrics: {', '.join(found) or 'none'}"
+                f"The metric {wanted!r} was not recorded.{nearest(wanted, names)} "
+                f"Recorded metrics: {', '.join(names) or 'none'}"
             )
-        chosen |= {name: found[name] for name in names}
+        chosen |= dict.fromkeys(of_this)
     return chosen
 
 
@@ -195,7 +201,7 @@ def _draw(charts: Mapping[str, Sequence[_Curve]], label: str, log: bool | None) 
     figure = HistoryFigure(figsize=(size[0] * columns, size[1] * rows), layout="constrained")
     for number, (base, curves) in enumerate(charts.items(), 1):
         axes = figure.add_subplot(rows, columns, number)
-        axes.set_title(base.replace("_", " "), loc="left", fontsize="medium", fontweight="bold")
+        axes.set_title(curves[0].name.title, loc="left", fontsize="medium", fontweight="bold")
         _draw_curves(axes, curves)
         if _spans_magnitudes(base, curves) if log is None else log:
             axes.set_yscale("log")
@@ -255,25 +261,26 @@ def _draw_curves(axes: Axes, curves: Sequence[_Curve]) -> None:
     If each split has at most one curve over epochs, its colour is that of the split, so that
     training has the same colour in every chart.
     """
-    over_epochs = [curve.split for curve in curves if not curve.is_within_epoch]
+    over_epochs = [curve.name.split for curve in curves if not curve.name.is_within_epoch]
     by_split = len(set(over_epochs)) == len(over_epochs)
     numbers: dict[str, int] = {}
-    for curve in sorted(curves, key=lambda curve: not curve.is_within_epoch):
-        key = curve.split if by_split else curve.label.removesuffix(" in epoch")
+    for curve in sorted(curves, key=lambda curve: not curve.name.is_within_epoch):
+        key = curve.name.split if by_split else curve.label.removesuffix(" in epoch")
         number = _COLOUR_OF_SPLIT.get(key, len(numbers)) if by_split else len(numbers)
         number = numbers.setdefault(key, number)
         gaps = sum(math.isnan(y) for _, y in curve.points)
-        label = f"{curve.label} ({gaps} NaN or infinite)" if gaps else curve.label
-        if len(curves) == 1 and not curve.split:
-            label = label.removeprefix(curve.label).strip(" ()")  # the title is its name already
+        # A title that is the whole name already needs no label.
+        label = curve.label or (curve.name.title if len(curves) > 1 else "")
+        if gaps:
+            label = f"{label} ({gaps} NaN or infinite)".strip()
         places, values = zip(*curve.points, strict=True)
         style: dict[str, Any] = {
             "color": _COLOURS[number % len(_COLOURS)],
             "linestyle": _LINES[number // len(_COLOURS) % len(_LINES)],
-            "linewidth": 1.2 if curve.is_within_epoch else 2.0,
-            "alpha": 0.75 if curve.is_within_epoch else 1.0,
+            "linewidth": 1.2 if curve.name.is_within_epoch else 2.0,
+            "alpha": 0.75 if curve.name.is_within_epoch else 1.0,
         }
-        is_marked = len(places) == 1 or (len(places) <= 30 and not curve.is_within_epoch)
+        is_marked = len(places) == 1 or (len(places) <= 30 and not curve.name.is_within_epoch)
         marker = "o" if is_marked else ""
         axes.plot(places, values, label=label, marker=marker, markersize=3.5, **style)
     if any(line.get_label() for line in axes.lines):
@@ -281,7 +288,7 @@ def _draw_curves(axes: Axes, curves: Sequence[_Curve]) -> None:
 
 
 def _spans_magnitudes(base: str, curves: Sequence[_Curve]) -> bool:
-    over_epochs = [curve for curve in curves if not curve.is_within_epoch]
+    over_epochs = [curve for curve in curves if not curve.name.is_within_epoch]
     points = [point for curve in over_epochs or curves for point in curve.points]
     values = [y for _, y in points if not math.isnan(y)]
     is_loss = "loss" in base or "perplexity" in base

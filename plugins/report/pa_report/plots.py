@@ -39,18 +39,18 @@ def plot_history(
         ValueError: if there is no such metric, or no metric with numbers.
         pa_report.run.ReportError: if there is no run at the path.
     """
-    from pa_report.run import read_run, records_of
-
     if isinstance(history, str | Path):
+        from pa_report import read_run
+
         records = [
             {"metric": name} | point._asdict()
             for name, points in read_run(history).metrics.items()
             for point in points
         ]
         records.sort(key=lambda record: (record["epoch"], record["update"]))
+        figure = plot_records(records, metrics)
     else:
-        records = records_of(history)
-    figure = plot_records(records, metrics)
+        figure = history.plot(metrics)
     if save_to is not None:
         figure.savefig(local_path(save_to), dpi=150)
     return figure
