@@ -28,15 +28,7 @@ PAGES = [
     *sorted(ROOT.glob("docs/**/*.md")),
     *sorted(ROOT.glob("plugins/*/README.md")),
 ]
-# Pages on which all blocks still share a namespace. To be emptied.
-NOT_CONVERTED = {
-    "fine_tuning.md",
-    "preemption.md",
-}
-RECIPES = {
-    *(page for page in ROOT.glob("docs/how_to/*.md") if page.name not in NOT_CONVERTED),
-    *ROOT.glob("docs/start/tutorial_*.md"),
-}
+RECIPES = {*ROOT.glob("docs/how_to/*.md"), *ROOT.glob("docs/start/tutorial_*.md")}
 MARK = re.compile(r"<!-- (?:(file|not run): (.+)|(continues)) -->")
 NO_CODE = {"text", "{eval-rst}"}
 every_page = pytest.mark.parametrize(

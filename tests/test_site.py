@@ -1,7 +1,7 @@
 """The built documentation: its search, its links, and that it needs no network.
 
 The search runs in a headless browser with the files of the built site, which is what
-``search.html`` runs. ``nox -s docs`` builds the site; here it is only updated.
+``search.html`` runs.
 """
 
 import html
@@ -92,10 +92,19 @@ document.querySelector("pre").textContent = JSON.stringify(found);
 
 @pytest.fixture(scope="module")
 def site() -> Path:
+    """The site as `nox -s docs` builds it; built here if a file has changed since then."""
     pytest.importorskip("sphinx")
-    build = [sys.executable, "-m", "sphinx", "-W", "-q", "-b", "html", "docs", str(SITE)]
-    built = subprocess.run(build, cwd=ROOT, capture_output=True, text=True, check=False)
-    assert built.returncode == 0, built.stderr
+    folders = ("docs", "pa_core", "plugins", "benchmarks")
+    files = [file for folder in folders for file in (ROOT / folder).rglob("*.*")]
+    kinds = {".md", ".py", ".js", ".css", ".svg"}
+    sources = [file for file in files if file.suffix in kinds and "_build" not in file.parts]
+    last = SITE / "objects.inv"  # written at the end
+    changed = max(file.stat().st_mtime for file in sources)
+    if not last.exists() or last.stat().st_mtime < changed:
+        shutil.rmtree(SITE.parent, ignore_errors=True)
+        build = [sys.executable, "-m", "sphinx", "-W", "-q", "-b", "html", "docs", str(SITE)]
+        built = subprocess.run(build, cwd=ROOT, capture_output=True, text=True, check=False)
+        assert built.returncode == 0, built.stderr
     return SITE
 
 
@@ -140,8 +149,8 @@ def test_the_page_of_results_shows_the_same_with_summaries(
     text = browse(f"{(site / 'search.html').as_uri()}?q=save+best+model")
     item = r'<li class="kind-\w+"><a href="([^"#]+)\.html([^"]*)".*?>([^<]+)</a>(.*?)</li>'
     shown = re.findall(item, text)
-    expected = results["save best model"]
-    assert [[page, anchor, html.unescape(title)] for page, anchor, title, _ in shown] == expected
+    found = [[page, anchor, html.unescape(title)] for page, anchor, title, _ in shown[:FIRST]]
+    assert found == results["save best model"][:FIRST]
     assert all('<p class="context">' in rest for *_, rest in shown[:FIRST])
 
 
@@ -168,17 +177,11 @@ def test_every_link_within_the_site_leads_somewhere(site: Path) -> None:
     assert not broken
 
 
-def test_no_page_is_left_over_or_outside_the_contents(site: Path) -> None:
-    """Every page has a previous or a next one."""
-    for page, text in pages().items():
-        if page.with_suffix(".md").relative_to(site).as_posix() in _sources():
-            assert re.search(r'<link rel="(?:next|prev)"', text), page
-
-
-@cache
-def _sources() -> set[str]:
+def test_every_page_has_a_previous_or_a_next_one(site: Path) -> None:
     docs = ROOT / "docs"
-    return {file.relative_to(docs).as_posix() for file in docs.rglob("*.md")}
+    for source in docs.rglob("*.md"):
+        text = pages()[site / source.relative_to(docs).with_suffix(".html")]
+        assert re.search(r'<link rel="(?:next|prev)"', text), source
 
 
 def test_source_links_open_highlighted_source(site: Path) -> None:
