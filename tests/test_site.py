@@ -104,7 +104,9 @@ def site() -> Path:
         shutil.rmtree(SITE.parent, ignore_errors=True)
         build = [sys.executable, "-m", "sphinx", "-W", "-q", "-b", "html", "docs", str(SITE)]
         built = subprocess.run(build, cwd=ROOT, capture_output=True, text=True, check=False)
-        assert built.returncode == 0, built.stderr
+        if built.returncode:
+            shutil.rmtree(SITE.parent, ignore_errors=True)
+            pytest.fail(built.stderr)
     return SITE
 
 
