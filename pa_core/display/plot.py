@@ -264,7 +264,7 @@ def _draw_curves(axes: Axes, curves: Sequence[_Curve]) -> None:
     over_epochs = [curve.name.split for curve in curves if not curve.name.is_within_epoch]
     by_split = len(set(over_epochs)) == len(over_epochs)
     numbers: dict[str, int] = {}
-    for curve in sorted(curves, key=lambda curve: not curve.name.is_within_epoch):
+    for curve in sorted(curves, key=_place):
         key = curve.name.split if by_split else curve.label.removesuffix(" in epoch")
         number = _COLOUR_OF_SPLIT.get(key, len(numbers)) if by_split else len(numbers)
         number = numbers.setdefault(key, number)
@@ -278,6 +278,7 @@ def _draw_curves(axes: Axes, curves: Sequence[_Curve]) -> None:
             "color": _COLOURS[number % len(_COLOURS)],
             "linestyle": _LINES[number // len(_COLOURS) % len(_LINES)],
             "linewidth": 1.2 if curve.name.is_within_epoch else 2.0,
+            "zorder": 2.0 if curve.name.is_within_epoch else 2.1,
             "alpha": 0.75 if curve.name.is_within_epoch else 1.0,
         }
         is_marked = len(places) == 1 or (len(places) <= 30 and not curve.name.is_within_epoch)
@@ -285,6 +286,11 @@ def _draw_curves(axes: Axes, curves: Sequence[_Curve]) -> None:
         axes.plot(places, values, label=label, marker=marker, markersize=3.5, **style)
     if any(line.get_label() for line in axes.lines):
         axes.legend(frameon=False, fontsize="small", ncols=1 if len(curves) <= 5 else 2)
+
+
+def _place(curve: _Curve) -> tuple[bool, bool]:
+    """The place of a curve in the legend: training first, then what is recorded once per epoch."""
+    return curve.name.split != "train", curve.name.is_within_epoch
 
 
 def _spans_magnitudes(base: str, curves: Sequence[_Curve]) -> bool:
