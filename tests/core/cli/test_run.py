@@ -42,7 +42,7 @@ RUN = [
 
 @pytest.fixture
 def folder(tmp_path):
-    """A project whose script is in a folder of its own."""
+    """A project whose script is in a subfolder."""
     (tmp_path / "src").mkdir()
     (tmp_path / "src/train.py").write_text(SCRIPT)
     (tmp_path / "src/beside.py").write_text("NUMBER = 5\n")
