@@ -1,4 +1,4 @@
-"""The same job in six frameworks: what each shows in a terminal, in a log file and in a notebook.
+"""The same job in seven frameworks: what each shows in a terminal, in a log file and in a notebook.
 
     python -m benchmarks.side_by_side                 # measures all, and writes the page
     python -m benchmarks.side_by_side --only pa_core  # the others stay as recorded

@@ -26,26 +26,28 @@ ROWS = {
 TEXT = """\
 <!-- Written by benchmarks/side_by_side: nox -s looks -->
 
-# Side by side with Keras, fastai, Lightning and the HF Trainer
+# Side by side with Keras, fastai, Lightning and Hugging Face
 
-The same job in six frameworks: a network with one hidden layer learns scikit-learn's digits in five epochs, and each
-epoch ends with the loss and the accuracy on held-out images. This page shows what you see while it runs: in a terminal
-of 120 columns, in a file, and in a notebook. `nox -s looks` repeats all of it and writes this page.
+The same job in seven frameworks: a network with one hidden layer learns scikit-learn's digits in
+five epochs, and each epoch ends with the loss and the accuracy on held-out images. This page shows
+what you see: in a terminal of 120 columns, in a log file, and in a notebook. `nox -s looks` repeats
+the runs and writes this page.
 
 {table}
 
-Each script is what a user of the framework would write, with the framework's defaults: {scripts}. They differ in more
-than their output: fastai drops an epoch's last, smaller batch, and the HF Trainer lowers the learning rate. Keras runs on
-PyTorch here. The HF Trainer is asked to report and to evaluate once per epoch, since otherwise it would show neither
-within five short epochs. Lightning's bar shows what is logged with `prog_bar=True`. Python's warnings are turned off in
-all runs.
+- **Rows per epoch** are those that each further epoch adds to the screen. Lightning adds none,
+  because each epoch replaces the one before.
+- **Epochs that can be read** are those whose accuracy is still there after the run.
+- **The log file** is what the same run writes if its output goes to a file. A carriage return moves
+  the cursor of a terminal back; in a file, each is one more state of a progress bar.
+- **The notebook** is shown as its exported page, 960 pixels wide.
 
-- **Rows per epoch**: how many rows each further epoch adds to the screen. Lightning adds none, because each epoch
-  replaces the one before.
-- **Epochs that can be read**: those whose accuracy is still there after the run.
-- **Log file**: what the same run writes if its output goes to a file. A carriage return moves the cursor of a terminal
-  back; in a file, each is one more state of a progress bar.
-- **Notebook**: the output of the cell as the exported page shows it, 960 pixels wide.
+Each script is what a user of the framework would write, with the framework's defaults: {scripts}.
+They differ in more than their output: fastai drops the last, smaller batch of an epoch, and
+Hugging Face's Trainer lowers the learning rate. Keras runs on PyTorch here. Hugging Face's Trainer
+is asked to report and to evaluate after each epoch, because by default it would do neither in a run
+this short. Lightning's bar shows what is logged with `prog_bar=True`, and Ignite prints what its
+script prints. Python's warnings are turned off in all runs.
 
 ## In a terminal
 
