@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from pa_core.builtins.move_modules_to_device import MoveModulesToDeviceCallback
     from pa_core.builtins.overfit import OverfitCallback
     from pa_core.builtins.preemption import PreemptionCallback
+    from pa_core.builtins.print_metrics import PrintMetricsCallback
     from pa_core.builtins.print_progress import PrintProgressCallback
     from pa_core.builtins.progress_bar import ProgressBarCallback
     from pa_core.builtins.progress_table import ProgressTableCallback
@@ -44,6 +45,7 @@ __all__ = [
     "MoveModulesToDeviceCallback",
     "OverfitCallback",
     "PreemptionCallback",
+    "PrintMetricsCallback",
     "PrintProgressCallback",
     "ProgressBarCallback",
     "ProgressTableCallback",
