@@ -131,13 +131,13 @@ def bench(session: nox.Session) -> None:
 
 @nox.session(default=False, reuse_venv=True)
 def looks(session: nox.Session) -> None:
-    """Run the same job in other frameworks, and write the page that shows all side by side.
+    """Run the same job in other frameworks, and take the pictures of the docs and the README.
 
-    ``nox -s looks -- --only pa_core`` runs it in one of them. Chromium takes the pictures of
-    notebooks.
+    ``nox -s looks -- --only pa_core`` runs it in one of them. It needs Chromium.
     """
     session.install("-r", "benchmarks/side_by_side/requirements.txt")
     session.run("python", "-m", "benchmarks.side_by_side", *session.posargs)
+    session.run("python", "-m", "benchmarks.side_by_side.pictures")
 
 
 @nox.session(default=False, reuse_venv=True)
