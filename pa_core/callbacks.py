@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from pa_core.builtins.fast_dev_run import FastDevRunCallback
     from pa_core.builtins.limit_batches import LimitBatchesCallback
     from pa_core.builtins.limit_eval_steps import LimitEvalStepsCallback
+    from pa_core.builtins.live_plot import LivePlotCallback
     from pa_core.builtins.log_metrics import LogMetricsCallback
     from pa_core.builtins.model_summary import ModelSummaryCallback
     from pa_core.builtins.move_modules_to_device import MoveModulesToDeviceCallback
@@ -41,6 +42,7 @@ __all__ = [
     "LimitBatchesCallback",
     "LimitEvalStepsCallback",
     "LogMetricsCallback",
+    "LivePlotCallback",
     "ModelSummaryCallback",
     "MoveModulesToDeviceCallback",
     "OverfitCallback",

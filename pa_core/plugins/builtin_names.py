@@ -20,6 +20,7 @@ BUILTINS: dict[str, str] = {
     "speedups": "pa_core.builtins.speedups:SpeedupsCallback",
     "fast_dev_run": "pa_core.builtins.fast_dev_run:FastDevRunCallback",
     "overfit": "pa_core.builtins.overfit:OverfitCallback",
+    "live_plot": "pa_core.builtins.live_plot:LivePlotCallback",
     "model_summary": "pa_core.builtins.model_summary:ModelSummaryCallback",
 }
 """Name in the settings -> ``module:class``."""

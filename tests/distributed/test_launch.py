@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import re
 import socket
@@ -193,26 +194,89 @@ def test_accelerate_launch_on_two_processes(alone, new_project):
     assert_same_results(folder, alone, 2)
 
 
-def test_a_notebook_on_two_processes(alone, new_project):
+CELLS = {
+    "import": """
+        from pa_core import Trainer, notebook_launcher
+        from train import load, main
+        """,
+    "launch": """
+        notebook_launcher(main, num_processes=2, use_port="PORT")
+        """,
+    "train": """
+        import torch
+        from torch import nn
+
+        model = nn.Linear(8, 2)
+        plugins = {"plugins": ["live_plot"], "live_plot": {"interval": 0.01}}
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+        trainer = Trainer(model, nn.CrossEntropyLoss(), optimizer, settings=plugins)
+        trainer.train(load(), 100, eval_dataset=load())
+        """,
+    "history": "trainer.run_history",
+    "evaluate": "trainer.evaluate(load())",
+    "plot": "trainer.run_history.plot()",
+}
+
+
+@pytest.fixture(scope="module")
+def notebook(new_project):
+    """A folder with an executed notebook, and the outputs of its cells by their names."""
     from nbformat import v4
 
     folder = new_project("notebook")
     with socket.create_server(("127.0.0.1", 0)) as server:
-        port = server.getsockname()[1]
-    cells = [
-        "from pa_core import notebook_launcher\nfrom train import main",
-        f"notebook_launcher(main, num_processes=2, use_port='{port}')",
-    ]
-    notebook = v4.new_notebook(cells=[v4.new_code_cell(cell) for cell in cells])
-    (folder / "train.ipynb").write_text(json.dumps(notebook))
+        port = str(server.getsockname()[1])
+    sources = [dedent(cell).strip().replace("PORT", port) for cell in CELLS.values()]
+    file = folder / "train.ipynb"
+    cells = [v4.new_code_cell(source) for source in sources]
+    file.write_text(json.dumps(v4.new_notebook(cells=cells)))
     run(
         folder,
-        *("-c", "from nbclient.cli import main; main()", "train.ipynb", "--timeout=200"),
+        *("-c", "from nbclient.cli import main; main()", file.name, "--inplace", "--timeout=200"),
         IPYTHONDIR=str(folder / "ipython"),  # no user settings
         JUPYTER_CONFIG_DIR=str(folder / "jupyter"),
         JUPYTER_DATA_DIR=str(folder / "jupyter"),
     )
-    assert_same_results(folder, alone, 2)
+    executed = json.loads(file.read_text())["cells"]
+    return folder, {name: cell["outputs"] for name, cell in zip(CELLS, executed, strict=True)}
+
+
+def test_a_notebook_on_two_processes(alone, notebook):
+    assert_same_results(notebook[0], alone, 2)
+
+
+def shown_in(outputs: list[dict[str, Any]], kind: str) -> list[str]:
+    """What is shown in the richest form of a MIME type."""
+    found = [output["data"][kind] for output in outputs if kind in output.get("data", {})]
+    return ["".join(one) for one in found]
+
+
+def test_a_saved_notebook_has_the_table_of_a_run_once_and_no_bar(notebook):
+    _, outputs = notebook
+    assert outputs["import"] == []  # no warning that a bar needs another package
+    for name in ("launch", "train"):
+        (table,) = shown_in(outputs[name], "text/html")
+        assert "<th>train loss</th><th>eval loss</th>" in table
+        assert "progress" not in table.partition("</style>")[2]
+        assert "\r" not in json.dumps(outputs[name])
+        printed = "".join("".join(one.get("text", "")) for one in outputs[name])
+        assert len(printed.splitlines()) < 20, printed
+    table = table.partition("</style>")[2]
+    assert table.count("<tr>") <= 1 + 60 + 2 + 2
+    assert "<td>1</td>" in table
+    assert "<td>100</td>" in table
+    assert table.count('class="best"') == 1
+
+
+def test_a_saved_notebook_has_the_last_live_plot_and_the_history(notebook):
+    _, outputs = notebook
+    (picture,) = shown_in(outputs["train"], "image/png")
+    assert base64.b64decode(picture).startswith(b"\x89PNG")
+    assert "Plot of loss after 700 updates" in shown_in(outputs["train"], "text/plain")
+    (table,) = shown_in(outputs["history"], "text/html")
+    assert "<td>100</td>" in table
+    assert "evaluation_loss" in shown_in(outputs["evaluate"], "text/html")[-1]
+    assert len(shown_in(outputs["plot"], "image/png")) == 1
 
 
 def test_two_machines(alone, new_project):

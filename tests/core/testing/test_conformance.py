@@ -11,6 +11,7 @@ from pa_core.builtins.early_stopping import EarlyStoppingCallback
 from pa_core.builtins.fast_dev_run import FastDevRunCallback
 from pa_core.builtins.limit_batches import LimitBatchesCallback
 from pa_core.builtins.limit_eval_steps import LimitEvalStepsCallback
+from pa_core.builtins.live_plot import LivePlotCallback
 from pa_core.builtins.log_metrics import LogMetricsCallback
 from pa_core.builtins.model_summary import ModelSummaryCallback
 from pa_core.builtins.move_modules_to_device import MoveModulesToDeviceCallback
@@ -103,6 +104,11 @@ class TestSpeedups(BuiltinConformance):
 
 class TestPreemption(BuiltinConformance):
     plugin = PreemptionCallback
+
+
+class TestLivePlot(BuiltinConformance):
+    plugin = LivePlotCallback
+    settings: ClassVar = {"metrics": ["loss"], "interval": 1.0}
 
 
 class TestModelSummary(BuiltinConformance):
