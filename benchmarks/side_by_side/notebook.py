@@ -59,7 +59,7 @@ def execute(cells: list[str], folder: Path) -> Executed:
     return Executed(notebook, dict(client.widget_state))
 
 
-def take_picture(executed: Executed, file: Path, width: int = 960) -> int:
+def take_picture(executed: Executed, file: Path, width: int = 1000) -> int:
     """Write the output of the first cell as a PNG, as a browser shows the exported page.
 
     Returns:
