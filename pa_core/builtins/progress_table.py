@@ -71,7 +71,7 @@ class ProgressTableCallback(ConfigurableCallback):
 
     The table has a column for each metric that is a number: of training, and of each evaluated
     model and dataset. The best value of an evaluation so far is marked. An evaluation within an
-    epoch has a row of its own, and ``trainer.evaluate(…)`` has one. A line at the start describes
+    epoch has its own row, and ``trainer.evaluate(…)`` prints one. A line at the start describes
     the run; one at its end has the best epoch and what was saved.
 
     In a file, or where ``TERM=dumb`` or ``CI`` is set, the rows are plain text, and instead of the

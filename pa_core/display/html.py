@@ -46,7 +46,7 @@ def epochs_html(table: EpochTable, max_rows: int = MAX_ROWS) -> str:
     """
     head = "".join(f"<th>{escape(column.heading)}</th>" for column in table.columns)
     body = []
-    for number in _shown_rows(table, max_rows):
+    for number in shown_rows(table, max_rows):
         if isinstance(number, range):
             omitted = f"… {len(number):,} rows …"
             body.append(f'<tr><td class="gap" colspan="{len(table.columns)}">{omitted}</td></tr>')
@@ -63,8 +63,13 @@ def epochs_html(table: EpochTable, max_rows: int = MAX_ROWS) -> str:
     return _table(f"<thead><tr>{head}</tr></thead>", body)
 
 
-def _shown_rows(table: EpochTable, max_rows: int) -> list[int | range]:
-    """The indices of the rows to show, with ranges in the place of those that are left out."""
+def shown_rows(table: EpochTable, max_rows: int) -> list[int | range]:
+    """The indices of the rows to show, with ranges in the place of those that are left out.
+
+    Args:
+        table: the table.
+        max_rows: as for `epochs_html`.
+    """
     count = len(table.rows)
     if count <= max_rows:
         return list(range(count))

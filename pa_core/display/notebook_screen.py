@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection
 from typing import TYPE_CHECKING, Any
 
 from pa_core.display.epochs import Column, EpochTable, Row
-from pa_core.display.html import MAX_ROWS, bar_html, epochs_html
+from pa_core.display.html import MAX_ROWS, bar_html, epochs_html, shown_rows
 from pa_core.display.notebook import NotebookOutput
 from pa_core.display.screen import Progress, Screen
 
@@ -36,7 +36,7 @@ class NotebookScreen(Screen):
         self._clear()
 
     def _clear(self) -> None:
-        self._output, self._bar, self._is_current = NotebookOutput(), "", True
+        self._output, self._bar = NotebookOutput(), ""
         self._columns: list[Column] = []
         self._rows: list[Row] = []
         self._best: dict[str, int] = {}
@@ -52,14 +52,15 @@ class NotebookScreen(Screen):
         if self._rows and _are_epochs(columns) != _are_epochs(self._columns):
             if not _are_epochs(columns):
                 table = EpochTable(columns, [row])
-                NotebookOutput().show({"text/html": epochs_html(table), "text/plain": _text(table)})
+                NotebookOutput().show(
+                    {"text/html": epochs_html(table), "text/plain": _text(table, MAX_ROWS)}
+                )
                 return
             self.close()
             self._clear()
         self._columns = columns
         self._best |= dict.fromkeys(best, len(self._rows))
         self._rows.append(row)
-        self._is_current = False
         self._display_soon()
 
     def start_table(self) -> None:
@@ -68,7 +69,6 @@ class NotebookScreen(Screen):
     def show(self, progress: Progress) -> None:
         """Show where the epoch or the evaluation stands."""
         self._bar = bar_html(progress.done, progress.total, f"{progress.title}: {progress}")
-        self._is_current = False
         self._display_soon()
 
     def hide(self) -> None:
@@ -77,20 +77,20 @@ class NotebookScreen(Screen):
 
     def close(self) -> None:
         """Show the whole table, without the bar."""
-        is_whole = self._is_current and len(self._rows) <= _LIVE_ROWS and not self._bar_is_shown
         self._bar = ""
-        if not is_whole:
-            self._display(MAX_ROWS)
+        if self._rows or self._bar_is_shown:
+            self._display(MAX_ROWS, is_last=True)
 
     def _display_soon(self) -> None:
         if time.monotonic() >= self._next_display:
             self._display(_LIVE_ROWS)
 
-    def _display(self, max_rows: int) -> None:
+    def _display(self, max_rows: int, *, is_last: bool = False) -> None:
         table = EpochTable(self._columns, self._rows, self._best)
         html = epochs_html(table, max_rows) if self._rows else ""
-        self._output.show({"text/html": html + self._bar, "text/plain": _text(table)})
-        self._is_current, self._bar_is_shown = True, bool(self._bar)
+        text = _text(table, max_rows) if is_last else _last_row(table)
+        self._output.show({"text/html": html + self._bar, "text/plain": text})
+        self._bar_is_shown = bool(self._bar)
         self._next_display = time.monotonic() + _LEAST_SECONDS
 
 
@@ -98,9 +98,22 @@ def _are_epochs(columns: list[Column]) -> bool:
     return columns[0].key == "epoch"
 
 
-def _text(table: EpochTable) -> str:
+def _last_row(table: EpochTable) -> str:
     """The last row, for what shows no HTML."""
     if not table.rows:
         return ""
     cells = {column.heading: table.cell(table.rows[-1], column) for column in table.columns}
     return ", ".join(f"{heading} {text}" for heading, text in cells.items() if text)
+
+
+def _text(table: EpochTable, max_rows: int) -> str:
+    """The table as text, for what shows no HTML, such as a notebook's PDF."""
+    lines: list[str] = []
+    screen = Screen(lines.append)
+    for number in shown_rows(table, max_rows):
+        if isinstance(number, range):
+            lines.append(f"… {len(number):,} rows …")
+        else:
+            best = {key for key, row in table.best.items() if row == number}
+            screen.print_row(list(table.columns), table.rows[number], best)
+    return "\n".join(lines).strip("\n")

@@ -99,7 +99,7 @@ class Terminal(Screen):
             self.bar.remove()
 
     def close(self) -> None:
-        """Remove the bar for good."""
+        """Remove the bar, and leave the streams alone from now on."""
         if self.bar is not None:
             self.bar.close()
 

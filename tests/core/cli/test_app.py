@@ -261,7 +261,7 @@ def test_explain_and_plugins_say_what_is_called_on_the_main_process_only(shell):
         for line in shell.out("explain", "--hook", "on_train_step_end").splitlines()
         if "progress_table " in line
     ]
-    assert row.endswith("(main process only)")
+    assert row.endswith("main process only)")
     # What surrounds a run is called everywhere.
     assert "main process" not in shell.out("explain", "--hook", "run_training")
     (row,) = [

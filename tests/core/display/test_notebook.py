@@ -60,7 +60,11 @@ def test_the_table_and_the_bar_share_an_output_and_the_bar_goes(outputs, monkeyp
     assert max(page.count("<tr>") for page in pages[:-1]) <= 1 + 20 + 3
     assert pages[-1].count("<tr>") == 1 + 30
     assert pages[-1].count('class="best"') == 1
-    assert shown[-1]["text/plain"].startswith("epoch 30, train loss ")
+    assert shown[-2]["text/plain"].startswith("epoch 30, train loss ")
+    text = shown[-1]["text/plain"].splitlines()
+    assert text[0].split() == ["epoch", "train", "loss", "eval", "loss", "lr", "time"]
+    assert [line.split()[0] for line in text[2:]] == [str(epoch) for epoch in range(1, 31)]
+    assert sum("*" in line for line in text) == 1
     printed = capsys.readouterr()
     assert "train loss" not in printed.out
     assert printed.err == ""

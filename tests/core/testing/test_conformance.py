@@ -17,8 +17,10 @@ from pa_core.builtins.model_summary import ModelSummaryCallback
 from pa_core.builtins.move_modules_to_device import MoveModulesToDeviceCallback
 from pa_core.builtins.overfit import OverfitCallback
 from pa_core.builtins.preemption import PreemptionCallback
+from pa_core.builtins.print_metrics import PrintMetricsCallback
 from pa_core.builtins.print_progress import PrintProgressCallback
 from pa_core.builtins.progress_bar import ProgressBarCallback
+from pa_core.builtins.progress_table import ProgressTableCallback
 from pa_core.builtins.save_best_model import SaveBestModelCallback
 from pa_core.builtins.speedups import SpeedupsCallback
 from pa_core.builtins.step_evaluation import StepBasedEvaluationCallback
@@ -44,6 +46,15 @@ class TestMoveModulesToDevice(BuiltinConformance):
 
 class TestTerminateOnNaN(BuiltinConformance):
     plugin = TerminateOnNaNCallback
+
+
+class TestProgressTable(BuiltinConformance):
+    plugin = ProgressTableCallback
+    settings: ClassVar = {"every": "3 updates"}
+
+
+class TestPrintMetrics(BuiltinConformance):
+    plugin = PrintMetricsCallback
 
 
 class TestPrintProgress(BuiltinConformance):
@@ -141,6 +152,7 @@ def test_every_built_in_plugin_is_tested_here():
 
 REPRESENTATIVE: list[type[PluginConformance]] = [
     TestTerminateOnNaN,
+    TestProgressTable,
     TestLogMetrics,
     TestSaveBestModel,
     TestEarlyStopping,
