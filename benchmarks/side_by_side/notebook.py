@@ -90,10 +90,11 @@ def _picture(page: str, file: Path, part: str | None, width: int, height: int) -
         )
         view.route("http*://**", lambda route: route.abort())  # only scripts it can do without
         view.set_content(page, wait_until="load")
-        shown = view if part is None else view.locator(part)
-        data = shown.screenshot()
-        if part is not None:
-            height = round(shown.bounding_box()["height"])
+        if part is None:
+            data = view.screenshot()
+        else:
+            data = view.locator(part).screenshot()
+            height = round(view.evaluate(f"document.querySelector('{part}').offsetHeight"))
         browser.close()
     image = Image.open(io.BytesIO(data)).convert("RGB")
     image.quantize(64, dither=Image.Dither.NONE).save(file, optimize=True)
