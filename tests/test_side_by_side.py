@@ -61,7 +61,7 @@ def test_the_readme_shows_the_counts(label, name):
 
 
 def test_the_readme_shows_the_times_of_the_benchmarks():
-    """Each is in the table of RESULTS.md with this title, as the ratio of the medians or the set-up."""
+    """Each is in the table of RESULTS.md with this title."""
     rows = rows_of((ROOT / "README.md").read_text())
     results = (ROOT / "benchmarks" / "RESULTS.md").read_text()
     systems = ["pa-core", "pytorch-accelerated", "hf", "lightning", "ignite"]
