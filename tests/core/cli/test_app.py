@@ -410,7 +410,7 @@ def test_a_command_of_this_project_that_is_not_installed_names_its_distribution(
         with pytest.raises(PluginNotFoundError, match=f"'{name}'.* pip install pa-lab"):
             with_commands(typer.Typer(), [name, "train.py"])
     message = (
-        "no command 'chek'.* Did you mean 'check'. It is part of pa-lab, .* pip install pa-lab"
+        "Unknown command 'chek'.* Did you mean 'check'. It is part of pa-lab, .* pip install pa-lab"
     )
     with pytest.raises(PluginNotFoundError, match=message):
         with_commands(typer.Typer(), ["chek"])
