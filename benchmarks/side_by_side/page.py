@@ -40,7 +40,7 @@ the runs and writes this page.
 - **Epochs that can be read** are those whose accuracy is still there after the run.
 - **The log file** is what the same run writes if its output goes to a file. A carriage return moves
   the cursor of a terminal back; in a file, each is one more state of a progress bar.
-- **The notebook** is shown as its exported page, 1,000 pixels wide.
+- **The notebook** is shown as its exported page.
 
 Each script is what a user of the framework would write, with the framework's defaults: {scripts}.
 They differ in more than their output: fastai drops the last, smaller batch of an epoch, and
