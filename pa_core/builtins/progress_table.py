@@ -313,6 +313,7 @@ class _View:
         self._run_began, self._fraction = now, 0.0
         self._counts: dict[str, int] = {}
         self._keys: dict[str, None] = {}
+        self._columns: dict[tuple[str, ...], list[Column]] = {}
         self._rates: dict[str, float] = {}
         self._has_updates = False
         self._best: dict[str, tuple[float, int]] = {}
@@ -362,10 +363,17 @@ class _View:
         # When the interrupted epoch began.
         self._since = min(self._since, max(earlier, default=0.0))
 
+    def _columns_of(self, keys: list[str]) -> list[Column]:
+        """The columns of metrics, which are the same for most rows."""
+        key = tuple(dict.fromkeys(keys))
+        if key not in self._columns:
+            self._columns[key] = metric_columns(key, self._directions)
+        return self._columns[key]
+
     def _compare(self, row: Row) -> set[str]:
         """The keys of the columns in which a row has the best value so far."""
         better = set()
-        for column in metric_columns([*self._keys, *row.values], self._directions):
+        for column in self._columns_of([*self._keys, *row.values]):
             value, best = row.values.get(column.key), self._best.get(column.key, (None, 0))[0]
             if value is not None and is_better(value, best, column.greater_is_better):
                 self._best[column.key] = value, row.epoch
@@ -389,7 +397,7 @@ class _View:
         self._print_lines(["", *lines])
 
     def _print_lines(self, lines: list[str]) -> None:
-        width = self.screen.console.width
+        width = self.screen.width
         for line in lines:
             self.screen.print_text(
                 fill(line, width, break_on_hyphens=False, break_long_words=False)
@@ -495,7 +503,7 @@ class _View:
     def _print_row(self, row: Row) -> None:
         self._keys |= dict.fromkeys(row.values)
         best = self._compare(row)
-        columns = metric_columns(self._chosen(), self._directions)
+        columns = [*self._columns_of(self._chosen())]
         if self._has_updates:
             columns.insert(0, Column("update", "update"))
         self._print([Column("epoch", "epoch"), *columns, Column("time", "time")], row, best)
