@@ -161,6 +161,12 @@ def test_twelve_metrics_fold_at_80_columns_and_are_chosen_by_patterns(capsys, mo
     make_trainer(table, Metrics(*TWELVE)).train(tiny_data(8), 1, eval_dataset=tiny_data(8))
     header = lines_of(capsys)[1]
     assert header.split() == "epoch train loss eval loss f1 time".split()
+    many = Metrics(*(f"class_{number}" for number in range(30)))
+    make_trainer(ProgressTableCallback(summary=False), many).train(
+        tiny_data(8), 2, eval_dataset=tiny_data(8)
+    )
+    (note,) = [line for line in lines_of(capsys) if "metrics" in line]
+    assert note.startswith("The table has 24 of 33 metrics: the setting columns of progress_table")
 
 
 def test_a_column_that_comes_later_starts_a_new_header(capsys):
