@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -109,4 +110,5 @@ def _report_text(report: dict[str, Any]) -> str:
     lines = [
         f"{name.ljust(width)}  {'none' if value is None else value}" for name, value in run.items()
     ]
-    return "\n".join([*lines, "", loop_as_text(report["explained"]), ""])
+    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+    return "\n".join([loop_as_text(report["explained"], width), "", *lines, ""])

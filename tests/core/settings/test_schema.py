@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 
-from pa_core.plugins.discovery import find_plugins
+from pa_core.plugins.discovery import find_claims
 from pa_core.settings.schema import json_schema
 
 
 def test_the_schema_has_every_plugin_with_its_settings(site):
-    schema = json.loads(json.dumps(json_schema(find_plugins())))
+    schema = json.loads(json.dumps(json_schema(find_claims())))
     weather = schema["properties"]["weather"]
     assert weather["properties"]["degrees"] == {
         "default": 20,
