@@ -190,7 +190,7 @@ def test_plugins_that_the_environment_adds_are_listed_first_and_explained(shell,
     assert lines[1] == "PA_CORE_PLUGINS: weather, log_metrics"
     enabled = [line.split()[0] for line in lines[2:] if " enabled " in line]
     assert enabled == ["weather", *DEFAULTS]
-    assert " enabled    pa-weather  2.1      PA_CORE_PLUGINS" in lines[4]
+    assert lines[4].split() == ["weather", "enabled", "pa-weather", "2.1", "PA_CORE_PLUGINS"]
     lines = shell.out("explain", "--hook", "on_train_epoch_end").splitlines()
     assert lines[1] == "PA_CORE_PLUGINS: weather, log_metrics"
     assert lines[4].split()[1] == "weather"
