@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from pa_core.builtins.preemption import PreemptionCallback
     from pa_core.builtins.print_progress import PrintProgressCallback
     from pa_core.builtins.progress_bar import ProgressBarCallback
+    from pa_core.builtins.progress_table import ProgressTableCallback
     from pa_core.builtins.save_best_model import SaveBestModelCallback
     from pa_core.builtins.speedups import SpeedupsCallback
     from pa_core.builtins.step_evaluation import StepBasedEvaluationCallback
@@ -45,6 +46,7 @@ __all__ = [
     "PreemptionCallback",
     "PrintProgressCallback",
     "ProgressBarCallback",
+    "ProgressTableCallback",
     "SaveBestModelCallback",
     "SaveTrainingStateCallback",
     "SpeedupsCallback",
@@ -71,14 +73,19 @@ def __getattr__(name: str) -> Any:
     return value
 
 
-def get_default_callbacks(progress_bar: bool = True) -> tuple[type[TrainerCallback], ...]:
+def get_default_callbacks(
+    progress_bar: bool = True,
+) -> tuple[type[TrainerCallback] | TrainerCallback, ...]:
     """The callbacks of a `Trainer` to which no `callbacks` are passed.
 
     Args:
         progress_bar: whether to include the progress bar.
     """
-    names = [name for name in DEFAULTS if progress_bar or name != "progress_bar"]
-    return tuple(__getattr__(BUILTINS[name].partition(":")[2]) for name in names)
+    kinds = [__getattr__(BUILTINS[name].partition(":")[2]) for name in DEFAULTS]
+    return tuple(
+        kind(bar=False) if kind.__name__ == "ProgressTableCallback" and not progress_bar else kind
+        for kind in kinds
+    )
 
 
 class TrainerCallback:

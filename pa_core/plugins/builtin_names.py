@@ -5,9 +5,11 @@ from __future__ import annotations
 BUILTINS: dict[str, str] = {
     "move_modules_to_device": "pa_core.builtins.move_modules_to_device:MoveModulesToDeviceCallback",
     "terminate_on_nan": "pa_core.builtins.terminate_on_nan:TerminateOnNaNCallback",
+    "progress_table": "pa_core.builtins.progress_table:ProgressTableCallback",
     "print_progress": "pa_core.builtins.print_progress:PrintProgressCallback",
     "progress_bar": "pa_core.builtins.progress_bar:ProgressBarCallback",
     "log_metrics": "pa_core.builtins.log_metrics:LogMetricsCallback",
+    "print_metrics": "pa_core.builtins.log_metrics:LogMetricsCallback",
     "save_best_model": "pa_core.builtins.save_best_model:SaveBestModelCallback",
     "early_stopping": "pa_core.builtins.early_stopping:EarlyStoppingCallback",
     "checkpoint": "pa_core.builtins.checkpoint:SaveTrainingStateCallback",
@@ -25,8 +27,6 @@ BUILTINS: dict[str, str] = {
 DEFAULTS: tuple[str, ...] = (
     "move_modules_to_device",
     "terminate_on_nan",
-    "print_progress",
-    "progress_bar",
-    "log_metrics",
+    "progress_table",
 )
 """The built-in plugins that are on by default, in this order."""
