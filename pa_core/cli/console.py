@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 import textwrap
 from collections.abc import Iterable, Sequence
@@ -56,11 +57,12 @@ def print_table(
     *,
     whole: Sequence[int] = (0,),
     styles: Sequence[str] = (),
+    break_first: bool = False,
 ) -> None:
     """Print a table whose lines fit the terminal.
 
-    Columns that aren't `whole` are folded, the widest first. If the others don't fit beside each
-    other, each row is a block: the first cell, and the others below it.
+    Columns that aren't `whole` are folded, the widest first. A row that doesn't fit all the same
+    has its first cell on a line of its own, and the others below it.
 
     Args:
         out: the console.
@@ -68,45 +70,48 @@ def print_table(
         rows: the cells.
         whole: the columns whose cells are never broken.
         styles: a style for each row.
+        break_first: whether a first cell that doesn't fit a line may be broken.
     """
     from rich.text import Text
 
-    cells = [list(header), *(list(row) for row in rows)]
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     free = out.width - 2 * (len(header) - 1)
-    least = [
-        width if number in whole else min(width, max(10, len(header[number])))
-        for number, width in enumerate(widths)
-    ]
-    if sum(least) > free:
-        _print_blocks(out, header, rows, styles)
-        return
-    while sum(widths) > free:
-        widest = max(
-            (number for number in range(len(widths)) if widths[number] > least[number]),
-            key=widths.__getitem__,
-        )
-        widths[widest] -= 1
-    for number, row in enumerate(cells):
-        folded = [fold(cell, width) for cell, width in zip(row, widths, strict=True)]
+
+    def least(row: Sequence[str]) -> list[int]:
+        return [len(cell) if at in whole else min(len(cell), 12) for at, cell in enumerate(row)]
+
+    fitting = [header, *sorted(rows, key=lambda row: sum(least(row)))]
+    while (
+        sum(narrowest := [max(column) for column in zip(*map(least, fitting), strict=True)]) > free
+    ):
+        if len(fitting) == 1:
+            break
+        fitting.pop()
+    widths = [max(map(len, column)) for column in zip(*fitting, strict=True)]
+    while sum(widths) > free and widths != narrowest:
+        can_shrink = [at for at, width in enumerate(widths) if width > narrowest[at]]
+        widths[max(can_shrink, key=widths.__getitem__)] -= 1
+    for number, row in enumerate([header, *rows]):
         style = "bold" if not number else styles[number - 1] if styles else ""
-        for line in range(max(map(len, folded))):
-            texts = [part[line] if line < len(part) else "" for part in folded]
-            padded = [text.ljust(width) for text, width in zip(texts, widths, strict=True)]
-            out.print(Text("  ".join(padded).rstrip(), style=style))
+        if row in fitting:
+            lines = _columns(row, widths)
+        else:
+            lines = fold(row[0], out.width, break_words=break_first)
+            rest = "  ".join(filter(None, row[1:]))
+            parts = [rest] if len(rest) <= out.width - 2 else row[1:]
+            lines += [f"  {line}" for part in parts for line in fold(part, out.width - 2)]
+        out.print(Text("\n".join(lines), style=style))
 
 
-def _print_blocks(
-    out: Console, header: Sequence[str], rows: Sequence[Sequence[str]], styles: Sequence[str]
-) -> None:
-    from rich.text import Text
-
-    width = max(map(len, header[1:]))
-    for number, row in enumerate(rows):
-        out.print(Text(row[0], style=styles[number] if styles else ""))
-        for name, cell in zip(header[1:], row[1:], strict=True):
-            for line in indented(cell, out.width, f"  {name.ljust(width)}  "):
-                out.print(line)
+def _columns(row: Sequence[str], widths: Sequence[int]) -> list[str]:
+    """The lines of a row, its cells folded to these widths."""
+    folded = [fold(cell, width) for cell, width in zip(row, widths, strict=True)]
+    return [
+        "  ".join(
+            (cell[line] if line < len(cell) else "").ljust(width)
+            for cell, width in zip(folded, widths, strict=True)
+        ).rstrip()
+        for line in range(max(map(len, folded)))
+    ]
 
 
 def indented(text: str, width: int, start: str) -> Iterable[str]:
@@ -120,7 +125,20 @@ def indented(text: str, width: int, start: str) -> Iterable[str]:
 
 
 def fold(text: str, width: int, *, break_words: bool = True) -> list[str]:
-    """A text in lines, broken between words, and within one only if it doesn't fit a line."""
-    return textwrap.wrap(
-        text, width, break_long_words=break_words, break_on_hyphens=False, tabsize=4
-    ) or [""]
+    """A text in lines, broken between words.
+
+    With `break_words`, a word that doesn't fit a line is broken after a sign, or anywhere.
+    """
+    lines = textwrap.wrap(text, width, break_long_words=False, break_on_hyphens=False) or [""]
+    if not break_words:
+        return lines
+    parts = []
+    for line in lines:
+        parts.append("")
+        for piece in re.findall(r"[^.:/]*[.:/]?", line):
+            if parts[-1] and len(parts[-1]) + len(piece) > width:
+                parts.append("")
+            parts[-1] += piece
+            while len(parts[-1]) > width:
+                parts[-1:] = [parts[-1][:width], parts[-1][width:]]
+    return parts

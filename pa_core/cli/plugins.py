@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pa_core.cli.console import console, indented, print_json, print_table, short_path
+from pa_core.cli.console import console, fold, indented, print_json, print_table, short_path
 from pa_core.cli.here import read_here
 from pa_core.cli.settings_in_effect import Setting, all_settings, changed_settings
 from pa_core.errors import PluginConflictError, PluginError, PluginNotFoundError
@@ -133,7 +132,7 @@ def _plugin_rows(
     for claimed in claims.values():
         for source in claimed:
             if (source.name, source.target) not in used:
-                is_off = source.name in settings.disable and source.origin == "built-in"
+                is_off = source.name in {*DEFAULTS} & {*settings.disable} and source.origin == "built-in"
                 rows.append(_row(source, *(("disabled", file) if is_off else ("available", None))))
                 every.append(source)
     return {source.name: source for source in reversed(every)}, rows, problems
@@ -209,7 +208,7 @@ def _show_rows(out: Console, rows: list[dict[str, Any]], *, hooks: bool) -> None
         out.print(line if fits else "\n" + "\n".join(f"    {part}" for part in rest))
         for what, text in _details(row):
             start = f"    {what}  "
-            for number, part in enumerate(_folded(text, out.width - len(start))):
+            for number, part in enumerate(fold(text, out.width - len(start))):
                 out.print(f"{' ' * len(start) if number else start}{part}", style=style)
 
 
@@ -227,21 +226,10 @@ def _details(row: dict[str, Any]) -> Iterable[tuple[str, str]]:
     yield "processes", "main only" if row["runs_on"] == "main" else "all"
 
 
-def _folded(text: str, width: int) -> list[str]:
-    """A text in lines; a long path or name is broken after one of its signs."""
-    lines = [""]
-    for word in re.findall(r"\s*[^\s.:/]*[.:/]?", text):
-        if lines[-1] and len(lines[-1]) + len(word) > width:
-            lines.append(word.lstrip())
-        else:
-            lines[-1] += word
-    return lines
-
-
 def _show_settings(out: Console, found: list[Setting]) -> None:
     rows = [(one.key, _shown(one.value), one.origin) for one in found]
     styles = ["dim" if one.source == "default" else "" for one in found]
-    print_table(out, ("setting", "value", "from"), rows, styles=styles)
+    print_table(out, ("setting", "value", "from"), rows, styles=styles, break_first=True)
 
 
 def _shown(value: Any) -> str:

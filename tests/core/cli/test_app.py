@@ -77,7 +77,7 @@ def shell(tmp_path):
     shell = Shell(tmp_path)
     shell.site.module("pa_weather", WEATHER)
     shell.site.install("pa-weather", "2.1", weather="pa_weather:Weather")
-    shell.settings("[tool.pa-core]\nplugins = ['weather']\ndisable = ['progress_bar']\n")
+    shell.settings("[tool.pa-core]\nplugins = ['weather']\ndisable = ['progress_table']\n")
     return shell
 
 
@@ -92,10 +92,10 @@ def test_plugins_says_what_is_installed_and_what_is_enabled_and_by_whom(shell):
     header, *rows = [line.split() for line in lines[2:] if line]
     assert header == ["plugin", "state", "package", "version", "by"]
     enabled = [row[0] for row in rows if row[1] == "enabled"]
-    assert enabled == [*(name for name in DEFAULTS if name != "progress_bar"), "weather"]
+    assert enabled == [*(name for name in DEFAULTS if name != "progress_table"), "weather"]
     assert ["weather", "enabled", "pa-weather", "2.1", "pyproject.toml"] in rows
     assert ["idle", "available", "pa-idle", "0.5"] in rows
-    assert ["progress_bar", "disabled", "pa-core", __version__, "pyproject.toml"] in rows
+    assert ["progress_table", "disabled", "pa-core", __version__, "pyproject.toml"] in rows
     every = {line.split()[0] for line in shell.out("plugins", "--all").splitlines() if line}
     assert set(BUILTINS) <= every
 
@@ -221,7 +221,7 @@ def test_explain_says_who_is_called_in_order_with_distribution_file_and_line(she
     assert lines[2] == "on_train_epoch_end"
     rows = [line.split() for line in lines[3:]]
     assert [row[0] for row in rows] == [f"{n}." for n in range(1, len(rows) + 1)]
-    assert [row[1] for row in rows] == ["weather", "terminate_on_nan", "log_metrics"]
+    assert [row[1] for row in rows] == ["weather", "terminate_on_nan", "progress_table"]
     file = shell.site.folder / "pa_weather.py"
     (line,) = [n for n, text in enumerate(file.read_text().splitlines(), 1) if "tryfirst" in text]
     assert rows[0][2:] == ["pa-weather", "2.1", f"pa_weather.py:{line}", "(tryfirst)"]
