@@ -132,7 +132,9 @@ def _plugin_rows(
     for claimed in claims.values():
         for source in claimed:
             if (source.name, source.target) not in used:
-                is_off = source.name in {*DEFAULTS} & {*settings.disable} and source.origin == "built-in"
+                is_off = (
+                    source.name in {*DEFAULTS} & {*settings.disable} and source.origin == "built-in"
+                )
                 rows.append(_row(source, *(("disabled", file) if is_off else ("available", None))))
                 every.append(source)
     return {source.name: source for source in reversed(every)}, rows, problems
