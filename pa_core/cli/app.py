@@ -1,6 +1,6 @@
 """The command ``pa``: its commands, their arguments and their help.
 
-Each command is a module of its own, imported when it is called: help and completion import neither
+Each command has a module, imported when it is called: help and completion import neither
 torch nor pydantic nor a plugin.
 """
 

@@ -62,7 +62,7 @@ def print_table(
     """Print a table whose lines fit the terminal.
 
     Columns that aren't `whole` are folded, the widest first. A row that doesn't fit all the same
-    has its first cell on a line of its own, and the others below it.
+    has its first cell on one line, and the others below it.
 
     Args:
         out: the console.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 from pa_core.cli.console import console, indented, print_json
 from pa_core.cli.here import settings_here
 from pa_core.cli.hooks import find_hook
@@ -9,6 +11,16 @@ from pa_core.loop.defaults import Defaults
 from pa_core.plugins.explain import describe_loop, loop_as_text, settings_line, step_lines
 from pa_core.plugins.manager import PluginManager
 from pa_core.settings.environment import build_all_plugins, overridden
+
+
+def _style(line: str) -> str:
+    """Phases are bold, plugins green, and remarks dim."""
+    text = line.lstrip()
+    if text.startswith("#"):
+        return "dim"
+    if re.match(r"\d+\. ", text):
+        return "green"
+    return "bold" if text == line else ""
 
 
 def show_loop(hook: str | None, *, as_json: bool) -> None:
@@ -32,7 +44,8 @@ def show_loop(hook: str | None, *, as_json: bool) -> None:
         return
     out = console()
     if hook is None:
-        out.print(loop_as_text(data, out.width))
+        for line in loop_as_text(data, out.width).splitlines():
+            out.print(line, style=_style(line))
         return
     (step,) = data["loop"]
     for line in settings_line(data).splitlines():

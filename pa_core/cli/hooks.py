@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import inspect
+import textwrap
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from pa_core.cli.console import console, print_json
@@ -43,8 +45,26 @@ def show_hooks(name: str | None, *, as_json: bool) -> None:
             kind = _kind(hook)
             out.print(f"\n{kind}\n{'=' * len(kind)}", style="bold")
         out.print(f"\n{hook.name}({', '.join(hook.arguments)})", style="bold cyan")
-        for line in (inspect.getdoc(hook.function) or "").splitlines():
+        for line in _fitting(inspect.getdoc(hook.function) or "", out.width - 4):
             out.print(f"    {line}".rstrip())
+
+
+def _fitting(docstring: str, width: int) -> Iterator[str]:
+    """The lines of a docstring, of which those that are too long flow into the next ones."""
+    rest = ""
+    lines = docstring.splitlines()
+    for line, following in zip(lines, [*lines[1:], ""], strict=True):
+        indent = line[: len(line) - len(line.lstrip())]
+        text = f"{indent}{rest} {line.strip()}" if rest else line
+        *parts, rest = textwrap.wrap(text, width, subsequent_indent=indent) or [""]
+        yield from parts
+        # A line that was broken continues in the next one, if the paragraph does.
+        goes_on = following.startswith(indent) and following[len(indent) :][:1].strip()
+        if (parts or len(text) > width - 8) and goes_on and len(line) > 75:
+            rest = rest.strip()
+        else:
+            yield rest
+            rest = ""
 
 
 def find_hook(name: str, specs: dict[str, Hook]) -> Hook:
