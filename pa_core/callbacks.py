@@ -19,11 +19,13 @@ if TYPE_CHECKING:
     from pa_core.builtins.fast_dev_run import FastDevRunCallback
     from pa_core.builtins.limit_batches import LimitBatchesCallback
     from pa_core.builtins.limit_eval_steps import LimitEvalStepsCallback
+    from pa_core.builtins.live_plot import LivePlotCallback
     from pa_core.builtins.log_metrics import LogMetricsCallback
     from pa_core.builtins.model_summary import ModelSummaryCallback
     from pa_core.builtins.move_modules_to_device import MoveModulesToDeviceCallback
     from pa_core.builtins.overfit import OverfitCallback
     from pa_core.builtins.preemption import PreemptionCallback
+    from pa_core.builtins.print_metrics import PrintMetricsCallback
     from pa_core.builtins.print_progress import PrintProgressCallback
     from pa_core.builtins.progress_bar import ProgressBarCallback
     from pa_core.builtins.progress_table import ProgressTableCallback
@@ -40,10 +42,12 @@ __all__ = [
     "LimitBatchesCallback",
     "LimitEvalStepsCallback",
     "LogMetricsCallback",
+    "LivePlotCallback",
     "ModelSummaryCallback",
     "MoveModulesToDeviceCallback",
     "OverfitCallback",
     "PreemptionCallback",
+    "PrintMetricsCallback",
     "PrintProgressCallback",
     "ProgressBarCallback",
     "ProgressTableCallback",

@@ -104,7 +104,9 @@ def site() -> Path:
         shutil.rmtree(SITE.parent, ignore_errors=True)
         build = [sys.executable, "-m", "sphinx", "-W", "-q", "-b", "html", "docs", str(SITE)]
         built = subprocess.run(build, cwd=ROOT, capture_output=True, text=True, check=False)
-        assert built.returncode == 0, built.stderr
+        if built.returncode:
+            shutil.rmtree(SITE.parent, ignore_errors=True)
+            pytest.fail(built.stderr)
     return SITE
 
 
@@ -215,8 +217,9 @@ def test_code_has_buttons_to_copy_it(site: Path) -> None:
 
 
 def test_a_page_of_the_api_begins_with_a_table_of_its_names(site: Path) -> None:
-    folder = site / "reference" / "api"
-    for page in folder.glob("*.html"):
+    found = sorted((site / "reference" / "api").glob("*.html"))
+    assert found
+    for page in found:
         text = page.read_text()
         table = text.index('class="names')
         assert table < text.index('<dl class="py'), page

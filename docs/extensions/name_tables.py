@@ -1,21 +1,23 @@
 """The directive ``names``: a table of what its page documents, with the first sentence of each.
 
-``.. names::`` lists classes, functions and data, ``.. names:: members`` the members of the page's
-classes.
+``.. names::`` lists classes, functions and data as they come, ``.. names:: methods`` and
+``.. names:: attributes`` the members of the page's classes by the alphabet.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from typing import Any
 
 from docutils import nodes
 from sphinx import addnodes
 from sphinx.util.docutils import SphinxDirective
 
-KINDS = {"members": {"method", "property", "attribute", "classmethod", "staticmethod"}}
-KINDS["top"] = {"class", "exception", "function", "data", "decorator", "fixture"}
+KINDS = {
+    "top": {"class", "exception", "function", "data", "decorator", "fixture"},
+    "methods": {"method", "classmethod", "staticmethod"},
+    "attributes": {"attribute", "property"},
+}
 SENTENCE = re.compile(r"\.(?=\s|$)")
 
 
@@ -27,7 +29,7 @@ class Names(SphinxDirective):
     optional_arguments = 1
 
     def run(self) -> list[nodes.Node]:
-        return [NameTable(kinds=KINDS[self.arguments[0] if self.arguments else "top"])]
+        return [NameTable(kind=self.arguments[0] if self.arguments else "top")]
 
 
 def setup(app: Any) -> dict[str, bool]:
@@ -39,18 +41,23 @@ def setup(app: Any) -> dict[str, bool]:
 
 def fill(app: Any, doctree: nodes.document) -> None:
     for place in list(doctree.findall(NameTable)):
-        place.replace_self(table(rows(doctree, place["kinds"])))
+        found = [
+            one for one in doctree.findall(addnodes.desc) if one["objtype"] in KINDS[place["kind"]]
+        ]
+        if place["kind"] != "top":
+            found.sort(key=name_of)
+        place.replace_self(table([described(one) for one in found]))
 
 
-def rows(doctree: nodes.document, kinds: set[str]) -> Iterator[nodes.row]:
-    for description in doctree.findall(addnodes.desc):
-        if description["objtype"] in kinds:
-            signature, content = description[0], description[-1]
-            name = signature.get("fullname", "").rpartition(".")[2]
-            link = nodes.reference("", "", nodes.literal(text=name), internal=True)
-            link["refid"] = signature["ids"][0]
-            first = next((node for node in content if isinstance(node, nodes.paragraph)), None)
-            yield row([link], first_sentence(first) if first is not None else [])
+def name_of(description: addnodes.desc) -> str:
+    return description[0].get("fullname", "").rpartition(".")[2]
+
+
+def described(description: addnodes.desc) -> nodes.row:
+    link = nodes.reference("", "", nodes.literal(text=name_of(description)), internal=True)
+    link["refid"] = description[0]["ids"][0]
+    first = next((node for node in description[-1] if isinstance(node, nodes.paragraph)), None)
+    return row([link], first_sentence(first) if first is not None else [])
 
 
 def first_sentence(paragraph: nodes.paragraph) -> list[nodes.Node]:
@@ -67,7 +74,7 @@ def row(*cells: list[nodes.Node]) -> nodes.row:
     return nodes.row("", *(nodes.entry("", nodes.paragraph("", "", *cell)) for cell in cells))
 
 
-def table(found: Iterator[nodes.row]) -> nodes.table:
+def table(found: list[nodes.row]) -> nodes.table:
     columns = [nodes.colspec(colwidth=width) for width in (30, 70)]
     body = nodes.tbody("", *found)
     return nodes.table("", nodes.tgroup("", *columns, body, cols=2), classes=["names"])

@@ -11,7 +11,7 @@ if (typeof Search !== "undefined") {
   const FITS = 20; // times the share of the title or heading that the query makes up
   const LITERAL = 0.2; // added to that share: the same forms of the words, "checkpoint", not "checkpointing"
   const IN_TITLE = 10; // times the share of the query that is in the page's title
-  const NAME = 55, PART_OF_NAME = 1; // of a class, function or attribute
+  const NAME = 55, PART_OF_NAME = 1; // of a class, function or attribute, such as `Trainer.train`
   // Pages for users before those for authors of plugins, before lists of everything.
   const FOLDERS = [
     ["start/", 9], ["how_to/", 9], ["plugins/hooks/", 0], ["plugins/", 6], ["understand/", 5],
@@ -63,7 +63,7 @@ if (typeof Search !== "undefined") {
       let key = docname;
       if (kind === "object") {
         key += anchor;
-        result[4] = name.toLowerCase().split(".").pop() === exact ? NAME : PART_OF_NAME;
+        result[4] = `.${name.toLowerCase()}`.endsWith(`.${exact}`) ? NAME : PART_OF_NAME;
       } else if (kind === "index") {
         const isExact = Search._index.indexentries[exact]?.some(([entry]) => entry === file);
         if (!isExact || anchor.includes(".")) continue; // the latter are names of the API

@@ -7,6 +7,7 @@ import time
 from collections.abc import Generator, Iterable, Iterator
 from contextlib import contextmanager
 from fnmatch import fnmatch
+from functools import partial
 from textwrap import fill
 from typing import TYPE_CHECKING, Any
 
@@ -70,7 +71,7 @@ class ProgressTableCallback(ConfigurableCallback):
 
     The table has a column for each metric that is a number: of training, and of each evaluated
     model and dataset. The best value of an evaluation so far is marked. An evaluation within an
-    epoch has a row of its own, and ``trainer.evaluate(…)`` has one. A line at the start describes
+    epoch has its own row, and ``trainer.evaluate(…)`` prints one. A line at the start describes
     the run; one at its end has the best epoch and what was saved.
 
     In a file, or where ``TERM=dumb`` or ``CI`` is set, the rows are plain text, and instead of the
@@ -142,7 +143,12 @@ class ProgressTableCallback(ConfigurableCallback):
             return
         outer = self._view
         screen = (
-            create_screen(trainer.print, bar="bar" in shown, interval=self.interval)
+            create_screen(
+                # Flushed, so that a log file shows at once how a run is doing.
+                partial(trainer.print, flush=True),
+                bar="bar" in shown,
+                interval=self.interval,
+            )
             if outer is None
             else outer.screen
         )
@@ -383,8 +389,11 @@ class _View:
         self._print_lines(["", *lines])
 
     def _print_lines(self, lines: list[str]) -> None:
+        width = self.screen.console.width
         for line in lines:
-            self.screen.print_text(fill(line, self.screen.console.width, break_on_hyphens=False))
+            self.screen.print_text(
+                fill(line, width, break_on_hyphens=False, break_long_words=False)
+            )
 
     # -- Phases -----------------------------------------------------------------------------------
 

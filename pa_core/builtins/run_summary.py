@@ -79,7 +79,7 @@ def _length(trainer: Trainer) -> str:
 
 def _duration(duration: Any) -> str:
     if duration.unit == "seconds":
-        return duration_text(duration.value)
+        return f"at most {duration_text(duration.value)}"
     value = int(duration.value) if duration.value == int(duration.value) else duration.value
     return f"{value:,} {duration.unit if value != 1 else duration.unit.removesuffix('s')}"
 
@@ -100,6 +100,9 @@ def describe_end(
     made = _count(position.updates - updates, "update")
     end = "Paused" if position.is_paused else "Stopped" if position.stop_reason else "Finished"
     lines = [f"{end} after {made} in {duration_text(position.seconds - seconds)}"]
+    if updates:
+        whole = f"{position.updates:,} in {duration_text(position.seconds)}"
+        lines[0] += f" since it was resumed, {whole} in all"
     if best:
         lines[0] += f"; {best}"
     files = [f"best model: {short_path(path)}" for path in _best_models(trainer)]

@@ -10,7 +10,7 @@ from pa_core.cli.console import console, fold, indented, print_json, print_table
 from pa_core.cli.here import read_here
 from pa_core.cli.settings_in_effect import Setting, all_settings, changed_settings
 from pa_core.errors import PluginConflictError, PluginError, PluginNotFoundError
-from pa_core.plugins.builtin_names import DEFAULTS
+from pa_core.plugins.builtin_names import DEFAULTS, PARTS
 from pa_core.plugins.discovery import PluginSource, find_claims, load_plugin
 from pa_core.plugins.implementations import hook_names
 from pa_core.plugins.manager import PluginManager
@@ -89,55 +89,46 @@ def _plugin_rows(
 
     Enabled plugins come first, in the order in which they are called.
     """
-    claims, left_out = find_claims(), left_out_names()
+    claims, left_out = find_claims(), set(left_out_names())
+    folder = settings.file.parent if settings.file else Path.cwd()
+    file = short_path(settings.file) if settings.file else ""
     listed = [parse_item(text) for text in settings.plugins]
     off = {*settings.disable, *(item.name for item in listed)}
-    file = short_path(settings.file) if settings.file else ""
-    origins: list[tuple[PluginSource, str]] = []
     problems: list[str] = []
-    added: list[tuple[PluginSource, str]] = []
-    for text in added_items():
-        try:
-            added.append((added_source(text, claims), PLUGINS_VARIABLE))
-        except PluginError as error:
-            problems.append(f"{PLUGINS_VARIABLE} lists {text!r}: {error}")
-    origins += [(claims[name][0], "default") for name in DEFAULTS if name not in off]
-    folder = settings.file.parent if settings.file else Path.cwd()
+    found = [(claims[name][0], "default") for name in DEFAULTS if name not in off]
+    if left_out.union(settings.disable).issuperset(PARTS):  # nothing is left of it
+        found = [one for one in found if one[0].name != "progress_table"]
     for item in listed:
         try:
-            origins.append((source_of(item, claims, folder), file))
+            found.append((source_of(item, claims, folder), file))
         except PluginConflictError:
-            origins += [(source.named(item.name), file) for source in claims[item.plugin]]
+            found += [(source.named(item.name), file) for source in claims[item.plugin]]
         except PluginNotFoundError as error:
             problems.append(f"{settings.file} lists {item.text!r}: {error}")
-    is_out = {id(one) for one, _ in origins if {one.name, _plugin(one)} & set(left_out)}
-    names = {source.name for source, _ in origins if id(source) not in is_out}
-    added = [one for one in added if one[0].name not in names]
-    added += [
-        one
-        for one in variable_sources()
-        if not {one[0].name, "fast_dev_run"} & names or one[0].name.startswith("limit_batches")
-    ]
-    rows = [
-        *(_row(source, "enabled", by) for source, by in added),
-        *(_row(source, "enabled", by) for source, by in origins if id(source) not in is_out),
-        *(
-            _row(source, "left out", PLUGINS_VARIABLE)
-            for source, _ in origins
-            if id(source) in is_out
-        ),
-    ]
-    every = [source for source, _ in [*added, *origins]]
-    used = {(_plugin(source), source.target) for source in every}
-    for claimed in claims.values():
-        for source in claimed:
-            if (source.name, source.target) not in used:
-                is_off = (
-                    source.name in {*DEFAULTS} & {*settings.disable} and source.origin == "built-in"
-                )
-                rows.append(_row(source, *(("disabled", file) if is_off else ("available", None))))
-                every.append(source)
-    return {source.name: source for source in reversed(every)}, rows, problems
+    enabled = [one for one in found if not {one[0].name, _plugin(one[0])} & left_out]
+    names = {source.name for source, _ in enabled}
+    added = [one for one in variable_sources() if _plugin(one[0]) not in names & {"fast_dev_run"}]
+    for text in reversed(added_items()):
+        try:
+            added.insert(0, (added_source(text, claims), PLUGINS_VARIABLE))
+        except PluginError as error:
+            problems.append(f"{PLUGINS_VARIABLE} lists {text!r}: {error}")
+    enabled = [*(one for one in added if one[0].name not in names), *enabled]
+    states = [(source, "enabled", by) for source, by in enabled]
+    states += [(one[0], "left out", PLUGINS_VARIABLE) for one in found if one not in enabled]
+    used = {(_plugin(source), source.target) for source, *_ in states}
+    for source in (source for sources in claims.values() for source in sources):
+        if (source.name, source.target) in used:
+            continue
+        is_builtin = source.origin == "built-in" and source.name in {*DEFAULTS, *PARTS}
+        if is_builtin and source.name in left_out:
+            states.append((source, "left out", PLUGINS_VARIABLE))
+        elif is_builtin and (source.name in settings.disable or source.name in DEFAULTS):
+            states.append((source, "disabled", file))
+        else:
+            states.append((source, "available", ""))
+    sources = {source.name: source for source, *_ in reversed(states)}
+    return sources, [_row(source, state, by or None) for source, state, by in states], problems
 
 
 def _plugin(source: PluginSource) -> str:

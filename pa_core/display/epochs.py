@@ -1,6 +1,6 @@
 """The table of a run as data: one row per epoch, with a column for each metric that is a number.
 
-An evaluation within an epoch, and a request to log, has a row of its own, named by its update. Its
+An evaluation within an epoch, and a request to log, has its own row, named by its update. Its
 values stand in the columns of the epoch's: ``intermediate_eval_loss`` below ``eval_loss_epoch``.
 """
 
@@ -135,7 +135,7 @@ def _rows_of_epoch(
         ):
             current = None
         (whole if current is None else current)[key] = value
-    # What was evaluated again at the end of the epoch needs no row of its own.
+    # What was evaluated again at the end of the epoch needs no other row.
     last = next((one["update"] for one in records if one["metric"] == "train_loss_epoch"), None)
     rows = [
         Row(epoch, values, at)

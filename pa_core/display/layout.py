@@ -75,7 +75,7 @@ def lay_out(columns: Sequence[Column], width: int, used: Mapping[str, int]) -> L
     leading = tuple(slot for slot in wrapped if slot.column.key in _LEADING)
     others, gap = wrapped[len(leading) :], FOLDED_GAP
     indent = _width(leading, gap) + gap if leading else 0
-    for count in range(2, len(others) + 1):
+    for count in range(1, len(others) + 1):
         each = -(-len(others) // count)
         lines = [others[start : start + each] for start in range(0, len(others), each)]
         widths = [max(slot.width for slot in others[place::each]) for place in range(each)]

@@ -155,7 +155,7 @@ class Screen:
         return f"{self._capture(layout, cells)}\n{rule.get().rstrip()}"
 
     def _capture(self, layout: Layout, cells: Callable[[Column], list[Any]]) -> str:
-        """Render lines of cells, each a list of its own lines, as they stand in the layout."""
+        """Render lines of cells, each a list of its lines, as they stand in the layout."""
         from rich.padding import Padding
         from rich.table import Table
 

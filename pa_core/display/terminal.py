@@ -17,6 +17,7 @@ from weakref import WeakSet
 
 from tqdm.std import tqdm
 
+from pa_core.display.notebook import in_notebook
 from pa_core.display.screen import Progress, Screen
 
 if TYPE_CHECKING:
@@ -43,6 +44,10 @@ def create_screen(print_text: Callable[[str], Any], *, bar: bool, interval: floa
         bar: whether a terminal shows a bar.
         interval: seconds between two displays of the bar.
     """
+    if in_notebook():
+        from pa_core.display.notebook_screen import NotebookScreen
+
+        return NotebookScreen(print_text, interval)
     terminals = [stream for stream in (sys.stderr, sys.stdout) if is_terminal(stream)]
     is_coloured = sys.stdout in terminals
     if not is_coloured and not (bar and terminals):
@@ -94,7 +99,7 @@ class Terminal(Screen):
             self.bar.remove()
 
     def close(self) -> None:
-        """Remove the bar for good."""
+        """Remove the bar, and leave the streams alone from now on."""
         if self.bar is not None:
             self.bar.close()
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pa_core.errors import PluginError
-from pa_core.plugins.builtin_names import DEFAULTS
+from pa_core.plugins.builtin_names import DEFAULTS, PARTS
 from pa_core.plugins.discovery import load_plugin
 from pa_core.plugins.distributions import PLUGINS
 from pa_core.settings.items import parse_item, source_of
@@ -75,7 +75,7 @@ def json_schema(
         "disable": {
             "type": "array",
             "description": "Built-in plugins to disable that are on by default.",
-            "items": {"enum": list(DEFAULTS)},
+            "items": {"enum": [*DEFAULTS, *PARTS]},
             "uniqueItems": True,
         },
         **tables,

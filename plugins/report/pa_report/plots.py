@@ -4,20 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from pa_core.errors import nearest
-from pa_core.plugin import local_path
+from pa_core.plugin import local_path, plot_records
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from pa_core.tracking import RunHistory
-    from pa_report.charts import Chart
-
-_COLOURS = (
-    *("#0068a8", "#d35400", "#00875f", "#8e3b8a", "#7a6400", "#b0306a", "#3d7fd6", "#5c5c5c"),
-)
 
 
 def plot_history(
@@ -27,6 +21,8 @@ def plot_history(
     save_to: str | Path | None = None,
 ) -> Figure:
     """Plot a run's metrics over its updates, training and evaluation in the same axes.
+
+    `RunHistory.plot` draws the same for a run that is in memory.
 
     Args:
         history: a trainer's ``run_history``, or the path of a report, a training state or a folder
@@ -43,75 +39,18 @@ def plot_history(
         ValueError: if there is no such metric, or no metric with numbers.
         pa_report.run.ReportError: if there is no run at the path.
     """
-    from pa_report.charts import charts_of
-    from pa_report.run import Run, curves_and_matrices, read_run, records_of
-
     if isinstance(history, str | Path):
-        found = read_run(history).metrics
+        from pa_report import read_run
+
+        records = [
+            {"metric": name} | point._asdict()
+            for name, points in read_run(history).metrics.items()
+            for point in points
+        ]
+        records.sort(key=lambda record: (record["epoch"], record["update"]))
+        figure = plot_records(records, metrics)
     else:
-        found = curves_and_matrices(records_of(history))[0]
-    chosen = found if metrics is None else _choose(found, metrics)
-    charts = charts_of(Run("", metrics=chosen), min_points=1)
-    if not charts:
-        raise ValueError("There is nothing to plot: no metric with numbers was recorded")
-    figure = _draw(charts)
+        figure = history.plot(metrics)
     if save_to is not None:
         figure.savefig(local_path(save_to), dpi=150)
-    return figure
-
-
-def _choose(found: Any, metrics: str | Sequence[str]) -> dict[str, Any]:
-    from pa_report.metric_names import parse_metric_name
-
-    chosen: dict[str, Any] = {}
-    for wanted in [metrics] if isinstance(metrics, str) else metrics:
-        names = [name for name in found if wanted in (name, parse_metric_name(name).base)]
-        if not names:
-            raise ValueError(
-                f"The metric {wanted!r} was not recorded.{nearest(wanted, found)} "
-                f"Recorded metrics: {', '.join(found) or 'none'}"
-            )
-        chosen |= {name: found[name] for name in names}
-    return chosen
-
-
-def _draw(charts: Sequence[Chart]) -> Figure:
-    try:
-        from matplotlib.figure import Figure  # not pyplot: it has global state and wants a display
-    except ImportError:
-        raise ImportError("plot_history needs matplotlib: pip install 'pa-report[plot]'") from None
-
-    class HistoryFigure(Figure):
-        """A figure that notebooks display without pyplot."""
-
-        def _repr_png_(self) -> bytes:
-            import io
-
-            out = io.BytesIO()
-            self.savefig(out, format="png", dpi=110)
-            return out.getvalue()
-
-    columns = min(len(charts), 2)
-    rows = -(-len(charts) // columns)
-    figure = HistoryFigure(figsize=(5.4 * columns, 3.4 * rows), layout="constrained")
-    for number, chart in enumerate(charts, 1):
-        axes = figure.add_subplot(rows, columns, number)
-        for curve in chart.curves:
-            x, y = zip(*curve.points, strict=True)
-            width, alpha = (1.0, 0.6) if curve.is_faint else (2.0, 1.0)
-            marker = "o" if len(x) <= 30 and not curve.is_faint else ""
-            style: dict[str, Any] = {
-                "color": _COLOURS[curve.colour],
-                "linewidth": width,
-                "alpha": alpha,
-            }
-            axes.plot(x, y, label=curve.label, marker=marker, markersize=3.5, **style)
-        axes.set_title(chart.title, loc="left", fontsize="medium", fontweight="bold")
-        axes.set_xlabel("updates")
-        axes.set_yscale("log" if chart.is_log else "linear")
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.grid(axis="y", color="#dddddd", linewidth=0.8)
-        axes.set_axisbelow(True)
-        if any(curve.label for curve in chart.curves):
-            axes.legend(frameon=False, fontsize="small")
     return figure
