@@ -53,8 +53,8 @@ def show_plugins(*, as_json: bool, everything: bool, hooks: bool, settings: bool
     if hooks:
         for row in rows:
             problems += _look_up_hooks(row)
-    enabled = {row["name"]: sources[row["name"]] for row in rows if row["enabled"]}
-    found = (all_settings if settings else changed_settings)(in_file, here, enabled)
+    enabled = dict.fromkeys(row["name"] for row in rows if row["enabled"])
+    found = (all_settings if settings else changed_settings)(in_file, here, sources, enabled)
     if as_json:
         keys = ("key", "value", "source", "replaced")
         print_json(

@@ -73,7 +73,7 @@ def _print_overrides(script: str) -> None:
             with contextlib.suppress(PaCoreError):
                 item = parse_item(text)
                 sources[item.name] = source_of(item, claims, folder)
-        for setting in changed_settings(in_file, with_overrides(in_file), sources):
+        for setting in changed_settings(in_file, with_overrides(in_file), sources, ()):
             if setting.source == SET_VARIABLE:
                 before = "" if setting.replaced is None else f" instead of {setting.replaced!r}"
                 lines.append(f"sets {setting.key} = {setting.value!r}{before}")
