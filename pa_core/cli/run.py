@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from pa_core.cli.script import ScriptRequest
@@ -51,32 +51,34 @@ def request_script(
 def _print_overrides(script: str) -> None:
     """Print what this run overrides, each with the value in the file, to standard error."""
     from pa_core.cli.console import console, indented
-    from pa_core.cli.settings_in_effect import changed_settings
-    from pa_core.plugins.discovery import find_claims
     from pa_core.settings.environment import added_items, left_out_names
-    from pa_core.settings.items import parse_item, source_of
-    from pa_core.settings.overrides import with_overrides
-    from pa_core.settings.table import find_settings_file, read_settings
 
     added, left_out = added_items(), left_out_names()
     lines = [f"adds {', '.join(added)}"] * bool(added)
     lines += [f"leaves out {', '.join(left_out)}"] * bool(left_out)
-    if os.environ.get(SET_VARIABLE, "").strip():
-        try:
-            in_file = read_settings(find_settings_file(script=Path(script)))
-        except PaCoreError:  # the Trainer reports it
-            return
-        claims = find_claims()
-        folder = in_file.file.parent if in_file.file else Path.cwd()
-        sources = {name: sources[0] for name, sources in claims.items()}
-        for text in [*in_file.plugins, *added]:
-            with contextlib.suppress(PaCoreError):
-                item = parse_item(text)
-                sources[item.name] = source_of(item, claims, folder)
-        for setting in changed_settings(in_file, with_overrides(in_file), sources, ()):
-            if setting.source == SET_VARIABLE:
-                before = "" if setting.replaced is None else f" instead of {setting.replaced!r}"
-                lines.append(f"sets {setting.key} = {setting.value!r}{before}")
+    with contextlib.suppress(PaCoreError):  # the Trainer reports what is wrong with the settings
+        lines += [f"sets {setting}" for setting in _overridden_settings(script, added)]
     out = console(stderr=True)
     for line in lines:
         out.print("\n".join(indented(line, out.width, "pa run: ")), style="dim")
+
+
+def _overridden_settings(script: str, added: Sequence[str]) -> Iterator[str]:
+    from pa_core.cli.settings_in_effect import changed_settings
+    from pa_core.plugins.discovery import find_claims
+    from pa_core.settings.items import parse_item, source_of
+    from pa_core.settings.overrides import with_overrides
+    from pa_core.settings.table import find_settings_file, read_settings
+
+    in_file = read_settings(find_settings_file(script=Path(script)))
+    claims = find_claims()
+    folder = in_file.file.parent if in_file.file else Path.cwd()
+    sources = {name: its[0] for name, its in claims.items()}
+    for text in [*in_file.plugins, *added]:
+        with contextlib.suppress(PaCoreError):
+            item = parse_item(text)
+            sources[item.name] = source_of(item, claims, folder)
+    for setting in changed_settings(in_file, with_overrides(in_file), sources, ()):
+        if setting.source == SET_VARIABLE:
+            before = "" if setting.replaced is None else f" instead of {setting.replaced!r}"
+            yield f"{setting.key} = {setting.value!r}{before}"
