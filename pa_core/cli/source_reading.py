@@ -204,7 +204,7 @@ def _is_secret(module: str, field: ast.AnnAssign) -> bool:
     """Whether a field, or what its type refers to in the same package, mentions a secret."""
     if any(part in ast.unparse(field) for part in _SECRETS):
         return True
-    waiting, seen = [Definition(module, field.annotation)], set()
+    waiting, seen = [Definition(module, field.annotation)], set[str]()
     while waiting:
         place, node = waiting.pop()
         if any(part in ast.unparse(node) for part in _SECRETS):

@@ -191,7 +191,10 @@ def _decides(found: list[Implementation], override: dict[str, Any] | None) -> di
     around = [one.name for one in found if one.wrapper]
     wrapped = f", wrapped by {' and '.join(around)}" if around else ""
     if first is None:
-        return {"who": None, "why": f"no plugin implements it: pass it to the Trainer{wrapped}"}
+        return {
+            "who": None,
+            "why": f"no plugin implements it{wrapped}",
+        }
     if first.name == "pa_core":
         return {"who": "pa_core", "why": f"the core's default{wrapped}"}
     return {
