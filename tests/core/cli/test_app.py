@@ -77,7 +77,7 @@ def shell(tmp_path):
     shell = Shell(tmp_path)
     shell.site.module("pa_weather", WEATHER)
     shell.site.install("pa-weather", "2.1", weather="pa_weather:Weather")
-    shell.settings("[tool.pa-core]\nplugins = ['weather']\ndisable = ['progress_table']\n")
+    shell.settings("[tool.pa-core]\nplugins = ['weather']\ndisable = ['progress_bar']\n")
     return shell
 
 
@@ -92,10 +92,10 @@ def test_plugins_says_what_is_installed_and_what_is_enabled_and_by_whom(shell):
     header, *rows = [line.split() for line in lines[2:] if line]
     assert header == ["plugin", "state", "package", "version", "by"]
     enabled = [row[0] for row in rows if row[1] == "enabled"]
-    assert enabled == [*(name for name in DEFAULTS if name != "progress_table"), "weather"]
+    assert enabled == [*(name for name in DEFAULTS if name != "progress_bar"), "weather"]
     assert ["weather", "enabled", "pa-weather", "2.1", "pyproject.toml"] in rows
     assert ["idle", "available", "pa-idle", "0.5"] in rows
-    assert ["progress_table", "disabled", "pa-core", __version__, "pyproject.toml"] in rows
+    assert ["progress_bar", "disabled", "pa-core", __version__, "pyproject.toml"] in rows
     every = {line.split()[0] for line in shell.out("plugins", "--all").splitlines() if line}
     assert set(BUILTINS) <= every
 
@@ -178,7 +178,7 @@ def test_a_class_of_a_module_beside_the_settings_and_one_of_a_distribution_are_s
 
 def test_plugins_names_what_is_listed_and_not_installed(shell):
     shell.settings("[tool.pa-core]\nplugins = ['wether']\n")
-    assert "lists 'wether': there is no plugin 'wether'. Did you mean 'weather'?" in shell.error(
+    assert "lists 'wether': unknown plugin 'wether'. Did you mean 'weather'?" in shell.error(
         "plugins"
     )
 
@@ -196,7 +196,7 @@ def test_plugins_that_the_environment_adds_are_listed_first_and_explained(shell,
     assert lines[4].split()[1] == "weather"
     monkeypatch.setenv("PA_CORE_PLUGINS", "wether")
     error = shell.error("plugins")
-    assert "PA_CORE_PLUGINS lists 'wether': there is no plugin 'wether'." in error
+    assert "PA_CORE_PLUGINS lists 'wether': unknown plugin 'wether'." in error
 
 
 def test_hooks_prints_the_contract_of_each(shell):
@@ -300,7 +300,7 @@ def test_doctor_names_all_that_is_wrong_and_what_to_do(shell):
     for part in (
         "'same' is claimed by pa-",
         f"pa-one 1.0 (for pa-core >=7) doesn't support pa-core {__version__}",
-        "there is no plugin 'wether'. Did you mean 'weather'?",
+        "unknown plugin 'wether'. Did you mean 'weather'?",
         "degrees: expected a valid integer, got 'ten'",
     ):
         assert [line for line in wrong if part in line], part
@@ -336,7 +336,7 @@ def test_schema_does_not_check_the_table_of_a_plugin_that_cannot_be_imported_and
 
 def test_wrong_settings_are_told_in_words_with_exit_code_1(shell):
     shell.settings("[tool.pa-core]\nplugins = ['weather', 'wether']\n")
-    assert "there is no plugin 'wether'" in shell.error("explain")
+    assert "unknown plugin 'wether'" in shell.error("explain")
     shell.settings("[tool.pa-core\n")
     for command in ("plugins", "explain"):
         assert "can't be read" in shell.error(command)
@@ -413,7 +413,7 @@ def test_a_command_of_this_project_that_is_not_installed_names_its_distribution(
         with pytest.raises(PluginNotFoundError, match=f"'{name}'.* pip install pa-lab"):
             with_commands(typer.Typer(), [name, "train.py"])
     message = (
-        "no command 'chek'.* Did you mean 'check'. It is part of pa-lab, .* pip install pa-lab"
+        "Unknown command 'chek'.* Did you mean 'check'. It is part of pa-lab, .* pip install pa-lab"
     )
     with pytest.raises(PluginNotFoundError, match=message):
         with_commands(typer.Typer(), ["chek"])
