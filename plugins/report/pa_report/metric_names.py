@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 _NAME = re.compile(
@@ -32,29 +33,52 @@ class MetricName:
 
     Attributes:
         base: the quantity; metrics with the same base share a chart.
-        label: what distinguishes metrics with the same base: the split and the dataset's name.
         split: ``"train"``, ``"eval"``, ``"test"`` or ``""``.
+        label: what distinguishes metrics with the same base: the split and the dataset's name.
+        detail: the entry of a list or table, such as the number of a class; else empty.
         is_within_epoch: whether its values are recorded within epochs, in addition to a metric
             recorded once per epoch.
     """
 
     base: str
-    label: str
-    split: str
-    is_within_epoch: bool
+    split: str = ""
+    label: str = ""
+    detail: str = ""
+    is_within_epoch: bool = False
+
+    @property
+    def title(self) -> str:
+        """The quantity in words."""
+        return self.base.replace("_", " ")
+
+    @property
+    def text(self) -> str:
+        """The whole name in words, such as "loss, eval"."""
+        detail = f"/{self.detail}" if self.detail else ""
+        return f"{self.title}{detail}, {self.label}" if self.label else f"{self.title}{detail}"
 
 
-def parse_metric_name(name: str) -> MetricName:
-    """Parse a metric's name.
+def parse_metric_names(names: Iterable[str]) -> dict[str, MetricName]:
+    """Parse the names of a run's metrics.
 
-    >>> parse_metric_name("train_loss_epoch")
-    MetricName(base='loss', label='train', split='train', is_within_epoch=False)
-    >>> parse_metric_name("night_eval_f1").label, parse_metric_name("evaluation_loss").label
-    ('eval night', 'evaluate()')
+    >>> parse_metric_names(["train_loss_epoch"])["train_loss_epoch"].text
+    'loss, train'
+    >>> names = ["night_eval_loss_epoch", "night_recall/3", "train_f1", "f1", "evaluation_f1"]
+    >>> [name.text for name in parse_metric_names(names).values()]
+    ['loss, eval night', 'recall/3, eval night', 'f1, train', 'f1, eval', 'f1, evaluate()']
     """
-    match = _NAME.match(name)
-    if match is None:
-        return MetricName(name, name.rpartition("/")[2], "", False)
+    matches = {name: _NAME.match(name) for name in names}
+    datasets = {match["data"] for match in matches.values() if match and match["data"]}
+    trained = {
+        match["base"] for match in matches.values() if match and match["split"].startswith("train")
+    }
+    return {
+        name: _from_match(match) if match else _without_split(name, datasets, trained)
+        for name, match in matches.items()
+    }
+
+
+def _from_match(match: re.Match[str]) -> MetricName:
     base, _, detail = match["base"].partition("/")
     is_whole = base.endswith("_epoch")
     base = base.removesuffix("_epoch") or base
@@ -62,8 +86,20 @@ def parse_metric_name(name: str) -> MetricName:
     is_running = split == "train" and base == "loss" and not is_whole  # the mean so far
     is_within = is_running or match["split"].startswith("intermediate")
     shown = "evaluate()" if match["split"] == "evaluation" else split
-    label = " ".join(filter(None, (shown, match["data"], detail)))
-    return MetricName(base, f"{label} in epoch" if is_within else label, split, is_within)
+    words = (shown, match["data"], "in epoch" if is_within else "")
+    return MetricName(base, split, " ".join(filter(None, words)), detail, is_within)
+
+
+def _without_split(name: str, datasets: set[str], trained: set[str]) -> MetricName:
+    """Metrics of evaluations often have no prefix but the dataset's name."""
+    for data in sorted(datasets, key=len, reverse=True):
+        if name.startswith(f"{data}_"):
+            base, _, detail = name.removeprefix(f"{data}_").partition("/")
+            return MetricName(base, "eval", f"eval {data}", detail)
+    base, _, detail = name.partition("/")
+    if name in trained:
+        return MetricName(base, "eval", "eval", detail)
+    return MetricName(base, "", "", detail) if base else MetricName(name)
 
 
 def higher_is_better(name: str) -> bool | None:

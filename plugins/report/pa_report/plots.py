@@ -10,14 +10,11 @@ from pa_core.errors import nearest
 from pa_core.plugin import local_path
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
     from pa_core.tracking import RunHistory
     from pa_report.charts import Chart
-
-_COLOURS = (
-    *("#0068a8", "#d35400", "#00875f", "#8e3b8a", "#7a6400", "#b0306a", "#3d7fd6", "#5c5c5c"),
-)
 
 
 def plot_history(
@@ -44,7 +41,9 @@ def plot_history(
         pa_report.run.ReportError: if there is no run at the path.
     """
     from pa_report.charts import charts_of
-    from pa_report.run import Run, curves_and_matrices, read_run, records_of
+    from pa_report.files import read_run
+    from pa_report.history import curves_and_matrices, records_of
+    from pa_report.run import Run
 
     if isinstance(history, str | Path):
         found = read_run(history).metrics
@@ -61,11 +60,12 @@ def plot_history(
 
 
 def _choose(found: Any, metrics: str | Sequence[str]) -> dict[str, Any]:
-    from pa_report.metric_names import parse_metric_name
+    from pa_report.metric_names import parse_metric_names
 
+    bases = {name: parsed.base for name, parsed in parse_metric_names(found).items()}
     chosen: dict[str, Any] = {}
     for wanted in [metrics] if isinstance(metrics, str) else metrics:
-        names = [name for name in found if wanted in (name, parse_metric_name(name).base)]
+        names = [name for name in found if wanted in (name, bases[name])]
         if not names:
             raise ValueError(
                 f"The metric {wanted!r} was not recorded.{nearest(wanted, found)} "
@@ -95,23 +95,33 @@ def _draw(charts: Sequence[Chart]) -> Figure:
     rows = -(-len(charts) // columns)
     figure = HistoryFigure(figsize=(5.4 * columns, 3.4 * rows), layout="constrained")
     for number, chart in enumerate(charts, 1):
-        axes = figure.add_subplot(rows, columns, number)
-        for curve in chart.curves:
-            x, y = zip(*curve.points, strict=True)
-            width, alpha = (1.0, 0.6) if curve.is_faint else (2.0, 1.0)
-            marker = "o" if len(x) <= 30 and not curve.is_faint else ""
-            style: dict[str, Any] = {
-                "color": _COLOURS[curve.colour],
-                "linewidth": width,
-                "alpha": alpha,
-            }
-            axes.plot(x, y, label=curve.label, marker=marker, markersize=3.5, **style)
-        axes.set_title(chart.title, loc="left", fontsize="medium", fontweight="bold")
-        axes.set_xlabel("updates")
-        axes.set_yscale("log" if chart.is_log else "linear")
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.grid(axis="y", color="#dddddd", linewidth=0.8)
-        axes.set_axisbelow(True)
-        if any(curve.label for curve in chart.curves):
-            axes.legend(frameon=False, fontsize="small")
+        _draw_chart(figure.add_subplot(rows, columns, number), chart)
     return figure
+
+
+def _draw_chart(axes: Axes, chart: Chart) -> None:
+    from pa_report.axes import update_ticks
+    from pa_report.palette import DASHES, LIGHT, style_of
+
+    for curve in chart.curves:
+        x, y = zip(*((point.update, point.value) for point in curve.points), strict=True)
+        width, alpha = (1.0, 0.6) if curve.is_faint else (2.0, 1.0)
+        colour, dash = style_of(curve.style)
+        style: dict[str, Any] = {"color": LIGHT[colour], "linewidth": width, "alpha": alpha}
+        if DASHES[dash]:
+            style["dashes"] = [length / width for length in DASHES[dash]]
+        marker = "o" if len(x) <= 30 and not curve.is_faint else ""
+        axes.plot(x, y, label=curve.label, marker=marker, markersize=3.5, **style)
+    updates = [point.update for curve in chart.curves for point in curve.points]
+    ticks = update_ticks(min(updates), max(updates), chart.curves[0].clock)
+    labels = zip(*(texts for _, texts in ticks.rows), strict=True)
+    axes.set_xticks(ticks.values, ["\n".join(label) for label in labels])
+    axes.set_xlabel(" and ".join(f"{name}s" for name, _ in ticks.rows))
+    axes.set_title(chart.title, loc="left", fontsize="medium", fontweight="bold")
+    axes.set_yscale("log" if chart.is_log else "linear")
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(axis="y", color="#dddddd", linewidth=0.8)
+    axes.set_axisbelow(True)
+    if any(curve.label for curve in chart.curves):
+        columns = 1 + len(chart.curves) // 12
+        axes.legend(frameon=False, fontsize="small", ncols=columns)

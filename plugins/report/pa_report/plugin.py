@@ -12,10 +12,13 @@ from typing import TYPE_CHECKING, Any, Unpack
 from pa_core import hookimpl
 from pa_core.durations import Every
 from pa_core.plugin import check_file_name, mask_secrets, settings_from_options
+from pa_report.facts import facts_of
+from pa_report.history import curves_and_matrices, records_of
 from pa_report.images import Picture, figure_to_url, images_to_urls
 from pa_report.measurements import Measurements
-from pa_report.page import run_page, save_page
-from pa_report.run import Run, Status, curves_and_matrices, plain, records_of
+from pa_report.page import save_page
+from pa_report.run import Run, Status, plain
+from pa_report.run_page import run_page
 from pa_report.settings import ReportOptions, ReportSettings
 
 if TYPE_CHECKING:
@@ -255,6 +258,7 @@ class ReportPlugin:
             manifest=plain(mask_secrets(trainer.manifest)),
             run_config=plain(mask_secrets(config.to_dict())) if config is not None else {},
             cost=plain(_costs_of(trainer)),
+            facts=plain(facts_of(trainer)),
         )
 
 
