@@ -122,7 +122,7 @@ def ticks(low: float, high: float, max_steps: int = 5) -> list[float]:
     raw = (high - low) / max_steps
     unit = 10.0 ** math.floor(math.log10(raw))
     step = next(unit * factor for factor in (1, 2, 2.5, 5, 10) if unit * factor >= raw * 0.999)
-    first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
+    first, last = math.floor(low / step + 1e-6), math.ceil(high / step - 1e-6)
     return [
         round(number * step, 12 - math.floor(math.log10(step))) for number in range(first, last + 1)
     ]
@@ -152,7 +152,7 @@ def tick_labels(marks: Sequence[float], *, is_log: bool = False) -> list[str]:
     """Format ticks: with equal decimals, or as powers of ten where they are very small or large.
 
     >>> tick_labels([0.0, 0.5, 1.0])
-    ['0.0', '0.5', '1.0']
+    ['0', '0.5', '1.0']
     >>> tick_labels([0.0, 0.00025, 0.0005])
     ['0', '2.5e-4', '5.0e-4']
     """
@@ -162,12 +162,20 @@ def tick_labels(marks: Sequence[float], *, is_log: bool = False) -> list[str]:
         return [f"{mark:g}" for mark in marks]
     step = min(b - a for a, b in pairwise(marks))
     top = max(abs(mark) for mark in marks)
-    power = math.floor(math.log10(top) + 1e-9) if top < 0.0009 or top >= 1e6 else 0
-    step /= 10.0**power
-    decimals = next((d for d in range(9) if abs(round(step, d) - step) < step * 1e-6), 9)
-    if power:
+    decimals = _decimals(step)
+    if decimals > 4 or top >= 1e6:
+        power = math.floor(math.log10(top) + 1e-9)
+        decimals = _decimals(step / 10.0**power)
         return [_power(mark, decimals, power) for mark in marks]
-    return [grouped(round(mark)) if decimals == 0 else f"{mark:.{decimals}f}" for mark in marks]
+    return [grouped(round(mark)) if decimals == 0 else _fixed(mark, decimals) for mark in marks]
+
+
+def _decimals(step: float) -> int:
+    return next((d for d in range(9) if abs(round(step, d) - step) < step * 1e-6), 9)
+
+
+def _fixed(value: float, decimals: int) -> str:
+    return f"{value:.{decimals}f}" if value else "0"
 
 
 def _power(value: float, decimals: int, power: int | None = None) -> str:

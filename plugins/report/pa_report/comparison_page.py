@@ -37,7 +37,7 @@ def comparison_page(runs: Sequence[Run], title: str) -> str:
     """
     differing, num_equal = differences(runs)
     parts = [
-        f"<header><h1>{escape(title)}</h1><p>{len(runs)} runs</p></header>",
+        f"<header><h1>{escape(title)}</h1><p>{len(runs)} runs</p>{_common(runs)}</header>",
         section("What differs", card(_overview(runs)) + _differences(runs, differing, num_equal)),
         section("Curves", _curves(runs)),
         section("Results", _results(runs)),
@@ -72,11 +72,22 @@ def _overview(runs: Sequence[Run]) -> str:
         for title, row in results.items():
             summary = row[number]
             value = short(summary.best.value) if summary and summary.best else "–"
-            cells.append(f"<b>{value}</b> ★" if best[title] == number else value)
+            cells.append(f"<b>{value} ★</b>" if best[title] == number else value)
         cells.append(short(round(float(run.progress.get("epochs", math.nan)), 2)))
         cells.append(duration(float(run.progress.get("seconds", 0.0))))
         rows.append(cells)
     return table(head, rows, "stacked")
+
+
+def _common(runs: Sequence[Run]) -> str:
+    """What all runs share."""
+    first, *others = [describe(run) for run in runs]
+    shared = [
+        f"{title}: {first[title]}"
+        for title in ("model", "training data", "optimizer", "device")
+        if title in first and all(one.get(title) == first[title] for one in others)
+    ]
+    return f'<p class="lead">In all runs {escape("; ".join(shared))}.</p>' if shared else ""
 
 
 def _headline(runs: Sequence[Run]) -> dict[str, list[Summary | None]]:

@@ -12,6 +12,7 @@ import math
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from html import escape
+from typing import TYPE_CHECKING
 
 from pa_report.axes import Scale, Ticks, epoch_ticks, update_ticks, value_ticks
 from pa_report.charts import Chart, Curve, Table
@@ -19,6 +20,9 @@ from pa_report.formatting import short, span
 from pa_report.history import downsample
 from pa_report.palette import NUM_SHADES, style_of
 from pa_report.run import Point
+
+if TYPE_CHECKING:
+    from pa_report.epochs import EpochClock
 
 _SMALL_FROM = 6  # charts
 _MAX_MARKED = 30  # points of a curve that are marked one by one
@@ -167,7 +171,7 @@ def _line(chart: Chart, curve: Curve, x_scale: Scale, y_scale: Scale, place: Pla
     faint = " faint" if curve.is_faint else ""
     data = {
         "name": curve.label or chart.title,
-        "v": " ".join(short(point.value).replace("\N{THIN SPACE}", "_") for point in shown),
+        "v": " ".join(short(point.value) for point in shown),
         "e": " ".join(f"{point.epoch:g}" for point in shown),
         "u": " ".join(f"{point.update:.0f}" for point in shown),
     }
@@ -250,14 +254,17 @@ def _heat_map(chart: Chart, curves: Sequence[Curve], ticks: Ticks, place: Place)
         )
     steps = [b - a for a, b in itertools.pairwise(places)]
     first = ticks.scale.low - (steps[0] if steps else 1.0)
-    columns = [_place_name(ticks, x) for x in places]
+    columns = [_place_name(x, curves[0].clock, by_epoch=place is _epochs) for x in places]
     wide = Ticks(Scale(first, ticks.scale.high), ticks.values, ticks.rows)
     edges = [wide.scale(x) for x in (first, *places)]
     return _shaded([curve.label for curve in curves], columns, values, wide, edges)
 
 
-def _place_name(ticks: Ticks, x: float) -> str:
-    return f"{'update' if ticks.rows[-1][0] == 'update' else 'epoch'} {short(x)}"
+def _place_name(x: float, clock: EpochClock | None, *, by_epoch: bool) -> str:
+    if by_epoch:
+        return f"epoch {short(x)}"
+    update = f"update {short(x)}"
+    return update if clock is None else f"epoch {clock.epoch_at(x):.3g}, {update}"
 
 
 def _shaded(

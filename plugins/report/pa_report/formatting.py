@@ -26,12 +26,12 @@ def short(value: float) -> str:
 
 
 def grouped(number: int) -> str:
-    """Format an integer with thin spaces between thousands.
+    """Format an integer with narrow spaces between thousands.
 
-    >>> grouped(12345) == "12\N{THIN SPACE}345"
+    >>> grouped(12345) == "12\N{NARROW NO-BREAK SPACE}345"
     True
     """
-    return f"{number:,}".replace(",", "\N{THIN SPACE}")
+    return f"{number:,}".replace(",", "\N{NARROW NO-BREAK SPACE}")
 
 
 def duration(seconds: float) -> str:

@@ -45,9 +45,12 @@ def curves_and_matrices(
     curves: dict[str, list[Point]] = {}
     matrices: dict[str, list[list[float]]] = {}
     lengths: dict[str, int] = {}
+    place = dict.fromkeys(_PLACE, 0.0)
     for record in records:
         name, value = record["metric"], record["value"]
-        place = {key: float(record.get(key) or 0) for key in _PLACE}
+        last, place = place, {key: float(record.get(key) or 0) for key in _PLACE}
+        if 0 < place["update"] == last["update"]:  # after the last epoch, such as by evaluate()
+            place["epoch"] = last["epoch"]
         if is_matrix(value):
             matrices[name] = value
         numbers = list(_numbers(name, value))

@@ -46,7 +46,7 @@ const showCurves = (area, x, y) => {
   const { one, best } = found[0];
   const head = `epoch ${one.e[best]}, update ${one.u[best]}`;
   const rows = found.slice(0, 10).sort((a, b) => a.one.y[a.best] - b.one.y[b.best]).map((each) => {
-    const row = line(each.one.v[each.best].replaceAll("_", "\u2009"), each.one.curve.dataset.name, key(each.one.curve));
+    const row = line(each.one.v[each.best], each.one.curve.dataset.name, key(each.one.curve));
     if (each === found[0] && found.length > 1) row.className = "nearest";
     return row;
   });

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from html import escape
 from typing import TYPE_CHECKING, Any
@@ -24,7 +25,7 @@ from pa_report.markup import (
     table,
     text,
 )
-from pa_report.metric_names import parse_metric_names
+from pa_report.metric_names import MetricName, parse_metric_names
 from pa_report.page import build_page
 from pa_report.results import Summary, summaries
 from pa_report.run import DATA_ID
@@ -113,46 +114,49 @@ def _tiles(found: Sequence[Summary]) -> str:
 
 
 def _results(found: Sequence[Summary]) -> str:
+    """A row per quantity and a column per data split; lists of numbers are folded."""
     names = parse_metric_names(summary.name for summary in found)
+    whole = {(one.base, one.split) for one in names.values() if not one.is_within_epoch}
+    entries = Counter((one.base, one.label) for one in names.values() if one.detail)
     groups: dict[str, list[Summary]] = {}
     for summary in found:
         parsed = names[summary.name]
-        is_list = (
-            parsed.detail
-            and sum(
-                other.base == parsed.base and other.label == parsed.label
-                for other in names.values()
-            )
-            > 2
-        )
-        title = f"{parsed.title}, {parsed.label}".removesuffix(", ") if is_list else ""
-        groups.setdefault(title, []).append(summary)
-    parts = [card(_values([(names[one.name].text, one) for one in groups.pop("", [])]))]
+        if parsed.is_within_epoch and (parsed.base, parsed.split) in whole:
+            continue
+        is_list = entries[parsed.base, parsed.label] > 2
+        groups.setdefault(parsed.title if is_list else "", []).append(summary)
+    parts = [card(_values(groups.pop("", []), names))]
     for title, members in groups.items():
-        last = [one.last.value for one in members if math.isfinite(one.last.value)]
-        note = f"{len(members)} values"
-        note += f", finally {short(min(last))} to {short(max(last))}" if last else ""
-        rows = [(names[one.name].detail, one) for one in members]
-        parts.append(folded(title, _values(rows), note))
+        count = len({names[one.name].detail for one in members})
+        parts.append(folded(title, _values(members, names, is_list=True), f"{count} values"))
     return "".join(parts)
 
 
-def _values(rows: Sequence[tuple[str, Summary]]) -> str:
-    return table(
-        ("metric", "#final", "#best", "#best epoch", "#lowest", "#highest"),
-        [
-            (
-                f'<span title="{escape(one.name)}">{escape(name)}</span>',
-                short(one.last.value),
-                f"<b>{short(one.best.value)}</b>" if one.best else "–",
-                short(one.best.epoch) if one.best else "–",
-                short(one.lowest),
-                short(one.highest),
-            )
-            for name, one in rows
-        ],
-        "stacked",
-    )
+def _values(
+    found: Sequence[Summary], names: Mapping[str, MetricName], *, is_list: bool = False
+) -> str:
+    cells: dict[str, dict[str, str]] = {}
+    for one in sorted(found, key=lambda one: names[one.name].is_within_epoch):
+        parsed = names[one.name]
+        title = parsed.detail if is_list else "/".join(filter(None, (parsed.title, parsed.detail)))
+        cells.setdefault(title, {})[parsed.label or "value"] = (
+            f'<div title="{escape(one.name)}">{short(one.last.value)}'
+            f"<small>{_extremes(one)}</small></div>"
+        )
+    labels = dict.fromkeys(label for row in cells.values() for label in row)
+    head = ("metric", *(f"#{label}" for label in labels))
+    rows = [
+        (escape(title), *(row.get(label, "") for label in labels)) for title, row in cells.items()
+    ]
+    return table(head, rows, "stacked")
+
+
+def _extremes(one: Summary) -> str:
+    if one.best is not None:
+        return f"best {short(one.best.value)} in epoch {short(one.best.epoch)}"
+    if math.isnan(one.lowest):
+        return ""
+    return f"from {short(one.lowest)} to {short(one.highest)}"
 
 
 def _pictures(run: Run, pictures: Sequence[Picture]) -> str:
