@@ -89,9 +89,14 @@ def epoch_ticks(low: float, high: float) -> Ticks:
     return Ticks(Scale(low, high), values, [("epoch", labels)])
 
 
+def num_labels(letters: int) -> int:
+    """How many labels of so many letters fit below the narrowest plot."""
+    return max(2, min(6, int(_PLOT_WIDTH / (letters * _LETTER_WIDTH + _LABEL_GAP))))
+
+
 def _whole_ticks(low: float, high: float, letters: int) -> list[float]:
     """Round whole numbers between two values, as many as have room for their labels."""
-    count = max(2, min(6, int(_PLOT_WIDTH / (letters * _LETTER_WIDTH + _LABEL_GAP))))
+    count = num_labels(letters)
     if high <= low:
         return [low] if low == round(low) else []
     while True:

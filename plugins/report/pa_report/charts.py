@@ -227,10 +227,13 @@ def _compared_lists(runs: Sequence[Run], names: Mapping[str, MetricName]) -> lis
     for title, entries in lists.items():
         shown = [run for run in runs if any(run.metrics.get(name) for name in entries.values())]
         values = [
-            [run.metrics[name][-1].value if run.metrics.get(name) else None for run in shown]
-            for name in entries.values()
+            [
+                run.metrics[name][-1].value if run.metrics.get(name) else None
+                for name in entries.values()
+            ]
+            for run in shown
         ]
-        tables.append(Table(title, [*entries], [run.name for run in shown], values, "final values"))
+        tables.append(Table(title, [run.name for run in shown], [*entries], values, "final values"))
     return tables
 
 

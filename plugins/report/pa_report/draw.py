@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from html import escape
 from typing import TYPE_CHECKING
 
-from pa_report.axes import Scale, Ticks, epoch_ticks, update_ticks, value_ticks
+from pa_report.axes import Scale, Ticks, epoch_ticks, num_labels, update_ticks, value_ticks
 from pa_report.charts import Chart, Curve, Table
 from pa_report.formatting import short, span
 from pa_report.history import downsample
@@ -29,6 +29,7 @@ _MAX_MARKED = 30  # points of a curve that are marked one by one
 _MAX_DRAWN = 6000  # points of a chart
 _MAX_COLUMNS = 100  # of a heat map
 _MAX_ROW_LABELS = 12
+_ROW_LETTERS = 15  # of a line of a row's label
 
 
 def draw_grid(
@@ -87,7 +88,7 @@ def draw_table(table: Table) -> str:
     num_rows, num_columns = len(table.rows), len(table.columns)
     low, high = min(finite, default=0.0), max(finite, default=0.0)
     shade = Scale(min(low, 0.0) if low > 0.5 * high or low < 0 else 0.0, high)
-    if max(num_rows, num_columns) <= 20:
+    if num_columns <= 20 and num_rows <= 60:
         head = "".join(f'<th scope="col">{escape(name)}</th>' for name in table.columns)
         rows = "".join(
             f'<tr><th scope="row">{escape(name)}</th>'
@@ -98,11 +99,12 @@ def draw_table(table: Table) -> str:
         kind = "matrix" if num_columns <= 10 else "matrix wide"
         body = f'<table class="{kind}"><thead><tr><td></td>{head}</tr></thead>{rows}</table>'
         return _figure(table.title, table.note, f'<div class="scroll">{body}</div>', [])
-    places = _spread(num_columns, 6)
+    names = [_shortened(name, 12) for name in table.columns]
+    places = _spread(num_columns, num_labels(max(map(len, names))))
     ticks = Ticks(
         Scale(0, num_columns),
         [number + 0.5 for number in places],
-        [("column", [table.columns[number] for number in places])],
+        [("column", [names[number] for number in places])],
     )
     body = _shaded(table.rows, table.columns, table.values, ticks)
     return _figure(table.title, table.note, body, [])
@@ -309,10 +311,19 @@ def _shaded(
     has_gaps = any(v is not None and not math.isfinite(v) for row in values for v in row)
     gap = ' <i class="none"></i> NaN or infinite' if has_gaps else ""
     legend = f'<p class="shades">{short(scale.low)} {shades} {short(scale.high)}{gap}</p>'
-    labels = [
-        ((number + 0.5) / len(rows), rows[number]) for number in _spread(len(rows), _MAX_ROW_LABELS)
-    ]
-    return legend + _plot(labels, svg, ticks, kind=" rows")
+    names = [_shortened(name, 3 * _ROW_LETTERS) for name in rows]
+    lines = max(math.ceil(len(name) / _ROW_LETTERS) for name in names)
+    is_tall = _MAX_ROW_LABELS < len(rows) <= 3 * _MAX_ROW_LABELS or lines > 1
+    shown = range(len(rows)) if is_tall else _spread(len(rows), _MAX_ROW_LABELS)
+    labels = [((number + 0.5) / len(rows), names[number]) for number in shown]
+    height = 15 * lines * len(rows) if is_tall else 0
+    return legend + _plot(labels, svg, ticks, height=height)
+
+
+def _shortened(name: str, most: int) -> str:
+    """A name without its middle: the tables of a page have it whole."""
+    half = (most - 1) // 2
+    return name if len(name) <= most else f"{name[:half]}…{name[-half:]}"
 
 
 def _cell(value: float | None, shade: Scale) -> str:
@@ -342,11 +353,15 @@ def _figure(title: str, unit: str, body: str, notes: Sequence[str]) -> str:
     return f"<figure><h3>{escape(title)}{shown_unit}</h3>{body}{shown}</figure>"
 
 
-def _plot(labels: Sequence[tuple[float, str]], svg: str, x_ticks: Ticks, kind: str = "") -> str:
-    """The plot with its labels: those at the left by their distance from the top."""
+def _plot(labels: Sequence[tuple[float, str]], svg: str, x_ticks: Ticks, *, height: int = 0) -> str:
+    """The plot with its labels: those at the left by their distance from the top.
+
+    A height in pixels is that of a heat map with many rows; the style sheet has all others.
+    """
     left = "".join(
         f'<span style="top:{100 * share:.1f}%">{escape(text)}</span>' for share, text in labels
     )
+    size = f' style="height:{height}px"' if height else ""
     rows = []
     for name, texts in x_ticks.rows:
         spans = []
@@ -355,7 +370,7 @@ def _plot(labels: Sequence[tuple[float, str]], svg: str, x_ticks: Ticks, kind: s
             spans.append(f'<span{side} style="left:{100 * share:.1f}%">{escape(text)}</span>')
         rows.append(f'<div class="name">{name}</div><div class="xs">{"".join(spans)}</div>')
     return (
-        f'<div class="plot{kind}"><div class="ys">{left}</div><div class="area">{svg}</div>'
+        f'<div class="plot"><div class="ys">{left}</div><div class="area"{size}>{svg}</div>'
         f"{''.join(rows)}</div>"
     )
 
