@@ -55,7 +55,7 @@ def sentence(run: Run) -> str:
     facts = describe(run)
     subject = facts.get("model", "A model")
     if "parameters" in facts:
-        subject += f" ({facts['parameters']} parameters)"
+        subject += f" ({facts['parameters'].partition(',')[0]} parameters)"
     parts = [subject, "trained on", facts.get("training data", "data"), "for"]
     epochs = facts.get("epochs", "0")
     parts.append(f"{epochs} epoch{'' if epochs == '1' else 's'}")

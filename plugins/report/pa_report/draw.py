@@ -25,10 +25,12 @@ if TYPE_CHECKING:
     from pa_report.epochs import EpochClock
 
 _SMALL_FROM = 6  # charts
+_MAX_RINGS = 4  # marks of the best points of a chart
 _MAX_MARKED = 30  # points of a curve that are marked one by one
 _MAX_DRAWN = 6000  # points of a chart
 _MAX_COLUMNS = 100  # of a heat map
 _MAX_ROW_LABELS = 12
+_MAX_TABLE_WIDTH = 1050  # pixels
 _ROW_LETTERS = 15  # of a line of a row's label
 
 
@@ -88,7 +90,10 @@ def draw_table(table: Table) -> str:
     num_rows, num_columns = len(table.rows), len(table.columns)
     low, high = min(finite, default=0.0), max(finite, default=0.0)
     shade = Scale(min(low, 0.0) if low > 0.5 * high or low < 0 else 0.0, high)
-    if num_columns <= 20 and num_rows <= 60:
+    texts = [["–" if v is None else short(v) for v in row] for row in table.values]
+    widest = max(len(text) for column in (*texts, table.columns[:1]) for text in column)
+    width = num_columns * max(30, 7 * widest + 9) + 7 * max(map(len, table.rows))
+    if num_columns <= 20 and num_rows <= 60 and width <= _MAX_TABLE_WIDTH:
         head = "".join(f'<th scope="col">{escape(name)}</th>' for name in table.columns)
         rows = "".join(
             f'<tr><th scope="row">{escape(name)}</th>'
@@ -96,7 +101,7 @@ def draw_table(table: Table) -> str:
             + "</tr>"
             for name, row in zip(table.rows, table.values, strict=True)
         )
-        kind = "matrix" if num_columns <= 10 else "matrix wide"
+        kind = "matrix" if width <= _MAX_TABLE_WIDTH / 2.5 else "matrix wide"
         body = f'<table class="{kind}"><thead><tr><td></td>{head}</tr></thead>{rows}</table>'
         return _figure(table.title, table.note, f'<div class="scroll">{body}</div>', [])
     names = [_shortened(name, 12) for name in table.columns]
@@ -186,7 +191,7 @@ def _line(chart: Chart, curve: Curve, x_scale: Scale, y_scale: Scale, place: Pla
 
 def _best(chart: Chart, curve: Curve) -> Point | None:
     """The best of the points, unless every curve of a crowded chart would have one."""
-    if curve.higher_is_better is None or curve.is_faint or len(chart.curves) > 8:
+    if curve.higher_is_better is None or curve.is_faint or len(chart.curves) > _MAX_RINGS:
         return None
     pick = max if curve.higher_is_better else min
     return pick(_drawn(chart, curve), key=lambda point: point.value)

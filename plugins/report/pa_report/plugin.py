@@ -13,7 +13,7 @@ from pa_core import hookimpl
 from pa_core.durations import Every
 from pa_core.plugin import check_file_name, mask_secrets, settings_from_options
 from pa_report.facts import facts_of
-from pa_report.history import curves_and_matrices, records_of
+from pa_report.history import MAX_LIST_LENGTH, curves_and_matrices, records_of
 from pa_report.images import Picture, figure_to_url, images_to_urls
 from pa_report.measurements import Measurements
 from pa_report.page import save_page
@@ -161,6 +161,15 @@ class ReportPlugin:
             self._write(trainer, "running", None)
 
     # -- Images ---------------------------------------------------------------------------------
+
+    def draws_numbers(self, value: Any) -> bool:
+        """Whether the report draws a recorded tensor itself, so that it needs no figure of it.
+
+        Args:
+            value: what a metric computed.
+        """
+        shape = getattr(value, "shape", None)
+        return shape is not None and (len(shape) == 2 or (*shape, 1)[0] <= MAX_LIST_LENGTH)
 
     def log_figure(self, trainer: Trainer, name: str, figure: Any) -> None:
         """Show a matplotlib figure in the report; called through ``call_event``.

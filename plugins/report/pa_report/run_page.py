@@ -160,9 +160,19 @@ def _extremes(one: Summary) -> str:
 
 
 def _pictures(run: Run, pictures: Sequence[Picture]) -> str:
-    drawn = {*run.matrices, *run.metrics, *(name.rpartition("/")[0] for name in run.metrics)}
+    """Tables of numbers, such as confusion matrices, and the pictures of other plugins.
+
+    A figure takes the place of a table that isn't square, such as the points of a ROC curve.
+    """
+    given = {picture.name for picture in pictures}
+    tables = {
+        name: rows
+        for name, rows in run.matrices.items()
+        if len(rows) == len(rows[0]) or name not in given
+    }
+    drawn = {*tables, *run.metrics, *(name.rpartition("/")[0] for name in run.metrics)}
     figures = []
-    for name, rows in run.matrices.items():
+    for name, rows in tables.items():
         note = "rows: true class, columns: predicted class" if "confusion" in name else ""
         across, down = ([str(n) for n in range(len(side))] for side in (rows[0], rows))
         title = parse_metric_names([name])[name].text
@@ -176,7 +186,7 @@ def _pictures(run: Run, pictures: Sequence[Picture]) -> str:
         note = f' <span class="unit">at update {grouped(picture.update)}</span>'
         title = f"<h3>{escape(picture.name)}{note}</h3>"
         figures.append(f'<figure>{title}<div class="strip">{images}</div></figure>')
-    return f'<div class="charts">{"".join(figures)}</div>' if figures else ""
+    return f'<div class="charts pictures">{"".join(figures)}</div>' if figures else ""
 
 
 # -- Time -----------------------------------------------------------------------------------------

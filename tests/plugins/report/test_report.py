@@ -16,8 +16,10 @@ import torch
 import pa_report.plugin
 from pa_core import Trainer, hookimpl, hookspec
 from pa_lab import ProfileCallback
+from pa_metrics import MetricsPlugin
 from pa_report import ReportPlugin, read_run
 from pa_report.history import downsample
+from pa_report.images import Picture
 from pa_report.run import Point, Run
 from pa_report.run_page import run_page
 from tests.helpers import tiny_data
@@ -378,6 +380,24 @@ def test_figures_and_matrices_are_on_the_page(tmp_path):
     ]
     assert dict(page.curves()[-5:-2]) == {"0": [0.25] * 2, "1": [0.5] * 2, "2": [1.0] * 2}
     assert page.headings.count("recall") == 1  # one chart for the list
+
+
+def test_metrics_plots_only_what_the_report_does_not_draw(tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr("pa_metrics.plots._draw", lambda folder, name, *others: drawn.append(name))
+    metrics = ["accuracy", "confusion_matrix", "roc"]
+    plugin = MetricsPlugin(metrics=metrics, task="multiclass", num_classes=3)
+    train(new_trainer(plugin, reported(tmp_path)), 2)
+    assert drawn == ["roc"] * 2
+    assert "confusion matrix" in " ".join(Page(tmp_path / "run.html").headings)
+
+
+def test_a_figure_replaces_a_table_that_is_not_square():
+    run = Run("run", matrices={"roc": [[0.0] * 9] * 3, "confusion_matrix": [[1.0, 0.0]] * 2})
+    pictures = [Picture(name, 1, ["data:image/png;base64,"]) for name in run.matrices]
+    page = run_page(run, pictures)
+    assert ('alt="roc"' in page, 'alt="confusion_matrix"' in page) == (True, False)
+    assert page.count('<table class="matrix"') == 1
 
 
 def test_the_costs_of_plugins_are_on_the_page_where_a_profile_tells_them(tmp_path):
