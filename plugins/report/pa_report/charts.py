@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from bisect import bisect_right
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -161,6 +162,45 @@ def compared_charts(runs: Sequence[Run]) -> list[Chart | Table]:
         if curves:
             charts.append(_measurement_chart(name, curves))
     return charts + _compared_lists(runs, names)
+
+
+Place = Callable[[Curve, "Point"], float]
+"""Where a curve's point is on the x-axis."""
+
+
+def resample(
+    curves: Sequence[Curve], place: Place, most: int
+) -> tuple[list[float], list[list[float | None]]]:
+    """The values of curves at common places, for a heat map.
+
+    Returns:
+        At most `most` places, and for each curve the last value up to each of them; None before its
+        first and after its last.
+    """
+    rows = [{place(curve, point): point.value for point in curve.points} for curve in curves]
+    every = sorted({x for row in rows for x in row})
+    places = [every[number] for number in spread(len(every), most)]
+    values: list[list[float | None]] = []
+    for row in rows:
+        known = sorted(row)
+        before = [bisect_right(known, x) for x in places]
+        values.append(
+            [
+                row[known[number - 1]] if number and x <= known[-1] else None
+                for x, number in zip(places, before, strict=True)
+            ]
+        )
+    return places, values
+
+
+def spread(length: int, most: int) -> list[int]:
+    """At most `most` indices at equal distances, the last one included.
+
+    >>> spread(10, 3)
+    [1, 5, 9]
+    """
+    stride = math.ceil(length / most) if length else 1
+    return [number for number in range(length) if (length - 1 - number) % stride == 0]
 
 
 def _curves(

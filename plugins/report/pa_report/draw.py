@@ -9,20 +9,19 @@ from __future__ import annotations
 import itertools
 import json
 import math
-from bisect import bisect_right
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from html import escape
 from typing import TYPE_CHECKING
 
 from pa_report.axes import Scale, Ticks, epoch_ticks, num_labels, update_ticks, value_ticks
-from pa_report.charts import Chart, Curve, Table
+from pa_report.charts import Chart, Curve, Place, Table, resample, spread
 from pa_report.formatting import short, span
 from pa_report.history import downsample
 from pa_report.palette import NUM_SHADES, style_of
-from pa_report.run import Point
 
 if TYPE_CHECKING:
     from pa_report.epochs import EpochClock
+    from pa_report.run import Point
 
 _SMALL_FROM = 6  # charts
 _MAX_RINGS = 4  # marks of the best points of a chart
@@ -105,7 +104,7 @@ def draw_table(table: Table) -> str:
         body = f'<table class="{kind}"><thead><tr><td></td>{head}</tr></thead>{rows}</table>'
         return _figure(table.title, table.note, f'<div class="scroll">{body}</div>', [])
     names = [_shortened(name, 12) for name in table.columns]
-    places = _spread(num_columns, num_labels(max(map(len, names))))
+    places = spread(num_columns, num_labels(max(map(len, names))))
     ticks = Ticks(
         Scale(0, num_columns),
         [number + 0.5 for number in places],
@@ -125,8 +124,6 @@ def key(number: int) -> str:
 
 
 # -- Lines ----------------------------------------------------------------------------------------
-
-Place = Callable[[Curve, Point], float]
 
 
 def _updates(curve: Curve, point: Point) -> float:
@@ -246,19 +243,7 @@ def _describe(chart: Chart, unit: str) -> str:
 
 def _heat_map(chart: Chart, curves: Sequence[Curve], ticks: Ticks, place: Place) -> str:
     """One row per curve; a column shows the last value up to its place."""
-    by_place = [{place(curve, point): point.value for point in curve.points} for curve in curves]
-    places = sorted({x for row in by_place for x in row})
-    places = [places[number] for number in _spread(len(places), _MAX_COLUMNS)]
-    values: list[list[float | None]] = []
-    for row in by_place:
-        known = sorted(row)
-        before = [bisect_right(known, x) for x in places]
-        values.append(
-            [
-                row[known[number - 1]] if number and x <= known[-1] else None
-                for x, number in zip(places, before, strict=True)
-            ]
-        )
+    places, values = resample(curves, place, _MAX_COLUMNS)
     steps = [b - a for a, b in itertools.pairwise(places)]
     first = ticks.scale.low - (steps[0] if steps else 1.0)
     columns = [_place_name(x, curves[0].clock, by_epoch=place is _epochs) for x in places]
@@ -319,7 +304,7 @@ def _shaded(
     names = [_shortened(name, 3 * _ROW_LETTERS) for name in rows]
     lines = max(math.ceil(len(name) / _ROW_LETTERS) for name in names)
     is_tall = _MAX_ROW_LABELS < len(rows) <= 3 * _MAX_ROW_LABELS or lines > 1
-    shown = range(len(rows)) if is_tall else _spread(len(rows), _MAX_ROW_LABELS)
+    shown = range(len(rows)) if is_tall else spread(len(rows), _MAX_ROW_LABELS)
     labels = [((number + 0.5) / len(rows), names[number]) for number in shown]
     height = 15 * lines * len(rows) if is_tall else 0
     return legend + _plot(labels, svg, ticks, height=height)
@@ -337,12 +322,6 @@ def _cell(value: float | None, shade: Scale) -> str:
     share = shade(value)
     kind = ' class="strong"' if share > 0.55 else ""
     return f'<td{kind} style="--share:{share:.2f}">{short(value)}</td>'
-
-
-def _spread(length: int, most: int) -> list[int]:
-    """At most `most` indices at equal distances, the last one included."""
-    stride = math.ceil(length / most) if length else 1
-    return [number for number in range(length) if (length - 1 - number) % stride == 0]
 
 
 # -- Parts ----------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -103,7 +104,9 @@ def _draw_chart(axes: Axes, chart: Chart) -> None:
     from pa_report.axes import update_ticks
     from pa_report.palette import DASHES, LIGHT, style_of
 
-    for curve in chart.curves:
+    if chart.is_heat_map:
+        _draw_heat_map(axes, chart)
+    for curve in () if chart.is_heat_map else chart.curves:
         x, y = zip(*((point.update, point.value) for point in curve.points), strict=True)
         width, alpha = (1.0, 0.6) if curve.is_faint else (2.0, 1.0)
         colour, dash = style_of(curve.style)
@@ -118,10 +121,24 @@ def _draw_chart(axes: Axes, chart: Chart) -> None:
     axes.set_xticks(ticks.values, ["\n".join(label) for label in labels])
     axes.set_xlabel(" and ".join(f"{name}s" for name, _ in ticks.rows))
     axes.set_title(chart.title, loc="left", fontsize="medium", fontweight="bold")
-    axes.set_yscale("log" if chart.is_log else "linear")
+    if chart.is_log:
+        axes.set_yscale("log")
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(axis="y", color="#dddddd", linewidth=0.8)
     axes.set_axisbelow(True)
-    if any(curve.label for curve in chart.curves):
+    if any(curve.label for curve in chart.curves) and not chart.is_heat_map:
         columns = 1 + len(chart.curves) // 12
         axes.legend(frameon=False, fontsize="small", ncols=columns)
+
+
+def _draw_heat_map(axes: Axes, chart: Chart) -> None:
+    from pa_report.charts import resample, spread
+
+    places, rows = resample(chart.curves, lambda _, point: point.update, 200)
+    values = [[math.nan if value is None else value for value in row] for row in rows]
+    first = places[0] - (places[1] - places[0] if len(places) > 1 else 1.0)
+    shown = axes.pcolormesh([first, *places], range(len(values) + 1), values, cmap="Blues")
+    labelled = spread(len(values), 15)
+    axes.set_yticks([n + 0.5 for n in labelled], [chart.curves[n].label for n in labelled])
+    axes.invert_yaxis()
+    axes.figure.colorbar(shown, ax=axes)

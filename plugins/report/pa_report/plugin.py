@@ -169,7 +169,9 @@ class ReportPlugin:
             value: what a metric computed.
         """
         shape = getattr(value, "shape", None)
-        return shape is not None and (len(shape) == 2 or (*shape, 1)[0] <= MAX_LIST_LENGTH)
+        if shape is None or len(shape) > 2:
+            return False
+        return shape[0] > 1 if len(shape) == 2 else (*shape, 1)[0] <= MAX_LIST_LENGTH
 
     def log_figure(self, trainer: Trainer, name: str, figure: Any) -> None:
         """Show a matplotlib figure in the report; called through ``call_event``.

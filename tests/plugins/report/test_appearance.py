@@ -175,7 +175,7 @@ LOOK = """() => {
     }
   }
   for (const one of all(document, ".scroll"))
-    if (one.scrollWidth > one.clientWidth + 1 && !one.querySelector(".matrix"))
+    if (one.scrollWidth > one.clientWidth + 1 && (root.clientWidth > 1000 || !one.querySelector(".matrix")))
       found.push(`scrolls: ${name(one)}`);
   const apart = (group, what) => {
     const boxes = group.map((one) => [one, box(one)]);
