@@ -1,5 +1,7 @@
-"""Sphinx settings: MyST pages, docstrings in Google style, furo."""
+"""Sphinx settings: MyST pages, docstrings in Google style, furo. Nothing comes from the network."""
 
+import sys
+from pathlib import Path
 from typing import Any
 
 from sphinx.util.nodes import make_refnode
@@ -10,15 +12,30 @@ from pa_core.plugins.explain import LoopRow, loop_rows, read_contract
 from pa_core.plugins.implementations import hook_names
 from pa_core.plugins.manager import PluginManager
 
+EXTENSIONS = Path(__file__).parent / "extensions"
+sys.path.insert(0, str(EXTENSIONS))
+
 project = "pa-core"
 author = "The pa-core authors"
 copyright = author  # noqa: A001 - the name that Sphinx reads
 release = version = pa_core.__version__
 
-extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
+extensions = [
+    *("myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"),
+    *("sphinx_copybutton", "sphinx_design"),
+    *("mathml", "name_tables", "source_code", "summaries"),  # those in `EXTENSIONS`
+]
 exclude_patterns = ["_build"]
 html_theme = "furo"
 html_title = f"pa-core {release}"
+html_static_path = ["static"]
+html_css_files = ["site.css"]
+html_copy_source = False  # pages link to each other, and to the highlighted source of the code
+html_search_scorer = str(EXTENSIONS / "search.js")
+html_show_search_summary = False  # the extension `summaries` has them
+copybutton_prompt_text = r">>> |\.\.\. |\$ "  # copy commands and code, without prompts
+copybutton_prompt_is_regexp = True
+toc_object_entries_show_parents = "hide"
 
 default_role = "py:obj"  # `Trainer.train` in a docstring becomes a link if it is documented
 autodoc_member_order = "bysource"
@@ -28,6 +45,7 @@ autodoc_typehints_format = "short"
 napoleon_use_ivar = True  # list attributes with their class, and document each only once
 myst_enable_extensions = ["colon_fence"]
 myst_heading_anchors = 3
+myst_url_schemes = ["http", "https", "mailto", "source"]  # the last is of `source_code`
 
 HOOKS = PluginManager().hooks
 ROWS = {row.hook: row for row in loop_rows() if row.hook}

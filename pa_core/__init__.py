@@ -9,6 +9,7 @@ and the command line can list plugins, without waiting for torch.
 
 from __future__ import annotations
 
+import sys
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -55,3 +56,9 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return sorted(__all__)
+
+
+if "ipykernel" in sys.modules:
+    from pa_core.display.notebook import import_tqdm
+
+    import_tqdm()

@@ -19,13 +19,16 @@ if TYPE_CHECKING:
     from pa_core.builtins.fast_dev_run import FastDevRunCallback
     from pa_core.builtins.limit_batches import LimitBatchesCallback
     from pa_core.builtins.limit_eval_steps import LimitEvalStepsCallback
+    from pa_core.builtins.live_plot import LivePlotCallback
     from pa_core.builtins.log_metrics import LogMetricsCallback
     from pa_core.builtins.model_summary import ModelSummaryCallback
     from pa_core.builtins.move_modules_to_device import MoveModulesToDeviceCallback
     from pa_core.builtins.overfit import OverfitCallback
     from pa_core.builtins.preemption import PreemptionCallback
+    from pa_core.builtins.print_metrics import PrintMetricsCallback
     from pa_core.builtins.print_progress import PrintProgressCallback
     from pa_core.builtins.progress_bar import ProgressBarCallback
+    from pa_core.builtins.progress_table import ProgressTableCallback
     from pa_core.builtins.save_best_model import SaveBestModelCallback
     from pa_core.builtins.speedups import SpeedupsCallback
     from pa_core.builtins.step_evaluation import StepBasedEvaluationCallback
@@ -39,12 +42,15 @@ __all__ = [
     "LimitBatchesCallback",
     "LimitEvalStepsCallback",
     "LogMetricsCallback",
+    "LivePlotCallback",
     "ModelSummaryCallback",
     "MoveModulesToDeviceCallback",
     "OverfitCallback",
     "PreemptionCallback",
+    "PrintMetricsCallback",
     "PrintProgressCallback",
     "ProgressBarCallback",
+    "ProgressTableCallback",
     "SaveBestModelCallback",
     "SaveTrainingStateCallback",
     "SpeedupsCallback",
@@ -71,14 +77,19 @@ def __getattr__(name: str) -> Any:
     return value
 
 
-def get_default_callbacks(progress_bar: bool = True) -> tuple[type[TrainerCallback], ...]:
+def get_default_callbacks(
+    progress_bar: bool = True,
+) -> tuple[type[TrainerCallback] | TrainerCallback, ...]:
     """The callbacks of a `Trainer` to which no `callbacks` are passed.
 
     Args:
         progress_bar: whether to include the progress bar.
     """
-    names = [name for name in DEFAULTS if progress_bar or name != "progress_bar"]
-    return tuple(__getattr__(BUILTINS[name].partition(":")[2]) for name in names)
+    kinds = [__getattr__(BUILTINS[name].partition(":")[2]) for name in DEFAULTS]
+    return tuple(
+        kind(bar=False) if kind.__name__ == "ProgressTableCallback" and not progress_bar else kind
+        for kind in kinds
+    )
 
 
 class TrainerCallback:

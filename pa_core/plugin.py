@@ -37,6 +37,10 @@ if TYPE_CHECKING:
     from pa_core.diagnostics.device_syncs import watch_device_syncs
     from pa_core.diagnostics.preserve import preserved
     from pa_core.diagnostics.stopwatch import Spent, Stopwatch
+    from pa_core.display.epochs import greater_is_better
+    from pa_core.display.metric_names import MetricName, parse_metric_names
+    from pa_core.display.notebook import NotebookOutput, in_notebook
+    from pa_core.display.plot import plot_records
     from pa_core.engine.optimizers import SchedulerList
     from pa_core.engine.wrappers import (
         clean_state_dict,
@@ -63,6 +67,8 @@ __all__ = [
     "Implementation",
     "KeyedDataLoader",
     "LocalPath",
+    "MetricName",
+    "NotebookOutput",
     "PluginManager",
     "RunLock",
     "SchedulerList",
@@ -80,6 +86,8 @@ __all__ = [
     "describe_loop",
     "encode",
     "find_settings_file",
+    "greater_is_better",
+    "in_notebook",
     "is_loader",
     "is_secret",
     "load_clean_state_dict",
@@ -89,6 +97,8 @@ __all__ = [
     "named_modules",
     "named_parameters",
     "newest_intact_state",
+    "parse_metric_names",
+    "plot_records",
     "preserved",
     "read_settings",
     "readable_size",
@@ -109,6 +119,8 @@ _HOMES = {
     "PLUGINS_VARIABLE": "pa_core.settings.table",
     "Implementation": "pa_core.plugins.implementations",
     "KeyedDataLoader": "pa_core.data.loader",
+    "MetricName": "pa_core.display.metric_names",
+    "NotebookOutput": "pa_core.display.notebook",
     "PluginManager": "pa_core.plugins.manager",
     "RunLock": "pa_core.checkpoint.lock",
     "SchedulerList": "pa_core.engine.optimizers",
@@ -124,6 +136,8 @@ _HOMES = {
     "describe_loop": "pa_core.plugins.explain",
     "encode": "pa_core.checkpoint.codec",
     "find_settings_file": "pa_core.settings.table",
+    "greater_is_better": "pa_core.display.epochs",
+    "in_notebook": "pa_core.display.notebook",
     "is_loader": "pa_core.data.ready",
     "is_secret": "pa_core.settings.secrets",
     "load_clean_state_dict": "pa_core.engine.wrappers",
@@ -132,6 +146,8 @@ _HOMES = {
     "named_modules": "pa_core.engine.wrappers",
     "named_parameters": "pa_core.engine.wrappers",
     "newest_intact_state": "pa_core.checkpoint.storage",
+    "parse_metric_names": "pa_core.display.metric_names",
+    "plot_records": "pa_core.display.plot",
     "preserved": "pa_core.diagnostics.preserve",
     "read_settings": "pa_core.settings.table",
     "readable_size": "pa_core.checkpoint.listing",

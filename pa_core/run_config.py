@@ -65,3 +65,9 @@ class TrainerRunConfig:
             name: dict(value) if isinstance(value, Mapping) else value
             for name, value in values.items()
         }
+
+    def _repr_html_(self) -> str:
+        """The fields as a table for notebooks."""
+        from pa_core.display.html import values_html
+
+        return values_html({name: str(value) for name, value in self.to_dict().items()})

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import wraps
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, overload
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 import numpy as np
 import torch
@@ -19,6 +19,10 @@ from torch import Tensor
 from pa_core.errors import nearest
 
 if TYPE_CHECKING:
+    import pandas
+    from matplotlib.figure import Figure
+
+    from pa_core.display.plot import Axis
     from pa_core.durations import Progress
 
 
@@ -270,6 +274,80 @@ class RunHistory(ABC):
     def delete_metric(self, metric_name: str) -> None:
         """Delete a metric with all its values."""
 
+    def to_pandas(self, per: Literal["epoch", "record"] = "epoch") -> pandas.DataFrame:
+        """The history as a pandas data frame.
+
+        Args:
+            per: ``"epoch"`` for a row per epoch, with the epoch's number as the index and a column
+                per metric, which holds the metric's last value in the epoch, and NaN where it has
+                none; what `Trainer.evaluate` records is in the row of the epoch before it.
+                ``"record"`` for a row per recorded value, in the order of recording, with the
+                columns ``metric``, ``value``, ``epoch``, ``update``, ``samples`` and ``seconds``.
+
+        Raises:
+            ImportError: if pandas isn't installed, with the pip command.
+            ValueError: if `per` is something else.
+        """
+        from pa_core.display.frame import to_frame
+
+        return to_frame(self, per)
+
+    def plot(
+        self,
+        metrics: str | Sequence[str] | None = None,
+        *,
+        x: Axis = "update",
+        log: bool | None = None,
+    ) -> Figure:
+        """Plot the metrics with matplotlib, those of training and evaluation in the same axes.
+
+        Args:
+            metrics: names of metrics, such as ``"eval_loss_epoch"``, or what several have in
+                common, such as ``"loss"``; by default all metrics with numbers.
+            x: the x-axis: ``"update"``, ``"epoch"``, ``"samples"`` or ``"seconds"``. A history that
+                keeps no positions is plotted over epochs.
+            log: whether the y-axes are logarithmic; by default those of losses that span orders of
+                magnitude.
+
+        Returns:
+            A figure with one subplot per group of metrics. Notebooks display it, and its
+            ``savefig`` saves it.
+
+        Raises:
+            ImportError: if matplotlib isn't installed, with the pip command.
+            ValueError: if there is no such metric or axis, or no metric with numbers.
+        """
+        from pa_core.display.frame import records_of
+        from pa_core.display.plot import plot_records
+
+        return plot_records(records_of(self), metrics, x=x, log=log)
+
+    def __repr__(self) -> str:
+        metrics = [
+            f"{name}={_short(self.get_latest_metric(name))}" for name in self.get_metric_names()
+        ]
+        more = [f"… and {len(metrics) - 6} more"] if len(metrics) > 6 else []
+        shown = ", ".join(metrics[:6] + more) or "no metrics"
+        return f"{type(self).__name__}({self._place_text()}{shown})"
+
+    def _repr_html_(self) -> str:
+        """The table of the epochs for notebooks."""
+        from pa_core.display.epochs import epoch_table
+        from pa_core.display.frame import records_of
+        from pa_core.display.html import epochs_html, line_html
+
+        records = records_of(self)
+        if not records:
+            return line_html(repr(self))
+        table = epoch_table(records)
+        evaluation = {r["metric"]: r["value"] for r in records if "evaluation_" in r["metric"]}
+        lines = [line_html(f"{name} = {_short(value)}") for name, value in evaluation.items()]
+        return "".join([epochs_html(table) if table.rows else "", *lines])
+
+    def _place_text(self) -> str:
+        """Where the last record was made, for the representation."""
+        return ""
+
     @property
     @abstractmethod
     def current_epoch(self) -> int:
@@ -457,6 +535,15 @@ class InMemoryRunHistory(RunHistory):
     def follow(self, get_progress: Callable[[], Progress]) -> None:
         """Record all further values at the position that `get_progress` returns."""
         self._get_progress = get_progress
+
+    def _place_text(self) -> str:
+        records = self.latest_records(100)
+        if not records or records[-1]["update"] is None:
+            return ""
+        # The history has advanced to the next epoch when evaluate() records.
+        in_epochs = [r["epoch"] for r in records if not r["metric"].startswith("evaluation_")]
+        epoch = (in_epochs or [records[-1]["epoch"]])[-1]
+        return f"epoch {epoch}, update {records[-1]['update']}: "
 
     def __getstate__(self) -> dict[str, Any]:
         # A copy keeps the values, but doesn't follow the run.
@@ -808,13 +895,32 @@ def count_values(history: RunHistory) -> dict[str, int]:
     return {name: len(list(history.get_metric_values(name))) for name in history.get_metric_names()}
 
 
-def values_since(history: RunHistory, counts: Mapping[str, int]) -> dict[str, Any]:
+def values_since(history: RunHistory, counts: Mapping[str, int]) -> EvaluationResult:
     """The latest value of each metric that has more values than `count_values` counted."""
-    return {
-        name: history.get_latest_metric(name)
+    return EvaluationResult(
+        (name, history.get_latest_metric(name))
         for name, count in sorted(count_values(history).items())
         if count > counts.get(name, 0)
-    }
+    )
+
+
+class EvaluationResult(dict[str, Any]):
+    """The metrics of an evaluation by name: a dictionary that notebooks show as a table."""
+
+    def _repr_html_(self) -> str:
+        from pa_core.display.html import values_html
+
+        return values_html({name: _short(value) for name, value in self.items()})
+
+
+def _short(value: Any) -> str:
+    """A value in a few characters: four digits of a number, the length of a list."""
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    if isinstance(value, list):
+        return f"[{len(value)} values]"
+    shown = repr(value)
+    return shown if len(shown) <= 30 else f"{shown[:29]}…"
 
 
 def _plain(value: Any) -> Any:

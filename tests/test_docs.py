@@ -3,6 +3,10 @@
 The Python blocks of a page run one after the other in one namespace, and its shell blocks between
 them, all in an empty folder. A comment on the line before a block changes that:
 ``<!-- file: NAME -->`` writes the block into that folder, ``<!-- not run: WHY -->`` skips it.
+
+On the How-to pages and in the tutorials, each Python block can be pasted as it is: it has its own
+namespace and folder. ``<!-- continues -->`` joins a block to the one before it. Files belong to the
+block that follows them; a shell block without files runs in the folder of the block before it.
 """
 
 import json
@@ -24,7 +28,8 @@ PAGES = [
     *sorted(ROOT.glob("docs/**/*.md")),
     *sorted(ROOT.glob("plugins/*/README.md")),
 ]
-MARK = re.compile(r"<!-- (file|not run): (.+) -->")
+RECIPES = {*ROOT.glob("docs/how_to/*.md"), *ROOT.glob("docs/start/tutorial_*.md")}
+MARK = re.compile(r"<!-- (?:(file|not run): (.+)|(continues)) -->")
 NO_CODE = {"text", "{eval-rst}"}
 every_page = pytest.mark.parametrize(
     "page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix()
@@ -54,36 +59,75 @@ def blocks(page: Path) -> list[Block]:
             continue
         mark = MARK.fullmatch(lines[start - 1]) if start else None
         code = "\n".join(lines[start + 1 : number]) + "\n"
-        kind, argument = mark.groups() if mark else (None, "")
-        found.append(Block(lines[start].removeprefix("```"), code, start + 1, kind, argument))
+        kind, argument, continues = mark.groups() if mark else (None, None, None)
+        language = lines[start].removeprefix("```")
+        found.append(Block(language, code, start + 1, kind or continues, argument or ""))
         start = None
     assert start is None, f"{page}: the block of line {start} is never closed"
     return [block for block in found if block.language not in NO_CODE]
+
+
+def recipes(page: Path) -> list[list[Block]]:
+    """The blocks that share a namespace and a folder: those of a recipe, or all of the page."""
+    found = [block for block in blocks(page) if block.mark != "not run"]
+    if page not in RECIPES:
+        return [found]
+    groups: list[list[Block]] = []
+    files: list[Block] = []  # not yet followed by the block they belong to
+    for block in found:
+        if block.mark == "file" or block.language == "toml":
+            files.append(block)
+            continue
+        has_files = any(file.mark == "file" for file in files)
+        opens = block.mark != "continues" and (block.language == "python" or has_files)
+        if opens or not groups:
+            groups.append([])
+        groups[-1] += [*files, block]
+        files = []
+    return [*groups, files] if files else groups
 
 
 @every_page
 def test_the_code_on_a_page_runs(
     page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("PA_CORE_CONFIG", raising=False)
-    namespace: dict[str, Any] = {"__name__": "__page__"}
-    for block in blocks(page):
-        if block.mark == "not run":
-            continue
-        if block.mark == "file":
-            file = tmp_path / block.argument
-            file.parent.mkdir(parents=True, exist_ok=True)
-            file.write_text(block.code)
-        if block.language == "python" and block.mark is None:
-            source = (
-                "\n" * block.line + block.code
-            )  # so that errors have the line numbers of the page
-            exec(compile(source, str(page), "exec", dont_inherit=True), namespace)  # noqa: S102
-        elif block.language == "sh" and block.mark is None:
-            run_shell(block.code, tmp_path)
-        elif block.language == "toml":
-            check_toml(block, tmp_path)
+    for number, recipe in enumerate(recipes(page)):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        monkeypatch.chdir(folder)
+        namespace: dict[str, Any] = {"__name__": "__page__"}
+        for block in recipe:
+            if block.mark == "file":
+                file = folder / block.argument
+                file.parent.mkdir(parents=True, exist_ok=True)
+                file.write_text(block.code)
+            elif block.language == "python":
+                # With empty lines before it, so that errors have the line numbers of the page.
+                source = "\n" * block.line + block.code
+                exec(compile(source, str(page), "exec", dont_inherit=True), namespace)  # noqa: S102
+            elif block.language == "sh":
+                run_shell(block.code, folder)
+            if block.language == "toml":
+                check_toml(block, folder)
+
+
+def test_the_blocks_of_a_recipe_share_a_folder_and_others_do_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    marks = ["", "file: a.py", "", "continues", "file: b.py", "continues", "file: c.py", "", ""]
+    languages = ["python"] * 7 + ["sh"] * 2
+    page = tmp_path / "page.md"
+    page.write_text(
+        "".join(
+            f"<!-- {mark} -->\n```{language}\n{place}\n```\n"
+            for place, (mark, language) in enumerate(zip(marks, languages, strict=True))
+        )
+    )
+    assert len(recipes(page)) == 1
+    monkeypatch.setattr("tests.test_docs.RECIPES", {page})
+    places = [[int(block.code) for block in recipe] for recipe in recipes(page)]
+    assert places == [[0], [1, 2, 3, 4, 5], [6, 7, 8]]
 
 
 def run_shell(commands: str, folder: Path) -> None:

@@ -90,10 +90,14 @@ def test_the_example_of_a_hook_fails_if_its_implementation_does_nothing(
 # -- Public names ---------------------------------------------------------------------------------
 
 
+def _api() -> str:
+    return "\n".join(page.read_text() for page in sorted(DOCS.glob("reference/api/*.md")))
+
+
 def _documented() -> Iterator[Any]:
     """The objects whose docstrings the API reference shows."""
     directive = re.compile(r"^\.\. auto(\w+):: ([\w.]+)\n((?: +:.+\n)*)", re.MULTILINE)
-    for kind, target, options in directive.findall((DOCS / "reference" / "api.md").read_text()):
+    for kind, target, options in directive.findall(_api()):
         if kind != "module":
             home, _, name = target.rpartition(".")
             yield getattr(import_module(home), name)
@@ -108,7 +112,7 @@ def _documented() -> Iterator[Any]:
 
 @pytest.mark.parametrize("module", PUBLIC)
 def test_each_public_name_is_in_the_api_reference_with_a_docstring(module: str) -> None:
-    shown, text = list(_documented()), (DOCS / "reference" / "api.md").read_text()
+    shown, text = list(_documented()), _api()
     for name in import_module(module).__all__:
         value = getattr(import_module(module), name)
         if f"{module}.{name}" in ("pa_core.__version__", "pa_core.notebook_launcher"):
@@ -116,6 +120,13 @@ def test_each_public_name_is_in_the_api_reference_with_a_docstring(module: str) 
         else:
             assert any(other is value for other in shown), f"{module}.{name}"
             assert inspect.getdoc(value), f"{module}.{name}"
+
+
+def test_the_overview_of_the_api_has_each_of_its_pages() -> None:
+    overview = (DOCS / "reference" / "api.md").read_text()
+    pages = sorted(f"api/{page.stem}" for page in DOCS.glob("reference/api/*.md"))
+    assert sorted(re.findall(r"^\| \[[\w.]+\]\((.+)\.md\) \|", overview, re.MULTILINE)) == pages
+    assert sorted(re.findall(r"^api/.+$", overview, re.MULTILINE)) == pages
 
 
 # -- The picture of the layers --------------------------------------------------------------------

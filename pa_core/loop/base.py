@@ -50,6 +50,7 @@ from pa_core.loop.run_data import RunData
 from pa_core.loop.run_numbers import Groups, RunNumbers, set_values, values_of
 from pa_core.loop.services import TrainerServices
 from pa_core.loop.watched import WatchedMetrics
+from pa_core.plugins.builtin_names import DEFAULTS
 from pa_core.plugins.callers import BoundHooks
 from pa_core.plugins.manager import PluginManager
 from pa_core.settings.environment import build_all_plugins, settings_of, where_enabled
@@ -494,10 +495,11 @@ class TrainerBase(TrainerServices):
             )
 
     def _print_plugins(self) -> None:
-        """Print the plugins of the run and where their settings come from."""
+        """Print the plugins of the run, without the defaults, and where their settings are."""
         where = where_enabled(self.settings, self.plugins.by_name)
-        if self.plugins.by_name or self.settings.overrides:
-            self.print(f"Plugins: {', '.join(self.plugins.by_name) or 'none'}{where}")
+        names = [name for name in self.plugins.by_name if name not in DEFAULTS]
+        if names or where:
+            self.print(f"Plugins: {', '.join(names) or 'the default ones'}{where}")
 
     # -- Set-up ---------------------------------------------------------------------------------
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pa_core.errors import PluginError, PluginLoadError, SettingsError, nearest
-from pa_core.plugins.builtin_names import DEFAULTS
+from pa_core.plugins.builtin_names import BUILTINS, DEFAULTS, PARTS
 from pa_core.plugins.discovery import (
     PluginSource,
     builtin_sources,
@@ -68,12 +68,12 @@ def build_plugins(
         if given is not None and (isinstance(given, str) or not isinstance(given, Iterable)):
             shown = given.__name__ if inspect.isclass(given) else repr(given)
             raise TypeError(f"{argument} must be a list, not {shown}: write [{shown}]")
-    builder = _Builder(settings, in_code=plugins is not None, left_out=left_out)
     items = list(settings.plugins if plugins is None else plugins)
+    listed = {parse_item(item).name for item in items if isinstance(item, str)}
+    builder = _Builder(settings, listed, in_code=plugins is not None, left_out=left_out)
     builder.check_disabled()
     builder.check_arguments()
     if callbacks is None:
-        listed = {parse_item(item).name for item in items if isinstance(item, str)}
         for name in DEFAULTS:
             if name not in settings.disable and name not in listed:
                 builder.build_default(name)
@@ -96,15 +96,19 @@ def build_plugins(
 class _Builder:
     """Builds plugins, and collects the mistakes in the settings."""
 
-    def __init__(self, settings: Settings, *, in_code: bool, left_out: Collection[str]) -> None:
-        self.settings = settings
+    def __init__(
+        self, settings: Settings, listed: set[str], *, in_code: bool, left_out: Collection[str]
+    ) -> None:
+        self.settings, self.listed = settings, listed
         self.problems = list(settings.problems)
         self.cause: BaseException | None = None  # the first exception among the problems
         self.built: dict[str, tuple[object, PluginSource]] = {}
         self.names: set[str] = set()  # including plugins that couldn't be built
         self.instances: set[str] = set()  # which have no table
+        self.of_parts: set[str] = set()  # tables that another plugin uses, see PARTS
         self.left_out = set(left_out)
-        self.known: set[str] = set(DEFAULTS)  # whose tables may stay, although they have no effect
+        # Whose tables may stay, although they have no effect.
+        self.known: set[str] = {*DEFAULTS, *PARTS}
         self.list_place = "Trainer(plugins=…)" if in_code else f"{settings.place()} plugins:"
 
     @cached_property
@@ -119,7 +123,7 @@ class _Builder:
         listed = {parse_item(item).name for item in self.settings.plugins}
         for name in self.settings.disable:
             place = f"{self.settings.place()} disable: {name!r}"
-            if name not in DEFAULTS:
+            if name not in DEFAULTS and name not in PARTS:
                 hint = nearest(name, DEFAULTS)
                 self.problems.append(
                     f"{place} is not a built-in plugin that is on by default.{hint} "
@@ -142,7 +146,7 @@ class _Builder:
         overrides = self.settings.overrides or {}
         known = self.known | {parse_item(item).name for item in self.settings.plugins}
         for name in self.settings.tables:
-            is_used = name in self.names - self.instances
+            is_used = name in self.of_parts | (self.names - self.instances)
             if is_used or (name in known | self.names and name not in overrides):
                 continue
             place = self.settings.place(name)
@@ -182,10 +186,28 @@ class _Builder:
         ]
 
     def build_default(self, name: str) -> None:
-        if not self._leaves_out(name):
+        is_empty = name == "progress_table" and all(map(self._turns_off, PARTS))
+        if not self._leaves_out(name) and not is_empty:
             self.names.add(name)
             # The built-in, even if an installed distribution claims the name.
             self._build(name, self.builtins[name])
+
+    def _turns_off(self, name: str) -> bool:
+        """Whether a part of what `progress_table` shows is turned off by the name of its plugin."""
+        return name in self.settings.disable or self._leaves_out(name)
+
+    def _settings_of_parts(self) -> dict[str, Any]:
+        """What the tables and names of its parts set of `progress_table`."""
+        values: dict[str, Any] = {
+            part: False for name, part in PARTS.items() if self._turns_off(name)
+        }
+        for name in PARTS.keys() & self.settings.tables.keys() - self.listed:
+            table = self.settings.tables[name]
+            _, problems = _validate(load_plugin(self.builtins[name]), table)
+            self.problems += [f"{self.settings.place(name)} {problem}" for problem in problems]
+            values |= {} if problems else table
+            self.of_parts.add(name)
+        return values
 
     def build_listed(self, text: str) -> None:
         """Build a built-in, an installed plugin, a file or a class from its item in the list."""
@@ -235,6 +257,8 @@ class _Builder:
             self._add_problem(f"{self.list_place} {error}", error)
             return
         table = self.settings.tables.get(name, {})
+        if source.target == BUILTINS["progress_table"]:
+            table = {**self._settings_of_parts(), **table}
         place = self.settings.place(name)
         try:
             values, problems = _validate(loaded, table)

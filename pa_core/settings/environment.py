@@ -24,6 +24,7 @@ from pa_core.plugins.relations import missing, names_of
 from pa_core.settings.build import build_from_table, build_plugins, load
 from pa_core.settings.items import parse_item, source_of
 from pa_core.settings.overrides import flat, with_overrides
+from pa_core.settings.paths import short_path
 from pa_core.settings.table import (
     PLUGINS_VARIABLE,
     SET_VARIABLE,
@@ -123,7 +124,7 @@ def where_enabled(settings: Settings, plugins: Mapping[str, object]) -> str:
         settings: the settings of this run.
         plugins: the enabled plugins by name, whose settings declare secrets.
     """
-    places = [f"settings: {settings.file}"] if settings.file else []
+    places = [f"settings: {short_path(settings.file)}"] if settings.file else []
     places += overridden(settings, plugins)
     return f" ({'; '.join(places)})" if places else ""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from os import PathLike, fspath
 from pathlib import Path
@@ -34,3 +35,12 @@ def local_path(path: str | PathLike[str]) -> Path:
 def is_address(path: str | PathLike[str]) -> bool:
     """Whether a text or path has a scheme, such as ``s3:``, ``gs:``, ``hf:`` or ``file:``."""
     return _ADDRESS.match(fspath(path)) is not None
+
+
+def short_path(path: str | PathLike[str]) -> str:
+    """A path as people read it: from the working directory, if that is shorter."""
+    whole = os.path.abspath(path)
+    try:
+        return min(os.path.relpath(whole), whole, key=len)
+    except (OSError, ValueError):  # no working directory, or on another drive
+        return whole

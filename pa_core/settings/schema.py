@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from pa_core.plugins.builtin_names import DEFAULTS
+from pa_core.plugins.builtin_names import DEFAULTS, PARTS
 from pa_core.plugins.discovery import load_plugin
 from pa_core.settings.reserved import MODELS
 from pa_core.settings.table import TABLE
@@ -60,7 +60,7 @@ def json_schema(sources: Mapping[str, PluginSource]) -> dict[str, Any]:
             "disable": {
                 "type": "array",
                 "description": "Built-in plugins to disable that are on by default.",
-                "items": {"enum": list(DEFAULTS)},
+                "items": {"enum": [*DEFAULTS, *PARTS]},
                 "uniqueItems": True,
             },
             **tables,

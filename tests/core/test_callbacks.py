@@ -60,17 +60,16 @@ def test_every_builtin_is_where_it_is_said_to_be_and_in_a_file_of_its_name():
     assert set(DEFAULTS) <= set(BUILTINS)
 
 
-def test_the_default_callbacks_are_the_relatives():
+def test_the_default_callbacks_show_a_table_in_place_of_the_relatives_lines_and_bars():
     names = [callback.__name__ for callback in get_default_callbacks()]
     assert names == [
         "MoveModulesToDeviceCallback",
         "TerminateOnNaNCallback",
-        "PrintProgressCallback",
-        "ProgressBarCallback",
-        "LogMetricsCallback",
+        "ProgressTableCallback",
     ]
-    quiet = [callback.__name__ for callback in get_default_callbacks(progress_bar=False)]
-    assert quiet == [name for name in names if name != "ProgressBarCallback"]
+    *others, table = get_default_callbacks(progress_bar=False)
+    assert [callback.__name__ for callback in others] == names[:2]
+    assert (table.bar, table.rows, table.summary) == (False, True, True)
 
 
 def test_what_is_not_asked_for_is_not_imported():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import re
 import socket
@@ -193,26 +194,89 @@ def test_accelerate_launch_on_two_processes(alone, new_project):
     assert_same_results(folder, alone, 2)
 
 
-def test_a_notebook_on_two_processes(alone, new_project):
+CELLS = {
+    "import": """
+        from pa_core import Trainer, notebook_launcher
+        from train import load, main
+        """,
+    "launch": """
+        notebook_launcher(main, num_processes=2, use_port="PORT")
+        """,
+    "train": """
+        import torch
+        from torch import nn
+
+        model = nn.Linear(8, 2)
+        plugins = {"plugins": ["live_plot"], "live_plot": {"interval": 0.01}}
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+        trainer = Trainer(model, nn.CrossEntropyLoss(), optimizer, settings=plugins)
+        trainer.train(load(), 100, eval_dataset=load())
+        """,
+    "history": "trainer.run_history",
+    "evaluate": "trainer.evaluate(load())",
+    "plot": "trainer.run_history.plot()",
+}
+
+
+@pytest.fixture(scope="module")
+def notebook(new_project):
+    """A folder with an executed notebook, and the outputs of its cells by their names."""
     from nbformat import v4
 
     folder = new_project("notebook")
     with socket.create_server(("127.0.0.1", 0)) as server:
-        port = server.getsockname()[1]
-    cells = [
-        "from pa_core import notebook_launcher\nfrom train import main",
-        f"notebook_launcher(main, num_processes=2, use_port='{port}')",
-    ]
-    notebook = v4.new_notebook(cells=[v4.new_code_cell(cell) for cell in cells])
-    (folder / "train.ipynb").write_text(json.dumps(notebook))
+        port = str(server.getsockname()[1])
+    sources = [dedent(cell).strip().replace("PORT", port) for cell in CELLS.values()]
+    file = folder / "train.ipynb"
+    cells = [v4.new_code_cell(source) for source in sources]
+    file.write_text(json.dumps(v4.new_notebook(cells=cells)))
     run(
         folder,
-        *("-c", "from nbclient.cli import main; main()", "train.ipynb", "--timeout=200"),
+        *("-c", "from nbclient.cli import main; main()", file.name, "--inplace", "--timeout=200"),
         IPYTHONDIR=str(folder / "ipython"),  # no user settings
         JUPYTER_CONFIG_DIR=str(folder / "jupyter"),
         JUPYTER_DATA_DIR=str(folder / "jupyter"),
     )
-    assert_same_results(folder, alone, 2)
+    executed = json.loads(file.read_text())["cells"]
+    return folder, {name: cell["outputs"] for name, cell in zip(CELLS, executed, strict=True)}
+
+
+def test_a_notebook_on_two_processes(alone, notebook):
+    assert_same_results(notebook[0], alone, 2)
+
+
+def shown_in(outputs: list[dict[str, Any]], kind: str) -> list[str]:
+    """What is shown in the richest form of a MIME type."""
+    found = [output["data"][kind] for output in outputs if kind in output.get("data", {})]
+    return ["".join(one) for one in found]
+
+
+def test_a_saved_notebook_has_the_table_of_a_run_once_and_no_bar(notebook):
+    _, outputs = notebook
+    assert outputs["import"] == []  # no warning that a bar needs another package
+    for name in ("launch", "train"):
+        (table,) = shown_in(outputs[name], "text/html")
+        assert "<th>train loss</th><th>eval loss</th>" in table
+        assert "progress" not in table.partition("</style>")[2]
+        assert "\r" not in json.dumps(outputs[name])
+        printed = "".join("".join(one.get("text", "")) for one in outputs[name])
+        assert len(printed.splitlines()) < 20, printed
+    table = table.partition("</style>")[2]
+    assert table.count("<tr>") <= 1 + 60 + 2 + 2
+    assert "<td>1</td>" in table
+    assert "<td>100</td>" in table
+    assert table.count('class="best"') == 1
+
+
+def test_a_saved_notebook_has_the_last_live_plot_and_the_history(notebook):
+    _, outputs = notebook
+    (picture,) = shown_in(outputs["train"], "image/png")
+    assert base64.b64decode(picture).startswith(b"\x89PNG")
+    assert "Plot of loss after 700 updates" in shown_in(outputs["train"], "text/plain")
+    (table,) = shown_in(outputs["history"], "text/html")
+    assert "<td>100</td>" in table
+    assert "evaluation_loss" in shown_in(outputs["evaluate"], "text/html")[-1]
+    assert len(shown_in(outputs["plot"], "image/png")) == 1
 
 
 def test_two_machines(alone, new_project):
@@ -246,26 +310,25 @@ def test_two_machines(alone, new_project):
     assert [process.returncode for process in started] == [0, 0], shown
     assert_same_results(folder, alone, 2)
     # Only the main process of the run prints, so the other machine prints nothing.
-    (silent,) = [out for out, _ in shown if "Training starts" not in out]
+    (silent,) = [out for out, _ in shown if "Training Sequential" not in out]
     assert silent == ""
 
 
 def lines_of(launched: Any) -> list[str]:
-    """The printed lines, without the folder and without digits, which may differ by rounding."""
+    """The printed lines, without the folder and without digits, which may differ by rounding.
+
+    The processes are in the first lines of the run.
+    """
     folder, done = launched
-    text = done.stdout.replace(str(folder), "folder")
+    text = done.stdout.replace(str(folder), "folder").replace("2 processes on cpu", "cpu")
     return [re.sub(r"[\d.]+(e-\d+)?", "#", line) for line in text.splitlines() if line]
-
-
-def bars_of(text: str) -> Counter[str]:
-    """The names of the bars that were started."""
-    return Counter(re.findall(r"^(.+): +0%", text, re.MULTILINE))
 
 
 def test_lines_bars_and_files_are_written_once(alone, two):
     assert lines_of(two) == lines_of(alone)
     printed = Counter(lines_of(two))
-    assert printed["Training starts"] == 1
+    assert sum(line.startswith("Training Sequential: ") for line in printed) == 1
+    assert sum(bool(re.match(r" +# ", line)) for line in lines_of(two)) == 2  # a row per epoch
     assert sum("Plugins: " in line for line in two[1].stdout.splitlines()) == 1
     assert printed["epoch end"] == 2
     # One for each training state, and none on the other process.
@@ -275,7 +338,7 @@ def test_lines_bars_and_files_are_written_once(alone, two):
     assert ['"watch"' in file.read_text() for file in files] == [True, False]
 
     for _, done in (alone, two):
-        assert bars_of(done.stderr) == {"Epoch 1": 1, "Epoch 2": 1, "Evaluation": 2}
+        assert "\r" not in done.stdout + done.stderr
 
     # In any order: training states are written in the background.
     written = ["best_model.pt", "best_model.pt", "epoch_0001", "epoch_0002"]

@@ -65,6 +65,11 @@ class BatchSizeResult:
         """The size that trains the most samples per second."""
         return max(self.trials, key=lambda trial: trial.samples_per_second or 0.0).batch_size
 
+    def __repr__(self) -> str:
+        fitting = any(trial.fits for trial in self.trials)
+        found = f"batch_size={self.batch_size}, fastest={self.fastest}, " if fitting else ""
+        return f"{type(self).__name__}({found}{len(self.trials)} trials)"
+
     def __str__(self) -> str:
         lines = ["batch size  samples/s  peak memory"]
         for trial in self.trials:

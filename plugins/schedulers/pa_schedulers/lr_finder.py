@@ -92,6 +92,14 @@ class LearningRateResult:
         ax.legend()
         return ax
 
+    def __repr__(self) -> str:
+        try:
+            found = f"{self.suggestion:.2e}"
+        except ValueError:
+            found = None
+        name = type(self).__name__
+        return f"{name}(suggestion={found}, method={self.method!r}, {len(self.lrs)} updates)"
+
     def __str__(self) -> str:
         suggestions = ", ".join(f"{method} {self.suggest(method):.2e}" for method in _METHODS)
         return f"{len(self.lrs)} updates up to {self.lrs[-1]:.2e}: {suggestions}"

@@ -182,9 +182,9 @@ def test_plugins_names_what_is_listed_and_not_installed(shell):
 
 def test_plugins_that_the_environment_adds_are_listed_first_and_explained(shell, monkeypatch):
     shell.settings("[tool.pa-core]\nplugins = []\n")
-    monkeypatch.setenv("PA_CORE_PLUGINS", "weather,log_metrics")
+    monkeypatch.setenv("PA_CORE_PLUGINS", "weather,terminate_on_nan")
     lines = shell.out("plugins").splitlines()
-    assert lines[1] == "PA_CORE_PLUGINS: weather, log_metrics"
+    assert lines[1] == "PA_CORE_PLUGINS: weather, terminate_on_nan"
     enabled = [line.split()[1] for line in lines[2:] if line.startswith("yes")]
     assert enabled == ["weather", *DEFAULTS]
     lines = shell.out("explain", "--hook", "on_train_epoch_end").splitlines()
@@ -216,12 +216,12 @@ def test_explain_says_who_is_called_in_order_with_distribution_file_and_line(she
     assert lines[2] == "on_train_epoch_end"
     rows = [line.split() for line in lines[3:]]
     assert [row[0] for row in rows] == [f"{n}." for n in range(1, len(rows) + 1)]
-    assert [row[1] for row in rows] == ["weather", "terminate_on_nan", "log_metrics"]
+    assert [row[1] for row in rows] == ["weather", "terminate_on_nan", "progress_table"]
     file = shell.site.folder / "pa_weather.py"
     (line,) = [n for n, text in enumerate(file.read_text().splitlines(), 1) if "tryfirst" in text]
     assert rows[0][2:] == ["pa-weather", "2.1", f"{file}:{line}", "(tryfirst)"]
     assert rows[1][-1].endswith(tuple("0123456789"))
-    assert rows[2][-1] == "(trylast)"
+    assert "(trylast" in " ".join(rows[2])
 
 
 def test_explain_shows_the_loop_in_order_with_all_who_are_called_the_core_last(shell):
@@ -255,19 +255,19 @@ def test_explain_as_json_says_the_same(shell):
 
 
 def test_explain_and_plugins_say_what_is_called_on_the_main_process_only(shell):
-    shell.settings("[tool.pa-core]\nplugins = ['progress_bar']\n")
+    shell.settings("[tool.pa-core]\nplugins = []\n")
     (row,) = [
         line
         for line in shell.out("explain", "--hook", "on_train_step_end").splitlines()
-        if "progress_bar " in line
+        if "progress_table " in line
     ]
-    assert row.endswith("(main process only)")
+    assert row.endswith("main process only)")
     # What surrounds a run is called everywhere.
     assert "main process" not in shell.out("explain", "--hook", "run_training")
     (row,) = [
         line for line in shell.out("plugins", "--hooks").splitlines() if "process only" in line
     ]
-    assert "progress_bar" in row
+    assert "progress_table" in row
 
 
 def test_doctor_finds_nothing_wrong_here_but_perhaps_the_installation(shell):

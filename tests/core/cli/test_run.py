@@ -62,7 +62,7 @@ def test_a_script_runs_as_python_runs_it_with_other_settings(folder):
     assert lines[-1] == "updates 3 seed 9 ['overfit', 'model_summary']"
     (line,) = [line for line in lines if line.startswith("Plugins: ")]
     assert line.endswith(
-        f"(settings: {folder / 'pyproject.toml'}; PA_CORE_PLUGINS: overfit, model_summary, "
+        "(settings: pyproject.toml; PA_CORE_PLUGINS: overfit, model_summary, "
         "-early_stopping; PA_CORE_SET: trainer.seed = 9, overfit.num_batches = 1, "
         "train.num_epochs = '3 updates')"
     )

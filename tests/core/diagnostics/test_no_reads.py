@@ -19,13 +19,14 @@ SCRIPT = """
     from torch import nn
     from pa_core import Trainer
     from pa_core.builtins.log_metrics import LogMetricsCallback
+    from pa_core.builtins.progress_table import ProgressTableCallback
     from pa_core.builtins.terminate_on_nan import TerminateOnNaNCallback
     from tests.helpers import tiny_data, tiny_model
 
     def run(data, **options):
         model = tiny_model()
         optimizer = torch.optim.AdamW(model.parameters())
-        plugins = [TerminateOnNaNCallback(), LogMetricsCallback()]
+        plugins = [TerminateOnNaNCallback(), LogMetricsCallback(), ProgressTableCallback()]
         trainer = Trainer(model, nn.CrossEntropyLoss(), optimizer, callbacks=plugins, plugins=())
         assert trainer.device.type == "meta"
         try:

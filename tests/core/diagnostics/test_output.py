@@ -9,7 +9,11 @@ import warnings
 
 import pytest
 
-from pa_core.callbacks import ProgressBarCallback, SaveBestModelCallback
+from pa_core.callbacks import (
+    ProgressBarCallback,
+    ProgressTableCallback,
+    SaveBestModelCallback,
+)
 from pa_core.diagnostics.output import print_line
 from pa_core.testing import tiny_data, tiny_trainer
 
@@ -35,7 +39,8 @@ STREAMS = {"none": lambda: None, "closed": _closed, "gone": _Gone}
 def test_a_run_goes_on_without_a_stream(name, kind, tmp_path, monkeypatch):
     monkeypatch.setattr(sys, name, STREAMS[kind]())
     best = SaveBestModelCallback(tmp_path / "best.pt", "train_loss_epoch")
-    trainer = tiny_trainer(ProgressBarCallback(interval=0.001), best)
+    bars = ProgressBarCallback(interval=0.001), ProgressTableCallback(interval=0.001)
+    trainer = tiny_trainer(*bars, best)
     trainer.train(tiny_data(32), 2, per_device_batch_size=2)
     assert trainer.updates == 32
     assert (tmp_path / "best.pt").is_file()

@@ -10,6 +10,7 @@ import pytest
 
 from pa_core import TrainerCallback
 from pa_core.callbacks import EarlyStoppingCallback, LimitBatchesCallback, PrintProgressCallback
+from pa_core.durations import Duration
 from pa_core.errors import PluginLoadError, SettingsError
 from pa_core.plugins.builtin_names import DEFAULTS
 from pa_core.plugins.manager import PluginManager
@@ -40,10 +41,30 @@ def test_defaults_come_first_then_the_list_in_its_order(settings_of):
         disable = ["progress_bar"]
         """
     )
-    assert list(built(settings)) == [
-        *("move_modules_to_device", "terminate_on_nan", "log_metrics"),
-        *("weather", "print_progress", "checkpoint"),
-    ]
+    plugins = built(settings)
+    assert list(plugins) == [*DEFAULTS, "weather", "print_progress", "checkpoint"]
+    assert not plugins["progress_table"].bar
+
+
+def test_the_names_of_the_tables_parts_turn_them_off_and_set_them(settings_of):
+    def table(text, **code):
+        plugin = built(settings_of(f"[tool.pa-core]\n{text}"), **code).get("progress_table")
+        return plugin and (plugin.rows, plugin.bar, plugin.summary, plugin.interval, plugin.every)
+
+    every = Duration(3, "updates")
+    assert table("") == (True, True, True, 0.5, None)
+    assert table("disable = ['print_progress']") == (True, True, False, 0.5, None)
+    assert table("disable = ['print_progress', 'log_metrics', 'progress_bar']") is None
+    assert table("", left_out=["log_metrics"]) == (False, True, True, 0.5, None)
+    tables = "[tool.pa-core.progress_bar]\ninterval = 2\n[tool.pa-core.log_metrics]\nevery = 3\n"
+    assert table(tables) == (True, True, True, 2.0, every)
+    assert table(f"plugins = ['log_metrics']\n{tables}") == (True, True, True, 2.0, None)
+    own = "[tool.pa-core.progress_table]\ninterval = 1\nrows = true\n"
+    assert table(f"disable = ['log_metrics']\n{tables}{own}") == (True, True, True, 1.0, every)
+    listed = built(settings_of(f"[tool.pa-core]\nplugins = ['progress_table']\n{tables}"))
+    assert listed["progress_table"].every == every
+    (problem,) = problems_of(settings_of("[tool.pa-core.log_metrics]\nevery = 'often'\n"))
+    assert "[tool.pa-core.log_metrics] every: 'often' is not a valid duration" in problem
 
 
 def test_a_table_is_converted_to_the_types_of_the_plugins_settings(settings_of):
@@ -272,14 +293,14 @@ def test_a_plugin_that_fails_to_import_is_reported_as_the_cause(site, settings_o
 
 
 def test_a_name_claimed_by_two_distributions_is_an_error_only_if_it_is_enabled(site, settings_of):
-    site.install("pa-one", same="pa_weather:NoSettings", progress_bar="pa_weather:NoSettings")
+    site.install("pa-one", same="pa_weather:NoSettings", progress_table="pa_weather:NoSettings")
     site.install("pa-two", same="pa_weather:NoSettings")
-    assert type(built(Settings())["progress_bar"]).__name__ == "ProgressBarCallback"
-    settings = settings_of("[tool.pa-core]\nplugins = ['weather', 'same', 'progress_bar']\n")
+    assert type(built(Settings())["progress_table"]).__name__ == "ProgressTableCallback"
+    settings = settings_of("[tool.pa-core]\nplugins = ['weather', 'same', 'progress_table']\n")
     problems = problems_of(settings)
     assert len(problems) == 2
     assert "'same' is claimed by pa-" in problems[0]
-    assert "'progress_bar' is claimed by pa-core" in problems[1]
+    assert "'progress_table' is claimed by pa-core" in problems[1]
 
 
 def test_a_mistake_in_code_names_the_argument(site):

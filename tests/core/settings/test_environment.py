@@ -126,14 +126,14 @@ def test_everything_wrong_is_reported_at_once(site, monkeypatch):
 def test_another_plugin_of_a_name_that_is_taken_is_an_error(site, tmp_path, monkeypatch):
     code = WATCH.partition("class NeedsOne")[0]
     (tmp_path / "one").mkdir(), (tmp_path / "two").mkdir()
-    for file in ("progress_bar.py", "one/own.py", "two/own.py"):
+    for file in ("progress_table.py", "one/own.py", "two/own.py"):
         (tmp_path / file).write_text(code)
-    monkeypatch.setenv("PA_CORE_PLUGINS", "progress_bar.py,one/own.py,two/own.py,one/own.py")
+    monkeypatch.setenv("PA_CORE_PLUGINS", "progress_table.py,one/own.py,two/own.py,one/own.py")
     with pytest.raises(SettingsError) as caught:
         build_all_plugins(Settings())
     built_in, other = caught.value.problems
-    assert "the name 'progress_bar' is taken by pa-core" in built_in
-    assert "such as 'progress_bar.py:second'" in built_in
+    assert "the name 'progress_table' is taken by pa-core" in built_in
+    assert "such as 'progress_table.py:second'" in built_in
     assert "can't add 'two/own.py': the name 'own' is taken by" in other
     monkeypatch.setenv("PA_CORE_PLUGINS", "one/own.py,two/own.py:second,one/own.py")
     assert names() == ["own", "own:second"]

@@ -11,13 +11,16 @@ from pa_core.builtins.early_stopping import EarlyStoppingCallback
 from pa_core.builtins.fast_dev_run import FastDevRunCallback
 from pa_core.builtins.limit_batches import LimitBatchesCallback
 from pa_core.builtins.limit_eval_steps import LimitEvalStepsCallback
+from pa_core.builtins.live_plot import LivePlotCallback
 from pa_core.builtins.log_metrics import LogMetricsCallback
 from pa_core.builtins.model_summary import ModelSummaryCallback
 from pa_core.builtins.move_modules_to_device import MoveModulesToDeviceCallback
 from pa_core.builtins.overfit import OverfitCallback
 from pa_core.builtins.preemption import PreemptionCallback
+from pa_core.builtins.print_metrics import PrintMetricsCallback
 from pa_core.builtins.print_progress import PrintProgressCallback
 from pa_core.builtins.progress_bar import ProgressBarCallback
+from pa_core.builtins.progress_table import ProgressTableCallback
 from pa_core.builtins.save_best_model import SaveBestModelCallback
 from pa_core.builtins.speedups import SpeedupsCallback
 from pa_core.builtins.step_evaluation import StepBasedEvaluationCallback
@@ -43,6 +46,15 @@ class TestMoveModulesToDevice(BuiltinConformance):
 
 class TestTerminateOnNaN(BuiltinConformance):
     plugin = TerminateOnNaNCallback
+
+
+class TestProgressTable(BuiltinConformance):
+    plugin = ProgressTableCallback
+    settings: ClassVar = {"every": "3 updates"}
+
+
+class TestPrintMetrics(BuiltinConformance):
+    plugin = PrintMetricsCallback
 
 
 class TestPrintProgress(BuiltinConformance):
@@ -105,6 +117,11 @@ class TestPreemption(BuiltinConformance):
     plugin = PreemptionCallback
 
 
+class TestLivePlot(BuiltinConformance):
+    plugin = LivePlotCallback
+    settings: ClassVar = {"metrics": ["loss"], "interval": 1.0}
+
+
 class TestModelSummary(BuiltinConformance):
     plugin = ModelSummaryCallback
 
@@ -135,6 +152,7 @@ def test_every_built_in_plugin_is_tested_here():
 
 REPRESENTATIVE: list[type[PluginConformance]] = [
     TestTerminateOnNaN,
+    TestProgressTable,
     TestLogMetrics,
     TestSaveBestModel,
     TestEarlyStopping,

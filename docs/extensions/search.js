@@ -1,0 +1,107 @@
+// Rank the results of Sphinx's search by how well titles and headings fit the whole query.
+//
+// Sphinx scores a page by its best word alone, in any heading, and sorts ties by the alphabet. Here a
+// page comes first if its title has all words of the query, then if one of its headings has, which the
+// result links to. A page is listed once. Entries of the index (`{index}` on a page) count as titles:
+// they have the words that people search for and a title doesn't have. Sphinx includes this file after
+// its own code; what is found is left to that.
+
+if (typeof Search !== "undefined") {
+  const TITLE = 60, HEADING = 40, WORDS = 20; // what has all words of the query
+  const FITS = 20; // times the share of the title or heading that the query makes up
+  const LITERAL = 0.2; // added to that share: the same forms of the words, "checkpoint", not "checkpointing"
+  const IN_TITLE = 10; // times the share of the query that is in the page's title
+  const NAME = 55, PART_OF_NAME = 1; // of a class, function or attribute, such as `Trainer.train`
+  // Pages for users before those for authors of plugins, before lists of everything.
+  const FOLDERS = [
+    ["start/", 9], ["how_to/", 9], ["plugins/hooks/", 0], ["plugins/", 6], ["understand/", 5],
+    ["reference/api", 0], ["reference/errors", 0], ["reference/changelog", -9],
+    ["reference/glossary", -40], ["reference/", 4],
+  ];
+
+  const words = (text) =>
+    splitQuery(text.toLowerCase()).filter((word) => !stopwords.has(word) && !/^\d+$/.test(word));
+  const stems = (text) => new Set(words(text).map((word) => new Stemmer().stemWord(word)));
+
+  // The share of a title that the query makes up; 0 if a word of the query isn't in it.
+  const fit = (query, title) => {
+    const parts = stems(title), wanted = stems(query);
+    if (!wanted.size || ![...wanted].every((word) => parts.has(word))) return 0;
+    const literal = new Set(words(title));
+    const isLiteral = words(query).every((word) => literal.has(word));
+    return wanted.size / parts.size + (isLiteral ? LITERAL : 0);
+  };
+
+  const shareIn = (title, query) => {
+    const parts = stems(title), wanted = [...stems(query)];
+    return wanted.filter((word) => parts.has(word)).length / (wanted.length || 1);
+  };
+
+  const folder = (docname) => (FOLDERS.find(([start]) => docname.startsWith(start)) ?? ["", 0])[1];
+
+  const headings = (query) => {
+    const found = new Map(); // for each page, its heading that fits best
+    for (const [title, places] of Object.entries(Search._index.alltitles)) {
+      const share = fit(query, title);
+      if (!share) continue;
+      for (const [file, id] of places)
+        if (id && share > (found.get(file)?.share ?? 0)) found.set(file, { title, id, share });
+    }
+    return found;
+  };
+
+  const find = Search._performSearch;
+  Search._performSearch = (query, ...terms) => {
+    const { docnames, titles } = Search._index;
+    const byHeading = headings(query);
+    const exact = query.toLowerCase().trim();
+    const best = new Map();
+    for (const [docname, name, anchor, description, score, filename, kind] of find(query, ...terms)) {
+      const file = docnames.indexOf(docname);
+      const page = titles[file];
+      let result = [docname, name, anchor, description, 0, filename, kind];
+      let key = docname;
+      if (kind === "object") {
+        key += anchor;
+        result[4] = `.${name.toLowerCase()}`.endsWith(`.${exact}`) ? NAME : PART_OF_NAME;
+      } else if (kind === "index") {
+        const isExact = Search._index.indexentries[exact]?.some(([entry]) => entry === file);
+        if (!isExact || anchor.includes(".")) continue; // the latter are names of the API
+        const heading = Object.entries(Search._index.alltitles).find(([, places]) =>
+          places.some(([entry, id]) => entry === file && `#${id}` === anchor));
+        result[1] = heading && heading[0] !== page ? `${page} > ${heading[0]}` : page;
+        result[4] = TITLE + FITS;
+      } else {
+        const inTitle = fit(query, page), heading = byHeading.get(file);
+        result = [docname, page, "", null, 0, filename, "text"];
+        if (inTitle) result[4] = TITLE + FITS * inTitle;
+        else if (heading) {
+          result[1] = `${page} > ${heading.title}`;
+          result[2] = `#${heading.id}`;
+          result[4] = HEADING + FITS * heading.share;
+        } else result[4] = WORDS + IN_TITLE * shareIn(page, query);
+      }
+      result[4] += folder(docname);
+      if (result[4] > (best.get(key)?.[4] ?? -Infinity)) best.set(key, result);
+    }
+    return [...best.values()].sort(_orderResultsByScoreThenName);
+  };
+
+  // Sphinx fetches each page that it lists to quote from it, which a page opened as a file can't do.
+  // Each result gets the first sentence of its page instead (`summaries.py`).
+  const addSummaries = (list) => {
+    for (const item of list.querySelectorAll("li.kind-text, li.kind-index")) {
+      const page = item.querySelector("a").getAttribute("href").replace(/\.html.*/, "");
+      if (item.querySelector("p") || !SUMMARIES[page]) continue;
+      const text = item.appendChild(document.createElement("p"));
+      text.className = "context";
+      text.textContent = SUMMARIES[page];
+    }
+  };
+  const perform = Search.performSearch;
+  Search.performSearch = (query) => {
+    perform(query);
+    addSummaries(Search.output);
+    new MutationObserver(() => addSummaries(Search.output)).observe(Search.output, { childList: true });
+  };
+}

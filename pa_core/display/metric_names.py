@@ -1,0 +1,96 @@
+"""Parse metric names: the quantity, the data split, and the dataset."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+_NAME = re.compile(
+    r"^(?:(?P<data>(?!intermediate[_/.-]).+?)[_/.-])?"
+    r"(?P<split>intermediate[_/.-]eval|evaluation|eval|training|train|validation|valid|val|test)"
+    r"[_/.-](?P<base>.+)$"
+)
+_SPLITS = {
+    **dict.fromkeys(("training", "train"), "train"),
+    **dict.fromkeys(("evaluation", "test"), "test"),
+    **dict.fromkeys(("validation", "valid", "val", "eval"), "eval"),
+}
+
+
+@dataclass(frozen=True)
+class MetricName:
+    """The parts of a metric's name.
+
+    Attributes:
+        base: the quantity; metrics with the same base share a chart.
+        split: ``"train"``, ``"eval"``, ``"test"`` or ``""``.
+        label: what distinguishes metrics with the same base: the split and the dataset's name.
+        detail: the entry of a list or table, such as the number of a class; else empty.
+        is_within_epoch: whether its values are recorded within epochs, in addition to a metric
+            recorded once per epoch.
+    """
+
+    base: str
+    split: str = ""
+    label: str = ""
+    detail: str = ""
+    is_within_epoch: bool = False
+
+    @property
+    def title(self) -> str:
+        """The quantity in words."""
+        return self.base.replace("_", " ")
+
+    @property
+    def text(self) -> str:
+        """The whole name in words, such as "loss, eval"."""
+        detail = f"/{self.detail}" if self.detail else ""
+        return f"{self.title}{detail}, {self.label}" if self.label else f"{self.title}{detail}"
+
+
+def parse_metric_names(names: Iterable[str]) -> dict[str, MetricName]:
+    """Parse the names of a run's metrics.
+
+    >>> parse_metric_names(["train_loss_epoch"])["train_loss_epoch"].text
+    'loss, train'
+    >>> names = ["night_eval_loss_epoch", "night_recall/3", "train_f1", "f1", "evaluation_f1"]
+    >>> [name.text for name in parse_metric_names(names).values()]
+    ['loss, eval night', 'recall/3, eval night', 'f1, train', 'f1, eval', 'f1, evaluate()']
+    >>> name = "ema_intermediate_eval_loss"
+    >>> parse_metric_names([name])[name].text
+    'loss, eval ema in epoch'
+    """
+    matches = {name: _NAME.match(name) for name in names}
+    datasets = {match["data"] for match in matches.values() if match and match["data"]}
+    trained = {
+        match["base"] for match in matches.values() if match and match["split"].startswith("train")
+    }
+    return {
+        name: _from_match(match) if match else _without_split(name, datasets, trained)
+        for name, match in matches.items()
+    }
+
+
+def _from_match(match: re.Match[str]) -> MetricName:
+    base, _, detail = match["base"].partition("/")
+    is_whole = base.endswith("_epoch")
+    base = base.removesuffix("_epoch") or base
+    split = _SPLITS.get(match["split"], "eval")
+    is_running = split == "train" and base == "loss" and not is_whole  # the mean so far
+    is_within = is_running or match["split"].startswith("intermediate")
+    shown = "evaluate()" if match["split"] == "evaluation" else split
+    words = (shown, match["data"], "in epoch" if is_within else "")
+    return MetricName(base, split, " ".join(filter(None, words)), detail, is_within)
+
+
+def _without_split(name: str, datasets: set[str], trained: set[str]) -> MetricName:
+    """Metrics of evaluations often have no prefix but the dataset's name."""
+    for data in sorted(datasets, key=len, reverse=True):
+        if name.startswith(f"{data}_"):
+            base, _, detail = name.removeprefix(f"{data}_").partition("/")
+            return MetricName(base, "eval", f"eval {data}", detail)
+    base, _, detail = name.partition("/")
+    if name in trained:
+        return MetricName(base, "eval", "eval", detail)
+    return MetricName(base, "", "", detail) if base else MetricName(name)

@@ -1,0 +1,220 @@
+"""The screen of a terminal: the table in colour, and one bar below it, which leaves nothing behind.
+
+While there is a bar, whatever is written to the terminal goes above it: each stream's ``write``
+first removes the bar. It is drawn again at the next display, if the cursor is at the start of a
+line. This holds for everyone who has the stream, such as a handler of `logging`.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, ClassVar
+from weakref import WeakSet
+
+from tqdm.std import tqdm
+
+from pa_core.display.notebook import in_notebook
+from pa_core.display.screen import Progress, Screen
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+
+def is_terminal(stream: Any) -> bool:
+    """Whether a stream is a terminal that can show a bar, rather than a file or the log of a CI."""
+    if os.environ.get("TERM", "").lower() in ("dumb", "unknown"):
+        return False
+    if os.environ.get("CI", "").lower() not in ("", "0", "false"):
+        return False
+    try:
+        return bool(stream.isatty())
+    except (AttributeError, ValueError):  # no stream, or a closed one
+        return False
+
+
+def create_screen(print_text: Callable[[str], Any], *, bar: bool, interval: float) -> Screen:
+    """The screen for the process' output as it is.
+
+    Args:
+        print_text: prints a text and a newline.
+        bar: whether a terminal shows a bar.
+        interval: seconds between two displays of the bar.
+    """
+    if in_notebook():
+        from pa_core.display.notebook_screen import NotebookScreen
+
+        return NotebookScreen(print_text, interval)
+    terminals = [stream for stream in (sys.stderr, sys.stdout) if is_terminal(stream)]
+    is_coloured = sys.stdout in terminals
+    if not is_coloured and not (bar and terminals):
+        return Screen(print_text)
+    below = Bar(terminals[0], terminals) if bar else None
+    return Terminal(print_text, interval, below, is_coloured=is_coloured)
+
+
+class Terminal(Screen):
+    """Prints a table in colour, and shows a bar.
+
+    Args:
+        print_text: prints a text and a newline.
+        interval: seconds between two displays of the bar.
+        bar: the bar; None for none.
+        is_coloured: whether the table goes to the terminal, and not only the bar.
+    """
+
+    shows_at_once = True
+
+    def __init__(
+        self,
+        print_text: Callable[[str], Any],
+        interval: float,
+        bar: Bar | None,
+        *,
+        is_coloured: bool = True,
+    ) -> None:
+        super().__init__(print_text, interval)
+        self.bar, self.is_coloured = bar, is_coloured
+        self.rule = "─" if is_coloured and _takes(sys.stdout, "─") else "-"
+
+    def create_console(self) -> Console:
+        """The console that renders rows."""
+        if not self.is_coloured:
+            return super().create_console()
+        from rich.console import Console
+
+        return Console(file=sys.stdout, force_jupyter=False, highlight=False)
+
+    def show(self, progress: Progress) -> None:
+        """Draw the bar."""
+        if self.bar is not None:
+            self.bar.draw(progress)
+
+    def hide(self) -> None:
+        """Remove the bar, until `show` is called again."""
+        if self.bar is not None:
+            self.bar.remove()
+
+    def close(self) -> None:
+        """Remove the bar, and leave the streams alone from now on."""
+        if self.bar is not None:
+            self.bar.close()
+
+
+def _takes(stream: Any, text: str) -> bool:
+    """Whether a stream's encoding has these characters."""
+    try:
+        text.encode(getattr(stream, "encoding", None) or "ascii")
+    except (UnicodeEncodeError, LookupError):
+        return False
+    return True
+
+
+class Bar:
+    """A bar in the last line of a terminal.
+
+    Args:
+        stream: where it is drawn.
+        streams: those whose output goes above it.
+    """
+
+    def __init__(self, stream: Any, streams: list[Any]) -> None:
+        self._lock, self._process = threading.RLock(), os.getpid()
+        self._is_drawn, self._is_line_start = False, True
+        write = stream.write
+        self._bar: _Tqdm | None = _Tqdm(file=_Unguarded(stream, write))
+        self._guarded: dict[Any, Any] = {}  # each stream's own `write`, where it had one
+        for one in dict.fromkeys(streams):
+            self._guard(one)
+
+    def _guard(self, stream: Any) -> None:
+        original = stream.write
+
+        def write(text: Any, *args: Any, **kwargs: Any) -> Any:
+            if os.getpid() != self._process:  # a worker, which has a copy of this
+                self._erase(is_drawn=self._is_line_start)
+                return original(text, *args, **kwargs)
+            with self._lock:
+                self._erase()
+                if text:
+                    self._is_line_start = str(text).endswith(("\n", "\r"))
+                return original(text, *args, **kwargs)
+
+        before = vars(stream).get("write") if hasattr(stream, "__dict__") else None
+        with suppress(AttributeError, TypeError):  # a stream that can't be guarded
+            stream.write = write
+            self._guarded[stream] = (write, before)
+
+    def draw(self, progress: Progress) -> None:
+        """Draw the bar, unless someone is in the middle of a line."""
+        with self._lock:
+            if self._bar is None or not self._is_line_start:
+                return
+            self._bar.show(progress)
+            self._is_drawn = True
+            if self._bar.disable:  # its terminal is gone
+                self._bar = None
+
+    def remove(self) -> None:
+        """Remove the bar; the next `draw` shows it again."""
+        with self._lock:
+            self._erase()
+
+    def _erase(self, *, is_drawn: bool = False) -> None:
+        if (self._is_drawn or is_drawn) and self._bar is not None:
+            self._is_drawn = False
+            with suppress(OSError, ValueError):
+                self._bar.clear()
+
+    def close(self) -> None:
+        """Remove the bar, and give the streams back as they were."""
+        self.remove()
+        with self._lock:
+            bar, self._bar = self._bar, None
+            for stream, (ours, before) in self._guarded.items():
+                if vars(stream).get("write") is not ours:
+                    continue  # someone else has wrapped it since
+                if before is None:
+                    del stream.write
+                else:
+                    stream.write = before
+            self._guarded.clear()
+            if bar is not None:
+                bar.disable = True
+
+
+class _Unguarded:
+    """A stream with its own `write`."""
+
+    def __init__(self, stream: Any, write: Callable[[str], Any]) -> None:
+        self._stream, self.write = stream, write
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+class _Tqdm(tqdm):
+    """A tqdm bar that is displayed only when it is asked to be."""
+
+    _instances: ClassVar[WeakSet[Any]] = WeakSet()  # of other code's bars none is above or below it
+    monitor_interval = 0  # no thread that refreshes it
+
+    def __init__(self, file: Any) -> None:
+        # Nothing is displayed before the delay is over, which is never.
+        super().__init__(file=file, leave=False, dynamic_ncols=True, delay=1e9)
+
+    def show(self, progress: Progress) -> None:
+        """Display how far the epoch has come."""
+        self.n, self.total = progress.done, progress.total
+        numbers = str(progress).replace("{", "{{").replace("}", "}}")
+        self.desc = progress.title
+        self.bar_format = "{desc} " + (
+            f"{{percentage:3.0f}}%|{{bar}}| {numbers}" if progress.total else numbers
+        )
+        try:
+            self.refresh()
+        except (OSError, ValueError):  # the stream is closed, or gone
+            self.disable = True
