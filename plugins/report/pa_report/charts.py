@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from pa_core.plugin import MetricName, greater_is_better, parse_metric_names
 from pa_report.epochs import EpochClock, clock_of
-from pa_report.metric_names import MetricName, higher_is_better, parse_metric_names
 from pa_report.palette import NUM_STYLES
 
 if TYPE_CHECKING:
@@ -91,12 +91,10 @@ class Table:
     note: str = ""
 
 
-def charts_of(run: Run, *, min_points: int = 2) -> list[Chart]:
+def charts_of(run: Run) -> list[Chart]:
     """The charts of one run: training and evaluation together, losses first, measurements last.
 
-    Args:
-        run: the run.
-        min_points: metrics with fewer points get no chart.
+    A metric with a single value has none.
     """
     clock = clock_of(run)
     names = parse_metric_names(run.metrics)
@@ -107,7 +105,7 @@ def charts_of(run: Run, *, min_points: int = 2) -> list[Chart]:
         groups.setdefault((parsed.base, is_list), []).append((parsed, name))
     charts = []
     for (_, is_list), members in groups.items():
-        if max(len(run.metrics[name]) for _, name in members) < min_points:
+        if max(len(run.metrics[name]) for _, name in members) < 2:
             continue
         parsed = members[0][0]
         title = parsed.title
@@ -143,7 +141,7 @@ def compared_charts(runs: Sequence[Run]) -> list[Chart | Table]:
                 run.metrics[name],
                 number,
                 clock=clock,
-                higher_is_better=higher_is_better(name),
+                higher_is_better=greater_is_better(name),
             )
             for number, (run, clock) in enumerate(zip(runs, clocks, strict=True))
             if name in run.metrics
@@ -229,7 +227,7 @@ def _curves(
                 metrics[name],
                 styles.setdefault(key, style),
                 parsed.is_within_epoch,
-                higher_is_better(name),
+                greater_is_better(name),
                 clock,
             )
         )

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from html import escape
 from typing import TYPE_CHECKING, Any
 
+from pa_core.plugin import greater_is_better, parse_metric_names
 from pa_report.charts import compared_charts
 from pa_report.description import describe
 from pa_report.differences import differences
@@ -14,7 +15,6 @@ from pa_report.draw import draw_grid, key
 from pa_report.epochs import clock_of
 from pa_report.formatting import duration, grouped, short
 from pa_report.markup import breakable, card, folded, section, table, text
-from pa_report.metric_names import higher_is_better, parse_metric_names
 from pa_report.page import build_page
 from pa_report.results import Summary, summaries
 from pa_report.run_page import STATUS
@@ -110,7 +110,7 @@ def _leader(row: Sequence[Summary | None]) -> int | None:
     best = {n: one.best.value for n, one in enumerate(row) if one and one.best}
     if not best:
         return None
-    higher = higher_is_better(next(one.name for one in row if one))
+    higher = greater_is_better(next(one.name for one in row if one))
     return (max if higher else min)(best, key=lambda number: best[number])
 
 
@@ -191,7 +191,7 @@ def _results(runs: Sequence[Run]) -> str:
     for name, entries in found.items():
         if names[name].detail:
             continue
-        sign = -1 if higher_is_better(name) is not False else 1
+        sign = -1 if greater_is_better(name) is not False else 1
         entries.sort(key=lambda entry: _order(sign, entry[1].best or entry[1].last))
         rows = [
             (

@@ -121,9 +121,9 @@ def _optimizer(run: Run, arguments: Mapping[str, Any]) -> tuple[str, str]:
 
 def _batch_size(run: Run, arguments: Mapping[str, Any]) -> str:
     """Samples per update, with the factors where there are several."""
-    per_device = arguments.get("per_device_batch_size")
-    accumulated = arguments.get("gradient_accumulation_steps") or 1
-    processes = arguments.get("num_processes") or 1
+    per_device: Any = arguments.get("per_device_batch_size")
+    accumulated: Any = arguments.get("gradient_accumulation_steps") or 1
+    processes: Any = arguments.get("num_processes") or 1
     if not all(is_number(value) for value in (per_device, accumulated, processes)):
         return _text(per_device)
     factors = [f"{per_device}"]

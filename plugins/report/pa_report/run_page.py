@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import TYPE_CHECKING, Any
 
+from pa_core.plugin import MetricName, parse_metric_names
 from pa_report.charts import Table, charts_of
 from pa_report.description import describe, sentence
 from pa_report.differences import flatten
@@ -25,7 +26,6 @@ from pa_report.markup import (
     table,
     text,
 )
-from pa_report.metric_names import MetricName, parse_metric_names
 from pa_report.page import build_page
 from pa_report.results import Summary, summaries
 from pa_report.run import DATA_ID
