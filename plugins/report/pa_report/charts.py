@@ -8,8 +8,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from pa_core.plugin import MetricName, greater_is_better, parse_metric_names
+from pa_core.plugin import MetricName, greater_is_better
 from pa_report.epochs import EpochClock, clock_of
+from pa_report.names import names_of
 from pa_report.palette import NUM_STYLES
 
 if TYPE_CHECKING:
@@ -61,6 +62,7 @@ class Chart:
         unit: the unit of the values.
         starts_at_zero: whether the y-axis includes zero.
         is_log: whether the y-axis is logarithmic.
+        floor: what a logarithmic axis doesn't show: values up to this one.
         is_heat_map: whether the values are shades instead of heights.
     """
 
@@ -70,6 +72,7 @@ class Chart:
     starts_at_zero: bool = False
     is_log: bool = False
     is_heat_map: bool = False
+    floor: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -97,7 +100,7 @@ def charts_of(run: Run) -> list[Chart]:
     A metric with a single value has none.
     """
     clock = clock_of(run)
-    names = parse_metric_names(run.metrics)
+    names = names_of(run.metrics)
     groups: dict[tuple[str, str], list[tuple[MetricName, str]]] = {}
     for name, parsed in names.items():
         label = parsed.label if parsed.detail else ""
@@ -129,7 +132,7 @@ def compared_charts(runs: Sequence[Run]) -> list[Chart | Table]:
 
     A list of numbers is a table of the runs' final values.
     """
-    names = parse_metric_names(name for run in runs for name in run.metrics)
+    names = names_of(name for run in runs for name in run.metrics)
     clocks = [clock_of(run) for run in runs]
     charts: list[Chart | Table] = []
     for name, parsed in names.items():
@@ -236,23 +239,27 @@ def _curves(
 
 def _measurement_chart(name: str, curves: Sequence[Curve]) -> Chart:
     title, unit = MEASUREMENTS[name]
-    is_log = name == "learning_rate" and _rates_span_decades(curves)
+    floor = _rates_floor(curves) if name == "learning_rate" else None
     is_heat_map = len(curves) > NUM_STYLES
-    return Chart(title, curves, unit, not is_log, is_log, is_heat_map)
+    is_log = floor is not None
+    return Chart(title, curves, unit, not is_log, is_log, is_heat_map, floor or 0.0)
 
 
-def _rates_span_decades(curves: Iterable[Curve]) -> bool:
-    """Whether most of the rates can't be distinguished on a linear axis.
+def _rates_floor(curves: Iterable[Curve]) -> float | None:
+    """Where a logarithmic axis of rates begins; None if most of them are readable on a linear one.
 
-    The lowest tenth of a curve is left out: a cosine ends near zero, and is read better as a curve.
+    A cosine ends near zero, which would take most of a logarithmic axis: the lowest tenth of a
+    curve doesn't count.
     """
-    levels = []
+    low, peaks = [], []
     for curve in curves:
         rates = sorted(point.value for point in curve.finite if point.value > 0)
         if rates:
-            levels += [rates[len(rates) // 10], rates[-1]]
-    peaks = levels[1::2]
-    return bool(levels) and (max(levels) >= 50 * min(levels) or max(peaks) >= 10 * min(peaks))
+            low.append(rates[len(rates) // 10])
+            peaks.append(rates[-1])
+    if not low or (max(peaks) < 50 * min(low) and max(peaks) < 10 * min(peaks)):
+        return None
+    return min(low) / 10
 
 
 def _compared_lists(runs: Sequence[Run], names: Mapping[str, MetricName]) -> list[Table]:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from html import escape
 from typing import TYPE_CHECKING, Any
 
-from pa_core.plugin import greater_is_better, parse_metric_names
+from pa_core.plugin import greater_is_better
 from pa_report.charts import compared_charts
 from pa_report.description import describe
 from pa_report.differences import differences
@@ -15,6 +15,7 @@ from pa_report.draw import draw_grid, key
 from pa_report.epochs import clock_of
 from pa_report.formatting import duration, grouped, short
 from pa_report.markup import breakable, card, folded, section, table, text
+from pa_report.names import names_of
 from pa_report.page import build_page
 from pa_report.results import Summary, summaries
 from pa_report.run_page import STATUS
@@ -83,17 +84,18 @@ def _common(runs: Sequence[Run]) -> str:
     """What all runs share."""
     first, *others = [describe(run) for run in runs]
     shared = [
-        f"{title}: {first[title]}"
+        f"{title} {first[title]}"
         for title in ("model", "training data", "optimizer", "device")
         if title in first and all(one.get(title) == first[title] for one in others)
     ]
-    return f'<p class="lead">In all runs {escape("; ".join(shared))}.</p>' if shared else ""
+    text = escape("; ".join(shared))
+    return f'<p class="lead">The same in all runs: {text}.</p>' if text else ""
 
 
 def _headline(runs: Sequence[Run]) -> dict[str, list[Summary | None]]:
     """The runs' summaries of the first metrics of an evaluation whose best value is known."""
     found = [{one.name: one for one in summaries(run.metrics)} for run in runs]
-    names = parse_metric_names(name for one in found for name in one)
+    names = names_of(name for one in found for name in one)
     shown = [
         name
         for name, parsed in names.items()
@@ -186,8 +188,8 @@ def _results(runs: Sequence[Run]) -> str:
     for number, run in enumerate(runs):
         for summary in summaries(run.metrics):
             found.setdefault(summary.name, []).append((number, summary))
-    names = parse_metric_names(found)
-    parts = []
+    names = names_of(found)
+    parts: list[str] = []
     for name, entries in found.items():
         if names[name].detail:
             continue

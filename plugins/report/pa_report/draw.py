@@ -136,7 +136,7 @@ def _epochs(curve: Curve, point: Point) -> float:
 
 def _drawn(chart: Chart, curve: Curve) -> list[Point]:
     """The points that the chart's scale can show."""
-    return [point for point in curve.finite if point.value > 0 or not chart.is_log]
+    return [p for p in curve.finite if p.value > chart.floor or not chart.is_log]
 
 
 def _line(chart: Chart, curve: Curve, x_scale: Scale, y_scale: Scale, place: Place) -> str:
@@ -147,12 +147,13 @@ def _line(chart: Chart, curve: Curve, x_scale: Scale, y_scale: Scale, place: Pla
     missing, shown, places = [], [], []
     for point in points:
         x = round(1000 * x_scale(place(curve, point)), 1)
-        if math.isfinite(point.value) and (point.value > 0 or not chart.is_log):
+        if math.isfinite(point.value) and (point.value > chart.floor or not chart.is_log):
             places.append(f"{x:g} {_y(y_scale(point.value))}")
             pieces[-1].append(places[-1])
             shown.append(point)
         else:
-            missing.append(f'<path class="missing" d="M{x:g} 1000V965"/>')
+            if not math.isfinite(point.value) or not chart.floor:
+                missing.append(f'<path class="missing" d="M{x:g} 1000V965"/>')
             pieces.append([])
     path = "".join(f"M{'L'.join(piece)}" for piece in pieces if piece)
     marks = list(zip(places, shown, strict=True)) if len(shown) <= _MAX_MARKED else []
@@ -218,7 +219,7 @@ def _notes(chart: Chart) -> list[str]:
             "NaN": [p for p in curve.points if math.isnan(p.value)],
             "infinite": [p for p in curve.points if math.isinf(p.value)],
         }
-        if chart.is_log:
+        if chart.is_log and not chart.floor:
             kinds["not positive"] = [p for p in curve.finite if p.value <= 0]
         for kind, points in kinds.items():
             if points:
@@ -226,6 +227,8 @@ def _notes(chart: Chart) -> list[str]:
                 name = f"{curve.label}: " if curve.label else ""
                 where = f"epoch{'s' if len(epochs) > 1 else ''} {span(epochs)}"
                 notes.append(f"{name}{len(points)} {kind} ({where})")
+    if chart.floor and any(p.value <= chart.floor for curve in chart.curves for p in curve.finite):
+        notes.append(f"values up to {short(chart.floor)} are not shown")
     return notes
 
 

@@ -8,7 +8,6 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import TYPE_CHECKING, Any
 
-from pa_core.plugin import MetricName, parse_metric_names
 from pa_report.charts import Table, charts_of
 from pa_report.description import describe, sentence
 from pa_report.differences import flatten
@@ -26,11 +25,13 @@ from pa_report.markup import (
     table,
     text,
 )
+from pa_report.names import names_of
 from pa_report.page import build_page
 from pa_report.results import Summary, summaries
 from pa_report.run import DATA_ID
 
 if TYPE_CHECKING:
+    from pa_core.plugin import MetricName
     from pa_report.images import Picture
     from pa_report.run import Run
 
@@ -90,7 +91,7 @@ def _head(run: Run, found: Sequence[Summary]) -> str:
 
 def _tiles(found: Sequence[Summary]) -> str:
     """The best values of the evaluation, or those of training if there are no others."""
-    names = parse_metric_names(summary.name for summary in found)
+    names = names_of(summary.name for summary in found)
     shown = [
         summary
         for summary in found
@@ -115,7 +116,7 @@ def _tiles(found: Sequence[Summary]) -> str:
 
 def _results(found: Sequence[Summary]) -> str:
     """A row per quantity and a column per data split; lists of numbers are folded."""
-    names = parse_metric_names(summary.name for summary in found)
+    names = names_of(summary.name for summary in found)
     whole = {(one.base, one.split) for one in names.values() if not one.is_within_epoch}
     entries = Counter((one.base, one.label) for one in names.values() if one.detail)
     groups: dict[str, list[Summary]] = {}
@@ -175,7 +176,7 @@ def _pictures(run: Run, pictures: Sequence[Picture]) -> str:
     for name, rows in tables.items():
         note = "rows: true class, columns: predicted class" if "confusion" in name else ""
         across, down = ([str(n) for n in range(len(side))] for side in (rows[0], rows))
-        title = parse_metric_names([name])[name].text
+        title = names_of([name])[name].text
         figures.append(draw_table(Table(title, down, across, rows, note)))
     for picture in pictures:
         if picture.name in drawn:
@@ -269,11 +270,8 @@ def _details(run: Run) -> str:
     layers = {
         name: f"× {number}" for name, number in mapping(arguments.pop("layers", None)).items()
     }
-    optimizer = {
-        key: arguments.pop(key)
-        for key in ("optimizer", "optimizer_settings", "scheduler", "scheduler_parts")
-        if key in arguments
-    }
+    chosen = ("optimizer", "optimizer_settings", "scheduler", "scheduler_parts")
+    optimizer: dict[str, Any] = {key: arguments.pop(key) for key in chosen if key in arguments}
     training = {"seed": manifest["seed"]} if "seed" in manifest else {}
     training |= flatten(arguments)
     sizes = {k: v for k, v in flatten(run.run_config).items() if k not in training}
