@@ -130,6 +130,17 @@ def bench(session: nox.Session) -> None:
 
 
 @nox.session(default=False, reuse_venv=True)
+def looks(session: nox.Session) -> None:
+    """Run the same job in other frameworks, and take the pictures of the docs and the README.
+
+    ``nox -s looks -- --only pa_core`` runs it in one of them. It needs Chromium.
+    """
+    session.install("-r", "benchmarks/side_by_side/requirements.txt")
+    session.run("python", "-m", "benchmarks.side_by_side", *session.posargs)
+    session.run("python", "-m", "benchmarks.side_by_side.pictures")
+
+
+@nox.session(default=False, reuse_venv=True)
 def build(session: nox.Session) -> None:
     """Build the sdist and the wheel of each distribution into ``dist``, and check them."""
     session.install("build", "twine")

@@ -1,6 +1,6 @@
 """Cost of starting: imports, building a Trainer, the first step, and how much code a run imports.
 
-Each figure comes from a process of its own. Those of pa-core and of accelerate alone take turns,
+Each figure comes from a new process. Those of pa-core and of accelerate alone take turns,
 so that a slow phase of the machine affects both.
 
     python benchmarks/cold_start.py --rounds 9

@@ -85,8 +85,8 @@ class UpdateClock:
     """Records the time after each update of an optimizer, which it creates.
 
     Attributes:
-        optimizer: an Adam of a class of its own, whose `step` records the time. A hook on a plain
-            Adam would slow down systems that call `step` faster where there are no hooks.
+        optimizer: an Adam of a subclass, whose `step` records the time. A hook on a plain
+            Adam would slow down systems that call `step` faster without hooks.
         stamps: wall-clock time after each update, in seconds.
         processor_stamps: CPU time of this process after each update, in seconds.
     """

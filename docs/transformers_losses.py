@@ -136,8 +136,8 @@ def page(sections: Mapping[str, list[tuple[str, str]]], version: str) -> str:
         "<!-- Written by docs/transformers_losses.py: nox -s families -->",
         "",
         f"What the models of transformers {version} return as loss, built at tiny sizes with",
-        "random weights. Where a mean is named, the loss of a batch is the mean of its samples'",
-        f"losses, as the plugin weighs them, to a relative {TOLERANCE:g}. Where it isn't known,",
+        "random weights. If a mean is named, the loss of a batch is the mean of its samples'",
+        f"losses, as the plugin weighs them, to a relative {TOLERANCE:g}. If it isn't known,",
         "training stops at the first batch and asks for `loss_mean`; see",
         "[the plugin](transformers.md).",
     ]

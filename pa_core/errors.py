@@ -16,7 +16,7 @@ class StopTrainingError(Exception):
 class PreemptedExit(SystemExit):
     """Ends the process after a signal paused the run, once its training state is saved.
 
-    The exit code tells the launcher of the process to start it again.
+    With this exit code the launcher starts the process again.
     """
 
 

@@ -31,7 +31,7 @@ _PART = re.compile(r"part-\d{5}-\d{6}")
 _MAX_BYTES = 64 * 2**20  # of the predictions that a process holds before it writes them
 _MAX_BATCHES = 4096
 _PADDING = "padding of rows"
-_NOTHING = "There is no batch to predict: the data are empty"
+_NOTHING = "Nothing to predict: the data are empty"
 
 
 class PaddedRows(NamedTuple):

@@ -163,7 +163,7 @@ class MetricWriters:
         if other is not None and other != writer:
             raise ValueError(
                 f"The metric {name!r} is recorded by {other} and by {writer}: give one of them "
-                'another name. Instances with names of their own, such as "metrics:a" in plugins, '
+                'another name. Instances with their own names, such as "metrics:a" in plugins, '
                 "record under different names"
             )
         return metric_name

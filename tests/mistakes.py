@@ -200,9 +200,7 @@ def several_inputs(model, loss_func, optimizer, data):
     trainer.train([((torch.zeros(4), torch.zeros(4)), 0)] * 8, num_epochs=1)
 
 
-@mistake(
-    "There is no loss function", "no loss function (loss_func=None)", "Give the Trainer a loss"
-)
+@mistake("A missing loss function", "No loss function (loss_func=None)", "Give the Trainer a loss")
 def no_loss(model, loss_func, optimizer, data):
     trainer = Trainer(model, None, optimizer)
     trainer.train(data, num_epochs=1)
@@ -283,7 +281,7 @@ def exhausted(model, loss_func, optimizer, data):
     trainer.train(iter(DataLoader(data, batch_size=4)), num_epochs=2)
 
 
-@mistake("There is nothing to evaluate on", "evaluate() needs a dataset")
+@mistake("Nothing to evaluate on", "evaluate() needs a dataset")
 def nothing_to_evaluate(model, loss_func, optimizer, data):
     Trainer(model, loss_func, optimizer).evaluate()
 
@@ -329,7 +327,7 @@ def optimizer_function(model, loss_func, optimizer, data):
     Trainer(model, loss_func, create)
 
 
-@mistake("There is no optimizer", "Training needs an optimizer", "functools.partial")
+@mistake("A missing optimizer", "Training needs an optimizer", "functools.partial")
 def no_optimizer(model, loss_func, optimizer, data):
     trainer = Trainer(model, loss_func, None)
     trainer.train(data, num_epochs=1)
@@ -369,7 +367,7 @@ def scheduler_arguments(model, loss_func, optimizer, data):
     trainer.train(data, num_epochs=1, create_scheduler_fn=torch.optim.lr_scheduler.StepLR)
 
 
-@mistake("No plugin registers the scheduler", "no 'cosine' among the schedulers", "pa-schedulers")
+@mistake("No plugin registers the scheduler", "No 'cosine' among the schedulers", "pa-schedulers")
 def scheduler_name(model, loss_func, optimizer, data):
     trainer = Trainer(model, loss_func, optimizer)
     trainer.train(data, num_epochs=1, create_scheduler_fn="cosine")
@@ -463,7 +461,7 @@ def not_installed(model, loss_func, optimizer, data):
 
 @mistake(
     "A misspelt plugin",
-    "no plugin 'early_stoping'. Did you mean 'early_stopping'?",
+    "unknown plugin 'early_stoping'. Did you mean 'early_stopping'?",
     settings="""
     [tool.pa-core]
     plugins = ["early_stoping"]
@@ -559,7 +557,7 @@ def disabled(model, loss_func, optimizer, data):
 
 @mistake(
     "A plugin file that doesn't exist",
-    f"There is no plugin file {FOLDER}/watch.py",
+    f"Plugin file not found: {FOLDER}/watch.py",
     settings="""
     [tool.pa-core]
     plugins = ["watch.py"]
@@ -571,7 +569,7 @@ def no_file(model, loss_func, optimizer, data):
 
 @mistake(
     "A class of a module that is in no package",
-    "no plugin 'watch:Watch'",
+    "unknown plugin 'watch:Watch'",
     "'watch.py'",
     settings="""
     [tool.pa-core]
@@ -648,7 +646,7 @@ def encoding(model, loss_func, optimizer, data):
 section("Your own plugins")
 
 
-@mistake("A misspelt hook", "no hook 'on_train_step_ends'. Did you mean 'on_train_step_end'?")
+@mistake("A misspelt hook", "unknown hook 'on_train_step_ends'. Did you mean 'on_train_step_end'?")
 def misspelt_hook(model, loss_func, optimizer, data):
     class Watch:
         @hookimpl
@@ -927,7 +925,7 @@ def recorded_outside(model, loss_func, optimizer, data):
     Trainer(model, loss_func, optimizer).record_mean("accuracy", torch.ones(()))
 
 
-@mistake("A training state that doesn't exist", "There is no training state at states")
+@mistake("A training state that doesn't exist", "No training state at states")
 def no_state(model, loss_func, optimizer, data):
     trainer = Trainer(model, loss_func, optimizer)
     trainer.train(data, num_epochs=1, resume_from="states")

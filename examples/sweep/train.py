@@ -4,7 +4,7 @@
     python train.py               # scikit-learn's 1,797 digits, in seconds
     python train.py --trials 50
 
-Each trial is a Trainer with settings of its own; no file is read or changed.
+Each trial is a Trainer with its own settings; no file is read or changed.
 """
 
 import argparse

@@ -28,7 +28,7 @@ def describe_states(folder: Path, *, every_byte: bool = False) -> list[dict[str,
         TrainingStateError: if there is no such folder.
     """
     if not folder.is_dir():
-        raise TrainingStateError(f"There is no folder {folder}")
+        raise TrainingStateError(f"Folder not found: {folder}")
     if (folder / MANIFEST).exists():
         return [_describe(folder, every_byte)]
     known = find_states(folder)

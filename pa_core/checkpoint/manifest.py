@@ -96,7 +96,7 @@ def _describe_plugin(trainer: Trainer, name: str) -> dict[str, Any]:
 def _plugin_values(plugin: object) -> dict[str, Any]:
     """What a plugin was built with, as far as it shows: its settings, or constructor arguments.
 
-    An argument shows if the plugin keeps it under its name. Paths change no numbers.
+    An argument shows if the plugin keeps it under its name. Paths aren't compared.
     """
     settings = getattr(plugin, "settings", None)
     if isinstance(settings, BaseModel):

@@ -111,7 +111,7 @@ class TrainingState:
         if not all(type(count) is int for count in counts):
             raise TypeError("the counts of the position and of metrics must be integers")
         if position.phase not in ("start", "train", "eval"):
-            raise ValueError(f"there is no phase {position.phase!r}")
+            raise ValueError(f"unknown phase {position.phase!r}")
         if not isinstance(self._parts["run_history"], dict | None):
             raise TypeError("the run history must be a dict")
         self.scheduled_for = _checked_numbers(state.get("scheduled_for"))

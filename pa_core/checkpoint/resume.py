@@ -83,7 +83,7 @@ def _choose_state(resume_from: str | Path, trainer: Trainer) -> Path | None:
         else:
             there = listed([state.name for state in find_states(path.parent)], most=10)
             hint = there and f"; {path.parent} has {there}"
-        raise TrainingStateError(f"There is no training state at {path}{hint}")
+        raise TrainingStateError(f"No training state at {path}{hint}")
     if (path / MANIFEST).exists() or (path / "state.json").exists():
         return path
     found = newest_intact_state(path)

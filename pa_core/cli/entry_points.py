@@ -50,7 +50,7 @@ def with_commands(app: typer.Typer, arguments: list[str]) -> typer.Typer:
     if called is None or called in own or called in claims:
         return app
     raise PluginNotFoundError(
-        f"There is no command {called!r}; pa --help lists them."
+        f"Unknown command {called!r}; pa --help lists them."
         f"{what_to_install(called, {*own, *claims}, COMMANDS)}"
     )
 

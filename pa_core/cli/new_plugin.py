@@ -142,7 +142,7 @@ def new_plugin(
     _check_free(plugin, distribution)
     if kind not in KINDS:
         raise NewPluginError(
-            f"There is no template {kind!r}.{nearest(kind, KINDS)} Choose from {', '.join(KINDS)}"
+            f"Unknown template {kind!r}.{nearest(kind, KINDS)} Choose from {', '.join(KINDS)}"
         )
     if hook is not None and kind != "event":
         raise NewPluginError(f"Only the template event takes a hook; the hook of {kind} is fixed")

@@ -40,7 +40,7 @@ def request_script(
         ScriptRequest: otherwise.
     """
     if not Path(script).is_file():
-        raise SettingsError([f"There is no script {script}"])
+        raise SettingsError([f"Script not found: {script}"])
     for text in settings:
         parse_setting(text)
     for variable, items in (

@@ -324,13 +324,13 @@ class TrainerBase(TrainerServices):
                 self.run_history.update_metric(loss_name, loss)
         elif has_batches or (prefix == "train" and self.position.batch):
             warnings.warn(
-                f"There is no {loss_name}: none of the batches had an item that counts, such as a "
+                f"No {loss_name}: none of the batches had an item that counts, such as a "
                 "labelled token",
                 stacklevel=2,
             )
         else:
             raise ValueError(
-                f"There is no {loss_name}, because the data yielded no batch. If the iterator is "
+                f"No {loss_name}: the data yielded no batch. If the iterator is "
                 "exhausted, pass a dataset or a re-iterable loader"
             )
         for mean in named:

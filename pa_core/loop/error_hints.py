@@ -179,7 +179,7 @@ def _end_workers(seconds: float = 0.0) -> bool:
 
 
 def _has_lost_a_worker(loader: _MultiProcessingDataLoaderIter) -> bool:
-    return any(worker.exitcode for worker in loader._workers)  # dead, and not of its own will
+    return any(worker.exitcode for worker in loader._workers)  # killed, or ended by an error
 
 
 def _worker_lost(trainer: Trainer) -> str:

@@ -61,7 +61,7 @@ def _is_pair(batch: Any) -> bool:
 
 def _why_unknown(batch: Any, part: Part) -> str:
     if _is_pair(batch):
-        return "There is no loss function (loss_func=None), and no plugin calculates the loss"
+        return "No loss function (loss_func=None), and no plugin calculates the loss"
     batches = "A training batch" if part == "train" else "An evaluation batch"
     if isinstance(batch, Mapping):
         found = f"is a dict with the keys {listed([str(key) for key in batch])}"

@@ -43,7 +43,7 @@ def seed_event(name: str, seed: int, epoch: int, updates: int, device: torch.dev
     """Seed what plugins draw from in an event of a run between its steps.
 
     A resumed run draws the same at its start, and when its epoch starts again. The generators are
-    seeded even if no plugin implements the event, so that they don't tell which plugins there are.
+    seeded even if no plugin implements the event, so that the enabled plugins make no difference.
     """
     places = {"on_training_run_start": (), "on_train_epoch_start": (epoch,)}
     if name in _EVENTS:

@@ -42,7 +42,7 @@ class RunNumbers:
         """Those of the trainer's present run."""
         evaluated = next(iter(trainer.eval_dataloaders.values()), None)
         return cls(
-            trainer.run_length.num_updates,  # a subclass may have a num_updates of its own
+            trainer.run_length.num_updates,  # a subclass may define its own num_updates
             trainer.run_config.num_epochs,
             trainer.run_config.num_update_steps_per_epoch,
             num_batches(trainer.train_dataloader),

@@ -394,7 +394,7 @@ class TrainerServices:
             ValueError: before the first run, when there is no training data.
         """
         if self._data.train_loader is None:
-            raise ValueError("There are no training batches yet: train_batches() needs a run")
+            raise ValueError("No training batches yet: train_batches() needs a run")
         limits = [one for one in (limit, self.train_batch_limit) if one is not None]
         before = self.is_padding_batch
         try:
@@ -533,7 +533,7 @@ class TrainerServices:
         """
         if self.optimizer is None:
             raise TrainingStateError(
-                "There is no training to resume without an optimizer: give the Trainer one, or "
+                "Without an optimizer there is nothing to resume: give the Trainer one, or "
                 "save the model with save_checkpoint"
             )
         if now and self._in_run and self.position.stop_reason is None:

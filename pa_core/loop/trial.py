@@ -24,7 +24,7 @@ def trial(trainer: Trainer, plugins: Iterable[Any], *, data: Any, alone: bool) -
     """See `Trainer.trial`."""
     if trainer.sharded_by not in (None, "FSDP"):
         raise ValueError(
-            f"There are no trial runs under {trainer.sharded_by}, whose copies of the weights "
+            f"Trial runs aren't supported under {trainer.sharded_by}, whose copies of the weights "
             "can't be restored"
         )
     probe = copy(trainer)

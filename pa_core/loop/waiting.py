@@ -11,7 +11,7 @@ from pa_core.diagnostics.output import print_line
 from pa_core.loop.error_hints import PROCESS_LOST
 
 WAIT = 60.0
-"""Seconds after which a process that waits for the others to do the same says so."""
+"""Seconds after which a process that waits for the others reports it."""
 
 
 @contextmanager

@@ -154,7 +154,7 @@ def load_plugin(source: PluginSource) -> Any:
     if source.origin == "installed":
         check_requirements(source)
     if source.origin == "file" and not Path(source.target).is_file():
-        raise PluginLoadError(f"There is no plugin file {source.target}")
+        raise PluginLoadError(f"Plugin file not found: {source.target}")
     try:
         if source.origin == "file":
             warn_if_planted(Path(source.target))

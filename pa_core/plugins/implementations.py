@@ -285,7 +285,7 @@ def implementations_of(
                 problems.append(f"{attribute} {error}")
         elif not options.get("optionalhook"):
             problems.append(
-                f"there is no hook {hook_name!r}.{nearest(hook_name, hooks)} (Mark an "
+                f"unknown hook {hook_name!r}.{nearest(hook_name, hooks)} (Mark an "
                 "implementation of another plugin's hook @hookimpl(optionalhook=True))"
             )
     if ("state_dict" in functions) != ("load_state_dict" in functions):

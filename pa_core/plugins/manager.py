@@ -268,9 +268,7 @@ class PluginManager:
             AttributeError: if there is no such hook, with the nearest name.
         """
         if hook_name not in self._hooks:
-            raise AttributeError(
-                f"There is no hook {hook_name!r}.{nearest(hook_name, self._hooks)}"
-            )
+            raise AttributeError(f"Unknown hook {hook_name!r}.{nearest(hook_name, self._hooks)}")
         in_trials = not hook_name.startswith("on_") and hook_name not in _NOT_IN_TRIALS
         every = [
             one
@@ -429,11 +427,11 @@ class PluginManager:
             plugin = REGISTRIES.get(hook_name)
             such = f", such as {plugin!r} of {PLUGINS[plugin]}" if plugin else ""
             raise PluginNotFoundError(
-                f"There is no {key!r} among the {kind}: no enabled plugin registers any "
+                f"No {key!r} among the {kind}: no enabled plugin registers any "
                 f"({hook_name}). Enable one in the plugins of [tool.pa-core]{such}"
             )
         raise PluginNotFoundError(
-            f"There is no {key!r} among the {kind}.{nearest(key, known)} "
+            f"No {key!r} among the {kind}.{nearest(key, known)} "
             f"The enabled plugins register {listed(known, most=12)}"
         )
 
@@ -475,7 +473,7 @@ class PluginManager:
                 problems.append(f"there is a state of {name!r}, which isn't enabled.{hint}")
         if not allow_missing:
             missing = sorted(stateful.keys() - states.keys())
-            problems += [f"there is no state of {name!r}" for name in missing]
+            problems += [f"no state of {name!r}" for name in missing]
         if problems:
             raise TrainingStateError(f"The plugins' states don't fit: {'; '.join(problems)}")
         for name, registration in stateful.items():

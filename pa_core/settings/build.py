@@ -167,7 +167,7 @@ class _Builder:
                 base = name.partition(":")[0]
                 candidates = {*self.names, *known, *self.claims, *RESERVED}
                 hint = what_to_install(base, candidates)
-                self.problems.append(f"{place}: there is no plugin {name!r}.{hint}")
+                self.problems.append(f"{place}: unknown plugin {name!r}.{hint}")
 
     def _leaves_out(self, *names: str) -> bool:
         """Whether a plugin with one of these names is left out."""

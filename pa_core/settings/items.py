@@ -84,7 +84,7 @@ def source_of(
         wanted = normalised(item.distribution)
         found = [one for one in found if normalised(one.distribution or "") == wanted]
     if not found or item.text.endswith(":"):
-        raise PluginNotFoundError(f"there is no plugin {item.text!r}.{_hint(item, claims)}")
+        raise PluginNotFoundError(f"unknown plugin {item.text!r}.{_hint(item, claims)}")
     return only_claim(item.plugin, found).named(item.name)
 
 

@@ -97,7 +97,7 @@ def _words(name: str) -> list[str]:
 def mask_secrets(value: Any) -> Any:
     """A copy of settings that can be shown and recorded, with its secrets masked.
 
-    A value is a secret if its name says so, at any depth (`is_secret`). Within other texts,
+    A value is a secret if its name is that of one, at any depth (`is_secret`). Within other texts,
     passwords in URLs, values of secret parameters and headers, and tokens with the prefix of a
     well-known service are masked.
 

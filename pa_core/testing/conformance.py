@@ -251,7 +251,7 @@ class PluginConformance:
         trainer = self.make_trainer(plugin)
         changed = before.changed_settings()
         assert not changed, f"Building the plugin changes the process: {'; '.join(changed)}"
-        before = Surroundings()  # a plugin may have a file or a thread of its own
+        before = Surroundings()  # a plugin may open files and start threads
         model = trainer.get_model(keep_torch_compile=False)
         hooks = hooks_of(model)
         _instrument(trainer, plugin, partial(call_within, context=seeds.within))
@@ -262,7 +262,7 @@ class PluginConformance:
         _assert_left_nothing(before, "A run")
         assert not seeds.found, (
             f"{'; '.join(seeds.found)}, so others draw the same numbers again and again. Draw from "
-            "trainer.rng(), or from a generator of your own"
+            "trainer.rng(), or from your own generator"
         )
         assert graphs.alive() <= self._graphs_without_plugin(graphs), (
             "It keeps the autograd graph of a step: call detach() on a tensor before you keep it"
@@ -333,7 +333,7 @@ class PluginConformance:
                 f"The exception of another plugin in {event} was replaced by {error!r}"
             ) from error
         else:
-            # A run goes on without the state that a plugin asked for, and reports why.
+            # A run continues without the state that a plugin asked for, and reports why.
             is_reported = any(DeliberateError.__name__ in str(one.message) for one in caught)
             is_lost = raising.has_raised and not is_reported
             assert not is_lost, f"The exception of another plugin in {event} was lost"

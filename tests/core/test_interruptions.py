@@ -246,11 +246,11 @@ def test_what_the_first_events_of_a_run_change_does_not_change_a_resumed_one(tmp
 
 def test_an_iterator_that_is_used_up_is_told_rather_than_gone_over_forever():
     batches = list(DataLoader(tiny_data(8), batch_size=4))
-    with pytest.raises(ValueError, match="train_loss_epoch, because the data yielded no batch"):
+    with pytest.raises(ValueError, match="train_loss_epoch: the data yielded no batch"):
         new_trainer().train(iter(batches), "5 updates")
-    with pytest.raises(ValueError, match="eval_loss_epoch, because the data yielded no batch"):
+    with pytest.raises(ValueError, match="eval_loss_epoch: the data yielded no batch"):
         new_trainer().train(tiny_data(8), 2, eval_dataset=iter(batches))
-    with pytest.raises(ValueError, match="no batch to predict"):
+    with pytest.raises(ValueError, match="Nothing to predict"):
         new_trainer().predict(iter([]))
 
 

@@ -174,7 +174,7 @@ class Seen(TrainerCallback):
 
 
 class SeesAgain(TrainerCallback):
-    """Iterates over the batches of each epoch once more, once it is over."""
+    """Iterates over the batches of each epoch again, after its end."""
 
     def __init__(self):
         self.epochs = {}

@@ -198,7 +198,7 @@ def refuse_what_looks_at_gradients(engine: str) -> None:
 
     class Looks(TrainerCallback):
         def on_gradients_ready(self, trainer: Trainer) -> None:
-            raise AssertionError("there are no gradients to look at")
+            raise AssertionError("the gradients can't be seen")
 
     class Repeats(TrainerCallback):
         needs_recompute = True

@@ -153,7 +153,7 @@ class Told(TrainerCallback):
 
 
 def watched(rank: int, folder: Path) -> Any:
-    """What each process is told of metrics, and what best model and early stopping make of it."""
+    """Which metrics each process sees, and what best model and early stopping make of it."""
     told = Told()
     stops = EarlyStoppingCallback(1, 0.0, watch_metric="fid")
     best = SaveBestModelCallback(folder / f"best-{rank}.pt", "fid")
@@ -241,7 +241,7 @@ class Counts(IterableDataset[Any]):
 
 
 class Saves(Counts):
-    """Each process has samples and a state of its own."""
+    """Each process has its own samples and state."""
 
     is_sharded = True
 
@@ -272,7 +272,7 @@ class SavesAt(TrainerCallback):
 
 
 def resumed(folder: Path) -> dict[str, Any]:
-    """Whether runs on data with states of their own resume exactly, and what refuses to."""
+    """Whether runs on data with their own states resume exactly, and what refuses to."""
     outcome: dict[str, Any] = {}
 
     def weights(data: Any, *callbacks: Any, **options: Any) -> dict[str, Any]:

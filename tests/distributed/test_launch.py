@@ -289,7 +289,7 @@ def test_two_machines(alone, new_project):
                     *(*machine, sys.executable, "-m", "torch.distributed.run"),
                     *("--nnodes", "2", "--nproc_per_node", "1", "--rdzv_backend", "c10d"),
                     *("--rdzv_endpoint", f"{address(0)}:29400", "--local_addr", address(number)),
-                    # Both have the same host name, so torchrun can't tell which one is the first.
+                    # Both have the same host name, so torchrun can't know which one is the first.
                     *("--rdzv_conf", f"is_host={int(number == 0)}", "train.py"),
                 ]
                 started.append(

@@ -121,7 +121,7 @@ count_and_reduce.__annotations__ = {"bucket": GradBucket, "return": Future[torch
 
 
 class Counting(TrainerCallback):
-    """Registers a communication hook of its own on the wrapped model."""
+    """Registers a communication hook on the wrapped model."""
 
     def __init__(self) -> None:
         self.sizes: list[int] = []

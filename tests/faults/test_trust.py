@@ -1,7 +1,7 @@
 """Nothing in a state or in settings is executed: forgeries are refused, under an audit hook.
 
-Each payload is loaded in a process of its own, which reports every event that could mean that
-something was run. The states are forged by somebody who knows how to hash.
+Each payload is loaded in a new process, which reports every event that could mean that
+something was run. The states are forged by someone who knows how to hash.
 """
 
 from __future__ import annotations
@@ -108,7 +108,7 @@ def forged(good, tmp_path):
 
 
 def hash_again(state: Path, change: Callable[[dict[str, Any]], object] = lambda manifest: None):
-    """Rewrite the manifest to match the files, after a change of its own."""
+    """Rewrite the manifest to match the files, after a change of the manifest."""
     manifest = json.loads((state / "manifest.json").read_bytes())
     for name in manifest["files"]:
         content = (state / name).read_bytes()

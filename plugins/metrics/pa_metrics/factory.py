@@ -70,7 +70,7 @@ def find_metric(name: str, registered: Mapping[str, Any]) -> Callable[..., Any]:
     classes = _torchmetrics_classes()
     if _key(name) not in classes:
         known = [history_name(found.__name__) for found in classes.values()] + list(registered)
-        raise ValueError(f"there is no metric {name!r}.{nearest(history_name(name), known)}")
+        raise ValueError(f"unknown metric {name!r}.{nearest(history_name(name), known)}")
     return classes[_key(name)]
 
 

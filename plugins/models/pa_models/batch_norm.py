@@ -193,7 +193,7 @@ class ConvertSyncBatchNormCallback(TrainerCallback):
         if trainer.device.type == "cpu":
             warnings.warn(
                 "torch synchronises batch norms on accelerators only: on CPUs each process uses "
-                "the statistics of its own batches",
+                "the statistics of the batches it gets",
                 stacklevel=2,
             )
             return

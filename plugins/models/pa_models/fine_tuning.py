@@ -90,7 +90,7 @@ def fine_tune(
     if head is None and freeze_epochs and num_groups == 1:
         raise ValueError(
             f"{type(model).__name__} has a single layer group with parameters, "
-            f"{next(iter(layer_groups))}, so that there is no head to train first: name it with "
+            f"{next(iter(layer_groups))}, so no head is left to train first: name it with "
             "head=…, or use freeze_epochs=0"
         )
     optimizer = trainer.optimizer

@@ -164,7 +164,7 @@ class ModelFreezer:
         self._print(f"Froze {self._names(chosen)}")
         others = [index for index in range(self.num_groups) if index not in chosen]
         if others and not any(parameters[index] for index in others):
-            self._warn_of_nothing_left(f"{self._names(others)} has none of its own")
+            self._warn_of_nothing_left(f"{self._names(others)} has no parameters")
 
     def unfreeze(
         self, from_index: int = -1, to_index: int = 0, set_modules_as_training: bool = True
@@ -323,7 +323,7 @@ class ModelFreezer:
     def _check_index(self, index: int) -> int:
         if not -self.num_groups <= index < self.num_groups:
             raise IndexError(
-                f"There is no layer group {index}: {type(self.model).__name__} has "
+                f"Layer group {index} doesn't exist: {type(self.model).__name__} has "
                 f"{self.num_groups}, {-self.num_groups} to {self.num_groups - 1}: "
                 + ", ".join(self.group_names)
             )

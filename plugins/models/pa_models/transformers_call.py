@@ -37,7 +37,7 @@ def call_model(model: nn.Module, batch: Mapping[str, Any]) -> Any:
 
 
 def _is_of_transformers(model: nn.Module) -> bool:
-    """Whether the forward method is one of transformers, not of a class of the user's own."""
+    """Whether the forward method is one of transformers, and not of a custom class."""
     if callable(find := getattr(model, "get_base_model", None)):  # within adapters
         model = find()
     forward = inspect.unwrap(type(model).forward)

@@ -249,7 +249,7 @@ def _without_prompt(sequences: Tensor, prompts: Tensor | None) -> Tensor:
     length = prompts.shape[1]
     start = sequences[:, :length]
     each = len(sequences) // len(prompts)
-    # Some models with a generate of their own return the new tokens only.
+    # Some models with a custom generate return the new tokens only.
     is_there = start.shape[1] == length and torch.equal(start, prompts.repeat_interleave(each, 0))
     return sequences[:, length:] if is_there else sequences
 

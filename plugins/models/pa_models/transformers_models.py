@@ -81,7 +81,7 @@ def load_model(path: str, task: str | None, **options: Any) -> nn.Module:
             f"{', '.join(TASKS)}"
         )
     if task not in TASKS:
-        raise ValueError(f"There is no task {task!r}.{nearest(task, TASKS)}")
+        raise ValueError(f"Unknown task {task!r}.{nearest(task, TASKS)}")
     check_folder(path)
     import transformers
 

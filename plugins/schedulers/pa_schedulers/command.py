@@ -112,7 +112,7 @@ def _schedulers_in_settings() -> Iterator[tuple[str, str, dict[str, Any]]]:
     named = [(title, table) for title, table in tables.items() if table and table.name]
     if not named:
         raise ValueError(
-            f"There is no scheduler in {settings.file or 'the settings of this folder'}: "
+            f"No scheduler in {settings.file or 'the settings of this folder'}: "
             "name one, as in 'pa schedule cosine'"
         )
     for title, table in named:

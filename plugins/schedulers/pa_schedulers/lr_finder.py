@@ -133,7 +133,7 @@ _METHODS: dict[str, Callable[[np.ndarray, np.ndarray], float]] = {
 def _check_method(method: str) -> None:
     if method not in _METHODS:
         raise ValueError(
-            f"There is no method {method!r}.{nearest(method, _METHODS)} "
+            f"Unknown method {method!r}.{nearest(method, _METHODS)} "
             f"The methods are {', '.join(_METHODS)}"
         )
 

@@ -136,7 +136,7 @@ def _builder(name: str) -> Callable[[Any, SchedulerSpec], Any]:
         return transformers_schedulers.build
     names = schedule_names()
     raise ValueError(
-        f"There is no scheduler {name!r}.{nearest(name, names)} Known names: {', '.join(names)}"
+        f"Unknown scheduler {name!r}.{nearest(name, names)} Known names: {', '.join(names)}"
     )
 
 

@@ -106,7 +106,7 @@ class WSDCheckpointCallback(ConfigurableCallback):
 
     def _continue_from(self, trainer: Trainer, checkpoint: Path) -> None:
         if not checkpoint.exists():
-            raise FileNotFoundError(f"There is no checkpoint to continue from at {checkpoint}")
+            raise FileNotFoundError(f"No checkpoint to continue from at {checkpoint}")
         fresh, history = trainer.scheduler.state_dict(), trainer.run_history
         position = dict(vars(trainer.position))
         records = history.state_dict() if hasattr(history, "state_dict") else None

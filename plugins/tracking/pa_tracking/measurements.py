@@ -36,7 +36,7 @@ def gradient_norm(trainer: Trainer) -> Tensor | None:
     """The 2-norm of all gradients of the next update, before clipping by norm; shape ``()``.
 
     Called in `on_optimizer_step_start`, where a gradient scaler has unscaled them. The norm stays
-    on the device, so that there is no host-device synchronisation.
+    on the device, without a host-device synchronisation.
 
     Returns:
         None if a process doesn't hold all gradients, as under FSDP or DeepSpeed, and the run

@@ -13,7 +13,7 @@ on_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA 
 
 
 class Ends(TrainerCallback):
-    """Notes how the run ends, after the guard was told."""
+    """Notes how the run ends, after the guard's hook."""
 
     def __init__(self):
         self.events = []

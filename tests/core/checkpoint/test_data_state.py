@@ -99,7 +99,7 @@ class SetsEpoch(Stream):
 
 
 class Draws(Stream):
-    """Draws from a generator of its own, and from the global ones."""
+    """Draws from its own generator, and from the global ones."""
 
     def __init__(self):
         self.rng = np.random.default_rng()

@@ -20,7 +20,7 @@ def a_lock(folder, **options):
 
 
 def acquire(folder, **options):
-    """Take the lock in this process; what was told, and what was taken over."""
+    """Take the lock in this process; what was reported, and what was taken over."""
     told = []
     one = a_lock(folder, **options)
     taken_over = one.acquire(told.append)

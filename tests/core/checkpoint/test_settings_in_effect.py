@@ -32,7 +32,7 @@ class Run:
         """Train for one epoch more.
 
         Returns:
-            The trainer, and what was told about differences.
+            The trainer, and what was reported about differences.
         """
         model = tiny_model()
         if options.pop("freeze", False):

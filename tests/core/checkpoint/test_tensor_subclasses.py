@@ -82,7 +82,7 @@ class WithTensor(Packed):
 
 
 class Labelled(Tensor):
-    """A subclass with storage of its own."""
+    """A subclass with its own storage."""
 
 
 class Momentum8bit(torch.optim.Optimizer):

@@ -175,7 +175,7 @@ def test_a_class_of_a_module_beside_the_settings_and_one_of_a_distribution_are_s
 
 def test_plugins_names_what_is_listed_and_not_installed(shell):
     shell.settings("[tool.pa-core]\nplugins = ['wether']\n")
-    assert "lists 'wether': there is no plugin 'wether'. Did you mean 'weather'?" in shell.error(
+    assert "lists 'wether': unknown plugin 'wether'. Did you mean 'weather'?" in shell.error(
         "plugins"
     )
 
@@ -191,7 +191,7 @@ def test_plugins_that_the_environment_adds_are_listed_first_and_explained(shell,
     assert lines[3].split()[1] == "weather"
     monkeypatch.setenv("PA_CORE_PLUGINS", "wether")
     error = shell.error("plugins")
-    assert "PA_CORE_PLUGINS lists 'wether': there is no plugin 'wether'." in error
+    assert "PA_CORE_PLUGINS lists 'wether': unknown plugin 'wether'." in error
 
 
 def test_hooks_prints_the_contract_of_each(shell):
@@ -297,7 +297,7 @@ def test_doctor_names_all_that_is_wrong_and_what_to_do(shell):
     for part in (
         "'same' is claimed by pa-",
         f"pa-one 1.0 (for pa-core >=7) doesn't support pa-core {__version__}",
-        "there is no plugin 'wether'. Did you mean 'weather'?",
+        "unknown plugin 'wether'. Did you mean 'weather'?",
         "degrees: expected a valid integer, got 'ten'",
     ):
         assert [line for line in wrong if part in line], part
@@ -333,7 +333,7 @@ def test_schema_leaves_out_a_plugin_that_cannot_be_imported_and_names_it(shell):
 
 def test_wrong_settings_are_told_in_words_with_exit_code_1(shell):
     shell.settings("[tool.pa-core]\nplugins = ['weather', 'wether']\n")
-    assert "there is no plugin 'wether'" in shell.error("explain")
+    assert "unknown plugin 'wether'" in shell.error("explain")
     shell.settings("[tool.pa-core\n")
     for command in ("plugins", "explain"):
         assert "can't be read" in shell.error(command)
@@ -410,7 +410,7 @@ def test_a_command_of_this_project_that_is_not_installed_names_its_distribution(
         with pytest.raises(PluginNotFoundError, match=f"'{name}'.* pip install pa-lab"):
             with_commands(typer.Typer(), [name, "train.py"])
     message = (
-        "no command 'chek'.* Did you mean 'check'. It is part of pa-lab, .* pip install pa-lab"
+        "Unknown command 'chek'.* Did you mean 'check'. It is part of pa-lab, .* pip install pa-lab"
     )
     with pytest.raises(PluginNotFoundError, match=message):
         with_commands(typer.Typer(), ["chek"])

@@ -135,7 +135,7 @@ def test_other_mistakes_are_told(tmp_path):
         new_plugin("watch", tmp_path, hook="on_train_epochs_end")
     with pytest.raises(NewPluginError, match="can't implement 'create_scheduler' first"):
         new_plugin("watch", tmp_path, hook="create_scheduler")
-    with pytest.raises(NewPluginError, match="no template 'wraper'. Did you mean 'wrapper'"):
+    with pytest.raises(NewPluginError, match="Unknown template 'wraper'. Did you mean 'wrapper'"):
         new_plugin("watch", tmp_path, kind="wraper")
     with pytest.raises(NewPluginError, match="Only the template event takes a hook"):
         new_plugin("watch", tmp_path, kind="provider", hook="on_train_epoch_end")

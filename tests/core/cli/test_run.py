@@ -42,7 +42,7 @@ RUN = [
 
 @pytest.fixture
 def folder(tmp_path):
-    """A project whose script is in a folder of its own."""
+    """A project whose script is in a subfolder."""
     (tmp_path / "src").mkdir()
     (tmp_path / "src/train.py").write_text(SCRIPT)
     (tmp_path / "src/beside.py").write_text("NUMBER = 5\n")
@@ -93,9 +93,9 @@ def test_what_a_script_raises_ends_it_as_in_python(folder):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["run", "nowhere.py"], "There is no script nowhere.py"),
+        (["run", "nowhere.py"], "Script not found: nowhere.py"),
         (["run", "--set", "seed=1", "src/train.py"], "'seed=1' is not a setting: expected table"),
-        (["run", "--set", "a.token=hidden", "."], "There is no script ."),
+        (["run", "--set", "a.token=hidden", "."], "Script not found: ."),
     ],
 )
 def test_mistakes_end_it_before_the_script_starts(folder, monkeypatch, capsys, arguments, message):

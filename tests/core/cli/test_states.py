@@ -90,7 +90,7 @@ def test_sizes_are_looked_at_and_every_byte_where_that_is_asked_for(shell, folde
 
 
 def test_the_exit_code_says_that_nothing_is_intact(shell):
-    assert "There is no folder" in shell.error("states", "nowhere")
+    assert "Folder not found" in shell.error("states", "nowhere")
     folder = shell.folder / "states"
     folder.mkdir()
     assert "No state in states is intact" in shell.error("states", "states")

@@ -41,7 +41,7 @@ class Noisy(Dataset):
 
 
 class OwnOrder:
-    """A sampler that shuffles with a generator of its own, which goes on from epoch to epoch."""
+    """A sampler that shuffles with its own generator, which continues from epoch to epoch."""
 
     def __init__(self):
         self.rng = random.Random()

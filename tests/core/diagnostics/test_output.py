@@ -1,4 +1,4 @@
-"""A run goes on if nobody can read what it prints."""
+"""A run continues if its output can't be written."""
 
 from __future__ import annotations
 

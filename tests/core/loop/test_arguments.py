@@ -1,4 +1,4 @@
-"""Bad input is told before training starts: what, where, and what would be right."""
+"""Bad input is reported before training starts: what, where, and what would be right."""
 
 from __future__ import annotations
 

@@ -290,7 +290,7 @@ def test_a_scheduler_that_the_script_gives_another_length_keeps_that_of_the_stat
 
 
 class Creates:
-    """A plugin that creates a scheduler of its own length."""
+    """A plugin that creates a scheduler with its own length."""
 
     @hookimpl
     def create_scheduler(self, trainer):

@@ -209,9 +209,9 @@ def test_a_nan_loss_of_labelled_items_still_stops_the_run():
 
 def test_an_epoch_without_any_item_has_no_mean_and_says_so():
     data = labelled(8, range(8))
-    with pytest.warns(UserWarning, match="There is no") as caught:
+    with pytest.warns(UserWarning, match="^No ") as caught:
         trainer = train(of_torch, 2, TerminateOnNaNCallback(), data=data)
-    text = "There is no {}: none of the batches had an item that counts, such as a labelled token"
+    text = "No {}: none of the batches had an item that counts, such as a labelled token"
     names = ["train_loss_epoch", "eval_loss_epoch"]
     assert [str(one.message) for one in caught] == [text.format(name) for name in names * 2]
     assert trainer.updates == 4

@@ -1,4 +1,4 @@
-"""Plugins that watch a metric are told of each value once, whenever it is recorded."""
+"""Plugins that watch a metric get each value once, whenever it is recorded."""
 
 import math
 import warnings
@@ -36,7 +36,7 @@ def loss_of(weights) -> float:
 
 
 class Told(TrainerCallback):
-    """Notes what it is told, with the number of updates at that time; a plugin with state."""
+    """Notes the values it gets, with the number of updates at that time; a plugin with state."""
 
     def __init__(self, *metrics, weights=False):
         self.watched_metrics = metrics
@@ -73,7 +73,7 @@ class RecordsIn(TrainerCallback):
         self.calls = state["calls"]
 
 
-# -- When plugins are told ------------------------------------------------------------------------
+# -- When plugins are called ----------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

@@ -904,7 +904,7 @@ def test_an_exception_in_an_event_by_any_name_is_blamed_too():
 
 
 class LunchPlugin:
-    """Specifies a hook of its own."""
+    """Specifies its own hook."""
 
     @hookspec(firstresult=True)
     def choose_dish(self, trainer, menu):
@@ -1051,7 +1051,7 @@ def test_a_registry_looks_a_value_up_only_on_access():
 
 def test_an_unknown_name_is_reported_with_the_nearest():
     manager = manager_of(Registers({"resnet18": 1, "resnet50": 2}))
-    message = "no 'resnet81' among the models. Did you mean 'resnet18'.*register resnet18, resnet50"
+    message = "No 'resnet81' among the models. Did you mean 'resnet18'.*register resnet18, resnet50"
     with pytest.raises(PluginNotFoundError, match=message):
         manager.find("register_models", "resnet81")
     with pytest.raises(PluginNotFoundError, match="no enabled plugin registers any"):

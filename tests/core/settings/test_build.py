@@ -230,7 +230,7 @@ def test_all_mistakes_are_reported_with_file_table_key_expectation_and_nearest_n
         "[tool.pa-core] disable: 'progres_bar' is not a built-in plugin that is on by default.",
         "[tool.pa-core] disable: 'checkpoint' is not a built-in plugin that is on by default.",
         "[tool.pa-core.log_metrics] every: '15 minuets' is not a valid duration. Did you mean 'min",
-        "[tool.pa-core] plugins: there is no plugin 'wether'. Did you mean 'weather'?",
+        "[tool.pa-core] plugins: unknown plugin 'wether'. Did you mean 'weather'?",
         "[tool.pa-core.weather] has no key 'wnd'. Did you mean 'wind'? Valid keys: degrees, ",
         "[tool.pa-core.weather] has no key 'wind.sped'. Did you mean 'speed'?",
         "[tool.pa-core.weather] degrees: expected a valid integer, got 'ten'",
@@ -240,9 +240,9 @@ def test_all_mistakes_are_reported_with_file_table_key_expectation_and_nearest_n
         "[tool.pa-core.plain] has colour, but the plugin has no settings",
         "[tool.pa-core.needy] needed is required",
         "[tool.pa-core] plugins: 'plain' is listed twice. Give the second its own name, such",
-        f"[tool.pa-core] plugins: There is no plugin file {tmp_path / 'no.py'}",
+        f"[tool.pa-core] plugins: Plugin file not found: {tmp_path / 'no.py'}",
         "[tool.pa-core.checkpoint]: 'checkpoint' isn't enabled. Add it to plugins",
-        "[tool.pa-core.wheather]: there is no plugin 'wheather'. Did you mean 'weather'?",
+        "[tool.pa-core.wheather]: unknown plugin 'wheather'. Did you mean 'weather'?",
     ]
     for start in expected:
         found = [problem for problem in remaining if problem.startswith(start)]
@@ -257,15 +257,15 @@ def test_all_mistakes_are_reported_with_file_table_key_expectation_and_nearest_n
         ("plugins = 'weather'", "plugins: expected a list of names, got 'weather'"),
         ("plugins = [1]", r"plugins: expected a list of names, got \[1\]"),
         ("disable.progress_bar = true", r"disable: expected a list of names, got {'progress_bar'"),
-        ("plugins = ['weather:']", "there is no plugin 'weather:'"),
-        ("plugins = ['']", "there is no plugin ''"),
+        ("plugins = ['weather:']", "unknown plugin 'weather:'"),
+        ("plugins = ['']", "unknown plugin ''"),
         ("plugins = ['no.watch.Watch']", "with a colon after its module: 'no.watch:Watch'"),
         ("plugins = ['pa_core.callbacks:EarlyStoping']", "Did you mean 'EarlyStoppingCallback'"),
         (
             "plugins = ['no.watch:Watch', 'weather']\n[tool.pa-core.'no.watch:Watch']\na = 1",
             r"the table of 'no.watch:Watch' is called \[tool.pa-core.Watch\]",
         ),
-        ("[tool.pa-core.trian]\nnum_epochs = 3", "no plugin 'trian'. Did you mean 'train'"),
+        ("[tool.pa-core.trian]\nnum_epochs = 3", "unknown plugin 'trian'. Did you mean 'train'"),
         ("plugins = ['progress_bar']\ndisable = ['progress_bar']", "is also listed in plugins"),
     ],
 )
@@ -305,6 +305,4 @@ def test_a_name_claimed_by_two_distributions_is_an_error_only_if_it_is_enabled(s
 
 def test_a_mistake_in_code_names_the_argument(site):
     (problem,) = problems_of(Settings(), plugins=["wether"])
-    assert problem.startswith(
-        "Trainer(plugins=…) there is no plugin 'wether'. Did you mean 'weather'?"
-    )
+    assert problem.startswith("Trainer(plugins=…) unknown plugin 'wether'. Did you mean 'weather'?")

@@ -111,14 +111,14 @@ def test_everything_wrong_is_reported_at_once(site, monkeypatch):
     with pytest.raises(SettingsError) as caught:
         names()
     wrong, broken, dotless, module, required, file, limit, fast = caught.value.problems
-    assert wrong.startswith("PA_CORE_PLUGINS: can't add 'wotch': there is no plugin 'wotch'")
+    assert wrong.startswith("PA_CORE_PLUGINS: can't add 'wotch': unknown plugin 'wotch'")
     assert "Did you mean 'watch'?" in wrong
     assert broken.endswith("can't add 'broken': ModuleNotFoundError: No module named 'nowhere'")
     assert "can't add 'watching:Watch'" in dotless  # a name with a label, and no such plugin
     assert "can't add 'watching.x:Y': ModuleNotFoundError" in module
     assert "can't add 'limit_batches'" in required
     assert "num_batches" in required
-    assert "There is no plugin file" in file
+    assert "Plugin file not found" in file
     assert limit == "PT_ACC_LIMIT_BATCHES must be a positive integer, not '0'"
     assert fast == "PA_CORE_FAST_DEV_RUN must be 1 or 0, not 'yes'"
 
@@ -170,7 +170,7 @@ def test_the_distributions_of_this_project_are_known_with_their_plugins_and_comm
 def test_a_plugin_of_this_project_that_is_not_installed_names_its_distribution(monkeypatch):
     hint = "It is part of pa-lab, which is not installed: pip install pa-lab"
     monkeypatch.setattr("pa_core.settings.build.find_claims", dict)
-    with pytest.raises(SettingsError, match=f"there is no plugin 'profile'. {hint}"):
+    with pytest.raises(SettingsError, match=f"unknown plugin 'profile'. {hint}"):
         names(plugins=["profile"])
     with pytest.raises(PluginNotFoundError, match=hint):
         added_source("profile", {})

@@ -135,7 +135,7 @@ def test_a_setting_that_would_have_no_effect_is_an_error(settings_of, tmp_path, 
         f"{place}.train] (epochs from PA_CORE_SET) has no key 'epochs'. Did you mean 'num_epochs'?",
         f"{place}.weather] (deg, degrees from PA_CORE_SET) has no key 'deg'.",
         f"{place}.weather] (deg, degrees from PA_CORE_SET) degrees: expected a valid integer, got",
-        f"{place}.wether] (degrees from PA_CORE_SET): there is no plugin 'wether'. Did you mean 'w",
+        f"{place}.wether] (degrees from PA_CORE_SET): unknown plugin 'wether'. Did you mean 'w",
         f"{place}.overfit] (num_batches from PA_CORE_SET): 'overfit' isn't enabled. Add it",
         f"{place}.progress_bar] (interval from PA_CORE_SET): 'progress_bar' isn't enabled.",
     ]
@@ -387,7 +387,7 @@ def test_a_distribution_and_a_class_may_be_named(site, monkeypatch):
         *("NoSettings", "Weather", "NoSettings", "OverfitCallback", "Mine", "Mine"),
     ]
     assert plugins["same:b"].settings.degrees == 3
-    assert list(plugins).count("progress_bar") == 1  # in place of the built-in
+    assert list(plugins).count("progress_bar") == 1  # instead of the built-in
     monkeypatch.setenv("PA_CORE_PLUGINS", "pa-two/same:c")
     assert next(iter(built(settings))) == "same:c"
 
@@ -402,10 +402,10 @@ def test_what_cannot_be_found_by_such_a_name_says_what_there_is(site):
     )
     expected = [
         "is claimed by pa-",
-        "no plugin 'pa-one/sane'. Did you mean 'same'? pa-one has same",
-        "no plugin 'pa-ona/same:b'. No plugin of pa-ona is installed. Did you mean 'pa-one'?",
-        "no plugin 'zzz/same:c'. No plugin of zzz is installed. pip install zzz",
-        "no plugin 'pa_weather:Weather'.",
+        "unknown plugin 'pa-one/sane'. Did you mean 'same'? pa-one has same",
+        "unknown plugin 'pa-ona/same:b'. No plugin of pa-ona is installed. Did you mean 'pa-one'?",
+        "unknown plugin 'zzz/same:c'. No plugin of zzz is installed. pip install zzz",
+        "unknown plugin 'pa_weather:Weather'.",
     ]
     for problem, text in zip(found, expected, strict=True):
         assert text in problem

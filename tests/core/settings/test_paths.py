@@ -89,7 +89,7 @@ def test_the_file_of_settings_is_no_address(monkeypatch) -> None:
 
 
 class _Own:
-    """A plugin of somebody else, with a plain path."""
+    """Another project's plugin, with a plain path."""
 
     class Settings(BaseModel):
         class Inner(BaseModel):

@@ -140,7 +140,7 @@ def test_mistakes_of_settings_and_hooks_are_told_all_at_once(project):
     )
     settings(project, '[tool.pa-core]\nplugins = ["own.py"]\n')
     (problem,) = check_settings(project)
-    assert "there is no hook 'on_epoch_ned'" in problem
+    assert "unknown hook 'on_epoch_ned'" in problem
     settings(
         project,
         """

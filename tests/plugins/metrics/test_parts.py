@@ -66,7 +66,7 @@ def test_metrics_are_found_in_their_subpackage_not_as_deprecated_aliases(name, p
 
 
 def test_an_unknown_name_is_an_error_with_the_nearest_name():
-    with pytest.raises(ValueError, match=r"no metric 'presicion'.*'precision'"):
+    with pytest.raises(ValueError, match=r"unknown metric 'presicion'.*'precision'"):
         find_metric("presicion", {})
 
 

@@ -170,7 +170,7 @@ def test_a_model_with_one_layer_group_needs_a_named_head():
     model = nn.Sequential(nn.Linear(6, 3))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     trainer = Trainer(model, nn.CrossEntropyLoss(), optimizer, callbacks=(), plugins=())
-    with pytest.raises(ValueError, match="single layer group with parameters, 0, so .* no head"):
+    with pytest.raises(ValueError, match="single layer group with parameters, 0, so no head"):
         fine_tune(trainer, tiny_data(), 1)
     fine_tune(trainer, tiny_data(), 1, freeze_epochs=0)
 

@@ -316,7 +316,7 @@ def test_invalid_models_tasks_and_folders_are_rejected(tmp_path):
 
     with pytest.raises(ValueError, match="without a config.json, so it isn't a model"):
         load("causal-lm", tmp_path / "empty")
-    with pytest.raises(ValueError, match="no task 'casual-lm'. Did you mean 'causal-lm'"):
+    with pytest.raises(ValueError, match="Unknown task 'casual-lm'. Did you mean 'causal-lm'"):
         load("casual-lm", tmp_path / "empty")
     with pytest.raises(ValueError, match="needs a task: set task"):
         load(None, tmp_path / "empty")
@@ -696,7 +696,7 @@ def test_neither_padding_nor_what_the_collator_made_of_the_labels_is_in_the_text
 
 def test_without_labels_texts_are_generated_and_no_loss_is_recorded(tmp_path):
     model, samples = vivid(t5()), [{"input_ids": torch.arange(5, 9) + i} for i in range(6)]
-    with pytest.warns(UserWarning, match="There is no evaluation_loss"):
+    with pytest.warns(UserWarning, match="No evaluation_loss"):
         outputs, recorded = evaluated(model, samples)
     assert recorded == {}
     options = {"max_new_tokens": 4, "num_beams": 3, "num_return_sequences": 2}

@@ -110,7 +110,7 @@ def test_the_command_draws_the_schedulers_of_the_settings(tmp_path, monkeypatch)
         (("cosine", "--warmup", "soon"), "'soon' is not a valid duration"),
         (("reduce_lr_on_plateau",), "steps on a metric"),
         (("--warmup", "5%"), "need the name of a scheduler"),
-        ((), "There is no scheduler in the settings of this folder"),
+        ((), "No scheduler in the settings of this folder"),
     ],
 )
 def test_the_command_reports_errors_without_a_traceback(arguments, message, tmp_path, monkeypatch):

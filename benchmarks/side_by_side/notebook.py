@@ -1,0 +1,113 @@
+"""Run code as the cell of a notebook, and take a picture of what it shows."""
+
+from __future__ import annotations
+
+import io
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import nbformat
+from nbclient import NotebookClient
+from nbconvert import HTMLExporter
+from PIL import Image
+from playwright.sync_api import sync_playwright
+
+# Widgets live in JavaScript that the exported file loads from the network.
+WIDGET = "application/vnd.jupyter.widget-view+json"
+STYLE = """<style>
+body { margin: 0 !important; padding: 0 !important; background: white; }
+main, .jp-Notebook { padding: 8px !important; }
+.jp-Cell-inputWrapper, .jp-OutputPrompt, .jp-OutputCollapser, .jp-Collapser { display: none; }
+.jp-Cell { padding: 0 !important; }
+.jp-OutputArea-output pre { white-space: pre-wrap; }
+</style></head>"""
+
+
+@dataclass
+class Executed:
+    """A notebook after its run.
+
+    Attributes:
+        notebook: its cells, with their outputs.
+        widgets: the state of its widgets, by their ids.
+    """
+
+    notebook: Any
+    widgets: Mapping[str, Any]
+
+    def text(self, cell: int) -> str:
+        """What a cell printed."""
+        outputs = self.notebook.cells[cell].outputs
+        return "".join(output.get("text", "") for output in outputs)
+
+
+def execute(cells: list[str], folder: Path) -> Executed:
+    """Run cells in a new kernel of this environment, in a folder."""
+    notebook = nbformat.v4.new_notebook()
+    notebook.cells = [nbformat.v4.new_code_cell(source) for source in cells]
+    client = NotebookClient(
+        notebook,
+        timeout=600,
+        kernel_name="python3",
+        coalesce_streams=True,  # carriage returns and backspaces move back, as in JupyterLab
+        resources={"metadata": {"path": str(folder)}},
+    )
+    client.execute()
+    return Executed(notebook, dict(client.widget_state))
+
+
+def take_picture(executed: Executed, file: Path, width: int = 1000) -> int:
+    """Write the output of the first cell as a PNG, as a browser shows the exported page.
+
+    Returns:
+        the height of the output in pixels, at the width given.
+    """
+    notebook = nbformat.v4.new_notebook()
+    cell = executed.notebook.cells[0]
+    cell.outputs = [shown for output in cell.outputs for shown in _shown(output, executed.widgets)]
+    notebook.cells = [cell]
+    page, _ = HTMLExporter(template_name="lab").from_notebook_node(notebook)
+    return _picture(page.replace("</head>", STYLE), file, "main", width, height=200)
+
+
+def screenshot(page: Path, file: Path, width: int, height: int) -> None:
+    """Write the upper part of a page as a PNG."""
+    _picture(page.read_text(), file, None, width, height)
+
+
+def _picture(page: str, file: Path, part: str | None, width: int, height: int) -> int:
+    """Draw a page, or its first element of a kind, in a browser; returns the height in pixels."""
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(
+            executable_path=shutil.which("chromium") or shutil.which("google-chrome"),
+            args=["--no-sandbox"],
+        )
+        view = browser.new_page(
+            viewport={"width": width, "height": height}, device_scale_factor=1.5
+        )
+        view.route("http*://**", lambda route: route.abort())  # only scripts it can do without
+        view.set_content(page, wait_until="load")
+        if part is None:
+            data = view.screenshot()
+        else:
+            data = view.locator(part).screenshot()
+            height = round(view.evaluate(f"document.querySelector('{part}').offsetHeight"))
+        browser.close()
+    image = Image.open(io.BytesIO(data)).convert("RGB")
+    image.quantize(64, dither=Image.Dither.NONE).save(file, optimize=True)
+    return height
+
+
+def _shown(output: Any, widgets: Mapping[str, Any]) -> list[Any]:
+    """An output as the browser shows it: the widget of rich holds outputs of its own."""
+    model = output.get("data", {}).get(WIDGET, {}).get("model_id")
+    if model is None:
+        return [output]
+    inside = widgets.get(model, {}).get("outputs")
+    if inside is None:
+        output["data"].pop(WIDGET)  # leaves its text
+        return [output]
+    return [nbformat.from_dict(inner) for inner in inside]
