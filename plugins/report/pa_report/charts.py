@@ -23,7 +23,6 @@ MEASUREMENTS = {
     "learning_rate": ("learning rate", ""),
     "samples_per_second": ("throughput", "samples / s"),
 }
-_STYLE_OF_SPLIT = {"train": 0, "eval": 1, "test": 2}
 
 
 @dataclass(frozen=True)
@@ -106,6 +105,7 @@ def charts_of(run: Run) -> list[Chart]:
         label = parsed.label if parsed.detail else ""
         is_list = f"{label}/" if parsed.detail else ""
         groups.setdefault((parsed.base, is_list), []).append((parsed, name))
+    styles = {"train": 0, "eval": 1}
     charts = []
     for (_, is_list), members in groups.items():
         if max(len(run.metrics[name]) for _, name in members) < 2:
@@ -114,7 +114,7 @@ def charts_of(run: Run) -> list[Chart]:
         title = parsed.title
         if is_list and parsed.label:
             title += f", {parsed.label}"
-        curves = _curves(members, run.metrics, clock, is_list=bool(is_list))
+        curves = _curves(members, run.metrics, clock, styles, is_list=bool(is_list))
         limit = MAX_LIST_LINES if is_list else NUM_STYLES
         is_heat_map = len(curves) > limit
         is_log = not is_heat_map and _is_loss(parsed.base) and _spans(curves, 50)
@@ -208,27 +208,29 @@ def _curves(
     members: Sequence[tuple[MetricName, str]],
     metrics: Mapping[str, Sequence[Point]],
     clock: EpochClock | None,
+    styles: dict[str, int],
     *,
     is_list: bool,
 ) -> list[Curve]:
     """The curves of one chart.
 
-    If each split has at most one curve over epochs, its colour is fixed by the split, so that
-    training has the same colour in every chart.
+    Args:
+        members: the names of the metrics.
+        metrics: their points.
+        clock: of the run.
+        styles: those of the data splits, which are the same in every chart; new ones are added.
+        is_list: whether the curves are the entries of a list.
     """
-    splits = [parsed.split for parsed, _ in members if not parsed.is_within_epoch]
-    by_split = not is_list and len(set(splits)) == len(splits)
-    styles: dict[str, int] = {}
+    styles = {} if is_list else styles
     curves = []
     for parsed, name in members:
         label = parsed.detail if is_list else parsed.label
-        key = parsed.split if by_split else label.removesuffix(" in epoch")
-        style = _STYLE_OF_SPLIT.get(key, len(styles)) if by_split else len(styles)
+        key = label.removesuffix(" in epoch")
         curves.append(
             Curve(
                 label,
                 metrics[name],
-                styles.setdefault(key, style),
+                styles.setdefault(key, len(styles)),
                 parsed.is_within_epoch,
                 greater_is_better(name),
                 clock,
