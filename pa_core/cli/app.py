@@ -27,7 +27,7 @@ from pa_core.errors import (
     TrainingStateError,
     nearest,
 )
-from pa_core.plugins.builtin_names import DEFAULTS
+from pa_core.plugins.builtin_names import DEFAULTS, PARTS
 from pa_core.plugins.discovery import PluginSource, find_claims, load_plugin, only_claim
 from pa_core.plugins.implementations import hook_names
 from pa_core.plugins.manager import PluginManager
@@ -158,6 +158,8 @@ def _plugin_rows(settings: Settings) -> tuple[list[dict[str, Any]], list[str]]:
     claims, left_out = find_claims(), left_out_names()
     listed = [parse_item(text) for text in settings.plugins]
     off = {*settings.disable, *(item.name for item in listed)}
+    if PARTS.keys() <= {*settings.disable, *left_out}:  # nothing of the table is left
+        off.add("progress_table")
     sources: list[PluginSource] = [claims[name][0] for name in DEFAULTS if name not in off]
     added: list[PluginSource] = []
     missing: list[str] = []
