@@ -83,7 +83,7 @@ def main() -> None:
         prompt = Text.assemble(("$ ", "green"), "python train.py")
         draw([prompt, *_in_progress(run)], "pa-core", IMAGES / "terminal.svg", COLUMNS)
         (report,) = folder.rglob("*.html")
-        screenshot(report, IMAGES / "report.png", width=1100, height=900)
+        screenshot(report, IMAGES / "report.png", width=1100, height=1320)
 
 
 def _in_progress(run: Recording) -> list[Text]:
