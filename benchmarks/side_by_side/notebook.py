@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -52,11 +53,21 @@ def execute(cells: list[str], folder: Path) -> Executed:
         notebook,
         timeout=600,
         kernel_name="python3",
-        coalesce_streams=True,  # carriage returns and backspaces move back, as in JupyterLab
         resources={"metadata": {"path": str(folder)}},
     )
     client.execute()
+    for output in (output for cell in notebook.cells for output in cell.outputs):
+        if output.output_type == "stream":
+            output.text = _overwritten(output.text)
     return Executed(notebook, dict(client.widget_state))
+
+
+def _overwritten(text: str) -> str:
+    """A text in which carriage returns and backspaces have moved back, as in JupyterLab."""
+    count = 1
+    while count:
+        text, count = re.subn(r"[^\n\x08]\x08", "", text)
+    return re.sub(r"^.*\r(?!\n)", "", text, flags=re.MULTILINE)
 
 
 def take_picture(executed: Executed, file: Path, width: int = 1000) -> int:
