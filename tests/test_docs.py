@@ -188,7 +188,7 @@ def setting_row(key: str, field: Any) -> str:
         shown = "needed"
     elif isinstance(default, str | Path):
         shown = f'`"{default}"`'
-    elif isinstance(default, tuple):
+    elif isinstance(default, tuple | list):
         shown = f"`{json.dumps(default)}`"
     else:
         shown = f"`{str(default).lower()}`" if default is not None else "none"

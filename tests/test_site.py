@@ -93,7 +93,6 @@ document.querySelector("pre").textContent = JSON.stringify(found);
 @pytest.fixture(scope="module")
 def site() -> Path:
     """The site as `nox -s docs` builds it; built here if a file has changed since then."""
-    pytest.importorskip("sphinx")
     folders = ("docs", "pa_core", "plugins", "benchmarks")
     files = [file for folder in folders for file in (ROOT / folder).rglob("*.*")]
     kinds = {".md", ".py", ".js", ".css", ".svg"}

@@ -31,7 +31,7 @@ from pa_core.display.terminal import create_screen
 from pa_core.durations import Duration, Every
 from pa_core.hookspecs import hookimpl
 from pa_core.plugin import CallbackSettings, ConfigurableCallback, UpdateDuration
-from pa_core.tracking import count_values
+from pa_core.tracking import count_values, num_recorded
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -254,8 +254,8 @@ def _parts(plugin: ProgressTableCallback, trainer: Trainer) -> set[str]:
         return set()
     parts = {part for part in ("rows", "bar", "summary") if getattr(plugin, part)}
     for module, name, part in _OTHERS:
-        kind = getattr(sys.modules.get(module), name, None)
-        for one in plugins if kind is not None else ():
+        kind: Any = getattr(sys.modules.get(module), name, ())  # of one that isn't loaded, nothing
+        for one in plugins:
             # A logger that sends metrics elsewhere prints none.
             if isinstance(one, kind) and (
                 part != "rows" or type(one).log_metrics is kind.log_metrics
@@ -273,6 +273,9 @@ def _directions(trainer: Trainer) -> dict[str, bool]:
         if isinstance(metric, str) and isinstance(greater, bool):
             found.setdefault(column_key(metric), greater)
     return found
+
+
+_Phase = tuple[str, int, int, int | None, float]
 
 
 class _View:
@@ -309,10 +312,11 @@ class _View:
         self.states: list[Path] = []
         self._title, self._first, self._began = "", 0, now
         self._total: int | None = None
-        self._outer = self._title, self.done, self._first, self._total, self._began
+        self._outer: _Phase = "", 0, 0, None, now
         self._run_began, self._fraction = now, 0.0
         self._counts: dict[str, int] = {}
         self._keys: dict[str, None] = {}
+        self._columns: dict[tuple[str, ...], list[Column]] = {}
         self._rates: dict[str, float] = {}
         self._has_updates = False
         self._best: dict[str, tuple[float, int]] = {}
@@ -348,7 +352,7 @@ class _View:
         records = getattr(trainer.run_history, "records", None)
         if records:
             self._know(records, trainer)
-        if "summary" in self.parts:
+        if "summary" in self.parts and not trainer.was_finished:
             self._print_lines(describe_start(trainer))
 
     def _know(self, records: list[dict[str, Any]], trainer: Trainer) -> None:
@@ -362,10 +366,17 @@ class _View:
         # When the interrupted epoch began.
         self._since = min(self._since, max(earlier, default=0.0))
 
+    def _columns_of(self, keys: list[str]) -> list[Column]:
+        """The columns of metrics, which are the same for most rows."""
+        key = tuple(dict.fromkeys(keys))
+        if key not in self._columns:
+            self._columns[key] = metric_columns(key, self._directions)
+        return self._columns[key]
+
     def _compare(self, row: Row) -> set[str]:
         """The keys of the columns in which a row has the best value so far."""
         better = set()
-        for column in metric_columns([*self._keys, *row.values], self._directions):
+        for column in self._columns_of([*self._keys, *row.values]):
             value, best = row.values.get(column.key), self._best.get(column.key, (None, 0))[0]
             if value is not None and is_better(value, best, column.greater_is_better):
                 self._best[column.key] = value, row.epoch
@@ -389,7 +400,7 @@ class _View:
         self._print_lines(["", *lines])
 
     def _print_lines(self, lines: list[str]) -> None:
-        width = self.screen.console.width
+        width = self.screen.width
         for line in lines:
             self.screen.print_text(
                 fill(line, width, break_on_hyphens=False, break_long_words=False)
@@ -470,15 +481,18 @@ class _View:
 
     def print_within(self, trainer: Trainer) -> None:
         """Print the row of an evaluation within the epoch, or of a request to log."""
-        values, self.pending = self.pending, None
-        if values is None:
-            update, values = self.requested, self._take_cells(trainer)
+        history, update = trainer.run_history, self.requested
+        if self.pending is not None:
+            values, update = self.pending, self._update_of_pending
+        elif num_recorded(history, "train_loss") == self._counts.get("train_loss", 0):
+            self.requested = trainer.updates  # the processes have yet to agree on it
+            return
         else:
-            update = self._update_of_pending
-        self.requested = None
+            values = self._take_cells(trainer)
+        self.pending = self.requested = None
         if values:
             self._has_updates = True
-            self._print_row(Row(trainer.run_history.current_epoch, values, update))
+            self._print_row(Row(history.current_epoch, values, update))
 
     def print_epoch(self, trainer: Trainer) -> None:
         """Print the row of an epoch."""
@@ -495,7 +509,7 @@ class _View:
     def _print_row(self, row: Row) -> None:
         self._keys |= dict.fromkeys(row.values)
         best = self._compare(row)
-        columns = metric_columns(self._chosen(), self._directions)
+        columns = [*self._columns_of(self._chosen())]
         if self._has_updates:
             columns.insert(0, Column("update", "update"))
         self._print([Column("epoch", "epoch"), *columns, Column("time", "time")], row, best)
@@ -511,7 +525,12 @@ class _View:
         """The metrics that have columns."""
         if self._patterns is None:
             return list(self._keys)[:_MOST_COLUMNS]
-        return [key for key in self._keys if any(fnmatch(key, one) for one in self._patterns)]
+        names = {key: (key, key.removesuffix("_epoch")) for key in self._keys}
+        return [
+            key
+            for key, called in names.items()
+            if any(fnmatch(name, one) for one in self._patterns for name in called)
+        ]
 
     def print_evaluation(self, trainer: Trainer) -> None:
         """Print what ``evaluate`` has recorded, in one row."""

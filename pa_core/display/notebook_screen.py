@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Collection
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from pa_core.display.epochs import Column, EpochTable, Row
 from pa_core.display.html import MAX_ROWS, bar_html, epochs_html, shown_rows
 from pa_core.display.notebook import NotebookOutput
 from pa_core.display.screen import Progress, Screen
-
-if TYPE_CHECKING:
-    from rich.console import Console
 
 _LEAST_SECONDS = 0.1
 """Between two displays: a notebook's frontend is slower than short epochs."""
@@ -41,11 +38,10 @@ class NotebookScreen(Screen):
         self._rows: list[Row] = []
         self._best: dict[str, int] = {}
 
-    def create_console(self) -> Console:
-        """The console that renders text; the notebook folds long lines itself."""
-        console = super().create_console()
-        console.width = 1000
-        return console
+    @property
+    def width(self) -> int:
+        """Characters of a line; the notebook folds long lines itself."""
+        return 1000
 
     def print_row(self, columns: list[Column], row: Row, best: Collection[str]) -> None:
         """Add a row to the table; that of an evaluation within a run has a table for itself."""

@@ -7,16 +7,15 @@ from __future__ import annotations
 
 import math
 import shutil
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
-from io import StringIO
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from pa_core.display.epochs import Column, Row, cell_text, duration_text, number_text
-from pa_core.display.layout import MARK, Layout, lay_out
+from pa_core.display.layout import MARK, Layout, Slot, lay_out
 
-if TYPE_CHECKING:
-    from rich.console import Console
+Cell = tuple[str, str]
+"""A text and its style, as rich names it."""
 
 
 @dataclass
@@ -69,35 +68,18 @@ class Screen:
         interval: seconds between two displays of the progress.
     """
 
-    rule = "-"
     shows_at_once = False
     """Whether the progress is shown as soon as there is something in progress."""
 
     def __init__(self, print_text: Callable[[str], Any], interval: float = 60.0) -> None:
         self.print_text, self.interval = print_text, interval
-        self._console: Console | None = None
         self._layout: Layout | None = None
         self._used: dict[str, int] = {}
 
-    def create_console(self) -> Console:
-        """The console that renders rows."""
-        from rich.console import Console
-
-        columns = shutil.get_terminal_size().columns  # of the variable COLUMNS, or 80
-        return Console(
-            file=StringIO(),
-            width=columns,
-            color_system=None,
-            force_jupyter=False,
-            legacy_windows=False,
-        )
-
     @property
-    def console(self) -> Console:
-        """The console that renders rows; created for the first one."""
-        if self._console is None:
-            self._console = self.create_console()
-        return self._console
+    def width(self) -> int:
+        """Characters of a line: those of the variable ``COLUMNS``, or 80."""
+        return shutil.get_terminal_size().columns
 
     def print_row(self, columns: list[Column], row: Row, best: Collection[str]) -> None:
         """Print a row; after a header, if the last one doesn't describe it.
@@ -110,8 +92,9 @@ class Screen:
         cells = {column.key: cell_text(row, column) for column in columns}
         for key, text in cells.items():
             self._used[key] = max(self._used.get(key, 0), len(text))
-        layout = lay_out(columns, self.console.width, self._used)
-        text = self._render(layout, row, cells, best)
+        layout = lay_out(columns, self.width, self._used)
+        marked = {column.key: _marked(column, cells[column.key], row, best) for column in columns}
+        text = self.render(layout, lambda slot: [marked[slot.column.key]])
         if layout != self._layout:
             self._layout = layout
             text = f"\n{self._render_header(layout)}\n{text}"
@@ -121,59 +104,33 @@ class Screen:
         """Print a header before the next row."""
         self._layout, self._used = None, {}
 
-    def _render(
-        self, layout: Layout, row: Row, cells: dict[str, str], best: Collection[str]
-    ) -> str:
-        from rich.text import Text
-
-        def cell(column: Column) -> Text:
-            text, value = cells[column.key], row.values.get(column.key, 0.0)
-            mark = MARK if column.key in best else ""
-            padded = text + (mark or " ") if column.greater_is_better is not None else text
-            style = "red" if not math.isfinite(value) else "bold green" if mark else ""
-            return Text(padded, style or ("dim" if row.update is not None else ""))
-
-        return self._capture(layout, lambda column: [cell(column)])
-
     def _render_header(self, layout: Layout) -> str:
-        from rich.text import Text
+        def cells(slot: Slot) -> list[Cell]:
+            space = " " if slot.column.greater_is_better is not None else ""
+            return [(line + space, "bold") for line in slot.heading]
 
-        heights = {
-            slot.column.key: (slot.heading, max(len(one.heading) for one in line))
-            for line in layout.lines
-            for slot in line
-        }
+        return f"{self.render(layout, cells)}\n{self.render_rule(layout.width)}"
 
-        def cells(column: Column) -> list[Text]:
-            lines, height = heights[column.key]
-            space = " " if column.greater_is_better is not None else ""
-            above = [""] * (height - len(lines))
-            return [Text(line + space, "bold") for line in (*above, *lines)]
+    def render_rule(self, width: int) -> str:
+        """A line below the headings."""
+        return "-" * width
 
-        with self.console.capture() as rule:
-            self.console.print(Text(self.rule * layout.width, "dim"))
-        return f"{self._capture(layout, cells)}\n{rule.get().rstrip()}"
+    def render(self, layout: Layout, cells: Callable[[Slot], list[Cell]]) -> str:
+        """The lines of a row, or of the headings.
 
-    def _capture(self, layout: Layout, cells: Callable[[Column], list[Any]]) -> str:
-        """Render lines of cells, each a list of its lines, as they stand in the layout."""
-        from rich.padding import Padding
-        from rich.table import Table
-
-        with self.console.capture() as captured:
-            for number, line in enumerate(layout.lines):
-                table = Table(
-                    box=None, show_header=False, pad_edge=False, padding=(0, layout.gap, 0, 0)
-                )
-                for slot in line:
-                    table.add_column(width=slot.width, justify="right", no_wrap=True)
-                stacks = [cells(slot.column) for slot in line]
-                for height in range(max(map(len, stacks))):
-                    table.add_row(
-                        *(stack[height] if height < len(stack) else "" for stack in stacks)
-                    )
-                self.console.print(Padding(table, (0, 0, 0, layout.indent if number else 0)))
-        lines = [text.rstrip() for text in captured.get().splitlines()]
-        return "\n".join(line for line in lines if line)  # a folded row may lack values
+        Args:
+            layout: where the columns stand.
+            cells: returns the lines of a cell, from top to bottom; they stand at its bottom.
+        """
+        lines = []
+        for number, slots in enumerate(layout.lines):
+            start = " " * (layout.indent if number else 0)
+            for row in stacked(slots, cells):
+                padded = [
+                    text.rjust(slot.width) for slot, (text, _) in zip(slots, row, strict=True)
+                ]
+                lines.append((start + (" " * layout.gap).join(padded)).rstrip())
+        return "\n".join(filter(None, lines))  # a row that is folded may lack values
 
     def show(self, progress: Progress) -> None:
         """Show where the epoch or the evaluation stands."""
@@ -184,3 +141,22 @@ class Screen:
 
     def close(self) -> None:
         """Remove everything that doesn't stay on the screen."""
+
+
+def stacked(slots: Sequence[Slot], cells: Callable[[Slot], list[Cell]]) -> list[list[Cell]]:
+    """The rows of cells of several lines, aligned at their bottoms."""
+    stacks = [cells(slot) for slot in slots]
+    height = max(map(len, stacks))
+    return [
+        list(row) for row in zip(*([("", "")] * (height - len(s)) + s for s in stacks), strict=True)
+    ]
+
+
+def _marked(column: Column, text: str, row: Row, best: Collection[str]) -> Cell:
+    """A cell, with room for the mark where a column has one."""
+    mark = MARK if column.key in best else ""
+    if column.greater_is_better is not None:
+        text += mark or " "
+    if not math.isfinite(row.values.get(column.key, 0.0)):
+        return text, "red"
+    return text, "bold green" if mark else "dim" if row.update is not None else ""

@@ -18,10 +18,12 @@ from weakref import WeakSet
 from tqdm.std import tqdm
 
 from pa_core.display.notebook import in_notebook
-from pa_core.display.screen import Progress, Screen
+from pa_core.display.screen import Cell, Progress, Screen, stacked
 
 if TYPE_CHECKING:
     from rich.console import Console
+
+    from pa_core.display.layout import Layout, Slot
 
 
 def is_terminal(stream: Any) -> bool:
@@ -78,15 +80,58 @@ class Terminal(Screen):
     ) -> None:
         super().__init__(print_text, interval)
         self.bar, self.is_coloured = bar, is_coloured
-        self.rule = "─" if is_coloured and _takes(sys.stdout, "─") else "-"
+        self._console: Console | None = None
 
-    def create_console(self) -> Console:
-        """The console that renders rows."""
+    @property
+    def console(self) -> Console:
+        """The console that renders rows; created for the first one."""
+        if self._console is None:
+            from rich.console import Console
+
+            self._console = Console(file=sys.stdout, force_jupyter=False, highlight=False)
+        return self._console
+
+    @property
+    def width(self) -> int:
+        """Characters of a line."""
+        return self.console.width if self.is_coloured else super().width
+
+    def render_rule(self, width: int) -> str:
+        """A line below the headings."""
         if not self.is_coloured:
-            return super().create_console()
-        from rich.console import Console
+            return super().render_rule(width)
+        from rich.text import Text
 
-        return Console(file=sys.stdout, force_jupyter=False, highlight=False)
+        rule = "─" if _takes(sys.stdout, "─") else "-"
+        return self._capture(Text(rule * width, "dim"))
+
+    def render(self, layout: Layout, cells: Callable[[Slot], list[Cell]]) -> str:
+        """The lines of a row, or of the headings; a row that is folded is a table for each line."""
+        if not self.is_coloured:
+            return super().render(layout, cells)
+        from rich.padding import Padding
+        from rich.table import Table
+        from rich.text import Text
+
+        lines = []
+        for number, slots in enumerate(layout.lines):
+            table = Table(
+                box=None, show_header=False, pad_edge=False, padding=(0, layout.gap, 0, 0)
+            )
+            for slot in slots:
+                table.add_column(width=slot.width, justify="right", no_wrap=True)
+            for row in stacked(slots, cells):
+                table.add_row(*(Text(text, style) for text, style in row))
+            indent = layout.indent if number else 0
+            lines.append(self._capture(Padding(table, (0, 0, 0, indent))))
+        return "\n".join(line for line in lines if line)
+
+    def _capture(self, what: Any) -> str:
+        """What the console prints, without spaces at the ends of lines."""
+        with self.console.capture() as captured:
+            self.console.print(what)
+        lines = [line.rstrip() for line in captured.get().splitlines()]
+        return "\n".join(line for line in lines if line)
 
     def show(self, progress: Progress) -> None:
         """Draw the bar."""
