@@ -113,12 +113,15 @@ def _picture(page: str, file: Path, part: str | None, width: int, height: int) -
 
 
 def _shown(output: Any, widgets: Mapping[str, Any]) -> list[Any]:
-    """An output as the browser shows it: the widget of rich holds outputs of its own."""
+    """An output as the browser shows it: rich has a widget around outputs, and closed ones hide."""
     model = output.get("data", {}).get(WIDGET, {}).get("model_id")
     if model is None:
         return [output]
-    inside = widgets.get(model, {}).get("outputs")
-    if inside is None:
+    state = widgets.get(model, {})
+    layout = widgets.get(str(state.get("layout")).removeprefix("IPY_MODEL_"), {})
+    if layout.get("visibility") == "hidden":
+        return []
+    if "outputs" not in state:
         output["data"].pop(WIDGET)  # leaves its text
         return [output]
-    return [nbformat.from_dict(inner) for inner in inside]
+    return [nbformat.from_dict(inner) for inner in state["outputs"]]
