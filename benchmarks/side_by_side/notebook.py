@@ -81,31 +81,16 @@ def take_picture(executed: Executed, file: Path, width: int = 1000) -> int:
     cell.outputs = [shown for output in cell.outputs for shown in _shown(output, executed.widgets)]
     notebook.cells = [cell]
     page, _ = HTMLExporter(template_name="lab").from_notebook_node(notebook)
-    return _picture(page.replace("</head>", STYLE), file, "main", width, height=200)
-
-
-def screenshot(page: str, file: Path, width: int, height: int) -> None:
-    """Write the upper part of an HTML page as a PNG."""
-    _picture(page, file, None, width, height)
-
-
-def _picture(page: str, file: Path, part: str | None, width: int, height: int) -> int:
-    """Draw a page, or its first element of a kind, in a browser; returns the height in pixels."""
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(
             executable_path=shutil.which("chromium") or shutil.which("google-chrome"),
             args=["--no-sandbox"],
         )
-        view = browser.new_page(
-            viewport={"width": width, "height": height}, device_scale_factor=1.5
-        )
+        view = browser.new_page(viewport={"width": width, "height": 200}, device_scale_factor=1.5)
         view.route("http*://**", lambda route: route.abort())  # only scripts it can do without
-        view.set_content(page, wait_until="load")
-        if part is None:
-            data = view.screenshot()
-        else:
-            data = view.locator(part).screenshot()
-            height = round(view.evaluate(f"document.querySelector('{part}').offsetHeight"))
+        view.set_content(page.replace("</head>", STYLE), wait_until="load")
+        data = view.locator("main").screenshot()
+        height = round(view.evaluate("document.querySelector('main').offsetHeight"))
         browser.close()
     image = Image.open(io.BytesIO(data)).convert("RGB")
     image.quantize(64, dither=Image.Dither.NONE).save(file, optimize=True)
