@@ -56,10 +56,21 @@ def execute(cells: list[str], folder: Path) -> Executed:
         resources={"metadata": {"path": str(folder)}},
     )
     client.execute()
-    for output in (output for cell in notebook.cells for output in cell.outputs):
-        if output.output_type == "stream":
-            output.text = _overwritten(output.text)
+    for cell in notebook.cells:
+        cell.outputs = _joined(cell.outputs)
     return Executed(notebook, dict(client.widget_state))
+
+
+def _joined(outputs: list[Any]) -> list[Any]:
+    """Outputs with consecutive texts of a stream in one, as JupyterLab shows and saves them."""
+    joined: list[Any] = []
+    for output in outputs:
+        if output.output_type == "stream":
+            if joined and joined[-1].get("name") == output.name:
+                output.text = joined.pop().text + output.text
+            output.text = _overwritten(output.text)
+        joined.append(output)
+    return joined
 
 
 def _overwritten(text: str) -> str:
