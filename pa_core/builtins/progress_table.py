@@ -31,7 +31,7 @@ from pa_core.display.terminal import create_screen
 from pa_core.durations import Duration, Every
 from pa_core.hookspecs import hookimpl
 from pa_core.plugin import CallbackSettings, ConfigurableCallback, UpdateDuration
-from pa_core.tracking import count_values
+from pa_core.tracking import count_values, num_recorded
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -254,8 +254,8 @@ def _parts(plugin: ProgressTableCallback, trainer: Trainer) -> set[str]:
         return set()
     parts = {part for part in ("rows", "bar", "summary") if getattr(plugin, part)}
     for module, name, part in _OTHERS:
-        kind = getattr(sys.modules.get(module), name, None)
-        for one in plugins if kind is not None else ():
+        kind: Any = getattr(sys.modules.get(module), name, ())  # of one that isn't loaded, nothing
+        for one in plugins:
             # A logger that sends metrics elsewhere prints none.
             if isinstance(one, kind) and (
                 part != "rows" or type(one).log_metrics is kind.log_metrics
@@ -273,6 +273,9 @@ def _directions(trainer: Trainer) -> dict[str, bool]:
         if isinstance(metric, str) and isinstance(greater, bool):
             found.setdefault(column_key(metric), greater)
     return found
+
+
+_Phase = tuple[str, int, int, int | None, float]
 
 
 class _View:
@@ -309,7 +312,7 @@ class _View:
         self.states: list[Path] = []
         self._title, self._first, self._began = "", 0, now
         self._total: int | None = None
-        self._outer = self._title, self.done, self._first, self._total, self._began
+        self._outer: _Phase = "", 0, 0, None, now
         self._run_began, self._fraction = now, 0.0
         self._counts: dict[str, int] = {}
         self._keys: dict[str, None] = {}
@@ -349,7 +352,7 @@ class _View:
         records = getattr(trainer.run_history, "records", None)
         if records:
             self._know(records, trainer)
-        if "summary" in self.parts:
+        if "summary" in self.parts and not trainer.was_finished:
             self._print_lines(describe_start(trainer))
 
     def _know(self, records: list[dict[str, Any]], trainer: Trainer) -> None:
@@ -478,15 +481,18 @@ class _View:
 
     def print_within(self, trainer: Trainer) -> None:
         """Print the row of an evaluation within the epoch, or of a request to log."""
-        values, self.pending = self.pending, None
-        if values is None:
-            update, values = self.requested, self._take_cells(trainer)
+        history, update = trainer.run_history, self.requested
+        if self.pending is not None:
+            values, update = self.pending, self._update_of_pending
+        elif num_recorded(history, "train_loss") == self._counts.get("train_loss", 0):
+            self.requested = trainer.updates  # the processes have yet to agree on it
+            return
         else:
-            update = self._update_of_pending
-        self.requested = None
+            values = self._take_cells(trainer)
+        self.pending = self.requested = None
         if values:
             self._has_updates = True
-            self._print_row(Row(trainer.run_history.current_epoch, values, update))
+            self._print_row(Row(history.current_epoch, values, update))
 
     def print_epoch(self, trainer: Trainer) -> None:
         """Print the row of an epoch."""
@@ -519,7 +525,12 @@ class _View:
         """The metrics that have columns."""
         if self._patterns is None:
             return list(self._keys)[:_MOST_COLUMNS]
-        return [key for key in self._keys if any(fnmatch(key, one) for one in self._patterns)]
+        names = {key: (key, key.removesuffix("_epoch")) for key in self._keys}
+        return [
+            key
+            for key, called in names.items()
+            if any(fnmatch(name, one) for one in self._patterns for name in called)
+        ]
 
     def print_evaluation(self, trainer: Trainer) -> None:
         """Print what ``evaluate`` has recorded, in one row."""

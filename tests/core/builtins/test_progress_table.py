@@ -157,7 +157,7 @@ def test_twelve_metrics_fold_at_80_columns_and_are_chosen_by_patterns(capsys, mo
     assert sorted(words) == sorted(
         "epoch train loss eval loss lr time".split() + " ".join(TWELVE).replace("_", " ").split()
     )
-    table = ProgressTableCallback(columns=["eval_f1", "*loss*"], summary=False)
+    table = ProgressTableCallback(columns=["eval_f1", "train_loss", "*loss_epoch"], summary=False)
     make_trainer(table, Metrics(*TWELVE)).train(tiny_data(8), 1, eval_dataset=tiny_data(8))
     header = lines_of(capsys)[1]
     assert header.split() == "epoch train loss eval loss f1 time".split()
