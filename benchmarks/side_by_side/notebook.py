@@ -73,9 +73,9 @@ def take_picture(executed: Executed, file: Path, width: int = 1000) -> int:
     return _picture(page.replace("</head>", STYLE), file, "main", width, height=200)
 
 
-def screenshot(page: Path, file: Path, width: int, height: int) -> None:
-    """Write the upper part of a page as a PNG."""
-    _picture(page.read_text(), file, None, width, height)
+def screenshot(page: str, file: Path, width: int, height: int) -> None:
+    """Write the upper part of an HTML page as a PNG."""
+    _picture(page, file, None, width, height)
 
 
 def _picture(page: str, file: Path, part: str | None, width: int, height: int) -> int:

@@ -9,6 +9,7 @@ shown as it is in the middle of an epoch, the report as it is after the run.
 from __future__ import annotations
 
 import os
+import platform
 import re
 import sys
 import tempfile
@@ -83,7 +84,8 @@ def main() -> None:
         prompt = Text.assemble(("$ ", "green"), "python train.py")
         draw([prompt, *_in_progress(run)], "pa-core", IMAGES / "terminal.svg", COLUMNS)
         (report,) = folder.rglob("*.html")
-        screenshot(report, IMAGES / "report.png", width=1100, height=900)
+        page = report.read_text().replace(f"Linux {platform.release()}", "Linux")
+        screenshot(page, IMAGES / "report.png", width=1140, height=1326)
 
 
 def _in_progress(run: Recording) -> list[Text]:
