@@ -85,7 +85,7 @@ def write_reports(folder: Path) -> dict[str, Path]:
         comparison_page([read_run(file) for file in files], "Three learning rates"),
         encoding="utf-8",
     )
-    return {"report": files[-1], "comparison": comparison}
+    return {"page": files[-1], "comparison": comparison}
 
 
 def main() -> None:
@@ -99,7 +99,7 @@ def main() -> None:
             curves = page.locator("figure").first.bounding_box()
             height = curves["y"] + curves["height"] + 20
             clip = {"x": 0, "y": 0, "width": WIDTH, "height": height}
-            page.screenshot(path=IMAGES / f"{name}.png", clip=clip)
+            page.screenshot(path=IMAGES / f"report_{name}.png", clip=clip)
         browser.close()
 
 

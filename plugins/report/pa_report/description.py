@@ -42,7 +42,7 @@ def describe(run: Run) -> dict[str, str]:
         "seed": _text(run.manifest.get("seed")),
         "command": _text(facts.get("command")),
         "settings file": _text(facts.get("settings_file")),
-        "git commit": _text(git.get("commit"))
+        "git commit": _text(git.get("commit"))[:12]
         + (", with uncommitted changes" if git.get("dirty") else ""),
         "plugins": _plugins(run),
         "software": _software(run),

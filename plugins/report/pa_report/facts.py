@@ -26,7 +26,7 @@ def facts_of(trainer: Trainer) -> dict[str, Any]:
         "eval_samples": _eval_samples(trainer.eval_dataset),
         "command": command_line(sys.orig_argv),
         "settings_file": None if file is None else file.name,
-        "platform": f"{platform.system()} {platform.release()}",
+        "platform": platform.system(),
     }
     return {name: value for name, value in facts.items() if value}
 

@@ -379,7 +379,7 @@ def test_figures_and_matrices_are_on_the_page(tmp_path):
         ["0", "0", "9"],
     ]
     assert dict(page.curves()[-5:-2]) == {"0": [0.25] * 2, "1": [0.5] * 2, "2": [1.0] * 2}
-    assert page.headings.count("recall") == 1  # one chart for the list
+    assert page.headings.count("recall, eval") == 1  # one chart for the list
 
 
 def test_metrics_plots_only_what_the_report_does_not_draw(tmp_path, monkeypatch):
