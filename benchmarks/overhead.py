@@ -349,10 +349,15 @@ def ignite(job: Job) -> Train:
 
 
 def pa_core(job: Job) -> Train:
-    """This project's Trainer with all default built-ins on, progress bar included."""
-    from pa_core import Trainer
+    """This project's Trainer with all default built-ins on, and a progress bar.
 
-    trainer = Trainer(job.net, job.loss_func, job.optimizer, plugins=())
+    The default table has a bar in terminals only. The output goes to a file, where other trainers
+    write theirs, so the built-in that does the same is added.
+    """
+    from pa_core import Trainer
+    from pa_core.callbacks import ProgressBarCallback
+
+    trainer = Trainer(job.net, job.loss_func, job.optimizer, plugins=[ProgressBarCallback])
 
     def train() -> float:
         trainer.train(

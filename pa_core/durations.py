@@ -136,7 +136,17 @@ class Duration:
     def __get_pydantic_json_schema__(
         cls, schema: CoreSchema, handler: GetJsonSchemaHandler
     ) -> dict[str, Any]:
-        return {"anyOf": [{"type": "integer", "minimum": 1}, {"type": "string"}]}
+        return json_schema()
+
+
+def json_schema() -> dict[str, Any]:
+    """The JSON Schema of a duration in the settings: a positive integer, or text."""
+    units = "|".join(
+        "".join(f"[{c.upper()}{c}]" if c.isalpha() else c for c in name) for name in _UNITS
+    )
+    number = r"[0-9][0-9_]*(\.[0-9]+)?([eE][+-]?[0-9]+)?"
+    text = {"type": "string", "pattern": rf"^\s*{number}\s*({units})[sS]?\s*$"}
+    return {"anyOf": [{"type": "integer", "minimum": 1}, text]}
 
 
 class Every:

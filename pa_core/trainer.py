@@ -43,6 +43,7 @@ from pa_core.loop.run_files import identify_run, locking_files
 from pa_core.loop.watched import WatchedMetrics
 from pa_core.placeholders import TrainerPlaceholderValues, replace_trainer_placeholder_values
 from pa_core.plugins.blame import running_plugin
+from pa_core.settings.paths import short_path
 from pa_core.tracking import Position, count_values, follow_run, values_since
 
 if TYPE_CHECKING:
@@ -322,7 +323,7 @@ class Trainer(TrainerBase):
             self.was_finished = self._has_nothing_left()
             state.watch_start(self)
             self.print(
-                f"Resuming from {state.directory}: epoch {self.position.epoch}, "
+                f"Resuming from {short_path(state.directory)}: epoch {self.position.epoch}, "
                 f"update {self.position.updates}"
             )
         # Before the clock starts, so that all processes agree.

@@ -76,9 +76,9 @@ class EarlyStoppingCallback(MetricWatcher):
             return
         self.early_stopping_patience_counter += 1
         patience, waited = self.early_stopping_patience, self.early_stopping_patience_counter
+        best = None if self.best_metric is None else float(f"{self.best_metric:.6g}")
         message = (
-            f"{self.watch_metric} has not improved on {self.best_metric} for {waited} of "
-            f"{patience} values"
+            f"{self.watch_metric} has not improved on {best} for {waited} of {patience} values"
         )
         trainer.print(message)
         if waited >= patience:

@@ -318,7 +318,7 @@ class _View:
         self._keys: dict[str, None] = {}
         self._columns: dict[tuple[str, ...], list[Column]] = {}
         self._rates: dict[str, float] = {}
-        self._has_updates = False
+        self._has_updates = self._is_cut = False
         self._best: dict[str, tuple[float, int]] = {}
         self._since, self._updates, self._seconds = 0.0, 0, 0.0
 
@@ -522,8 +522,16 @@ class _View:
             self.next_show = time.monotonic() + self.screen.interval
 
     def _chosen(self) -> list[str]:
-        """The metrics that have columns."""
+        """The metrics that have columns; says once if that isn't all of them."""
         if self._patterns is None:
+            more = len(self._keys) - _MOST_COLUMNS
+            if more > 0 and not self._is_cut and "rows" in self.parts:
+                self.screen.hide()
+                self.screen.print_text(
+                    f"The table has {_MOST_COLUMNS} of {len(self._keys)} metrics: the setting "
+                    "columns of progress_table chooses them, and the run history has all"
+                )
+            self._is_cut = more > 0
             return list(self._keys)[:_MOST_COLUMNS]
         names = {key: (key, key.removesuffix("_epoch")) for key in self._keys}
         return [

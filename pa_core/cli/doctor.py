@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pa_core import __version__
+from pa_core.cli.console import console, fold, short_path
+from pa_core.cli.here import settings_here
 from pa_core.errors import PluginConflictError, PluginError, SettingsError
 from pa_core.plugins.discovery import find_claims, only_claim
 from pa_core.plugins.manager import PluginManager
@@ -35,6 +37,29 @@ class Finding:
     what: str
     is_right: bool = True
     remedy: str = ""
+
+
+def show_findings() -> bool:
+    """Print the result of each check, and whether all is right.
+
+    Returns:
+        Whether no problem was found.
+    """
+    from rich.text import Text
+
+    out, problems = console(), 0
+    for finding in check_all(settings_here):
+        problems += not finding.is_right
+        mark, style = ("ok     ", "green") if finding.is_right else ("error  ", "red")
+        first, *rest = fold(finding.what, out.width - len(mark), break_words=False)
+        out.print(Text.assemble((mark, style), first))
+        rest += fold(finding.remedy, out.width - len(mark), break_words=False) * bool(
+            finding.remedy
+        )
+        for line in rest:
+            out.print(f"{' ' * len(mark)}{line}")
+    out.print(f"\n{problems or 'No'} {'problem' if problems == 1 else 'problems'} found.")
+    return not problems
 
 
 def check_all(read: Callable[[], Settings]) -> Iterator[Finding]:
@@ -199,6 +224,7 @@ def check_settings(read: Callable[[], Settings]) -> Iterator[Finding]:
     except PluginError as error:
         yield Finding(str(error), False, "Fix the plugin, or remove it from the settings")
     else:
-        where = settings.file or "no settings file, so the built-in defaults are on"
+        no_file = "no settings file, so the built-in defaults are on"
+        where = short_path(settings.file) if settings.file else no_file
         yield Finding(f"{where}: {', '.join(manager.by_name) or 'no plugins'}")
         yield from _check_folders(manager.by_name)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 from importlib import metadata
 from typing import Any
 
 import typer
 
+from pa_core.cli.source_reading import command_summary
 from pa_core.errors import PluginConflictError, PluginLoadError, PluginNotFoundError
 from pa_core.plugins.distributions import COMMANDS, what_to_install
 
@@ -19,20 +21,22 @@ COMMAND``; an app of one command becomes that command.
 """
 
 
-def with_commands(app: typer.Typer, arguments: list[str]) -> typer.Typer:
+def with_commands(app: typer.Typer, arguments: list[str], *, is_call: bool = True) -> typer.Typer:
     """A copy of `app` with the commands of all installed distributions; none replaces its own.
 
     Args:
         app: the command ``pa``, which is left as it is.
         arguments: its arguments. The command that they name is imported; the others are only
-            listed in ``--help``.
+            listed in ``--help``, with what their source says about them.
+        is_call: whether a command is called, rather than its arguments completed. Only then is a
+            command that isn't there an error.
 
     Raises:
         PluginConflictError: if two distributions have the command that is called.
         PluginLoadError: if it can't be imported.
         PluginNotFoundError: if no installed distribution has it, with what to write or install.
     """
-    called = next((argument for argument in arguments if not argument.startswith("-")), None)
+    called = _called(arguments)
     own = {command.name or command.callback.__name__ for command in app.registered_commands}  # type: ignore[union-attr]
     app = copy.copy(app)
     app.registered_commands = [*app.registered_commands]
@@ -43,16 +47,31 @@ def with_commands(app: typer.Typer, arguments: list[str]) -> typer.Typer:
     for name, claimed in sorted(claims.items()):
         if name in own:
             continue
-        if name == called:
-            _add(app, name, _load(name, claimed))
-        else:
-            app.command(name, help=f"Provided by {_owners(claimed)}.")(_placeholder)
-    if called is None or called in own or called in claims:
+        if name == called and (is_call or len(claimed) == 1):
+            with contextlib.nullcontext() if is_call else contextlib.suppress(PluginLoadError):
+                _add(app, name, _load(name, claimed))
+        elif called not in own:
+            app.command(name, help=_help(claimed))(_placeholder)
+    if not is_call or called is None or called in own or called in claims:
         return app
     raise PluginNotFoundError(
         f"Unknown command {called!r}; pa --help lists them."
         f"{what_to_install(called, {*own, *claims}, COMMANDS)}"
     )
+
+
+def _called(arguments: list[str]) -> str | None:
+    """The command that the arguments name; what follows another option may be its value."""
+    first = next(iter(arguments), None)
+    if first in ("--install-completion", "--show-completion"):
+        return None
+    return next((argument for argument in arguments if not argument.startswith("-")), None)
+
+
+def _help(claimed: list[metadata.EntryPoint]) -> str:
+    """What a command's source says about it, or else whose it is."""
+    summary = command_summary(claimed[0].value) if len(claimed) == 1 else ""
+    return summary or f"Provided by {_owners(claimed)}."
 
 
 def _add(app: typer.Typer, name: str, command: Any) -> None:

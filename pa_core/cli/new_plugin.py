@@ -15,6 +15,7 @@ from string import Template
 from typing import NamedTuple
 
 from pa_core import __version__, hookspecs
+from pa_core.cli.console import console, short_path
 from pa_core.errors import PaCoreError, nearest
 from pa_core.plugins.discovery import find_claims
 from pa_core.plugins.implementations import specifications
@@ -180,6 +181,13 @@ def new_plugin(
         },
     )
     return target
+
+
+def show_new_plugin(target: Path) -> None:
+    """Print what to do next with a package that was created."""
+    folder, out = short_path(target), console()
+    out.print(f"Created {folder}. Try it:")
+    out.print(f"    cd {folder}\n    pip install -e . pytest\n    pytest")
 
 
 def _plugin_name(name: str) -> str:

@@ -2,27 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
-import runpy
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from pa_core.errors import SettingsError
+from pa_core.cli.script import ScriptRequest
+from pa_core.errors import PaCoreError, SettingsError
 from pa_core.settings.overrides import parse_setting
 from pa_core.settings.table import PLUGINS_VARIABLE, SET_VARIABLE
 
-
-class ScriptRequest(Exception):  # noqa: N818 - it ends the command line, and is no error
-    """The arguments are those of a script, which is to run now.
-
-    Attributes:
-        script: its path.
-    """
-
-    def __init__(self, script: str) -> None:
-        super().__init__(script)
-        self.script = script
+_RANK_VARIABLES = ("RANK", "OMPI_COMM_WORLD_RANK", "PMI_RANK", "SLURM_PROCID")
+"""What torchrun, accelerate, MPI and Slurm set to the rank of a process; the first counts."""
 
 
 def request_script(
@@ -50,12 +42,43 @@ def request_script(
         if items:
             given = os.environ.get(variable)
             os.environ[variable] = "\n".join([*([given] if given else []), *items])
+    if next((os.environ[name] for name in _RANK_VARIABLES if name in os.environ), "0") == "0":
+        _print_overrides(script)
     sys.argv = [script, *arguments]
     raise ScriptRequest(script)
 
 
-def run_script(script: str) -> None:
-    """Run a script as ``python SCRIPT`` does."""
-    if not sys.flags.safe_path:
-        sys.path[0] = str(Path(script).resolve().parent)
-    runpy.run_path(script, run_name="__main__")
+def _print_overrides(script: str) -> None:
+    """Print what this run overrides, each with the value in the file, to standard error."""
+    from pa_core.cli.console import console, indented
+    from pa_core.settings.environment import added_items, left_out_names
+
+    added, left_out = added_items(), left_out_names()
+    lines = [f"adds {', '.join(added)}"] * bool(added)
+    lines += [f"leaves out {', '.join(left_out)}"] * bool(left_out)
+    with contextlib.suppress(PaCoreError):  # the Trainer reports what is wrong with the settings
+        lines += [f"sets {setting}" for setting in _overridden_settings(script, added)]
+    out = console(stderr=True)
+    for line in lines:
+        out.print("\n".join(indented(line, out.width, "pa run: ")), style="dim")
+
+
+def _overridden_settings(script: str, added: Sequence[str]) -> Iterator[str]:
+    from pa_core.cli.settings_in_effect import changed_settings
+    from pa_core.plugins.discovery import find_claims
+    from pa_core.settings.items import parse_item, source_of
+    from pa_core.settings.overrides import with_overrides
+    from pa_core.settings.table import find_settings_file, read_settings
+
+    in_file = read_settings(find_settings_file(script=Path(script)))
+    claims = find_claims()
+    folder = in_file.file.parent if in_file.file else Path.cwd()
+    sources = {name: its[0] for name, its in claims.items()}
+    for text in [*in_file.plugins, *added]:
+        with contextlib.suppress(PaCoreError):
+            item = parse_item(text)
+            sources[item.name] = source_of(item, claims, folder)
+    for setting in changed_settings(in_file, with_overrides(in_file), sources, ()):
+        if setting.source == SET_VARIABLE:
+            before = "" if setting.replaced is None else f" instead of {setting.replaced!r}"
+            yield f"{setting.key} = {setting.value!r}{before}"

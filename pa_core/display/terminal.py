@@ -11,7 +11,7 @@ import os
 import sys
 import threading
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from typing import TYPE_CHECKING, Any, ClassVar
 from weakref import WeakSet
 
@@ -179,10 +179,7 @@ class Bar:
         original = stream.write
 
         def write(text: Any, *args: Any, **kwargs: Any) -> Any:
-            if os.getpid() != self._process:  # a worker, which has a copy of this
-                self._erase(is_drawn=self._is_line_start)
-                return original(text, *args, **kwargs)
-            with self._lock:
+            with self._lock if os.getpid() == self._process else nullcontext():
                 self._erase()
                 if text:
                     self._is_line_start = str(text).endswith(("\n", "\r"))
@@ -208,10 +205,17 @@ class Bar:
         with self._lock:
             self._erase()
 
-    def _erase(self, *, is_drawn: bool = False) -> None:
-        if (self._is_drawn or is_drawn) and self._bar is not None:
-            self._is_drawn = False
-            with suppress(OSError, ValueError):
+    def _erase(self) -> None:
+        if self._bar is None:
+            return
+        with suppress(OSError, ValueError):
+            if os.getpid() != self._process:
+                # A forked worker of a data loader doesn't know whether the bar is drawn now.
+                if self._is_line_start:
+                    self._bar.fp.write("\r\x1b[K")
+                    self._bar.fp.flush()
+            elif self._is_drawn:
+                self._is_drawn = False
                 self._bar.clear()
 
     def close(self) -> None:

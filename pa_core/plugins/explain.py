@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import inspect
 import re
+import sys
+import textwrap
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -186,13 +188,18 @@ def _decides(found: list[Implementation], override: dict[str, Any] | None) -> di
         why = f"{override['class']} overrides it; plugins are called where it calls super()"
         return {"who": override["class"], "why": why}
     first = next((one for one in found if not one.wrapper), None)
+    around = [one.name for one in found if one.wrapper]
+    wrapped = f", wrapped by {' and '.join(around)}" if around else ""
     if first is None:
-        return {"who": None, "why": "no plugin implements it, so the Trainer uses its argument"}
+        return {
+            "who": None,
+            "why": f"no plugin implements it{wrapped}",
+        }
     if first.name == "pa_core":
-        return {"who": "pa_core", "why": "the core's default, as no plugin implements it"}
+        return {"who": "pa_core", "why": f"the core's default{wrapped}"}
     return {
         "who": first.name,
-        "why": f"plugin {first.name} is called first; if it returns None, the next one",
+        "why": f"the value of {first.name}, or of the next one if it returns None{wrapped}",
     }
 
 
@@ -221,61 +228,124 @@ def _qualified(kind: type) -> str:
 
 # -- As text --------------------------------------------------------------------------------------
 
+_UNLIMITED_WIDTH = 10_000
 
-def loop_as_text(data: dict[str, Any]) -> str:
-    """The result of `describe_loop` as text."""
+
+def loop_as_text(data: dict[str, Any], width: int | None = None) -> str:
+    """The result of `describe_loop` as text.
+
+    Args:
+        data: the description.
+        width: the number of columns; None if lines may have any length.
+    """
+    width = width or _UNLIMITED_WIDTH
     lines = [settings_line(data), f"Trainer: {data['trainer']['class']}"]
     lines += [
         f"    overrides {one['method']} in {one['class']} ({_place(one)})"
         for one in data["trainer"]["overrides"]
     ]
+    lines = [part for line in lines for part in _wrapped(line.split(" "), width, "      ")]
+    # In a narrow terminal, the levels are closer, so that what is called deep inside fits.
+    level = 4 if width > 100 else 2
     for step in data["loop"]:
         if step["depth"] == 0:
             lines.append("")
-        lines += step_lines(step, step["depth"])
+        lines += step_lines(step, " " * level * step["depth"], width)
     return "\n".join(lines)
 
 
 def settings_line(data: dict[str, Any]) -> str:
-    """The line that names the file with the plugins."""
-    return f"Settings: {data['settings'] or 'none; the built-in defaults are enabled'}"
+    """The lines that name the file with the plugins, and what the environment overrides.
+
+    Args:
+        data: the description of a loop. Where it has a list ``overridden``, that is what the
+            environment overrides, and no code has changed the plugins.
+    """
+    overridden = data.get("overridden")
+    file = _short(data["settings"]) if data["settings"] else "none"
+    if file == "none" and overridden == []:
+        file = "none; the built-in defaults are enabled"
+    return "\n".join([f"Settings: {file}", *(overridden or ())])
 
 
-def step_lines(step: dict[str, Any], depth: int = 0) -> list[str]:
+def step_lines(step: dict[str, Any], pad: str = "", width: int = _UNLIMITED_WIDTH) -> list[str]:
     """A step of the loop, with its implementations below it in the order of the calls."""
-    pad = "    " * depth
-    title = f"{pad}{'# ' if step['kind'] == 'remark' else ''}{step['name']}"
-    if "decides" in step:
-        title += f"  [{step['decides']['why']}]"
+    found = step.get("implementations", ())
+    indent = "" if step["kind"] == "remark" else "    "
+    title = [f"{'# ' if step['kind'] == 'remark' else ''}{step['name']}"]
+    # That the core's default is called is in the list.
+    if "decides" in step and not (step["decides"]["who"] == "pa_core" and len(found) == 1):
+        title.append(f"[{step['decides']['why']}]")
     elif step.get("overridden"):
-        title += f"  [{step['overridden']['class']} overrides it]"
+        title.append(f"[{step['overridden']['class']} overrides it]")
     if "remark" in step:
-        title += f"  # {step['remark']}"
-    rows = [_cells(one) for one in step.get("implementations", ())]
+        title.append(f"# {step['remark']}")
+    lines = [f"{pad}{line}" for line in _wrapped(title, width - len(pad), indent, "  ")]
+    rows = [_cells(one) for one in found]
+    numbered = [f"{pad}  {number:>2}. " for number in range(1, len(rows) + 1)]
+    for columns in ((0, 1, 2, 3), (0, 2, 3)):  # the package is the first thing to leave out
+        shown = _aligned(numbered, [[row[column] for column in columns] for row in rows])
+        if all(len(line) <= width for line in shown):
+            return lines + shown
+    for start, (name, _, place, marks) in zip(numbered, rows, strict=True):
+        parts = [start + name, place, *([marks] if marks else [])]
+        lines += _wrapped(parts, width, " " * len(start), "  ")
+    return lines
+
+
+def _aligned(starts: list[str], rows: list[list[str]]) -> list[str]:
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = [title]
-    for number, row in enumerate(rows, 1):
+    lines = []
+    for start, row in zip(starts, rows, strict=True):
         cells = [cell.ljust(width) for cell, width in zip(row, widths, strict=True)]
-        lines.append(f"{pad}  {number:>2}. {'  '.join(cells)}".rstrip())
+        lines.append(f"{start}{'  '.join(cells)}".rstrip())
+    return lines
+
+
+def _wrapped(parts: list[str], width: int, indent: str, between: str = " ") -> list[str]:
+    """Parts on a line as far as they fit, then on further ones; a part may itself be too long."""
+    lines: list[str] = []
+    for part in parts:
+        if lines and len(lines[-1]) + len(between) + len(part) <= width:
+            lines[-1] += f"{between}{part}"
+        else:
+            start = indent if lines else ""
+            lines += textwrap.wrap(
+                part,
+                max(20, width),
+                initial_indent=start,
+                subsequent_indent=f"{indent}{'# ' if part.startswith('# ') else ''}",
+                break_long_words=False,
+                break_on_hyphens=False,
+            ) or [start]
     return lines
 
 
 def _cells(one: dict[str, Any]) -> tuple[str, str, str, str]:
-    source = f"{one['distribution']} {one['version'] or ''}" if one["distribution"] else ""
+    if one["plugin"] == "pa_core" and one["distribution"] is None:
+        source = "the default"
+    elif one["distribution"]:
+        source = f"{one['distribution']} {one['version'] or ''}".strip()
+    else:
+        source = "file" if one["origin"] == "file" else one["target"]
     marks = [
         "wraps the others" if one["wrapper"] else "",
         one["order"] or "",
         "main process only" if one["runs_on"] == "main" else "",
     ]
     shown = ", ".join(filter(None, marks))
-    return one["plugin"], source.strip() or one["target"], _place(one), shown and f"({shown})"
+    return one["plugin"], source, _place(one), shown and f"({shown})"
 
 
 def _place(one: dict[str, Any]) -> str:
-    """File and line, relative to the working directory if the file is below it."""
-    if one["file"] is None:
-        return "unknown"
-    path = Path(one["file"])
-    if path.is_relative_to(Path.cwd()):
-        path = path.relative_to(Path.cwd())
-    return f"{path}:{one['line']}"
+    return "unknown" if one["file"] is None else f"{_short(one['file'])}:{one['line']}"
+
+
+def _short(file: str) -> str:
+    """A path relative to the working directory, or else to the folder of its package."""
+    path = Path(file)
+    folders = sorted({Path(entry).resolve() for entry in sys.path}, key=lambda one: -len(one.parts))
+    for folder in [Path.cwd(), *folders]:
+        if path.is_relative_to(folder) and path != folder:
+            return str(path.relative_to(folder))
+    return file

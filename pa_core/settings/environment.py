@@ -191,6 +191,19 @@ def added_source(text: str, claims: Mapping[str, list[PluginSource]]) -> PluginS
     return source_of(parse_item(text), claims, Path())
 
 
+def variable_sources() -> list[tuple[PluginSource, str]]:
+    """The plugins that variables of their own add, each with the variable."""
+    found = []
+    limit = os.environ.get(LIMIT_BATCHES_VARIABLE, "none")
+    if limit.isdecimal() and int(limit) > 0:
+        source = builtin_sources()["limit_batches"].named("limit_batches:environment")
+        found.append((source, LIMIT_BATCHES_VARIABLE))
+    if os.environ.get(FAST_DEV_RUN_VARIABLE) == "1":
+        source = builtin_sources()["fast_dev_run"].named("fast_dev_run:environment")
+        found.append((source, FAST_DEV_RUN_VARIABLE))
+    return found
+
+
 def _environment_plugins(configured: Built, tables: Mapping[str, Mapping[str, Any]]) -> Built:
     """Build the plugins that the environment adds to those that are enabled anyway."""
     built: Built = []

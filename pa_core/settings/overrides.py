@@ -95,10 +95,19 @@ def flat(overrides: Mapping[str, Any], start: str = "") -> list[str]:
     """
     lines = []
     for key, value in overrides.items():
-        name = f"{start}{key if ':' in key else toml_key(key)}"
+        name = f"{start}{key_path([key])}"
         is_table = isinstance(value, dict) and value
         lines += flat(value, f"{name}.") if is_table else [f"{name} = {value!r}"]
     return lines
+
+
+def key_path(keys: Sequence[str]) -> str:
+    """Keys as `parse_setting` reads them.
+
+    >>> key_path(["early_stopping:loss", "a.b"])
+    'early_stopping:loss."a.b"'
+    """
+    return ".".join(key if ":" in key else toml_key(key) for key in keys)
 
 
 def _put(tables: dict[str, Any], keys: Sequence[str], value: Any) -> None:

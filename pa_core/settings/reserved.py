@@ -4,9 +4,16 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, PositiveFloat, PositiveInt
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    PositiveFloat,
+    PositiveInt,
+    WithJsonSchema,
+)
 
-from pa_core.durations import Duration
+from pa_core.durations import Duration, json_schema
 
 
 def _check_duration(given: Any) -> Any:
@@ -28,7 +35,9 @@ class TrainArguments(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    num_epochs: Annotated[int | float | str, AfterValidator(_check_duration)] = 1
+    num_epochs: Annotated[
+        int | float | str, AfterValidator(_check_duration), WithJsonSchema(json_schema())
+    ] = 1
     per_device_batch_size: PositiveInt = 8
     max_num_train_steps: PositiveInt | None = None
     gradient_accumulation_steps: PositiveInt = 1

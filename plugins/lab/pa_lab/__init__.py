@@ -1,6 +1,34 @@
-"""pa-lab: what you do to a training script: check it, verify that it resumes, profile it."""
+"""pa-lab: what you do to a training script: check it, verify that it resumes, profile it.
 
-from pa_lab.diff import Difference, compare_states
-from pa_lab.profile import ProfileCallback, ProfileSettings
+Each name is imported on first use, so that the help of a command needs no torch.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pa_lab.diff import Difference, compare_states
+    from pa_lab.profile import ProfileCallback, ProfileSettings
 
 __all__ = ["Difference", "ProfileCallback", "ProfileSettings", "compare_states"]
+
+_HOMES = {
+    "Difference": "pa_lab.diff",
+    "ProfileCallback": "pa_lab.profile",
+    "ProfileSettings": "pa_lab.profile",
+    "compare_states": "pa_lab.diff",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(_HOMES[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -105,8 +107,15 @@ def _report_text(report: dict[str, Any]) -> str:
     run = report["run"] | {"plugins": ", ".join(report["run"]["plugins"])}
     if "state bytes" in report:
         run["training state"] = f"{readable_size(report['state bytes'])}, saved and loaded"
+    if (file := Path(run["settings"] or "")).is_relative_to(Path.cwd()):
+        run["settings"] = str(file.relative_to(Path.cwd()))
+    columns = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
     width = max(map(len, run))
-    lines = [
-        f"{name.ljust(width)}  {'none' if value is None else value}" for name, value in run.items()
-    ]
-    return "\n".join([*lines, "", loop_as_text(report["explained"]), ""])
+    lines = []
+    for name, value in run.items():
+        line = f"{name.ljust(width)}  {'none' if value is None else value}"
+        pad = " " * (width + 2)
+        lines += textwrap.wrap(
+            line, columns or 10_000, subsequent_indent=pad, break_long_words=False
+        ) or [line]
+    return "\n".join([loop_as_text(report["explained"], columns), "", *lines, ""])

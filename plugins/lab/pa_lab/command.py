@@ -15,9 +15,12 @@ verify_resume_app = typer.Typer()
 @check_app.command(context_settings={"ignore_unknown_options": True})
 def check(
     script: Annotated[
-        Path | None, typer.Argument(exists=True, dir_okay=False, help="A script that trains.")
+        Path | None,
+        typer.Argument(metavar="SCRIPT", exists=True, dir_okay=False, help="A script that trains."),
     ] = None,
-    arguments: Annotated[list[str] | None, typer.Argument(help="The script's arguments.")] = None,
+    arguments: Annotated[
+        list[str] | None, typer.Argument(metavar="ARGS", help="The script's arguments.")
+    ] = None,
 ) -> None:
     """Dry-run a script and report what would fail.
 
@@ -48,16 +51,20 @@ def check(
 )
 def verify_resume(
     context: typer.Context,
-    script: Annotated[str, typer.Argument(help="A script that trains; its arguments follow.")],
+    script: Annotated[
+        str, typer.Argument(metavar="SCRIPT", help="A script that trains; its arguments follow.")
+    ],
     updates: Annotated[int, typer.Option(help="Compare after this many updates.", min=2)] = 20,
     at: Annotated[
         int | None,
         typer.Option(help="Kill the run after this update; by default half of --updates."),
     ] = None,
 ) -> None:
-    """Kill a script's run, resume it, and compare it with an uninterrupted run.
+    """Compare a killed and resumed run with a whole one.
 
-    Options come before the script; everything after it belongs to the script.
+    Kills a run of the script, resumes it from its last training state, and compares the result with
+    that of an uninterrupted run. Options come before the script; everything after it belongs to the
+    script.
 
     Exit code: 0 if both runs are the same bit for bit, 1 if they differ, 2 if the script can't be
     run that far.

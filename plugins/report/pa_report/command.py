@@ -12,7 +12,8 @@ def report(
     runs: Annotated[
         list[Path],
         typer.Argument(
-            help="Reports, training states, or folders of training states (the newest is used)."
+            metavar="RUN",
+            help="Reports, training states, or folders of training states (the newest is used).",
         ),
     ],
     output: Annotated[Path, typer.Option("--output", "-o", help="The file to write.")] = Path(
@@ -20,7 +21,12 @@ def report(
     ),
     title: Annotated[str, typer.Option(help="The page's title.")] = "Comparison of runs",
 ) -> None:
-    """Compare runs in one HTML file. For a single run, write its report."""
+    """Compare runs in one HTML file.
+
+    For a single run, write its report.
+
+    Exit code: 1 if a run can't be read, or the file can't be written.
+    """
     from pa_report.comparison_page import comparison_page
     from pa_report.files import read_run
     from pa_report.page import save_page

@@ -11,9 +11,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pa_core.errors import SettingsError
-from pa_core.plugin import check_table, find_settings_file, read_settings
-
 if TYPE_CHECKING:
     from pa_schedulers.settings import SchedulerSettings
 
@@ -21,7 +18,9 @@ if TYPE_CHECKING:
 def schedule(
     name: Annotated[
         str | None,
-        typer.Argument(help="The scheduler; by default those of this folder's settings."),
+        typer.Argument(
+            metavar="NAME", help="The scheduler; by default those of this folder's settings."
+        ),
     ] = None,
     steps: Annotated[int, typer.Option(min=1, help="Length of the run in updates.")] = 1000,
     epochs: Annotated[float | None, typer.Option(min=0, help="The same length in epochs.")] = None,
@@ -37,7 +36,12 @@ def schedule(
     png: Annotated[Path | None, typer.Option(help="Also write the plot to this PNG file.")] = None,
     names: Annotated[bool, typer.Option("--names", help="List all scheduler names.")] = False,
 ) -> None:
-    """Draw a learning-rate schedule in the terminal, and optionally as a PNG file."""
+    """Draw a learning-rate schedule in the terminal.
+
+    Without a name, those of this folder's settings. --png also writes a plot to a file.
+
+    Exit code: 1 if there is no such scheduler, or one of its options is wrong.
+    """
     from pa_schedulers.registry import schedule_names
 
     if names:
@@ -92,6 +96,8 @@ def _draw(
 
 def _schedulers_in_settings() -> Iterator[tuple[str, str, dict[str, Any]]]:
     """Title, name and options of each scheduler in this folder's settings."""
+    from pa_core.errors import SettingsError
+    from pa_core.plugin import check_table, find_settings_file, read_settings
     from pa_schedulers.settings import SchedulersSettings
 
     settings = read_settings(find_settings_file(script=Path.cwd()))

@@ -29,7 +29,8 @@ from pa_core.callbacks import (
     SaveTrainingStateCallback,
     StepBasedEvaluationCallback,
 )
-from pa_core.display.terminal import _Tqdm
+from pa_core.display.screen import Progress
+from pa_core.display.terminal import Bar, _Tqdm
 from pa_core.display.terminal import is_terminal as is_a_terminal
 from tests.builtin_trainer import Interrupts, Records, make_trainer
 from tests.core.builtins.test_progress import CountedTracker
@@ -161,6 +162,12 @@ def test_twelve_metrics_fold_at_80_columns_and_are_chosen_by_patterns(capsys, mo
     make_trainer(table, Metrics(*TWELVE)).train(tiny_data(8), 1, eval_dataset=tiny_data(8))
     header = lines_of(capsys)[1]
     assert header.split() == "epoch train loss eval loss f1 time".split()
+    many = Metrics(*(f"class_{number}" for number in range(30)))
+    make_trainer(ProgressTableCallback(summary=False), many).train(
+        tiny_data(8), 2, eval_dataset=tiny_data(8)
+    )
+    (note,) = [line for line in lines_of(capsys) if "metrics" in line]
+    assert note.startswith("The table has 24 of 33 metrics: the setting columns of progress_table")
 
 
 def test_a_column_that_comes_later_starts_a_new_header(capsys):
@@ -451,6 +458,24 @@ def test_a_stream_of_unknown_length_and_an_evaluation_alone_show_a_bar(monkeypat
     assert any(re.fullmatch(r"Epoch 1/1 \d steps, .*", line) for line in shown.bars)
     assert any(line.startswith("eval ema") for line in shown.bars)
     assert shown.lines[-3].split() == "eval loss ema eval loss time".split()
+
+
+def test_what_a_forked_worker_prints_stands_above_the_bar(monkeypatch):
+    with terminal(monkeypatch) as shown:
+        bar = Bar(sys.stderr, [sys.stdout, sys.stderr])
+        for step in range(2):
+            child = os.fork()  # before this process draws the bar
+            if child == 0:
+                time.sleep(0.1)
+                print(f"NOTE {step}", flush=True)
+                sys.stderr.write("in two ")
+                sys.stderr.write("parts\n")
+                os._exit(0)
+            bar.draw(Progress("Epoch 1", step, 2, 0.5, 1.0, None))
+            os.waitpid(child, 0)
+        bar.close()
+    assert shown.bars
+    assert shown.lines == ["NOTE 0", "in two parts", "NOTE 1", "in two parts"]
 
 
 def test_what_is_no_terminal_is_known():

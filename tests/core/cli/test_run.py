@@ -46,7 +46,9 @@ def folder(tmp_path):
     (tmp_path / "src").mkdir()
     (tmp_path / "src/train.py").write_text(SCRIPT)
     (tmp_path / "src/beside.py").write_text("NUMBER = 5\n")
-    (tmp_path / "pyproject.toml").write_text("[tool.pa-core]\nplugins = ['early_stopping']\n")
+    (tmp_path / "pyproject.toml").write_text(
+        "[tool.pa-core]\nplugins = ['early_stopping']\n[tool.pa-core.trainer]\nseed = 3\n"
+    )
     return tmp_path
 
 
@@ -55,7 +57,14 @@ def test_a_script_runs_as_python_runs_it_with_other_settings(folder):
     given = {"PA_CORE_SET": "trainer.seed=8\noverfit.num_batches=1", "PA_CORE_PLUGINS": "overfit"}
     arguments = [*RUN, script, "--set", "a", "--", "--plugin"]
     (ended,) = start_warm("pa_core", *arguments, folder=folder, environment=given)
-    assert (ended.returncode, ended.stderr) == (0, "")
+    assert ended.returncode == 0
+    assert ended.stderr.splitlines() == [
+        "pa run: adds overfit, model_summary",
+        "pa run: leaves out early_stopping",
+        "pa run: sets trainer.seed = 9 instead of 3",
+        "pa run: sets train.num_epochs = '3 updates'",
+        "pa run: sets overfit.num_batches = 1",
+    ]
     lines = ended.stdout.splitlines()
     assert lines[0] == f"5 __main__ {script} {[script, '--set', 'a', '--', '--plugin']} True"
     assert lines[1] == "True True"
@@ -75,6 +84,7 @@ def test_it_runs_a_script_on_several_processes(folder):
         assert process.returncode == 0, process.stderr
         assert "updates 3 seed 9 ['overfit', 'model_summary']" in process.stdout
         assert ("Plugins: overfit" in process.stdout) == (rank == 0)
+        assert ("pa run: adds overfit" in process.stderr) == (rank == 0)
 
 
 def test_what_a_script_raises_ends_it_as_in_python(folder):

@@ -157,7 +157,7 @@ def test_overridden_methods_are_named_with_class_file_and_line():
     [
         (Trainer, (), "pa_core", "the core's default"),
         (Trainer, (Around(),), "pa_core", "the core's default"),
-        (Trainer, (Around(), Loss("x")), "Loss", "plugin Loss is called first"),
+        (Trainer, (Around(), Loss("x")), "Loss", "the value of Loss, or of the next one if"),
         (OwnLoss, (Loss("x"),), "OwnLoss", "OwnLoss overrides it; plugins are called where it"),
     ],
 )

@@ -62,12 +62,14 @@ def test_a_script_that_is_right_is_told_whole_with_exit_code_0_and_writes_nothin
     )
     (done,) = start_warm("pa_core", "check", "train.py", "20")
     assert done.returncode == 0, done.stdout + done.stderr
-    rows = dict(line.split("  ", 1) for line in done.stdout.splitlines()[:15] if "  " in line)
+    *_, rest, end = done.stdout.strip().split("\n\n")
+    assert end == "No problems found."  # what the run is comes last, below the loop
+    rows = dict(line.split("  ", 1) for line in rest.splitlines() if "  " in line)
     told = {name: value.strip() for name, value in rows.items()}
     assert told["updates"] == "20"
     assert told["samples per update"] == "16"
     assert told["scheduler"] == "CosineAnnealingLR"
-    assert told["settings"] == str(project / "pyproject.toml")
+    assert told["settings"] == "pyproject.toml"
     assert told["plugins"].endswith("checkpoint, early_stopping, save_best_model")
     assert told["training state"].endswith("saved and loaded")
     assert "on_training_run_epoch_end\n" in done.stdout
