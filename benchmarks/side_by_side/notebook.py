@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -52,11 +53,32 @@ def execute(cells: list[str], folder: Path) -> Executed:
         notebook,
         timeout=600,
         kernel_name="python3",
-        coalesce_streams=True,  # carriage returns and backspaces move back, as in JupyterLab
         resources={"metadata": {"path": str(folder)}},
     )
     client.execute()
+    for cell in notebook.cells:
+        cell.outputs = _joined(cell.outputs)
     return Executed(notebook, dict(client.widget_state))
+
+
+def _joined(outputs: list[Any]) -> list[Any]:
+    """Outputs with consecutive texts of a stream in one, as JupyterLab shows and saves them."""
+    joined: list[Any] = []
+    for output in outputs:
+        if output.output_type == "stream":
+            if joined and joined[-1].get("name") == output.name:
+                output.text = joined.pop().text + output.text
+            output.text = _overwritten(output.text)
+        joined.append(output)
+    return joined
+
+
+def _overwritten(text: str) -> str:
+    """A text in which carriage returns and backspaces have moved back, as in JupyterLab."""
+    count = 1
+    while count:
+        text, count = re.subn(r"[^\n\x08]\x08", "", text)
+    return re.sub(r"^.*\r(?!\n)", "", text, flags=re.MULTILINE)
 
 
 def take_picture(executed: Executed, file: Path, width: int = 1000) -> int:
@@ -70,31 +92,16 @@ def take_picture(executed: Executed, file: Path, width: int = 1000) -> int:
     cell.outputs = [shown for output in cell.outputs for shown in _shown(output, executed.widgets)]
     notebook.cells = [cell]
     page, _ = HTMLExporter(template_name="lab").from_notebook_node(notebook)
-    return _picture(page.replace("</head>", STYLE), file, "main", width, height=200)
-
-
-def screenshot(page: Path, file: Path, width: int, height: int) -> None:
-    """Write the upper part of a page as a PNG."""
-    _picture(page.read_text(), file, None, width, height)
-
-
-def _picture(page: str, file: Path, part: str | None, width: int, height: int) -> int:
-    """Draw a page, or its first element of a kind, in a browser; returns the height in pixels."""
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(
             executable_path=shutil.which("chromium") or shutil.which("google-chrome"),
             args=["--no-sandbox"],
         )
-        view = browser.new_page(
-            viewport={"width": width, "height": height}, device_scale_factor=1.5
-        )
+        view = browser.new_page(viewport={"width": width, "height": 200}, device_scale_factor=1.5)
         view.route("http*://**", lambda route: route.abort())  # only scripts it can do without
-        view.set_content(page, wait_until="load")
-        if part is None:
-            data = view.screenshot()
-        else:
-            data = view.locator(part).screenshot()
-            height = round(view.evaluate(f"document.querySelector('{part}').offsetHeight"))
+        view.set_content(page.replace("</head>", STYLE), wait_until="load")
+        data = view.locator("main").screenshot()
+        height = round(view.evaluate("document.querySelector('main').offsetHeight"))
         browser.close()
     image = Image.open(io.BytesIO(data)).convert("RGB")
     image.quantize(64, dither=Image.Dither.NONE).save(file, optimize=True)
@@ -102,12 +109,15 @@ def _picture(page: str, file: Path, part: str | None, width: int, height: int) -
 
 
 def _shown(output: Any, widgets: Mapping[str, Any]) -> list[Any]:
-    """An output as the browser shows it: the widget of rich holds outputs of its own."""
+    """An output as the browser shows it: rich has a widget around outputs, and closed ones hide."""
     model = output.get("data", {}).get(WIDGET, {}).get("model_id")
     if model is None:
         return [output]
-    inside = widgets.get(model, {}).get("outputs")
-    if inside is None:
+    state = widgets.get(model, {})
+    layout = widgets.get(str(state.get("layout")).removeprefix("IPY_MODEL_"), {})
+    if layout.get("visibility") == "hidden":
+        return []
+    if "outputs" not in state:
         output["data"].pop(WIDGET)  # leaves its text
         return [output]
-    return [nbformat.from_dict(inner) for inner in inside]
+    return [nbformat.from_dict(inner) for inner in state["outputs"]]

@@ -1,9 +1,9 @@
-"""The pictures of the README: a run in a terminal while it trains, and its report.
+"""The picture of the README: a terminal in the middle of an epoch.
 
     python -m benchmarks.side_by_side.pictures
 
-Both are of one run, of a small convolutional network on scikit-learn's digits. The terminal is
-shown as it is in the middle of an epoch, the report as it is after the run.
+The run trains a small convolutional network on scikit-learn's digits. `docs/report_picture.py`
+takes the picture of the report.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ from pathlib import Path
 from rich.text import Text
 
 from benchmarks.side_by_side.frameworks import SCRIPTS
-from benchmarks.side_by_side.notebook import screenshot
 from benchmarks.side_by_side.terminal import Recording, draw, record
 
 IMAGES = Path(__file__).parent.parent.parent / "docs" / "images"
@@ -65,7 +64,7 @@ warmup = "1 epoch"
 
 
 def main() -> None:
-    """Train in a pseudo-terminal, and take both pictures."""
+    """Train in a pseudo-terminal, and draw its screen."""
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary).resolve()
         (folder / "digits.py").write_text((SCRIPTS / "digits.py").read_text())
@@ -82,8 +81,6 @@ def main() -> None:
             raise SystemExit("\n".join(row.plain for row in run.screen()))
         prompt = Text.assemble(("$ ", "green"), "python train.py")
         draw([prompt, *_in_progress(run)], "pa-core", IMAGES / "terminal.svg", COLUMNS)
-        (report,) = folder.rglob("*.html")
-        screenshot(report, IMAGES / "report.png", width=1100, height=900)
 
 
 def _in_progress(run: Recording) -> list[Text]:

@@ -7,7 +7,6 @@ import re
 from pa_core.cli.console import console, indented, print_json
 from pa_core.cli.here import settings_here
 from pa_core.cli.hooks import find_hook
-from pa_core.loop.defaults import Defaults
 from pa_core.plugins.explain import describe_loop, loop_as_text, settings_line, step_lines
 from pa_core.plugins.manager import PluginManager
 from pa_core.settings.environment import build_all_plugins, overridden
@@ -30,6 +29,8 @@ def show_loop(hook: str | None, *, as_json: bool) -> None:
         PluginNotFoundError: if there is no such hook.
         SettingsError: if the plugins can't be built.
     """
+    from pa_core.loop.defaults import Defaults
+
     settings = settings_here()
     manager = PluginManager(Defaults())
     for name, plugin, source in build_all_plugins(settings):

@@ -371,13 +371,19 @@ class MetricsPlugin:
         metrics, values = self._metrics[when], self._metrics[when].compute()
         for name, value in values.items():
             trainer.run_history.update_metric(_PREFIX[when] + name, to_plain(value))
-        if trainer.is_main_process and (self.settings.plots is not None or _has_viewers(trainer)):
+        names = [
+            name
+            for name, value in values.items()
+            if trainer.is_main_process and (self.settings.plots or _needs_figure(trainer, value))
+        ]
+        if names:
             from pa_metrics.plots import plot_values
 
             shown, drawn = (
                 {
                     instance_metric_name(self._name, _PREFIX[when] + name): each[name]
-                    for name in each
+                    for name in names
+                    if name in each
                 }
                 for each in (metrics.metrics, values)
             )
@@ -398,9 +404,16 @@ def _windows(metrics: Mapping[str, Metric]) -> list[str]:
     ]
 
 
-def _has_viewers(trainer: Trainer) -> bool:
-    """Whether a plugin, such as `tracking` or `report`, receives the event `log_figure`."""
-    return any(hasattr(plugin, "log_figure") for plugin in trainer.plugins.by_name.values())
+def _needs_figure(trainer: Trainer, value: Any) -> bool:
+    """Whether a plugin receives figures by the event `log_figure` and doesn't draw the value.
+
+    Drawing takes a third of a second, so that a figure that nobody shows isn't drawn.
+    """
+    return any(
+        hasattr(plugin, "log_figure")
+        and not (hasattr(plugin, "draws_numbers") and plugin.draws_numbers(value))
+        for plugin in trainer.plugins.by_name.values()
+    )
 
 
 def _log_figure(trainer: Trainer) -> Show:

@@ -9,9 +9,10 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from pa_report.files import read_run
     from pa_report.plots import plot_history
     from pa_report.plugin import ReportPlugin
-    from pa_report.run import Run, read_run
+    from pa_report.run import Run
     from pa_report.settings import ReportSettings
 
 __all__ = ["ReportPlugin", "ReportSettings", "Run", "plot_history", "read_run"]
@@ -21,7 +22,7 @@ _HOMES = {
     "ReportSettings": "pa_report.settings",
     "Run": "pa_report.run",
     "plot_history": "pa_report.plots",
-    "read_run": "pa_report.run",
+    "read_run": "pa_report.files",
 }
 
 

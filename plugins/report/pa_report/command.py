@@ -27,8 +27,11 @@ def report(
 
     Exit code: 1 if a run can't be read, or the file can't be written.
     """
-    from pa_report.page import comparison_page, run_page, save_page
-    from pa_report.run import read_run, with_unique_names
+    from pa_report.comparison_page import comparison_page
+    from pa_report.files import read_run
+    from pa_report.page import save_page
+    from pa_report.run import with_unique_names
+    from pa_report.run_page import run_page
 
     found = with_unique_names([read_run(path) for path in runs])
     page = comparison_page(found, title) if len(found) > 1 else run_page(found[0])

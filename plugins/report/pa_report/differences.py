@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from pa_report.markup import mapping
+
 if TYPE_CHECKING:
     from pa_report.run import Run
 
 ABSENT = "–"
+_OWN_TARGET = "pa_report.plugin:ReportPlugin"
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -31,18 +34,38 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 def differences(runs: Sequence[Run]) -> tuple[dict[str, list[Any]], int]:
     """Find what differs between runs: seed, commit, settings, versions, hardware.
 
+    The names of the reports are left out, and the layers of the models are one entry.
+
     Returns:
         The runs' values of each entry that differs, by its name, and the number of equal entries.
     """
-    described = [
-        flatten(run.manifest) | flatten({"run_config": run.run_config} if run.run_config else {})
-        for run in runs
-    ]
+    described = [_entries(run) for run in runs]
     keys = dict.fromkeys(key for values in described for key in values)
-    # A training state has no run config: its entries are compared only if all runs have one.
+    # A training state has no run config and no facts: they are compared only if all runs have them.
     compared = [
-        key for key in keys if not key.startswith("run_config.") or all(r.run_config for r in runs)
+        key
+        for key in keys
+        if not key.startswith(("run_config.", "facts."))
+        or all(any(k.startswith(key.partition(".")[0] + ".") for k in d) for d in described)
     ]
     rows = {key: [values.get(key, ABSENT) for values in described] for key in compared}
     differing = {key: row for key, row in rows.items() if any(value != row[0] for value in row)}
     return differing, len(rows) - len(differing)
+
+
+def _entries(run: Run) -> dict[str, Any]:
+    arguments = mapping(run.manifest.get("run"))
+    if "layers" in arguments:
+        layers = mapping(arguments["layers"])
+        arguments["layers"] = "; ".join(f"{number} × {name}" for name, number in layers.items())
+    plugins = {
+        name: {k: v for k, v in mapping(source).items() if k not in ("settings", "values")}
+        if mapping(source).get("target") == _OWN_TARGET
+        else source
+        for name, source in mapping(run.manifest.get("plugins")).items()
+    }
+    parts = {"run": arguments, "plugins": plugins} if run.manifest else {}
+    described = {**run.manifest, **{k: v for k, v in parts.items() if k in run.manifest}}
+    return flatten(described) | flatten(
+        {k: v for k, v in (("run_config", run.run_config), ("facts", run.facts)) if v}
+    )

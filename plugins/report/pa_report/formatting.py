@@ -1,9 +1,8 @@
-"""Format numbers and durations for people, and choose axis ticks."""
+"""Format numbers and durations for people."""
 
 from __future__ import annotations
 
 import math
-from itertools import pairwise
 
 
 def short(value: float) -> str:
@@ -27,12 +26,12 @@ def short(value: float) -> str:
 
 
 def grouped(number: int) -> str:
-    """Format an integer with thin spaces between thousands.
+    """Format an integer with narrow spaces between thousands.
 
-    >>> grouped(12345) == "12\N{THIN SPACE}345"
+    >>> grouped(12345) == "12\N{NARROW NO-BREAK SPACE}345"
     True
     """
-    return f"{number:,}".replace(",", "\N{THIN SPACE}")
+    return f"{number:,}".replace(",", "\N{NARROW NO-BREAK SPACE}")
 
 
 def duration(seconds: float) -> str:
@@ -53,56 +52,20 @@ def duration(seconds: float) -> str:
     return f"{minutes // 60} h {minutes % 60} min"
 
 
-def ticks(low: float, high: float, max_steps: int = 5) -> list[float]:
-    """Round numbers at equal distances that enclose `low` and `high`.
+def span(numbers: list[float]) -> str:
+    """Format whole numbers in order, with ranges.
 
-    >>> ticks(0.13, 0.92)
-    [0.0, 0.2, 0.4, 0.6, 0.8, 1.0]
+    >>> span([1, 2, 3, 7])
+    '1\N{EN DASH}3, 7'
     """
-    if high <= low:
-        margin = abs(high) * 0.1 or 1.0
-        low, high = low - margin, high + margin
-    raw = (high - low) / max_steps
-    unit = 10.0 ** math.floor(math.log10(raw))
-    step = next(unit * factor for factor in (1, 2, 2.5, 5, 10) if unit * factor >= raw * 0.999)
-    first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
-    return [
-        round(number * step, 12 - math.floor(math.log10(step))) for number in range(first, last + 1)
+    ranges: list[list[float]] = []
+    for number in numbers:
+        if ranges and number - ranges[-1][-1] <= 1:
+            ranges[-1][1] = number
+        else:
+            ranges.append([number, number])
+    texts = [
+        grouped(round(a)) if a == b else f"{grouped(round(a))}\N{EN DASH}{grouped(round(b))}"
+        for a, b in ranges
     ]
-
-
-def log_ticks(low: float, high: float) -> list[float]:
-    """Powers of ten that enclose two positive numbers, with 2 and 5 between them if they are few.
-
-    >>> log_ticks(0.03, 8)
-    [0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0]
-    """
-    first, last = math.floor(math.log10(low)), math.ceil(math.log10(high))
-    factors = (1, 2, 5) if last - first <= 3 else (1,)
-    marks = [float(f"{factor}e{power}") for power in range(first, last + 1) for factor in factors]
-    below = max(number for number, mark in enumerate(marks) if mark <= low)
-    above = min(number for number, mark in enumerate(marks) if mark >= high)
-    return marks[below : above + 1]
-
-
-def tick_labels(marks: list[float]) -> tuple[list[str], str]:
-    """Format ticks with equal decimals, and a common power of ten as a factor.
-
-    >>> tick_labels([0.0, 0.0005, 0.001])
-    (['0', '5', '10'], '×10⁻⁴')
-    >>> tick_labels([0.0, 0.5, 1.0])
-    (['0.0', '0.5', '1.0'], '')
-    """
-    if len(marks) < 2:
-        return [short(mark) for mark in marks], ""
-    step = min(b - a for a, b in pairwise(marks))
-    top = max(abs(mark) for mark in marks)
-    power = 0
-    if top < 0.009 or top >= 1e6:
-        power = math.floor(math.log10(step) + 1e-9)
-    scaled = [mark / 10.0**power for mark in marks]
-    step /= 10.0**power
-    decimals = next((d for d in range(9) if abs(round(step, d) - step) < step * 1e-6), 9)
-    texts = [grouped(round(mark)) if decimals == 0 else f"{mark:.{decimals}f}" for mark in scaled]
-    digits = str(power).translate(str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"))
-    return texts, f"×10{digits}" if power else ""
+    return ", ".join(texts)

@@ -12,10 +12,13 @@ from typing import TYPE_CHECKING, Any, Unpack
 from pa_core import hookimpl
 from pa_core.durations import Every
 from pa_core.plugin import check_file_name, mask_secrets, settings_from_options
+from pa_report.facts import facts_of
+from pa_report.history import MAX_LIST_LENGTH, curves_and_matrices, records_of
 from pa_report.images import Picture, figure_to_url, images_to_urls
 from pa_report.measurements import Measurements
-from pa_report.page import run_page, save_page
-from pa_report.run import Run, Status, curves_and_matrices, plain, records_of
+from pa_report.page import save_page
+from pa_report.run import Run, Status, plain
+from pa_report.run_page import run_page
 from pa_report.settings import ReportOptions, ReportSettings
 
 if TYPE_CHECKING:
@@ -159,6 +162,17 @@ class ReportPlugin:
 
     # -- Images ---------------------------------------------------------------------------------
 
+    def draws_numbers(self, value: Any) -> bool:
+        """Whether the report draws a recorded tensor itself, so that it needs no figure of it.
+
+        Args:
+            value: what a metric computed.
+        """
+        shape = getattr(value, "shape", None)
+        if shape is None or len(shape) > 2:
+            return False
+        return shape[0] > 1 if len(shape) == 2 else (*shape, 1)[0] <= MAX_LIST_LENGTH
+
     def log_figure(self, trainer: Trainer, name: str, figure: Any) -> None:
         """Show a matplotlib figure in the report; called through ``call_event``.
 
@@ -255,6 +269,7 @@ class ReportPlugin:
             manifest=plain(mask_secrets(trainer.manifest)),
             run_config=plain(mask_secrets(config.to_dict())) if config is not None else {},
             cost=plain(_costs_of(trainer)),
+            facts=plain(facts_of(trainer)),
         )
 
 

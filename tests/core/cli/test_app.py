@@ -131,6 +131,11 @@ def test_plugins_as_json_has_a_row_for_each_with_its_hooks_where_they_are_asked_
     assert "on_training_run_start" in rows["move_modules_to_device"]["hooks"]
     assert {rows[name]["runs_on"] for name in ("weather:cold", "watch")} == {"all"}
     assert rows["progress_bar"]["runs_on"] == "main"
+    parts = "'print_progress', 'progress_bar', 'log_metrics'"
+    shell.settings(f"[tool.pa-core]\ndisable = [{parts}]\n")  # nothing of the table is left
+    found = json.loads(shell.out("plugins", "--json"))
+    enabled = [row["name"] for row in found["plugins"] if row["enabled"]]
+    assert enabled == [name for name in DEFAULTS if name != "progress_table"]
 
 
 def test_plugins_imports_neither_torch_nor_a_plugin(shell):

@@ -8,7 +8,8 @@ from typing import Any
 
 from pa_report import ReportPlugin
 
-EMPTY = {"meta", "img", "wbr", "path", "circle", "polyline", "rect"}
+NARROW = "\N{NARROW NO-BREAK SPACE}"
+EMPTY = {"meta", "img", "wbr", "br", "path", "input"}
 
 
 class Page(HTMLParser):
@@ -49,7 +50,7 @@ class Page(HTMLParser):
             self.rows[-1][-1] += data
         if {"h1", "h2", "h3"} & set(self._open):
             self.headings[-1] += data
-        if "text" in self._open:
+        if {"span", "li", "i"} & set(self._open):
             self.labels.append(data)
 
     def all(self, tag: str) -> list[dict[str, str | None]]:
@@ -58,9 +59,24 @@ class Page(HTMLParser):
     def row(self, name: str) -> list[str]:
         return next(row for row in self.rows if row and row[0] == name)
 
-    def curves(self) -> list[int]:
+    def curves(self) -> list[tuple[str, list[float]]]:
+        """The name and the values of each curve, as the script shows them."""
+        return [
+            (
+                group["data-name"] or "",
+                [float(value.replace(NARROW, "")) for value in (group["data-v"] or "").split(" ")],
+            )
+            for group in self.all("g")
+        ]
+
+    def num_points(self) -> list[int]:
         """The number of points of each curve."""
-        return [len((line["points"] or "").split()) for line in self.all("polyline")]
+        return [len(values) for _, values in self.curves()]
+
+    def fact(self, title: str) -> str:
+        """A fact of the summary."""
+        start = self.text.index(f"<dt>{title}</dt><dd>") + len(f"<dt>{title}</dt><dd>")
+        return self.text[start : self.text.index("</dd>", start)]
 
 
 def reported(folder: Path, **settings: Any) -> ReportPlugin:

@@ -1,7 +1,10 @@
 """A run's report: its content, that it loads nothing, and that it is written however a run ends."""
 
+import base64
+import hashlib
 import json
 import math
+import re
 import xml.etree.ElementTree as ElementTree
 from dataclasses import replace
 from importlib import metadata
@@ -13,9 +16,12 @@ import torch
 import pa_report.plugin
 from pa_core import Trainer, hookimpl, hookspec
 from pa_lab import ProfileCallback
+from pa_metrics import MetricsPlugin
 from pa_report import ReportPlugin, read_run
-from pa_report.page import run_page
-from pa_report.run import Point, Run, downsample
+from pa_report.history import downsample
+from pa_report.images import Picture
+from pa_report.run import Point, Run
+from pa_report.run_page import run_page
 from tests.helpers import tiny_data
 from tests.plugins.report.pages import Page, reported
 from tests.plugins.tracking.runs import Fail, SaveAt, new_trainer, train
@@ -31,14 +37,27 @@ def test_a_page_has_the_runs_curves_values_and_settings(tmp_path):
     plugin = reported(tmp_path, title="Three classes")
     trainer = train(new_trainer(plugin), 4)
     page = Page(tmp_path / "run.html")
-    assert page.headings[:2] == ["Three classes", "Curves"]
-    assert page.headings[2:5] == ["loss", "learning rate", "throughput samples / s"]
-    assert page.curves() == [4, 4, 24, 4]  # two losses, rates, throughput
-    assert {"train", "eval"} <= set(page.labels)
-    losses = trainer.run_history.get_metric_values("eval_loss_epoch")
-    row = page.row("eval_loss_epoch")
-    assert [float(cell) for cell in row[1:3]] == pytest.approx([losses[-1], min(losses)], rel=1e-3)
-    assert row[3] == str(6 * (losses.index(min(losses)) + 1))
+    assert page.headings[:4] == ["Three classes", "Summary", "Results", "Curves"]
+    assert page.headings[4:7] == ["loss", "learning rate", "throughput samples / s"]
+    losses = {
+        name: trainer.run_history.get_metric_values(f"{name}_loss_epoch")
+        for name in ("train", "eval")
+    }
+    curves = dict(page.curves()[:2])
+    assert curves == {name: pytest.approx(values, rel=1e-3) for name, values in losses.items()}
+    assert page.num_points() == [4, 4, 24, 4]  # two losses, rates, throughput
+    row = page.row("loss")
+    for cell, values in zip(row[1:], losses.values(), strict=True):
+        final, best, epoch = re.fullmatch(r"([\d.]+)best ([\d.]+) in epoch (\d+)", cell).groups()
+        expected = [values[-1], min(values)]
+        assert [float(final), float(best)] == pytest.approx(expected, rel=1e-3)
+        assert int(epoch) == values.index(min(values)) + 1
+    assert {"1", "2", "3", "4", "6", "12", "18", "24"} <= set(page.labels)  # epochs and updates
+    number = sum(parameter.numel() for parameter in trainer.model.parameters())
+    assert page.fact("parameters") == str(number)
+    assert (page.fact("epochs"), page.fact("updates")) == ("4", "24")
+    assert page.fact("evaluation data") == f"{len(tiny_data())} samples"
+    assert "pytest" in page.fact("command")
     assert page.row("seed") == ["seed", "42"]
     assert page.row("optimizer_settings.0.lr")[1] == "0.1"
     assert page.row("torch")[1] == metadata.version("torch")
@@ -55,15 +74,19 @@ def test_a_page_loads_nothing_and_is_in_one_file(tmp_path):
     assert not {"link", "iframe", "object", "embed", "base", "form"} & {n for n, _ in page.elements}
     assert "@import" not in page.text
     assert "url(" not in page.text
-    assert [script["type"] for script in page.all("script")] == ["application/json"]
+    assert [script.get("type") for script in page.all("script")] == ["application/json", None]
     (policy,) = [m["content"] for m in page.all("meta") if "http-equiv" in m]
     assert policy.startswith("default-src 'none'")
+    script = page.text.rpartition("<script>")[2].partition("</script>")[0]
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    assert policy.endswith(f"script-src 'sha256-{digest}'")  # no other script runs
 
 
 def test_charts_are_well_formed_and_have_a_description(tmp_path):
     train(new_trainer(reported(tmp_path)), 2)
     text = Page(tmp_path / "run.html").text
-    drawings = [f"<svg{part.partition('</svg>')[0]}</svg>" for part in text.split("<svg")[1:]]
+    parts = [part.partition("</svg>")[0] for part in text.split("<svg")[1:]]
+    drawings = [f"<svg{part}</svg>" for part in parts if 'class="key' not in part]
     assert len(drawings) == 3
     for drawing in drawings:
         root = ElementTree.fromstring(drawing)
@@ -71,17 +94,16 @@ def test_charts_are_well_formed_and_have_a_description(tmp_path):
         assert " over updates: " in root.get("aria-label")
 
 
-def test_small_values_have_their_power_of_ten_beside_the_ticks(tmp_path):
+def test_small_values_have_their_power_of_ten_in_the_ticks(tmp_path):
     class Small:
         @hookimpl
         def on_train_epoch_end(self, trainer):
-            trainer.run_history.update_metric("small", 2e-5 * trainer.updates)
+            trainer.run_history.update_metric("small", 2e-6 * trainer.updates)
 
     train(new_trainer(Small(), reported(tmp_path)), 3)
     page = Page(tmp_path / "run.html")
-    assert page.headings[3] == "small"
-    assert "×10⁻⁴" in page.labels
-    assert {"1", "2", "3", "4"} <= set(page.labels)
+    assert page.headings[5] == "small"
+    assert {"1e-5", "2e-5", "3e-5", "4e-5"} <= set(page.labels)
 
 
 def test_names_and_settings_are_text_whatever_they_hold(tmp_path):
@@ -97,9 +119,9 @@ def test_names_and_settings_are_text_whatever_they_hold(tmp_path):
     with pytest.raises(RuntimeError):
         train(trainer, 2)
     page = Page(tmp_path / "run.html")
-    assert len(page.all("script")) == 1
+    assert len(page.all("script")) == 2
     assert "alert(" in page.headings[0]
-    assert page.row(EVIL)[1] == "1"
+    assert page.row(EVIL)[-1].startswith("1")
     run = read_run(tmp_path / "run.html")
     assert run.metrics[EVIL][0].value == 1.0
     assert EVIL in run.reason
@@ -127,7 +149,10 @@ def test_the_file_holds_the_run_as_strict_json(tmp_path):
     assert curve(run, "eval_loss_epoch") == recorded
     assert math.isnan(run.metrics["odd"][0].value)
     assert run.metrics["odd"][2].value == -math.inf
-    assert "odd 3 NaN or infinite" in page.headings
+    assert "odd" in page.headings
+    assert "2 NaN (epochs 1–2)" not in page.text  # NaN before update 12: the first epoch
+    assert "1 NaN (epoch 1)" in page.text
+    assert "2 infinite (epochs 2–3)" in page.text
     assert run.progress["updates"] == 18
 
 
@@ -348,10 +373,31 @@ def test_figures_and_matrices_are_on_the_page(tmp_path):
     page = Page(tmp_path / "run.html")
     assert [image["alt"] for image in page.all("img")] == ["roc"]  # the page draws the matrix
     assert page.all("img")[0]["src"].startswith("data:image/svg+xml;base64,")
-    assert len(page.all("rect")) == 9
-    assert "row 1, column 0: 2" in page.text
-    assert page.row("recall/2")[1] == "1"
-    assert {"0", "1", "2"} <= set(page.labels)
+    assert [row[1:] for row in page.rows if len(row) == 4 and row[0] in {"0", "1", "2"}] == [
+        ["30", "1", "0"],
+        ["2", "20", "3"],
+        ["0", "0", "9"],
+    ]
+    assert dict(page.curves()[-5:-2]) == {"0": [0.25] * 2, "1": [0.5] * 2, "2": [1.0] * 2}
+    assert page.headings.count("recall, eval") == 1  # one chart for the list
+
+
+def test_metrics_plots_only_what_the_report_does_not_draw(tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr("pa_metrics.plots._draw", lambda folder, name, *others: drawn.append(name))
+    metrics = ["accuracy", "confusion_matrix", "roc"]
+    plugin = MetricsPlugin(metrics=metrics, task="multiclass", num_classes=3)
+    train(new_trainer(plugin, reported(tmp_path)), 2)
+    assert drawn == ["roc"] * 2
+    assert "confusion matrix" in " ".join(Page(tmp_path / "run.html").headings)
+
+
+def test_a_figure_replaces_a_table_that_is_not_square():
+    run = Run("run", matrices={"roc": [[0.0] * 9] * 3, "confusion_matrix": [[1.0, 0.0]] * 2})
+    pictures = [Picture(name, 1, ["data:image/png;base64,"]) for name in run.matrices]
+    page = run_page(run, pictures)
+    assert ('alt="roc"' in page, 'alt="confusion_matrix"' in page) == (True, False)
+    assert page.count('<table class="matrix"') == 1
 
 
 def test_the_costs_of_plugins_are_on_the_page_where_a_profile_tells_them(tmp_path):
@@ -394,7 +440,7 @@ def test_settings_that_look_like_secrets_are_masked(tmp_path):
     file.write_text(
         f'[tool.pa-core]\nplugins = ["report", "{tmp_path}/hook.py"]\n'
         f'[tool.pa-core.report]\nname = "run"\nfolder = "{tmp_path}/reports"\n'
-        '[tool.pa-core.hook]\nurl = "there"\napi_key = "hidden"\n'
+        '[tool.pa-core.hook]\nurl = "there"\napi_key = "opensesame"\n'
     )
     model = torch.nn.Linear(6, 3)
     optimizer = torch.optim.SGD(model.parameters())
@@ -402,7 +448,7 @@ def test_settings_that_look_like_secrets_are_masked(tmp_path):
     page = Page(tmp_path / "reports" / "run.html")
     assert page.row("hook")[2] == 'url = "there", api_key = "**********"'
     assert page.row("report")[1].startswith("pa-report ")
-    assert "hidden" not in page.text
+    assert "opensesame" not in page.text
 
 
 def test_a_long_curve_is_downsampled_and_keeps_its_extremes():

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from pa_report.metric_names import higher_is_better
+from pa_core.plugin import greater_is_better
 
 if TYPE_CHECKING:
     from pa_report.run import Point
@@ -40,7 +40,7 @@ def summaries(metrics: Mapping[str, Sequence[Point]]) -> list[Summary]:
             continue
         finite = [point for point in points if math.isfinite(point.value)]
         ordered = sorted(finite, key=lambda point: point.value)  # stable: the earliest of equals
-        higher, best = higher_is_better(name), None
+        higher, best = greater_is_better(name), None
         if finite and higher is not None:
             best = max(finite, key=lambda point: point.value) if higher else ordered[0]
         low, high = (ordered[0].value, ordered[-1].value) if finite else (math.nan, math.nan)
