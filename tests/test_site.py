@@ -101,6 +101,11 @@ ANSWERS = {
     "object detection": ["plugins/metrics"],
     "migrate": ["coming_from/hf_trainer"],
     "speed": ["reference/benchmarks"],
+    # Sentences, of which no page has all words.
+    "resume training from last checkpoint": ["how_to/resume"],
+    "reduce learning rate on plateau": ["how_to/lr_schedulers"],
+    "use two GPUs": ["how_to/multiple_gpus"],
+    "limit GPU memory": ["how_to/gradient_checkpointing"],
 }
 SCRIPTS = ["documentation_options", "doctools", "sphinx_highlight", "searchtools", "language_data"]
 HARNESS = """

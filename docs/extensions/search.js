@@ -4,11 +4,13 @@
 // page comes first if its title has all words of the query, then if one of its headings has, which the
 // result links to. A page is listed once. Entries of the index (`{index}` on a page) count as titles,
 // or as headings if they have more words than the query: they have the words that people search for
-// and a title doesn't have, and find a page without these words. Sphinx includes this file after its
-// own code; what else is found is left to that.
+// and a title doesn't have, and find a page without these words. Of a sentence, two thirds of the words
+// in a page's title and entries are enough. Sphinx includes this file after its own code; what else is
+// found is left to that.
 
 if (typeof Search !== "undefined") {
   const TITLE = 60, HEADING = 40, WORDS = 20; // what has all words of the query
+  const MOST = 2 / 3; // of the words of a query
   const FITS = 20; // times the share of the title or heading that the query makes up
   const LITERAL = 0.2; // added to that share: the same forms of the words, "checkpoint", not "checkpointing"
   const IN_TITLE = 10; // times the share of the query that is in the page's title
@@ -63,6 +65,15 @@ if (typeof Search !== "undefined") {
     return found;
   };
 
+  // The pages whose title and entries have most words of the query, with the share of these.
+  const topics = (query) => {
+    const { titles, indexentries } = Search._index;
+    const texts = [...titles];
+    for (const [entry, places] of Object.entries(indexentries))
+      for (const [file, id] of places) if (!id.includes(".")) texts[file] += ` ${entry}`;
+    return texts.map((text, file) => [file, shareIn(text, query)]).filter(([, share]) => share >= MOST);
+  };
+
   const find = Search._performSearch;
   Search._performSearch = (query, ...terms) => {
     const { docnames, titles } = Search._index;
@@ -96,9 +107,14 @@ if (typeof Search !== "undefined") {
       add(key, result);
     }
     for (const [file, { id, share }] of entries(query)) {
+      const page = docnames[file];
       const anchor = id === "index-0" ? "" : `#${id}`; // the first one is at the top of its page
       const score = share >= 1 ? TITLE + FITS : HEADING + FITS * share;
-      add(docnames[file], [docnames[file], titles[file], anchor, null, score, `${docnames[file]}.md`, "index"]);
+      add(page, [page, titles[file], anchor, null, score, `${page}.md`, "index"]);
+    }
+    for (const [file, share] of topics(query)) {
+      const page = docnames[file];
+      add(page, [page, titles[file], "", null, WORDS + FITS * share, `${page}.md`, "text"]);
     }
     return [...best.values()].sort(_orderResultsByScoreThenName);
   };
