@@ -28,23 +28,42 @@ def read_run(path: str | Path) -> Run:
     path = local_path(path)
     if path.is_dir():
         return _read_state(path)
-    try:
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise ReportError(f"There is no report or training state at {path}") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise ReportError(f"Can't read {path} as a report: {error}") from error
-    finder = _DataFinder()
-    finder.feed(text)
-    if not finder.data:
+    data = _data_in(path)
+    if not data:
         raise ReportError(
             f"{path} is not the report of a run. Pass files written by the plugin 'report', "
             "training states, or folders of training states"
         )
     try:
-        return replace(Run.from_json("".join(finder.data)), name=path.stem)
+        return replace(Run.from_json(data), name=path.stem)
     except ValueError as error:
         raise ReportError(f"Can't read the data in {path}: {error}") from error
+
+
+def reports_in(path: Path) -> list[Path]:
+    """The reports in a folder of reports; of another path, the path itself.
+
+    Other pages in the folder, such as comparisons, are left out.
+
+    Raises:
+        ReportError: if a page in the folder can't be read.
+    """
+    if not path.is_dir() or (path / MANIFEST).exists() or state_folders(path):
+        return [path]
+    return [file for file in sorted(path.glob("*.html")) if _data_in(file)] or [path]
+
+
+def _data_in(file: Path) -> str:
+    """The embedded data of a report; empty if the file is none."""
+    try:
+        text = file.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise ReportError(f"There is no report or training state at {file}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ReportError(f"Can't read {file} as a report: {error}") from error
+    finder = _DataFinder()
+    finder.feed(text)
+    return "".join(finder.data)
 
 
 class _DataFinder(HTMLParser):
@@ -74,7 +93,7 @@ def _read_state(folder: Path) -> Run:
         if not (folder / MANIFEST).exists() and folder not in state_folders(folder.parent):
             state = newest_intact_state(folder)
         if state is None:
-            raise ReportError(f"{folder} contains no training state")
+            raise ReportError(f"{folder} contains no report and no training state")
         reader = StateReader(state)
         content = reader.read_json("state.json")
         history = decode(content["run_history"], reader.read_tensors("state.safetensors"))

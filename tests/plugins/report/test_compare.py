@@ -79,6 +79,19 @@ def test_runs_with_the_same_name_are_numbered(runs, tmp_path):
     assert {"small", "small (2)"} <= set(Page(tmp_path / "both.html").labels)
 
 
+def test_a_folder_of_reports_stands_for_all_of_them(runs, tmp_path):
+    folder, output = tmp_path / "reports", tmp_path / "reports" / "comparison.html"
+    folder.mkdir()
+    for name in ("small", "large"):
+        (folder / f"{name}.html").write_text((runs / f"{name}.html").read_text())
+    for _ in range(2):  # the comparison in the folder is no run
+        assert pa_report(folder, "-o", output).exit_code == 0
+        assert "2 runs" in output.read_text()
+        assert {"small", "large"} <= set(Page(output).labels)
+    result = pa_report(folder, "-o", folder / "small.html")
+    assert "is one of the runs" in result.output
+
+
 def test_a_report_is_never_overwritten_by_its_comparison(runs):
     before = (runs / "small.html").read_text()
     result = pa_report(runs / "small.html", runs / "large.html", "-o", runs / "small.html")
@@ -100,7 +113,7 @@ def test_a_path_that_is_not_a_run_is_an_error(runs, tmp_path):
         "page.html": "is not the report of a run",
         "broken.html": "Can't read the data in .*: not a valid run",
         "hostile.html": "not a valid run: name: Input should be a valid string",
-        "empty": "contains no training state",
+        "empty": "contains no report and no training state",
         "damaged": "damaged",
     }.items():
         with pytest.raises(ReportError, match=message):
