@@ -147,12 +147,19 @@ def pyproject_schema(table: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _near(name: str) -> list[str]:
-    """A name in lower case, and those with a letter more or less; ``.`` is any letter."""
+    """A name in lower case, and those with a letter more or less, or two swapped.
+
+    ``.`` is any letter.
+    """
     places = range(len(name) + 1)
     return [
         name,
         *dict.fromkeys(name[:place] + name[place + 1 :] for place in places[:-1]),
         *(f"{name[:place]}.{name[place:]}" for place in places),
+        *(
+            name[:place] + name[place + 1] + name[place] + name[place + 2 :]
+            for place in places[:-2]
+        ),
     ]
 
 

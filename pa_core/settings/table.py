@@ -170,11 +170,13 @@ def _near_miss(content: dict[str, Any]) -> str | None:
             if not isinstance(table, dict) or header == TABLE:
                 continue
             # Only below `tool` is a name that is merely similar meant for this table.
-            if get_close_matches(_letters(name), _NAMES, cutoff=0.9 if prefix else 1.0):
+            letters = _letters(name)
+            is_swapped = bool(prefix) and sorted(letters) == sorted(_NAMES[0])
+            if is_swapped or get_close_matches(letters, _NAMES, cutoff=0.9 if prefix else 1.0):
                 return f"has a table [{header}]; it must be called [{TABLE}]"
             if prefix and name == "pa" and isinstance(table.get("core"), dict):
                 return f"has a table [{header}.core]; it must be called [{TABLE}]"
-            its = [plugin for plugin, of in PLUGINS.items() if _letters(of) == _letters(name)]
+            its = [plugin for plugin, of in PLUGINS.items() if _letters(of) == letters]
             if prefix and its:
                 right = " or ".join(f"[{TABLE}.{plugin}]" for plugin in its)
                 return f"has a table [{header}]; the settings of a plugin belong in {right}"

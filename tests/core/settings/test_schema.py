@@ -106,7 +106,7 @@ WRONG = {
 }
 NEARLY = [
     *("[tool.pa_core]", "[tool.pacore]", "[tool.PA-Core]", "[tool.pa-cores]", "[tool.pa.core]"),
-    *("[pa-core]", "[tools.pa-core]", "['tool.pa-core']", "[tool.pa-metrics]"),
+    *("[pa-core]", "[tools.pa-core]", "['tool.pa-core']", "[tool.pa-metrics]", "[tool.pa-croe]"),
 ]
 
 

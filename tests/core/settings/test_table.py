@@ -51,7 +51,14 @@ def test_invalid_toml_or_a_missing_table_or_file_is_an_error(tmp_path):
     "header",
     [
         *("tool.pa_core", "tool.pacore", "tool.PA-core", "pa-core", '"pa_core"'),
-        *("tool.pa.core", "tools.pa-core", "tool.pa-cores", "tool.pacor", '"tool.pa-core"'),
+        *(
+            "tool.pa.core",
+            "tools.pa-core",
+            "tool.pa-cores",
+            "tool.pacor",
+            "tool.pa-croe",
+            '"tool.pa-core"',
+        ),
     ],
 )
 def test_a_table_with_a_similar_name_is_reported(header, tmp_path):
