@@ -30,6 +30,8 @@ def is_terminal(stream: Any) -> bool:
     """Whether a stream is a terminal that is to show a bar, rather than a file or a CI's log."""
     if os.environ.get("NO_COLOR"):
         return False
+    if hasattr(stream, "rich_proxied_file"):  # rich shows something live, and takes whole lines
+        return False
     if os.environ.get("TERM", "").lower() in ("dumb", "unknown"):
         return False
     if os.environ.get("CI", "").lower() not in ("", "0", "false"):

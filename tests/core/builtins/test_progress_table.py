@@ -15,6 +15,8 @@ from contextlib import contextmanager, suppress
 
 import pytest
 import torch
+from rich.console import Console
+from rich.progress import track
 from torch.utils.data import IterableDataset
 from tqdm import tqdm
 
@@ -490,6 +492,16 @@ def test_bars_of_other_code_stay_above_this_one_and_below_the_lines(monkeypatch)
     assert not torn
     assert len([line for line in shown.lines if re.fullmatch(r"NOTE (by|in) [\w. ]+", line)]) == 10
     assert shown.both  # bars were on the screen
+
+
+def test_a_live_display_of_rich_stays_below_the_rows(monkeypatch):
+    with terminal(monkeypatch) as shown:
+        console = Console(file=sys.stdout, force_terminal=True)
+        for _ in track(range(1), "folds", console=console, transient=True):
+            make_trainer(ProgressTableCallback(interval=0.001), Slow).train(tiny_data(64), 2)
+    assert not [line for line in shown.lines if "|" in line]
+    assert [line.split()[0] for line in shown.lines if re.match(r" +\d ", line)] == ["1", "2"]
+    assert "NOTE by print" in shown.lines
 
 
 def test_a_row_starts_on_a_line_of_its_own(monkeypatch):
