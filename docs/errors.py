@@ -75,7 +75,7 @@ def wrapped(line: str) -> str:
     """A line of a message, broken so that it needs no scrolling."""
     return textwrap.fill(
         line,
-        width=110,
+        width=90,
         subsequent_indent="    ",
         break_long_words=False,
         break_on_hyphens=False,

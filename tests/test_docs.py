@@ -96,7 +96,7 @@ def test_the_code_on_a_page_runs(
         folder = tmp_path / str(number)
         folder.mkdir()
         monkeypatch.chdir(folder)
-        namespace: dict[str, Any] = {"__name__": "__page__"}
+        namespace: dict[str, Any] = {"__name__": "__main__"}  # as in a script
         for block in recipe:
             if block.mark == "file":
                 file = folder / block.argument

@@ -2,12 +2,15 @@
 //
 // Sphinx scores a page by its best word alone, in any heading, and sorts ties by the alphabet. Here a
 // page comes first if its title has all words of the query, then if one of its headings has, which the
-// result links to. A page is listed once. Entries of the index (`{index}` on a page) count as titles:
-// they have the words that people search for and a title doesn't have. Sphinx includes this file after
-// its own code; what is found is left to that.
+// result links to. A page is listed once. Entries of the index (`{index}` on a page) count as titles,
+// or as headings if they have more words than the query: they have the words that people search for
+// and a title doesn't have, and find a page without these words. Of a sentence, two thirds of the words
+// in a page's title and entries are enough. Sphinx includes this file after its own code; what else is
+// found is left to that.
 
 if (typeof Search !== "undefined") {
   const TITLE = 60, HEADING = 40, WORDS = 20; // what has all words of the query
+  const MOST = 2 / 3; // of the words of a query
   const FITS = 20; // times the share of the title or heading that the query makes up
   const LITERAL = 0.2; // added to that share: the same forms of the words, "checkpoint", not "checkpointing"
   const IN_TITLE = 10; // times the share of the query that is in the page's title
@@ -50,12 +53,37 @@ if (typeof Search !== "undefined") {
     return found;
   };
 
+  const entries = (query) => {
+    const found = new Map(); // for each page, its entry in the index that fits best
+    for (const [entry, places] of Object.entries(Search._index.indexentries)) {
+      const share = fit(query, entry);
+      for (const [file, id] of places) {
+        if (id.includes(".")) continue; // a name of the API
+        if (share > (found.get(file)?.share ?? 0)) found.set(file, { id, share });
+      }
+    }
+    return found;
+  };
+
+  // The pages whose title and entries have most words of the query, with the share of these.
+  const topics = (query) => {
+    const { titles, indexentries } = Search._index;
+    const texts = [...titles];
+    for (const [entry, places] of Object.entries(indexentries))
+      for (const [file, id] of places) if (!id.includes(".")) texts[file] += ` ${entry}`;
+    return texts.map((text, file) => [file, shareIn(text, query)]).filter(([, share]) => share >= MOST);
+  };
+
   const find = Search._performSearch;
   Search._performSearch = (query, ...terms) => {
     const { docnames, titles } = Search._index;
     const byHeading = headings(query);
     const exact = query.toLowerCase().trim();
     const best = new Map();
+    const add = (key, result) => {
+      result[4] += folder(result[0]);
+      if (result[4] > (best.get(key)?.[4] ?? -Infinity)) best.set(key, result);
+    };
     for (const [docname, name, anchor, description, score, filename, kind] of find(query, ...terms)) {
       const file = docnames.indexOf(docname);
       const page = titles[file];
@@ -65,12 +93,7 @@ if (typeof Search !== "undefined") {
         key += anchor;
         result[4] = `.${name.toLowerCase()}`.endsWith(`.${exact}`) ? NAME : PART_OF_NAME;
       } else if (kind === "index") {
-        const isExact = Search._index.indexentries[exact]?.some(([entry]) => entry === file);
-        if (!isExact || anchor.includes(".")) continue; // the latter are names of the API
-        const heading = Object.entries(Search._index.alltitles).find(([, places]) =>
-          places.some(([entry, id]) => entry === file && `#${id}` === anchor));
-        result[1] = heading && heading[0] !== page ? `${page} > ${heading[0]}` : page;
-        result[4] = TITLE + FITS;
+        continue; // added below
       } else {
         const inTitle = fit(query, page), heading = byHeading.get(file);
         result = [docname, page, "", null, 0, filename, "text"];
@@ -81,8 +104,17 @@ if (typeof Search !== "undefined") {
           result[4] = HEADING + FITS * heading.share;
         } else result[4] = WORDS + IN_TITLE * shareIn(page, query);
       }
-      result[4] += folder(docname);
-      if (result[4] > (best.get(key)?.[4] ?? -Infinity)) best.set(key, result);
+      add(key, result);
+    }
+    for (const [file, { id, share }] of entries(query)) {
+      const page = docnames[file];
+      const anchor = id === "index-0" ? "" : `#${id}`; // the first one is at the top of its page
+      const score = share >= 1 ? TITLE + FITS : HEADING + FITS * share;
+      add(page, [page, titles[file], anchor, null, score, `${page}.md`, "index"]);
+    }
+    for (const [file, share] of topics(query)) {
+      const page = docnames[file];
+      add(page, [page, titles[file], "", null, WORDS + FITS * share, `${page}.md`, "text"]);
     }
     return [...best.values()].sort(_orderResultsByScoreThenName);
   };

@@ -180,6 +180,7 @@ class ProgressTableCallback(ConfigurableCallback):
     def on_stop_training_error(self, trainer: Trainer, **kwargs: Any) -> None:
         if self._view is not None:
             self._view.end_phase()
+            self._view.print_unfinished(trainer)
 
     def on_training_state_saved(self, trainer: Trainer, state_dir: Path, **kwargs: Any) -> None:
         if self._view is not None and not trainer.is_resuming:
@@ -507,6 +508,15 @@ class _View:
         row = Row(trainer.run_history.current_epoch, values, seconds=seconds - self._since)
         self._since = seconds
         self._print_row(row)
+
+    def print_unfinished(self, trainer: Trainer) -> None:
+        """Print what a run recorded since its last row, if it is stopped within an epoch."""
+        if self.pending is not None:
+            self.print_within(trainer)
+        if num_recorded(trainer.run_history, "train_loss_epoch") != self._counts.get(
+            "train_loss_epoch", 0
+        ):
+            self.print_epoch(trainer)
 
     def _print_row(self, row: Row) -> None:
         self._keys |= dict.fromkeys(row.values)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from pa_core.cli.console import console, indented, print_json
+from pa_core.cli.console import console, indented, print_json, prints_to_stderr
 from pa_core.cli.here import settings_here
 from pa_core.cli.hooks import find_hook
 from pa_core.plugins.explain import describe_loop, loop_as_text, settings_line, step_lines
@@ -33,8 +33,9 @@ def show_loop(hook: str | None, *, as_json: bool) -> None:
 
     settings = settings_here()
     manager = PluginManager(Defaults())
-    for name, plugin, source in build_all_plugins(settings):
-        manager.register(plugin, name, source)
+    with prints_to_stderr():
+        for name, plugin, source in build_all_plugins(settings):
+            manager.register(plugin, name, source)
     data = describe_loop(manager, settings_file=settings.file)
     data["overridden"] = overridden(settings, manager.by_name)
     if hook is not None:

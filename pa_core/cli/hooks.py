@@ -7,7 +7,7 @@ import textwrap
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from pa_core.cli.console import console, print_json
+from pa_core.cli.console import console, indented, print_json
 from pa_core.errors import PluginNotFoundError, nearest
 from pa_core.plugins.explain import read_contract
 from pa_core.plugins.manager import PluginManager
@@ -44,7 +44,8 @@ def show_hooks(name: str | None, *, as_json: bool) -> None:
         if _kind(hook) != kind:
             kind = _kind(hook)
             out.print(f"\n{kind}\n{'=' * len(kind)}", style="bold")
-        out.print(f"\n{hook.name}({', '.join(hook.arguments)})", style="bold cyan")
+        lines = indented(f"{', '.join(hook.arguments)})", out.width, f"{hook.name}(")
+        out.print("\n" + "\n".join(lines), style="bold cyan")
         for line in _fitting(inspect.getdoc(hook.function) or "", out.width - 4):
             out.print(f"    {line}".rstrip())
 

@@ -6,7 +6,15 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pa_core.cli.console import console, fold, indented, print_json, print_table, short_path
+from pa_core.cli.console import (
+    console,
+    fold,
+    indented,
+    print_json,
+    print_table,
+    prints_to_stderr,
+    short_path,
+)
 from pa_core.cli.here import read_here
 from pa_core.cli.settings_in_effect import Setting, all_settings, changed_settings
 from pa_core.errors import PluginConflictError, PluginError, PluginNotFoundError
@@ -42,19 +50,25 @@ def show_plugins(*, as_json: bool, everything: bool, hooks: bool, settings: bool
         settings: whether to import the plugins and list all settings, defaults included.
 
     Raises:
-        PluginNotFoundError: after the list, if an enabled plugin isn't installed.
-        PluginLoadError: after the list, if an enabled plugin can't be imported.
+        PluginNotFoundError: after the list, if an enabled plugin isn't installed, or can't be
+            imported.
     """
     in_file = read_here()
     here = with_overrides(in_file)
     sources, rows, problems = _plugin_rows(here)
     if not everything:
         rows = [row for row in rows if row["state"] != "available" or row["origin"] != "built-in"]
-    if hooks:
-        for row in rows:
-            problems += _look_up_hooks(row)
     enabled = dict.fromkeys(row["name"] for row in rows if row["enabled"])
-    found = (all_settings if settings else changed_settings)(in_file, here, sources, enabled)
+    with prints_to_stderr():
+        if hooks:
+            for row in rows:
+                problems += _look_up_hooks(row)
+        if settings:
+            found = all_settings(
+                in_file, here, sources, enabled, lambda error: problems.append(str(error))
+            )
+        else:
+            found = changed_settings(in_file, here, sources, enabled)
     if as_json:
         keys = ("key", "value", "source", "replaced")
         print_json(
@@ -79,7 +93,7 @@ def show_plugins(*, as_json: bool, everything: bool, hooks: bool, settings: bool
             for line in indented(f"{'; '.join(left)}.", out.width, ""):
                 out.print(line, style="dim")
     if problems:
-        raise PluginNotFoundError("\n".join(problems))
+        raise PluginNotFoundError("\n".join(dict.fromkeys(problems)))
 
 
 def _plugin_rows(

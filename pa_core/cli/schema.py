@@ -4,7 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pa_core.cli.console import as_json, console, print_error, print_json, short_path
+from pa_core.cli.console import (
+    as_json,
+    console,
+    print_error,
+    print_json,
+    prints_to_stderr,
+    short_path,
+)
 from pa_core.cli.here import read_here
 from pa_core.errors import PluginError, SettingsError
 from pa_core.plugins.discovery import find_claims
@@ -32,7 +39,8 @@ def show_schema(*, whole_file: bool, output: Path | None) -> None:
         report(error)
         settings = Settings()
     folder = settings.file.parent if settings.file else Path.cwd()
-    schema = json_schema(find_claims(), own_plugins(settings.plugins, folder), report)
+    with prints_to_stderr():
+        schema = json_schema(find_claims(), own_plugins(settings.plugins, folder), report)
     if whole_file:
         schema = pyproject_schema(schema)
     if output is None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from pa_core.cli.console import short_path
 from pa_core.cli.source_reading import settings_fields
+from pa_core.errors import PluginError
 from pa_core.plugins.builtin_names import PARTS
 from pa_core.plugins.discovery import load_plugin
 from pa_core.settings.environment import left_out_names
@@ -77,20 +78,28 @@ def all_settings(
     settings: Settings,
     sources: Mapping[str, PluginSource],
     enabled: Collection[str],
+    report: Callable[[PluginError], None],
 ) -> list[Setting]:
     """All settings of the enabled plugins and of the Trainer, defaults included.
 
-    Imports the plugins. The arguments are those of `changed_settings`.
+    Imports the plugins.
 
-    Raises:
-        PluginLoadError: if one can't be imported.
+    Args:
+        in_file: the settings in the file.
+        settings: the same with what the environment overrides.
+        sources: where the plugins come from, by the name of their table.
+        enabled: the names of those that are enabled.
+        report: called with what is wrong with a plugin that can't be imported. Of its settings,
+            only those that are given are listed.
     """
     from pa_core.settings.reserved import MODELS
 
-    models: dict[str, type[BaseModel] | None] = {
-        **MODELS,
-        **{name: settings_model(load_plugin(sources[name])) for name in enabled},
-    }
+    models: dict[str, type[BaseModel] | None] = {**MODELS}
+    for name in enabled:
+        try:
+            models[name] = settings_model(load_plugin(sources[name]))
+        except PluginError as error:
+            report(error)
 
     def show(name: str, table: Mapping[str, Any]) -> dict[str, Any]:
         if name not in models:

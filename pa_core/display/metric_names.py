@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 _NAME = re.compile(
     r"^(?:(?P<data>(?!intermediate[_/.-]).+?)[_/.-])?"
@@ -52,6 +52,8 @@ class MetricName:
 def parse_metric_names(names: Iterable[str]) -> dict[str, MetricName]:
     """Parse the names of a run's metrics.
 
+    A quantity that also has a name with a split is that of the evaluation where it has none.
+
     >>> parse_metric_names(["train_loss_epoch"])["train_loss_epoch"].text
     'loss, train'
     >>> names = ["night_eval_loss_epoch", "night_recall/3", "train_f1", "f1", "evaluation_f1"]
@@ -63,12 +65,19 @@ def parse_metric_names(names: Iterable[str]) -> dict[str, MetricName]:
     """
     matches = {name: _NAME.match(name) for name in names}
     datasets = {match["data"] for match in matches.values() if match and match["data"]}
-    trained = {
-        match["base"] for match in matches.values() if match and match["split"].startswith("train")
-    }
-    return {
-        name: _from_match(match) if match else _without_split(name, datasets, trained)
+    parsed = {
+        name: _from_match(match) if match else _without_split(name, datasets)
         for name, match in matches.items()
+    }
+    labels: dict[str, set[str]] = {}
+    for one in parsed.values():
+        if one.label:
+            labels.setdefault(one.base, set()).add(one.label)
+    return {
+        name: replace(one, split="eval", label="eval")
+        if not one.label and "eval" not in labels.get(one.base, {"eval"})
+        else one
+        for name, one in parsed.items()
     }
 
 
@@ -84,13 +93,11 @@ def _from_match(match: re.Match[str]) -> MetricName:
     return MetricName(base, split, " ".join(filter(None, words)), detail, is_within)
 
 
-def _without_split(name: str, datasets: set[str], trained: set[str]) -> MetricName:
+def _without_split(name: str, datasets: set[str]) -> MetricName:
     """Metrics of evaluations often have no prefix but the dataset's name."""
     for data in sorted(datasets, key=len, reverse=True):
         if name.startswith(f"{data}_"):
             base, _, detail = name.removeprefix(f"{data}_").partition("/")
             return MetricName(base, "eval", f"eval {data}", detail)
     base, _, detail = name.partition("/")
-    if name in trained:
-        return MetricName(base, "eval", "eval", detail)
     return MetricName(base, "", "", detail) if base else MetricName(name)

@@ -18,7 +18,7 @@ def names_of(metrics: Iterable[str]) -> dict[str, MetricName]:
     'accuracy, eval'
     """
     names = parse_metric_names(metrics)
-    if "eval" not in {name.label for name in names.values()}:
+    if "eval" not in {name.split for name in names.values()}:
         return names
     return {
         name: replace(parsed, split="eval", label="eval")

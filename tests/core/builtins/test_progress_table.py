@@ -231,6 +231,19 @@ def test_the_end_names_what_was_saved(tmp_path, monkeypatch, capsys):
     assert "best train loss" in lines_of(capsys)[-1]
 
 
+def test_a_run_that_is_stopped_within_an_epoch_shows_what_that_recorded(capsys):
+    class Stop(TrainerCallback):
+        def on_train_epoch_end(self, trainer):
+            if trainer.run_history.current_epoch == 2:
+                raise StopTrainingError("enough")
+
+    trainer = make_trainer(ProgressTableCallback, Stop)
+    trainer.train(tiny_data(16), num_epochs=5, per_device_batch_size=8)
+    lines = lines_of(capsys)
+    assert lines[-3].split()[0] == "2"
+    assert lines[-1].endswith("in epoch 2")
+
+
 def test_a_run_that_is_stopped_says_so(capsys):
     class Stops(TrainerCallback):
         def on_train_step_end(self, trainer):

@@ -339,6 +339,36 @@ def test_schema_does_not_check_the_table_of_a_plugin_that_cannot_be_imported_and
     assert json.loads(result.stdout)["properties"]["broken"] == {"type": "object"}
 
 
+def test_json_is_alone_on_standard_output_whatever_plugins_print_or_raise(shell):
+    noise = "import os, sys\nprint('from Python')\nos.write(1, b'from elsewhere')\n"
+    shell.folder.joinpath("noisy.py").write_text(
+        f"{noise}from pa_core import hookimpl\n"
+        "class Noisy:\n"
+        "    def __init__(self): print('built')\n"
+        "    @hookimpl\n"
+        "    def on_train_epoch_end(self): ...\n"
+    )
+    shell.settings("[tool.pa-core]\nplugins = ['noisy.py']\n")
+    explained = shell.run("explain", "--json")
+    assert json.loads(explained.stdout)["loop"]
+    assert "built" in explained.stderr
+    shell.folder.joinpath("broken.py").write_text(f"{noise}raise RuntimeError('not today')\n")
+    shell.settings(
+        "[tool.pa-core]\nplugins = ['broken.py', 'weather']\n[tool.pa-core.broken]\nx = 1\n"
+    )
+    listed = shell.run("plugins", "--hooks", "--settings", "--json")
+    assert listed.returncode == 1
+    found = {one["key"]: one["source"] for one in json.loads(listed.stdout)["settings"]}
+    assert (found["broken.x"], found["weather.degrees"]) == ("pyproject.toml", "default")
+    schema = shell.run("schema", "--pyproject")
+    assert json.loads(schema.stdout)["title"] == "pyproject.toml"
+    for ended in (listed, schema):
+        assert "from Python" in ended.stderr
+        assert "from elsewhere" in ended.stderr
+        assert ended.stderr.count("RuntimeError: not today") == 1
+        assert "Traceback" not in ended.stderr
+
+
 def test_wrong_settings_are_told_in_words_with_exit_code_1(shell):
     shell.settings("[tool.pa-core]\nplugins = ['weather', 'wether']\n")
     assert "unknown plugin 'wether'" in shell.error("explain")

@@ -232,7 +232,8 @@ def test_the_tests_that_are_made_pass_on_the_installed_wheel(tmp_path):
     out = run("-P", "-m", "pytest", "-q", "-p", "no:cacheprovider", cwd=folder, path=(site,))
     assert re.search(r"^12 passed, 1 skipped", out, re.MULTILINE), out
     listed = run("-m", "pa_core", "plugins", cwd=tmp_path, path=(site,))
-    assert re.search(r"^no +weight_watch +pa-weight-watch 0.1.0 ", listed, re.MULTILINE), listed
+    row = r"^weight_watch +available +pa-weight-watch +0\.1\.0$"
+    assert re.search(row, listed, re.MULTILINE), listed
 
 
 def test_the_template_is_in_the_wheel_of_the_core(tmp_path):

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from pa_report.charts import charts_of
 from pa_report.comparison_page import comparison_page
 from pa_report.images import Picture
 from pa_report.palette import DARK, LIGHT, style_of
@@ -206,8 +207,9 @@ def browser() -> Iterator[Any]:
     chromium = shutil.which("chromium") or shutil.which("google-chrome")
     if chromium is None:
         pytest.skip("no Chromium to look at pages with")
-    api = pytest.importorskip("playwright.sync_api", reason="playwright isn't installed")
-    with api.sync_playwright() as playwright:
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
         started = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
         yield started
         started.close()
@@ -243,6 +245,27 @@ def test_nothing_overflows_is_cut_or_overlaps(browser, pages, width, media, sche
     assert {name: problems for name, problems in found.items() if problems} == {}
     assert errors == []
     assert not [url for url in requests if not url.startswith(("file:", "data:"))]
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["accuracy", "ema_eval_accuracy"],
+        ["ema_eval_loss_epoch", "ratio", "ema_ratio"],
+        ["day_eval_accuracy", "accuracy"],
+        ["ema_eval_loss_epoch", "accuracy", "train_accuracy"],
+    ],
+)
+def test_a_curve_beside_another_has_a_name_of_its_own(names):
+    values = points(4, falling)
+    charts = charts_of(a_run(metrics=dict.fromkeys(["train_loss_epoch", *names], values)))
+    (labels,) = [
+        [curve.label for curve in chart.curves]
+        for chart in charts
+        if chart.title in ("accuracy", "ratio")
+    ]
+    assert len(set(labels)) == len(labels) == 2
+    assert "eval" in labels
 
 
 def test_hovering_shows_the_values_of_the_run(browser, pages):
