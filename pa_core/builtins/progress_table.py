@@ -539,10 +539,11 @@ class _View:
             more = len(self._keys) - _MOST_COLUMNS
             if more > 0 and not self._is_cut and "rows" in self.parts:
                 self.screen.hide()
-                self.screen.print_text(
+                note = (
                     f"The table has {_MOST_COLUMNS} of {len(self._keys)} metrics: the setting "
                     "columns of progress_table chooses them, and the run history has all"
                 )
+                self._print_lines([note])
             self._is_cut = more > 0
             return list(self._keys)[:_MOST_COLUMNS]
         names = {key: (key, key.removesuffix("_epoch")) for key in self._keys}

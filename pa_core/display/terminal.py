@@ -8,10 +8,12 @@ line. This holds for everyone who has the stream, such as a handler of `logging`
 from __future__ import annotations
 
 import os
+import shutil
 import sys
 import threading
 from collections.abc import Callable
 from contextlib import nullcontext, suppress
+from textwrap import fill
 from typing import TYPE_CHECKING, Any, ClassVar
 from weakref import WeakSet
 
@@ -45,6 +47,14 @@ def is_terminal(stream: Any) -> bool:
 def shows_bars() -> bool:
     """Whether bars can be shown: in a notebook, and where the errors go to a terminal."""
     return in_notebook() or is_terminal(sys.stderr)
+
+
+def folded(text: str) -> str:
+    """A line cut between words where standard output is a terminal; as it is elsewhere."""
+    if not is_terminal(sys.stdout):
+        return text
+    width = shutil.get_terminal_size().columns
+    return fill(text, width, break_on_hyphens=False, break_long_words=False)
 
 
 def create_screen(print_text: Callable[[str], Any], *, bar: bool, interval: float) -> Screen:
