@@ -909,7 +909,9 @@ class EvaluationResult(dict[str, Any]):
 
     def _repr_html_(self) -> str:
         from pa_core.display.html import values_html
+        from pa_core.display.notebook import show_once
 
+        show_once(self)
         return values_html({name: _short(value) for name, value in self.items()})
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Generator
 from contextlib import suppress
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import Field
 from tqdm.auto import tqdm
 
+from pa_core.display.terminal import shows_bars
 from pa_core.hookspecs import hookimpl
 from pa_core.plugin import CallbackSettings, ConfigurableCallback
 
@@ -27,7 +27,8 @@ class ProgressBarSettings(CallbackSettings):
 class ProgressBarCallback(ConfigurableCallback):
     """Shows a bar with the mean loss and the rate for each training and evaluation epoch.
 
-    It works in terminals and notebooks, on the main process only. Each display reads the loss,
+    It works in terminals and notebooks, on the main process only; elsewhere, as in a file or where
+    ``TERM=dumb``, ``CI`` or ``NO_COLOR`` is set, there are no bars. Each display reads the loss,
     which is a host-device synchronisation. Bars are closed however a run ends.
 
     Args:
@@ -104,11 +105,6 @@ class ProgressBarCallback(ConfigurableCallback):
         self.pbar = self.eval_pbar = None
 
 
-def _is_open(stream: Any) -> bool:
-    """Whether a stream can be written to; ``pythonw`` and some services have none."""
-    return stream is not None and not getattr(stream, "closed", False)
-
-
 class _Bar(tqdm):
     """A tqdm bar that only counts between two displays."""
 
@@ -127,7 +123,7 @@ class _Bar(tqdm):
             leave=leave,
             unit="batch",
             dynamic_ncols=True,
-            disable=not _is_open(sys.stderr),
+            disable=not shows_bars(),
             mininterval=0,  # advance() decides when to display
             miniters=1,
         )

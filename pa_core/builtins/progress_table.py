@@ -27,7 +27,7 @@ from pa_core.display.epochs import (
     rows_of,
 )
 from pa_core.display.screen import Progress, Screen
-from pa_core.display.terminal import create_screen
+from pa_core.display.terminal import create_screen, shows_bars
 from pa_core.durations import Duration, Every
 from pa_core.hookspecs import hookimpl
 from pa_core.plugin import CallbackSettings, ConfigurableCallback, UpdateDuration
@@ -74,9 +74,9 @@ class ProgressTableCallback(ConfigurableCallback):
     epoch has its own row, and ``trainer.evaluate(…)`` prints one. A line at the start describes
     the run; one at its end has the best epoch and what was saved.
 
-    In a file, or where ``TERM=dumb`` or ``CI`` is set, the rows are plain text, and instead of the
-    bar there is at most one line a minute. ``NO_COLOR`` turns colours off. Whatever is printed
-    while the bar is shown goes above it. Each display reads the loss, which is a host-device
+    In a file, or where ``TERM=dumb``, ``CI`` or ``NO_COLOR`` is set, the rows are plain text, and
+    instead of the bar there is at most one line a minute. Whatever is printed while the bar is
+    shown goes above it. Each display reads the loss, which is a host-device
     synchronisation.
 
     Another plugin that shows a part of this takes its place: `ProgressBarCallback`,
@@ -257,11 +257,13 @@ def _parts(plugin: ProgressTableCallback, trainer: Trainer) -> set[str]:
     for module, name, part in _OTHERS:
         kind: Any = getattr(sys.modules.get(module), name, ())  # of one that isn't loaded, nothing
         for one in plugins:
-            # A logger that sends metrics elsewhere prints none.
-            if isinstance(one, kind) and (
-                part != "rows" or type(one).log_metrics is kind.log_metrics
-            ):
-                parts.discard(part)
+            if not isinstance(one, kind):
+                continue
+            if part == "rows" and type(one).log_metrics is not kind.log_metrics:
+                continue  # it sends metrics elsewhere, and prints none
+            if part == "bar" and not shows_bars():
+                continue
+            parts.discard(part)
     return parts
 
 
@@ -537,10 +539,11 @@ class _View:
             more = len(self._keys) - _MOST_COLUMNS
             if more > 0 and not self._is_cut and "rows" in self.parts:
                 self.screen.hide()
-                self.screen.print_text(
+                note = (
                     f"The table has {_MOST_COLUMNS} of {len(self._keys)} metrics: the setting "
                     "columns of progress_table chooses them, and the run history has all"
                 )
+                self._print_lines([note])
             self._is_cut = more > 0
             return list(self._keys)[:_MOST_COLUMNS]
         names = {key: (key, key.removesuffix("_epoch")) for key in self._keys}

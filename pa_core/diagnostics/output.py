@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from contextlib import suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from typing import Any
 
 
@@ -15,7 +15,8 @@ def print_line(*args: Any, **kwargs: Any) -> None:
     """
     stream = kwargs.get("file") or sys.stdout
     try:
-        print(*args, **kwargs)
+        with _above_bars(stream, kwargs.get("end")):
+            print(*args, **kwargs)
     except UnicodeEncodeError as error:
         codec = error.encoding
         shown = [str(arg).encode(codec, "replace").decode(codec) for arg in args]
@@ -25,6 +26,15 @@ def print_line(*args: Any, **kwargs: Any) -> None:
         _discard_rest(stream)
     except (OSError, ValueError):  # closed, or on a terminal or disk that is gone
         pass
+
+
+def _above_bars(stream: Any, end: str | None) -> AbstractContextManager[None]:
+    """Print above the bars that other code, or `ProgressBarCallback`, shows on a terminal."""
+    bars: Any = getattr(sys.modules.get("tqdm.std"), "tqdm", None)
+    is_whole_line = end is None or end.endswith("\n")
+    if is_whole_line and getattr(bars, "_instances", None) and getattr(stream, "isatty", bool)():
+        return bars.external_write_mode(file=stream)
+    return nullcontext()
 
 
 def _discard_rest(stream: Any) -> None:

@@ -279,7 +279,7 @@ def cell_text(row: Row, column: Column) -> str:
     value = row.values.get(column.key)
     if value is None:
         return ""
-    return f"{value:.3g}" if _RATE.match(column.key) else number_text(value)
+    return rate_text(value) if _RATE.match(column.key) else number_text(value)
 
 
 def number_text(value: float) -> str:
@@ -297,6 +297,19 @@ def number_text(value: float) -> str:
         mantissa, exponent = f"{value:.2e}".split("e")
         return f"{mantissa}e{exponent[0]}{exponent[1:].lstrip('0')}"
     return f"{value:.{max(0, 5 - len(str(int(size))))}f}"
+
+
+def rate_text(value: float) -> str:
+    """A learning rate in at most seven characters, for all but extreme values.
+
+    >>> [rate_text(value) for value in (0.1, 0.00133, 0.0005, 0.000493, 2.5e-5, 0.0)]
+    ['0.1', '0.00133', '0.0005', '4.93e-4', '2.5e-5', '0']
+    """
+    text = f"{value:.3g}"
+    if len(text) > 7 and "e" not in text:
+        mantissa, exponent = f"{value:.2e}".split("e")
+        text = f"{mantissa.rstrip('0').rstrip('.')}e{exponent}"
+    return re.sub(r"e([+-])0+", r"e\1", text)
 
 
 def duration_text(seconds: float) -> str:

@@ -60,3 +60,24 @@ class NotebookOutput:
             self._handle.display(dict(content), raw=True)
         else:
             self._handle.update(dict(content), raw=True)
+
+
+_evaluations: list[tuple[Any, Mapping[str, Any], NotebookOutput]] = []
+"""What the current cell has shown of evaluations: the cell, the values and the output."""
+
+
+def note_evaluation(values: Mapping[str, Any], output: NotebookOutput) -> None:
+    """Remember that a cell shows an evaluation, which its result may show as well."""
+    cell = getattr(_kernel(), "execution_count", None)
+    _evaluations[:] = [one for one in _evaluations if one[0] == cell]
+    _evaluations.append((cell, values, output))
+
+
+def show_once(result: Mapping[str, Any]) -> None:
+    """Empty the output of an evaluation if its result is the last line of the same cell."""
+    cell = getattr(_kernel(), "execution_count", None)
+    for one in reversed(_evaluations):
+        if one[0] == cell and all(result.get(name) == value for name, value in one[1].items()):
+            one[2].show({"text/html": "", "text/plain": ""})
+            _evaluations.remove(one)
+            return

@@ -8,7 +8,7 @@ from typing import Any
 
 from pa_core.display.epochs import Column, EpochTable, Row
 from pa_core.display.html import MAX_ROWS, bar_html, epochs_html, shown_rows
-from pa_core.display.notebook import NotebookOutput
+from pa_core.display.notebook import NotebookOutput, note_evaluation
 from pa_core.display.screen import Progress, Screen
 
 _LEAST_SECONDS = 0.1
@@ -76,6 +76,8 @@ class NotebookScreen(Screen):
         self._bar = ""
         if self._rows or self._bar_is_shown:
             self._display(MAX_ROWS, is_last=True)
+        if self._rows and not _are_epochs(self._columns):
+            note_evaluation(self._rows[-1].values, self._output)
 
     def _display_soon(self) -> None:
         if time.monotonic() >= self._next_display:

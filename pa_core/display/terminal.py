@@ -8,10 +8,12 @@ line. This holds for everyone who has the stream, such as a handler of `logging`
 from __future__ import annotations
 
 import os
+import shutil
 import sys
 import threading
 from collections.abc import Callable
 from contextlib import nullcontext, suppress
+from textwrap import fill
 from typing import TYPE_CHECKING, Any, ClassVar
 from weakref import WeakSet
 
@@ -27,7 +29,11 @@ if TYPE_CHECKING:
 
 
 def is_terminal(stream: Any) -> bool:
-    """Whether a stream is a terminal that can show a bar, rather than a file or the log of a CI."""
+    """Whether a stream is a terminal that is to show a bar, rather than a file or a CI's log."""
+    if os.environ.get("NO_COLOR"):
+        return False
+    if hasattr(stream, "rich_proxied_file"):  # rich shows something live, and takes whole lines
+        return False
     if os.environ.get("TERM", "").lower() in ("dumb", "unknown"):
         return False
     if os.environ.get("CI", "").lower() not in ("", "0", "false"):
@@ -36,6 +42,19 @@ def is_terminal(stream: Any) -> bool:
         return bool(stream.isatty())
     except (AttributeError, ValueError):  # no stream, or a closed one
         return False
+
+
+def shows_bars() -> bool:
+    """Whether bars can be shown: in a notebook, and where the errors go to a terminal."""
+    return in_notebook() or is_terminal(sys.stderr)
+
+
+def folded(text: str) -> str:
+    """A line cut between words where standard output is a terminal; as it is elsewhere."""
+    if not is_terminal(sys.stdout):
+        return text
+    width = shutil.get_terminal_size().columns
+    return fill(text, width, break_on_hyphens=False, break_long_words=False)
 
 
 def create_screen(print_text: Callable[[str], Any], *, bar: bool, interval: float) -> Screen:
@@ -119,9 +138,13 @@ class Terminal(Screen):
                 box=None, show_header=False, pad_edge=False, padding=(0, layout.gap, 0, 0)
             )
             for slot in slots:
-                table.add_column(width=slot.width, justify="right", no_wrap=True)
+                table.add_column(width=slot.width, no_wrap=True)
             for row in stacked(slots, cells):
-                table.add_row(*(Text(text, style) for text, style in row))
+                # Aligned here: rich drops the space that stands in the place of a mark.
+                padded = zip(row, slots, strict=True)
+                table.add_row(
+                    *(Text(text.rjust(slot.width), style) for (text, style), slot in padded)
+                )
             indent = layout.indent if number else 0
             lines.append(self._capture(Padding(table, (0, 0, 0, indent))))
         return "\n".join(line for line in lines if line)
@@ -168,7 +191,9 @@ class Bar:
 
     def __init__(self, stream: Any, streams: list[Any]) -> None:
         self._lock, self._process = threading.RLock(), os.getpid()
-        self._is_drawn, self._is_line_start = False, True
+        self._is_drawn = False
+        self._unfinished: Callable[[str], Any] | None = None  # the `write` of a line in progress
+        self._others = WeakSet(tqdm._instances)  # bars of other code, which stand above
         write = stream.write
         self._bar: _Tqdm | None = _Tqdm(file=_Unguarded(stream, write))
         self._guarded: dict[Any, Any] = {}  # each stream's own `write`, where it had one
@@ -181,29 +206,47 @@ class Bar:
         def write(text: Any, *args: Any, **kwargs: Any) -> Any:
             with self._lock if os.getpid() == self._process else nullcontext():
                 self._erase()
+                above = [] if self._unfinished else self._others_shown()
+                for bar in above:
+                    bar.clear(nolock=True)
                 if text:
-                    self._is_line_start = str(text).endswith(("\n", "\r"))
-                return original(text, *args, **kwargs)
+                    ends_line = str(text).endswith(("\n", "\r"))
+                    self._unfinished = None if ends_line else original
+                written = original(text, *args, **kwargs)
+                for bar in [] if self._unfinished else self._others_shown():
+                    bar.refresh(nolock=True)
+                return written
 
         before = vars(stream).get("write") if hasattr(stream, "__dict__") else None
         with suppress(AttributeError, TypeError):  # a stream that can't be guarded
             stream.write = write
             self._guarded[stream] = (write, before)
 
+    def _others_shown(self) -> list[tqdm[Any]]:
+        """The bars of other code that are on the terminal still; none in a forked worker."""
+        if os.getpid() != self._process:
+            return []
+        return [bar for bar in self._others if bar in tqdm._instances and not bar.disable]
+
     def draw(self, progress: Progress) -> None:
         """Draw the bar, unless someone is in the middle of a line."""
         with self._lock:
-            if self._bar is None or not self._is_line_start:
+            if self._bar is None or self._unfinished:
                 return
+            self._bar.pos = -len(self._others_shown())
             self._bar.show(progress)
             self._is_drawn = True
             if self._bar.disable:  # its terminal is gone
                 self._bar = None
 
     def remove(self) -> None:
-        """Remove the bar; the next `draw` shows it again."""
+        """Remove the bar, and end a line that someone has begun; the next `draw` shows it again."""
         with self._lock:
             self._erase()
+            unfinished, self._unfinished = self._unfinished, None
+            if unfinished is not None:
+                with suppress(OSError, ValueError):
+                    unfinished("\n")
 
     def _erase(self) -> None:
         if self._bar is None:
@@ -211,7 +254,7 @@ class Bar:
         with suppress(OSError, ValueError):
             if os.getpid() != self._process:
                 # A forked worker of a data loader doesn't know whether the bar is drawn now.
-                if self._is_line_start:
+                if not self._unfinished:
                     self._bar.fp.write("\r\x1b[K")
                     self._bar.fp.flush()
             elif self._is_drawn:

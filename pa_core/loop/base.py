@@ -20,6 +20,7 @@ from pa_core.control import Requests, TrainerControl
 from pa_core.data.loader import evaluation_batches
 from pa_core.data.rng import derive_key, seed_all
 from pa_core.diagnostics.preserve import modes_kept
+from pa_core.display.terminal import folded
 from pa_core.durations import Duration, RunLength
 from pa_core.engine.create import create_engine
 from pa_core.engine.optimizers import as_one
@@ -499,7 +500,7 @@ class TrainerBase(TrainerServices):
         where = where_enabled(self.settings, self.plugins.by_name)
         names = [name for name in self.plugins.by_name if name not in DEFAULTS]
         if names or where:
-            self.print(f"Plugins: {', '.join(names) or 'the default ones'}{where}")
+            self.print(folded(f"Plugins: {', '.join(names) or 'the default ones'}{where}"))
 
     # -- Set-up ---------------------------------------------------------------------------------
 

@@ -61,7 +61,21 @@ def test_a_run_of_unknown_length_shows_no_number_of_epochs(capsys):
     assert "Epoch 1: training" in capsys.readouterr().out
 
 
-def test_bars_show_steps_and_mean_loss(capsys):
+@pytest.fixture
+def shown_bars(monkeypatch):
+    """Have bars where there is no terminal."""
+    monkeypatch.setattr("pa_core.builtins.progress_bar.shows_bars", lambda: True)
+
+
+def test_there_are_no_bars_in_a_file(capsys):
+    trainer = make_trainer(ProgressBarCallback(1e-9), PrintProgressCallback)
+    trainer.train(tiny_data(44), 2, eval_dataset=tiny_data(20))
+    printed = capsys.readouterr()
+    assert printed.err == ""
+    assert "\r" not in printed.out
+
+
+def test_bars_show_steps_and_mean_loss(capsys, shown_bars):
     trainer = make_trainer(ProgressBarCallback)
     trainer.train(tiny_data(44), 2, eval_dataset=tiny_data(20))
     bars = last_displays(capsys.readouterr().err)
@@ -74,7 +88,7 @@ def test_bars_show_steps_and_mean_loss(capsys):
         assert "batch/s" in bar or "s/batch" in bar
 
 
-def test_bars_show_limits_and_the_names_of_evaluation_datasets(capsys):
+def test_bars_show_limits_and_the_names_of_evaluation_datasets(capsys, shown_bars):
     trainer = make_trainer(ProgressBarCallback)
     trainer.train_batch_limit = 2
     trainer.train(tiny_data(44), 1, eval_dataset={"dev": tiny_data(8), "test": tiny_data(24)})
@@ -87,13 +101,13 @@ def test_bars_show_limits_and_the_names_of_evaluation_datasets(capsys):
     assert "3/3" in bars[2]
 
 
-def test_a_stream_of_unknown_length_shows_a_count(capsys):
+def test_a_stream_of_unknown_length_shows_a_count(capsys, shown_bars):
     make_trainer(ProgressBarCallback).train(Stream(), 1)
     (bar,) = last_displays(capsys.readouterr().err)
     assert "3batch" in bar
 
 
-def test_the_bar_of_a_resumed_epoch_starts_where_it_was_interrupted(tmp_path, capsys):
+def test_the_bar_of_a_resumed_epoch_starts_where_it_was_interrupted(tmp_path, capsys, shown_bars):
     class Saves(TrainerCallback):
         def on_train_step_end(self, trainer):
             if trainer.updates == 4:
@@ -147,7 +161,7 @@ def test_the_bar_of_an_evaluation_is_closed_after_an_error():
     assert not _Bar._instances
 
 
-def test_an_evaluation_within_an_epoch_leaves_the_training_bar_running(capsys):
+def test_an_evaluation_within_an_epoch_leaves_the_training_bar_running(capsys, shown_bars):
     make_trainer(ProgressBarCallback, StepBasedEvaluationCallback(3)).train(
         tiny_data(44), 1, eval_dataset=tiny_data(16)
     )
@@ -167,7 +181,7 @@ class CountedTracker(LossTracker):
 
 
 @pytest.mark.parametrize(("interval", "most"), [(60.0, 1), (1e-9, 50)])
-def test_c1_the_loss_is_read_once_per_display_and_not_per_step(interval, most, capsys):
+def test_c1_the_loss_is_read_once_per_display_and_not_per_step(interval, most, capsys, shown_bars):
     class Counted(Trainer):
         def train_epoch_start(self):
             super().train_epoch_start()

@@ -15,7 +15,10 @@ from contextlib import contextmanager, suppress
 
 import pytest
 import torch
+from rich.console import Console
+from rich.progress import track
 from torch.utils.data import IterableDataset
+from tqdm import tqdm
 
 from pa_core import StopTrainingError, Trainer, TrainerCallback, hookimpl
 from pa_core.callbacks import (
@@ -343,12 +346,22 @@ class Terminal:
 
         self.screen = pyte.Screen(columns, 60)
         self._stream = pyte.ByteStream(self.screen)
-        self.raw, self.bars = b"", []
+        self.raw, self.bars, self.both = b"", [], False
 
     def feed(self, part):
         self.raw += part
+        for drawn in re.split(rb"(?<=[^\r])(?=\r)", part):  # a slow reader gets several at once
+            self._feed(drawn)
+
+    def _feed(self, part):
         self._stream.feed(part)
-        self.bars += [line for line in self.lines if re.match(r"Epoch \d|eval", line)]
+        lines = self.lines
+        self.bars += [line for line in lines if re.match(r"Epoch \d|eval", line)]
+        others = [re.match(r"folds:.*\|", line) for line in lines]
+        self.both |= any(
+            other and re.match(r"Epoch \d", line)
+            for other, line in zip(others, lines[1:], strict=False)
+        )
 
     @property
     def lines(self):
@@ -455,12 +468,63 @@ def test_another_bar_takes_the_place_of_this_one(monkeypatch):
 
 
 @pytest.mark.parametrize("variable", ["TERM=dumb", "CI=true", "NO_COLOR=1"])
-def test_a_terminal_without_bars_or_colours_gets_plain_text(variable, monkeypatch):
+@pytest.mark.parametrize("others", [(), (ProgressBarCallback(0.001),)])
+def test_a_terminal_without_bars_or_colours_gets_plain_text(variable, others, monkeypatch):
     monkeypatch.setenv(*variable.split("="))
     with terminal(monkeypatch) as shown:
-        make_trainer(Slow, ProgressTableCallback(interval=0.001)).train(tiny_data(64), 1)
-    assert b"\x1b" not in re.sub(rb"\x1b\[1m|\x1b\[2m|\x1b\[0m", b"", shown.raw)
-    assert bool(shown.bars) == (variable == "NO_COLOR=1")
+        trainer = make_trainer(Slow, ProgressTableCallback(interval=0.001), *others)
+        trainer.train(tiny_data(64), 1)
+    assert b"\x1b" not in shown.raw
+    assert b"\r" not in shown.raw.replace(b"\r\n", b"")
+    assert not shown.bars
+
+
+def test_numbers_stand_below_each_other_and_the_rate_keeps_its_width(monkeypatch):
+    class Decays(TrainerCallback):
+        def on_training_run_epoch_end(self, trainer):
+            trainer.optimizer.param_groups[0]["lr"] /= 2.7
+
+    scores = [0.9, 0.95, 0.91, 0.97, 0.5, 0.6, 0.98]
+    with terminal(monkeypatch) as shown:
+        trainer = make_trainer(ProgressTableCallback, Decays, Records(scores, "eval_acc"))
+        trainer.train(tiny_data(8), 7)
+    assert "\n".join(shown.lines).count("epoch  ") == 1
+    rows = [line for line in shown.lines if re.match(r" +\d ", line)]
+    assert len(rows) == 7
+    assert (
+        len({tuple(one.start() for one in re.finditer(r"\.\d{4}", row[:32])) for row in rows}) == 1
+    )
+
+
+def test_bars_of_other_code_stay_above_this_one_and_below_the_lines(monkeypatch):
+    with terminal(monkeypatch) as shown:
+        for _ in tqdm(range(2), desc="folds", leave=False):
+            trainer = make_trainer(ProgressTableCallback(interval=0.001), Slow(sys.stderr))
+            trainer.train(tiny_data(64), 1)
+    torn = [line for line in shown.lines if "folds" in line or "|" in line]
+    assert not torn
+    assert len([line for line in shown.lines if re.fullmatch(r"NOTE (by|in) [\w. ]+", line)]) == 10
+    assert shown.both  # bars were on the screen
+
+
+def test_a_live_display_of_rich_stays_below_the_rows(monkeypatch):
+    with terminal(monkeypatch) as shown:
+        console = Console(file=sys.stdout, force_terminal=True)
+        for _ in track(range(1), "folds", console=console, transient=True):
+            make_trainer(ProgressTableCallback(interval=0.001), Slow).train(tiny_data(64), 2)
+    assert not [line for line in shown.lines if "|" in line]
+    assert [line.split()[0] for line in shown.lines if re.match(r" +\d ", line)] == ["1", "2"]
+    assert "NOTE by print" in shown.lines
+
+
+def test_a_row_starts_on_a_line_of_its_own(monkeypatch):
+    class Dots(TrainerCallback):
+        def on_train_step_end(self, trainer):
+            print(".", end="", flush=True)
+
+    with terminal(monkeypatch) as shown:
+        make_trainer(ProgressTableCallback, Dots).train(tiny_data(24), 2)
+    assert [line for line in shown.lines if "." * 3 in line] == ["..."] * 2
 
 
 def test_a_stream_of_unknown_length_and_an_evaluation_alone_show_a_bar(monkeypatch):

@@ -104,6 +104,18 @@ def test_an_evaluation_within_a_run_has_a_table_for_itself(outputs):
     assert of_evaluation.count("<tr>") == 2
 
 
+def test_an_evaluation_is_shown_once_where_its_result_is_the_last_line(outputs, monkeypatch):
+    cell = SimpleNamespace(execution_count=1)
+    monkeypatch.setattr(notebook, "_kernel", lambda: cell)
+    trainer = new_trainer()
+    results = [trainer.evaluate(tiny_data(size)) for size in (8, 16)]
+    assert results[0]._repr_html_()
+    assert [bool(shown[-1]["text/html"]) for shown in outputs.all] == [False, True]
+    cell.execution_count = 2
+    assert results[1]._repr_html_()  # in another cell
+    assert outputs.all[1][-1]["text/html"]
+
+
 def test_a_live_plot_is_drawn_at_a_bounded_rate_and_at_the_end(outputs, capsys):
     plot = live_plot.LivePlotCallback(["loss", "acuracy"], interval=1e-9)
     trainer = new_trainer(plot, progress_table={"rows": False, "bar": False})
