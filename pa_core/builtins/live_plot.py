@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import time
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
@@ -68,12 +68,12 @@ class LivePlotCallback(ConfigurableCallback):
 
     def __init__(
         self,
-        metrics: list[str] | None = None,
+        metrics: Sequence[str] = ("loss",),
         interval: float = 2.0,
         x: Axis = "update",
         log: bool | None = None,
     ) -> None:
-        self.metrics = ["loss"] if metrics is None else metrics
+        self.metrics = list(metrics)
         self.interval, self.x, self.log = interval, x, log
         self._output: NotebookOutput | None = None
         self._so_far: list[dict[str, Any]] = []

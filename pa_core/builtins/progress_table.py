@@ -96,7 +96,6 @@ class ProgressTableCallback(ConfigurableCallback):
     """
 
     Settings = ProgressTableSettings
-    runs_on = "main"
     changes_training = False
 
     def __init__(
@@ -195,14 +194,16 @@ class ProgressTableCallback(ConfigurableCallback):
 
     @hookimpl(trylast=True)
     def on_train_step_end(self, trainer: Trainer, **kwargs: Any) -> None:
+        every = self._every
+        if every is not None and every.due(trainer.progress):
+            if every.is_counted or trainer.is_main_process:  # the clocks of processes differ
+                trainer.control.log(everywhere=every.is_counted)
         view = self._view
         if view is None:
             return
         view.done += 1
         if view.requested is not None or view.pending is not None:
             view.print_within(trainer)
-        if self._every is not None and self._every.due(trainer.progress):
-            trainer.control.log()
         if trainer.control.should_log:  # recorded by the loop, once the step is over
             view.requested = trainer.updates
         if time.monotonic() >= view.next_show:

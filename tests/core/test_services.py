@@ -210,7 +210,7 @@ def test_looking_at_the_batches_again_does_not_change_training():
 
 def test_the_batches_respect_both_limits_and_need_a_run():
     trainer = make_trainer(LimitBatchesCallback(3))
-    with pytest.raises(ValueError, match="no training batches yet"):
+    with pytest.raises(ValueError, match="No training batches yet"):
         next(trainer.train_batches())
     trainer.train(tiny_data(44), 1)
     assert [len(list(trainer.train_batches(limit))) for limit in (None, 2, 5)] == [3, 2, 3]

@@ -35,11 +35,8 @@ def test_settings_match_the_constructors_arguments_and_defaults(name):
         if info.is_required():
             assert default is inspect.Parameter.empty
         else:
-            assert (
-                type(info.default)(default) == info.default
-                if default
-                else (default == info.default)
-            )
+            expected = info.get_default(call_default_factory=True)
+            assert (type(expected)(default) if default else default) == expected
         assert info.description, f"{name}.{field} has no description"
 
 

@@ -147,7 +147,7 @@ def test_the_lock_is_removed_after_a_preemption(tmp_path):
 def test_wrong_arguments_leave_no_folder(tmp_path):
     with pytest.raises(ValueError, match="num_epochs|duration"):
         new_trainer(tmp_path / "states").train(tiny_data(16), "soon")
-    with pytest.raises(TrainingStateError, match="no training state at"):
+    with pytest.raises(TrainingStateError, match="No training state at"):
         train(new_trainer(tmp_path / "states"), resume_from=tmp_path / "nothing")
     assert not (tmp_path / "states").exists()
 

@@ -238,14 +238,14 @@ def test_names_of_states_in_pytorch_accelerated_find_those_here(tmp_path, capsys
         assert right in capsys.readouterr().out
         metadata = trainer().load_training_state(tmp_path / f"update_{3:08d}")
         assert metadata == {"current_epoch": 2, "global_step": 3}
-    message = "no training state at .*epoch_9; .* has epoch_0002, update_00000003, epoch_0001"
+    message = "No training state at .*epoch_9; .* has epoch_0002, update_00000003, epoch_0001"
     with pytest.raises(TrainingStateError, match=message):
         trainer().train(tiny_data(16), 2, resume_from=tmp_path / "epoch_9")
     for folder in tmp_path.iterdir():
         shutil.rmtree(folder)
     trainer().train(tiny_data(16), 3, gradient_accumulation_steps=2)
     # There, a step is a micro-batch.
-    with pytest.raises(TrainingStateError, match="no training state at .*step_3; "):
+    with pytest.raises(TrainingStateError, match="No training state at .*step_3; "):
         trainer().train(tiny_data(16), 3, resume_from=tmp_path / "step_3")
 
 

@@ -223,13 +223,13 @@ def test_a_file_of_a_state_is_answered_with_its_folder(tmp_path):
     message = f"is a folder, here {tmp_path / 'state'}"
     with pytest.raises(TrainingStateError, match=message):
         new_trainer().train(tiny_data(8), 2, resume_from=tmp_path / "state" / "manifest.json")
-    with pytest.raises(TrainingStateError, match="no training state at .*nothing; .* has state$"):
+    with pytest.raises(TrainingStateError, match="No training state at .*nothing; .* has state$"):
         new_trainer().train(tiny_data(8), 2, resume_from=tmp_path / "nothing")
 
 
 def test_without_an_optimizer_a_model_can_be_saved_and_a_state_is_refused(tmp_path):
     trainer = Trainer(tiny_model(), nn.CrossEntropyLoss(), None, callbacks=(), plugins=())
-    with pytest.raises(TrainingStateError, match="without an optimizer.* save_checkpoint"):
+    with pytest.raises(TrainingStateError, match="Without an optimizer.* save_checkpoint"):
         trainer.save_training_state(tmp_path / "state")
     assert not list(tmp_path.iterdir())
     trainer.save_checkpoint(tmp_path / "model.pt")

@@ -123,7 +123,7 @@ def test_a_file_that_fails_leaves_nothing_behind(tmp_path):
 
 
 def test_a_missing_file_is_an_error(tmp_path):
-    with pytest.raises(PluginLoadError, match=r"no plugin file .*nonesuch.py"):
+    with pytest.raises(PluginLoadError, match=r"Plugin file not found: .*nonesuch.py"):
         file_plugin(tmp_path / "nonesuch.py")
 
 

@@ -209,7 +209,7 @@ def test_an_invalid_plan_is_rejected(plan, message):
     ("plan", "error", "message"),
     [
         ({"0 epochs": "haed"}, ValueError, "no module or parameter 'haed'. Did you mean 'head'"),
-        ({"0 epochs": 3}, IndexError, "no layer group 3: Net has 3"),
+        ({"0 epochs": 3}, IndexError, "Layer group 3 doesn't exist: Net has 3"),
         ({"0 epochs": "head", "1 epochs": "head.bias"}, ValueError, "the stages overlap"),
         ({"0 epochs": "head", "1 epochs": "body.1"}, ValueError, "has no parameters"),
     ],
