@@ -9,6 +9,8 @@ import torch
 from torch import nn
 from torch.utils.data import Dataset, TensorDataset
 
+from pa_core.tracking import RunHistory
+
 
 def tiny_data(samples: int = 44, features: int = 6, classes: int = 3) -> TensorDataset:
     generator = torch.Generator().manual_seed(7)
@@ -62,3 +64,46 @@ def assert_identical(first: dict[str, torch.Tensor], second: dict[str, torch.Ten
 
 def largest_difference(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> float:
     return max((first[name].double() - second[name].double()).abs().max().item() for name in first)
+
+
+class MinimalHistory(RunHistory):
+    """Overrides only what pytorch-accelerated requires."""
+
+    def __init__(self):
+        self.prefix = ""
+        self.reset()
+
+    def get_metric_names(self):
+        return set(self.values)
+
+    def get_metric_values(self, metric_name):
+        return self.values[metric_name]
+
+    def get_latest_metric(self, metric_name):
+        return self.values[metric_name][-1]
+
+    def set_metric_name_prefix(self, prefix=""):
+        self.prefix = prefix
+
+    @property
+    def metric_name_prefix(self):
+        return self.prefix
+
+    def update_metric(self, metric_name, metric_value):
+        self.values.setdefault(self.prefix + metric_name, []).append(metric_value)
+
+    def delete_metric(self, metric_name):
+        del self.values[metric_name]
+
+    @property
+    def current_epoch(self):
+        return self.epoch
+
+    def _increment_epoch(self):
+        self.epoch += 1
+
+    def _set_epoch(self, epoch):
+        self.epoch = epoch
+
+    def reset(self):
+        self.values, self.epoch = {}, 1

@@ -9,8 +9,8 @@ from torch import nn
 
 from pa_core import Trainer, TrainerCallback, hookimpl
 from pa_core.durations import Progress
-from pa_core.tracking import InMemoryRunHistory, LossTracker, RunHistory
-from tests.helpers import tiny_data, tiny_model
+from pa_core.tracking import InMemoryRunHistory, LossTracker
+from tests.helpers import MinimalHistory, tiny_data, tiny_model
 
 
 def recorded(*pairs):
@@ -148,49 +148,6 @@ def test_the_state_of_a_history_can_be_saved_as_json():
     assert restored.current_epoch == 2
     assert restored.get_metric_values("loss") == [1.5, 0.5]
     assert list(restored.get_metric_names()) == ["loss", "f1"]
-
-
-class MinimalHistory(RunHistory):
-    """Overrides only what pytorch-accelerated requires."""
-
-    def __init__(self):
-        self.prefix = ""
-        self.reset()
-
-    def get_metric_names(self):
-        return set(self.values)
-
-    def get_metric_values(self, metric_name):
-        return self.values[metric_name]
-
-    def get_latest_metric(self, metric_name):
-        return self.values[metric_name][-1]
-
-    def set_metric_name_prefix(self, prefix=""):
-        self.prefix = prefix
-
-    @property
-    def metric_name_prefix(self):
-        return self.prefix
-
-    def update_metric(self, metric_name, metric_value):
-        self.values.setdefault(self.prefix + metric_name, []).append(metric_value)
-
-    def delete_metric(self, metric_name):
-        del self.values[metric_name]
-
-    @property
-    def current_epoch(self):
-        return self.epoch
-
-    def _increment_epoch(self):
-        self.epoch += 1
-
-    def _set_epoch(self, epoch):
-        self.epoch = epoch
-
-    def reset(self):
-        self.values, self.epoch = {}, 1
 
 
 def test_a_history_written_for_pytorch_accelerated_works_and_keeps_its_epoch():

@@ -9,8 +9,8 @@ from torch import nn
 
 from pa_core import Trainer
 from pa_core.durations import Progress
-from pa_core.tracking import InMemoryRunHistory, RunHistory
-from tests.helpers import tiny_data, tiny_model
+from pa_core.tracking import InMemoryRunHistory
+from tests.helpers import MinimalHistory, tiny_data, tiny_model
 
 
 def history_of(*records):
@@ -39,50 +39,8 @@ HISTORY = history_of(
 )
 
 
-class OnlyValues(RunHistory):
-    """A history without records, as written for pytorch-accelerated."""
-
-    def __init__(self):
-        self.values, self.prefix, self.epoch = {}, "", 1
-
-    def get_metric_names(self):
-        return list(self.values)
-
-    def get_metric_values(self, metric_name):
-        return self.values[metric_name]
-
-    def get_latest_metric(self, metric_name):
-        return self.values[metric_name][-1]
-
-    def set_metric_name_prefix(self, prefix=""):
-        self.prefix = prefix
-
-    @property
-    def metric_name_prefix(self):
-        return self.prefix
-
-    def update_metric(self, metric_name, metric_value):
-        self.values.setdefault(self.prefix + metric_name, []).append(metric_value)
-
-    def delete_metric(self, metric_name):
-        del self.values[metric_name]
-
-    @property
-    def current_epoch(self):
-        return self.epoch
-
-    def _increment_epoch(self):
-        self.epoch += 1
-
-    def _set_epoch(self, epoch):
-        self.epoch = epoch
-
-    def reset(self):
-        self.values.clear()
-
-
 def values_only():
-    history = OnlyValues()
+    history = MinimalHistory()
     for value in (3.0, 2.0):
         history.update_metric("train_loss_epoch", value)
     history.update_metric("eval_loss_epoch", 1.0)
@@ -95,7 +53,7 @@ def test_a_history_is_represented_by_where_it_stands_and_its_latest_values():
         "InMemoryRunHistory(epoch 2, update 8: train_loss=0.92, train_loss_epoch=0.7, "
         "eval_loss_epoch=nan, eval_recall=[2 values], eval_<b>=3, evaluation_loss=0.4)"
     )
-    assert repr(values_only()) == "OnlyValues(train_loss_epoch=2, eval_loss_epoch=1)"
+    assert repr(values_only()) == "MinimalHistory(train_loss_epoch=2, eval_loss_epoch=1)"
     many = history_of(*((1, 1, f"metric_{number}", 1.0) for number in range(30)))
     assert repr(many).endswith("metric_5=1, … and 24 more)")
 
