@@ -265,16 +265,16 @@ def test_explain_as_json_says_the_same(shell):
 
 
 def test_explain_and_plugins_say_what_is_called_on_the_main_process_only(shell):
-    shell.settings("[tool.pa-core]\nplugins = []\n")
+    shell.settings('[tool.pa-core]\nplugins = ["progress_bar"]\n')
     (row,) = [
         line
         for line in shell.out("explain", "--hook", "on_train_step_end").splitlines()
-        if "progress_table " in line
+        if "progress_bar " in line
     ]
     assert row.endswith("main process only)")
     # What surrounds a run is called everywhere.
     assert "main process" not in shell.out("explain", "--hook", "run_training")
-    blocks = shell.out("plugins", "--hooks").partition("progress_table ")[2]
+    blocks = shell.out("plugins", "--hooks").partition("progress_bar ")[2]
     assert next(line for line in blocks.splitlines() if "processes" in line).endswith("main only")
 
 
