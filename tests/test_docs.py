@@ -31,9 +31,13 @@ PAGES = [
 RECIPES = {*ROOT.glob("docs/how_to/*.md"), *ROOT.glob("docs/start/tutorial_*.md")}
 MARK = re.compile(r"<!-- (?:(file|not run): (.+)|(continues)) -->")
 NO_CODE = {"text", "{eval-rst}"}
-every_page = pytest.mark.parametrize(
-    "page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix()
-)
+
+
+def each(pages: list[Path]) -> pytest.MarkDecorator:
+    """Run a test for each of these pages."""
+    return pytest.mark.parametrize(
+        "page", pages, ids=lambda page: page.relative_to(ROOT).as_posix()
+    )
 
 
 @dataclass
@@ -87,10 +91,16 @@ def recipes(page: Path) -> list[list[Block]]:
     return [*groups, files] if files else groups
 
 
-@every_page
+# Those of recipes run in test_docs_recipes.py, at the same time.
+@each([page for page in PAGES if page not in RECIPES])
 def test_the_code_on_a_page_runs(
     page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    run_page(page, tmp_path, monkeypatch)
+
+
+def run_page(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Run the blocks of a page, those of each recipe in a folder of their own."""
     monkeypatch.delenv("PA_CORE_CONFIG", raising=False)
     for number, recipe in enumerate(recipes(page)):
         folder = tmp_path / str(number)
@@ -158,7 +168,7 @@ def check_toml(block: Block, folder: Path) -> None:
         assert build_plugins(read_settings(file))
 
 
-@every_page
+@each(PAGES)
 def test_each_block_of_a_page_has_a_known_language(page: Path) -> None:
     for block in blocks(page):
         place = f"{page.name}:{block.line}"
