@@ -29,6 +29,7 @@ PAGES = [
     *sorted(ROOT.glob("plugins/*/README.md")),
 ]
 RECIPES = {*ROOT.glob("docs/how_to/*.md"), *ROOT.glob("docs/start/tutorial_*.md")}
+PLUGINS = sorted(ROOT.glob("docs/plugins/**/*.md"))
 MARK = re.compile(r"<!-- (?:(file|not run): (.+)|(continues)) -->")
 NO_CODE = {"text", "{eval-rst}"}
 
@@ -91,8 +92,8 @@ def recipes(page: Path) -> list[list[Block]]:
     return [*groups, files] if files else groups
 
 
-# Those of recipes run in test_docs_recipes.py, at the same time.
-@each([page for page in PAGES if page not in RECIPES])
+# Others run at the same time, in test_docs_recipes.py and test_docs_plugins.py.
+@each([page for page in PAGES if page not in {*RECIPES, *PLUGINS}])
 def test_the_code_on_a_page_runs(
     page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
