@@ -71,7 +71,9 @@ def docs(session: nox.Session) -> None:
 def tests(session: nox.Session) -> None:
     """Run the tests and doctests; arguments after ``--`` go to pytest."""
     # All tests of a file run in one process, which shares imports and reference runs.
-    parallel = ["-n", "auto", "--maxprocesses", "4", "--dist", "loadfile", "--no-loadscope-reorder"]
+    # One more process than there are cores: tests wait for the processes that they start.
+    workers = str(min(4, (os.cpu_count() or 1) + 1))
+    parallel = ["-n", workers, "--dist", "loadfile", "--no-loadscope-reorder"]
     # DeepSpeed is built when it is installed, so its tests have a session of their own.
     run_python(
         session, "-m", "pytest", *(session.posargs or [*parallel, "--ignore=tests/deepspeed"])
