@@ -74,7 +74,7 @@ class MinimalHistory(RunHistory):
         self.reset()
 
     def get_metric_names(self):
-        return set(self.values)
+        return self.values.keys()
 
     def get_metric_values(self, metric_name):
         return self.values[metric_name]
