@@ -10,8 +10,9 @@ and the command line can list plugins, without waiting for torch.
 from __future__ import annotations
 
 import sys
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from pa_core.lazy import import_on_use
 
 if TYPE_CHECKING:
     from accelerate import notebook_launcher
@@ -45,13 +46,7 @@ _HOMES = {
     "notebook_launcher": "accelerate",
 }
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(import_module(_HOMES[name]), name)
-    globals()[name] = value
-    return value
+__getattr__ = import_on_use(__name__, _HOMES)
 
 
 def __dir__() -> list[str]:

@@ -7,7 +7,6 @@ that adds a command starts as quickly as `pa` itself.
 
 from __future__ import annotations
 
-from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Self
 
@@ -15,6 +14,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict
 
 from pa_core.callbacks import TrainerCallback
 from pa_core.durations import Duration
+from pa_core.lazy import import_on_use
 from pa_core.settings.options import checking_options, settings_from_options
 from pa_core.settings.paths import local_path
 
@@ -160,13 +160,7 @@ _HOMES = {
     "wrapped_module": "pa_core.engine.wrappers",
 }
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(import_module(_HOMES[name]), name)
-    globals()[name] = value
-    return value
+__getattr__ = import_on_use(__name__, _HOMES)
 
 
 UpdateDuration = Annotated[

@@ -13,8 +13,9 @@ The names are imported on first use. None of them imports pytest; the fixtures a
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from pa_core.lazy import import_on_use
 
 if TYPE_CHECKING:
     from pa_core.testing.conformance import PluginConformance, check_on_processes
@@ -46,13 +47,7 @@ _HOMES = {
     "tiny_trainer": "pa_core.testing.tiny",
 }
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(import_module(_HOMES[name]), name)
-    globals()[name] = value
-    return value
+__getattr__ = import_on_use(__name__, _HOMES)
 
 
 def __dir__() -> list[str]:

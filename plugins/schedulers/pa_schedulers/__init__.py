@@ -5,8 +5,9 @@ Each name is imported on first use, so that the help of a command needs no torch
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from pa_core.lazy import import_on_use
 
 if TYPE_CHECKING:
     from pa_schedulers.base import SchedulerBase, StatefulSchedulerBase
@@ -63,13 +64,7 @@ _HOMES = {
     "schedule_values": "pa_schedulers.preview",
 }
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(import_module(_HOMES[name]), name)
-    globals()[name] = value
-    return value
+__getattr__ = import_on_use(__name__, _HOMES)
 
 
 def __dir__() -> list[str]:
