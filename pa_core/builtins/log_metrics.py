@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
+from pa_core.builtins.base import request_when_due
 from pa_core.durations import Duration, Every
 from pa_core.hookspecs import hookimpl
 from pa_core.plugin import CallbackSettings, ConfigurableCallback, UpdateDuration
@@ -89,10 +90,8 @@ class LogMetricsCallback(ConfigurableCallback):
         if self._is_requested:  # in the previous step; the loop has recorded the values since
             self._is_requested = False
             self._log_latest_metrics(trainer, self._take_new(trainer))
-        every = self._every
-        if every is not None and every.due(trainer.progress):
-            if every.is_counted or trainer.is_main_process:  # the clocks of processes differ
-                trainer.control.log(everywhere=every.is_counted)
+        if self._every is not None:
+            request_when_due(self._every, trainer, trainer.control.log)
         if trainer.control.should_log:
             self._is_requested = True
 

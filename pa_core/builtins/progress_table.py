@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
+from pa_core.builtins.base import request_when_due
 from pa_core.builtins.run_summary import describe_end, describe_start
 from pa_core.display.epochs import (
     Column,
@@ -194,10 +195,8 @@ class ProgressTableCallback(ConfigurableCallback):
 
     @hookimpl(trylast=True)
     def on_train_step_end(self, trainer: Trainer, **kwargs: Any) -> None:
-        every = self._every
-        if every is not None and every.due(trainer.progress):
-            if every.is_counted or trainer.is_main_process:  # the clocks of processes differ
-                trainer.control.log(everywhere=every.is_counted)
+        if self._every is not None:
+            request_when_due(self._every, trainer, trainer.control.log)
         view = self._view
         if view is None:
             return

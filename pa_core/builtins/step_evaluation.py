@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
+from pa_core.builtins.base import request_when_due
 from pa_core.durations import Duration, Every
 from pa_core.hookspecs import hookimpl
 from pa_core.plugin import CallbackSettings, ConfigurableCallback, UpdateDuration
@@ -53,10 +54,7 @@ class StepBasedEvaluationCallback(ConfigurableCallback):
 
     @hookimpl(trylast=True)
     def on_train_step_end(self, trainer: Trainer, **kwargs: Any) -> None:
-        counted = self._every.is_counted
-        # The clocks of processes differ, so the main process decides by time for all of them.
-        if self._every.due(trainer.progress) and (counted or trainer.is_main_process):
-            trainer.control.evaluate(everywhere=counted)
+        request_when_due(self._every, trainer, trainer.control.evaluate)
 
     def state_dict(self) -> dict[str, Any]:
         return self._every.state_dict()

@@ -192,7 +192,7 @@ def added_source(text: str, claims: Mapping[str, list[PluginSource]]) -> PluginS
 
 
 def variable_sources() -> list[tuple[PluginSource, str]]:
-    """The plugins that variables of their own add, each with the variable."""
+    """The plugins with a variable of their own, such as PA_CORE_FAST_DEV_RUN, and the variable."""
     found = []
     limit = os.environ.get(LIMIT_BATCHES_VARIABLE, "none")
     if limit.isdecimal() and int(limit) > 0:

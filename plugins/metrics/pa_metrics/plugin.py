@@ -407,7 +407,7 @@ def _windows(metrics: Mapping[str, Metric]) -> list[str]:
 def _needs_figure(trainer: Trainer, value: Any) -> bool:
     """Whether a plugin receives figures by the event `log_figure` and doesn't draw the value.
 
-    Drawing takes a third of a second, so that a figure that nobody shows isn't drawn.
+    Drawing takes a third of a second, so that a figure that no plugin shows isn't drawn.
     """
     return any(
         hasattr(plugin, "log_figure")
