@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from pa_core.predictions import PaddedRows
+from pa_models.transformers_call import is_encoder_decoder
 from pa_models.transformers_loss import IGNORED
 from pa_models.transformers_predict import num_samples, without_labels
 
@@ -60,11 +61,9 @@ def generate(
     labels = _token_labels(batch)
     special = _special_tokens(model, options, tokenizer)
     inputs = without_labels(model, batch)
-    config = getattr(model, "config", None)
-    is_decoder_only = not getattr(config, "is_encoder_decoder", False)
+    is_decoder_only = not is_encoder_decoder(model)
     if not is_decoder_only:
-        forced = inputs.get("decoder_input_ids")
-        if labels is not None and (forced is None or forced.shape == labels.shape):
+        if labels is not None and _follows(inputs.get("decoder_input_ids"), labels):
             inputs = {key: one for key, one in inputs.items() if key not in _TEACHER_FORCING}
     elif "input_ids" in inputs or "inputs_embeds" in inputs:
         inputs = _prompts(inputs, labels, special)
@@ -130,6 +129,16 @@ def _token_labels(batch: Mapping[str, Any]) -> Tensor | None:
     if isinstance(labels, Tensor) and labels.ndim == 2 and not labels.is_floating_point():
         return labels
     return None
+
+
+def _follows(tokens: Tensor | None, labels: Tensor) -> bool:
+    """Whether the decoder's inputs are the labels, shifted to the right; a prompt isn't."""
+    if tokens is None:
+        return True
+    if tokens.shape != labels.shape:
+        return False
+    follows = (tokens[:, 1:] == labels[:, :-1]) | (labels[:, :-1] == IGNORED)
+    return bool(follows.all())
 
 
 def _special_tokens(model: nn.Module, options: Mapping[str, Any], tokenizer: Any) -> _Special:

@@ -341,6 +341,24 @@ def test_token_metrics_are_those_of_the_labels_that_the_loss_counts(expected, op
         np.testing.assert_allclose(found[name], value, rtol=1e-5, err_msg=name)
 
 
+def test_whether_a_custom_model_shifts_labels_is_asked_for():
+    class Around(nn.Linear):
+        def __init__(self, *sizes: int) -> None:
+            super().__init__(*sizes)
+            self.part = Causal(1, 1)
+
+    with pytest.raises(TypeError, match='has a Causal.*Set to_preds_and_target.*"language_model"'):
+        evaluated_tokens(["accuracy"], model=Around)
+    for name, pair in (
+        ("language_model", (TOKEN_LOGITS, TOKEN_LABELS)),
+        ("causal_language_model", NEXT),
+    ):
+        found = evaluated_tokens(["accuracy"], model=Around, to_preds_and_target=name)
+        assert found["accuracy"] == pytest.approx(by_hand(*pair)["accuracy"])
+    found = evaluated_tokens(["accuracy"], model=Around, extra={"shifts_labels": True})
+    assert found["accuracy"] == pytest.approx(by_hand(*NEXT)["accuracy"])
+
+
 def test_targets_in_a_tuple_belong_to_the_outputs_one_by_one():
     plugin = MetricsPlugin(metrics=["accuracy"], ignore_index=-100, average="micro", **OF_WORDS)
     trainer = Words(Causal(1, 1), None, None, callbacks=(), plugins=[plugin])

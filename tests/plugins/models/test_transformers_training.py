@@ -469,10 +469,17 @@ def test_metrics_learn_whether_the_loss_shifts_labels(create, shifts):
         def forward(self, **batch):
             return self.inner(**batch)
 
+    class Penalised(Custom):
+        def forward(self, **batch):
+            outputs = super().forward(**batch)
+            outputs.loss = outputs.loss + 0.1 * outputs.logits.square().mean()
+            return outputs
+
     batch = torch.utils.data.default_collate(tagged(4))
-    plugin = TransformersPlugin()
-    output = plugin.calculate_eval_batch_loss(trainer_for(Custom(), plugin), batch)
-    assert output["shifts_labels"] is shifts
+    for model, options in ((Custom(), {}), (Penalised(), {"loss_mean": lambda *_: 1})):
+        plugin = TransformersPlugin(**options)
+        output = plugin.calculate_eval_batch_loss(trainer_for(model, plugin), batch)
+        assert output["shifts_labels"] is shifts
 
 
 class Ignoring(torch.nn.Module):
@@ -686,6 +693,12 @@ def test_neither_padding_nor_what_the_collator_made_of_the_labels_is_in_the_text
     assert outputs.texts == [
         tokenizer.decode(row[1 : end + 1]) for row, end in zip(right, ends, strict=True)
     ]
+    # A decoder continues a prompt.
+    prompt = torch.tensor([0, 20, 21])
+    forced, _ = evaluated(
+        model, [one | {"decoder_input_ids": prompt} for one in samples], tokenizer=tokenizer, size=8
+    )
+    assert all(text.startswith("w20 w21 ") for text in forced.texts)
     # Predictions have the padding of the longest text, however the samples are batched.
     for size in (1, 3):
         plugin = TransformersPlugin(tokenizer=tokenizer, generate={"max_new_tokens": 4})
@@ -787,13 +800,18 @@ def test_predictions_of_other_models_leave_out_what_is_not_per_sample():
             scores = self.linear(x)
             if self.kind is tuple:
                 return scores.mean(), scores
-            return {"loss": scores.mean(), "scores": scores, "cache": object(), "heads": None}
+            texts = [str(row.tolist()) for row in x]
+            kept = {"scores": scores, "texts": texts}
+            return {"loss": scores.mean(), "cache": object(), "heads": None, "n": [1], **kept}
 
     samples = [{"x": torch.randn(2), "labels": torch.tensor(9)} for _ in range(5)]
     for kind in (tuple, dict):
         model = Scores(kind)
         found = trainer_for(model, TransformersPlugin()).predict(samples, 2)
-        found = found["scores"] if kind is dict else found
+        if kind is dict:
+            assert set(found) == {"scores", "texts"}
+            assert found["texts"] == [str(one["x"].tolist()) for one in samples]
+            found = found["scores"]
         torch.testing.assert_close(found, model.linear(torch.stack([one["x"] for one in samples])))
 
 
