@@ -693,18 +693,31 @@ def test_neither_padding_nor_what_the_collator_made_of_the_labels_is_in_the_text
     assert outputs.texts == [
         tokenizer.decode(row[1 : end + 1]) for row, end in zip(right, ends, strict=True)
     ]
-    # A decoder continues a prompt.
-    prompt = torch.tensor([0, 20, 21])
-    forced, _ = evaluated(
-        model, [one | {"decoder_input_ids": prompt} for one in samples], tokenizer=tokenizer, size=8
-    )
-    assert all(text.startswith("w20 w21 ") for text in forced.texts)
     # Predictions have the padding of the longest text, however the samples are batched.
     for size in (1, 3):
         plugin = TransformersPlugin(tokenizer=tokenizer, generate={"max_new_tokens": 4})
         found = trainer_for(model, plugin).predict(samples, size)
         assert torch.equal(found["generated"], right)
         assert found["texts"] == outputs.texts
+
+
+def test_the_decoder_of_an_encoder_decoder_continues_a_prompt():
+    model, tokenizer = vivid(t5()), words()
+    tokens, prompt = torch.arange(5, 9), torch.tensor([0, 20, 21])
+    with torch.no_grad():
+        right = [
+            model.generate(tokens[None], decoder_input_ids=prompt[None, :n], max_new_tokens=4)[0]
+            for n in (1, 2, 3)
+        ]
+    sample = {"input_ids": tokens, "decoder_input_ids": prompt}
+    # Prompts are the decoder's inputs whose labels are -100; the first sample has none.
+    rows = [torch.tensor(row) for row in ([20, 21, 8], [-100, 21, 8], [-100, -100, 8])]
+    outputs, _ = evaluated(model, [sample | {"labels": row} for row in rows], tokenizer=tokenizer)
+    assert outputs.references == ["w20 w21 w8", "w21 w8", "w8"]
+    assert outputs.texts == [tokenizer.decode(row[-4:]) for row in right]
+    # Those that the labels don't follow are a prompt, too.
+    outputs, _ = evaluated(model, [sample | {"labels": torch.arange(9, 12)}])
+    assert torch.equal(outputs.generated[0], right[2][None])
 
 
 def test_without_labels_texts_are_generated_and_no_loss_is_recorded(tmp_path):
