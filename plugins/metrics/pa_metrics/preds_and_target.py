@@ -149,7 +149,8 @@ def text(batch: Any, batch_output: Mapping[str, Any]) -> tuple[list[str], list[A
             batch,
             batch_output,
             "expected a batch output with 'texts', a list of strings, and a batch with lists of "
-            "strings",
+            "strings. With generate and tokenizer in [tool.pa-core.transformers], a model "
+            "generates texts",
         )
     texts: list[str] = list(preds or ())
     return texts, list(target)

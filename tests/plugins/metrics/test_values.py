@@ -246,6 +246,15 @@ def test_missing_inputs_are_an_error_that_names_them(name, expected):
         fields({"class": name}, (batch, output))
 
 
+def test_inputs_that_a_metric_refuses_are_described():
+    with pytest.raises(ValueError, match="shape of `preds`") as raised:
+        evaluated_tokens(["accuracy"], more={"logits": TOKEN_LOGITS[:, :5]}, model=nn.Linear)
+    assert (
+        "accuracy, updated with predictions of shape (3, 5, 5) and targets of shape (3, 7). If"
+        in raised.value.__notes__[0]
+    )
+
+
 # -- Metrics of tokens ----------------------------------------------------------------------------
 
 

@@ -498,7 +498,7 @@ def test_parts_of_a_custom_model_get_the_labels_that_they_need(part):
             return self.inner(**batch)
 
     class Tagger(Around):
-        def forward(self, input_ids, labels, attention_mask=None):
+        def forward(self, input_ids, labels, attention_mask=None):  # type: ignore[override]
             return self.inner(input_ids=input_ids, labels=labels)
 
     def by_hand(model, batch):
