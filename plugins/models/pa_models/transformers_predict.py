@@ -67,6 +67,7 @@ def calculate_predictions(trainer: Trainer, batch: Mapping[str, Any]) -> Any:
         raise
     if isinstance(outputs, Tensor):
         return outputs
+    kind, outputs = type(outputs).__name__, _named(outputs)
     if isinstance(outputs, Mapping) and isinstance(outputs.get("logits"), Tensor):
         beside = {key: outputs.get(key) for key in _BESIDE_LOGITS}
         heads = {key: value for key, value in beside.items() if isinstance(value, Tensor)}
@@ -76,7 +77,7 @@ def calculate_predictions(trainer: Trainer, batch: Mapping[str, Any]) -> Any:
         names = f" ({', '.join(map(str, outputs))})" if isinstance(outputs, Mapping) else ""
         raise TypeError(
             f"{type(model).__name__} returned no tensor with a row for each sample, but a "
-            f"{type(outputs).__name__}{names}: return one, or override calculate_predictions"
+            f"{kind}{names}: return one, or override calculate_predictions"
         )
     return found[0] if isinstance(found, tuple) and len(found) == 1 else found
 
@@ -95,6 +96,14 @@ def num_samples(batch: Mapping[str, Any]) -> int | None:
     names = (*(name for name in _PER_SAMPLE if name in batch), *batch)
     values = (batch[name] for name in names)
     return next((len(one) for one in values if isinstance(one, Tensor) and one.ndim), None)
+
+
+def _named(outputs: Any) -> Any:
+    """The entries of an object by their names, such as those of a dataclass."""
+    if isinstance(outputs, Mapping | list | tuple):
+        names = getattr(outputs, "_fields", ())  # of a named tuple
+        return outputs._asdict() if "logits" in names else outputs
+    return vars(outputs) if hasattr(outputs, "__dict__") else outputs
 
 
 def _per_sample(outputs: Any, size: int | None) -> Any:

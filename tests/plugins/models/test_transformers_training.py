@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -813,12 +814,14 @@ def test_predictions_of_other_models_leave_out_what_is_not_per_sample():
             scores = self.linear(x)
             if self.kind is tuple:
                 return scores.mean(), scores
+            if self.kind is SimpleNamespace:
+                return SimpleNamespace(loss=scores.mean(), logits=scores)
             texts = [str(row.tolist()) for row in x]
             kept = {"scores": scores, "texts": texts}
             return {"loss": scores.mean(), "cache": object(), "heads": None, "n": [1], **kept}
 
     samples = [{"x": torch.randn(2), "labels": torch.tensor(9)} for _ in range(5)]
-    for kind in (tuple, dict):
+    for kind in (tuple, dict, SimpleNamespace):
         model = Scores(kind)
         found = trainer_for(model, TransformersPlugin()).predict(samples, 2)
         if kind is dict:
