@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from pa_core.checkpoint.safetensors_io import tensor_bytes
     from pa_core.checkpoint.storage import MANIFEST, StateReader, newest_intact_state, state_folders
     from pa_core.control import UpdateResult
-    from pa_core.data.loader import KeyedDataLoader
+    from pa_core.data.keyed_loader import KeyedDataLoader
     from pa_core.data.ready import is_loader
     from pa_core.data.rng import seed_host
     from pa_core.diagnostics.device_syncs import watch_device_syncs
@@ -118,7 +118,7 @@ _HOMES = {
     "MANIFEST": "pa_core.checkpoint.storage",
     "PLUGINS_VARIABLE": "pa_core.settings.table",
     "Implementation": "pa_core.plugins.implementations",
-    "KeyedDataLoader": "pa_core.data.loader",
+    "KeyedDataLoader": "pa_core.data.keyed_loader",
     "MetricName": "pa_core.display.metric_names",
     "NotebookOutput": "pa_core.display.notebook",
     "PluginManager": "pa_core.plugins.manager",

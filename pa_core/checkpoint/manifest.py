@@ -32,8 +32,7 @@ from pydantic import BaseModel, Secret, SecretBytes, SecretStr
 from torch import Tensor, nn
 from torch.utils.data import ConcatDataset, DataLoader, Subset, TensorDataset
 
-from pa_core.data.loader import KeyedDataLoader
-from pa_core.data.process_split import OwnSplitLoader
+from pa_core.data.keyed_loader import KeyedDataLoader
 from pa_core.data.source import length_of
 from pa_core.engine.loss_parameters import trained_loss
 from pa_core.engine.optimizers import given_schedulers
@@ -235,13 +234,20 @@ def data_fingerprint(trainer: Trainer) -> dict[str, Any]:
     }
     if (sampler := _describe_sampler(trainer.train_dataloader)) is not None:
         described["sampler"] = sampler
-    if isinstance(trainer.train_dataloader, OwnSplitLoader):
-        everywhere = trainer.train_dataloader.gather(described)
+    if trainer.num_processes > 1 and _has_own_split(trainer.train_dataloader):
+        everywhere = trainer.gather_objects(described)
         for name in described:
             values = [one.get(name) for one in everywhere]
             described[name] = values if values != values[:1] * len(values) else values[0]
     stream = _describe_stream(trainer.train_dataloader)
     return described if stream is None else described | {"stream": stream}
+
+
+def _has_own_split(loader: Any) -> bool:
+    """Whether each process has its own data."""
+    from pa_core.data.process_split import OwnSplitLoader
+
+    return isinstance(loader, OwnSplitLoader)
 
 
 def describe(value: Any) -> Any:

@@ -27,7 +27,7 @@ from pa_core.checkpoint.manifest import frozen_parameters
 from pa_core.checkpoint.optimizer_shards import write_shard
 from pa_core.checkpoint.safetensors_io import HostMemory, has_room_in_memory, tensor_bytes
 from pa_core.checkpoint.storage import StateWriter
-from pa_core.data.loader import KeyedDataLoader
+from pa_core.data.keyed_loader import KeyedDataLoader
 from pa_core.engine.loss_parameters import trained_loss
 from pa_core.engine.subclasses import is_wrapper, local_part
 from pa_core.engine.wrappers import named_parameters
