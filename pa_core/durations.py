@@ -12,7 +12,11 @@ from pydantic_core import CoreSchema, core_schema
 from pa_core.errors import nearest, shown
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from pydantic import GetCoreSchemaHandler, GetJsonSchemaHandler
+
+    from pa_core.trainer import Trainer
 
 _UNITS = {
     "epoch": ("epochs", 1.0),
@@ -177,6 +181,18 @@ class Every:
     def is_counted(self) -> bool:
         """Whether all processes reach it at the same update, as with every unit except seconds."""
         return self.duration.unit != "seconds"
+
+    def request(self, trainer: Trainer, request: Callable[..., None]) -> None:
+        """Make a request that is `due`.
+
+        The clocks of processes differ, so the main process decides by time for all of them.
+
+        Args:
+            trainer: the trainer.
+            request: a method of its control, such as ``trainer.control.log``.
+        """
+        if self.is_counted or trainer.is_main_process:
+            request(everywhere=self.is_counted)
 
     def state_dict(self) -> dict[str, int]:
         """The number of multiples reached so far."""

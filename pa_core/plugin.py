@@ -39,8 +39,9 @@ if TYPE_CHECKING:
     from pa_core.diagnostics.stopwatch import Spent, Stopwatch
     from pa_core.display.epochs import greater_is_better
     from pa_core.display.metric_names import MetricName, parse_metric_names
-    from pa_core.display.notebook import NotebookOutput, in_notebook
+    from pa_core.display.notebook import NotebookOutput
     from pa_core.display.plot import plot_records
+    from pa_core.display.streams import in_notebook
     from pa_core.engine.optimizers import SchedulerList
     from pa_core.engine.wrappers import (
         clean_state_dict,
@@ -137,7 +138,7 @@ _HOMES = {
     "encode": "pa_core.checkpoint.codec",
     "find_settings_file": "pa_core.settings.table",
     "greater_is_better": "pa_core.display.epochs",
-    "in_notebook": "pa_core.display.notebook",
+    "in_notebook": "pa_core.display.streams",
     "is_loader": "pa_core.data.ready",
     "is_secret": "pa_core.settings.secrets",
     "load_clean_state_dict": "pa_core.engine.wrappers",

@@ -20,7 +20,7 @@ from pa_core.control import Requests, TrainerControl
 from pa_core.data.loader import evaluation_batches
 from pa_core.data.rng import derive_key, seed_all
 from pa_core.diagnostics.preserve import modes_kept
-from pa_core.display.terminal import folded
+from pa_core.display.streams import folded
 from pa_core.durations import Duration, RunLength
 from pa_core.engine.create import create_engine
 from pa_core.engine.optimizers import as_one
