@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from pa_core.control import TrainerControl
 from pa_core.diagnostics.preserve import preserved
-from pa_core.engine.base import LocalEngine
+from pa_core.engine.local import LocalEngine
 from pa_core.loop.means import EpochMeans
 from pa_core.loop.run_data import RunData
 from pa_core.plugins.callers import BoundHooks
