@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from pa_core.diagnostics.preserve import preserved
     from pa_core.diagnostics.stopwatch import Spent, Stopwatch
     from pa_core.display.epochs import greater_is_better
-    from pa_core.display.metric_names import MetricName, parse_metric_names
+    from pa_core.display.metric_names import MetricName, numbers_of, parse_metric_names
     from pa_core.display.notebook import NotebookOutput
     from pa_core.display.plot import plot_records
     from pa_core.display.streams import in_notebook
@@ -98,6 +98,7 @@ __all__ = [
     "named_modules",
     "named_parameters",
     "newest_intact_state",
+    "numbers_of",
     "parse_metric_names",
     "plot_records",
     "preserved",
@@ -147,6 +148,7 @@ _HOMES = {
     "named_modules": "pa_core.engine.wrappers",
     "named_parameters": "pa_core.engine.wrappers",
     "newest_intact_state": "pa_core.checkpoint.storage",
+    "numbers_of": "pa_core.display.metric_names",
     "parse_metric_names": "pa_core.display.metric_names",
     "plot_records": "pa_core.display.plot",
     "preserved": "pa_core.diagnostics.preserve",
