@@ -118,13 +118,13 @@ class Trainer(TrainerBase):
     def create_eval_dataloader(
         self, batch_size: int, eval_dl_kwargs: dict[str, Any] | None = None
     ) -> Any:
-        """Create the loader of ``self.eval_dataset``; arguments as for training."""
+        """Create the loader of ``self.eval_dataset``; arguments as in `create_train_dataloader`."""
         return self._hooks.create_eval_dataloader(
             trainer=self, batch_size=batch_size, eval_dl_kwargs=eval_dl_kwargs
         )
 
     def get_default_train_dl_kwargs(self, batch_size: int) -> dict[str, Any]:
-        """The default arguments of the training loader."""
+        """The training loader's default arguments: shuffled, without workers, pinned on CUDA."""
         return {
             "shuffle": True,
             "pin_memory": self.device.type == "cuda",
@@ -134,7 +134,7 @@ class Trainer(TrainerBase):
         }
 
     def get_default_eval_dl_kwargs(self, batch_size: int) -> dict[str, Any]:
-        """The default arguments of the evaluation loader."""
+        """The evaluation loader's default arguments: those of training, but not shuffled."""
         return self.get_default_train_dl_kwargs(batch_size) | {"shuffle": False}
 
     def create_scheduler(self) -> Any:

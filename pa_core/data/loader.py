@@ -221,7 +221,7 @@ def evaluation_batches(
             dataset: Any = loader.dataset
             latest = loader.collate_fn(dataset.fetch(torch.tensor([0])))
         elif latest is _END:
-            raise ValueError("This process' split of the evaluation data has no batch")
+            raise ValueError("This process's split of the evaluation data has no batch")
         forward(engine.move(latest))
 
 

@@ -182,5 +182,5 @@ class UnevenSplitLoader(OwnSplitLoader):
             yield item
         while self._engine.largest(0)[0]:
             if item is _END:
-                raise ValueError("This process' split of the training data has no batch")
+                raise ValueError("This process's split of the training data has no batch")
             yield SplitBatch(item, True)

@@ -489,8 +489,8 @@ class TrainerBase(TrainerServices):
         else:
             self.print(
                 f"Nothing is left to do: this run had already stopped, after {done}: "
-                f"{position.stop_reason}. To train longer, give what stopped it more room, such as "
-                "a larger early_stopping_patience, or resume from a state that was saved before"
+                f"{position.stop_reason}. To train longer, relax what stopped it, such as by a "
+                "larger early_stopping_patience, or resume from a state that was saved before"
             )
 
     def _print_plugins(self) -> None:
