@@ -16,8 +16,6 @@ if TYPE_CHECKING:
 
     from pydantic import GetCoreSchemaHandler, GetJsonSchemaHandler
 
-    from pa_core.trainer import Trainer
-
 _UNITS = {
     "epoch": ("epochs", 1.0),
     "update": ("updates", 1.0),
@@ -182,17 +180,17 @@ class Every:
         """Whether all processes reach it at the same update, as with every unit except seconds."""
         return self.duration.unit != "seconds"
 
-    def request(self, trainer: Trainer, request: Callable[..., None]) -> None:
+    def request(self, make: Callable[..., None], *, is_main_process: bool) -> None:
         """Make a request that is `due`.
 
         The clocks of processes differ, so the main process decides by time for all of them.
 
         Args:
-            trainer: the trainer.
-            request: a method of its control, such as ``trainer.control.log``.
+            make: a method of the trainer's control, such as ``trainer.control.log``.
+            is_main_process: whether this is the main process.
         """
-        if self.is_counted or trainer.is_main_process:
-            request(everywhere=self.is_counted)
+        if self.is_counted or is_main_process:
+            make(everywhere=self.is_counted)
 
     def state_dict(self) -> dict[str, int]:
         """The number of multiples reached so far."""

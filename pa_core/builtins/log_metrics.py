@@ -90,7 +90,7 @@ class LogMetricsCallback(ConfigurableCallback):
             self._is_requested = False
             self._log_latest_metrics(trainer, self._take_new(trainer))
         if self._every is not None and self._every.due(trainer.progress):
-            self._every.request(trainer, trainer.control.log)
+            self._every.request(trainer.control.log, is_main_process=trainer.is_main_process)
         if trainer.control.should_log:
             self._is_requested = True
 

@@ -178,7 +178,7 @@ class ProgressTableCallback(ConfigurableCallback):
     @hookimpl(trylast=True)
     def on_train_step_end(self, trainer: Trainer, **kwargs: Any) -> None:
         if self._every is not None and self._every.due(trainer.progress):
-            self._every.request(trainer, trainer.control.log)
+            self._every.request(trainer.control.log, is_main_process=trainer.is_main_process)
         view = self._view
         if view is None:
             return

@@ -54,7 +54,7 @@ class StepBasedEvaluationCallback(ConfigurableCallback):
     @hookimpl(trylast=True)
     def on_train_step_end(self, trainer: Trainer, **kwargs: Any) -> None:
         if self._every.due(trainer.progress):
-            self._every.request(trainer, trainer.control.evaluate)
+            self._every.request(trainer.control.evaluate, is_main_process=trainer.is_main_process)
 
     def state_dict(self) -> dict[str, Any]:
         return self._every.state_dict()

@@ -199,7 +199,7 @@ class TrackingPlugin:
                 self._send(trainer)
         if self._is_due and not self._is_skipped and self._every is not None:
             self._is_due = False
-            self._every.request(trainer, trainer.control.log)
+            self._every.request(trainer.control.log, is_main_process=trainer.is_main_process)
             self._measure(trainer)
         if trainer.control.should_log:
             self._recorded_at = trainer.updates
