@@ -38,7 +38,7 @@ from pa_core.data.source import length_of
 from pa_core.engine.loss_parameters import trained_loss
 from pa_core.engine.optimizers import given_schedulers
 from pa_core.engine.subclasses import plain_parts
-from pa_core.engine.wrappers import clean_state_dict, wrapped_module
+from pa_core.engine.wrappers import clean_state_dict, uncompiled
 from pa_core.settings.environment import overridden
 from pa_core.settings.secrets import mask_secrets
 
@@ -256,13 +256,12 @@ def describe(value: Any) -> Any:
     """
     if value is None:
         return None
+    value = uncompiled(value)
     if isinstance(value, partial):
         arguments = {str(number): item for number, item in enumerate(value.args)} | value.keywords
         return {"function": describe(value.func), **_plain_items(arguments)}
     if isinstance(value, type) or hasattr(value, "__qualname__"):
         return value.__qualname__
-    if isinstance(value, nn.Module):
-        value = wrapped_module(value)
     described = {"class": type(value).__qualname__, **_plain_items(getattr(value, "__dict__", {}))}
     if isinstance(value, nn.Module):
         described.pop("training", None)
@@ -304,7 +303,7 @@ _NO_SETTINGS = {"training", "optimizer"} | {  # of a module, and of a scheduler
 
 def _visible(value: Any, depth: int = 0) -> Any:
     """The settings that show in a value and its parts; None if there are none."""
-    inner = partial(_visible, depth=depth + 1)
+    inner, value = partial(_visible, depth=depth + 1), uncompiled(value)
     if value is None or depth > _DEPTH or isinstance(value, _LEFT_OUT):
         return None
     if isinstance(value, Mapping | list | tuple | set | frozenset):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import atexit
 import sys
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from functools import cache
@@ -114,6 +115,14 @@ class Engine:
         """Apply a run's configuration; called on every process before `prepare`."""
         if self._follows_parameters:
             self._trainable.synchronise()
+        own = self.accelerator.gradient_accumulation_steps
+        if self.shows_gradients and own not in (1, config.gradient_accumulation_steps):
+            warnings.warn(
+                f"The Accelerator has gradient_accumulation_steps={own}, which has no effect: "
+                f"train() overrides it with {config.gradient_accumulation_steps}. Pass it to "
+                "train()",
+                stacklevel=3,
+            )
 
     @property
     def sharding(self) -> str | None:
@@ -361,10 +370,9 @@ class Engine:
 
     def backward(self, loss: Tensor) -> None:
         """Run the backward pass, with the loss scaled if the precision needs it."""
-        if self.is_plain:
-            loss.backward()
-        else:
-            self.accelerator.backward(loss)
+        # Not by accelerate, which would divide it by its own gradient_accumulation_steps.
+        scaler = self.accelerator.scaler
+        (loss if scaler is None else scaler.scale(loss)).backward()
 
     def step(self, optimizer: Any) -> None:
         """Update the parameters."""
@@ -375,7 +383,8 @@ class Engine:
     def zero_grad(self, optimizer: Any) -> None:
         """Set the gradients of the optimizer's parameters to None."""
         optimizer = unwrapped(optimizer)  # accelerate's wrapper does nothing between two updates
-        is_custom = type(optimizer).zero_grad is not torch.optim.Optimizer.zero_grad
+        own = getattr(type(optimizer), "zero_grad", None)  # or that of what it wraps
+        is_custom = own is not torch.optim.Optimizer.zero_grad
         if is_custom or "zero_grad" in vars(optimizer):
             optimizer.zero_grad()
             return
