@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from pa_core.engine.optimizer_step import step_optimizer
+from pa_core.engine.optimizer_types import restore_types
 from pa_core.engine.optimizers import OptimizerList, given_optimizers, unwrapped
 from pa_core.engine.process_group import close_process_group
 from pa_core.engine.wrappers import (
@@ -141,6 +142,11 @@ class Engine:
         state = clean_state_dict(self.unwrap(model, keep_torch_compile=False), keep_vars=True)
         return {name: self._shape(value) for name, value in state.items()}
 
+    def types(self, model: nn.Module) -> dict[str, torch.dtype]:
+        """The type of each tensor in the model's state dict."""
+        state = clean_state_dict(self.unwrap(model, keep_torch_compile=False), keep_vars=True)
+        return {name: value.dtype for name, value in state.items() if isinstance(value, Tensor)}
+
     def _shape(self, value: Any) -> tuple[int, ...] | None:
         return tuple(value.shape) if isinstance(value, Tensor) else None
 
@@ -157,9 +163,20 @@ class Engine:
         state: dict[str, Any] = optimizer.state_dict()
         return state
 
-    def load_optimizer_state(self, optimizer: Any, state: dict[str, Any]) -> None:
-        """Restore what `optimizer_state` returned."""
+    def load_optimizer_state(
+        self, optimizer: Any, state: dict[str, Any], *, keeps_types: bool = True
+    ) -> None:
+        """Restore what `optimizer_state` returned.
+
+        Args:
+            optimizer: the optimizer.
+            state: the state.
+            keeps_types: whether its tensors keep their types; not if those of the parameters have
+                changed, to which PyTorch converts them.
+        """
         optimizer.load_state_dict(state)
+        if keeps_types:
+            restore_types(optimizer, state)
 
     def modes(self, optimizer: Any) -> OptimizerModes | None:
         """What switches the modes of an optimizer, such as a schedule-free one; None without any.
