@@ -7,12 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 from pa_core.checkpoint.codec import encode
 from pa_core.checkpoint.safetensors_io import tensor_bytes
-from pa_core.errors import listed
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-    from pa_core.trainer import Trainer
 
 
 class _Phrase(str):
@@ -57,21 +54,6 @@ def differences(saved: Mapping[str, Any], present: Mapping[str, Any], *, strict:
         commit, commit_now = ((run["git"] or {}).get("commit") for run in (saved, present))
         pairs.append(("the git commit", commit, commit_now))
     return _phrases(pairs)
-
-
-def changed_types(trainer: Trainer, weights: Mapping[str, Any]) -> list[str]:
-    """The weights that a trainer has in another type than a state or a file.
-
-    Returns:
-        A phrase for each change, such as ``the type of 0.weight: float32 → bfloat16``.
-    """
-    changed: dict[str, list[str]] = {}
-    for name, present in trainer._engine.types(trainer.model).items():
-        saved = getattr(weights.get(name), "dtype", present)
-        if saved != present:
-            types = f"{saved} → {present}".replace("torch.", "")
-            changed.setdefault(types, []).append(name)
-    return [f"the type of {listed(names)}: {types}" for types, names in changed.items()]
 
 
 def in_effect(saved: Any, script: Any, live: Any) -> Any:

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from pa_core.checkpoint.atomic_io import save_file
-from pa_core.checkpoint.compatibility import changed_types
 from pa_core.checkpoint.lock import check_held
 from pa_core.checkpoint.storage import MANIFEST
 from pa_core.engine.loss_parameters import find_loss, trained_loss
@@ -68,8 +67,9 @@ def load_checkpoint(
     trainer: Trainer, checkpoint_path: str | Path, load_optimizer: bool, load_scheduler: bool
 ) -> dict[str, Any]:
     """Load a checkpoint file without executing anything in it; see `Trainer.load_checkpoint`."""
-    trainer._engine.wait()
-    content = trainer._engine.run_on_all(lambda: read_checkpoint(checkpoint_path))
+    engine = trainer._engine
+    engine.wait()
+    content = engine.run_on_all(lambda: read_checkpoint(checkpoint_path))
     wanted = (
         ("optimizer", trainer.optimizer, load_optimizer),
         ("scheduler", trainer.scheduler, load_scheduler),
@@ -91,7 +91,7 @@ def load_checkpoint(
             stacklevel=3,
         )
     states = [(target, content[f"{name}_state_dict"]) for name, target in present]
-    keeps_types = not changed_types(trainer, content["model_state_dict"])
+    keeps_types = not engine.changed_types(trainer.model, content["model_state_dict"])
     _rehearse(trainer, states)
     _load_weights(trainer, content["model_state_dict"])
     if loss is not None and saved_loss is not None:

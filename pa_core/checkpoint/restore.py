@@ -18,7 +18,6 @@ from torch import Tensor
 
 from pa_core.checkpoint.codec import decode, decode_weights
 from pa_core.checkpoint.compatibility import (
-    changed_types,
     differences,
     differing_leaves,
     in_effect,
@@ -163,8 +162,9 @@ class TrainingState:
         if self._has_changed_data:
             saved = saved | {"run": _without_data(saved["run"])}
         found, obstacle = differences(saved, present, strict=strict), None
-        found += changed_types(trainer, self._weights)
-        if self._sharding != trainer._engine.sharding:
+        engine = trainer._engine
+        found += engine.changed_types(trainer.model, self._weights)
+        if self._sharding != engine.sharding:
             found.append(self._sharding_difference(trainer))
             obstacle = (
                 "A shard of the optimizer can only be restored where the optimizer is sharded the "
@@ -456,7 +456,7 @@ class TrainingState:
                 engine.load_optimizer_state(
                     optimizer,
                     self._parts["optimizer"],
-                    keeps_types=not changed_types(trainer, self._weights),
+                    keeps_types=not engine.changed_types(trainer.model, self._weights),
                 )
                 engine.load_training_weights(optimizer, self._parts["training_weights"] or {})
             # After the optimizer: creating the scheduler has set the optimizer's learning rate.

@@ -32,7 +32,7 @@ from pa_core.engine.wrappers import (
     load_clean_state_dict,
     unwrap,
 )
-from pa_core.errors import OtherProcessError
+from pa_core.errors import OtherProcessError, listed
 from pa_core.plugins.process_scope import check_collectives_allowed
 
 if TYPE_CHECKING:
@@ -142,10 +142,20 @@ class Engine:
         state = clean_state_dict(self.unwrap(model, keep_torch_compile=False), keep_vars=True)
         return {name: self._shape(value) for name, value in state.items()}
 
-    def types(self, model: nn.Module) -> dict[str, torch.dtype]:
-        """The type of each tensor in the model's state dict."""
+    def changed_types(self, model: nn.Module, weights: Mapping[str, Any]) -> list[str]:
+        """The tensors that a model has in another type than a full state dict.
+
+        Returns:
+            A phrase for each change, such as ``the type of 0.weight: float32 → bfloat16``.
+        """
         state = clean_state_dict(self.unwrap(model, keep_torch_compile=False), keep_vars=True)
-        return {name: value.dtype for name, value in state.items() if isinstance(value, Tensor)}
+        changed: dict[str, list[str]] = {}
+        for name, present in state.items():
+            before, now = (getattr(one, "dtype", None) for one in (weights.get(name), present))
+            if None not in (before, now) and before != now:
+                types = f"{before} → {now}".replace("torch.", "")
+                changed.setdefault(types, []).append(name)
+        return [f"the type of {listed(names)}: {types}" for types, names in changed.items()]
 
     def _shape(self, value: Any) -> tuple[int, ...] | None:
         return tuple(value.shape) if isinstance(value, Tensor) else None
@@ -423,6 +433,8 @@ class Engine:
             return self._trainable.undone_on_error()
         if is_update or self.num_processes == 1:
             return _NO_CONTEXT
+        if getattr(distributed_layer(model), "static_graph", False):
+            return _NO_CONTEXT  # it has to see whole steps; the mean of means is the same
         return self.accelerator.no_sync(model)
 
     def choose(self, optimizer: Any, chosen: frozenset[int] | None) -> None:
