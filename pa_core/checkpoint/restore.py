@@ -24,7 +24,7 @@ from pa_core.checkpoint.compatibility import (
     mid_epoch_obstacle,
     same_state,
 )
-from pa_core.checkpoint.manifest import (
+from pa_core.checkpoint.fingerprint import (
     DATA_ENTRIES,
     data_fingerprint,
     describe_optimization,
@@ -504,9 +504,9 @@ class TrainingState:
         the plugins' state describe the run so far, and stay. Errors are those of
         `restore_weights`.
         """
-        trainer._recreate_scheduler(self.scheduled_for)
+        trainer._run_scheduler.recreate(self.scheduled_for)
         self.restore_weights(trainer)
-        trainer._follow_length()
+        trainer._run_scheduler.follow_length()
         plugins, saved = trainer.plugins, self._process["plugins"]
         following = {
             name: keys

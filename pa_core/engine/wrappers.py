@@ -45,7 +45,7 @@ def uncompiled(value: Any) -> Any:
         return wrapped_module(value)
     if not isinstance(value, FunctionType):
         return value
-    inner = getattr(value, "_torchdynamo_orig_callable", value)
+    inner: Any = getattr(value, "_torchdynamo_orig_callable", value)
     # What isn't a function, such as a partial, is compiled within a function of the compiler's.
     code = getattr(inner, "__code__", None)
     is_compilers = code is not None and code.co_filename.endswith("external_utils.py")

@@ -12,7 +12,7 @@ from torch.utils.data import ConcatDataset, Dataset, Subset, TensorDataset
 
 from pa_core import Trainer, TrainerCallback
 from pa_core.callbacks import SaveTrainingStateCallback
-from pa_core.checkpoint.manifest import describe, describe_dataset
+from pa_core.checkpoint.fingerprint import describe, describe_dataset
 from pa_core.checkpoint.storage import read_manifest
 from pa_core.errors import TrainingStateError
 from tests.helpers import tiny_data, tiny_model

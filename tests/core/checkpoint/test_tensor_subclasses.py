@@ -16,7 +16,7 @@ from torch.utils.data import TensorDataset
 from pa_core import Trainer
 from pa_core.callbacks import SaveBestModelCallback, SaveTrainingStateCallback
 from pa_core.checkpoint.codec import decode, decode_weights, encode, encode_weights
-from pa_core.checkpoint.manifest import describe
+from pa_core.checkpoint.fingerprint import describe
 from pa_core.checkpoint.safetensors_io import read_tensors, tensor_bytes
 from pa_core.errors import TrainingStateError
 from pa_models import EmaPlugin

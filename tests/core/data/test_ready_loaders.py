@@ -9,7 +9,8 @@ import torch
 from torch.utils.data import BatchSampler, DataLoader, Dataset, RandomSampler, get_worker_info
 
 from pa_core.data.loader import batches, create_dataloader
-from pa_core.data.process_split import SplitBatch, SplitLoader
+from pa_core.data.process_split import SplitLoader
+from pa_core.data.sampler import SplitBatch
 
 
 class Noisy(Dataset):

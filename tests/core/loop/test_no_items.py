@@ -222,7 +222,7 @@ def test_an_epoch_without_any_item_has_no_mean_and_says_so():
 # -- Losses whose mean isn't over samples ---------------------------------------------------------
 
 WEIGHTS = torch.tensor([1.0, 5.0, 0.5])
-CLASSIFICATION = {
+CLASSIFICATION: dict[str, Any] = {
     "class weights": nn.CrossEntropyLoss(weight=WEIGHTS),
     "class weights, smoothed": nn.CrossEntropyLoss(weight=WEIGHTS, label_smoothing=0.1),
     "ignored label": nn.CrossEntropyLoss(ignore_index=2),
@@ -359,7 +359,7 @@ def test_a_compiled_loss_counts_what_the_plain_one_counts():
 
 def test_sums_are_recognised():
     module, function = nn.MSELoss(reduction="sum"), nn.functional.mse_loss
-    sums = [module, module.forward, partial(module), partial(function, reduction="sum")]
+    sums: list[Any] = [module, module.forward, partial(module), partial(function, reduction="sum")]
     for loss_func in sums:
         assert is_sum(loss_func)
         assert is_sum(torch.compile(loss_func, backend="eager"))
