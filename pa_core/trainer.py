@@ -298,6 +298,10 @@ class Trainer(TrainerBase):
         self._engine.loss_parameters = check_loss_parameters(self)
         check_scheduler_source(create_scheduler_fn, self.optimizers)
         check_collate(collate_fn)
+        if self._engine.num_processes > 1:
+            from pa_core.loop.same_settings import check_same_arguments
+
+            check_same_arguments(self, create_scheduler_fn)
         state = None
         if resume_from is not None:
             from pa_core.checkpoint.resume import find_training_state

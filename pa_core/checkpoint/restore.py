@@ -162,7 +162,9 @@ class TrainingState:
         if self._has_changed_data:
             saved = saved | {"run": _without_data(saved["run"])}
         found, obstacle = differences(saved, present, strict=strict), None
-        if self._sharding != trainer._engine.sharding:
+        engine = trainer._engine
+        found += engine.changed_types(trainer.model, self._weights)
+        if self._sharding != engine.sharding:
             found.append(self._sharding_difference(trainer))
             obstacle = (
                 "A shard of the optimizer can only be restored where the optimizer is sharded the "
@@ -451,7 +453,11 @@ class TrainingState:
             if scaler is not None and self._parts["scaler"] is not None:
                 scaler.load_state_dict(self._parts["scaler"])
             if optimizer is not None:
-                engine.load_optimizer_state(optimizer, self._parts["optimizer"])
+                engine.load_optimizer_state(
+                    optimizer,
+                    self._parts["optimizer"],
+                    keeps_types=not engine.changed_types(trainer.model, self._weights),
+                )
                 engine.load_training_weights(optimizer, self._parts["training_weights"] or {})
             # After the optimizer: creating the scheduler has set the optimizer's learning rate.
             if trainer.scheduler is not None and scheduler is not None:

@@ -24,6 +24,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from pa_core.engine.collectives import Collectives
 from pa_core.engine.optimizer_step import step_optimizer
+from pa_core.engine.optimizer_types import restore_types
 from pa_core.engine.optimizers import OptimizerList, given_optimizers, unwrapped
 from pa_core.engine.process_group import close_process_group
 from pa_core.engine.wrappers import (
@@ -32,6 +33,7 @@ from pa_core.engine.wrappers import (
     load_clean_state_dict,
     unwrap,
 )
+from pa_core.errors import listed
 from pa_core.plugins.process_scope import check_collectives_allowed
 
 if TYPE_CHECKING:
@@ -132,6 +134,21 @@ class Engine(Collectives):
         state = clean_state_dict(self.unwrap(model, keep_torch_compile=False), keep_vars=True)
         return {name: self._shape(value) for name, value in state.items()}
 
+    def changed_types(self, model: nn.Module, weights: Mapping[str, Any]) -> list[str]:
+        """The tensors that a model has in another type than a full state dict.
+
+        Returns:
+            A phrase for each change, such as ``the type of 0.weight: float32 → bfloat16``.
+        """
+        state = clean_state_dict(self.unwrap(model, keep_torch_compile=False), keep_vars=True)
+        changed: dict[str, list[str]] = {}
+        for name, present in state.items():
+            before, now = (getattr(one, "dtype", None) for one in (weights.get(name), present))
+            if None not in (before, now) and before != now:
+                types = f"{before} → {now}".replace("torch.", "")
+                changed.setdefault(types, []).append(name)
+        return [f"the type of {listed(names)}: {types}" for types, names in changed.items()]
+
     def _shape(self, value: Any) -> tuple[int, ...] | None:
         return tuple(value.shape) if isinstance(value, Tensor) else None
 
@@ -148,9 +165,20 @@ class Engine(Collectives):
         state: dict[str, Any] = optimizer.state_dict()
         return state
 
-    def load_optimizer_state(self, optimizer: Any, state: dict[str, Any]) -> None:
-        """Restore what `optimizer_state` returned."""
+    def load_optimizer_state(
+        self, optimizer: Any, state: dict[str, Any], *, keeps_types: bool = True
+    ) -> None:
+        """Restore what `optimizer_state` returned.
+
+        Args:
+            optimizer: the optimizer.
+            state: the state.
+            keeps_types: whether its tensors keep their types; not if those of the parameters have
+                changed, to which PyTorch converts them.
+        """
         optimizer.load_state_dict(state)
+        if keeps_types:
+            restore_types(optimizer, state)
 
     def modes(self, optimizer: Any) -> OptimizerModes | None:
         """What switches the modes of an optimizer, such as a schedule-free one; None without any.
@@ -397,6 +425,8 @@ class Engine(Collectives):
             return self._trainable.undone_on_error()
         if is_update or self.num_processes == 1:
             return _NO_CONTEXT
+        if getattr(distributed_layer(model), "static_graph", False):
+            return _NO_CONTEXT  # it has to see whole steps; the mean of means is the same
         return self.accelerator.no_sync(model)
 
     def choose(self, optimizer: Any, chosen: frozenset[int] | None) -> None:

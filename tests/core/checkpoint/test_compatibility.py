@@ -106,6 +106,10 @@ DIFFERENCES = {
     "layers.Dropout(p=0.5, inplace=False): not set → 1": {
         "model": partial(model_with_dropout, 0.5)
     },
+    "the type of 0.0.weight, 0.0.bias, 0.2.weight, 0.2.bias: float32 → bfloat16": {
+        "model": lambda: model_with_dropout(0.1).bfloat16(),
+        "mixed_precision": "bf16",
+    },
     "plugin 'limit_batches': not enabled → enabled": {
         "settings": "plugins = ['limit_batches']\n[tool.pa-core.limit_batches]\nnum_batches = 9\n"
     },

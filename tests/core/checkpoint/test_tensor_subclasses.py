@@ -192,7 +192,7 @@ def test_a_checkpoint_file_holds_the_tensors_as_they_are(tmp_path: Path):
 @pytest.mark.parametrize(
     ("kind", "words"),
     [
-        (WithEnum, "__tensor_flatten__ of .*WithEnum returns a context can't be saved: Mode"),
+        (WithEnum, "__tensor_flatten__ of .*WithEnum returns, context can't be saved: Mode"),
         (WithTensor, "__tensor_flatten__ of .*WithTensor returns a context that holds tensors"),
     ],
 )
