@@ -125,8 +125,8 @@ class Trainer(TrainerBase):
         }
 
     def get_default_eval_dl_kwargs(self, batch_size: int) -> dict[str, Any]:
-        """The default arguments of the evaluation loader."""
-        return self.get_default_train_dl_kwargs(batch_size) | {"shuffle": False}
+        """The default arguments of the evaluation loader, whatever those of training are."""
+        return Trainer.get_default_train_dl_kwargs(self, batch_size) | {"shuffle": False}
 
     def create_scheduler(self) -> Any:
         """Create the scheduler of ``self.create_scheduler_fn``; None for none."""

@@ -40,6 +40,20 @@ def test_several_evaluation_datasets_have_names_of_their_own():
     assert set(trainer.evaluate({"new": tiny_data(5)})) == {"new_evaluation_loss"}
 
 
+def test_an_evaluation_does_not_drop_what_an_overridden_method_drops_in_training():
+    class Drops(Trainer):
+        def get_default_train_dl_kwargs(self, batch_size):
+            return super().get_default_train_dl_kwargs(batch_size) | {"drop_last": True}
+
+    model, data = tiny_model(), tiny_data(10)
+    trainer = Drops(model, nn.CrossEntropyLoss(), torch.optim.SGD(model.parameters(), lr=0.0))
+    trainer.train(data, 1, data, per_device_batch_size=4)
+    right = nn.functional.cross_entropy(model(data.tensors[0]), data.tensors[1]).item()
+    assert trainer.run_history.get_latest_metric("eval_loss_epoch") == pytest.approx(right)
+    assert trainer.evaluate(data, 4)["evaluation_loss"] == pytest.approx(right)
+    assert len(trainer.predict(data, 4)) == 10
+
+
 def test_every_record_says_where_the_run_stood():
     trainer = make()
     trainer.train(tiny_data(44), 2, per_device_batch_size=8)

@@ -12,8 +12,8 @@ from torch import Tensor
 if TYPE_CHECKING:
     from torch import nn
 
-Inputs = tuple[Any, ...] | Mapping[str, Any]
-"""The arguments of a metric's ``update``: positional as a tuple, or keywords as a mapping."""
+Inputs = tuple[Any, ...] | Mapping[str, Any] | Tensor
+"""The arguments of a metric's ``update``: positional as a tuple, keywords as a mapping, or one."""
 
 ToPredsAndTarget = Callable[[Any, Mapping[str, Any]], Inputs]
 
@@ -193,6 +193,11 @@ def inputs_for(
     if function in (to_preds_and_target, classification, language_model):
         return _shifting(function, _predicts_next_token(model), False)
     return function
+
+
+def aggregates(metric: Any) -> bool:
+    """Whether a metric, or one inside a wrapper, aggregates single values, such as a mean."""
+    return type(_unwrapped(metric)).__module__.startswith("torchmetrics.aggregation")
 
 
 def _usual(field: str, name: str) -> ToPredsAndTarget:
