@@ -49,7 +49,7 @@ def notebook_launcher(
         )
     if num_processes is not None and num_processes > 1 and AcceleratorState._shared_state:
         raise ValueError(
-            "notebook_launcher forks the notebook's process, in which a Trainer (or an Accelerator) "
+            "notebook_launcher forks the notebook's process, in which a Trainer (or Accelerator) "
             "was created before: restart the kernel, and create trainers only inside of "
             f"{getattr(function, '__name__', 'the function')}"
         )
