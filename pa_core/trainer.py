@@ -31,6 +31,7 @@ from pa_core.loop.arguments import (
     check_model_and_optimizer,
     check_own_attributes,
     check_predict_arguments,
+    check_predict_loader,
     check_scheduler_source,
     check_update,
     settings_as_defaults,
@@ -405,6 +406,7 @@ class Trainer(TrainerBase):
                 loader = self.create_eval_dataloader(per_device_batch_size, dataloader_kwargs)
         finally:
             self.collate_fn = given
+        check_predict_loader(loader, dataset)
         loader = self._data.split(loader, "predict")
         model = self.model
         self._prepare_model_optimizer_and_dataloaders()

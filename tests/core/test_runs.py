@@ -191,6 +191,26 @@ def test_predict_refuses_what_would_leave_out_or_reorder_samples(option):
         make().predict(tiny_data(4), 4, option)
 
 
+def test_predict_refuses_a_loader_of_a_subclass_that_would_leave_out_or_reorder_samples():
+    class Options(Trainer):
+        def get_default_eval_dl_kwargs(self, batch_size):
+            return super().get_default_eval_dl_kwargs(batch_size) | options
+
+    class Loader(Trainer):
+        def create_eval_dataloader(self, batch_size, eval_dl_kwargs=None):
+            return DataLoader(self.eval_dataset, batch_size, **options)
+
+    for option, what in (("shuffle", "shuffles"), ("drop_last", "drops")):
+        options = {option: True}
+        for trainer_class in (Options, Loader):
+            trainer = make(trainer_class=trainer_class)
+            with pytest.raises(ValueError, match=f"create {what} samples: remove {option} there"):
+                trainer.predict(tiny_data(10), 4)
+        ready = DataLoader(tiny_data(10), 4, **options)  # its order is asked for
+        assert len(make().predict(ready)) == (8 if option == "drop_last" else 10)
+    assert len(make(trainer_class=Options).predict(tiny_data(8), 4)) == 8  # nothing to drop
+
+
 def test_a_prediction_for_the_batch_as_a_whole_is_an_error():
     class Mean(Trainer):
         def calculate_predictions(self, batch):
