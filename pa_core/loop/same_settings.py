@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from pa_core.checkpoint.manifest import describe, describe_groups
+from pa_core.checkpoint.fingerprint import describe, describe_groups
 from pa_core.engine.wrappers import clean_state_dict, uncompiled
 from pa_core.errors import SettingsError
 from pa_core.loop.waiting import expecting_all
