@@ -24,7 +24,6 @@ from torch.nn.parallel import DistributedDataParallel
 
 from pa_core.engine.collectives import Collectives
 from pa_core.engine.optimizer_step import step_optimizer
-from pa_core.engine.optimizer_types import restore_types
 from pa_core.engine.optimizers import OptimizerList, given_optimizers, unwrapped
 from pa_core.engine.process_group import close_process_group
 from pa_core.engine.wrappers import (
@@ -178,6 +177,8 @@ class Engine(Collectives):
         """
         optimizer.load_state_dict(state)
         if keeps_types:
+            from pa_core.engine.optimizer_types import restore_types
+
             restore_types(optimizer, state)
 
     def modes(self, optimizer: Any) -> OptimizerModes | None:
