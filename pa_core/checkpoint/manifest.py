@@ -169,7 +169,7 @@ def run_fingerprint(trainer: Trainer) -> dict[str, Any]:
     """
     config = trainer.run_config
     model = trainer.get_model(keep_torch_compile=False)
-    kwargs = trainer._data.train_kwargs or {}
+    kwargs = (config and config.train_dl_kwargs) or {}
     return {
         "num_processes": trainer._engine.num_processes,
         "mixed_precision": trainer._accelerator.mixed_precision,
@@ -229,8 +229,7 @@ def data_fingerprint(trainer: Trainer) -> dict[str, Any]:
     is a list with an entry for each of them.
     """
     described = {
-        "dataset_length": length_of(trainer.train_dataset),
-        "dataset": describe_dataset(trainer.train_dataset),
+        **_describe_data(trainer),
         "order": _describe_order(trainer.train_dataloader),
     }
     if (sampler := _describe_sampler(trainer.train_dataloader)) is not None:
@@ -242,6 +241,16 @@ def data_fingerprint(trainer: Trainer) -> dict[str, Any]:
             described[name] = values if values != values[:1] * len(values) else values[0]
     stream = _describe_stream(trainer.train_dataloader)
     return described if stream is None else described | {"stream": stream}
+
+
+def next_data_fingerprint(trainer: Trainer) -> dict[str, Any] | None:
+    """Describe the training data of the next epoch, if they aren't those of the present one."""
+    return _describe_data(trainer) if trainer._data.has_other_train_data else None
+
+
+def _describe_data(trainer: Trainer) -> dict[str, Any]:
+    data = trainer.train_dataset
+    return {"dataset_length": length_of(data), "dataset": describe_dataset(data)}
 
 
 def describe(value: Any) -> Any:

@@ -250,6 +250,35 @@ class TrainingState:
             )
         self._report(found, obstacle)
 
+    @property
+    def next_data(self) -> Mapping[str, Any] | None:
+        """What the data of the next epoch must be compared with when it starts; None for nothing.
+
+        They are described if plugins had changed the data of the saved run. Otherwise
+        `check_compatible` has compared them.
+        """
+        following: Mapping[str, Any] | None = self._run.get("next_data")
+        if following is not None or self._is_within_epoch or not self._run.get("data_changed"):
+            return following
+        return {name: self._run[name] for name in DATA_ENTRIES if name in self._run}
+
+    def check_next_data(self, trainer: Trainer) -> None:
+        """Check the data of the next epoch, which no plugin has chosen since the restore.
+
+        Raises:
+            TrainingStateError: for a difference, if the run resumes with ``strict=True``.
+        """
+        saved, present = self.next_data or {}, data_fingerprint(trainer)
+        now = {name: value for name, value in present.items() if name in saved}
+        found = differing_leaves({name: saved[name] for name in now}, now)
+        if trainer.gather_objects(found)[0]:
+            self._report(
+                found,
+                None,
+                f"A plugin had changed the data for epoch {trainer.position.epoch}: it must do so "
+                "again, in on_train_epoch_start or where its state is restored",
+            )
+
     def restore_data(self, trainer: Trainer) -> None:
         """Restore the state of data that decide their own order, and have the next batch compared.
 
@@ -298,13 +327,15 @@ class TrainingState:
 
     @property
     def _has_changed_data(self) -> bool:
-        return bool(self._run.get("data_changed"))
+        """Whether plugins had changed the data, which are then compared later."""
+        is_next = "next_data" in self._run and not self._is_within_epoch
+        return is_next or bool(self._run.get("data_changed"))
 
     @property
     def _is_within_epoch(self) -> bool:
         return self.position.phase == "train" and bool(self.position.batch)
 
-    def _report(self, found: list[str], obstacle: str | None) -> None:
+    def _report(self, found: list[str], obstacle: str | None, advice: str = "") -> None:
         """Refuse to resume, or warn of what differs."""
         if not found and obstacle is None:
             return
@@ -315,6 +346,8 @@ class TrainingState:
                 "functions and from schedulers that follow a new length: write these into the "
                 "script, or assign the script's in on_load_training_state"
             )
+        if advice:
+            text += f". {advice}"
         if obstacle is not None:
             raise TrainingStateError(f"{text}. {obstacle}")
         if self._strict:
