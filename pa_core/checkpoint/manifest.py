@@ -178,6 +178,7 @@ def run_fingerprint(trainer: Trainer) -> dict[str, Any]:
         "gradient_clip_norm": config and config.gradient_clip_norm,
         "gradient_clip_value": config and config.gradient_clip_value,
         **data_fingerprint(trainer),
+        "eval_data": _describe_eval_data(trainer),
         "batch_limit": trainer.train_batch_limit,
         "collate_fn": describe(kwargs.get("collate_fn") or trainer.collate_fn),
         "loss": _describe_loss(trainer),
@@ -251,6 +252,18 @@ def next_data_fingerprint(trainer: Trainer) -> dict[str, Any] | None:
 def _describe_data(trainer: Trainer) -> dict[str, Any]:
     data = trainer.train_dataset
     return {"dataset_length": length_of(data), "dataset": describe_dataset(data)}
+
+
+def _describe_eval_data(trainer: Trainer) -> dict[str, Any]:
+    """Describe the evaluation data, which decide what the best model is, by their names."""
+    given, described = trainer.eval_dataset, dict[str, Any]()
+    for name, data in (given if isinstance(given, Mapping) else {None: given}).items():
+        if data is not None:
+            one = {"length": length_of(data)} | describe_dataset(data)
+            loader = trainer.eval_dataloaders.get(name)
+            is_split = isinstance(loader, OwnSplitLoader)
+            described[name or "eval"] = loader.gather(one)[0] if is_split else one
+    return described
 
 
 def describe(value: Any) -> Any:

@@ -61,6 +61,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from pa_core.checkpoint.background import StateSaver
+    from pa_core.checkpoint.next_epoch import NextEpochCheck
     from pa_core.checkpoint.restore import TrainingState
     from pa_core.loop.arguments import SchedulerSource
     from pa_core.loop.parameters import ParameterWatch
@@ -172,7 +173,7 @@ class TrainerBase(TrainerServices):
         self._watched = WatchedMetrics()
         self._drawing: set[str] = set()  # see EpochRandomness
         self._resumed_state: TrainingState | None = None
-        self._state_of_next_data: TrainingState | None = None  # to compare the next epoch with
+        self._next_epoch_check: NextEpochCheck | None = None
         self.run_id = uuid.uuid4().hex
         self.was_finished = False
         self._save_metadata: dict[Path, dict[str, Any]] = {}
@@ -251,9 +252,9 @@ class TrainerBase(TrainerServices):
         The scheduler follows the length of the run first, if that has changed.
         """
         if self.position.batch == 0:
-            state, self._state_of_next_data = self._state_of_next_data, None
-            if state is not None and not self._chooses_data:
-                state.check_next_data(self._trainer)
+            check, self._next_epoch_check = self._next_epoch_check, None
+            if check is not None:
+                check.run(self._trainer, has_chosen_data=self._chooses_data)
         self._follow_length()
         self._follow_parameters()
         engine, epoch = self._engine, self.position.epoch
@@ -412,7 +413,7 @@ class TrainerBase(TrainerServices):
             self._resumed_state = None
             self._reload_changed_data()
             state.check_data(self._trainer)
-            self._state_of_next_data = state if state.next_data is not None else None
+            self._next_epoch_check = state.check_of_next_epoch(self._trainer)
             self._chooses_data = False
             state.restore_data(self._trainer)
             assert self._fingerprint is not None  # from `train` on
