@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from pa_core.checkpoint.compatibility import differing_leaves, only_in_one, report_differences
-from pa_core.checkpoint.manifest import data_fingerprint, frozen_parameters
+from pa_core.checkpoint.fingerprint import data_fingerprint, frozen_parameters
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -49,9 +49,9 @@ def notebook_launcher(
         )
     if num_processes is not None and num_processes > 1 and AcceleratorState._shared_state:
         raise ValueError(
-            "notebook_launcher forks the notebook's process, in which a Trainer (or an Accelerator) was "
-            "created before: restart the kernel, and create trainers only inside of "
-            f"{getattr(function, '__name__', 'the function')}"
+            "notebook_launcher forks the notebook's process, in which a Trainer (or an "
+            "Accelerator) was created before: restart the kernel, and create trainers only inside "
+            f"of {getattr(function, '__name__', 'the function')}"
         )
     if use_port is None:
         use_port = _free_port() if options.get("num_nodes", 1) == 1 else 29500

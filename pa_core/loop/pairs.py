@@ -10,8 +10,8 @@ from weakref import WeakSet
 from torch import Tensor
 
 from pa_core.errors import listed, shown
-from pa_core.loop.arguments import check_differentiable, check_loss
 from pa_core.loop.loss_items import is_sum, items_of_mean
+from pa_core.loop.outputs import check_differentiable, check_loss
 from pa_core.plugins.discovery import find_claims
 from pa_core.plugins.distributions import how_to_install
 

@@ -12,7 +12,7 @@ from accelerate.utils.operations import recursively_apply
 from pa_core.control import SaveRequest
 from pa_core.data.loader import num_batches
 from pa_core.data.rng import derive_key
-from pa_core.diagnostics.output import print_line
+from pa_core.display.streams import print_line
 from pa_core.durations import Progress
 from pa_core.engine.optimizers import given_optimizers, positions_of
 from pa_core.errors import TrainingStateError

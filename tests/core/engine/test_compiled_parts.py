@@ -16,7 +16,7 @@ from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoi
 
 from pa_core import Trainer
 from pa_core.callbacks import SaveBestModelCallback
-from pa_core.checkpoint.manifest import describe, describe_parts
+from pa_core.checkpoint.fingerprint import describe, describe_parts
 from pa_core.engine.wrappers import (
     clean_name,
     clean_state_dict,

@@ -1,4 +1,4 @@
-"""profile: times add up, everything is restored in the end, and only what is timed is slower."""
+"""profile: the times add up, the run is as before, and only what is timed is slower."""
 
 from __future__ import annotations
 
