@@ -200,8 +200,9 @@ def _describe_eval_data(trainer: Trainer) -> dict[str, Any]:
     for name, data in (given if isinstance(given, Mapping) else {None: given}).items():
         if data is not None:
             one = {"length": length_of(data)} | describe_dataset(data)
-            is_split = _has_own_split(trainer.eval_dataloaders.get(name))
-            described[name or "eval"] = trainer.gather_objects(one)[0] if is_split else one
+            if trainer.num_processes > 1 and _has_own_split(trainer.eval_dataloaders.get(name)):
+                one = trainer.gather_objects(one)[0]
+            described[name or "eval"] = one
     return described
 
 
