@@ -330,6 +330,7 @@ class Trainer(TrainerBase):
         self.control.reset()
         self._manifest, self._fingerprint = None, run_fingerprint(self)
         self._resumed_state, self._watched = state, WatchedMetrics(state.unseen if state else None)
+        self._next_epoch_check = None
         self.was_finished = False
         if state is not None:
             state.check_compatible(self, strict=strict)

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from pa_core.checkpoint.codec import encode
 from pa_core.checkpoint.safetensors_io import tensor_bytes
+from pa_core.errors import TrainingStateError, listed
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from torch import Tensor
 
 
@@ -35,7 +39,12 @@ def differences(saved: Mapping[str, Any], present: Mapping[str, Any], *, strict:
     """
     # A state of an earlier version may lack some entries, which then can't be compared.
     now = {name: value for name, value in present["run"].items() if name in saved["run"]}
-    pairs = _pairs("", {name: saved["run"][name] for name in now}, now)
+    before = {name: saved["run"][name] for name in now}
+    evaluated = before.get("eval_data", {}), now.get("eval_data", {})
+    both = evaluated[0].keys() & evaluated[1].keys()  # what is there in one run only shows
+    for side, data in zip((before, now), evaluated, strict=True):
+        side["eval_data"] = {name: data[name] for name in data if name in both}
+    pairs = _pairs("", before, now)
     pairs.append(("seed", saved["seed"], present["seed"]))
     pairs += _plugin_pairs(saved["plugins"], present["plugins"], strict=strict)
     packages = saved["packages"], present["packages"]
@@ -44,8 +53,8 @@ def differences(saved: Mapping[str, Any], present: Mapping[str, Any], *, strict:
         for name in ("torch", "accelerate", "numpy")
     ]
     hardware = saved["hardware"], present["hardware"]
-    before, after = (str(machine["device"]).partition(":")[0] for machine in hardware)
-    pairs.append(("the device", before, after))
+    device, device_now = (str(machine["device"]).partition(":")[0] for machine in hardware)
+    pairs.append(("the device", device, device_now))
     if strict:
         pairs += [
             (f"the hardware's {name}", *(machine[name] for machine in hardware))
@@ -54,6 +63,22 @@ def differences(saved: Mapping[str, Any], present: Mapping[str, Any], *, strict:
         commit, commit_now = ((run["git"] or {}).get("commit") for run in (saved, present))
         pairs.append(("the git commit", commit, commit_now))
     return _phrases(pairs)
+
+
+def report_differences(
+    state_dir: Path, found: Sequence[str], hint: str = "", *, strict: bool
+) -> None:
+    """Warn of what differs from the run that has saved a state, if anything does.
+
+    Raises:
+        TrainingStateError: instead, if the run resumes with ``strict=True``.
+    """
+    if not found:
+        return
+    text = f"{state_dir} was saved by a run that differs: {', '.join(found)}{hint}"
+    if strict:
+        raise TrainingStateError(f"{text}. To allow this, pass strict=False")
+    warnings.warn(text, stacklevel=4)
 
 
 def in_effect(saved: Any, script: Any, live: Any) -> Any:
@@ -193,3 +218,13 @@ def same_state(first: Any, second: Any) -> bool:
     tensors: tuple[dict[str, Tensor], dict[str, Tensor]] = {}, {}
     texts = [encode(state, into, "") for state, into in zip((first, second), tensors, strict=True)]
     return texts[0] == texts[1] and tensor_bytes(tensors[0]) == tensor_bytes(tensors[1])
+
+
+def only_in_one(saved: Sequence[str], present: Sequence[str]) -> str:
+    """Which names only the state has, and which only the run."""
+    in_state = [name for name in saved if name not in present]
+    in_run = [name for name in present if name not in saved]
+    return (
+        f"only in the state: {listed(in_state) or 'none'}; only in the run: "
+        f"{listed(in_run) or 'none'}"
+    )

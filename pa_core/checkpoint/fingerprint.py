@@ -102,7 +102,7 @@ def run_fingerprint(trainer: Trainer) -> dict[str, Any]:
     """
     config = trainer.run_config
     model = trainer.get_model(keep_torch_compile=False)
-    kwargs = trainer._data.train_kwargs or {}
+    kwargs = (config and config.train_dl_kwargs) or {}
     return {
         "num_processes": trainer._engine.num_processes,
         "mixed_precision": trainer._accelerator.mixed_precision,
@@ -111,6 +111,7 @@ def run_fingerprint(trainer: Trainer) -> dict[str, Any]:
         "gradient_clip_norm": config and config.gradient_clip_norm,
         "gradient_clip_value": config and config.gradient_clip_value,
         **data_fingerprint(trainer),
+        "eval_data": _describe_eval_data(trainer),
         "batch_limit": trainer.train_batch_limit,
         "collate_fn": describe(kwargs.get("collate_fn") or trainer.collate_fn),
         "loss": _describe_loss(trainer),
@@ -162,8 +163,7 @@ def data_fingerprint(trainer: Trainer) -> dict[str, Any]:
     is a list with an entry for each of them.
     """
     described = {
-        "dataset_length": length_of(trainer.train_dataset),
-        "dataset": describe_dataset(trainer.train_dataset),
+        **_describe_data(trainer),
         "order": _describe_order(trainer.train_dataloader),
     }
     if (sampler := _describe_sampler(trainer.train_dataloader)) is not None:
@@ -182,6 +182,28 @@ def _has_own_split(loader: Any) -> bool:
     from pa_core.data.process_split import OwnSplitLoader
 
     return isinstance(loader, OwnSplitLoader)
+
+
+def next_data_fingerprint(trainer: Trainer) -> dict[str, Any] | None:
+    """Describe the training data of the next epoch, if they aren't those of the present one."""
+    return _describe_data(trainer) if trainer._data.has_other_train_data else None
+
+
+def _describe_data(trainer: Trainer) -> dict[str, Any]:
+    data = trainer.train_dataset
+    return {"dataset_length": length_of(data), "dataset": describe_dataset(data)}
+
+
+def _describe_eval_data(trainer: Trainer) -> dict[str, Any]:
+    """Describe the evaluation data, which decide what the best model is, by their names."""
+    given, described = trainer.eval_dataset, dict[str, Any]()
+    for name, data in (given if isinstance(given, Mapping) else {None: given}).items():
+        if data is not None:
+            one = {"length": length_of(data)} | describe_dataset(data)
+            if trainer.num_processes > 1 and _has_own_split(trainer.eval_dataloaders.get(name)):
+                one = trainer.gather_objects(one)[0]
+            described[name or "eval"] = one
+    return described
 
 
 def describe(value: Any) -> Any:

@@ -22,6 +22,8 @@ from pa_core.checkpoint.compatibility import (
     differing_leaves,
     in_effect,
     mid_epoch_obstacle,
+    only_in_one,
+    report_differences,
     same_state,
 )
 from pa_core.checkpoint.fingerprint import (
@@ -31,6 +33,7 @@ from pa_core.checkpoint.fingerprint import (
     describe_plugins,
     frozen_parameters,
 )
+from pa_core.checkpoint.next_epoch import NextEpochCheck
 from pa_core.checkpoint.optimizer_shards import read_shard
 from pa_core.checkpoint.save import parameter_names
 from pa_core.checkpoint.start_check import StartCheck
@@ -227,8 +230,10 @@ class TrainingState:
         }
         plugins = {name: one | {"values": values[name]} for name, one in plugins.items()}
         frozen = saved["run"].get("frozen")
-        if frozen is not None and (frozen_now := frozen_parameters(trainer)) != frozen:
-            self._report([f"frozen parameters: {_only_in_one(frozen, frozen_now)}"], None)
+        if frozen is not None and self._is_within_epoch:
+            frozen_now = frozen_parameters(trainer)
+            if frozen_now != frozen:
+                self._report([f"frozen parameters: {only_in_one(frozen, frozen_now)}"], None)
         return {**script, **effect, "plugins": plugins}
 
     def check_data(self, trainer: Trainer) -> None:
@@ -251,6 +256,24 @@ class TrainingState:
                 "must assign it again in on_train_epoch_start or on_load_training_state"
             )
         self._report(found, obstacle)
+
+    def check_of_next_epoch(self, trainer: Trainer) -> NextEpochCheck:
+        """What to compare when the next epoch starts; called once the plugins are restored.
+
+        Its data are described if plugins had changed those of the saved run. Otherwise
+        `check_compatible` has compared them.
+        """
+        data: Mapping[str, Any] | None = self._run.get("next_data")
+        is_between = not self._is_within_epoch
+        if data is None and is_between and self._run.get("data_changed"):
+            data = {name: self._run[name] for name in DATA_ENTRIES if name in self._run}
+        frozen = self._run.get("frozen") if is_between else None  # `settle` compares it otherwise
+        return NextEpochCheck(
+            self.directory,
+            self._strict,
+            data,
+            None if frozen is None else (frozen, frozen_parameters(trainer)),
+        )
 
     def restore_data(self, trainer: Trainer) -> None:
         """Restore the state of data that decide their own order, and have the next batch compared.
@@ -300,7 +323,9 @@ class TrainingState:
 
     @property
     def _has_changed_data(self) -> bool:
-        return bool(self._run.get("data_changed"))
+        """Whether plugins had changed the data, which are then compared later."""
+        is_next = "next_data" in self._run and not self._is_within_epoch
+        return is_next or bool(self._run.get("data_changed"))
 
     @property
     def _is_within_epoch(self) -> bool:
@@ -308,20 +333,17 @@ class TrainingState:
 
     def _report(self, found: list[str], obstacle: str | None) -> None:
         """Refuse to resume, or warn of what differs."""
-        if not found and obstacle is None:
-            return
-        text = f"{self.directory} was saved by a run that differs: " + ", ".join(found)
+        hint = ""
         if any(one.startswith(_RESTORED) for one in found):
-            text += (
+            hint = (
                 ". The settings of optimizer and scheduler continue as they were saved, apart from "
                 "functions and from schedulers that follow a new length: write these into the "
                 "script, or assign the script's in on_load_training_state"
             )
         if obstacle is not None:
+            text = f"{self.directory} was saved by a run that differs: {', '.join(found)}{hint}"
             raise TrainingStateError(f"{text}. {obstacle}")
-        if self._strict:
-            raise TrainingStateError(f"{text}. To allow this, pass strict=False")
-        warnings.warn(text, stacklevel=3)
+        report_differences(self.directory, found, hint, strict=self._strict)
 
     def watch_start(self, trainer: Trainer) -> None:
         """Watch the start events of the resumed run, which must not change what was restored."""
@@ -430,7 +452,7 @@ class TrainingState:
         if saved != present and (in_run or optimizer is not None):
             raise TrainingStateError(
                 f"{self.directory} was saved with an optimizer over different parameters: "
-                + _only_in_one(_flat(saved), _flat(present))
+                + only_in_one(_flat(saved), _flat(present))
             )
         saved_loss = self._parts["loss_func"]
         loss = None if saved_loss is None else find_loss(trainer, saved_loss)
@@ -605,20 +627,10 @@ def _check_same_model(trainer: Trainer, weights: Mapping[str, Any], state_dir: P
     ]
     found = [listed(reshaped)] if reshaped else []
     if saved.keys() != present.keys():
-        found.append(_only_in_one(list(saved), list(present)))
+        found.append(only_in_one(list(saved), list(present)))
     raise TrainingStateError(
         f"{state_dir} was saved from a different model than this "
         f"{type(trainer.get_model(False)).__name__}: " + "; ".join(found)
-    )
-
-
-def _only_in_one(saved: list[str], present: list[str]) -> str:
-    """Which names only the state has, and which only the run."""
-    in_state = [name for name in saved if name not in present]
-    in_run = [name for name in present if name not in saved]
-    return (
-        f"only in the state: {listed(in_state) or 'none'}; only in the run: "
-        f"{listed(in_run) or 'none'}"
     )
 
 

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from pa_core.checkpoint.codec import encode, encode_weights
-from pa_core.checkpoint.fingerprint import frozen_parameters
+from pa_core.checkpoint.fingerprint import frozen_parameters, next_data_fingerprint
 from pa_core.checkpoint.lock import check_held
 from pa_core.checkpoint.optimizer_shards import write_shard
 from pa_core.checkpoint.safetensors_io import HostMemory, has_room_in_memory, tensor_bytes
@@ -295,6 +295,10 @@ def _size(groups: Mapping[str, Mapping[str, Tensor]]) -> int:
 def _state_manifest(trainer: Trainer) -> dict[str, Any]:
     loader = trainer.train_dataloader
     is_exact = loader is None or isinstance(loader, KeyedDataLoader)
+    of_now: dict[str, Any] = {"frozen": frozen_parameters(trainer)}
+    next_data = next_data_fingerprint(trainer)
+    if next_data is not None:
+        of_now["next_data"] = next_data
     return {
         "saved_at": time.time(),
         "run_id": trainer.run_id,
@@ -302,5 +306,5 @@ def _state_manifest(trainer: Trainer) -> dict[str, Any]:
         "resume": "exact" if is_exact else "replayed",
         "position": asdict(trainer.position),
         **trainer.manifest,
-        "run": trainer.manifest["run"] | {"frozen": frozen_parameters(trainer)},
+        "run": trainer.manifest["run"] | of_now,
     }

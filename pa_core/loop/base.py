@@ -59,6 +59,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from pa_core.checkpoint.background import StateSaver
+    from pa_core.checkpoint.next_epoch import NextEpochCheck
     from pa_core.checkpoint.restore import TrainingState
     from pa_core.loop.arguments import SchedulerSource
     from pa_core.loop.parameters import ParameterWatch
@@ -137,7 +138,8 @@ class TrainerBase(TrainerServices):
         # What `train` and `evaluate` are given.
         self.create_scheduler_fn: SchedulerSource | Sequence[SchedulerSource] = None
         self.collate_fn: Callable[[Any], Any] | None = None
-        self.train_dataset: Any = None
+        self._chooses_data = False  # since a state was restored, a plugin has chosen the data
+        self.train_dataset = None
         self.eval_dataset: Any = None
         self._data = RunData(self._trainer)
 
@@ -167,10 +169,20 @@ class TrainerBase(TrainerServices):
         self._watched = WatchedMetrics()
         self._drawing: set[str] = set()  # see EpochRandomness
         self._resumed_state: TrainingState | None = None
+        self._next_epoch_check: NextEpochCheck | None = None
         self.run_id = uuid.uuid4().hex
         self.was_finished = False
         self._save_metadata: dict[Path, dict[str, Any]] = {}
         self._event("on_init_end")
+
+    @property
+    def train_dataset(self) -> Any:
+        """The training data. A plugin may assign others, for the coming epoch."""
+        return vars(self)["train_dataset"]
+
+    @train_dataset.setter
+    def train_dataset(self, data: Any) -> None:
+        vars(self)["train_dataset"], self._chooses_data = data, True
 
     @cached_property
     def _saver(self) -> StateSaver:
@@ -237,6 +249,10 @@ class TrainerBase(TrainerServices):
 
         The scheduler follows the length of the run first, if that has changed.
         """
+        if self.position.batch == 0:
+            check, self._next_epoch_check = self._next_epoch_check, None
+            if check is not None:
+                check.run(self._trainer, has_chosen_data=self._chooses_data)
         self._run_scheduler.follow_length()
         self._follow_parameters()
         engine, epoch = self._engine, self.position.epoch
@@ -396,6 +412,8 @@ class TrainerBase(TrainerServices):
             self._resumed_state = None
             self._reload_changed_data()
             state.check_data(self._trainer)
+            self._next_epoch_check = state.check_of_next_epoch(self._trainer)
+            self._chooses_data = False
             state.restore_data(self._trainer)
             assert self._fingerprint is not None  # from `train` on
             self._fingerprint = state.settle(self._trainer, self._fingerprint)
@@ -593,14 +611,13 @@ class TrainerBase(TrainerServices):
         """Load data that a plugin has changed; the rest of the run is planned with them."""
         requested = self.control.take_reload()
         self._data.reload_eval(self._arguments, requested=requested)
-        change = self._data.reload_train(self._arguments, requested=requested)
-        if change is None:
+        if self._data.reload_train(self._arguments, requested=requested) is None:
             return
+        self._chooses_data = True
         self._plan_run(self.position)
         if self._fingerprint is not None:
-            changed = data_fingerprint(self._trainer)
-            if change == "data":  # a resumed run will change them, too
-                changed["data_changed"] = True
+            # A resumed run will change them, too, or reports that they differ.
+            changed = data_fingerprint(self._trainer) | {"data_changed": True}
             # A new one, since the manifest of a state may still be being written.
             self._fingerprint, self._manifest = self._fingerprint | changed, None
 

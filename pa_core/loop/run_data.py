@@ -183,6 +183,11 @@ class RunData:
         if self._changed("eval", self._eval_source, requested) is not None:
             self.load_eval(arguments.per_device_batch_size, arguments.eval_dataloader_kwargs)
 
+    @property
+    def has_other_train_data(self) -> bool:
+        """Whether the training data have changed since they were loaded."""
+        return self._train_source.change(self._trainer.train_dataset) is not None
+
     def changed_lengths(self) -> list[str]:
         """Describe the data whose length has changed since they were loaded, for an error."""
         found = []

@@ -57,8 +57,12 @@ def follow(trainer: Trainer, before: RunNumbers, now: RunNumbers, *, is_restored
         length = f"The run now has {now.num_updates} updates instead of {before.num_updates}"
         method: Any = getattr(place.scheduler, "set_num_updates", None)
         reason: str | None = None
+        is_new = False
         try:
-            if now.num_updates is None or not callable(method) or method(now.num_updates) is False:
+            is_new = (
+                now.num_updates is None or not callable(method) or method(now.num_updates) is False
+            )
+            if is_new:
                 reason, followed = _replace(place, before, now)
             else:
                 followed = _described(place.scheduler)
@@ -67,10 +71,15 @@ def follow(trainer: Trainer, before: RunNumbers, now: RunNumbers, *, is_restored
         unchanged = f"{length}. The scheduler ({kind}) isn't changed: {reason}"
         if reason is None:
             place.record(descriptions, followed)
-            if rates != place.rates or not equal(_state_of(place.scheduler), state):
+            if rates != place.rates:
                 trainer.print(
                     f"{length}. The scheduler ({kind}) follows: the next update has the learning "
                     f"rate {place.rates}; it would have been {rates}"
+                )
+            elif is_new or not equal(_state_of(place.scheduler), state):
+                trainer.print(
+                    f"{length}. The scheduler ({kind}) follows; the learning rate of the next "
+                    f"update stays {rates}"
                 )
         elif is_restored and reason == _INDEPENDENT:  # as in a run that was so long from its start
             trainer.print(unchanged)
@@ -271,7 +280,7 @@ class _Trial:
         """See `_replace`."""
         followed = self._stepped(now)
         if self._is_present(self._stepped(before)):
-            if self._is_present(followed):
+            if self._is_present(followed) and self._continues_alike(before, now):
                 return _INDEPENDENT, {}
         elif not self._ignores_state(now):
             reason = (
@@ -313,15 +322,28 @@ class _Trial:
             for group, own in zip(built.optimizer.param_groups, self._values, strict=True)
         )
 
+    def _continues_alike(self, before: RunNumbers, now: RunNumbers) -> bool:
+        """Whether the learning rates of both lengths are the same for the rest of the run.
+
+        In a warm-up they are the same so far, whatever follows it, and so they are at the start.
+        """
+        first, second = self._stepped(before), self._stepped(now)
+        for _ in range((now.num_updates or 0) - self._count):
+            ends = [_raises_in_step(one.scheduler) for one in (first, second)]
+            if any(ends):
+                return all(ends)
+            pairs = zip(first.optimizer.param_groups, second.optimizer.param_groups, strict=True)
+            if not all(equal(one["lr"], other["lr"]) for one, other in pairs):
+                return False
+        return True
+
     def _ignores_state(self, numbers: RunNumbers) -> bool:
         """Whether the next values depend on the count alone, whatever else is in the state.
 
         So it is with a `LambdaLR`, whose functions aren't part of its state.
         """
         loaded, stepped = self.loaded(numbers), self._stepped(numbers)
-        try:
-            loaded.scheduler.step()
-        except Exception:  # noqa: BLE001 - as torch's one-cycle scheduler after its end
+        if _raises_in_step(loaded.scheduler):
             return False
         stepped.scheduler.step()
         return equal(loaded.scheduler.state_dict(), stepped.scheduler.state_dict())
@@ -355,6 +377,15 @@ class _Trial:
             raise
         place.put(scheduler)
         return descriptions
+
+
+def _raises_in_step(scheduler: Any) -> bool:
+    """Step a scheduler; whether that raises, as torch's one-cycle scheduler does after its end."""
+    try:
+        scheduler.step()
+    except Exception:  # noqa: BLE001 - of the user's code
+        return True
+    return False
 
 
 class _StandIn(Optimizer):

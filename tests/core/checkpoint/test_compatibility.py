@@ -141,6 +141,16 @@ def test_a_position_in_the_middle_of_an_epoch_needs_the_same_batches(obstacle, c
         train(tmp_path, 2, changes, resume_from=tmp_path / "update_00000002")
 
 
+def test_evaluation_data_are_compared_by_their_names(tmp_path):
+    data = tiny_data(12)
+    trained = train(tmp_path, 1, {"eval_dataset": {"a": tiny_data(8), "b": tiny_data(8)}})
+    trained.save_training_state(tmp_path / "state")
+    expected = r"differs: eval_data\.a\.length: 8 → 12, (?!.*eval_data\.[bc])"
+    with pytest.warns(UserWarning, match=expected):
+        train(tmp_path, 2, {"eval_dataset": {"a": data, "c": data}}, resume_from=tmp_path / "state")
+    train(tmp_path, 2, {"eval_dataset": data}, resume_from=tmp_path / "state", strict=True)
+
+
 def test_a_different_optimizer_is_refused(state, tmp_path):
     with pytest.raises(TrainingStateError, match="'AdamW' → 'NAdam'.*can't be loaded into another"):
         train(tmp_path, 2, {"optimizer": partial(torch.optim.NAdam, lr=0.1)}, resume_from=state)

@@ -171,7 +171,7 @@ def test_states_are_written_as_before(tmp_path):
     manifests = read_manifest(before), read_manifest(now)
     assert manifests[1].keys() - manifests[0].keys() == {"run_id"}
     new = manifests[1]["run"].keys() - manifests[0]["run"].keys()
-    assert new == {"loss_parts", "scheduler_parts", "frozen"}
+    assert new == {"loss_parts", "scheduler_parts", "frozen", "eval_data"}
     assert manifests[0]["run"].items() <= manifests[1]["run"].items()
     name = "model.safetensors"
     assert (now / name).read_bytes() == (before / name).read_bytes()

@@ -223,6 +223,17 @@ def test_parameters_that_are_frozen_now_and_were_trained_or_the_reverse(tmp_path
     assert "only in the run: 0.bias" in again.refused(freeze=True, plugins=[Unfreezes])
 
 
+def test_parameters_that_a_plugin_freezes_as_each_epoch_starts_make_no_difference(tmp_path):
+    class Freezes(TrainerCallback):
+        def on_train_epoch_start(self, trainer):
+            trainer.model[0].bias.requires_grad_(False)
+
+    run = Run(tmp_path)
+    run.start(plugins=[Freezes])
+    assert run.start(plugins=[Freezes], strict=True)[1] == []
+    assert any("only in the state: 0.bias" in text for text in run.start()[1])
+
+
 class Stream(IterableDataset):
     def __iter__(self):
         return iter([tiny_data(16)[number] for number in range(16)])

@@ -207,7 +207,6 @@ def test_data_that_shrink_in_place_are_cut_in_the_next_epoch_with_a_report(worke
     )
     assert sum("the eval data has changed since they were loaded (10 → 5)" in t for t in texts) == 1
     assert trainer.manifest["run"]["dataset_length"] == 8
-    assert "data_changed" not in trainer.manifest["run"]
 
 
 @pytest.mark.parametrize("which", ["train", "eval"])
@@ -309,6 +308,87 @@ def test_resuming_in_an_epoch_without_its_data_is_refused(tmp_path):
     run(Grows())
     with pytest.raises(TrainingStateError, match="dataset_length: 16 → 8.*assign it again"):
         run(resume_from=tmp_path / "update_00000004")
+
+
+class Later(Subset):
+    """The data of the later epochs, as many as of the first ones."""
+
+    def __init__(self):
+        super().__init__(DATA, range(32, 40))
+
+
+class Replaces(TrainerCallback):
+    """Replaces the data once."""
+
+    def __init__(self, event, epoch):
+        def assign(trainer):
+            if trainer.run_history.current_epoch == epoch:
+                trainer.train_dataset = Later()
+
+        def assign_once(trainer, step):
+            if step == 0:
+                assign(trainer)
+
+        setattr(self, event, assign_once if "step" in event else assign)
+
+
+class Chooses(Replaces):
+    """Does so again when its state is restored."""
+
+    def on_training_run_start(self, trainer):
+        self.trainer = trainer
+
+    def state_dict(self):
+        return {"is_later": isinstance(self.trainer.train_dataset, Later)}
+
+    def load_state_dict(self, state):
+        if state["is_later"]:
+            self.trainer.train_dataset = Later()
+
+
+@pytest.mark.parametrize(
+    ("event", "epoch", "states"),
+    [
+        ("on_training_run_epoch_end", 1, ("epoch_0001", "epoch_0002")),
+        ("on_train_epoch_end", 1, ("epoch_0001",)),
+        ("on_train_step_start", 1, ("update_00000001", "epoch_0001")),  # for the next epoch
+        ("on_train_epoch_start", 2, ("epoch_0002",)),
+    ],
+)
+def test_data_that_a_plugin_does_not_choose_again_are_reported(tmp_path, event, epoch, states):
+    def run(kind, every=None, **options):
+        saver = SaveTrainingStateCallback(tmp_path / kind.__name__, every, every, False)
+        trainer = make(kind(event, epoch), saver)
+        trainer.train(part(8), 3, per_device_batch_size=4, **options)
+        return weights_of(trainer)
+
+    for kind in (Replaces, Chooses):
+        whole = run(kind, every=1)
+        for name in states:
+            state = tmp_path / kind.__name__ / name
+            if kind is Replaces:
+                with pytest.raises(TrainingStateError, match=r"dataset\.type.*must do so again"):
+                    run(kind, resume_from=state, strict=True)
+                with pytest.warns(UserWarning, match=r"dataset\.type.*had changed the data for"):
+                    run(kind, resume_from=state)
+            elif name.startswith("epoch"):  # within an epoch, `load_state_dict` applies at once
+                assert_identical(run(kind, resume_from=state, strict=True), whole)
+
+
+def test_data_that_grow_in_place_again_in_a_resumed_epoch_resume_exactly(tmp_path):
+    class Grow(TrainerCallback):
+        def on_train_epoch_start(self, trainer):
+            trainer.train_dataset.samples = 8 * trainer.run_history.current_epoch
+
+    def run(**options):
+        trainer = make(Grow(), SaveTrainingStateCallback(tmp_path, 1, 1, save_at_end=False))
+        with pytest.warns(UserWarning, match="length of the train data has changed"):
+            trainer.train(Growing(), 3, per_device_batch_size=4, **options)
+        return weights_of(trainer)
+
+    whole = run()
+    for state in ("update_00000001", "epoch_0001", "update_00000004", "epoch_0002"):
+        assert_identical(run(resume_from=tmp_path / state, strict=True), whole)
 
 
 def test_an_evaluation_outside_a_run_leaves_the_runs_data_alone():

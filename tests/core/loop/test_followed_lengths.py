@@ -81,6 +81,10 @@ def line(optimizer, total):
     return lr_scheduler.LambdaLR(optimizer, lambda update: 1 - update / total)
 
 
+def long_warmup(optimizer, total):
+    return lr_scheduler.LambdaLR(optimizer, lambda n: warmup_then_linear(n, total) / PEAK)
+
+
 class Line:
     """A function with its length among its attributes, which are part of the state."""
 
@@ -143,6 +147,11 @@ def warmup_then_cosine(n, total):
     return cosine(n - 2, total - 2)
 
 
+def warmup_then_linear(n, total):
+    """The same for any length up to update 10."""
+    return PEAK * n / 10 if n < 10 else PEAK * (total - n) / (total - 10)
+
+
 FOLLOWING = {
     "LambdaLR": (partial(line, total=UPDATES), linear),
     "LambdaLR of an object": (partial(line_of_object, total=UPDATES), linear),
@@ -158,6 +167,7 @@ FOLLOWING = {
         one_cycle,
     ),
     "SequentialLR": (partial(warmed_up, total=UPDATES, warmup=2), warmup_then_cosine),
+    "warm-up of a fixed length": (partial(long_warmup, total=UPDATES), warmup_then_linear),
     "own": (partial(Own, total=UPDATES), linear),
 }
 
@@ -384,13 +394,16 @@ class Grows(TrainerCallback):
 
 
 @pytest.mark.parametrize("name", ["LambdaLR", "OneCycleLR, product", "SequentialLR"])
-def test_a_schedule_follows_data_that_change_and_ends_with_the_run(name):
+@pytest.mark.parametrize("samples", [8, 16])  # 16 are replaced before the first update
+def test_a_schedule_follows_data_that_change_and_ends_with_the_run(name, samples):
     create, value = FOLLOWING[name]
-    grown = run(create, 3, Grows(), data=tiny_data(8))
+    grown = run(create, 3, Grows(), data=tiny_data(samples))
     # Planned: 6 updates, then 2 + 2 * 4 = 10, then 2 + 4 + 6 = 12.
     right = [value(n, total) for n, total in enumerate([6] * 2 + [10] * 4 + [12] * 6)]
     assert grown.rates == pytest.approx(right)
+    first = ["The run now has 6 updates instead of 12"] if samples == 16 else []
     assert [text.partition(". ")[0] for text in grown.printed] == [
+        *first,
         "The run now has 10 updates instead of 6",
         "The run now has 12 updates instead of 10",
     ]
