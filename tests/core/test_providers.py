@@ -134,10 +134,17 @@ def test_a_wrapper_that_spoils_what_it_was_given_is_named():
         trainer.train(tiny_data(8), 1)
     assert not any("plugin" in note for note in getattr(caught.value, "__notes__", ()))
 
-    trainer = trainer_with(Offers("calculate_predictions", lambda batch: object()))
-    with pytest.raises(TypeError, match="calculate_predictions returned an object") as caught:
-        trainer.predict(tiny_data(8))
-    assert "of plugin 'Offers'" in caught.value.__notes__[0]
+    for wrong, message in (
+        (object(), "returned an object; it must"),
+        (
+            {"score": [(torch.zeros(8), 1)]},
+            r"returned 1 as the entry \['score'\]\[0\]\[1\]; it must",
+        ),
+    ):
+        trainer = trainer_with(Offers("calculate_predictions", lambda batch, wrong=wrong: wrong))
+        with pytest.raises(TypeError, match=f"calculate_predictions {message}") as caught:
+            trainer.predict(tiny_data(8))
+        assert "of plugin 'Offers'" in caught.value.__notes__[0]
 
 
 def test_a_trainer_that_makes_the_backward_pass_itself_may_be_given_any_loss():
