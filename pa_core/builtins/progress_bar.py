@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import Field
 from tqdm.auto import tqdm
 
-from pa_core.display.terminal import shows_bars
+from pa_core.display.streams import shows_bars
 from pa_core.hookspecs import hookimpl
 from pa_core.plugin import CallbackSettings, ConfigurableCallback
 

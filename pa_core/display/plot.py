@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-from pa_core.display.metric_names import MetricName, parse_metric_names
+from pa_core.display.metric_names import MetricName, numbers_of, parse_metric_names
 from pa_core.errors import nearest
 
 if TYPE_CHECKING:
@@ -77,8 +77,9 @@ def plot_records(
     places = _fractions_of_epochs(records) if x == "epoch" else [record[x] for record in records]
     found: dict[str, list[tuple[float, float]]] = {}
     for record, place in zip(records, places, strict=True):
-        for name, number in _numbers(record["metric"], record["value"]):
-            found.setdefault(name, []).append((place, number))
+        for name, number in numbers_of(record["metric"], record["value"], _MAX_ENTRIES):
+            value = number if math.isfinite(number) else math.nan
+            found.setdefault(name, []).append((place, value))
     names = parse_metric_names(found)
     if metrics is not None:
         chosen = _choose(names, [metrics] if isinstance(metrics, str) else metrics)
@@ -140,18 +141,6 @@ def _fractions_of_epochs(records: Sequence[Mapping[str, Any]]) -> list[float]:
         else float(np.interp(record["update"], updates, epochs))
         for record in records
     ]
-
-
-def _numbers(name: str, value: Any) -> Iterable[tuple[str, float]]:
-    if isinstance(value, int | float):
-        yield name, float(value) if math.isfinite(value) else math.nan
-    elif isinstance(value, Mapping):
-        for key, item in value.items():
-            yield from _numbers(f"{name}/{key}", item)
-    elif isinstance(value, list) and len(value) <= _MAX_ENTRIES:
-        for number, item in enumerate(value):
-            if isinstance(item, int | float):
-                yield from _numbers(f"{name}/{number}", item)
 
 
 def is_wanted(wanted: str, names: Iterable[str]) -> bool:

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from pa_core.data.loader import KeyedDataLoader, num_batches
+from pa_core.data.keyed_loader import KeyedDataLoader
+from pa_core.data.loader import num_batches
 
 if TYPE_CHECKING:
     from pa_core.engine.base import Engine
@@ -80,6 +81,8 @@ class Accumulation:
 
     def begin(self, micro: MicroBatch, randomness: EpochRandomness) -> None:
         """Begin the forward pass of a micro-batch."""
+        if self.is_empty:
+            self._engine.zero_untrained()
         self.is_empty = False
         if self.recompute is not None:
             self.recompute.keep(micro, randomness)

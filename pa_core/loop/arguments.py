@@ -1,9 +1,9 @@
-"""Checks of arguments and batch outputs: an error says what is wrong and what would be right."""
+"""Checks of arguments: an error says what is wrong and what would be right."""
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping, MutableMapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import wraps
 from typing import (
@@ -17,9 +17,15 @@ from typing import (
 )
 
 from accelerate import Accelerator
-from torch import Tensor, nn
+from torch import nn
+from torch.utils.data import (
+    DataLoader,
+    RandomSampler,
+    SubsetRandomSampler,
+    WeightedRandomSampler,
+)
 
-from pa_core.control import TrainerControl, UpdateResult
+from pa_core.control import TrainerControl
 from pa_core.durations import Duration
 from pa_core.engine.optimizers import (
     given_optimizers,
@@ -33,15 +39,12 @@ from pa_core.tracking import Position
 if TYPE_CHECKING:
     from torch.optim.lr_scheduler import LRScheduler
 
-    from pa_core.plugins.manager import PluginManager
     from pa_core.settings.table import Settings
     from pa_core.trainer import Trainer
 
 P = ParamSpec("P")
 SchedulerSource: TypeAlias = "Callable[[Any], Any] | LRScheduler | str | None"
-_REQUIRED = ("loss", "batch_size")
-_KEYS = frozenset(_REQUIRED)
-_NUMBERS = (int, float, Tensor)
+_SHUFFLING = (RandomSampler, SubsetRandomSampler, WeightedRandomSampler)
 
 
 def check_model_and_optimizer(
@@ -472,141 +475,35 @@ def check_predict_arguments(dataloader_kwargs: Mapping[str, Any] | None) -> None
             )
 
 
-def check_batch_output(output: Any, method: str, *, is_evaluation: bool = False) -> Any:
-    """Check that `method` returned what the loop needs.
+def check_predict_loader(loader: Any, dataset: Any) -> None:
+    """Check that a loader which the Trainer made has every sample, in the dataset's order.
 
-    Args:
-        output: what the method returned.
-        method: its name.
-        is_evaluation: whether the loss may have one value for each sample, or several; there is no
-            gradient to calculate then, and their mean is the batch's.
-
-    Returns:
-        The output, with a loss of shape ``()`` even if it had a single element in another shape, or
-        a value for each sample.
+    A subclass may have changed the defaults. A ready loader has the order that the user gave it,
+    and that of another sampler can't be known.
 
     Raises:
-        ValueError: naming the missing keys.
-        TypeError: if it isn't a mapping, its loss isn't a scalar tensor, or its numbers of samples
-            or items aren't numbers.
+        ValueError: if the loader shuffles or drops samples.
     """
-    if (
-        type(output) is dict
-        and output.keys() >= _KEYS
-        and isinstance(loss := output["loss"], Tensor)
-        and loss.ndim == 0
-        and type(size := output["batch_size"]) is int
-        and size >= 0
-        and type(output.get("num_items_in_batch", 0)) in _NUMBERS
-    ):
-        return output
-    if not isinstance(output, Mapping):
-        raise TypeError(
-            f"{method} returned {shown(output)}, not a dict with the keys {', '.join(_REQUIRED)}"
-        )
-    missing = [key for key in _REQUIRED if key not in output]
-    if missing:
+    if loader is dataset or not isinstance(loader, DataLoader):
+        return
+    batches = loader.batch_sampler
+    order = batches if hasattr(batches, "shuffle") else loader.sampler
+    shuffles = isinstance(order, _SHUFFLING) or getattr(order, "shuffle", False) is True
+    if shuffles or _drops_samples(loader):
+        option, what = ("shuffle", "shuffles") if shuffles else ("drop_last", "drops")
         raise ValueError(
-            f"{method} returned a dict without {', '.join(missing)}; it has "
-            f"{', '.join(map(str, output)) or 'no keys'} and needs {', '.join(_REQUIRED)}"
-        )
-    _check_size(output["batch_size"], f"{method} returned")
-    items = output.get("num_items_in_batch", 0)
-    if isinstance(items, str) or not isinstance(items, SupportsFloat):
-        raise TypeError(
-            f"{method} returned {shown(items)} as num_items_in_batch; it must be the number of "
-            "items, such as labelled tokens, that the loss is the mean of"
-        )
-    loss = output["loss"]
-    if is_evaluation and _is_of_samples(loss, output):
-        loss = loss.mean()
-    loss = check_loss(loss, f"{method} returned")
-    if loss is not output["loss"]:
-        output = output if isinstance(output, MutableMapping) else dict(output)
-        output["loss"] = loss
-    return output
-
-
-def _check_size(size: Any, origin: str) -> None:
-    is_whole = isinstance(size, SupportsIndex) and not isinstance(size, bool)
-    if not is_whole or (not isinstance(size, Tensor) and size.__index__() < 0):
-        raise TypeError(
-            f"{origin} {shown(size)} as batch_size; it must be the number of samples of the batch"
+            "predict() returns outputs for every sample in the dataset's order, but the evaluation "
+            f"loader that the Trainer's methods or plugins create {what} samples: remove {option} "
+            "there, or pass a ready loader to predict()"
         )
 
 
-def _is_of_samples(loss: Any, output: Mapping[str, Any]) -> bool:
-    """Whether a loss has values for each sample, so that its mean is that over the samples."""
-    return (
-        isinstance(loss, Tensor)
-        and loss.ndim > 0
-        and "num_items_in_batch" not in output
-        and len(loss) == int(output["batch_size"])
-    )
-
-
-def check_loss(loss: Any, origin: str) -> Tensor:
-    """Check that a loss is a scalar; one of shape ``(1,)`` becomes one of shape ``()``.
-
-    Args:
-        loss: the loss.
-        origin: the start of the error's sentence, such as ``"My.method returned"``.
-
-    Raises:
-        TypeError: if it isn't a tensor with one element.
-    """
-    if isinstance(loss, Tensor) and loss.ndim == 0:
-        return loss
-    if isinstance(loss, Tensor) and loss.numel() == 1:
-        return loss.reshape(())
-    shape = f"a tensor of shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else None
-    raise TypeError(
-        f"{origin} {shape or type(loss).__name__} as the loss; it must be a scalar tensor "
-        "(shape ()), such as the mean over the batch"
-    )
-
-
-def check_update(result: Any, plugins: PluginManager, *, is_applied: bool) -> None:
-    """Check what the hook `run_update` did and returned.
-
-    Raises:
-        TypeError: if it isn't an `UpdateResult`.
-        RuntimeError: if the update was neither made nor skipped by `Trainer.apply_update`.
-    """
-    if is_applied and isinstance(result, UpdateResult):
-        return
-    found = [one.name for one in plugins.implementations("run_update") if not one.is_default]
-    hook = f"The hook run_update of {' or '.join(found)} returned"
-    if not isinstance(result, UpdateResult):
-        raise TypeError(
-            f"{hook} {result!r}; a replacement or wrapper must return the UpdateResult of "
-            "trainer.apply_update()"
-        )
-    raise RuntimeError(f"{hook} without calling trainer.apply_update()")
-
-
-def check_differentiable(loss: Tensor, trainer: Trainer, origin: str) -> None:
-    """Check that a loss can be differentiated, unless a subclass makes the backward pass itself.
-
-    Args:
-        loss: of a micro-batch.
-        trainer: the trainer.
-        origin: the start of the error's sentence, such as ``"on_backward_start left"``.
-
-    Raises:
-        ValueError: with what may have cut the graph.
-    """
-    if loss.requires_grad:
-        return
-    if len([kind for kind in type(trainer).__mro__ if "backward_step" in vars(kind)]) > 1:
-        return
-    if not any(parameter.requires_grad for parameter in trainer.model.parameters()):
-        raise ValueError(
-            "No parameter of the model requires a gradient, so there is nothing to train: unfreeze "
-            "some with requires_grad_(True)"
-        )
-    raise ValueError(
-        f"{origin} a loss without a gradient graph, so nothing can be learned from it: calculate "
-        "it from the model's outputs with differentiable operations. detach(), item(), argmax(), "
-        "torch.tensor(), NumPy and torch.no_grad() cut the graph"
-    )
+def _drops_samples(loader: DataLoader[Any]) -> bool:
+    batches: Any = loader.batch_sampler
+    if getattr(batches, "drop_last", False) is not True:
+        return False
+    size = getattr(batches, "global_batch_size", None) or getattr(batches, "batch_size", None)
+    try:
+        return size is None or len(loader.dataset) % size != 0  # type: ignore[arg-type]
+    except TypeError:  # a stream has no length
+        return True

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor
 
-from pa_core.loop.arguments import check_batch_output, check_loss
 from pa_core.loop.no_items import gradients_of, weighted
+from pa_core.loop.outputs import check_batch_output, check_loss
 
 if TYPE_CHECKING:
     from pa_core.loop.micro_batches import MicroBatch
@@ -64,6 +64,7 @@ class Recompute:
             if buffer is not None
         ]
         engine.zero_grad(trainer.optimizer)
+        engine.zero_untrained()
         total = torch.zeros((), device=engine.device)
         trainer._means.is_muted = True
         try:

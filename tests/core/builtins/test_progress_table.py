@@ -33,8 +33,8 @@ from pa_core.callbacks import (
     StepBasedEvaluationCallback,
 )
 from pa_core.display.screen import Progress
+from pa_core.display.streams import is_terminal as is_a_terminal
 from pa_core.display.terminal import Bar, _Tqdm
-from pa_core.display.terminal import is_terminal as is_a_terminal
 from tests.builtin_trainer import Interrupts, Records, make_trainer
 from tests.core.builtins.test_progress import CountedTracker
 from tests.helpers import tiny_data
