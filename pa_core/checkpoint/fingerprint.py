@@ -33,6 +33,7 @@ from pa_core.engine.optimizers import given_schedulers
 from pa_core.engine.subclasses import plain_parts
 from pa_core.engine.wrappers import clean_state_dict, uncompiled
 from pa_core.settings.secrets import mask_secrets
+from pa_core.settings.validation import marked_fields
 
 if TYPE_CHECKING:
     from pa_core.trainer import Trainer
@@ -68,7 +69,9 @@ def _plugin_values(plugin: object) -> dict[str, Any]:
     """
     settings = getattr(plugin, "settings", None)
     if isinstance(settings, BaseModel):
-        values = {name: getattr(settings, name) for name in type(settings).model_fields}
+        marked = marked_fields(type(settings))
+        fields = [name for name in type(settings).model_fields if name not in marked]
+        values = {name: getattr(settings, name) for name in fields}
     else:
         try:
             names = inspect.signature(type(plugin)).parameters
@@ -224,7 +227,7 @@ def describe(value: Any) -> Any:
         return {"function": describe(value.func), **_plain_items(arguments)}
     if isinstance(value, type) or hasattr(value, "__qualname__"):
         return value.__qualname__
-    described = {"class": type(value).__qualname__, **_plain_items(getattr(value, "__dict__", {}))}
+    described = {"class": type(value).__qualname__, **_plain_items(_unmarked(value))}
     if isinstance(value, nn.Module):
         described.pop("training", None)
         for name, tensor in clean_state_dict(value).items():
@@ -302,11 +305,19 @@ def _visible_items(value: Any, inner: Callable[[Any], Any]) -> Any:
     return listed if len(listed) <= _MANY else _hash_of_text(repr(listed))
 
 
+def _unmarked(value: Any) -> dict[str, Any]:
+    """An object's attributes, without the fields that a model marks as secrets."""
+    kept = dict(getattr(value, "__dict__", {}))
+    marked = marked_fields(type(value)) if isinstance(value, BaseModel) else set()
+    return {name: item for name, item in kept.items() if name not in marked}
+
+
 def _attributes(value: Any) -> dict[str, Any]:
     """An object's attributes; of a module, those that the user has set, and its submodules."""
-    kept = dict(getattr(value, "__dict__", {}))
+    kept = _unmarked(value)
     for name in getattr(type(value), "__slots__", ()):
-        if isinstance(name, str) and hasattr(value, name):
+        # A model of pydantic has the slot `__dict__`, and others of its own.
+        if isinstance(name, str) and name[:2] != "__" and hasattr(value, name):
             kept[name] = getattr(value, name)
     if isinstance(value, nn.Module):
         public = {name: item for name, item in kept.items() if name[0] != "_"}

@@ -42,22 +42,26 @@ def _describe(path: Path, every_byte: bool) -> dict[str, Any]:
     except TrainingStateError:
         manifest = {}
     problems = verify(path, every_byte=every_byte)
-    position, saved_at = manifest.get("position"), manifest.get("saved_at")
-    plugins = manifest.get("plugins")
-    if not isinstance(position, dict):
-        position = {}
+    position, plugins = (_of_type(dict, manifest.get(name)) for name in ("position", "plugins"))
+    saved_at = _of_type((int, float), manifest.get("saved_at"))
+    position = position or {}
     return {
         "name": path.name,
         "path": str(path),
-        "epoch": position.get("epoch"),
-        "update": position.get("updates"),
+        "epoch": _of_type(int, position.get("epoch")),
+        "update": _of_type(int, position.get("updates")),
         "size": sum(file.lstat().st_size for file in path.rglob("*") if not file.is_dir()),
-        "age": time.time() - saved_at if isinstance(saved_at, int | float) else None,
-        "plugins": list(plugins) if isinstance(plugins, dict) else None,
-        "resume": manifest.get("resume"),
+        "age": None if saved_at is None else time.time() - saved_at,
+        "plugins": None if plugins is None else list(plugins),
+        "resume": _of_type(str, manifest.get("resume")),
         "intact": not problems,
         "problems": problems,
     }
+
+
+def _of_type(kind: type | tuple[type, ...], value: Any) -> Any:
+    """The value, or None if it is of another type: a manifest may come from anyone."""
+    return value if isinstance(value, kind) else None
 
 
 def readable_size(size: int) -> str:

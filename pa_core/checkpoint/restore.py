@@ -118,6 +118,9 @@ class TrainingState:
         if not isinstance(self._parts["run_history"], dict | None):
             raise TypeError("the run history must be a dict")
         self.scheduled_for = _checked_numbers(state.get("scheduled_for"))
+        if not isinstance(position.seconds, int | float):
+            raise TypeError("the seconds of the position must be a number")
+        _check_plugins(reader.manifest["plugins"])
         self._run: dict[str, Any] = reader.manifest["run"]
         run_id = reader.manifest.get("run_id")
         self._run_id = None if run_id is None else uuid.UUID(run_id).hex
@@ -565,6 +568,20 @@ class TrainingState:
     def _sharding_difference(self, trainer: Trainer) -> str:
         now = trainer._engine.sharding
         return f"the optimizer's state: {self._sharding or 'whole'} → {now or 'whole'}"
+
+
+def _check_plugins(described: Any) -> None:
+    """Check that a manifest describes plugins as this version does.
+
+    Raises:
+        TypeError: otherwise.
+    """
+    for plugin in described.values():
+        parts = [plugin["settings"], plugin.get("values", {})]
+        if not all(isinstance(part, Mapping) for part in (plugin, *parts)):
+            raise TypeError("the plugins must be described by tables")
+        if "version" not in plugin:
+            raise TypeError("the plugins must be described with their versions")
 
 
 def _checked_numbers(numbers: Any) -> dict[str, Any] | None:

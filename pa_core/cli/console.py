@@ -44,6 +44,15 @@ def prints_to_stderr() -> Iterator[None]:
         os.close(kept)
 
 
+def printable(text: str) -> str:
+    r"""A text that may come from anyone, without signs that control a terminal.
+
+    >>> printable("\x1b[2Jcleared")
+    '\\x1b[2Jcleared'
+    """
+    return re.sub(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]", lambda sign: repr(sign[0])[1:-1], text)
+
+
 def as_json(value: Any) -> str:
     """Plain data as JSON; a value that JSON doesn't have, such as a date of TOML, is a text."""
     return json.dumps(value, indent=2, default=str) + "\n"
@@ -85,6 +94,7 @@ def print_table(
     """
     from rich.text import Text
 
+    rows = [[printable(cell) for cell in row] for row in rows]
     free = out.width - 2 * (len(header) - 1)
 
     def least(row: Sequence[str]) -> list[int]:

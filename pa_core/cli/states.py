@@ -11,7 +11,7 @@ from pa_core.checkpoint import atomic_io
 from pa_core.checkpoint.listing import describe_states, readable_age, readable_size
 from pa_core.checkpoint.retention import Retention
 from pa_core.checkpoint.storage import recover_replaced
-from pa_core.cli.console import console, print_json, print_table
+from pa_core.cli.console import console, print_json, print_table, printable
 from pa_core.errors import TrainingStateError
 
 
@@ -90,4 +90,4 @@ def _show(rows: list[dict[str, Any]]) -> None:
     print_table(out, header, cells, whole=(0, 1, 2, 3, 4))
     for row in rows:
         for problem in row["problems"]:
-            out.print(Text(problem, style="red"))
+            out.print(Text(printable(problem), style="red"))

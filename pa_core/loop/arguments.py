@@ -447,11 +447,12 @@ def accelerator_arguments(
         )
     if not isinstance(accelerator, Accelerator):
         kwargs = dict(accelerator or {})
-        given = mixed_precision or kwargs.get("mixed_precision")
+        given = kwargs.get("mixed_precision") if mixed_precision is None else mixed_precision
         precision = settings.argument("trainer", "mixed_precision", given)
         return kwargs if precision is None else kwargs | {"mixed_precision": precision}
     own = str(accelerator.mixed_precision)
-    precision = settings.argument("trainer", "mixed_precision", mixed_precision or own)
+    given = own if mixed_precision is None else mixed_precision
+    precision = settings.argument("trainer", "mixed_precision", given)
     if precision != own:
         raise ValueError(
             f"mixed_precision is {precision!r}, but the given Accelerator has {own!r}: create it "

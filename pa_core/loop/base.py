@@ -536,9 +536,14 @@ class TrainerBase(TrainerServices):
         elif isinstance(optimizer, type) or (
             callable(optimizer) and not hasattr(optimizer, "step")
         ):
-            given, optimizer = optimizer, optimizer(self.model.parameters())
+            given = shown(optimizer)
+            try:
+                optimizer = optimizer(self.model.parameters())
+            except Exception as error:
+                error.add_note(f"when optimizer, {given}, was called with the model's parameters")
+                raise
             if optimizer is None:
-                raise TypeError(f"optimizer: {shown(given)} returned None, not an optimizer")
+                raise TypeError(f"optimizer: {given} returned None, not an optimizer")
         optimizer = as_one(optimizer)
         check_optimizer(optimizer, "optimizer is")
         return optimizer

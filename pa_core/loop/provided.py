@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from accelerate import Accelerator
+from accelerate.utils import find_batch_size
 from torch import Tensor, nn
 
 from pa_core.control import UpdateResult
@@ -62,12 +63,31 @@ def _check_eval_output(value: Any, arguments: Mapping[str, Any]) -> None:
 
 
 def _check_predictions(value: Any, arguments: Mapping[str, Any]) -> None:
-    is_scalar = isinstance(value, Tensor) and not value.ndim
-    if is_scalar or not isinstance(value, Tensor | np.ndarray | Mapping | list | tuple):
+    wrong = _without_samples(value, find_batch_size(arguments["batch"]))
+    if value is None or wrong is not None:
+        entry, found = wrong or ("", value)
         raise TypeError(
-            f"calculate_predictions returned {shown(value)}; it must return tensors whose first "
-            "dimension is the samples, in tuples, lists or dicts if there are several"
+            f"calculate_predictions returned {shown(found)}{entry and f' as the entry {entry}'}; "
+            "it must return tensors whose first dimension is the samples, in tuples, lists or "
+            "dicts if there are several"
         )
+
+
+def _without_samples(value: Any, size: int | None, name: str = "") -> tuple[str, Any] | None:
+    """The first entry of predictions that doesn't have the samples in it, and its name."""
+    from pa_core.predictions import PaddedRows
+
+    if isinstance(value, Tensor | np.ndarray):
+        return None if value.ndim else (name, value)
+    if value is None or isinstance(value, PaddedRows):
+        return None
+    if isinstance(value, list) and len(value) == size:  # an entry for each sample
+        return None
+    if not isinstance(value, Mapping | list | tuple):
+        return name, value
+    items = value.items() if isinstance(value, Mapping) else enumerate(value)
+    found = (_without_samples(item, size, f"{name}[{key!r}]") for key, item in items)
+    return next(filter(None, found), None)
 
 
 def _check_replaced_loss(value: Any, arguments: Mapping[str, Any]) -> None:

@@ -30,7 +30,12 @@ from pa_core.settings.table import (
     Settings,
     toml_key,
 )
-from pa_core.settings.validation import check_table, has_wrong_settings, settings_model
+from pa_core.settings.validation import (
+    check_table,
+    has_wrong_settings,
+    settings_model,
+    without_secrets_of,
+)
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
@@ -273,11 +278,12 @@ class _Builder:
         except SettingsError as error:
             self.problems += error.problems
         except (Exception, SystemExit) as error:  # noqa: BLE001 - reported with all others
-            self._add_problem(f"{place} {name!r} can't be built: {_describe(error)}", error)
+            reason, cause = without_secrets_of(error, settings_model(loaded), table)
+            self._add_problem(f"{place} {name!r} can't be built: {reason}", cause)
         else:
             self.built[name] = plugin, source
 
-    def _add_problem(self, problem: str, error: BaseException) -> None:
+    def _add_problem(self, problem: str, error: BaseException | None) -> None:
         self.problems.append(problem)
         self.cause = self.cause or error
 
@@ -345,13 +351,10 @@ def _build_class(plugin_class: type, table: Mapping[str, Any]) -> object:
             return _instantiate(plugin_class, values)
         cause = None
     except Exception as error:  # noqa: BLE001 - raised below as the cause
-        problems, cause = [_describe(error)], error
+        reason, cause = without_secrets_of(error, settings_model(plugin_class), table)
+        problems = [reason]
     how = f"with {', '.join(table)} from {SET_VARIABLE}" if table else "without settings"
     raise PluginLoadError(
         f"The plugin class {plugin_class.__qualname__} can't be built {how}: "
         f"{'; '.join(problems)}. Give an instance instead"
     ) from cause
-
-
-def _describe(error: BaseException) -> str:
-    return f"{type(error).__name__}: {error}"

@@ -15,6 +15,7 @@ from pa_core.errors import (
     PluginError,
     PluginLoadError,
     SettingsError,
+    shown,
 )
 from pa_core.plugins.builtin_names import DEFAULTS
 from pa_core.plugins.discovery import PluginSource, builtin_sources, find_claims
@@ -33,6 +34,7 @@ from pa_core.settings.table import (
     read_settings,
     settings_from,
 )
+from pa_core.settings.validation import settings_model, without_secrets_of
 
 FAST_DEV_RUN_VARIABLE = "PA_CORE_FAST_DEV_RUN"
 """``1`` adds the built-in plugin `fast_dev_run`."""
@@ -57,7 +59,7 @@ def settings_of(given: Settings | Mapping[str, Any] | str | Path | None) -> Sett
     if isinstance(given, Mapping):
         given = settings_from(given)
     elif not isinstance(given, Settings | str | os.PathLike | None):
-        raise TypeError(f"settings must be a mapping or a file, not {given!r}")
+        raise TypeError(f"settings must be a mapping or a file, not {shown(given)}")
     elif not isinstance(given, Settings):
         given = read_settings(Path(given) if given else find_settings_file())
     return with_overrides(given)
@@ -249,7 +251,13 @@ def _environment_plugins(configured: Built, tables: Mapping[str, Mapping[str, An
 
 def _build(source: PluginSource, table: Mapping[str, Any]) -> tuple[str, object, PluginSource]:
     loaded, source = load(source)
-    plugin = build_from_table(loaded, table)
+    try:
+        plugin = build_from_table(loaded, table)
+    except SettingsError:
+        raise
+    except Exception as error:  # noqa: BLE001 - a constructor may raise anything
+        reason, cause = without_secrets_of(error, settings_model(loaded), table)
+        raise PluginLoadError(reason) from cause
     PluginManager().register(plugin, source.name, source)  # finds what is wrong with its hooks
     return source.name, plugin, source
 

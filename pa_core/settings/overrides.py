@@ -11,7 +11,6 @@ from dataclasses import replace
 from typing import Any
 
 from pa_core.errors import SettingsError
-from pa_core.settings.secrets import mask_secrets
 from pa_core.settings.table import (
     PLUGINS_VARIABLE,
     RESERVED,
@@ -73,8 +72,8 @@ def parse_setting(text: str) -> tuple[list[str], Any]:
         keys = keys[2:]
     if end != "=" or len(keys) < 2 or "\n" in text:
         problem = (
-            f"{mask_secrets(text)!r} is not a setting: expected table.key=VALUE on one line, such "
-            "as trainer.seed=7"
+            f"{_beginning(text.strip())!r} is not a setting: expected table.key=VALUE on one line, "
+            "such as trainer.seed=7"
         )
         if keys[:1] in (["plugins"], ["disable"]):
             problem += f". Plugins are added and left out with {PLUGINS_VARIABLE}"
@@ -85,6 +84,13 @@ def parse_setting(text: str) -> tuple[list[str], Any]:
     except tomllib.TOMLDecodeError:
         return keys, value
     return keys, parsed["value"]
+
+
+def _beginning(text: str) -> str:
+    """What names a setting; the rest may be a secret, even if it isn't where a value should be."""
+    found = re.match(r"[^\s=]*\s*=?", text)
+    name = found[0] if found else ""
+    return name if name == text else f"{name}…"
 
 
 def flat(overrides: Mapping[str, Any], start: str = "") -> list[str]:

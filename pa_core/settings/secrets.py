@@ -13,13 +13,13 @@ _WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+")
 _ENDS = (
     *("apikey", "accesskey", "secretkey", "privatekey", "passwd", "password", "passphrase"),
     *("secret", "token", "credential", "authorization", "cookie", "webhook", "webhookurl"),
-    *("passcode", "sshkey", "userpass", "dbpass", "sessionid", "connectionstring"),
+    *("passcode", "sshkey", "userpass", "dbpass", "sessionid", "connectionstring", "accesskeyid"),
 )
 _PLURAL_ENDS = tuple(f"{end}s" for end in _ENDS)
 _WORDS = {"pwd", "jwt", "otp", "totp"}
 _SUFFIXES = {"value", "prod", "dev", "staging", "confirm", "confirmation"}
 """Words after the name of a secret, as in ``api_token_prod``; a number may be there, too."""
-_WORDS_OF_TEXTS = {"key", "auth", "pass", "pat", "bearer"}
+_WORDS_OF_TEXTS = {"key", "auth", "oauth", "pass", "pat", "bearer", "pw"}
 """A number of such a name isn't a secret."""
 _TOKENS_OF_TEXTS = {
     *("pad", "eos", "bos", "unk", "sep", "cls", "mask", "stop", "start", "end", "special"),
@@ -37,7 +37,7 @@ _COUNTS = {"num", "max", "min", "n", "seen"}
 
 _NAME = (
     r"[\w-]*(?:api[_-]?key|access[_-]?key|secret[_-]?key|private[_-]?key|account[_-]?key|"
-    r"password|passwd|pwd|passphrase|secret|token|credentials?)"
+    r"access[_-]?key[_-]?id|password|passwd|pwd|pw|passphrase|secret|token|credentials?)"
 )
 _IN_TEXT = (
     # https://user:password@host, and https://token@host
@@ -172,7 +172,8 @@ def _named_secret(table: Mapping[Any, Any]) -> set[str]:
 
 def _introduces_secret(before: Any, value: Any) -> bool:
     """Whether `before` is an option such as ``--api-key`` of a command line."""
-    return isinstance(before, str) and before.startswith("-") and is_secret(before.lstrip("-"))
+    is_option = isinstance(before, str) and before.startswith("-") and "=" not in before
+    return is_option and is_secret(before.lstrip("-"))
 
 
 def _masked_pairs(value: Any, masked: list[Any]) -> list[Any]:

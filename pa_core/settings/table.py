@@ -16,6 +16,7 @@ from typing import Any
 from pa_core.errors import AddressError, SettingsError, nearest
 from pa_core.plugins.distributions import PLUGINS
 from pa_core.settings.paths import local_path
+from pa_core.settings.secrets import mask_secrets, mask_text, mask_values
 from pa_core.settings.validation import settings_model, without_secrets
 
 CONFIG_VARIABLE = "PA_CORE_CONFIG"
@@ -86,6 +87,17 @@ class Settings:
             name: without_secrets(settings_model(type(plugins.get(name))), table)
             for name, table in (self.overrides or {}).items()
         }
+
+    def masked(self, text: str, plugins: Mapping[str, object]) -> str:
+        """A text with the secrets of all tables masked, such as an error that is recorded.
+
+        Args:
+            text: the text.
+            plugins: the enabled plugins by name; their settings declare secrets.
+        """
+        for name, table in self.tables.items():
+            text = mask_values(text, table, self.shown(name, plugins.get(name)))
+        return mask_text(text)
 
     def place(self, name: str = "") -> str:
         """How messages call a plugin's table, or ``[tool.pa-core]`` itself."""
@@ -239,7 +251,8 @@ def _settings_in(table: dict[str, Any], place: str, problems: list[str], **origi
     for name in _LISTS:
         items = table.get(name, [])
         if not isinstance(items, list) or not all(isinstance(item, str) for item in items):
-            problems.append(f"{place}[{TABLE}] {name}: expected a list of names, got {items!r}")
+            got = mask_secrets(items)
+            problems.append(f"{place}[{TABLE}] {name}: expected a list of names, got {got!r}")
             items = []
         lists[name] = tuple(items)
     for name, content in table.items():

@@ -6,18 +6,18 @@ import inspect
 import json
 import re
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from dataclasses import is_dataclass
 from numbers import Integral, Real
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeGuard, TypeVar, get_args, get_origin
+from typing import Any, TypeGuard, TypeVar, get_args, get_origin, get_type_hints, is_typeddict
 
 from pydantic import AliasChoices, BaseModel, Secret, SecretBytes, SecretStr, ValidationError
+from pydantic.fields import FieldInfo
 
 from pa_core.errors import AddressError, SettingsError, nearest
 from pa_core.settings.paths import local_path
-from pa_core.settings.secrets import MASK, mask_secrets, mask_values
-
-if TYPE_CHECKING:
-    from pydantic.fields import FieldInfo
+from pa_core.settings.secrets import MASK, mask_secrets, mask_text, mask_values
 
 _Path = tuple[str | int, ...]
 M = TypeVar("M", bound=BaseModel)
@@ -132,10 +132,9 @@ def _check(model: type[M], table: Mapping[str, Any]) -> tuple[M | None, dict[_Pa
         shown = without_secrets(model, table)
         for path, messages in _by_key(error, table, shown).items():
             problems.setdefault(path, messages)
-    except (Exception, SystemExit) as error:  # of a validator, which may raise anything
-        text = f"can't be validated: {type(error).__name__}: {error}"
-        shown = without_secrets(model, table)
-        raise SettingsError([mask_values(text, table, shown)]) from error
+    except (Exception, SystemExit) as error:  # noqa: BLE001 - a validator may raise anything
+        reason, cause = without_secrets_of(error, model, table)
+        raise SettingsError([f"can't be validated: {reason}"]) from cause
     if values is not None:
         problems |= dict(_addresses(values, table))
     return values, problems
@@ -155,11 +154,35 @@ def without_secrets(model: type[BaseModel] | None, table: Mapping[str, Any]) -> 
         if key not in table:
             continue
         inner = info.annotation
-        if _is_write_only(info) or (_holds_secret(inner) and not _is_model(inner)):
+        is_table = _is_model(inner) and isinstance(table[key], Mapping)
+        if _is_write_only(info) or (_holds_secret(inner) and not is_table):
             shown[key] = MASK
-        elif _is_model(inner) and isinstance(table[key], Mapping) and shown[key] != MASK:
+        elif _is_model(inner) and is_table and shown[key] != MASK:
             shown[key] = without_secrets(inner, table[key])
     return shown
+
+
+def without_secrets_of(
+    error: BaseException, model: type[BaseModel] | None, table: Mapping[str, Any]
+) -> tuple[str, BaseException | None]:
+    """What an error of a plugin says, with the secrets of its table masked.
+
+    Returns:
+        The class and the text of the error; and the error as a cause, or None if a traceback of it
+        would show a secret.
+    """
+    text = f"{type(error).__name__}: {error}"
+    masked = mask_text(mask_values(text, table, without_secrets(model, table)))
+    return masked, error if masked == text else None
+
+
+def marked_fields(model: type[BaseModel]) -> set[str]:
+    """The names of the fields that are secrets as a whole, whatever models in them mark."""
+    return {
+        name
+        for name, info in model.model_fields.items()
+        if _is_write_only(info) or _holds_secret(info.annotation, in_models=False)
+    }
 
 
 def _is_write_only(info: FieldInfo) -> bool:
@@ -167,19 +190,35 @@ def _is_write_only(info: FieldInfo) -> bool:
     return isinstance(extra, dict) and bool(extra.get("writeOnly"))
 
 
-def _holds_secret(annotation: Any, seen: frozenset[Any] = frozenset()) -> bool:
-    """Whether a type contains a secret anywhere, as an optional one or a list of models may."""
+def _holds_secret(
+    annotation: Any, seen: frozenset[Any] = frozenset(), *, in_models: bool = True
+) -> bool:
+    """Whether a type contains a secret anywhere, as an optional one or a list of models may.
+
+    Args:
+        annotation: the type.
+        seen: the types that contain it.
+        in_models: whether a secret of a model counts.
+    """
     kind = get_origin(annotation) or annotation
+    if isinstance(annotation, FieldInfo):  # of an annotated type
+        return _is_write_only(annotation)
+    if not isinstance(kind, type):
+        parts = get_args(annotation)
+        return any(_holds_secret(part, seen, in_models=in_models) for part in parts)
     if kind in seen:  # a model that refers to itself
         return False
-    if isinstance(kind, type) and issubclass(kind, SecretStr | SecretBytes | Secret):
+    if issubclass(kind, SecretStr | SecretBytes | Secret):
         return True
-    fields = kind.model_fields.values() if _is_model(kind) else ()
-    if any(map(_is_write_only, fields)):
-        return True
-    inner = (*get_args(annotation), *(info.annotation for info in fields))
-    seen |= {kind} if _is_model(kind) else set()
-    return any(_holds_secret(part, seen) for part in inner)
+    inner = list(get_args(annotation))
+    if _is_model(kind) and in_models:
+        inner += [part for info in kind.model_fields.values() for part in (info, info.annotation)]
+        seen |= {kind}
+    elif is_dataclass(kind) or is_typeddict(kind):
+        with suppress(NameError):  # of a type that isn't defined there
+            inner += get_type_hints(kind, include_extras=True).values()
+        seen |= {kind}
+    return any(_holds_secret(part, seen, in_models=in_models) for part in inner)
 
 
 def _is_model(annotation: Any) -> TypeGuard[type[BaseModel]]:

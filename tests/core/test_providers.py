@@ -134,10 +134,15 @@ def test_a_wrapper_that_spoils_what_it_was_given_is_named():
         trainer.train(tiny_data(8), 1)
     assert not any("plugin" in note for note in getattr(caught.value, "__notes__", ()))
 
-    trainer = trainer_with(Offers("calculate_predictions", lambda batch: object()))
-    with pytest.raises(TypeError, match="calculate_predictions returned an object") as caught:
-        trainer.predict(tiny_data(8))
-    assert "of plugin 'Offers'" in caught.value.__notes__[0]
+    entry = r"1 as the entry \['score'\]\[0\]\[1\]"
+    for create, found in (
+        (lambda batch: object(), "an object"),
+        (lambda batch: {"score": [(torch.zeros(8), 1)]}, entry),
+    ):
+        trainer = trainer_with(Offers("calculate_predictions", create))
+        with pytest.raises(TypeError, match=f"_predictions returned {found}; it must") as caught:
+            trainer.predict(tiny_data(8))
+        assert "of plugin 'Offers'" in caught.value.__notes__[0]
 
 
 def test_a_trainer_that_makes_the_backward_pass_itself_may_be_given_any_loss():

@@ -24,7 +24,7 @@ def facts_of(trainer: Trainer) -> dict[str, Any]:
     facts = {
         **_parameters(trainer),
         "eval_samples": _eval_samples(trainer.eval_dataset),
-        "command": command_line(sys.orig_argv),
+        "command": trainer.settings.masked(command_line(sys.orig_argv), trainer.plugins.by_name),
         "settings_file": None if file is None else file.name,
         "platform": platform.system(),
     }

@@ -62,7 +62,8 @@ class ReportPlugin:
             ReportSettings, settings, options, type(self).__name__
         )
         self.path: Path | None = None
-        self._started: str | None = None
+        self._started: str | None = None  # only shown: it may be that of a training state
+        self._stem = "run"
         self._measurements = Measurements()
         self._pictures: dict[str, Picture] = {}
         self._every: Every | None = None
@@ -78,12 +79,14 @@ class ReportPlugin:
         self._every = None if every is None else Every(every)
         self._measurements, self._pictures, self.path = Measurements(), {}, None
         self._started = time.strftime("%Y-%m-%d %H:%M:%S")
+        self._stem = self._started.replace(" ", "_").replace(":", "-")
         self._written_at, self._is_training = time.monotonic(), True
         try:
             result = yield
         except BaseException as error:
             is_interrupt = isinstance(error, KeyboardInterrupt)
             text = f"{type(error).__name__}: {error}".removesuffix(": ")
+            text = trainer.settings.masked(text, trainer.plugins.by_name)
             self._ended = ("interrupted" if is_interrupt else "failed", text)
             raise
         else:
@@ -218,11 +221,10 @@ class ReportPlugin:
             with suppress(OSError, ValueError):
                 self.path = folder / f"{check_file_name(note.read_text())}.html"
                 return self.path
-            stem = (self._started or "run").replace(" ", "_").replace(":", "-")
-            self.path, number = folder / f"{stem}.html", 1
+            self.path, number = folder / f"{self._stem}.html", 1
             while self.path.exists():
                 number += 1
-                self.path = folder / f"{stem}-{number}.html"
+                self.path = folder / f"{self._stem}-{number}.html"
             if trainer.is_main_process and self._is_training:
                 with suppress(OSError):  # writing the report says so
                     folder.mkdir(parents=True, exist_ok=True)

@@ -16,6 +16,7 @@ import os
 import re
 import shutil
 import uuid
+import warnings
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -157,11 +158,19 @@ class FileService(Service):
         return True
 
     def _is_same_run(self) -> bool:
+        return self.run.run_id is not None and self._known_id() == self.run.run_id
+
+    def _is_other_run(self) -> bool:
+        """Whether the folder is that of another run, as where a state was copied."""
+        return None not in (self.run.run_id, self._known_id()) and not self._is_same_run()
+
+    def _known_id(self) -> str | None:
+        """The identity of the run whose folder it is; None if there is none, or no such run."""
         try:
             known = json.loads((self.folder / "run.json").read_text()).get("run_id")
         except (OSError, ValueError, AttributeError):
-            return False
-        return self.run.run_id is not None and known == self.run.run_id
+            return None
+        return known if isinstance(known, str) else None
 
     def _take_lock(self) -> None:
         """Keep out another live run that has resumed from a state of this one."""
@@ -175,6 +184,15 @@ class FileService(Service):
             self._lock = None
 
     def _resume(self) -> None:
+        if self._is_other_run():
+            folder = self.folder
+            self._begin({})
+            warnings.warn(
+                f"{folder} holds another run, so the resumed one continues in {self.folder.name}, "
+                "without its earlier rows",
+                stacklevel=2,
+            )
+            return
         self.folder.mkdir(parents=True, exist_ok=True)
         self._take_lock()
         description = self.folder / "run.json"

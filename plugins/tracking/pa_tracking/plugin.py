@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any, Unpack
 from pa_core import hookimpl
 from pa_core.durations import Every, Progress
 from pa_core.plugin import (
-    check_file_name,
     mask_secrets,
     settings_from_options,
     to_uint8_images,
@@ -146,11 +145,9 @@ class TrackingPlugin:
     def _load(self, trainer: Trainer, state: dict[str, Any]) -> None:
         if self._every is not None and state["every"] is not None:
             self._every.load_state_dict(state["every"])
-        run, settings = state["run"] and Run(**state["run"]), self.settings
+        run, settings = state["run"] and Run.read(state["run"]), self.settings
         if run is None or not trainer.is_main_process:
             return
-        for name in (run.name, run.id):  # folders and receipts are named after them
-            check_file_name(name)
         wanted = (settings.service, settings.project, settings.run_name)
         if wanted == (run.service, run.project, state["run_name"]):
             self._run, self._queue = run, SendQueue()
@@ -349,7 +346,7 @@ class TrackingPlugin:
         known, settings = self._started(trainer).read(), self.settings
         if known is None or known["run_name"] != settings.run_name:
             return None
-        run = Run(**known["run"])
+        run = Run.read(known["run"])
         if not self._service_class.can_rewind:
             self._queue.load_state_dict(self._queue.state_dict(), self._receipts(run).read())
         return run
@@ -380,6 +377,7 @@ class TrackingPlugin:
             self._has_failed = True  # retry at the end of the epoch only: timeouts may take long
             what = f"The tracking service {self.settings.service!r} failed"
             text = f"{what}: {type(error).__name__}: {error}"
+            text = trainer.settings.masked(text, trainer.plugins.by_name)
             if self.settings.on_error == "stop":
                 trainer.control.stop(text)
             elif not self._has_warned:

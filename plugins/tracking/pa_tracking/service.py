@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
+from pa_core.plugin import check_file_name
+
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
@@ -35,6 +37,20 @@ class Run:
     id: str
     rows: int | None = None
     run_id: str | None = None
+
+    @classmethod
+    def read(cls, described: Mapping[str, Any]) -> Run:
+        """The run that a training state or a file describes, which may come from anyone.
+
+        Raises:
+            ValueError: if something that names folders and files can't be a name.
+        """
+        run = cls(**described)
+        for name in (run.service, run.project, run.name, run.id):
+            check_file_name(name)
+        if not (run.rows is None or (type(run.rows) is int and run.rows >= 0)):
+            raise ValueError(f"{run.rows!r} is not a number of rows")
+        return run
 
 
 @dataclass(frozen=True)

@@ -104,7 +104,7 @@ def test_what_a_script_raises_ends_it_as_in_python(folder):
     ("arguments", "message"),
     [
         (["run", "nowhere.py"], "Script not found: nowhere.py"),
-        (["run", "--set", "seed=1", "src/train.py"], "'seed=1' is not a setting: expected table"),
+        (["run", "--set", "seed=1", "src/train.py"], "'seed=…' is not a setting: expected table"),
         (["run", "--set", "a.token=hidden", "."], "Script not found: ."),
     ],
 )

@@ -70,6 +70,17 @@ def test_states_are_listed_newest_first_with_what_they_are(shell, folder):
     assert (row["epoch"], row["update"], row["intact"]) == (2, 3, True)
 
 
+def test_a_manifest_of_anyone_controls_no_terminal(shell):
+    with StateWriter(shell.folder / "states" / "sent") as writer:
+        writer.write_json("state.json", {})
+        position = {"epoch": ["\x1b[2J"], "updates": {}}
+        plugins = {"\x1b]0;title\x07": 1, "[red]": 2}
+        writer.commit({"resume": 5, "saved_at": "now", "position": position, "plugins": plugins})
+    _, row = shell.out("states", "states").splitlines()
+    assert row.split()[:4] == ["yes", "sent", "?", "?"]
+    assert row.endswith(r"\x1b]0;title\x07, [red]")
+
+
 def test_sizes_are_looked_at_and_every_byte_where_that_is_asked_for(shell, folder):
     (folder / "update_00000001" / "state.json").unlink()
     flip(folder / "update_00000002" / "model.safetensors")

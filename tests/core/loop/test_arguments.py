@@ -261,3 +261,17 @@ def test_a_schedule_whose_length_nobody_knows():
 def test_an_unknown_model_name_is_told():
     with pytest.raises(PluginError, match="resnet_of_nowhere"):
         Trainer("resnet_of_nowhere", None, torch.optim.SGD, plugins=())
+
+
+def test_what_a_given_function_raises_says_that_it_is_the_optimizer():
+    with pytest.raises(TypeError, match="out_features") as caught:
+        Trainer(torch.nn.Linear(2, 1), None, torch.nn.Linear, callbacks=())
+    assert caught.value.__notes__ == [
+        "when optimizer, the class Linear, was called with the model's parameters"
+    ]
+
+
+@pytest.mark.parametrize("precision", ["", 0, []])
+def test_a_wrong_precision_that_is_false_is_refused_like_any_other(precision):
+    with pytest.raises(ValueError, match="mixed_precision mode"):
+        Trainer(torch.nn.Linear(2, 1), None, None, callbacks=(), mixed_precision=precision)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -89,6 +90,13 @@ def test_a_key_is_a_path(text, keys):
 def test_what_is_not_a_setting_is_an_error(text):
     with pytest.raises(SettingsError, match="is not a setting: expected table.key=VALUE"):
         parse_setting(text)
+
+
+def test_of_what_is_not_a_setting_only_the_name_is_quoted():
+    for text, shown in (("a.pin HUSH", "'a.pin …'"), ("pin = HUSH", "'pin =…'"), ("a.b", "'a.b'")):
+        with pytest.raises(SettingsError, match=re.escape(f"{shown} is not a setting")) as caught:
+            parse_setting(text)
+        assert "HUSH" not in str(caught.value)
 
 
 def test_the_lists_are_changed_by_the_other_variable():
@@ -295,7 +303,7 @@ def test_mistakes_in_a_mapping_name_it(site):
     for whole in ({"tool": {"pa-core": {}}}, {"tool.pa-core": {}}):
         with pytest.raises(SettingsError, match=r"takes the content of \[tool.pa-core\]"):
             settings_of(whole)
-    with pytest.raises(TypeError, match=r"settings must be a mapping or a file, not \[1\]"):
+    with pytest.raises(TypeError, match="settings must be a mapping or a file, not a list"):
         settings_of([1])
     problems = problems_of(
         settings_of({"plugins": ["weather"], "weather": {"degrees": "x"}, "a": 1})

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import traceback
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import pytest
 import torch
-from pydantic import BaseModel, Field, field_validator
+from pydantic import BaseModel, Field, SecretStr, field_validator
 
 from pa_core import hookimpl
 from pa_core.checkpoint.fingerprint import describe
 from pa_core.errors import SettingsError
-from pa_core.settings.build import build_from_table
+from pa_core.settings.build import build_from_table, build_plugins
 from pa_core.settings.secrets import MASK, is_secret, mask_secrets, mask_text
-from pa_core.settings.table import Settings
+from pa_core.settings.table import Settings, read_settings
 from pa_core.testing import tiny_data, tiny_trainer
 
 
@@ -26,6 +28,7 @@ from pa_core.testing import tiny_data, tiny_trainer
         *("clientSecret", "secrets", "credentials", "Authorization", "Proxy-Authorization"),
         *("Cookie", "basic_auth", "smtp_pass", "pwd", "webhookUrl", "private_key", "passphrase"),
         *("password2", "api_token_prod", "passcode", "DBPASS", "otp", "connection_string"),
+        *("accessKeyId", "oauth", "pw"),
     ],
 )
 def test_names_of_secrets(name: str) -> None:
@@ -56,7 +59,7 @@ HIDDEN = {
     "lines of headers": {"headers": ["Authorization: Basic HUSH", "X-Api-Key: HUSH"]},
     "a header's value": {"header": "Bearer HUSH-TOKEN"},
     "names beside values": {"environment": [{"name": "API_KEY", "value": "HUSH"}]},
-    "command lines": {"arguments": ["--token", "HUSH", "--api-key=HUSH"]},
+    "command lines": {"arguments": ["--token", "HUSH", "--api-key=HUSH", "--pw=HUSH"]},
     "a URL's password": {"url": "postgresql://me:HUSH@host:5432/db"},
     "a password with signs": {"url": "redis://:HU@SH#90210@host/0"},
     "a URL's user": {"url": "https://HUSH@host/repository.git"},
@@ -108,33 +111,85 @@ class _Marked(BaseModel):
     pin: str = Field("", json_schema_extra={"writeOnly": True})
 
 
+@dataclass
+class _Login:
+    user: str = ""
+    pin: SecretStr | None = None
+
+
+_Pin = Annotated[str, Field(json_schema_extra={"writeOnly": True})]
+
+
 class _Plugin:
     class Settings(BaseModel):
         pin: str = Field("", json_schema_extra={"writeOnly": True})
+        place: _Marked = _Marked()
         places: list[_Marked] = []
+        either: _Marked | str = ""
+        login: _Login | None = None
+        pins: dict[str, _Pin] = {}
         address: str = ""
         api_key: str = ""
+        room: str = ""
 
         @field_validator("address", "api_key")
         @classmethod
         def _refused(cls, value: str) -> str:
             raise ValueError(f"{value} can't be reached")
 
-    def __init__(self, settings: Settings) -> None: ...
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        if settings.room == "closed":
+            raise RuntimeError(f"{settings.pin} doesn't open it")
 
     @hookimpl
     def on_init_end(self) -> None: ...
 
 
+MARKED = {
+    "pin": "HUSH",
+    "place": {"region": "x", "pin": "HUSH"},
+    "places": [{"region": "x", "pin": "HUSH"}],
+    "either": {"pin": "HUSH"},
+    "login": {"user": "me", "pin": "HUSH"},
+    "pins": {"door": "HUSH"},
+}
+
+
 def test_settings_can_mark_more_values_as_secrets() -> None:
     plugin = _Plugin(_Plugin.Settings())
-    table = {"pin": "HUSH", "places": [{"region": "x", "pin": "HUSH"}], "other": "shown"}
-    shown = Settings(tables={"plugin": table}).shown("plugin", plugin)
-    assert shown == {"pin": MASK, "places": MASK, "other": "shown"}
+    shown = Settings(tables={"plugin": MARKED | {"other": "shown"}}).shown("plugin", plugin)
+    assert shown == {
+        **dict.fromkeys(("pin", "places", "either", "login", "pins"), MASK),
+        "place": {"region": "x", "pin": MASK},
+        "other": "shown",
+    }
 
 
-def test_messages_quote_no_secret() -> None:
-    table = {"pin": ["HUSH-1"], "address": "ftp://me:HUSH-2@host", "api_key": "HUSH-3"}
+def test_a_manifest_has_no_value_that_settings_mark() -> None:
+    settings = _Plugin.Settings.model_validate({**MARKED, "room": "here"})
+    trainer = tiny_trainer(_Plugin(settings))
+    trainer.train(tiny_data(8), 1)
+    values = trainer.manifest["plugins"]["_Plugin"]["values"]
+    assert values["room"] == "here"
+    assert values["place"] == {"class": "_Marked", "region": "x"}
+    assert "HUSH" not in str(trainer.manifest)
+
+
+def test_a_text_that_is_recorded_has_no_secret_of_the_settings() -> None:
+    settings = Settings(tables={"plugin": {"pin": "HUSH-1"}, "other": {"api_key": "HUSH-2"}})
+    text = "HUSH-1 and HUSH-2 don't open ftp://me:HUSH-3@host"
+    masked = settings.masked(text, {"plugin": _Plugin(_Plugin.Settings())})
+    assert masked == f"{MASK} and {MASK} don't open ftp://me:{MASK}@host"
+
+
+def test_messages_quote_no_secret(tmp_path: Path) -> None:
+    table = {
+        "pin": ["HUSH-1"],
+        "address": "ftp://me:HUSH-2@host",
+        "api_key": "HUSH-3",
+        "place": [{"pin": "HUSH-4"}],
+    }
     with pytest.raises(SettingsError) as caught:
         build_from_table(_Plugin, table)
     text = str(caught.value)
@@ -142,6 +197,14 @@ def test_messages_quote_no_secret() -> None:
     assert "pin: expected a valid string" in text
     assert f"ftp://me:{MASK}@host can't be reached" in text
     assert f"api_key: {MASK} can't be reached" in text
+    file = tmp_path / "settings.toml"
+    file.write_text(
+        '[tool.pa-core]\nplugins = ["tests.core.settings.test_secrets:_Plugin"]\n'
+        '[tool.pa-core._Plugin]\npin = "HUSH-5"\nroom = "closed"\n'
+    )
+    with pytest.raises(SettingsError, match=r"RuntimeError: \*+ doesn't open it") as caught:
+        build_plugins(read_settings(file))
+    assert "HUSH" not in "".join(traceback.format_exception(caught.value))
 
 
 @dataclass

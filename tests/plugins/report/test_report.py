@@ -206,6 +206,8 @@ def test_a_name_from_a_training_state_is_not_used_as_a_path(name, tmp_path):
     plugin = reported(tmp_path, name=None)
     with pytest.raises(ValueError, match="can't name a file"):
         plugin.load_state_dict({**plugin.state_dict(), "name": name})
+    plugin.load_state_dict({**plugin.state_dict(), "name": None, "started": name})
+    assert plugin._name_file(new_trainer(plugin)).parent == tmp_path
 
 
 def test_runs_without_a_name_never_share_a_file(tmp_path, monkeypatch):

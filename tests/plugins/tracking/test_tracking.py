@@ -179,7 +179,7 @@ def test_evaluating_a_training_state_continues_its_run(tmp_path):
     assert [row["update"] for row in rows(tmp_path)] == [4]  # later rows were dropped
 
 
-@pytest.mark.parametrize("key", ["name", "id"])
+@pytest.mark.parametrize("key", ["name", "id", "project"])
 @pytest.mark.parametrize("name", ["../outside", "a/b", "..", ""])
 def test_a_name_from_a_training_state_is_not_used_as_a_path(name, key, tmp_path):
     state = tmp_path / "state"
@@ -191,6 +191,22 @@ def test_a_name_from_a_training_state_is_not_used_as_a_path(name, key, tmp_path)
     trainer = new_trainer(SaveAt(0, state), plugin)
     with pytest.raises(ValueError, match="can't name a file"):
         plugin.on_load_training_state(trainer, state)
+
+
+@pytest.mark.parametrize("service", ["jsonl", "csv"])
+def test_a_state_that_was_copied_leaves_the_run_with_its_name_alone(service, tmp_path):
+    state, mine, other = tmp_path / "state", tmp_path / "mine", tmp_path / "other"
+    train(new_trainer(SaveAt(4, state), tracked(mine, service=service)), 1)
+    train(new_trainer(tracked(other, service=service)), 2)
+    (file,) = (other / "pa-core" / "run").glob("metrics.*")
+    before = file.read_bytes()
+    for _ in range(2):  # the second time, it has a folder there
+        trainer = new_trainer(SaveAt(0, state), tracked(other, service=service))
+        with pytest.warns(UserWarning, match="holds another run, so the resumed one continues in"):
+            train(trainer, 2, resume_from=state)
+        assert file.read_bytes() == before
+    read = rows if service == "jsonl" else table
+    assert [row["update"] for row in read(other, "run-2")] == [6, 12]
 
 
 def test_evaluate_within_a_run_is_sent_with_it(tmp_path):
