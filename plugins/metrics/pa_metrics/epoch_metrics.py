@@ -106,7 +106,11 @@ class EpochMetrics:
                     collection.update(_detach(inputs))
             except Exception as error:
                 names = ", ".join(map(str, collection.keys(keep_base=True)))
-                error.add_note(f"in the metrics {names}")
+                error.add_note(
+                    f"in the metrics {names}, updated with {_described(inputs)}. If they expect "
+                    "something else, set to_preds_and_target in [tool.pa-core.metrics] to a "
+                    "function of the batch and the batch output"
+                )
                 raise
         self._check_values(False)
 
@@ -263,6 +267,21 @@ def _counts_ignored(names: Iterable[str]) -> ValueError:
         f"Labels are -100, which losses ignore, but these metrics count them: {', '.join(names)}. "
         "Set ignore_index = -100 in [tool.pa-core.metrics], or for each metric; for a metric "
         "without it, set to_preds_and_target to a function that leaves these labels out"
+    )
+
+
+def _described(inputs: Any) -> str:
+    """The shapes of tensors, and the types of everything else."""
+    named: Iterable[tuple[str, Any]] = (
+        inputs.items()
+        if isinstance(inputs, Mapping)
+        else zip(("predictions", "targets"), inputs, strict=False)
+    )
+    return " and ".join(
+        f"{name} of shape {tuple(value.shape)}"
+        if isinstance(value, Tensor)
+        else f"{name} of type {type(value).__name__}"
+        for name, value in named
     )
 
 
