@@ -75,7 +75,7 @@ def verify_resume(
         except CannotVerifyError as error:
             return False, f"The run can't be resumed from update {at}. {error}"
         after = compare_states(whole / "end", resumed / "end", ignore_plugins=first["savers"])
-        after = [item for item in after if _place(item) not in measured]
+        after = [item for item in after if not _is_measured(item, measured)]
         if is_unseeded:
             after = [item for item in after if not _is_host_generator(item)]
         if after:
@@ -95,6 +95,25 @@ def _is_host_generator(found: Difference) -> bool:
 def _place(found: Difference) -> tuple[str, str]:
     """The part and the name of a difference, for any position in a list."""
     return found.part, re.sub(r"\d+", "#", found.name)
+
+
+def _is_measured(found: Difference, measured: set[tuple[str, str]]) -> bool:
+    """Whether a difference is at a measured place, or a float of a plugin that measures.
+
+    Some places, such as the duration of an evaluation, have no value before the interruption.
+    """
+    return _place(found) in measured or (
+        found.part in {part for part, _ in measured}
+        and all(_is_float(value) for value in (found.first, found.second))
+    )
+
+
+def _is_float(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return not text.lstrip("-").isdigit()
 
 
 def _except(measured: set[tuple[str, str]]) -> str:

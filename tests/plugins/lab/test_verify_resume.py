@@ -62,16 +62,18 @@ class Clock(TrainerCallback):
     changes_training = False
 
     def __init__(self):
-        self.times = []
+        self.times, self.latest = [], 0.0
 
     def on_train_step_end(self, trainer):
         self.times.append([trainer.updates, time.perf_counter()])
+        if trainer.updates > 2:
+            self.latest = time.perf_counter()
 
     def state_dict(self):
-        return {"times": self.times}
+        return {"times": self.times, "latest": self.latest}
 
     def load_state_dict(self, state):
-        self.times = state["times"]
+        self.times, self.latest = state["times"], state["latest"]
 
 model = tiny_model()
 optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
