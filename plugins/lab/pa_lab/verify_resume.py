@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -61,6 +62,10 @@ def verify_resume(
         # training draws from them, other values differ too.
         before = [item for item in found if not _is_host_generator(item)]
         is_unseeded = len(before) < len(found)
+        # Plugins that only observe may measure times, which differ between any two runs.
+        observers = {f"plugin {name!r}" for name in first["observers"]}
+        measured = {_place(item) for item in before if item.part in observers}
+        before = [item for item in before if _place(item) not in measured]
         if before:
             return False, _report_before(before, first, second, at)
         try:
@@ -70,6 +75,7 @@ def verify_resume(
         except CannotVerifyError as error:
             return False, f"The run can't be resumed from update {at}. {error}"
         after = compare_states(whole / "end", resumed / "end", ignore_plugins=first["savers"])
+        after = [item for item in after if not _is_measured(item, measured)]
         if is_unseeded:
             after = [item for item in after if not _is_host_generator(item)]
         if after:
@@ -77,12 +83,45 @@ def verify_resume(
         return True, (
             f"Both runs are the same, bit for bit: {total} updates without interruption, and {at} "
             f"updates, a kill, and {total - at} more after resuming. Compared: weights, optimizer, "
-            "scheduler, run history, random generators and the state of every plugin."
+            "scheduler, run history, random generators and the state of every plugin"
+            f"{_except(measured)}."
         )
 
 
 def _is_host_generator(found: Difference) -> bool:
     return found.part.startswith("random generators") and found.name.startswith(("python", "numpy"))
+
+
+def _place(found: Difference) -> tuple[str, str]:
+    """The part and the name of a difference, for any position in a list."""
+    return found.part, re.sub(r"\d+", "#", found.name)
+
+
+def _is_measured(found: Difference, measured: set[tuple[str, str]]) -> bool:
+    """Whether a difference is at a measured place, or a float of a plugin that measures.
+
+    Some places, such as the duration of an evaluation, have no value before the interruption.
+    """
+    return _place(found) in measured or (
+        found.part in {part for part, _ in measured}
+        and all(_is_float(value) for value in (found.first, found.second))
+    )
+
+
+def _is_float(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return not text.lstrip("-").isdigit()
+
+
+def _except(measured: set[tuple[str, str]]) -> str:
+    """The end of a sentence: whose measurements were not compared."""
+    plugins = sorted({part.removeprefix("plugin ") for part, _ in measured})
+    if not plugins:
+        return ""
+    return f", except what differs between any two runs in that of {', '.join(plugins)}"
 
 
 def _run(plan: Plan, script: str, arguments: list[str]) -> dict[str, Any]:

@@ -131,6 +131,11 @@ class Probe(TrainerCallback):
             "attributes": self.attributes,
             "suspects": list(_suspects(trainer, self)),
             "savers": list(_savers(trainer)),
+            "observers": [
+                name
+                for name, plugin in trainer.plugins.by_name.items()
+                if not getattr(plugin, "changes_training", True)
+            ],
             "scheduler": type(trainer.scheduler).__name__,
         }
         Path(self.plan.folder, NOTES).write_text(json.dumps(notes))

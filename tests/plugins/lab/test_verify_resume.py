@@ -53,13 +53,31 @@ trainer.train(
 )
 """
 TORCH_ALONE = """
+import time
 import torch
-from pa_core import Trainer
+from pa_core import Trainer, TrainerCallback
 from tests.helpers import tiny_data, tiny_model
+
+class Clock(TrainerCallback):
+    changes_training = False
+
+    def __init__(self):
+        self.times, self.latest = [], 0.0
+
+    def on_train_step_end(self, trainer):
+        self.times.append([trainer.updates, time.perf_counter()])
+        if trainer.updates > 2:
+            self.latest = time.perf_counter()
+
+    def state_dict(self):
+        return {"times": self.times, "latest": self.latest}
+
+    def load_state_dict(self, state):
+        self.times, self.latest = state["times"], state["latest"]
 
 model = tiny_model()
 optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-trainer = Trainer(model, torch.nn.CrossEntropyLoss(), optimizer, callbacks=(), plugins=())
+trainer = Trainer(model, torch.nn.CrossEntropyLoss(), optimizer, callbacks=[Clock], plugins=())
 trainer.train(tiny_data(44), 2, eval_dataset=tiny_data(6))
 """
 BOTH_SAME = "Both runs are the same, bit for bit"
@@ -111,13 +129,17 @@ def test_a_script_that_keeps_the_rules_is_the_same_and_its_run_may_end_by_itself
 
 
 @pytest.mark.slow
-def test_generators_that_nobody_seeds_or_draws_from_may_differ(tmp_path, monkeypatch):
+def test_generators_that_nobody_draws_from_and_times_of_an_observer_may_differ(
+    tmp_path, monkeypatch
+):
     script = tmp_path / "train.py"
     script.write_text(TORCH_ALONE)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PYTHONPATH", f"{ROOT}{os.pathsep}{ROOT / 'plugins' / 'lab'}")
     done = CliRunner().invoke(verify_resume_app, ["--updates", "4", str(script)])
     assert (done.exit_code, done.output.partition(":")[0]) == (0, BOTH_SAME), done.output
+    output = " ".join(done.output.split())
+    assert "except what differs between any two runs in that of 'Clock'." in output
 
 
 @pytest.mark.slow
