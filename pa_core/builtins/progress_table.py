@@ -15,6 +15,7 @@ from pydantic import Field
 
 from pa_core.builtins.base import request_when_due
 from pa_core.builtins.run_summary import describe_end, describe_start
+from pa_core.data.loader import num_batches
 from pa_core.display.epochs import (
     Column,
     Row,
@@ -72,8 +73,9 @@ class ProgressTableCallback(ConfigurableCallback):
 
     The table has a column for each metric that is a number: of training, and of each evaluated
     model and dataset. The best value of an evaluation so far is marked. An evaluation within an
-    epoch has its own row, and ``trainer.evaluate(…)`` prints one. A line at the start describes
-    the run; one at its end has the best epoch and what was saved.
+    epoch has its own row, and ``trainer.evaluate(…)`` prints one; ``trainer.predict(…)`` only has
+    a bar. A line at the start describes the run; one at its end, also after ctrl-C or an error, has
+    the best epoch and what was saved.
 
     In a file, or where ``TERM=dumb``, ``CI`` or ``NO_COLOR`` is set, the rows are plain text, and
     instead of the bar there is at most one line a minute. Whatever is printed while the bar is
@@ -113,6 +115,7 @@ class ProgressTableCallback(ConfigurableCallback):
         self.rows, self.bar, self.summary = rows, bar, summary
         self._new_interval()
         self._view: _View | None = None  # of the run or the evaluation in progress
+        self._unended: _View | None = None  # of a run whose end wasn't printed
 
     def _new_interval(self) -> None:
         every = self.every
@@ -124,7 +127,9 @@ class ProgressTableCallback(ConfigurableCallback):
     def run_training(self, trainer: Trainer) -> Generator[None, Any, Any]:
         self._new_interval()
         with self._viewing(trainer) as view:
+            self._unended = view
             result = yield
+            self._unended = None
             if view is not None:
                 view.print_end(trainer)
         return result
@@ -132,6 +137,13 @@ class ProgressTableCallback(ConfigurableCallback):
     @hookimpl(wrapper=True)
     def run_evaluation(self, trainer: Trainer) -> Generator[None, Any, Any]:
         with self._viewing(trainer):
+            return (yield)
+
+    @hookimpl(wrapper=True)
+    def run_prediction(self, trainer: Trainer, loader: Any) -> Generator[None, Any, Any]:
+        with self._viewing(trainer) as view:
+            if view is not None:
+                view.begin_prediction(trainer, num_batches(loader))
             return (yield)
 
     @contextmanager
@@ -162,7 +174,6 @@ class ProgressTableCallback(ConfigurableCallback):
                 screen.close()
             else:
                 screen.hide()
-                screen.start_table()
 
     @hookimpl(trylast=True)  # after what other plugins print
     def on_training_run_start(self, trainer: Trainer, **kwargs: Any) -> None:
@@ -181,6 +192,15 @@ class ProgressTableCallback(ConfigurableCallback):
         if self._view is not None:
             self._view.end_phase()
             self._view.print_unfinished(trainer)
+
+    def on_exception(self, trainer: Trainer, exception: BaseException, **kwargs: Any) -> None:
+        if self._view is not None:  # of an evaluation within a run
+            return
+        view, self._unended = self._unended, None
+        if view is not None:
+            view.print_unfinished(trainer)
+            view.print_end(trainer, exception)
+            view.screen.close()
 
     def on_training_state_saved(self, trainer: Trainer, state_dir: Path, **kwargs: Any) -> None:
         if self._view is not None and not trainer.is_resuming:
@@ -219,6 +239,12 @@ class ProgressTableCallback(ConfigurableCallback):
             self._view.begin_evaluation(trainer)
 
     def on_eval_step_end(self, trainer: Trainer, **kwargs: Any) -> None:
+        self._count_step(trainer)
+
+    def on_predict_step_end(self, trainer: Trainer, **kwargs: Any) -> None:
+        self._count_step(trainer)
+
+    def _count_step(self, trainer: Trainer) -> None:
         view = self._view
         if view is None:
             return
@@ -316,7 +342,8 @@ class _View:
         self._title, self._first, self._began = "", 0, now
         self._total: int | None = None
         self._outer: _Phase = "", 0, 0, None, now
-        self._run_began, self._fraction = now, 0.0
+        self._run_began, self._has_loss = now, True
+        self._fraction: float | None = None  # of the run, when it began or was resumed
         self._counts: dict[str, int] = {}
         self._keys: dict[str, None] = {}
         self._columns: dict[tuple[str, ...], list[Column]] = {}
@@ -386,10 +413,13 @@ class _View:
                 better.add(column.key)
         return better
 
-    def print_end(self, trainer: Trainer) -> None:
-        """Print what has come of the run."""
+    def print_end(self, trainer: Trainer, error: BaseException | None = None) -> None:
+        """Print what has come of the run; one that failed before its first update has nothing."""
         self.end_phase()
         if "summary" not in self.parts or trainer.was_finished:
+            return
+        is_interrupt = isinstance(error, KeyboardInterrupt)
+        if error is not None and not is_interrupt and trainer.updates == self._updates:
             return
         watched = [*self._directions, "eval_loss_epoch", *self._best]
         key = next((key for key in watched if key in self._best), None)
@@ -398,7 +428,12 @@ class _View:
             value, epoch = self._best[key]
             best = f"best {heading_of(key)} {number_text(value)} in epoch {epoch}"
         lines = describe_end(
-            trainer, best=best, states=self.states, updates=self._updates, seconds=self._seconds
+            trainer,
+            best=best,
+            states=self.states,
+            updates=self._updates,
+            seconds=self._seconds,
+            error=error,
         )
         self._print_lines(["", *lines])
 
@@ -441,6 +476,12 @@ class _View:
         self._begin(" ".join([f"{start}eval", *prefix]), 0, trainer.num_eval_batches)
         self._show_start(trainer)
 
+    def begin_prediction(self, trainer: Trainer, total: int | None) -> None:
+        """A prediction starts, of so many batches; None if unknown."""
+        self._has_loss = False
+        self._begin(f"{_epoch_title(trainer)} predict" if trainer.in_run else "Predict", 0, total)
+        self._show_start(trainer)
+
     def end_evaluation(self, trainer: Trainer, is_intermediate: bool) -> None:
         """The evaluation is over; after one within the epoch, the epoch continues."""
         if not is_intermediate:
@@ -465,7 +506,7 @@ class _View:
             self._title,
             self.done,
             self._total,
-            trainer.mean_loss if made else None,
+            trainer.mean_loss if made and self._has_loss else None,
             made / spent if made and spent > 0 else None,
             self._run_left(trainer, now) if trainer.in_run else None,
         )
@@ -476,8 +517,8 @@ class _View:
         if trainer.run_length.is_timed:
             return max(0.0, trainer.run_length.duration.value - trainer.position.seconds)
         fraction = trainer.progress.fraction
-        if fraction is None or not self._fraction < fraction < 1:
-            return None
+        if fraction is None or self._fraction is None or not self._fraction < fraction < 1:
+            return None  # or this is an evaluation within the run, which knows only its own start
         return (now - self._run_began) * (1 - fraction) / (fraction - self._fraction)
 
     # -- Rows -------------------------------------------------------------------------------------
@@ -563,6 +604,7 @@ class _View:
             row = Row(0, values, seconds=time.monotonic() - self._run_began)
             self.screen.start_table()
             self._print([*columns, Column("time", "time")], row, set())
+            self.screen.start_table()
 
 
 def _epoch_title(trainer: Trainer) -> str:

@@ -27,6 +27,9 @@ if TYPE_CHECKING:
 
     from pa_core.display.layout import Layout, Slot
 
+_ERASE = "\x1b[K"
+"""Erases the rest of the line."""
+
 
 def is_terminal(stream: Any) -> bool:
     """Whether a stream is a terminal that is to show a bar, rather than a file or a CI's log."""
@@ -140,6 +143,8 @@ class Terminal(Screen):
             for slot in slots:
                 table.add_column(width=slot.width, no_wrap=True)
             for row in stacked(slots, cells):
+                if not any(text.strip() for text, _ in row):
+                    continue  # a row that is folded may lack values
                 # Aligned here: rich drops the space that stands in the place of a mark.
                 padded = zip(row, slots, strict=True)
                 table.add_row(
@@ -255,7 +260,7 @@ class Bar:
             if os.getpid() != self._process:
                 # A forked worker of a data loader doesn't know whether the bar is drawn now.
                 if not self._unfinished:
-                    self._bar.fp.write("\r\x1b[K")
+                    self._bar.fp.write(f"\r{_ERASE}")
                     self._bar.fp.flush()
             elif self._is_drawn:
                 self._is_drawn = False
@@ -297,6 +302,16 @@ class _Tqdm(tqdm):
     def __init__(self, file: Any) -> None:
         # Nothing is displayed before the delay is over, which is never.
         super().__init__(file=file, leave=False, dynamic_ncols=True, delay=1e9)
+
+    @staticmethod
+    def status_printer(file: Any) -> Callable[[str], None]:
+        """How a line replaces the one before; spaces would wrap if the terminal is narrower now."""
+
+        def print_status(line: str) -> None:
+            file.write(f"\r{line}{_ERASE}")
+            file.flush()
+
+        return print_status
 
     def show(self, progress: Progress) -> None:
         """Display how far the epoch has come."""
