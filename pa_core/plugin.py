@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from pa_core.diagnostics.preserve import preserved
     from pa_core.diagnostics.stopwatch import Spent, Stopwatch
     from pa_core.display.epochs import greater_is_better
-    from pa_core.display.metric_names import MetricName, parse_metric_names
+    from pa_core.display.metric_names import MetricName, parse_metric_names, unambiguous_names
     from pa_core.display.notebook import NotebookOutput, in_notebook
     from pa_core.display.plot import plot_records
     from pa_core.engine.optimizers import SchedulerList
@@ -108,6 +108,7 @@ __all__ = [
     "state_folders",
     "tensor_bytes",
     "to_uint8_images",
+    "unambiguous_names",
     "unwrap",
     "watch_device_syncs",
     "wrapped_module",
@@ -147,6 +148,7 @@ _HOMES = {
     "named_parameters": "pa_core.engine.wrappers",
     "newest_intact_state": "pa_core.checkpoint.storage",
     "parse_metric_names": "pa_core.display.metric_names",
+    "unambiguous_names": "pa_core.display.metric_names",
     "plot_records": "pa_core.display.plot",
     "preserved": "pa_core.diagnostics.preserve",
     "read_settings": "pa_core.settings.table",

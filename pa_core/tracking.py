@@ -335,12 +335,13 @@ class RunHistory(ABC):
         from pa_core.display.epochs import epoch_table
         from pa_core.display.frame import records_of
         from pa_core.display.html import epochs_html, line_html
+        from pa_core.display.metric_names import is_of_evaluate
 
         records = records_of(self)
         if not records:
             return line_html(repr(self))
         table = epoch_table(records)
-        evaluation = {r["metric"]: r["value"] for r in records if "evaluation_" in r["metric"]}
+        evaluation = {r["metric"]: r["value"] for r in records if is_of_evaluate(r["metric"])}
         lines = [line_html(f"{name} = {_short(value)}") for name, value in evaluation.items()]
         return "".join([epochs_html(table) if table.rows else "", *lines])
 
@@ -537,11 +538,14 @@ class InMemoryRunHistory(RunHistory):
         self._get_progress = get_progress
 
     def _place_text(self) -> str:
+        from pa_core.display.metric_names import is_of_evaluate, unambiguous_names
+
         records = self.latest_records(100)
         if not records or records[-1]["update"] is None:
             return ""
         # The history has advanced to the next epoch when evaluate() records.
-        in_epochs = [r["epoch"] for r in records if not r["metric"].startswith("evaluation_")]
+        names = unambiguous_names(records)
+        in_epochs = [r["epoch"] for r in records if not is_of_evaluate(next(names))]
         epoch = (in_epochs or [records[-1]["epoch"]])[-1]
         return f"epoch {epoch}, update {records[-1]['update']}: "
 

@@ -28,6 +28,7 @@ from pa_core.display.epochs import (
     number_text,
     rows_of,
 )
+from pa_core.display.metric_names import is_of_evaluate
 from pa_core.display.screen import Progress, Screen
 from pa_core.display.terminal import create_screen, shows_bars
 from pa_core.durations import Duration, Every
@@ -38,6 +39,7 @@ from pa_core.tracking import count_values, num_recorded
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from pa_core.tracking import RunHistory
     from pa_core.trainer import Trainer
 
 _MOST_COLUMNS, _MOST_GROUPS = 24, 4
@@ -166,6 +168,8 @@ class ProgressTableCallback(ConfigurableCallback):
         )
         self._view = _View(screen, shown, self.columns, _directions(trainer))
         self._view.skip_recorded(trainer)
+        if outer is not None:
+            outer.set_aside(trainer)
         try:
             yield self._view
         finally:
@@ -173,6 +177,7 @@ class ProgressTableCallback(ConfigurableCallback):
             if outer is None:
                 screen.close()
             else:
+                outer.skip_recorded(trainer)
                 screen.hide()
 
     @hookimpl(trylast=True)  # after what other plugins print
@@ -345,6 +350,7 @@ class _View:
         self._run_began, self._has_loss = now, True
         self._fraction: float | None = None  # of the run, when it began or was resumed
         self._counts: dict[str, int] = {}
+        self._aside: dict[str, float] = {}
         self._keys: dict[str, None] = {}
         self._columns: dict[tuple[str, ...], list[Column]] = {}
         self._rates: dict[str, float] = {}
@@ -358,6 +364,10 @@ class _View:
         """Show only what is recorded from here on."""
         self._counts = count_values(trainer.run_history)
 
+    def set_aside(self, trainer: Trainer) -> None:
+        """Keep what is recorded for the next row, before an evaluation records the same names."""
+        self._aside = self._take_cells(trainer)
+
     def _take_new(self, trainer: Trainer) -> dict[str, Any]:
         """The latest value of each metric that was recorded since the last call."""
         history, before = trainer.run_history, self._counts
@@ -370,7 +380,8 @@ class _View:
         new = self._take_new(trainer)
         shown = {name: value for name, value in new.items() if is_shown(name, value)}
         within = {column_key(name): value for name, value in shown.items()}
-        return within | {name: value for name, value in shown.items() if name in within}
+        aside, self._aside = self._aside, {}
+        return aside | within | {name: value for name, value in shown.items() if name in within}
 
     # -- A run ------------------------------------------------------------------------------------
 
@@ -528,7 +539,7 @@ class _View:
         history, update = trainer.run_history, self.requested
         if self.pending is not None:
             values, update = self.pending, self._update_of_pending
-        elif num_recorded(history, "train_loss") == self._counts.get("train_loss", 0):
+        elif not self._has_new(history, "train_loss"):
             self.requested = trainer.updates  # the processes have yet to agree on it
             return
         else:
@@ -554,10 +565,13 @@ class _View:
         """Print what a run recorded since its last row, if it is stopped within an epoch."""
         if self.pending is not None:
             self.print_within(trainer)
-        if num_recorded(trainer.run_history, "train_loss_epoch") != self._counts.get(
-            "train_loss_epoch", 0
-        ):
+        if self._has_new(trainer.run_history, "train_loss_epoch"):
             self.print_epoch(trainer)
+
+    def _has_new(self, history: RunHistory, name: str) -> bool:
+        """Whether a value was recorded that no row has shown yet."""
+        is_new = num_recorded(history, name) != self._counts.get(name, 0)
+        return is_new or column_key(name) in self._aside
 
     def _print_row(self, row: Row) -> None:
         self._keys |= dict.fromkeys(row.values)
@@ -598,7 +612,8 @@ class _View:
         """Print what ``evaluate`` has recorded, in one row."""
         self.end_phase()
         values = {n: value for n, value in self._take_new(trainer).items() if is_number(value)}
-        self._keys = dict.fromkeys(values)
+        # Losses first: a history keeps the order in which names were first recorded.
+        self._keys = dict.fromkeys(sorted(values, key=lambda name: not is_of_evaluate(name)))
         columns = [Column(one.key, one.heading) for one in metric_columns(self._chosen())]
         if columns:
             row = Row(0, values, seconds=time.monotonic() - self._run_began)

@@ -12,6 +12,8 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from pa_core.display.metric_names import is_of_evaluate, is_of_training, unambiguous_names
+
 _ENDS = ("intermediate_eval_loss", "eval_loss_epoch")  # of names with a model and a dataset before
 _RATE = re.compile(r"learning_rate(?=$|[_/])")
 _LOWER = re.compile(
@@ -100,8 +102,15 @@ def rows_of(records: Iterable[Mapping[str, Any]]) -> list[Row]:
     """The rows of records; what ``evaluate`` has recorded, and what isn't a number, has none."""
     rows: list[Row] = []
     epochs: dict[int, list[Mapping[str, Any]]] = {}
-    for record in records:
-        epochs.setdefault(record["epoch"], []).append(record)
+    own: set[tuple[int, str]] = set()  # what an epoch has recorded by itself
+    records = list(records)
+    for record, clear_name in zip(records, unambiguous_names(records), strict=True):
+        epoch, name = record["epoch"], record["metric"]
+        if not is_of_evaluate(clear_name):
+            own.add((epoch, name))
+        elif epoch not in epochs or (epoch, name) in own:
+            continue
+        epochs.setdefault(epoch, []).append(record)
     before = 0.0
     for epoch, found in epochs.items():
         times = [record["seconds"] for record in found if record["seconds"] is not None]
@@ -129,7 +138,7 @@ def _rows_of_epoch(
             current = within.setdefault(update or 0, {})
         elif (
             record["update"] != update
-            or name.startswith("train_")
+            or is_of_training(name)
             or name.endswith("eval_loss_epoch")
             or key in (current or ())
         ):
@@ -171,9 +180,7 @@ def metric_columns(
     is_evaluated = any("eval" in key for key in ordered)
     columns = []
     for key, heading in zip(ordered, headings, strict=True):
-        is_compared = not key.startswith("train_") or (
-            key == "train_loss_epoch" and not is_evaluated
-        )
+        is_compared = not is_of_training(key) or (key == "train_loss_epoch" and not is_evaluated)
         columns.append(
             Column(
                 key,
@@ -187,12 +194,12 @@ def metric_columns(
 def _place(key: str) -> int:
     if _RATE.match(key):
         return 3
-    return 0 if key == "train_loss_epoch" else 1 if key.startswith("train_") else 2
+    return 0 if key == "train_loss_epoch" else 1 if is_of_training(key) else 2
 
 
 def is_shown(name: str, value: object) -> bool:
     """Whether a table of epochs has a column for a metric with such a value."""
-    return is_number(value) and not re.search(r"(^|_)evaluation_", name)
+    return is_number(value) and not is_of_evaluate(name)
 
 
 def is_number(value: object) -> bool:

@@ -266,6 +266,34 @@ def test_a_run_that_fails_shows_what_it_recorded_and_how_far_it_came(capsys):
     assert not [line for line in lines_of(capsys) if line.startswith("Failed")]
 
 
+def test_an_evaluation_within_a_run_leaves_the_values_of_the_epoch(capsys):
+    class Evaluates(TrainerCallback):
+        def on_eval_epoch_end(self, trainer):
+            trainer.run_history.update_metric("accuracy", trainer.num_eval_batches / 10)
+
+        def on_training_run_epoch_end(self, trainer):
+            trainer.evaluate({"test": tiny_data(40)} if trainer.updates == 1 else tiny_data(40))
+            trainer.run_history.update_metric("own", 7)
+
+    trainer = make_trainer(ProgressTableCallback(summary=False), Evaluates)
+    trainer.train(tiny_data(8), 2, eval_dataset=tiny_data(8))
+    trainer.evaluate(tiny_data(40))
+    tables = "\n".join(lines_of(capsys)).strip().split("\n\n")
+    assert tables[0].startswith("test eval loss  test accuracy ")
+    rows = [table.splitlines()[-1].split() for table in tables if "epoch" in table]
+    assert [row[3:5] for row in rows] == [["0.1000*", "7"], ["0.1000", "7"]]
+    history = trainer.run_history
+    frame = history.to_pandas()
+    assert list(frame.index) == [1, 2]
+    assert list(frame["accuracy"]) == [0.1, 0.1]
+    assert list(frame["own"]) == [7, 7]
+    html = history._repr_html_()
+    assert html.count("<tr>") == 3
+    assert "<th>accuracy</th>" in html
+    assert "epoch 2" in repr(history)
+    assert history.plot()  # over epochs of one update each
+
+
 def test_a_run_that_is_stopped_says_so(capsys):
     class Stops(TrainerCallback):
         def on_train_step_end(self, trainer):
