@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Generator, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from fnmatch import fnmatch
 from functools import partial
 from textwrap import fill
@@ -30,7 +30,7 @@ from pa_core.display.epochs import (
 )
 from pa_core.display.metric_names import is_of_evaluate
 from pa_core.display.screen import Progress, Screen
-from pa_core.display.terminal import create_screen, shows_bars
+from pa_core.display.terminal import above_bar_of_main_process, create_screen, shows_bars
 from pa_core.durations import Duration, Every
 from pa_core.hookspecs import hookimpl
 from pa_core.plugin import CallbackSettings, ConfigurableCallback, UpdateDuration
@@ -151,9 +151,10 @@ class ProgressTableCallback(ConfigurableCallback):
     @contextmanager
     def _viewing(self, trainer: Trainer) -> Iterator[_View | None]:
         """Show a run, or an evaluation, perhaps within a run."""
-        shown = _parts(self, trainer) if trainer.is_main_process else set()
-        if not shown:
-            yield None
+        shown = _parts(self, trainer)
+        if not shown or not trainer.is_main_process:
+            with above_bar_of_main_process() if "bar" in shown else nullcontext():
+                yield None
             return
         outer = self._view
         screen = (
@@ -248,6 +249,9 @@ class ProgressTableCallback(ConfigurableCallback):
 
     def on_predict_step_end(self, trainer: Trainer, **kwargs: Any) -> None:
         self._count_step(trainer)
+        if self._view is not None and self._view.is_done:
+            # Before the processes join their predictions: what the others print next isn't torn.
+            self._view.end_phase()
 
     def _count_step(self, trainer: Trainer) -> None:
         view = self._view
@@ -501,6 +505,11 @@ class _View:
         self._began = began + time.monotonic() - self._began  # without the evaluation
         self._update_of_pending = trainer.updates
         self.pending = (self.pending or {}) | self._take_cells(trainer)
+
+    @property
+    def is_done(self) -> bool:
+        """Whether all steps of the epoch or the evaluation are made."""
+        return self.done == self._total
 
     def end_phase(self) -> None:
         """Nothing is in progress any more."""

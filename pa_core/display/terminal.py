@@ -11,8 +11,8 @@ import os
 import shutil
 import sys
 import threading
-from collections.abc import Callable
-from contextlib import nullcontext, suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext, suppress
 from textwrap import fill
 from typing import TYPE_CHECKING, Any, ClassVar
 from weakref import WeakSet
@@ -78,6 +78,18 @@ def create_screen(print_text: Callable[[str], Any], *, bar: bool, interval: floa
         return Screen(print_text)
     below = Bar(terminals[0], terminals) if bar else None
     return Terminal(print_text, interval, below, is_coloured=is_coloured)
+
+
+@contextmanager
+def above_bar_of_main_process() -> Iterator[None]:
+    """Let what this process writes to a terminal take the place of the main process' bar there."""
+    terminals = [stream for stream in (sys.stderr, sys.stdout) if is_terminal(stream)]
+    bar = Bar(terminals[0], terminals, is_elsewhere=True) if terminals else None
+    try:
+        yield
+    finally:
+        if bar is not None:
+            bar.close()
 
 
 class Terminal(Screen):
@@ -192,10 +204,12 @@ class Bar:
     Args:
         stream: where it is drawn.
         streams: those whose output goes above it.
+        is_elsewhere: whether another process draws it, on the same terminal.
     """
 
-    def __init__(self, stream: Any, streams: list[Any]) -> None:
-        self._lock, self._process = threading.RLock(), os.getpid()
+    def __init__(self, stream: Any, streams: list[Any], *, is_elsewhere: bool = False) -> None:
+        self._lock = threading.RLock()
+        self._process = None if is_elsewhere else os.getpid()
         self._is_drawn = False
         self._unfinished: Callable[[str], Any] | None = None  # the `write` of a line in progress
         self._others = WeakSet(tqdm._instances)  # bars of other code, which stand above
@@ -247,7 +261,8 @@ class Bar:
     def remove(self) -> None:
         """Remove the bar, and end a line that someone has begun; the next `draw` shows it again."""
         with self._lock:
-            self._erase()
+            if os.getpid() == self._process:
+                self._erase()
             unfinished, self._unfinished = self._unfinished, None
             if unfinished is not None:
                 with suppress(OSError, ValueError):
@@ -258,7 +273,8 @@ class Bar:
             return
         with suppress(OSError, ValueError):
             if os.getpid() != self._process:
-                # A forked worker of a data loader doesn't know whether the bar is drawn now.
+                # Neither a forked worker of a data loader nor another process knows whether the
+                # bar is drawn now.
                 if not self._unfinished:
                     self._bar.fp.write(f"\r{_ERASE}")
                     self._bar.fp.flush()

@@ -33,7 +33,7 @@ from pa_core.callbacks import (
     StepBasedEvaluationCallback,
 )
 from pa_core.display.screen import Progress
-from pa_core.display.terminal import Bar, _Tqdm
+from pa_core.display.terminal import Bar, _Tqdm, above_bar_of_main_process
 from pa_core.display.terminal import is_terminal as is_a_terminal
 from tests.builtin_trainer import Interrupts, Records, make_trainer
 from tests.core.builtins.test_progress import CountedTracker
@@ -646,6 +646,19 @@ def test_what_a_forked_worker_prints_stands_above_the_bar(monkeypatch):
         bar.close()
     assert shown.bars
     assert shown.lines == ["NOTE 0", "in two parts", "NOTE 1", "in two parts"]
+
+
+def test_what_another_process_prints_takes_the_place_of_the_bar(monkeypatch):
+    with terminal(monkeypatch) as shown:
+        bar = Bar(sys.stderr, [])
+        bar.draw(Progress("Epoch 1", 1, 2, 0.5, 1.0, None))
+        with above_bar_of_main_process():
+            print("NOTE in ", end="")
+            print("two parts")
+        bar.draw(Progress("Epoch 1", 1, 2, 0.5, 1.0, None))
+        bar.close()
+    assert shown.bars
+    assert shown.lines == ["NOTE in two parts"]
 
 
 def test_what_is_no_terminal_is_known():
