@@ -15,9 +15,8 @@ from typing import TYPE_CHECKING
 from pa_core.lazy import import_on_use
 
 if TYPE_CHECKING:
-    from accelerate import notebook_launcher
-
     from pa_core.callbacks import TrainerCallback
+    from pa_core.engine.notebook import notebook_launcher
     from pa_core.errors import StopTrainingError
     from pa_core.hookspecs import hookimpl, hookspec
     from pa_core.placeholders import TrainerPlaceholderValues
@@ -43,7 +42,7 @@ _HOMES = {
     "TrainerPlaceholderValues": "pa_core.placeholders",
     "hookimpl": "pa_core.hookspecs",
     "hookspec": "pa_core.hookspecs",
-    "notebook_launcher": "accelerate",
+    "notebook_launcher": "pa_core.engine.notebook",
 }
 
 __getattr__ = import_on_use(__name__, _HOMES)

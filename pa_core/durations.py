@@ -12,6 +12,8 @@ from pydantic_core import CoreSchema, core_schema
 from pa_core.errors import nearest, shown
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from pydantic import GetCoreSchemaHandler, GetJsonSchemaHandler
 
 _UNITS = {
@@ -177,6 +179,18 @@ class Every:
     def is_counted(self) -> bool:
         """Whether all processes reach it at the same update, as with every unit except seconds."""
         return self.duration.unit != "seconds"
+
+    def request(self, make: Callable[..., None], *, is_main_process: bool) -> None:
+        """Make a request that is `due`.
+
+        The clocks of processes differ, so the main process decides by time for all of them.
+
+        Args:
+            make: a method of the trainer's control, such as ``trainer.control.log``.
+            is_main_process: whether this is the main process.
+        """
+        if self.is_counted or is_main_process:
+            make(everywhere=self.is_counted)
 
     def state_dict(self) -> dict[str, int]:
         """The number of multiples reached so far."""

@@ -110,3 +110,25 @@ def shown(value: object) -> str:
     kind = type(value).__name__
     vowels = "AEFHILMNORSX" if kind.isupper() else "AEIOUaeiou"  # of SGD, the letters are read
     return f"{'an' if kind[0] in vowels else 'a'} {kind}"
+
+
+_OUT_OF_MEMORY = (
+    "out of memory",
+    "DefaultCPUAllocator: can't allocate memory",
+    "DefaultCPUAllocator: not enough memory",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "CUDNN_STATUS_ALLOC_FAILED",
+)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error means that the memory of a device or of the machine is full.
+
+    >>> is_out_of_memory(RuntimeError("CUDA error: out of memory"))
+    True
+    """
+    import torch
+
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(text in str(error) for text in _OUT_OF_MEMORY)

@@ -31,16 +31,22 @@ if TYPE_CHECKING:
     from pa_core.checkpoint.safetensors_io import tensor_bytes
     from pa_core.checkpoint.storage import MANIFEST, StateReader, newest_intact_state, state_folders
     from pa_core.control import UpdateResult
-    from pa_core.data.loader import KeyedDataLoader
+    from pa_core.data.keyed_loader import KeyedDataLoader
     from pa_core.data.ready import is_loader
     from pa_core.data.rng import seed_host
     from pa_core.diagnostics.device_syncs import watch_device_syncs
     from pa_core.diagnostics.preserve import preserved
     from pa_core.diagnostics.stopwatch import Spent, Stopwatch
     from pa_core.display.epochs import greater_is_better
-    from pa_core.display.metric_names import MetricName, parse_metric_names, unambiguous_names
-    from pa_core.display.notebook import NotebookOutput, in_notebook
+    from pa_core.display.metric_names import (
+        MetricName,
+        numbers_of,
+        parse_metric_names,
+        unambiguous_names,
+    )
+    from pa_core.display.notebook import NotebookOutput
     from pa_core.display.plot import plot_records
+    from pa_core.display.streams import in_notebook
     from pa_core.engine.optimizers import SchedulerList
     from pa_core.engine.wrappers import (
         clean_state_dict,
@@ -97,6 +103,7 @@ __all__ = [
     "named_modules",
     "named_parameters",
     "newest_intact_state",
+    "numbers_of",
     "parse_metric_names",
     "plot_records",
     "preserved",
@@ -119,7 +126,7 @@ _HOMES = {
     "MANIFEST": "pa_core.checkpoint.storage",
     "PLUGINS_VARIABLE": "pa_core.settings.table",
     "Implementation": "pa_core.plugins.implementations",
-    "KeyedDataLoader": "pa_core.data.loader",
+    "KeyedDataLoader": "pa_core.data.keyed_loader",
     "MetricName": "pa_core.display.metric_names",
     "NotebookOutput": "pa_core.display.notebook",
     "PluginManager": "pa_core.plugins.manager",
@@ -138,7 +145,7 @@ _HOMES = {
     "encode": "pa_core.checkpoint.codec",
     "find_settings_file": "pa_core.settings.table",
     "greater_is_better": "pa_core.display.epochs",
-    "in_notebook": "pa_core.display.notebook",
+    "in_notebook": "pa_core.display.streams",
     "is_loader": "pa_core.data.ready",
     "is_secret": "pa_core.settings.secrets",
     "load_clean_state_dict": "pa_core.engine.wrappers",
@@ -147,6 +154,7 @@ _HOMES = {
     "named_modules": "pa_core.engine.wrappers",
     "named_parameters": "pa_core.engine.wrappers",
     "newest_intact_state": "pa_core.checkpoint.storage",
+    "numbers_of": "pa_core.display.metric_names",
     "parse_metric_names": "pa_core.display.metric_names",
     "unambiguous_names": "pa_core.display.metric_names",
     "plot_records": "pa_core.display.plot",

@@ -290,7 +290,7 @@ class RunHistory(ABC):
         """
         from pa_core.display.frame import to_frame
 
-        return to_frame(self, per)
+        return to_frame(records_of(self), per)
 
     def plot(
         self,
@@ -317,7 +317,6 @@ class RunHistory(ABC):
             ImportError: if matplotlib isn't installed, with the pip command.
             ValueError: if there is no such metric or axis, or no metric with numbers.
         """
-        from pa_core.display.frame import records_of
         from pa_core.display.plot import plot_records
 
         return plot_records(records_of(self), metrics, x=x, log=log)
@@ -333,7 +332,6 @@ class RunHistory(ABC):
     def _repr_html_(self) -> str:
         """The table of the epochs for notebooks."""
         from pa_core.display.epochs import epoch_table
-        from pa_core.display.frame import records_of
         from pa_core.display.html import epochs_html, line_html
         from pa_core.display.metric_names import is_of_evaluate
 
@@ -886,6 +884,21 @@ def _are_exact_integers(numbers: np.ndarray) -> bool:
     """Whether all are integers that float64 can tell from their neighbours."""
     is_small = np.abs(numbers) <= _LARGEST_EXACT
     return bool((is_small & (numbers == np.floor(numbers))).all())
+
+
+def records_of(history: RunHistory) -> list[dict[str, Any]]:
+    """The records of a history, as `InMemoryRunHistory.records` has them.
+
+    A history that keeps none has only values: the n-th value of a metric counts as that of epoch n.
+    """
+    records: Iterable[dict[str, Any]] | None = getattr(history, "records", None)
+    if records is not None:
+        return list(records)
+    return [
+        dict.fromkeys(("metric", *_FIELDS)) | {"metric": name, "value": value, "epoch": epoch}
+        for name in history.get_metric_names()
+        for epoch, value in enumerate(history.get_metric_values(name), 1)
+    ]
 
 
 def num_recorded(history: RunHistory, metric_name: str) -> int:

@@ -15,33 +15,35 @@ import torch
 from torch import Tensor
 
 from pa_core.callbacks import get_default_callbacks
-from pa_core.checkpoint.manifest import run_fingerprint
+from pa_core.checkpoint.fingerprint import run_fingerprint
 from pa_core.control import Requests, UpdateResult
 from pa_core.engine.loss_parameters import check_loss_parameters
 from pa_core.engine.optimizers import as_one
 from pa_core.errors import StopTrainingError
+from pa_core.lazy import import_on_use
 from pa_core.loop.arguments import (
     RunArguments,
-    check_batch_output,
     check_collate,
-    check_differentiable,
     check_kwargs,
     check_length,
-    check_loss,
     check_model_and_optimizer,
     check_own_attributes,
     check_predict_arguments,
     check_scheduler_source,
-    check_update,
     settings_as_defaults,
 )
 from pa_core.loop.base import TrainerBase
 from pa_core.loop.consensus import Consensus
 from pa_core.loop.no_items import gradients_of, weighted
+from pa_core.loop.outputs import (
+    check_batch_output,
+    check_differentiable,
+    check_loss,
+    check_update,
+)
 from pa_core.loop.parameters import ParameterWatch
 from pa_core.loop.run_files import identify_run, locking_files
 from pa_core.loop.watched import WatchedMetrics
-from pa_core.placeholders import TrainerPlaceholderValues, replace_trainer_placeholder_values
 from pa_core.plugins.blame import running_plugin
 from pa_core.settings.paths import short_path
 from pa_core.tracking import Position, count_values, follow_run, values_since
@@ -51,6 +53,10 @@ if TYPE_CHECKING:
     from pa_core.loop.arguments import SchedulerSource
     from pa_core.loop.micro_batches import MicroBatch
     from pa_core.loop.randomness import EpochRandomness
+    from pa_core.placeholders import (
+        TrainerPlaceholderValues,
+        replace_trainer_placeholder_values,
+    )
 
 __all__ = [
     "DEFAULT_CALLBACKS",
@@ -60,6 +66,9 @@ __all__ = [
 ]
 
 DEFAULT_CALLBACKS = get_default_callbacks()
+
+_OF_PLACEHOLDERS = ("TrainerPlaceholderValues", "replace_trainer_placeholder_values")
+__getattr__ = import_on_use(__name__, dict.fromkeys(_OF_PLACEHOLDERS, "pa_core.placeholders"))
 
 
 class Trainer(TrainerBase):
@@ -109,13 +118,13 @@ class Trainer(TrainerBase):
     def create_eval_dataloader(
         self, batch_size: int, eval_dl_kwargs: dict[str, Any] | None = None
     ) -> Any:
-        """Create the loader of ``self.eval_dataset``; arguments as for training."""
+        """Create the loader of ``self.eval_dataset``; arguments as in `create_train_dataloader`."""
         return self._hooks.create_eval_dataloader(
             trainer=self, batch_size=batch_size, eval_dl_kwargs=eval_dl_kwargs
         )
 
     def get_default_train_dl_kwargs(self, batch_size: int) -> dict[str, Any]:
-        """The default arguments of the training loader."""
+        """The training loader's default arguments: shuffled, without workers, pinned on CUDA."""
         return {
             "shuffle": True,
             "pin_memory": self.device.type == "cuda",
@@ -125,7 +134,7 @@ class Trainer(TrainerBase):
         }
 
     def get_default_eval_dl_kwargs(self, batch_size: int) -> dict[str, Any]:
-        """The default arguments of the evaluation loader."""
+        """The evaluation loader's default arguments: those of training, but not shuffled."""
         return self.get_default_train_dl_kwargs(batch_size) | {"shuffle": False}
 
     def create_scheduler(self) -> Any:
@@ -289,6 +298,10 @@ class Trainer(TrainerBase):
         self._engine.loss_parameters = check_loss_parameters(self)
         check_scheduler_source(create_scheduler_fn, self.optimizers)
         check_collate(collate_fn)
+        if self._engine.num_processes > 1:
+            from pa_core.loop.same_settings import check_same_arguments
+
+            check_same_arguments(self, create_scheduler_fn)
         state = None
         if resume_from is not None:
             from pa_core.checkpoint.resume import find_training_state
@@ -310,7 +323,7 @@ class Trainer(TrainerBase):
         self._engine.plan(self.run_config)
         self._check_update_plugins()
         self._prepare_model_optimizer_and_dataloaders()
-        self._create_scheduler(None if state is None else state.scheduled_for)
+        self._run_scheduler.create(None if state is None else state.scheduled_for)
         self.position = Position(epoch=epoch, first_epoch=epoch)
         self._drawing = set()
         self.control.reset()

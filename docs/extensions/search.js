@@ -5,8 +5,9 @@
 // result links to. A page is listed once. Entries of the index (`{index}` on a page) count as titles,
 // or as headings if they have more words than the query: they have the words that people search for
 // and a title doesn't have, and find a page without these words. Of a sentence, two thirds of the words
-// in a page's title and entries are enough. Sphinx includes this file after its own code; what else is
-// found is left to that.
+// in a page's title and entries are enough. A word that no page has is taken for the nearest one in a
+// title, a heading or an entry: a misspelling. Sphinx includes this file after its own code; what else
+// is found is left to that.
 
 if (typeof Search !== "undefined") {
   const TITLE = 60, HEADING = 40, WORDS = 20; // what has all words of the query
@@ -38,6 +39,45 @@ if (typeof Search !== "undefined") {
   const shareIn = (title, query) => {
     const parts = stems(title), wanted = [...stems(query)];
     return wanted.filter((word) => parts.has(word)).length / (wanted.length || 1);
+  };
+
+  // How many letters to insert, remove, replace or swap with the next one, to make one word of another.
+  const distance = (one, other) => {
+    let before = [], last = Array.from({ length: other.length + 1 }, (_, column) => column);
+    for (let row = 1; row <= one.length; row++) {
+      const now = [row];
+      for (let column = 1; column <= other.length; column++) {
+        const replaced = last[column - 1] + (one[row - 1] === other[column - 1] ? 0 : 1);
+        now[column] = Math.min(replaced, last[column] + 1, now[column - 1] + 1);
+        if (row > 1 && one[row - 1] === other[column - 2] && one[row - 2] === other[column - 1])
+          now[column] = Math.min(now[column], before[column - 2] + 1);
+      }
+      [before, last] = [last, now];
+    }
+    return last[other.length];
+  };
+
+  const isKnown = (word) => {
+    const { terms, titleterms, objects } = Search._index;
+    const stem = new Stemmer().stemWord(word);
+    const names = [...Object.keys(objects), ...Object.values(objects).flat().map((found) => found[4])];
+    return [terms, titleterms].some((found) => Object.keys(found).some((term) => term.includes(stem)))
+      || names.some((name) => name.toLowerCase().includes(word));
+  };
+
+  const corrected = (query) => {
+    const { alltitles, indexentries } = Search._index;
+    const vocabulary = new Set([...Object.keys(alltitles), ...Object.keys(indexentries)].flatMap(words));
+    for (const word of words(query)) {
+      if (word.length < 4 || isKnown(word)) continue;
+      const most = word.length < 8 ? 1 : 2;
+      const [nearest] = [...vocabulary]
+        .map((other) => [other, distance(word, other)])
+        .filter(([, letters]) => letters <= most)
+        .sort(([, one], [, other]) => one - other);
+      if (nearest) query = query.toLowerCase().replace(word, nearest[0]);
+    }
+    return query;
   };
 
   const folder = (docname) => (FOLDERS.find(([start]) => docname.startsWith(start)) ?? ["", 0])[1];
@@ -75,7 +115,9 @@ if (typeof Search !== "undefined") {
   };
 
   const find = Search._performSearch;
-  Search._performSearch = (query, ...terms) => {
+  Search._performSearch = (asked, ...parsed) => {
+    const fixed = corrected(asked);
+    const [query, ...terms] = fixed === asked ? [asked, ...parsed] : Search._parseQuery(fixed);
     const { docnames, titles } = Search._index;
     const byHeading = headings(query);
     const exact = query.toLowerCase().trim();
@@ -107,10 +149,15 @@ if (typeof Search !== "undefined") {
       add(key, result);
     }
     for (const [file, { id, share }] of entries(query)) {
-      const page = docnames[file];
-      const anchor = id === "index-0" ? "" : `#${id}`; // the first one is at the top of its page
+      const page = docnames[file], heading = byHeading.get(file);
       const score = share >= 1 ? TITLE + FITS : HEADING + FITS * share;
-      add(page, [page, titles[file], anchor, null, score, `${page}.md`, "index"]);
+      let anchor = id === "index-0" ? "" : `#${id}`; // the first one is at the top of its page
+      let name = titles[file];
+      if (!anchor && heading && !fit(query, name)) {
+        anchor = `#${heading.id}`;
+        name += ` > ${heading.title}`;
+      }
+      add(page, [page, name, anchor, null, score, `${page}.md`, "index"]);
     }
     for (const [file, share] of topics(query)) {
       const page = docnames[file];

@@ -1,4 +1,4 @@
-"""What several built-in plugins share: a watched metric, a request by time, finite weights."""
+"""What several built-in plugins share: a watched metric, finite weights."""
 
 from __future__ import annotations
 
@@ -14,20 +14,7 @@ from pa_core.engine.subclasses import plain_parts
 from pa_core.plugin import CallbackSettings, ConfigurableCallback
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from pa_core.durations import Every
     from pa_core.trainer import Trainer
-
-
-def request_when_due(every: Every, trainer: Trainer, request: Callable[..., None]) -> None:
-    """Make a request of `TrainerControl` whenever another multiple of a duration is reached.
-
-    The clocks of processes differ, so the main process decides by time for all of them.
-    """
-    counted = every.is_counted
-    if every.due(trainer.progress) and (counted or trainer.is_main_process):
-        request(everywhere=counted)
 
 
 def has_finite_weights(trainer: Trainer) -> bool:

@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
-from pa_core.display.frame import records_of
-from pa_core.display.notebook import NotebookOutput, in_notebook
+from pa_core.display.notebook import NotebookOutput
 from pa_core.display.plot import Axis, is_wanted, notebook_png, plot_records
+from pa_core.display.streams import in_notebook
 from pa_core.errors import nearest
 from pa_core.hookspecs import hookimpl
 from pa_core.plugin import CallbackSettings, ConfigurableCallback
+from pa_core.tracking import records_of
 
 if TYPE_CHECKING:
     from pa_core.trainer import Trainer

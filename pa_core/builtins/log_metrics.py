@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
-from pa_core.builtins.base import request_when_due
 from pa_core.durations import Duration, Every
 from pa_core.hookspecs import hookimpl
 from pa_core.plugin import CallbackSettings, ConfigurableCallback, UpdateDuration
@@ -90,8 +89,8 @@ class LogMetricsCallback(ConfigurableCallback):
         if self._is_requested:  # in the previous step; the loop has recorded the values since
             self._is_requested = False
             self._log_latest_metrics(trainer, self._take_new(trainer))
-        if self._every is not None:
-            request_when_due(self._every, trainer, trainer.control.log)
+        if self._every is not None and self._every.due(trainer.progress):
+            self._every.request(trainer.control.log, is_main_process=trainer.is_main_process)
         if trainer.control.should_log:
             self._is_requested = True
 

@@ -11,7 +11,7 @@ from pydantic import Field
 from tqdm.auto import tqdm
 
 from pa_core.data.loader import num_batches
-from pa_core.display.terminal import shows_bars
+from pa_core.display.streams import shows_bars
 from pa_core.hookspecs import hookimpl
 from pa_core.plugin import CallbackSettings, ConfigurableCallback
 
@@ -73,7 +73,7 @@ class ProgressBarCallback(ConfigurableCallback):
             bar.close()
         return result
 
-    def on_predict_step_end(self, **kwargs: Any) -> None:
+    def on_predict_step_end(self, trainer: Trainer, **kwargs: Any) -> None:
         if self._predict_pbar is not None:
             self._predict_pbar.advance()
 

@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
-from pa_core.builtins.base import request_when_due
 from pa_core.durations import Duration, Every
 from pa_core.hookspecs import hookimpl
 from pa_core.plugin import CallbackSettings, ConfigurableCallback, UpdateDuration
@@ -54,7 +53,8 @@ class StepBasedEvaluationCallback(ConfigurableCallback):
 
     @hookimpl(trylast=True)
     def on_train_step_end(self, trainer: Trainer, **kwargs: Any) -> None:
-        request_when_due(self._every, trainer, trainer.control.evaluate)
+        if self._every.due(trainer.progress):
+            self._every.request(trainer.control.evaluate, is_main_process=trainer.is_main_process)
 
     def state_dict(self) -> dict[str, Any]:
         return self._every.state_dict()

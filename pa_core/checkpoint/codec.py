@@ -106,7 +106,7 @@ def _take_apart(value: Tensor, tensors: dict[str, Tensor], owner: str) -> Json:
         described = encode(context, in_context, "context")
     except TrainingStateError as error:
         raise TrainingStateError(
-            f"{owner} can't be saved, since __tensor_flatten__ of {name} returns a {error}"
+            f"{owner} can't be saved. In what __tensor_flatten__ of {name} returns, {error}"
         ) from error
     if in_context:
         raise TrainingStateError(

@@ -15,6 +15,7 @@ from pa_core.checkpoint.atomic_io import save_file
 from pa_core.checkpoint.lock import check_held
 from pa_core.checkpoint.storage import MANIFEST
 from pa_core.engine.loss_parameters import find_loss, trained_loss
+from pa_core.engine.optimizer_types import restore_types
 from pa_core.engine.subclasses import find_class
 from pa_core.errors import CheckpointError
 from pa_core.settings.paths import local_path
@@ -66,8 +67,9 @@ def load_checkpoint(
     trainer: Trainer, checkpoint_path: str | Path, load_optimizer: bool, load_scheduler: bool
 ) -> dict[str, Any]:
     """Load a checkpoint file without executing anything in it; see `Trainer.load_checkpoint`."""
-    trainer._engine.wait()
-    content = trainer._engine.run_on_all(lambda: read_checkpoint(checkpoint_path))
+    engine = trainer._engine
+    engine.wait()
+    content = engine.run_on_all(lambda: read_checkpoint(checkpoint_path))
     wanted = (
         ("optimizer", trainer.optimizer, load_optimizer),
         ("scheduler", trainer.scheduler, load_scheduler),
@@ -89,12 +91,15 @@ def load_checkpoint(
             stacklevel=3,
         )
     states = [(target, content[f"{name}_state_dict"]) for name, target in present]
+    keeps_types = not engine.changed_types(trainer.model, content["model_state_dict"])
     _rehearse(trainer, states)
     _load_weights(trainer, content["model_state_dict"])
     if loss is not None and saved_loss is not None:
         loss.load_state_dict(saved_loss)
     for target, state in states:
         target.load_state_dict(state)
+        if target is trainer.optimizer and keeps_types:
+            restore_types(target, state)
     return content
 
 

@@ -24,7 +24,7 @@ from pa_core.checkpoint.compatibility import (
     mid_epoch_obstacle,
     same_state,
 )
-from pa_core.checkpoint.manifest import (
+from pa_core.checkpoint.fingerprint import (
     DATA_ENTRIES,
     data_fingerprint,
     describe_optimization,
@@ -162,7 +162,9 @@ class TrainingState:
         if self._has_changed_data:
             saved = saved | {"run": _without_data(saved["run"])}
         found, obstacle = differences(saved, present, strict=strict), None
-        if self._sharding != trainer._engine.sharding:
+        engine = trainer._engine
+        found += engine.changed_types(trainer.model, self._weights)
+        if self._sharding != engine.sharding:
             found.append(self._sharding_difference(trainer))
             obstacle = (
                 "A shard of the optimizer can only be restored where the optimizer is sharded the "
@@ -451,7 +453,11 @@ class TrainingState:
             if scaler is not None and self._parts["scaler"] is not None:
                 scaler.load_state_dict(self._parts["scaler"])
             if optimizer is not None:
-                engine.load_optimizer_state(optimizer, self._parts["optimizer"])
+                engine.load_optimizer_state(
+                    optimizer,
+                    self._parts["optimizer"],
+                    keeps_types=not engine.changed_types(trainer.model, self._weights),
+                )
                 engine.load_training_weights(optimizer, self._parts["training_weights"] or {})
             # After the optimizer: creating the scheduler has set the optimizer's learning rate.
             if trainer.scheduler is not None and scheduler is not None:
@@ -498,9 +504,9 @@ class TrainingState:
         the plugins' state describe the run so far, and stay. Errors are those of
         `restore_weights`.
         """
-        trainer._recreate_scheduler(self.scheduled_for)
+        trainer._run_scheduler.recreate(self.scheduled_for)
         self.restore_weights(trainer)
-        trainer._follow_length()
+        trainer._run_scheduler.follow_length()
         plugins, saved = trainer.plugins, self._process["plugins"]
         following = {
             name: keys

@@ -22,12 +22,12 @@ import torch
 from torch import Tensor
 
 from pa_core.checkpoint.codec import encode, encode_weights
+from pa_core.checkpoint.fingerprint import frozen_parameters
 from pa_core.checkpoint.lock import check_held
-from pa_core.checkpoint.manifest import frozen_parameters
 from pa_core.checkpoint.optimizer_shards import write_shard
 from pa_core.checkpoint.safetensors_io import HostMemory, has_room_in_memory, tensor_bytes
 from pa_core.checkpoint.storage import StateWriter
-from pa_core.data.loader import KeyedDataLoader
+from pa_core.data.keyed_loader import KeyedDataLoader
 from pa_core.engine.loss_parameters import trained_loss
 from pa_core.engine.subclasses import is_wrapper, local_part
 from pa_core.engine.wrappers import named_parameters
@@ -159,7 +159,7 @@ def _state_files(
     if loss is not None:
         state["loss_func"] = encode(loss.state_dict(), tensors, "loss_func")
     state["position"] = asdict(trainer.position)
-    numbers = trainer._scheduled_for
+    numbers = trainer._run_scheduler.created_for
     state["scheduled_for"] = None if numbers is None else asdict(numbers)
     history = trainer.run_history
     unseen = trainer._watched.unseen(history)

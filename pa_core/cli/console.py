@@ -9,7 +9,6 @@ import re
 import sys
 import textwrap
 from collections.abc import Iterable, Iterator, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -60,14 +59,6 @@ def print_error(text: str, style: str = "red") -> None:
     out = console(stderr=True)
     for line in text.splitlines():
         out.print("\n".join(indented(line, out.width, "")), style=style)
-
-
-def short_path(path: str | Path) -> str:
-    """A path relative to the working directory, if it is below it."""
-    try:
-        return str(Path(path).relative_to(Path.cwd()))
-    except ValueError:
-        return str(path)
 
 
 def print_table(

@@ -12,13 +12,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pa_core import __version__
-from pa_core.cli.console import console, fold, short_path
+from pa_core.cli.console import console, fold
 from pa_core.cli.here import settings_here
 from pa_core.errors import PluginConflictError, PluginError, SettingsError
 from pa_core.plugins.discovery import find_claims, only_claim
 from pa_core.plugins.manager import PluginManager
 from pa_core.plugins.requirements import installed_version, requirements_of
 from pa_core.settings.environment import build_all_plugins
+from pa_core.settings.paths import short_path
 
 if TYPE_CHECKING:
     from pa_core.settings.table import Settings

@@ -15,11 +15,12 @@ from string import Template
 from typing import NamedTuple
 
 from pa_core import __version__, hookspecs
-from pa_core.cli.console import console, short_path
+from pa_core.cli.console import console
 from pa_core.errors import PaCoreError, nearest
 from pa_core.plugins.discovery import find_claims
 from pa_core.plugins.implementations import specifications
 from pa_core.plugins.requirements import distribution_version
+from pa_core.settings.paths import short_path
 
 _NAME = re.compile(r"[a-z]([a-z0-9]|[-_.](?=[a-z0-9]))*")  # as PyPI normalises names
 _MAX_LENGTH = 32  # a longer name would make lines of the template too long

@@ -13,7 +13,6 @@ from pa_core.cli.console import (
     print_json,
     print_table,
     prints_to_stderr,
-    short_path,
 )
 from pa_core.cli.here import read_here
 from pa_core.cli.settings_in_effect import Setting, all_settings, changed_settings
@@ -32,6 +31,7 @@ from pa_core.settings.environment import (
 )
 from pa_core.settings.items import parse_item, source_of
 from pa_core.settings.overrides import with_overrides
+from pa_core.settings.paths import short_path
 from pa_core.settings.table import PLUGINS_VARIABLE, Settings
 
 if TYPE_CHECKING:

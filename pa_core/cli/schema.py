@@ -10,11 +10,11 @@ from pa_core.cli.console import (
     print_error,
     print_json,
     prints_to_stderr,
-    short_path,
 )
 from pa_core.cli.here import read_here
 from pa_core.errors import PluginError, SettingsError
 from pa_core.plugins.discovery import find_claims
+from pa_core.settings.paths import short_path
 from pa_core.settings.schema import json_schema, own_plugins, pyproject_schema
 from pa_core.settings.table import Settings
 

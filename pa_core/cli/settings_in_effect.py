@@ -6,13 +6,13 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from pa_core.cli.console import short_path
 from pa_core.cli.source_reading import settings_fields
 from pa_core.errors import PluginError
 from pa_core.plugins.builtin_names import PARTS
 from pa_core.plugins.discovery import load_plugin
 from pa_core.settings.environment import left_out_names
 from pa_core.settings.overrides import key_path
+from pa_core.settings.paths import short_path
 from pa_core.settings.secrets import MASK, mask_secrets
 from pa_core.settings.table import PLUGINS_VARIABLE, RESERVED, SET_VARIABLE
 from pa_core.settings.validation import settings_model, without_secrets

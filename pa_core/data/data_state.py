@@ -23,7 +23,8 @@ from torch.utils.data import DataLoader
 from pa_core.data.digest import batch_digest
 from pa_core.data.inspection import digest_of_values
 from pa_core.data.keyed_fetch import KEPT, can_be_keyed, keyed_loader
-from pa_core.data.loader import KeyedDataLoader, batches
+from pa_core.data.keyed_loader import KeyedDataLoader
+from pa_core.data.loader import batches
 from pa_core.data.process_split import SplitLoader, UnevenSplitLoader
 from pa_core.data.ready_loader import has_state, name_of, order_holders, parts
 from pa_core.errors import TrainingStateError

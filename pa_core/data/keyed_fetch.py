@@ -156,6 +156,7 @@ class KeyedOrder:
 
     def _items(self) -> Iterator[Any]:
         """What the sampler yields, seeded for each item."""
+        seed_host(self._key(0))  # an `__iter__` that isn't a generator may draw its order at once
         iterator = iter(self._order)
         for number in count():
             # As fetching would, in the same process: the order is the same with workers.

@@ -11,25 +11,18 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator
 from itertools import chain, islice
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any
+
+from pa_core.data.ready_loader import can_be_keyed, keyed_epoch
+from pa_core.data.sampler import SplitBatch
 
 if TYPE_CHECKING:
     from pa_core.data.split_marks import SplitMark
     from pa_core.engine.base import Engine
 
-Purpose = Literal["train", "evaluate", "predict"]
-
 _END = object()
 _MOST_COMPARED = 4  # batches of a stream
 _MOST_INDICES = 64  # batches of indices
-
-
-class SplitBatch(NamedTuple):
-    """A batch of a step in which some process has only a padding batch."""
-
-    batch: Any
-    is_padding: bool
-    """Whether this process' batch is the padding batch."""
 
 
 class SplitLoader:
@@ -68,8 +61,6 @@ class SplitLoader:
         Raises:
             RuntimeError: from the iterator, on every process, if the processes read different data.
         """
-        from pa_core.data.ready_loader import can_be_keyed, keyed_epoch
-
         if can_be_keyed(self.loader):
             return keyed_epoch(
                 self.loader, seed, epoch, self.rank, self.num_processes, self._check_order
@@ -78,7 +69,7 @@ class SplitLoader:
 
     def _check_order(self, items: Iterator[Any]) -> Iterator[Any]:
         """The same indices, after comparing the first ones between processes."""
-        from pa_core.data.self_split import check_same_order
+        from pa_core.data.split_checks import check_same_order
 
         first = list(islice(items, _MOST_INDICES))
         check_same_order(first, self._engine, self.loader)
@@ -86,7 +77,7 @@ class SplitLoader:
 
     def _checked(self, items: Iterator[Any]) -> Iterator[Any]:
         """The same batches, after comparing the first ones between processes."""
-        from pa_core.data.self_split import check_same_batches
+        from pa_core.data.split_checks import check_same_batches
 
         if not self.is_marked:
             first = list(islice(items, min(self.num_processes, _MOST_COMPARED)))
@@ -132,10 +123,6 @@ class OwnSplitLoader(SplitLoader):
             raise TypeError(f"{type(self.loader).__name__} has no length")
         return self._length
 
-    def gather(self, value: Any) -> list[Any]:
-        """The `value` of each process, in the order of ranks; a collective."""
-        return self._engine.gather_objects(value)
-
     def iterate(self, seed: int, epoch: int) -> Iterator[Any]:
         """Iterate over this process' batches of an epoch.
 
@@ -144,8 +131,6 @@ class OwnSplitLoader(SplitLoader):
                 nothing but their fields says that they are split.
             ValueError: likewise, if an evaluation would count samples twice.
         """
-        from pa_core.data.ready_loader import can_be_keyed, keyed_epoch
-
         sampler: Any = getattr(self.loader, "batch_sampler", None)
         if hasattr(sampler, "set_position"):  # of our own loader
             sampler.set_position(epoch)
@@ -156,12 +141,12 @@ class OwnSplitLoader(SplitLoader):
 
     def _check_order(self, items: Iterator[Any]) -> Iterator[Any]:
         """The indices of an evaluation, after checking that no sample is on two processes."""
-        from pa_core.data.self_split import each_once
+        from pa_core.data.split_checks import each_once
 
         return iter(each_once(list(items), self._engine, self._mark, self.loader))
 
     def _checked(self, items: Iterator[Any]) -> Iterator[Any]:
-        from pa_core.data.self_split import check_own_batches
+        from pa_core.data.split_checks import check_own_batches
 
         if not self._is_compared:
             self._is_compared = True
@@ -197,5 +182,5 @@ class UnevenSplitLoader(OwnSplitLoader):
             yield item
         while self._engine.largest(0)[0]:
             if item is _END:
-                raise ValueError("This process' split of the training data has no batch")
+                raise ValueError("This process's split of the training data has no batch")
             yield SplitBatch(item, True)

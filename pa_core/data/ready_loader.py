@@ -26,9 +26,9 @@ from pa_core.data.keyed_fetch import (
     can_be_keyed,
     keyed_loader,
 )
-from pa_core.data.loader import KeyedDataLoader, KeyedDataset
-from pa_core.data.process_split import SplitBatch
+from pa_core.data.keyed_loader import KeyedDataLoader, KeyedDataset
 from pa_core.data.rng import derive_key, seed_host
+from pa_core.data.sampler import SplitBatch
 
 __all__ = ["LOADER_OPTIONS", "can_be_keyed", "has_state", "keyed_epoch", "order_holders"]
 

@@ -35,6 +35,14 @@ def _index_batch(key: int, indices: bytes) -> IndexBatch:
     return IndexBatch(key, torch.frombuffer(bytearray(indices), dtype=torch.int64))
 
 
+class SplitBatch(NamedTuple):
+    """A batch of a step in which some process has only a padding batch."""
+
+    batch: Any
+    is_padding: bool
+    """Whether this process' batch is the padding batch."""
+
+
 class EpochSampler(Sampler[Any]):
     """Yields batches of indices; the global batches are the same on any number of processes.
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 from pa_core.display.metric_names import is_of_evaluate, unambiguous_names
@@ -10,24 +10,7 @@ from pa_core.display.metric_names import is_of_evaluate, unambiguous_names
 if TYPE_CHECKING:
     import pandas
 
-    from pa_core.tracking import RunHistory
-
 _FIELDS = ("metric", "value", "epoch", "update", "samples", "seconds")
-
-
-def records_of(history: RunHistory) -> list[dict[str, Any]]:
-    """The records of a history, as `InMemoryRunHistory.records` has them.
-
-    A history that keeps none has only values: the n-th value of a metric counts as that of epoch n.
-    """
-    records: Iterable[dict[str, Any]] | None = getattr(history, "records", None)
-    if records is not None:
-        return list(records)
-    return [
-        dict.fromkeys(_FIELDS) | {"metric": name, "value": value, "epoch": epoch}
-        for name in history.get_metric_names()
-        for epoch, value in enumerate(history.get_metric_values(name), 1)
-    ]
 
 
 def rows_by_epoch(records: Iterable[Mapping[str, Any]]) -> dict[int, dict[str, Any]]:
@@ -51,7 +34,9 @@ def rows_by_epoch(records: Iterable[Mapping[str, Any]]) -> dict[int, dict[str, A
     return dict(sorted(rows.items()))
 
 
-def to_frame(history: RunHistory, per: Literal["epoch", "record"]) -> pandas.DataFrame:
+def to_frame(
+    records: Sequence[Mapping[str, Any]], per: Literal["epoch", "record"]
+) -> pandas.DataFrame:
     """A data frame with a row for each epoch or for each record; see `RunHistory.to_pandas`."""
     if per not in ("epoch", "record"):
         raise ValueError(f'per={per!r}: expected "epoch" or "record"')
@@ -59,7 +44,6 @@ def to_frame(history: RunHistory, per: Literal["epoch", "record"]) -> pandas.Dat
         import pandas
     except ImportError:
         raise ImportError("to_pandas() needs pandas: pip install pandas") from None
-    records = records_of(history)
     if per == "record":
         frame = pandas.DataFrame(records, columns=list(_FIELDS))
         # Values recorded outside of runs have no position, which integers of NumPy can't express.

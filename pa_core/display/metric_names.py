@@ -1,4 +1,4 @@
-"""Parse metric names: the quantity, the data split, and the dataset."""
+"""Parse metric names: the quantity, the data split and the dataset; name the entries of lists."""
 
 from __future__ import annotations
 
@@ -86,6 +86,28 @@ def parse_metric_names(names: Iterable[str]) -> dict[str, MetricName]:
         else one
         for name, one in parsed.items()
     }
+
+
+def numbers_of(name: str, value: Any, most_entries: int) -> Iterator[tuple[str, float]]:
+    """The numbers of a recorded value by name: itself, or the entries of a table or a list.
+
+    Args:
+        name: of the metric.
+        value: what was recorded.
+        most_entries: a longer list has none.
+
+    >>> list(numbers_of("f1", {"cat": 0.5, "dogs": [1, 0]}, 10))
+    [('f1/cat', 0.5), ('f1/dogs/0', 1.0), ('f1/dogs/1', 0.0)]
+    """
+    if isinstance(value, int | float):
+        yield name, float(value)
+    elif isinstance(value, Mapping):
+        for key, item in value.items():
+            yield from numbers_of(f"{name}/{key}", item, most_entries)
+    elif isinstance(value, list) and len(value) <= most_entries:
+        for number, item in enumerate(value):
+            if isinstance(item, int | float):
+                yield f"{name}/{number}", float(item)
 
 
 def is_of_evaluate(name: str) -> bool:

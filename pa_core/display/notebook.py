@@ -3,23 +3,12 @@
 from __future__ import annotations
 
 import os
-import sys
 import warnings
 from collections.abc import Mapping
 from importlib import import_module
 from typing import Any
 
-
-def _kernel() -> Any:
-    """The kernel that runs the cells of a notebook in this process; None if there is none."""
-    ipython = sys.modules.get("IPython")
-    shell = ipython.get_ipython() if ipython is not None else None
-    return getattr(shell, "kernel", None)
-
-
-def in_notebook() -> bool:
-    """Whether this process runs the cells of a notebook, and can show HTML and pictures there."""
-    return _kernel() is not None
+from pa_core.display import streams
 
 
 def import_tqdm() -> None:
@@ -50,7 +39,7 @@ class NotebookOutput:
         """
         from IPython.display import DisplayHandle
 
-        session = getattr(_kernel(), "session", None)
+        session = getattr(streams.kernel(), "session", None)
         if session is not None and session.pid != os.getpid():
             # A process that notebook_launcher has forked. The kernel itself does so for what is
             # printed; without it, what is displayed would be dropped.
@@ -68,14 +57,14 @@ _evaluations: list[tuple[Any, Mapping[str, Any], NotebookOutput]] = []
 
 def note_evaluation(values: Mapping[str, Any], output: NotebookOutput) -> None:
     """Remember that a cell shows an evaluation, which its result may show as well."""
-    cell = getattr(_kernel(), "execution_count", None)
+    cell = getattr(streams.kernel(), "execution_count", None)
     _evaluations[:] = [one for one in _evaluations if one[0] == cell]
     _evaluations.append((cell, values, output))
 
 
 def show_once(result: Mapping[str, Any]) -> None:
     """Empty the output of an evaluation if its result is the last line of the same cell."""
-    cell = getattr(_kernel(), "execution_count", None)
+    cell = getattr(streams.kernel(), "execution_count", None)
     for one in reversed(_evaluations):
         # By their texts, in which NaN equals NaN.
         is_shown = all(repr(result.get(name)) == repr(value) for name, value in one[1].items())

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 from pa_core.display.metric_names import (
     MetricName,
     is_of_evaluate,
+    numbers_of,
     parse_metric_names,
     unambiguous_names,
 )
@@ -78,15 +79,16 @@ def plot_records(
         raise ValueError(f"x={x!r}: expected {', '.join(map(repr, _AXES))}.{nearest(x, _AXES)}")
     records = list(records)
     names_of_records = unambiguous_names(records)
-    records = [r | {"metric": n} for r, n in zip(records, names_of_records, strict=True)]
+    records = [{**r, "metric": n} for r, n in zip(records, names_of_records, strict=True)]
     records = _in_sequence(records)
     if x != "epoch" and any(record[x] is None for record in records):
         x = "epoch"
     places = _fractions_of_epochs(records) if x == "epoch" else [record[x] for record in records]
     found: dict[str, list[tuple[float, float]]] = {}
     for record, place in zip(records, places, strict=True):
-        for name, number in _numbers(record["metric"], record["value"]):
-            found.setdefault(name, []).append((place, number))
+        for name, number in numbers_of(record["metric"], record["value"], _MAX_ENTRIES):
+            value = number if math.isfinite(number) else math.nan
+            found.setdefault(name, []).append((place, value))
     names = parse_metric_names(found)
     if metrics is not None:
         chosen = _choose(names, [metrics] if isinstance(metrics, str) else metrics)
@@ -148,18 +150,6 @@ def _fractions_of_epochs(records: Sequence[Mapping[str, Any]]) -> list[float]:
         else float(np.interp(record["update"], updates, epochs))
         for record in records
     ]
-
-
-def _numbers(name: str, value: Any) -> Iterable[tuple[str, float]]:
-    if isinstance(value, int | float):
-        yield name, float(value) if math.isfinite(value) else math.nan
-    elif isinstance(value, Mapping):
-        for key, item in value.items():
-            yield from _numbers(f"{name}/{key}", item)
-    elif isinstance(value, list) and len(value) <= _MAX_ENTRIES:
-        for number, item in enumerate(value):
-            if isinstance(item, int | float):
-                yield from _numbers(f"{name}/{number}", item)
 
 
 def is_wanted(wanted: str, names: Iterable[str]) -> bool:

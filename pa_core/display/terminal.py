@@ -8,18 +8,15 @@ line. This holds for everyone who has the stream, such as a handler of `logging`
 from __future__ import annotations
 
 import os
-import shutil
 import sys
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext, suppress
-from textwrap import fill
+from collections.abc import Callable
+from contextlib import nullcontext, suppress
 from typing import TYPE_CHECKING, Any, ClassVar
 from weakref import WeakSet
 
 from tqdm.std import tqdm
 
-from pa_core.display.notebook import in_notebook
 from pa_core.display.screen import Cell, Progress, Screen, stacked
 
 if TYPE_CHECKING:
@@ -29,67 +26,6 @@ if TYPE_CHECKING:
 
 _ERASE = "\x1b[K"
 """Erases the rest of the line."""
-
-
-def is_terminal(stream: Any) -> bool:
-    """Whether a stream is a terminal that is to show a bar, rather than a file or a CI's log."""
-    if os.environ.get("NO_COLOR"):
-        return False
-    if hasattr(stream, "rich_proxied_file"):  # rich shows something live, and takes whole lines
-        return False
-    if os.environ.get("TERM", "").lower() in ("dumb", "unknown"):
-        return False
-    if os.environ.get("CI", "").lower() not in ("", "0", "false"):
-        return False
-    try:
-        return bool(stream.isatty())
-    except (AttributeError, ValueError):  # no stream, or a closed one
-        return False
-
-
-def shows_bars() -> bool:
-    """Whether bars can be shown: in a notebook, and where the errors go to a terminal."""
-    return in_notebook() or is_terminal(sys.stderr)
-
-
-def folded(text: str) -> str:
-    """A line cut between words where standard output is a terminal; as it is elsewhere."""
-    if not is_terminal(sys.stdout):
-        return text
-    width = shutil.get_terminal_size().columns
-    return fill(text, width, break_on_hyphens=False, break_long_words=False)
-
-
-def create_screen(print_text: Callable[[str], Any], *, bar: bool, interval: float) -> Screen:
-    """The screen for the process' output as it is.
-
-    Args:
-        print_text: prints a text and a newline.
-        bar: whether a terminal shows a bar.
-        interval: seconds between two displays of the bar.
-    """
-    if in_notebook():
-        from pa_core.display.notebook_screen import NotebookScreen
-
-        return NotebookScreen(print_text, interval)
-    terminals = [stream for stream in (sys.stderr, sys.stdout) if is_terminal(stream)]
-    is_coloured = sys.stdout in terminals
-    if not is_coloured and not (bar and terminals):
-        return Screen(print_text)
-    below = Bar(terminals[0], terminals) if bar else None
-    return Terminal(print_text, interval, below, is_coloured=is_coloured)
-
-
-@contextmanager
-def above_bar_of_main_process() -> Iterator[None]:
-    """Let what this process writes to a terminal take the place of the main process' bar there."""
-    terminals = [stream for stream in (sys.stderr, sys.stdout) if is_terminal(stream)]
-    bar = Bar(terminals[0], terminals, is_elsewhere=True) if terminals else None
-    try:
-        yield
-    finally:
-        if bar is not None:
-            bar.close()
 
 
 class Terminal(Screen):

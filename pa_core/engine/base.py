@@ -8,19 +8,21 @@ from __future__ import annotations
 
 import atexit
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
+import warnings
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from functools import cache
+from functools import partial
 from itertools import chain
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 from weakref import WeakSet
 
 import torch
 from accelerate import Accelerator, DistributedType
-from accelerate.utils import compile_regions, honor_type, send_to_device
+from accelerate.utils import compile_regions, send_to_device
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from pa_core.engine.collectives import Collectives
 from pa_core.engine.optimizer_step import step_optimizer
 from pa_core.engine.optimizers import OptimizerList, given_optimizers, unwrapped
 from pa_core.engine.process_group import close_process_group
@@ -30,14 +32,12 @@ from pa_core.engine.wrappers import (
     load_clean_state_dict,
     unwrap,
 )
-from pa_core.errors import OtherProcessError
+from pa_core.errors import listed
 from pa_core.plugins.process_scope import check_collectives_allowed
 
 if TYPE_CHECKING:
     from pa_core.engine.optimizer_modes import OptimizerModes
     from pa_core.run_config import TrainerRunConfig
-
-T = TypeVar("T")
 
 _NO_CONTEXT = nullcontext()
 _DDP = (DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)
@@ -59,34 +59,27 @@ def _leave_process_group() -> None:
         close_process_group()
 
 
-@cache
-def _host_group() -> Any:
-    """A process group with a backend for tensors on the CPU."""
-    if "gloo" in torch.distributed.get_backend_config():
-        return None  # the default group
-    return torch.distributed.new_group(backend="gloo")
-
-
-class Engine:
-    """Prepares, differentiates, clips and reduces on the hardware that accelerate has found.
+class Engine(Collectives):
+    """Prepares, differentiates and clips on the hardware that accelerate has found.
 
     Args:
         accelerator: the run's accelerator.
     """
 
     def __init__(self, accelerator: Accelerator) -> None:
-        self.accelerator = accelerator
-        self.device: torch.device = accelerator.device
+        super().__init__(accelerator)
         self._is_cpu = self.device.type == "cpu"
-        self.num_processes: int = accelerator.num_processes
-        self.rank: int = accelerator.process_index
         self.is_plain = accelerator.distributed_type in _PLAIN and accelerator.scaler is None
         self._uses_ddp = accelerator.distributed_type.name.startswith("MULTI_")
         self._follows_parameters = self._uses_ddp or self.sharded_by is not None
         if self._follows_parameters:
             from pa_core.engine.trainable import Trainable
 
-            self._trainable = Trainable(self)
+            self._trainable = Trainable(
+                self,
+                partial(self.unwrap, keep_torch_compile=False),
+                is_sharded=self.sharded_by is not None,
+            )
         self._last_wrapper: DistributedDataParallel | None = None
         if self.num_processes > 1:
             _engines.add(self)
@@ -114,6 +107,14 @@ class Engine:
         """Apply a run's configuration; called on every process before `prepare`."""
         if self._follows_parameters:
             self._trainable.synchronise()
+        own = self.accelerator.gradient_accumulation_steps
+        if self.shows_gradients and own not in (1, config.gradient_accumulation_steps):
+            warnings.warn(
+                f"The Accelerator has gradient_accumulation_steps={own}, which has no effect: "
+                f"train() overrides it with {config.gradient_accumulation_steps}. Pass it to "
+                "train()",
+                stacklevel=3,
+            )
 
     @property
     def sharding(self) -> str | None:
@@ -132,6 +133,21 @@ class Engine:
         state = clean_state_dict(self.unwrap(model, keep_torch_compile=False), keep_vars=True)
         return {name: self._shape(value) for name, value in state.items()}
 
+    def changed_types(self, model: nn.Module, weights: Mapping[str, Any]) -> list[str]:
+        """The tensors that a model has in another type than a full state dict.
+
+        Returns:
+            A phrase for each change, such as ``the type of 0.weight: float32 → bfloat16``.
+        """
+        state = clean_state_dict(self.unwrap(model, keep_torch_compile=False), keep_vars=True)
+        changed: dict[str, list[str]] = {}
+        for name, present in state.items():
+            before, now = (getattr(one, "dtype", None) for one in (weights.get(name), present))
+            if None not in (before, now) and before != now:
+                types = f"{before} → {now}".replace("torch.", "")
+                changed.setdefault(types, []).append(name)
+        return [f"the type of {listed(names)}: {types}" for types, names in changed.items()]
+
     def _shape(self, value: Any) -> tuple[int, ...] | None:
         return tuple(value.shape) if isinstance(value, Tensor) else None
 
@@ -148,9 +164,22 @@ class Engine:
         state: dict[str, Any] = optimizer.state_dict()
         return state
 
-    def load_optimizer_state(self, optimizer: Any, state: dict[str, Any]) -> None:
-        """Restore what `optimizer_state` returned."""
+    def load_optimizer_state(
+        self, optimizer: Any, state: dict[str, Any], *, keeps_types: bool = True
+    ) -> None:
+        """Restore what `optimizer_state` returned.
+
+        Args:
+            optimizer: the optimizer.
+            state: the state.
+            keeps_types: whether its tensors keep their types; not if those of the parameters have
+                changed, to which PyTorch converts them.
+        """
         optimizer.load_state_dict(state)
+        if keeps_types:
+            from pa_core.engine.optimizer_types import restore_types
+
+            restore_types(optimizer, state)
 
     def modes(self, optimizer: Any) -> OptimizerModes | None:
         """What switches the modes of an optimizer, such as a schedule-free one; None without any.
@@ -361,10 +390,9 @@ class Engine:
 
     def backward(self, loss: Tensor) -> None:
         """Run the backward pass, with the loss scaled if the precision needs it."""
-        if self.is_plain:
-            loss.backward()
-        else:
-            self.accelerator.backward(loss)
+        # Not by accelerate, which would divide it by its own gradient_accumulation_steps.
+        scaler = self.accelerator.scaler
+        (loss if scaler is None else scaler.scale(loss)).backward()
 
     def step(self, optimizer: Any) -> None:
         """Update the parameters."""
@@ -375,7 +403,8 @@ class Engine:
     def zero_grad(self, optimizer: Any) -> None:
         """Set the gradients of the optimizer's parameters to None."""
         optimizer = unwrapped(optimizer)  # accelerate's wrapper does nothing between two updates
-        is_custom = type(optimizer).zero_grad is not torch.optim.Optimizer.zero_grad
+        own = getattr(type(optimizer), "zero_grad", None)  # or that of what it wraps
+        is_custom = own is not torch.optim.Optimizer.zero_grad
         if is_custom or "zero_grad" in vars(optimizer):
             optimizer.zero_grad()
             return
@@ -397,6 +426,8 @@ class Engine:
             return self._trainable.undone_on_error()
         if is_update or self.num_processes == 1:
             return _NO_CONTEXT
+        if getattr(distributed_layer(model), "static_graph", False):
+            return _NO_CONTEXT  # it has to see whole steps; the mean of means is the same
         return self.accelerator.no_sync(model)
 
     def choose(self, optimizer: Any, chosen: frozenset[int] | None) -> None:
@@ -474,117 +505,6 @@ class Engine:
         """Whether the gradient scaler skipped the last update because of an overflow."""
         # Not the accelerator's own property, which is about all optimizers that it has prepared.
         return not self.is_plain and bool(getattr(optimizer, "step_was_skipped", False))
-
-    def sum(self, tensor: Tensor) -> Tensor:
-        """Sum over all processes."""
-        check_collectives_allowed()
-        if self.num_processes == 1:
-            return tensor
-        return self.accelerator.reduce(tensor, "sum")
-
-    def largest(self, *numbers: int) -> tuple[int, ...]:
-        """The maximum of each number over all processes, without host-device synchronisation."""
-        check_collectives_allowed()
-        if self.num_processes == 1:
-            return numbers
-        reduced = torch.tensor(numbers)
-        if not torch.distributed.is_initialized():  # TPUs, which reduce on the device
-            return tuple(self.gather(reduced[None]).amax(0).tolist())
-        torch.distributed.all_reduce(reduced, torch.distributed.ReduceOp.MAX, _host_group())
-        return tuple(reduced.tolist())
-
-    def gather(self, value: Any) -> Any:
-        """Concatenate the tensors of all processes, whose first dimensions may differ."""
-        check_collectives_allowed()
-        if isinstance(value, Mapping):
-            return {key: self.gather(item) for key, item in value.items()}
-        if isinstance(value, list | tuple):
-            return honor_type(value, (self.gather(item) for item in value))
-        if self.num_processes == 1:
-            return value
-        value = value.to(self.device)
-        if not value.ndim:
-            return self.accelerator.gather(value)
-        sizes = self.accelerator.gather(torch.tensor([len(value)], device=self.device))
-        longest = int(sizes.max())
-        padding = value.new_zeros((longest - len(value), *value.shape[1:]))
-        padded = self.accelerator.gather(torch.cat([value, padding])).split(longest)
-        return torch.cat([rows[:size] for rows, size in zip(padded, sizes.tolist(), strict=True)])
-
-    def broadcast(self, tensors: Iterable[Tensor]) -> None:
-        """Replace the content of tensors, on any device, by that of rank 0."""
-        check_collectives_allowed()
-        if self.num_processes == 1:
-            return
-        for tensor in tensors:
-            sent = tensor.detach().to(self.device).contiguous()
-            torch.distributed.broadcast(sent, 0)
-            tensor.detach().copy_(sent)
-
-    def gather_objects(self, value: Any) -> list[Any]:
-        """The `value` of each process in the order of ranks, on every process."""
-        check_collectives_allowed()
-        if self.num_processes == 1:
-            return [value]
-        gathered: list[Any] = [None] * self.num_processes
-        torch.distributed.all_gather_object(gathered, value, _host_group())  # not through the GPU
-        return gathered
-
-    def run_on_all(self, action: Callable[[], T]) -> T:
-        """Run an action on every process; if it fails on one, raise on all, so that none hangs.
-
-        Raises:
-            OtherProcessError: if the action failed only on another process. A process on which it
-                failed raises its own error.
-        """
-        check_collectives_allowed()
-        if self.num_processes == 1:
-            return action()
-        error: Exception | None = None
-        try:
-            result = action()
-        except Exception as caught:  # noqa: BLE001 - every error is reported to the other processes
-            error = caught
-        failures = [text for text in self.gather_objects(error and repr(error)) if text]
-        if error is not None:
-            raise error
-        if failures:
-            raise OtherProcessError(f"Another process has failed: {failures[0]}")
-        return result
-
-    def wait(self) -> None:
-        """Wait for every process to get here."""
-        check_collectives_allowed()
-        self.accelerator.wait_for_everyone()
-
-
-class LocalEngine(Engine):
-    """An engine for this process alone: it reduces nothing and needs no other process.
-
-    Args:
-        engine: the engine of all processes; it prepares the model.
-
-    Raises:
-        ValueError: if that engine may shard the model.
-    """
-
-    def __init__(self, engine: Engine) -> None:
-        if engine.sharded_by is not None:
-            raise ValueError(
-                f"A process can't train alone: {engine.sharded_by} shards the model between "
-                "processes"
-            )
-        vars(self).update(vars(engine))
-        self._of_all = engine
-        self.num_processes, self.rank, self._follows_parameters = 1, 0, False
-
-    def prepare(self, model: nn.Module, optimizer: Any) -> tuple[nn.Module, Any]:
-        """Place model and optimizer, without `DistributedDataParallel`.
-
-        The first time this needs all processes.
-        """
-        model, optimizer = self._of_all.prepare(model, optimizer)
-        return self.unwrap(model), optimizer
 
 
 def _has_modes(optimizer: Any) -> bool:

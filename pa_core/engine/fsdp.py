@@ -113,14 +113,16 @@ class FsdpEngine(Engine):
         }
         return state | {"state": entries}
 
-    def load_optimizer_state(self, optimizer: Any, state: dict[str, Any]) -> None:
+    def load_optimizer_state(
+        self, optimizer: Any, state: dict[str, Any], *, keeps_types: bool = True
+    ) -> None:
         """Restore the shard that `optimizer_state` returned on this process."""
         parameters = _flat(self.parameter_groups(optimizer))
         entries = {
             index: {name: _from_shard(value, parameters[index]) for name, value in entry.items()}
             for index, entry in state["state"].items()
         }
-        super().load_optimizer_state(optimizer, state | {"state": entries})
+        super().load_optimizer_state(optimizer, state | {"state": entries}, keeps_types=keeps_types)
 
 
 def _parameter_groups(state: Any) -> list[Any]:

@@ -62,7 +62,8 @@ def connected(accelerator_kwargs: Mapping[str, Any]) -> dict[str, Any]:
 def check_connected(accelerator: Accelerator) -> None:
     """Check that processes that were launched together don't each train their own model.
 
-    Warns if FSDP was requested but isn't in use.
+    Warns if FSDP was requested but isn't in use, or if accelerate's launcher was asked for several
+    processes but started one.
 
     Raises:
         RuntimeError: if the processes aren't connected.
@@ -72,6 +73,13 @@ def check_connected(accelerator: Accelerator) -> None:
         warnings.warn(
             "FSDP was requested, but accelerate shards models only between several GPUs: here "
             "each process holds the whole model",
+            stacklevel=3,
+        )
+    if accelerator.num_processes == 1 and _is_one_of_several():
+        warnings.warn(
+            "accelerate launch has started this process alone. If you asked it for several: it "
+            "starts them on several GPUs only, with --multi_gpu. torchrun --nproc_per_node starts "
+            "them with and without GPUs",
             stacklevel=3,
         )
     is_deepspeed = accelerator.distributed_type is DistributedType.DEEPSPEED
@@ -86,6 +94,15 @@ def check_connected(accelerator: Accelerator) -> None:
             "separate models on purpose, remove WORLD_SIZE and LOCAL_RANK from the environment "
             "first"
         )
+
+
+def _is_one_of_several() -> bool:
+    """Whether accelerate's launcher was asked for several processes and started this one alone.
+
+    Then it sets the address of the main process, but neither a rank nor the world size.
+    """
+    by_accelerate = {"ACCELERATE_MIXED_PRECISION", "MASTER_ADDR", "MASTER_PORT"}
+    return by_accelerate <= os.environ.keys() and "LOCAL_RANK" not in os.environ
 
 
 def close_process_group() -> None:

@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import hashlib
 import operator
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -35,7 +35,7 @@ from pa_core.errors import listed
 if TYPE_CHECKING:
     from torch.nn.parallel import DistributedDataParallel
 
-    from pa_core.engine.base import Engine
+    from pa_core.engine.collectives import Collectives
 
 _BUCKET_STATE = ("error_dict", "p_memory_dict", "q_memory_dict")
 _HOOKS = (
@@ -80,7 +80,9 @@ class Trainable:
     """Follows the parameters that need gradients, on every process.
 
     Args:
-        engine: connects the processes.
+        processes: connects the processes.
+        unwrap: returns a model without any wrapper.
+        is_sharded: whether the model is sharded between processes, and so can't be wrapped again.
 
     Attributes:
         disagreement: what this process has changed alone, until all processes know it.
@@ -88,8 +90,14 @@ class Trainable:
 
     _window = 0  # accumulated batches of all trainers so far, which name the entries of the store
 
-    def __init__(self, engine: Engine) -> None:
-        self._engine = engine
+    def __init__(
+        self,
+        processes: Collectives,
+        unwrap: Callable[[nn.Module], nn.Module],
+        *,
+        is_sharded: bool,
+    ) -> None:
+        self._processes, self._unwrap, self._is_sharded = processes, unwrap, is_sharded
         self._seen: WeakKeyDictionary[nn.Module, Seen] = WeakKeyDictionary()
         self._changes: list[_Change] = []
         self._held: list[int] | None = None  # the parameters of the optimizer when it was checked
@@ -97,7 +105,7 @@ class Trainable:
 
     def remember(self, model: nn.Module) -> None:
         """Remember the parameters of a model that is wrapped now."""
-        self._seen[model] = Seen.of(self._engine.unwrap(model, keep_torch_compile=False))
+        self._seen[model] = Seen.of(self._unwrap(model))
 
     def seen(self, model: nn.Module) -> Seen:
         """The parameters of a model when it was wrapped."""
@@ -107,7 +115,7 @@ class Trainable:
 
     def synchronise(self) -> None:
         """Count accumulated batches alike on all processes; called at the start of a run."""
-        (Trainable._window,) = self._engine.largest(Trainable._window)
+        (Trainable._window,) = self._processes.largest(Trainable._window)
         self.disagreement = None
 
     # -- At the start of an epoch -----------------------------------------------------------------
@@ -119,16 +127,17 @@ class Trainable:
             RuntimeError: if processes differ, naming the parameters.
         """
         seen = self.seen(model)
-        now = Seen.of(self._engine.unwrap(model, keep_torch_compile=False))
+        now = Seen.of(self._unwrap(model))
         known = set(map(id, seen.parameters))
         described = [
             (name, tuple(p.shape), flag, id(p) in known)
             for name, p, flag in zip(now.names, now.parameters, now.flags, strict=True)
         ]
         digest = int(hashlib.blake2b(repr(described).encode(), digest_size=7).hexdigest(), 16)
-        most, least = self._engine.largest(digest, -digest)
+        most, least = self._processes.largest(digest, -digest)
         if most != -least:
-            self._raise_difference([set(each) for each in self._engine.gather_objects(described)])
+            everywhere = self._processes.gather_objects(described)
+            self._raise_difference([set(each) for each in everywhere])
         return (
             now.flags != seen.flags
             or len(now.parameters) != len(seen.parameters)
@@ -137,7 +146,7 @@ class Trainable:
 
     def changed_names(self, model: nn.Module) -> str:
         """The parameters that differ from those that the wrapper knows, as text."""
-        seen, now = self.seen(model), Seen.of(self._engine.unwrap(model, keep_torch_compile=False))
+        seen, now = self.seen(model), Seen.of(self._unwrap(model))
         known = dict(zip(map(id, seen.parameters), seen.flags, strict=True))
         pairs = zip(now.names, now.parameters, strict=True)
         return listed(sorted({name for name, p in pairs if known.get(id(p)) != p.requires_grad}))
@@ -166,7 +175,7 @@ class Trainable:
         if self._is_reduced(model):
             self._announced(1)
         for change in self._changes:
-            if self._engine.sharded_by is not None:
+            if self._is_sharded:
                 change.parameter.requires_grad_(not change.is_trainable)
             elif not change.is_trainable:
                 change.gradient, change.parameter.grad = change.parameter.grad, None
@@ -195,15 +204,15 @@ class Trainable:
                 some that the wrapper doesn't know.
         """
         changes, self._changes = self._changes, []
-        if self._engine.sharded_by is None:
+        if not self._is_sharded:
             self._check_optimizer(model, optimizer)
         if not changes:
             self._discard_late(model)
             return False
         names = listed(sorted({change.name for change in changes}))
-        if self._engine.device.type != "cpu":
-            torch.accelerator.synchronize(self._engine.device)  # the reduction is still running
-        if self._is_reduced(model) and self._announced(0) < self._engine.num_processes:
+        if self._processes.device.type != "cpu":
+            torch.accelerator.synchronize(self._processes.device)  # the reduction is still running
+        if self._is_reduced(model) and self._announced(0) < self._processes.num_processes:
             for change in changes:
                 change.parameter.requires_grad_(not change.is_trainable)
                 if change.is_trainable:
@@ -211,12 +220,12 @@ class Trainable:
             self.disagreement = names
             return False
         mine = {(change.name, change.is_trainable) for change in changes}
-        gathered = self._engine.gather_objects(
+        gathered = self._processes.gather_objects(
             (mine, [_gradient(change) is not None for change in changes])
         )
         if any(other != mine for other, _ in gathered):
             self._raise_difference([other for other, _ in gathered])
-        if self._engine.sharded_by is not None:
+        if self._is_sharded:
             for change in changes:
                 change.parameter.requires_grad_(change.is_trainable)
             return True
@@ -232,7 +241,7 @@ class Trainable:
             return
         unknown = set(held).difference(map(id, self.seen(model).parameters))
         if unknown:
-            now = Seen.of(self._engine.unwrap(model, keep_torch_compile=False))
+            now = Seen.of(self._unwrap(model))
             pairs = zip(now.names, now.parameters, strict=True)
             names = sorted({name for name, parameter in pairs if id(parameter) in unknown})
             raise RuntimeError(
@@ -244,11 +253,11 @@ class Trainable:
 
     def _is_reduced(self, model: nn.Module) -> bool:
         """Whether a backward pass waits for the other processes."""
-        return self._engine.sharded_by is not None or distributed_layer(model) is not None
+        return self._is_sharded or distributed_layer(model) is not None
 
     def _announced(self, count: int) -> int:
         """Add to the number of processes that have seen a change in this accumulated batch."""
-        if self._engine.num_processes == 1:
+        if self._processes.num_processes == 1:
             return 1
         store = torch.distributed.distributed_c10d._get_default_store()
         announced: int = store.add(f"pa_core/trainable/{self._window}", count)
@@ -259,7 +268,7 @@ class Trainable:
         parameter, gradient = change.parameter, _gradient(change)
         if has_gradient:
             gradient = torch.zeros_like(parameter) if gradient is None else gradient
-            gradient = gradient.detach().div(self._engine.num_processes)
+            gradient = gradient.detach().div(self._processes.num_processes)
             torch.distributed.all_reduce(gradient)
         parameter.requires_grad_(change.is_trainable)
         parameter.grad = gradient

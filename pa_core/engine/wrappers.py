@@ -10,12 +10,11 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from types import FunctionType
+from typing import Any
 
+from torch import nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
-
-if TYPE_CHECKING:
-    from torch import nn
 
 _COMPILED = "_orig_mod"
 _ALWAYS_WRAPPED = (_COMPILED, "_checkpoint_wrapped_module")
@@ -38,6 +37,19 @@ def wrapped_module(module: nn.Module) -> nn.Module:
     while (name := wrapped_name(module)) is not None:
         module = module._modules[name]  # type: ignore[assignment]
     return module
+
+
+def uncompiled(value: Any) -> Any:
+    """A module or function without the wrapper of `torch.compile`; anything else as it is."""
+    if isinstance(value, nn.Module):
+        return wrapped_module(value)
+    if not isinstance(value, FunctionType):
+        return value
+    inner: Any = getattr(value, "_torchdynamo_orig_callable", value)
+    # What isn't a function, such as a partial, is compiled within a function of the compiler's.
+    code = getattr(inner, "__code__", None)
+    is_compilers = code is not None and code.co_filename.endswith("external_utils.py")
+    return inner.__wrapped__ if is_compilers else inner
 
 
 def unwrap(model: nn.Module, *, keep_torch_compile: bool = False) -> nn.Module:

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from pa_core.data.loader import KeyedDataLoader, num_batches
+from pa_core.data.keyed_loader import KeyedDataLoader
+from pa_core.data.loader import num_batches
 
 if TYPE_CHECKING:
     from pa_core.engine.base import Engine

@@ -15,12 +15,11 @@ from typing import TYPE_CHECKING, Any, Literal
 from accelerate import Accelerator
 
 from pa_core.callbacks import CallbackHandler
-from pa_core.checkpoint.manifest import data_fingerprint
+from pa_core.checkpoint.fingerprint import data_fingerprint
 from pa_core.control import Requests, TrainerControl
 from pa_core.data.loader import evaluation_batches
 from pa_core.data.rng import derive_key, seed_all
-from pa_core.diagnostics.preserve import modes_kept
-from pa_core.display.terminal import folded
+from pa_core.display.streams import folded
 from pa_core.durations import Duration, RunLength
 from pa_core.engine.create import create_engine
 from pa_core.engine.optimizers import as_one
@@ -36,7 +35,6 @@ from pa_core.loop.arguments import (
     check_model_and_optimizer,
     check_optimizer,
     check_run_history,
-    check_scheduler,
     seed_of,
 )
 from pa_core.loop.consensus import Consensus
@@ -44,11 +42,11 @@ from pa_core.loop.defaults import Defaults
 from pa_core.loop.error_hints import add_hints
 from pa_core.loop.means import EpochMeans
 from pa_core.loop.micro_batches import MicroBatch, micro_batches
-from pa_core.loop.planning import epoch_start, plan_run
+from pa_core.loop.planning import plan_run
 from pa_core.loop.provided import CHECKS
 from pa_core.loop.randomness import EpochRandomness, seed_event
 from pa_core.loop.run_data import RunData
-from pa_core.loop.run_numbers import Groups, RunNumbers, set_values, values_of
+from pa_core.loop.run_scheduler import RunScheduler
 from pa_core.loop.services import TrainerServices
 from pa_core.loop.watched import WatchedMetrics
 from pa_core.plugins.builtin_names import DEFAULTS
@@ -149,9 +147,7 @@ class TrainerBase(TrainerServices):
         self.train_batch_limit: int | None = None
         self.eval_batch_limit: int | None = None
         self._length = RunLength(Duration.parse(1), None, None)
-        self._scheduled_for: RunNumbers | None = None  # what the scheduler was created for
-        self._scheduler_groups: list[Groups] = []  # the optimizers', before it was created
-        self._scheduler_is_restored = False  # and hasn't followed the present run yet
+        self._run_scheduler = RunScheduler(self._trainer)
         self._manifest: dict[str, Any] | None = None
         self._fingerprint: dict[str, Any] | None = None
 
@@ -229,6 +225,8 @@ class TrainerBase(TrainerServices):
     @contextmanager
     def _modes_of_evaluation(self) -> Iterator[None]:
         """Restore the modes of each module on exit; the optimizer is in evaluation mode."""
+        from pa_core.diagnostics.preserve import modes_kept
+
         with modes_kept(self.model), self._engine.evaluation_mode(self.optimizer):
             yield
 
@@ -239,7 +237,7 @@ class TrainerBase(TrainerServices):
 
         The scheduler follows the length of the run first, if that has changed.
         """
-        self._follow_length()
+        self._run_scheduler.follow_length()
         self._follow_parameters()
         engine, epoch = self._engine, self.position.epoch
         batches = micro_batches(
@@ -491,8 +489,8 @@ class TrainerBase(TrainerServices):
         else:
             self.print(
                 f"Nothing is left to do: this run had already stopped, after {done}: "
-                f"{position.stop_reason}. To train longer, give what stopped it more room, such as "
-                "a larger early_stopping_patience, or resume from a state that was saved before"
+                f"{position.stop_reason}. To train longer, relax what stopped it, such as by a "
+                "larger early_stopping_patience, or resume from a state that was saved before"
             )
 
     def _print_plugins(self) -> None:
@@ -603,72 +601,6 @@ class TrainerBase(TrainerServices):
                 changed["data_changed"] = True
             # A new one, since the manifest of a state may still be being written.
             self._fingerprint, self._manifest = self._fingerprint | changed, None
-
-    # -- The scheduler --------------------------------------------------------------------------
-
-    def _create_scheduler(self, saved: Mapping[str, Any] | None = None) -> None:
-        """Create the scheduler of the run.
-
-        Args:
-            saved: the `RunNumbers` that it was created for, if its state is restored next.
-                `_follow_length` then lets it follow the run's present ones, the default.
-        """
-        numbers = RunNumbers.of(self._trainer) if saved is None else RunNumbers(**saved)
-        self._scheduler_is_restored = saved is not None
-        self._scheduler_groups = [values_of(one) for one in self.optimizers]
-        with self._scheduling_for(numbers):
-            self.scheduler = (
-                self._trainer.create_scheduler()
-                if self.create_scheduler_fn is not None
-                else self._hooks.create_scheduler(trainer=self)
-            )
-        check_scheduler(self.scheduler, self.optimizers, "create_scheduler returned")
-
-    @contextmanager
-    def _scheduling_for(self, numbers: RunNumbers) -> Iterator[None]:
-        """Let the trainer have these numbers, while its scheduler is created or follows them."""
-        present = self.num_updates, self.run_config, self._length
-        self._scheduled_for, self.num_updates = numbers, numbers.num_updates
-        self.run_config = replace(
-            self.run_config,
-            num_epochs=numbers.num_epochs,
-            num_update_steps_per_epoch=numbers.mean_updates_per_epoch,
-            num_local_update_steps_per_epoch=numbers.mean_updates_per_epoch,
-        )
-        self._length = replace(
-            self._length, updates_per_epoch=numbers.updates_per_epoch, past=numbers.past
-        )
-        try:
-            yield
-        finally:
-            self.num_updates, self.run_config, self._length = present
-
-    def _recreate_scheduler(self, saved: Mapping[str, Any] | None) -> None:
-        """Create the scheduler again, for a state of this run that is rolled back to."""
-        if saved is not None and RunNumbers(**saved) != self._scheduled_for:
-            for one, values in zip(self.optimizers, self._scheduler_groups, strict=True):
-                set_values(one, values)
-            self._create_scheduler(saved)
-
-    def _follow_length(self) -> None:
-        """Let the scheduler follow the length of the run, if that has changed since the last epoch.
-
-        A scheduler that can't keeps what it was created for, with a warning.
-        """
-        before = self._scheduled_for
-        now = RunNumbers.of(self._trainer, before.past if before is not None else ())
-        is_restored, self._scheduler_is_restored = self._scheduler_is_restored, False
-        if before is None or now.length == before.length:
-            return
-        if now.updates_per_epoch != before.updates_per_epoch:
-            steps = self.run_config.gradient_accumulation_steps
-            done = epoch_start(self.position, self._data.train_loader, steps)
-            now = RunNumbers.of(self._trainer, (*before.past, (done.epochs, done.updates)))
-        with self._scheduling_for(now):
-            if self.scheduler is not None:
-                from pa_core.loop.schedule import follow
-
-                follow(self._trainer, before, now, is_restored=is_restored)
 
 
 def _create_plugins(

@@ -87,7 +87,7 @@ class Defaults:
 
     @hookimpl(trylast=True)
     def create_scheduler(self, trainer: Trainer) -> Any:
-        numbers = trainer._scheduled_for or RunNumbers.of(trainer)
+        numbers = trainer._run_scheduler.created_for or RunNumbers.of(trainer)
 
         def build(create: Any, optimizer: Any) -> Any:
             try:

@@ -10,20 +10,13 @@ from typing import TYPE_CHECKING
 import torch
 
 from pa_core.data.workers import running_iterators
-from pa_core.errors import NOT_SAVED, listed
+from pa_core.errors import NOT_SAVED, is_out_of_memory, listed
 
 if TYPE_CHECKING:
     from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
     from pa_core.trainer import Trainer
 
-_OUT_OF_MEMORY = (
-    "out of memory",
-    "DefaultCPUAllocator: can't allocate memory",
-    "DefaultCPUAllocator: not enough memory",
-    "CUBLAS_STATUS_ALLOC_FAILED",
-    "CUDNN_STATUS_ALLOC_FAILED",
-)
 _WORKER_LOST = ("is killed by signal", "exited unexpectedly")
 PROCESS_LOST = (
     "Connection closed by peer",
@@ -88,7 +81,7 @@ def _add_hints(error: BaseException, trainer: Trainer) -> None:
         return
     if any(NOT_SAVED in note for note in getattr(error, "__notes__", ())):
         return  # not an error of training
-    if isinstance(error, MemoryError | torch.OutOfMemoryError) or _has(text, _OUT_OF_MEMORY):
+    if is_out_of_memory(error):
         error.add_note(_out_of_memory(trainer))
     elif _is_of_lost_worker(error):
         _end_workers()

@@ -1,13 +1,15 @@
-"""What the means of PyTorch's classification losses are over: labels that count, with weights."""
+"""What a loss is the mean of: PyTorch's classification losses count labels, with weights."""
 
 from __future__ import annotations
 
 from functools import partial
-from types import FunctionType
+from types import FunctionType, MethodType
 from typing import Any
 
 from torch import Tensor, nn
 from torch.nn import functional
+
+from pa_core.engine.wrappers import uncompiled
 
 _MODULES = (nn.CrossEntropyLoss, nn.NLLLoss)
 _FORWARDS = tuple(kind.forward for kind in _MODULES)
@@ -16,34 +18,59 @@ _IGNORED = -100
 """The label that doesn't count by default."""
 
 
-def items_of_mean(loss_func: Any, targets: Any) -> Tensor | None:
+def items_of_mean(loss_func: Any, targets: Any) -> Tensor | int | None:
     """What a classification loss divides by; None for the number of samples.
 
     That is the number of labels that it doesn't ignore, or the sum of the weights of their classes.
-    Where each sample has one label, counting costs more than it is worth: there, labels are ignored
-    only if the loss has another ``ignore_index`` than the default.
+    Where each sample has one label, and the loss the default ``ignore_index``, labels are counted
+    on a CPU only: elsewhere that would cost more than it is worth.
 
     Args:
-        loss_func: a loss of `torch.nn`, a function of `torch.nn.functional`, or a `partial` of one.
-            Any other is by contract a mean over samples.
+        loss_func: a loss of `torch.nn`, a function of `torch.nn.functional`, or a `partial` of one,
+            compiled or not. Any other is by contract a mean over samples.
         targets: of the batch.
 
     Returns:
-        The number on the device of the targets, of shape ``()``.
+        The number on the device of the targets, of shape ``()``; or an integer, where each sample
+        has one label and the loss the default ``ignore_index``.
     """
     options = _options(loss_func)
     if options is None or not isinstance(targets, Tensor):
         return None
     weight, ignored, reduction = options
-    if weight is None and ignored == _IGNORED and targets.ndim == 1:
+    has_single_labels = weight is None and ignored == _IGNORED and targets.ndim == 1
+    if has_single_labels and not targets.is_cpu:
         return None
     if reduction != "mean" or targets.is_floating_point():
         return None  # with probabilities of the classes, the mean is over samples
+    if has_single_labels:
+        size = len(targets)
+        # Faster than counting, which is rarely needed.
+        is_any_ignored = size > 0 and targets.min().item() < 0
+        return int((targets != ignored).sum()) if is_any_ignored else size
     counts: Tensor = targets != ignored
     if weight is None:
         return counts.sum()
     weights: Tensor = weight[targets.where(counts, 0)]
     return (weights * counts).sum()
+
+
+def is_sum(loss_func: Any) -> bool:
+    """Whether a loss says by its ``reduction``, as PyTorch's do, that it is a sum."""
+    if not isinstance(loss_func, nn.Module):
+        loss_func = _itself(loss_func)
+        if isinstance(loss_func, partial):
+            given: Any = loss_func.keywords.get("reduction")
+            return is_sum(loss_func.func) if given is None else bool(given == "sum")
+    return bool(getattr(loss_func, "reduction", None) == "sum")
+
+
+def _itself(loss_func: Any) -> Any:
+    """A loss without the wrapper of `torch.compile`; a module for its method ``forward``."""
+    loss_func = uncompiled(loss_func)
+    if isinstance(loss_func, MethodType) and loss_func.__name__ == "forward":
+        return loss_func.__self__
+    return loss_func
 
 
 def _options(loss_func: Any) -> tuple[Tensor | None, int, str] | None:
@@ -66,4 +93,5 @@ def _options(loss_func: Any) -> tuple[Tensor | None, int, str] | None:
                 given.get("ignore_index", ignored),
                 given.get("reduction", reduction),
             )
-    return None
+    inner_loss = _itself(loss_func)
+    return None if inner_loss is loss_func else _options(inner_loss)

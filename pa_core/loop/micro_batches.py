@@ -6,8 +6,9 @@ from collections.abc import Iterator
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from pa_core.data.loader import KeyedDataLoader, batches, mark_last, num_batches
-from pa_core.data.process_split import SplitBatch
+from pa_core.data.keyed_loader import KeyedDataLoader
+from pa_core.data.loader import batches, mark_last, num_batches
+from pa_core.data.sampler import SplitBatch
 
 if TYPE_CHECKING:
     from pa_core.data.data_state import DataState

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Literal
+from weakref import WeakSet
 
 from torch import Tensor
 
 from pa_core.errors import listed, shown
-from pa_core.loop.arguments import check_differentiable, check_loss
-from pa_core.loop.loss_items import items_of_mean
+from pa_core.loop.loss_items import is_sum, items_of_mean
+from pa_core.loop.outputs import check_differentiable, check_loss
 from pa_core.plugins.discovery import find_claims
 from pa_core.plugins.distributions import how_to_install
 
@@ -45,11 +47,66 @@ def loss_of_pair(trainer: Trainer, batch: Any, part: Part) -> dict[str, Any]:
     if part == "train":
         loss = check_loss(loss, "loss_func returned")
         check_differentiable(loss, trainer, "loss_func returned")
+    if is_sum(loss_func):
+        _report_sum(trainer, part)
     output = {"loss": loss, "model_outputs": outputs, "batch_size": size}
     items = items_of_mean(loss_func, targets)
+    if isinstance(items, int):
+        items = _single_labels(trainer, items, size, part)
     if items is not None:
         output["num_items_in_batch"] = items
     return output
+
+
+_reported_sums: WeakSet[Trainer] = WeakSet()
+
+
+def _report_sum(trainer: Trainer, part: Part) -> None:
+    """Report a loss that is a sum over the batch, where the loop takes it for a mean.
+
+    Raises:
+        ValueError: if a sum is trained on in several micro-batches or processes, whose gradients
+            are averaged.
+    """
+    kind = type(trainer.loss_func).__name__
+    text = f"The loss_func ({kind}) is a sum over the batch (reduction='sum'), not a mean: "
+    advice = 'use reduction="mean", with a learning rate that fits it'
+    if part == "train" and (_accumulates(trainer) or trainer.num_processes > 1):
+        raise ValueError(
+            f"{text}averaged over micro-batches and processes, its gradient would depend on their "
+            f"number. {advice.capitalize()}"
+        )
+    if trainer not in _reported_sums and trainer.is_main_process:
+        _reported_sums.add(trainer)
+        warnings.warn(f"{text}recorded losses depend on the batch size; {advice}", stacklevel=2)
+
+
+def _single_labels(trainer: Trainer, items: int, size: int, part: Part) -> int | None:
+    """How many samples of a batch have a label, if the loop has to know it.
+
+    It need not where all have one. Micro-batches of one update all say how many they have, or none
+    does.
+
+    Raises:
+        ValueError: in training on several processes, which count labels only where they are known
+            to be ignored.
+    """
+    if part == "eval":
+        return None if items == size else items
+    if trainer.num_processes == 1 and trainer.sharded_by is None:
+        return items if items != size or _accumulates(trainer) else None
+    if items == size:
+        return None
+    raise ValueError(
+        f"{size - items} of {size} samples of a batch have the label -100, which the loss ignores. "
+        "Over several processes, they are counted only for another ignore_index: give them "
+        "another label, such as -1, and pass nn.CrossEntropyLoss(ignore_index=-1)"
+    )
+
+
+def _accumulates(trainer: Trainer) -> bool:
+    config = trainer.run_config
+    return config is not None and config.gradient_accumulation_steps > 1
 
 
 def _is_pair(batch: Any) -> bool:

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from accelerate.utils import find_batch_size, send_to_device
 
-from pa_core.data.loader import KeyedDataLoader, evaluation_batches
+from pa_core.data.keyed_loader import KeyedDataLoader
+from pa_core.data.loader import evaluation_batches
 from pa_core.predictions import Predictions, PredictionWriter, join
 
 if TYPE_CHECKING:

@@ -18,14 +18,8 @@ from pa_core.control import UpdateResult
 from pa_core.data.ready import check_loader
 from pa_core.engine.optimizers import as_one
 from pa_core.errors import shown
-from pa_core.loop.arguments import (
-    check_batch_output,
-    check_differentiable,
-    check_loss,
-    check_model_and_optimizer,
-    check_optimizer,
-    check_scheduler,
-)
+from pa_core.loop.arguments import check_model_and_optimizer, check_optimizer, check_scheduler
+from pa_core.loop.outputs import check_batch_output, check_differentiable, check_loss
 
 if TYPE_CHECKING:
     from pa_core.plugins.implementations import Check

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor
 
-from pa_core.loop.arguments import check_batch_output, check_loss
 from pa_core.loop.no_items import gradients_of, weighted
+from pa_core.loop.outputs import check_batch_output, check_loss
 
 if TYPE_CHECKING:
     from pa_core.loop.micro_batches import MicroBatch

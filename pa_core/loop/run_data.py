@@ -7,14 +7,13 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from pa_core.data.loader import KeyedDataLoader
-from pa_core.data.process_split import SplitLoader
+from pa_core.data.keyed_loader import KeyedDataLoader
 from pa_core.data.ready import check_loader
 from pa_core.data.source import Change, Source
 
 if TYPE_CHECKING:
     from pa_core.data.data_state import DataState
-    from pa_core.data.process_split import Purpose
+    from pa_core.data.split_checks import Purpose
     from pa_core.loop.arguments import RunArguments
     from pa_core.trainer import Trainer
 
@@ -220,6 +219,8 @@ class RunData:
 
 def _unsplit(loader: Any) -> Any:
     """The user's loader, of which this process may have a split."""
+    from pa_core.data.process_split import SplitLoader
+
     return loader.loader if isinstance(loader, SplitLoader) else loader
 
 

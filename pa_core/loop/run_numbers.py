@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from pa_core.data.loader import num_batches
-from pa_core.placeholders import replace_trainer_placeholder_values
 
 if TYPE_CHECKING:
     from pa_core.trainer import Trainer
@@ -97,6 +96,8 @@ def build_scheduler(trainer: Trainer, numbers: RunNumbers, create: Any, optimize
         # Not the number of epochs: "500 updates" may end inside an epoch.
         num_epochs = total / per_epoch if total and per_epoch else None
         return factory(optimizer, num_updates=total, num_epochs=num_epochs)
+    from pa_core.placeholders import replace_trainer_placeholder_values
+
     try:
         return replace_trainer_placeholder_values(numbers.as_trainer(), create)(optimizer)
     except (TypeError, ValueError):

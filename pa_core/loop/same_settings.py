@@ -1,11 +1,16 @@
-"""The comparison of the settings of all processes, which must run the same."""
+"""The comparison of settings and arguments of all processes, which must train in the same way."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from torch import nn
+
+from pa_core.checkpoint.fingerprint import describe, describe_groups
+from pa_core.engine.wrappers import clean_state_dict, uncompiled
 from pa_core.errors import SettingsError
 from pa_core.loop.waiting import expecting_all
 from pa_core.settings.environment import added_items, left_out_names
@@ -26,7 +31,61 @@ def check_same_settings(trainer: Trainer) -> None:
         SettingsError: on every process, naming what differs, with secrets masked.
     """
     with expecting_all(trainer.rank, "build each Trainer"):
-        everywhere = trainer._engine.gather_objects(_described(trainer))
+        problems = _differences(trainer._engine.gather_objects(_described(trainer)))
+    if problems:
+        advice = "Give every process the same settings file and environment variables"
+        raise SettingsError([*problems, advice])
+
+
+def check_same_arguments(trainer: Trainer, scheduler: Any) -> None:
+    """Check that all processes train with the same arguments and optimizer; a collective.
+
+    Otherwise they would wait for each other in vain, or their weights would drift apart.
+
+    Args:
+        trainer: the trainer, which has the other arguments.
+        scheduler: what creates the learning-rate scheduler.
+
+    Raises:
+        ValueError: on every process, naming what differs.
+    """
+    arguments = trainer._arguments
+    found = {name: value for name, value in vars(arguments).items() if not name.endswith("_kwargs")}
+    for part in ("train", "eval"):
+        given = getattr(arguments, f"{part}_dataloader_kwargs") or {}
+        found |= {f"{part}_dataloader_kwargs[{one!r}]": given.get(one) for one in _OF_LOADERS}
+    sources = scheduler if isinstance(scheduler, list | tuple) else [scheduler]
+    found["create_scheduler_fn"] = [
+        one if isinstance(one, str) else describe(one) for one in sources
+    ]
+    found["loss_func"] = _without_tensors(trainer.loss_func)
+    for number, group in enumerate(describe_groups(trainer.optimizer)):
+        found |= {f"{name} of the optimizer's group {number}": group[name] for name in group}
+    shown = {name: (_digest(value), repr(value)) for name, value in found.items()}
+    with expecting_all(trainer.rank, "call train()"):
+        problems = _differences(trainer._engine.gather_objects(shown))
+    if problems:
+        raise ValueError(
+            f"{'; '.join(problems)}. Call train() with the same arguments on every process, and "
+            "give each the same loss and optimizer"
+        )
+
+
+_OF_LOADERS = ("batch_size", "shuffle", "drop_last")
+"""Arguments of loaders that decide which samples are in a batch."""
+
+
+def _without_tensors(loss_func: Any) -> Any:
+    """A description of a loss without its tensors, whose last bits may depend on the machine."""
+    described = describe(loss_func)
+    if not isinstance(described, dict) or not isinstance(loss_func, nn.Module):
+        return described
+    tensors = clean_state_dict(uncompiled(loss_func))
+    return {name: value for name, value in described.items() if name not in tensors}
+
+
+def _differences(everywhere: Sequence[Mapping[str, tuple[str, str]]]) -> list[str]:
+    """What differs between processes, of what `_described` returned on each of them."""
     problems = []
     for name in dict.fromkeys(name for described in everywhere for name in described):
         values = [described.get(name, ("", "not set")) for described in everywhere]
@@ -36,9 +95,7 @@ def check_same_settings(trainer: Trainer) -> None:
                 f"{name} differs between processes: {values[0][1]} on rank 0 and "
                 f"{values[other][1]} on rank {other}"
             )
-    if problems:
-        advice = "Give every process the same settings file and environment variables"
-        raise SettingsError([*problems, advice])
+    return problems
 
 
 def _described(trainer: Trainer) -> dict[str, tuple[str, str]]:

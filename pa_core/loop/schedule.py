@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from pa_core.checkpoint.manifest import describe, describe_parts
+from pa_core.checkpoint.fingerprint import describe, describe_parts
 from pa_core.engine.optimizers import SchedulerList, is_scheduler, unwrapped
 from pa_core.loop.run_numbers import (
     Groups,
@@ -151,9 +151,10 @@ def _places(trainer: Trainer) -> Iterator[_Place]:
         sources = [None] * len(every)
     for number, scheduler in enumerate(list(every)):
         if scheduler is not None:
-            groups = trainer._scheduler_groups[number]
+            before = trainer._run_scheduler.groups  # of each optimizer
+            groups = before[number]
             if len(every) == 1:
-                groups = [group for each in trainer._scheduler_groups for group in each]
+                groups = [group for each in before for group in each]
             yield _Place(trainer, number, scheduler, optimizers[number], groups, sources[number])
 
 

@@ -12,7 +12,7 @@ from accelerate.utils.operations import recursively_apply
 from pa_core.control import SaveRequest
 from pa_core.data.loader import num_batches
 from pa_core.data.rng import derive_key
-from pa_core.diagnostics.output import print_line
+from pa_core.display.streams import print_line
 from pa_core.durations import Progress
 from pa_core.engine.optimizers import given_optimizers, positions_of
 from pa_core.errors import TrainingStateError
@@ -492,6 +492,11 @@ class TrainerServices:
 
         If any part of it is refused, nothing has changed.
 
+        Args:
+            checkpoint_path: the file.
+            load_optimizer: whether to load the optimizer, if the file has one.
+            load_scheduler: whether to load the scheduler, if the file has one.
+
         Raises:
             CheckpointError: if it isn't such a file.
             ValueError: if it holds an optimizer or a scheduler and the trainer has none, or another
@@ -529,7 +534,7 @@ class TrainerServices:
 
         Raises:
             TrainingStateError: if there is no optimizer, if the state can't be written, or with
-                `now` during a run.
+                `now` while a run is in progress.
         """
         if self.optimizer is None:
             raise TrainingStateError(
@@ -561,6 +566,9 @@ class TrainerServices:
         """Load a training state outside a run; to resume, use ``train(resume_from=…)``.
 
         Evaluating and predicting need neither the run's optimizer nor its scheduler.
+
+        Args:
+            input_dir: the directory of the state.
 
         Returns:
             Its ``checkpoint_kwargs``, ``current_epoch``, and as ``global_step`` the updates made.

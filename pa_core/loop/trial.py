@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 from pa_core.control import TrainerControl
 from pa_core.diagnostics.preserve import preserved
-from pa_core.engine.base import LocalEngine
+from pa_core.engine.local import LocalEngine
 from pa_core.loop.means import EpochMeans
 from pa_core.loop.run_data import RunData
+from pa_core.loop.run_scheduler import RunScheduler
 from pa_core.plugins.callers import BoundHooks
 from pa_core.tracking import InMemoryRunHistory, Position
 
@@ -48,6 +49,7 @@ def trial(trainer: Trainer, plugins: Iterable[Any], *, data: Any, alone: bool) -
     )
     probe.scheduler, probe.eval_dataset, probe.eval_name = None, None, None
     probe._means, probe._data = EpochMeans(), RunData(probe)
+    probe._run_scheduler = RunScheduler(probe)
     probe._save_metadata, probe._in_run = {}, False
     vars(probe).pop("_saver", None)  # it belongs to the trainer
     with preserved(trainer, data):

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from threading import Timer
 
-from pa_core.diagnostics.output import print_line
+from pa_core.display.streams import print_line
 from pa_core.loop.error_hints import PROCESS_LOST
 
 WAIT = 60.0

@@ -117,6 +117,14 @@ def frozen() -> dict[str, Any]:
     return outcome
 
 
+def static_graph() -> list[Any]:
+    """The weights of a run whose wrapper has to see whole steps, from the first one on."""
+    handler = DistributedDataParallelKwargs(static_graph=True)
+    trainer = new_trainer(kwargs_handlers=[handler])
+    train(trainer, 2)
+    return [value.tolist() for value in weights_of(trainer).values()]
+
+
 class RunningMeans:
     """Keeps the running mean of each process when an evaluation starts."""
 
@@ -177,6 +185,7 @@ def main(folder: Path) -> None:
         "eval": resumed.run_history.get_metric_values("eval_loss_epoch"),
         "predictions": trainer.predict(tiny_data(7), per_device_batch_size=2).tolist(),
         "unused": unused(),
+        "static graph": static_graph(),
         "frozen": frozen(),
         "running_means": running_means(),
         "reductions": reductions(),

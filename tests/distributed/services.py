@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.optim.lr_scheduler import StepLR
 from torch.utils.data import DataLoader, IterableDataset
 
 from pa_core import Trainer, TrainerCallback, TrainerPlaceholderValues, hookimpl
@@ -324,6 +325,28 @@ def settings_that_differ(trainer: Trainer) -> list[list[str]]:
     return found
 
 
+def arguments_that_differ(trainer: Trainer) -> list[list[str]]:
+    """What each process raises if it trains in another way than the other one."""
+    found: list[list[str]] = []
+    rank = trainer.rank
+    for arguments, rate in (
+        ({"num_epochs": 1 + rank, "per_device_batch_size": 4}, 0.1),
+        ({"gradient_accumulation_steps": 2 - rank, "gradient_clip_norm": 1.0}, 0.1),
+        ({"train_dataloader_kwargs": {"shuffle": bool(rank), "num_workers": 0}}, 0.1),
+        ({"create_scheduler_fn": partial(StepLR, step_size=1, gamma=(0.5, 0.25)[rank])}, 0.1),
+        ({}, (0.1, 0.2)[rank]),
+    ):
+        one = new_trainer()
+        one.optimizer.param_groups[0]["lr"] = rate
+        text = "no error"
+        try:
+            one.train(tiny_data(8), **({"num_epochs": 1} | arguments))
+        except ValueError as error:
+            text = str(error)
+        found.append(trainer.gather_objects(text))
+    return found
+
+
 def best_elsewhere(folder: Path) -> list[bool]:
     """Whether each process loads the best model, though its working directory is its own."""
     before, best = Path.cwd(), SaveBestModelCallback("best.pt", "train_loss_epoch", True)
@@ -356,6 +379,7 @@ def main(folder: Path) -> None:
         "ready": batches(DataLoader(tiny_data(9), batch_size=3, shuffle=True)),
         "trials": trials(),
         "settings": settings_that_differ(trainer) if trainer.num_processes > 1 else None,
+        "arguments": arguments_that_differ(trainer) if trainer.num_processes > 1 else None,
         "watched": watched(0, folder),
         "rates": rates(folder / "lengths", trainer.num_processes),
         "cut": cut(-1),

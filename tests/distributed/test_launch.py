@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import json
 import re
-import socket
 import subprocess
 import sys
 from collections import Counter
@@ -200,7 +199,7 @@ CELLS = {
         from train import load, main
         """,
     "launch": """
-        notebook_launcher(main, num_processes=2, use_port="PORT")
+        notebook_launcher(main, num_processes=2)
         """,
     "train": """
         import torch
@@ -224,9 +223,7 @@ def notebook(new_project):
     from nbformat import v4
 
     folder = new_project("notebook")
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port = str(server.getsockname()[1])
-    sources = [dedent(cell).strip().replace("PORT", port) for cell in CELLS.values()]
+    sources = [dedent(cell).strip() for cell in CELLS.values()]
     file = folder / "train.ipynb"
     cells = [v4.new_code_cell(source) for source in sources]
     file.write_text(json.dumps(v4.new_notebook(cells=cells)))

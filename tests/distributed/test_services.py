@@ -60,6 +60,20 @@ def test_settings_that_differ_between_processes_are_an_error_on_all(two):
         assert first[-1].startswith("Give every process the same settings file")
 
 
+def test_arguments_that_differ_between_processes_are_an_error_on_all(two):
+    expected = [
+        "num_epochs differs between processes: 1 on rank 0 and 2 on rank 1.",
+        "gradient_accumulation_steps differs between processes: 2 on rank 0 and 1 on rank 1.",
+        "train_dataloader_kwargs['shuffle'] differs between processes: False on rank 0 and True ",
+        "create_scheduler_fn differs between processes: [{'function': 'StepLR', 'step_size': 1, ",
+        "lr of the optimizer's group 0 differs between processes: 0.1 on rank 0 and 0.2 on rank ",
+    ]
+    for (first, second), start in zip(two["arguments"], expected, strict=True):
+        assert first == second
+        assert first.startswith(start)
+        assert "Call train() with the same arguments on every process" in first
+
+
 def test_an_action_that_fails_on_one_process_raises_on_all(one, two):
     assert one["results"] == two["results"] == 5
     assert one["failures"] == []

@@ -13,7 +13,7 @@ from tests.event_scenarios import golden
 def test_two_processes_train_evaluate_predict_save_and_resume_as_one_does(tmp_path):
     one = outcome_of(tmp_path / "one", "run.py")
     two = outcome_of(tmp_path / "two", "run.py", 2)
-    for name in ("weights", "unfrozen", "train", "eval", "predictions", "frozen"):
+    for name in ("weights", "unfrozen", "train", "eval", "predictions", "frozen", "static graph"):
         assert flat(two[name]) == pytest.approx(flat(one[name]), abs=1e-6), name
     without, (note,) = one["unused"], two["unused"]["notes"]
     assert flat(two["unused"]["weights"]) == pytest.approx(flat(without["weights"]), abs=1e-6)

@@ -14,18 +14,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 
 from pa_core import TrainerCallback, hookimpl
+from pa_core.errors import is_out_of_memory
 from pa_core.plugin import KeyedDataLoader, is_loader
 
 if TYPE_CHECKING:
     from pa_core import Trainer
-
-_OUT_OF_MEMORY = (
-    "out of memory",
-    "DefaultCPUAllocator: can't allocate memory",
-    "DefaultCPUAllocator: not enough memory",
-    "CUBLAS_STATUS_ALLOC_FAILED",
-    "CUDNN_STATUS_ALLOC_FAILED",
-)
 
 
 @dataclass(frozen=True)
@@ -332,14 +325,3 @@ def _now(device: torch.device) -> float:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return time.perf_counter()
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an exception means that memory is full, on a device or on the CPU.
-
-    >>> is_out_of_memory(RuntimeError("CUDA error: out of memory"))
-    True
-    """
-    if isinstance(error, torch.OutOfMemoryError | MemoryError):
-        return True
-    return isinstance(error, RuntimeError) and any(text in str(error) for text in _OUT_OF_MEMORY)

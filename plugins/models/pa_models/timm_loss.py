@@ -10,7 +10,7 @@ from torch.nn import functional
 
 if TYPE_CHECKING:
     from pa_core import Trainer
-    from pa_models.timm_plugin import TimmSettings
+    from pa_models.timm_settings import TimmSettings
 
 
 class MixedLoss:

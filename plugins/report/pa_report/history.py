@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from pa_core.plugin import unambiguous_names
+from pa_core.plugin import numbers_of, unambiguous_names
 from pa_report.run import Point
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ def curves_and_matrices(
             place["epoch"] = last["epoch"]
         if is_matrix(value):
             matrices[name] = value
-        numbers = list(_numbers(name, value))
+        numbers = list(numbers_of(name, value, MAX_LIST_LENGTH))
         for curve, number in numbers:
             curves.setdefault(curve, []).append(Point(**place, value=number))
             lengths[curve] = max(len(numbers), lengths.get(curve, 1))
@@ -73,18 +73,6 @@ def is_matrix(value: Any) -> bool:
         and all(isinstance(row, list) and len(row) == len(value[0]) > 0 for row in value)
         and all(isinstance(cell, int | float) for row in value for cell in row)
     )
-
-
-def _numbers(name: str, value: Any) -> Iterable[tuple[str, float]]:
-    if isinstance(value, int | float):
-        yield name, float(value)
-    elif isinstance(value, Mapping):
-        for key, item in value.items():
-            yield from _numbers(f"{name}/{key}", item)
-    elif isinstance(value, list) and len(value) <= MAX_LIST_LENGTH:
-        for number, item in enumerate(value):
-            if isinstance(item, int | float):
-                yield f"{name}/{number}", float(item)
 
 
 def downsample(points: list[Point], max_points: int = MAX_POINTS) -> list[Point]:

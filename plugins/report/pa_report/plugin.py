@@ -139,9 +139,7 @@ class ReportPlugin:
     @hookimpl(trylast=True)
     def on_train_step_end(self, trainer: Trainer) -> None:
         if self._every is not None and trainer.updates and self._every.due(trainer.progress):
-            # The processes' clocks differ, so that only the main one decides by time.
-            if self._every.is_counted or trainer.is_main_process:
-                trainer.control.log(everywhere=self._every.is_counted)
+            self._every.request(trainer.control.log, is_main_process=trainer.is_main_process)
 
     @hookimpl(trylast=True)
     def on_train_epoch_end(self, trainer: Trainer) -> None:

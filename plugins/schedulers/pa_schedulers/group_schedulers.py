@@ -65,15 +65,11 @@ class OnGroups(SchedulerAdapter):
         if self._rebuild is None or self._run_length is None:
             return False
         proxy = self.proxy.renewed()
-        run = self._run_length()
-        schedule = self._rebuild(proxy, run)
+        schedule = self._rebuild(proxy, self._run_length())
         proxy.step()
         schedule.move_to(self.scheduler)
         self.scheduler, self.proxy = schedule, proxy
         proxy.write_back()
-        from pa_schedulers.length_check import warn_of_length_mismatch  # which imports this module
-
-        warn_of_length_mismatch(self, run)
         return True
 
     def move_to(self, other: OnGroups) -> None:

@@ -15,6 +15,7 @@ from pa_schedulers import (
     transformers_schedulers,
 )
 from pa_schedulers.group_schedulers import OnGroups
+from pa_schedulers.length_check import warn_of_length_mismatch
 from pa_schedulers.param_groups import ParamGroupsProxy
 from pa_schedulers.run_length import RunLength
 from pa_schedulers.spec import EVAL_LOSS, SchedulerSpec
@@ -98,7 +99,7 @@ def build_schedule(
         indices = range(len(optimizer.param_groups)) if groups is None else groups
         build = _builder(name)
         proxy = ParamGroupsProxy(optimizer, indices, field)
-        return OnGroups(build(proxy, spec), proxy, partial(_rebuild, build, lengthless))
+        return OnGroups(build(proxy, spec), proxy, partial(_rebuild_checked, build, lengthless))
     except (ValueError, TypeError, AssertionError) as error:
         if name in str(error):
             raise
@@ -110,6 +111,15 @@ def _rebuild(
 ) -> Any:
     """Build a scheduler for a run of another length."""
     return build(optimizer, replace(spec, run=run))
+
+
+def _rebuild_checked(
+    build: Callable[[Any, SchedulerSpec], Any], spec: SchedulerSpec, optimizer: Any, run: RunLength
+) -> Any:
+    """The same, with a warning if its own length doesn't fit the run."""
+    scheduler = _rebuild(build, spec, optimizer, run)
+    warn_of_length_mismatch(scheduler, run)
+    return scheduler
 
 
 def is_known(name: str) -> bool:

@@ -198,10 +198,8 @@ class TrackingPlugin:
             if not self._has_failed:
                 self._send(trainer)
         if self._is_due and not self._is_skipped and self._every is not None:
-            self._is_due, is_counted = False, self._every.is_counted
-            # The processes' clocks differ, so that only the main one decides by time.
-            if is_counted or trainer.is_main_process:
-                trainer.control.log(everywhere=is_counted)
+            self._is_due = False
+            self._every.request(trainer.control.log, is_main_process=trainer.is_main_process)
             self._measure(trainer)
         if trainer.control.should_log:
             self._recorded_at = trainer.updates

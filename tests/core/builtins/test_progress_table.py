@@ -21,6 +21,7 @@ from torch.utils.data import IterableDataset
 from tqdm import tqdm
 
 from pa_core import StopTrainingError, Trainer, TrainerCallback, hookimpl
+from pa_core.builtins.run_view import above_bar_of_main_process
 from pa_core.callbacks import (
     EarlyStoppingCallback,
     LogMetricsCallback,
@@ -33,8 +34,8 @@ from pa_core.callbacks import (
     StepBasedEvaluationCallback,
 )
 from pa_core.display.screen import Progress
-from pa_core.display.terminal import Bar, _Tqdm, above_bar_of_main_process
-from pa_core.display.terminal import is_terminal as is_a_terminal
+from pa_core.display.streams import is_terminal as is_a_terminal
+from pa_core.display.terminal import Bar, _Tqdm
 from tests.builtin_trainer import Interrupts, Records, make_trainer
 from tests.core.builtins.test_progress import CountedTracker
 from tests.helpers import tiny_data

@@ -12,7 +12,7 @@ from torch.utils.data import ConcatDataset, Dataset, Subset, TensorDataset
 
 from pa_core import Trainer, TrainerCallback
 from pa_core.callbacks import SaveTrainingStateCallback
-from pa_core.checkpoint.manifest import describe, describe_dataset
+from pa_core.checkpoint.fingerprint import describe, describe_dataset
 from pa_core.checkpoint.storage import read_manifest
 from pa_core.errors import TrainingStateError
 from tests.helpers import tiny_data, tiny_model
@@ -105,6 +105,10 @@ DIFFERENCES = {
     "scheduler.factor: 0.5 → 0.25": {"create_scheduler_fn": partial(constant, factor=0.25)},
     "layers.Dropout(p=0.5, inplace=False): not set → 1": {
         "model": partial(model_with_dropout, 0.5)
+    },
+    "the type of 0.0.weight, 0.0.bias, 0.2.weight, 0.2.bias: float32 → bfloat16": {
+        "model": lambda: model_with_dropout(0.1).bfloat16(),
+        "mixed_precision": "bf16",
     },
     "plugin 'limit_batches': not enabled → enabled": {
         "settings": "plugins = ['limit_batches']\n[tool.pa-core.limit_batches]\nnum_batches = 9\n"

@@ -33,7 +33,7 @@ def imported_by(code: str) -> list[set[str]]:
     return [set(line[1:]) for line in lines if line and line[0] == "imported:"]
 
 
-def test_a_run_that_saves_nothing_imports_only_the_manifest(tmp_path):
+def test_a_run_that_saves_nothing_imports_only_the_fingerprint(tmp_path):
     plain, saved = imported_by(
         "trainer = new_trainer(())\n"
         "trainer.train(tiny_data(8), 1, eval_dataset=tiny_data(4))\n"
@@ -41,7 +41,7 @@ def test_a_run_that_saves_nothing_imports_only_the_manifest(tmp_path):
         f"trainer.save_training_state({str(tmp_path / 'state')!r})\n"
         "print_imported()\n"
     )
-    assert plain == {"pa_core.checkpoint.manifest"}
+    assert plain == {"pa_core.checkpoint.fingerprint"}
     assert saved >= SAVING
 
 

@@ -13,7 +13,7 @@ from torch import nn
 from torch.utils.data import DataLoader, IterableDataset, WeightedRandomSampler
 
 from pa_core import Trainer, TrainerCallback, hookimpl
-from pa_core.checkpoint.manifest import describe_parts
+from pa_core.checkpoint.fingerprint import describe_parts
 from pa_core.checkpoint.storage import read_manifest
 from pa_core.errors import TrainingStateError
 from tests.helpers import tiny_data, tiny_model

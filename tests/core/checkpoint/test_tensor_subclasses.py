@@ -16,7 +16,7 @@ from torch.utils.data import TensorDataset
 from pa_core import Trainer
 from pa_core.callbacks import SaveBestModelCallback, SaveTrainingStateCallback
 from pa_core.checkpoint.codec import decode, decode_weights, encode, encode_weights
-from pa_core.checkpoint.manifest import describe
+from pa_core.checkpoint.fingerprint import describe
 from pa_core.checkpoint.safetensors_io import read_tensors, tensor_bytes
 from pa_core.errors import TrainingStateError
 from pa_models import EmaPlugin
@@ -192,7 +192,7 @@ def test_a_checkpoint_file_holds_the_tensors_as_they_are(tmp_path: Path):
 @pytest.mark.parametrize(
     ("kind", "words"),
     [
-        (WithEnum, "__tensor_flatten__ of .*WithEnum returns a context can't be saved: Mode"),
+        (WithEnum, "__tensor_flatten__ of .*WithEnum returns, context can't be saved: Mode"),
         (WithTensor, "__tensor_flatten__ of .*WithTensor returns a context that holds tensors"),
     ],
 )

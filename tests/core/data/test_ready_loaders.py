@@ -9,7 +9,8 @@ import torch
 from torch.utils.data import BatchSampler, DataLoader, Dataset, RandomSampler, get_worker_info
 
 from pa_core.data.loader import batches, create_dataloader
-from pa_core.data.process_split import SplitBatch, SplitLoader
+from pa_core.data.process_split import SplitLoader
+from pa_core.data.sampler import SplitBatch
 
 
 class Noisy(Dataset):
@@ -55,6 +56,17 @@ class OwnOrder:
         return iter(order)
 
 
+class OwnBatches:
+    """A batch sampler that draws its whole order from a global generator when it is iterated."""
+
+    def __len__(self):
+        return 6
+
+    def __iter__(self):
+        order = random.sample(range(22), 22)
+        return iter([order[start : start + 4] for start in range(0, 22, 4)])
+
+
 def epoch_of(loader, epoch, start=0):
     return torch.cat(list(batches(loader, seed=5, epoch=epoch, start=start)))
 
@@ -68,6 +80,9 @@ LOADERS = {
     "sampler": lambda **options: DataLoader(Noisy(), 4, sampler=OwnOrder(), **options),
     "batch sampler": lambda **options: DataLoader(
         Noisy(), batch_sampler=BatchSampler(RandomSampler(range(22)), 4, True), **options
+    ),
+    "own batch sampler": lambda **options: DataLoader(
+        Noisy(), batch_sampler=OwnBatches(), **options
     ),
     "single samples": lambda **options: DataLoader(
         Noisy(), None, sampler=OwnOrder(), collate_fn=lambda x: x.unsqueeze(0), **options
@@ -112,13 +127,18 @@ class FakeEngine(NamedTuple):
         return numbers
 
 
-def test_two_processes_fetch_what_one_would():
-    whole = list(batches(LOADERS["sampler"](), seed=5, epoch=2))
+@pytest.mark.parametrize("kind", ["sampler", "own batch sampler"])
+@pytest.mark.parametrize("workers", [0, 1])
+def test_two_processes_fetch_what_one_would(kind, workers):
+    whole = list(batches(LOADERS[kind](), seed=5, epoch=2))
     for rank in (0, 1):
-        split = SplitLoader(LOADERS["sampler"](num_workers=1), FakeEngine(rank))
+        split = SplitLoader(LOADERS[kind](num_workers=workers), FakeEngine(rank))
         got = list(batches(split, seed=5, epoch=2))
         assert all(map(torch.equal, got, whole[rank::2]))
         assert len(got) == 3
+
+
+def test_the_process_without_a_batch_gets_the_last_one_as_padding():
     odd = DataLoader(Noisy(), 8)  # 3 batches
     last = [
         list(batches(SplitLoader(odd, FakeEngine(rank)), seed=5, epoch=2))[-1] for rank in (0, 1)

@@ -11,8 +11,9 @@ from torch import nn
 
 from pa_core import Trainer, TrainerCallback
 from pa_core.builtins import live_plot
-from pa_core.display import notebook, notebook_screen
-from pa_core.display.notebook import NotebookOutput, in_notebook
+from pa_core.display import notebook_screen, streams
+from pa_core.display.notebook import NotebookOutput
+from pa_core.display.streams import in_notebook
 from tests.helpers import tiny_data, tiny_model
 
 
@@ -32,7 +33,7 @@ class Outputs:
 def outputs(monkeypatch):
     """The outputs of a cell of a notebook in which the test runs."""
     found = Outputs()
-    monkeypatch.setattr(notebook, "_kernel", SimpleNamespace)
+    monkeypatch.setattr(streams, "kernel", SimpleNamespace)
     for module in (live_plot, notebook_screen):
         monkeypatch.setattr(module, "NotebookOutput", found.create)
     return found
@@ -107,7 +108,7 @@ def test_an_evaluation_within_a_run_has_a_table_for_itself(outputs):
 
 def test_an_evaluation_is_shown_once_where_its_result_is_the_last_line(outputs, monkeypatch):
     cell = SimpleNamespace(execution_count=1)
-    monkeypatch.setattr(notebook, "_kernel", lambda: cell)
+    monkeypatch.setattr(streams, "kernel", lambda: cell)
 
     class Undefined(TrainerCallback):
         def on_eval_epoch_end(self, trainer):

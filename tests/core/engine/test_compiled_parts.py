@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoi
 
 from pa_core import Trainer
 from pa_core.callbacks import SaveBestModelCallback
-from pa_core.checkpoint.manifest import describe
+from pa_core.checkpoint.fingerprint import describe, describe_parts
 from pa_core.engine.wrappers import (
     clean_name,
     clean_state_dict,
@@ -29,7 +30,7 @@ from tests.helpers import assert_identical, tiny_data
 pytestmark = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")  # by dynamo
 
 
-def compiled(module: nn.Module) -> Any:
+def compiled(module: Any) -> Any:
     return torch.compile(module, backend="eager")
 
 
@@ -186,5 +187,10 @@ def test_unwrapping_leaves_the_wrapped_model_as_it_is():
 
 def test_a_compiled_loss_is_described_like_the_plain_one():
     weights = torch.tensor([1.0, 2.0])
-    loss = nn.CrossEntropyLoss(weights, label_smoothing=0.1)
-    assert describe(compiled(loss)) == describe(loss)
+    module = nn.CrossEntropyLoss(weights, label_smoothing=0.1)
+    function = partial(nn.functional.mse_loss, reduction="sum")
+    nested = nn.Sequential(nn.L1Loss(reduction="sum"))
+    for loss in (module, function, nested, nn.functional.mse_loss, lambda x, y: 0.5 * (x - y)):
+        assert describe(compiled(loss)) == describe(loss)
+        assert describe_parts(compiled(loss)) == describe_parts(loss)
+    assert describe_parts(nn.Sequential(compiled(nested[0]))) == describe_parts(nested)

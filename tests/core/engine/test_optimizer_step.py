@@ -173,6 +173,30 @@ def test_an_optimizer_that_is_not_of_pytorch_is_stepped():
     assert duck.calls == 1
 
 
+def test_an_optimizer_that_passes_on_everything_but_its_step_is_trained():
+    class Passes:
+        def __init__(self, optimizer):
+            self.optimizer, self.calls = optimizer, 0
+
+        def __getattr__(self, name):
+            return getattr(self.optimizer, name)
+
+        def step(self):
+            self.calls += 1
+            self.optimizer.step()
+
+    def trained(around):
+        model = tiny_model()
+        optimizer = around(torch.optim.SGD(model.parameters(), lr=0.1))
+        trainer = Trainer(model, nn.CrossEntropyLoss(), optimizer, callbacks=(), plugins=())
+        trainer.train(tiny_data(8), 2, per_device_batch_size=4)
+        return trainer
+
+    found = trained(Passes)
+    assert found.optimizers[0].calls == 4
+    assert_identical(weights_of(found), weights_of(trained(lambda optimizer: optimizer)))
+
+
 def test_a_wrapper_that_does_more_is_called(monkeypatch):
     class Newer:
         @staticmethod

@@ -8,7 +8,7 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from torch import nn
 
-from pa_core import Trainer, TrainerCallback, hookimpl
+from pa_core import Trainer, TrainerCallback, hookimpl, notebook_launcher
 from tests.helpers import largest_difference, tiny_data, tiny_model, weights_of
 
 
@@ -266,3 +266,24 @@ def test_half_precision_on_a_gpu_keeps_weights_in_32_bits_and_is_close(precision
     half, full = trained(precision), trained("no")
     assert all(p.dtype == torch.float32 for p in half.get_model().parameters())
     assert 0 < largest_difference(weights_of(half), weights_of(full)) < 5e-2
+
+
+def test_the_precision_of_the_notebook_launcher_reaches_the_trainer(monkeypatch, capsys):
+    monkeypatch.delenv("ACCELERATE_MIXED_PRECISION", raising=False)
+    found = []
+
+    def main(precision):
+        found.append(trained(precision).run_config.mixed_precision)
+
+    notebook_launcher(main, (None,), num_processes=1, mixed_precision="bf16")
+    notebook_launcher(main, ("no",), num_processes=1, mixed_precision="bf16")
+    notebook_launcher(main, (None,), num_processes=1)
+    assert found == ["bf16", "no", "no"]  # code overrides it, and it doesn't outlast the call
+
+
+def test_what_the_notebook_launcher_refuses():
+    with pytest.raises(ValueError, match=r"not 'bf17'\. Did you mean 'bf16'\?"):
+        notebook_launcher(trained, ("no",), num_processes=1, mixed_precision="bf17")
+    trained("no")
+    with pytest.raises(ValueError, match=r"a Trainer .* was created before: restart the kernel"):
+        notebook_launcher(trained, ("no",), num_processes=2)

@@ -215,6 +215,22 @@ def test_every_combination_has_the_numbers_of_a_loop_by_hand(update, skips):
         assert largest_difference(weights_of(trainer), weights) < 1e-5, case
 
 
+def test_accelerates_own_accumulation_is_reported_and_changes_nothing():
+    def trained(steps):
+        model, accelerator = tiny_model(), accelerator_for_fp16()
+        accelerator.gradient_accumulation_steps = steps
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        options = {"callbacks": (), "plugins": (), "accelerator": accelerator}
+        trainer = Trainer(model, nn.CrossEntropyLoss(), optimizer, **options)
+        trainer.train(tiny_data(8), 1, per_device_batch_size=4, gradient_accumulation_steps=2)
+        return weights_of(trainer)
+
+    expected = trained(1)
+    with pytest.warns(UserWarning, match=r"gradient_accumulation_steps=4, which has no effect"):
+        found = trained(4)
+    assert largest_difference(found, expected) == 0
+
+
 def test_an_overflow_of_another_optimizer_is_not_that_of_this_one():
     class OverflowsOnce(TrainerCallback):
         is_due = True

@@ -207,6 +207,14 @@ def test_processes_that_were_left_to_train_a_model_each(is_given, monkeypatch):
         trainer_of(accelerator=accelerator if is_given else None)
 
 
+def test_one_process_where_accelerate_launch_was_asked_for_several(monkeypatch):
+    names = ("ACCELERATE_MIXED_PRECISION", "MASTER_ADDR", "MASTER_PORT")  # what it sets then
+    for name, value in zip(names, ("no", "127.0.0.1", "29500"), strict=True):
+        monkeypatch.setenv(name, value)
+    with pytest.warns(UserWarning, match=r"started this process alone.* torchrun"):
+        trainer_of(accelerator={"cpu": True})
+
+
 def test_fsdp_where_there_is_no_gpu(monkeypatch):
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
     with pytest.warns(UserWarning, match="each process holds the whole model"):

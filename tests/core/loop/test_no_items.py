@@ -14,7 +14,7 @@ from torch.utils.data import TensorDataset
 from pa_core import Trainer, TrainerCallback, hookimpl
 from pa_core.callbacks import SaveTrainingStateCallback, TerminateOnNaNCallback
 from pa_core.loop import no_items
-from pa_core.loop.loss_items import items_of_mean
+from pa_core.loop.loss_items import is_sum, items_of_mean
 from tests.helpers import largest_difference, tiny_data, tiny_model, weights_of
 
 IGNORED = -100
@@ -222,11 +222,12 @@ def test_an_epoch_without_any_item_has_no_mean_and_says_so():
 # -- Losses whose mean isn't over samples ---------------------------------------------------------
 
 WEIGHTS = torch.tensor([1.0, 5.0, 0.5])
-CLASSIFICATION = {
+CLASSIFICATION: dict[str, Any] = {
     "class weights": nn.CrossEntropyLoss(weight=WEIGHTS),
     "class weights, smoothed": nn.CrossEntropyLoss(weight=WEIGHTS, label_smoothing=0.1),
     "ignored label": nn.CrossEntropyLoss(ignore_index=2),
     "a function": partial(nn.functional.cross_entropy, weight=WEIGHTS, ignore_index=2),
+    "the method of a module": nn.CrossEntropyLoss(weight=WEIGHTS).forward,
 }
 
 
@@ -292,4 +293,90 @@ def test_other_losses_are_means_over_samples():
     for loss_func in (Mine(), nn.MSELoss(), nn.CrossEntropyLoss(reduction="sum"), of_torch):
         assert items_of_mean(loss_func, labels) is None
     assert items_of_mean(nn.CrossEntropyLoss(weight=WEIGHTS), probabilities) is None
-    assert items_of_mean(nn.CrossEntropyLoss(), labels[:, 0]) is None
+
+
+@pytest.mark.parametrize("accumulation", [1, 2, 4])
+def test_samples_without_a_label_are_not_counted_by_default(accumulation):
+    data = labelled()
+    x, y = data.tensors
+    expected = tiny_model()
+    optimizer = torch.optim.SGD(expected.parameters(), lr=0.1)
+    total = 0.0
+    for start in range(0, 16, 4 * accumulation):
+        rows = slice(start, start + 4 * accumulation)
+        loss = nn.functional.cross_entropy(expected(x[rows]), y[rows])
+        count = int((y[rows] != IGNORED).sum())
+        if count:
+            optimizer.zero_grad()
+            loss.backward()
+            total += loss.item() * count
+        optimizer.step()  # without a label, the gradient is 0
+        optimizer.zero_grad()
+    model = tiny_model()
+    trainer = Trainer(
+        model,
+        nn.CrossEntropyLoss(),
+        torch.optim.SGD(model.parameters(), lr=0.1),
+        callbacks=[TerminateOnNaNCallback],
+        plugins=(),
+    )
+    trainer.train(
+        data,
+        1,
+        eval_dataset=data,
+        per_device_batch_size=4,
+        gradient_accumulation_steps=accumulation,
+        train_dataloader_kwargs={"shuffle": False},
+    )
+    assert largest_difference(weights_of(trainer), expected.state_dict()) < 1e-6
+    latest = trainer.run_history.get_latest_metric
+    assert latest("train_loss_epoch") == pytest.approx(total / int((y != IGNORED).sum()))
+    after = nn.functional.cross_entropy(expected(x), y).item()
+    assert latest("eval_loss_epoch") == pytest.approx(after, abs=1e-6)
+
+
+def test_samples_without_a_label_on_several_processes_are_refused(monkeypatch):
+    model, data = tiny_model(), labelled()
+    trainer = Trainer(model, nn.CrossEntropyLoss(), None, callbacks=(), plugins=())
+    monkeypatch.setattr(Trainer, "num_processes", 2)
+    with pytest.raises(
+        ValueError, match=r"8 of 16 samples .* nn\.CrossEntropyLoss\(ignore_index=-1\)"
+    ):
+        trainer.calculate_train_batch_loss(list(data.tensors))
+    assert trainer.calculate_eval_batch_loss(list(data.tensors))["num_items_in_batch"] == 8
+    complete = [tensor[:2] for tensor in data.tensors]
+    assert "num_items_in_batch" not in trainer.calculate_train_batch_loss(complete)
+
+
+def test_a_compiled_loss_counts_what_the_plain_one_counts():
+    labels, functional = torch.tensor([0, 1, 2, 2]), nn.functional
+    for loss_func in CLASSIFICATION.values():
+        compiled: Any = torch.compile(loss_func, backend="eager")
+        assert items_of_mean(compiled, labels) == items_of_mean(loss_func, labels) is not None
+    compiled = torch.compile(functional.cross_entropy, backend="eager")
+    assert items_of_mean(partial(compiled, ignore_index=2), labels) == 2
+
+
+def test_sums_are_recognised():
+    module, function = nn.MSELoss(reduction="sum"), nn.functional.mse_loss
+    sums: list[Any] = [module, module.forward, partial(module), partial(function, reduction="sum")]
+    for loss_func in sums:
+        assert is_sum(loss_func)
+        assert is_sum(torch.compile(loss_func, backend="eager"))
+    for loss_func in (nn.MSELoss(), function, partial(function), of_torch):
+        assert not is_sum(loss_func)
+
+
+def test_a_sum_is_reported_and_refused_where_gradients_are_averaged(monkeypatch):
+    model, data, loss_func = tiny_model(), tiny_data(8), nn.CrossEntropyLoss(reduction="sum")
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    trainer = Trainer(model, loss_func, optimizer, callbacks=(), plugins=())
+    with pytest.warns(UserWarning, match="is a sum over the batch") as caught:
+        trainer.train(data, 2, eval_dataset=data, per_device_batch_size=4)
+    assert len(caught) == 1
+    with pytest.raises(ValueError, match=r"averaged over micro-batches .* reduction=\"mean\""):
+        trainer.train(data, 1, per_device_batch_size=4, gradient_accumulation_steps=2)
+    trainer.run_config = None
+    monkeypatch.setattr(Trainer, "num_processes", 2)
+    with pytest.raises(ValueError, match="averaged over micro-batches and processes"):
+        trainer.calculate_train_batch_loss(list(data.tensors))

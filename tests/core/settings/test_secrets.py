@@ -10,7 +10,7 @@ import torch
 from pydantic import BaseModel, Field, field_validator
 
 from pa_core import hookimpl
-from pa_core.checkpoint.manifest import describe
+from pa_core.checkpoint.fingerprint import describe
 from pa_core.errors import SettingsError
 from pa_core.settings.build import build_from_table
 from pa_core.settings.secrets import MASK, is_secret, mask_secrets, mask_text

@@ -1,4 +1,4 @@
-"""profile: what is timed adds up, everything is as before in the end, and nobody is slowed else."""
+"""profile: the times add up, the run is as before, and only what is timed is slower."""
 
 from __future__ import annotations
 

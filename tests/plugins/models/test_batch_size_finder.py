@@ -14,8 +14,8 @@ from torch import nn
 from torch.utils.data import DataLoader, IterableDataset
 
 from pa_core import Trainer, TrainerCallback
+from pa_core.errors import is_out_of_memory
 from pa_models import BatchSizeResult, BatchSizeTrial, find_batch_size
-from pa_models.batch_size_finder import is_out_of_memory
 from tests.helpers import NoisyData, NoisyModel, assert_identical, tiny_data, tiny_model, weights_of
 
 ABSURD = 2**50  # bytes, more than any machine has

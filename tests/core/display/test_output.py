@@ -14,7 +14,7 @@ from pa_core.callbacks import (
     ProgressTableCallback,
     SaveBestModelCallback,
 )
-from pa_core.diagnostics.output import print_line
+from pa_core.display.streams import print_line
 from pa_core.testing import tiny_data, tiny_trainer
 
 
