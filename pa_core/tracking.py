@@ -331,9 +331,8 @@ class RunHistory(ABC):
 
     def _repr_html_(self) -> str:
         """The table of the epochs for notebooks."""
-        from pa_core.display.epochs import epoch_table
+        from pa_core.display.epochs import epoch_table, is_of_evaluate
         from pa_core.display.html import epochs_html, line_html
-        from pa_core.display.metric_names import is_of_evaluate
 
         records = records_of(self)
         if not records:
@@ -536,7 +535,7 @@ class InMemoryRunHistory(RunHistory):
         self._get_progress = get_progress
 
     def _place_text(self) -> str:
-        from pa_core.display.metric_names import is_of_evaluate, unambiguous_names
+        from pa_core.display.epochs import is_of_evaluate, unambiguous_names
 
         records = self.latest_records(100)
         if not records or records[-1]["update"] is None:

@@ -18,12 +18,12 @@ from pa_core.display.epochs import (
     heading_of,
     is_better,
     is_number,
+    is_of_evaluate,
     is_shown,
     metric_columns,
     number_text,
     rows_of,
 )
-from pa_core.display.metric_names import is_of_evaluate
 from pa_core.display.screen import Progress, Screen
 from pa_core.display.streams import in_notebook, is_terminal
 from pa_core.tracking import count_values, num_recorded

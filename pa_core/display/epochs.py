@@ -8,12 +8,18 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from pa_core.display.metric_names import is_of_evaluate, is_of_training, unambiguous_names
-
+DATA = r"^(?:(?P<data>(?!intermediate[_/.-]).+?)[_/.-])?"
+EVALUATED = re.compile(
+    DATA + r"(?P<split>intermediate[_/.-]eval|evaluation|eval)"
+    # A dataset may be called "evaluation".
+    r"(?![_/.-](?:.+[_/.-])?eval(?:uation)?[_/.-])"
+    r"[_/.-](?P<base>.+)$"
+)
+"""Names that the loop gives, in which what stands before is the name of a dataset, even "test"."""
 _ENDS = ("intermediate_eval_loss", "eval_loss_epoch")  # of names with a model and a dataset before
 _RATE = re.compile(r"learning_rate(?=$|[_/])")
 _LOWER = re.compile(
@@ -195,6 +201,51 @@ def _place(key: str) -> int:
     if _RATE.match(key):
         return 3
     return 0 if key == "train_loss_epoch" else 1 if is_of_training(key) else 2
+
+
+def is_of_evaluate(name: str) -> bool:
+    """Whether a metric was recorded by ``evaluate``, rather than by an evaluation of a run.
+
+    >>> is_of_evaluate("test_evaluation_loss"), is_of_evaluate("evaluation_eval_loss_epoch")
+    (True, False)
+    """
+    match = EVALUATED.match(name)
+    return match is not None and match["split"] == "evaluation"
+
+
+def is_of_training(name: str) -> bool:
+    """Whether a metric was recorded by the training part of an epoch.
+
+    >>> is_of_training("train_loss_epoch"), is_of_training("train_eval_loss_epoch")
+    (True, False)
+    """
+    return name.startswith("train_") and EVALUATED.match(name) is None
+
+
+def unambiguous_names(records: Iterable[Mapping[str, Any]]) -> Iterator[str]:
+    """The names of records' metrics, where those that ``evaluate`` has recorded say so.
+
+    Plugins record an "accuracy" there as in a run. It follows the loss, at the same update.
+
+    Args:
+        records: all records of a history, in order.
+
+    >>> names = ("train_loss_epoch", "eval_loss_epoch", "accuracy", "evaluation_loss", "accuracy")
+    >>> list(unambiguous_names({"metric": name, "epoch": 1, "update": 5} for name in names))[-3:]
+    ['accuracy', 'evaluation_loss', 'evaluation_accuracy']
+    """
+    place: object = None
+    data: str | None = None  # the beginning of the names of an evaluation; None outside of one
+    for record in records:
+        name, here = record["metric"], (record["epoch"], record["update"])
+        match = EVALUATED.match(name)
+        if match is not None and match["split"] == "evaluation":
+            place, data = here, name[: match.start("split")]
+        elif match is not None or here != place or here[1] is None or name.startswith("train_"):
+            data = None
+        elif data is not None:
+            name = f"{data}evaluation_{name.removeprefix(data)}"
+        yield name
 
 
 def is_shown(name: str, value: object) -> bool:

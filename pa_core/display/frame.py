@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
-from pa_core.display.metric_names import is_of_evaluate, unambiguous_names
+from pa_core.display.epochs import is_of_evaluate, unambiguous_names
 
 if TYPE_CHECKING:
     import pandas

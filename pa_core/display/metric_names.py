@@ -7,17 +7,9 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-_DATA = r"^(?:(?P<data>(?!intermediate[_/.-]).+?)[_/.-])?"
-_EVALUATED = re.compile(
-    _DATA + r"(?P<split>intermediate[_/.-]eval|evaluation|eval)"
-    # A dataset may be called "evaluation".
-    r"(?![_/.-](?:.+[_/.-])?eval(?:uation)?[_/.-])"
-    r"[_/.-](?P<base>.+)$"
-)
-"""Names that the loop gives, in which what stands before is the name of a dataset, even "test"."""
-_NAME = re.compile(
-    _DATA + r"(?P<split>training|train|validation|valid|val|test)[_/.-](?P<base>.+)$"
-)
+from pa_core.display.epochs import DATA, EVALUATED
+
+_NAME = re.compile(DATA + r"(?P<split>training|train|validation|valid|val|test)[_/.-](?P<base>.+)$")
 _SPLITS = {
     **dict.fromkeys(("training", "train"), "train"),
     **dict.fromkeys(("evaluation", "test"), "test"),
@@ -70,7 +62,7 @@ def parse_metric_names(names: Iterable[str]) -> dict[str, MetricName]:
     >>> [name.text for name in parse_metric_names(names).values()]
     ['loss, eval ema in epoch', 'loss, eval test', 'loss, evaluate() test']
     """
-    matches = {name: _EVALUATED.match(name) or _NAME.match(name) for name in names}
+    matches = {name: EVALUATED.match(name) or _NAME.match(name) for name in names}
     datasets = {match["data"] for match in matches.values() if match and match["data"]}
     parsed = {
         name: _from_match(match) if match else _without_split(name, datasets)
@@ -108,51 +100,6 @@ def numbers_of(name: str, value: Any, most_entries: int) -> Iterator[tuple[str, 
         for number, item in enumerate(value):
             if isinstance(item, int | float):
                 yield f"{name}/{number}", float(item)
-
-
-def is_of_evaluate(name: str) -> bool:
-    """Whether a metric was recorded by ``evaluate``, rather than by an evaluation of a run.
-
-    >>> is_of_evaluate("test_evaluation_loss"), is_of_evaluate("evaluation_eval_loss_epoch")
-    (True, False)
-    """
-    match = _EVALUATED.match(name)
-    return match is not None and match["split"] == "evaluation"
-
-
-def is_of_training(name: str) -> bool:
-    """Whether a metric was recorded by the training part of an epoch.
-
-    >>> is_of_training("train_loss_epoch"), is_of_training("train_eval_loss_epoch")
-    (True, False)
-    """
-    return name.startswith("train_") and _EVALUATED.match(name) is None
-
-
-def unambiguous_names(records: Iterable[Mapping[str, Any]]) -> Iterator[str]:
-    """The names of records' metrics, where those that ``evaluate`` has recorded say so.
-
-    Plugins record an "accuracy" there as in a run. It follows the loss, at the same update.
-
-    Args:
-        records: all records of a history, in order.
-
-    >>> names = ("train_loss_epoch", "eval_loss_epoch", "accuracy", "evaluation_loss", "accuracy")
-    >>> list(unambiguous_names({"metric": name, "epoch": 1, "update": 5} for name in names))[-3:]
-    ['accuracy', 'evaluation_loss', 'evaluation_accuracy']
-    """
-    place: object = None
-    data: str | None = None  # the beginning of the names of an evaluation; None outside of one
-    for record in records:
-        name, here = record["metric"], (record["epoch"], record["update"])
-        match = _EVALUATED.match(name)
-        if match is not None and match["split"] == "evaluation":
-            place, data = here, name[: match.start("split")]
-        elif match is not None or here != place or here[1] is None or name.startswith("train_"):
-            data = None
-        elif data is not None:
-            name = f"{data}evaluation_{name.removeprefix(data)}"
-        yield name
 
 
 def _from_match(match: re.Match[str]) -> MetricName:

@@ -8,13 +8,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-from pa_core.display.metric_names import (
-    MetricName,
-    is_of_evaluate,
-    numbers_of,
-    parse_metric_names,
-    unambiguous_names,
-)
+from pa_core.display.epochs import is_of_evaluate, unambiguous_names
+from pa_core.display.metric_names import MetricName, numbers_of, parse_metric_names
 from pa_core.errors import nearest
 
 if TYPE_CHECKING:
