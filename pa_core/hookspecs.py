@@ -119,8 +119,10 @@ evaluate(...):                                  # in a run, too, which it leaves
 
 predict(...):
     # The loader is created by create_eval_dataloader; eval_epoch_start() has no event here.
-    for each batch:
-        calculate_predictions
+    run_prediction:                             # to wrap or replace
+        for each batch:
+            calculate_predictions
+            on_predict_step_end
 
 a training state is saved:                      # at a granted request; outside runs, at once
     on_save_training_state                      # before anything is written
@@ -462,6 +464,24 @@ def on_evaluation_run_end(trainer: Trainer) -> None:
     """
 
 
+# -- Events: prediction ---------------------------------------------------------------------------
+
+
+@hookspec
+def on_predict_step_end(trainer: Trainer, batch: Any, predictions: Any, step: int) -> None:
+    """The predictions of a batch are made.
+
+    Args:
+        trainer: the trainer.
+        batch: the batch, on the device.
+        predictions: what `calculate_predictions` has returned, on the CPU.
+        step: index of the batch on this process, from 0.
+
+    When: once per batch of ``predict(...)``. Runs on: processes that have one.
+    Collectives allowed: no. Reads the device: no.
+    """
+
+
 # -- Events: early stops, exceptions and training states ------------------------------------------
 
 
@@ -722,6 +742,24 @@ def run_evaluation(trainer: Trainer) -> Any:
     """Run the whole of ``evaluate(...)``. Wrap it like `run_training`.
 
     When: once per ``evaluate(...)``. Runs on: every process.
+    Collectives allowed: yes. Reads the device: yes.
+    """
+
+
+@hookspec(firstresult=True)
+def run_prediction(trainer: Trainer, loader: Any, to: str | Path | None) -> Any:
+    """Run the whole of ``predict(...)``, and return the predictions.
+
+    Wrap it like `run_training`. A replacement returns the predictions for every sample, in the
+    order of the dataset, on every process. It runs without gradients, with the model in evaluation
+    mode. Errors propagate without `on_exception`.
+
+    Args:
+        trainer: the trainer.
+        loader: the loader of the batches to predict, split between the processes.
+        to: the folder to write the predictions to; None to return them.
+
+    When: once per ``predict(...)``. Runs on: every process.
     Collectives allowed: yes. Reads the device: yes.
     """
 

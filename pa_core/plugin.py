@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from pa_core.diagnostics.device_syncs import watch_device_syncs
     from pa_core.diagnostics.preserve import preserved
     from pa_core.diagnostics.stopwatch import Spent, Stopwatch
-    from pa_core.display.epochs import greater_is_better
+    from pa_core.display.epochs import greater_is_better, unambiguous_names
     from pa_core.display.metric_names import MetricName, numbers_of, parse_metric_names
     from pa_core.display.notebook import NotebookOutput
     from pa_core.display.plot import plot_records
@@ -110,6 +110,7 @@ __all__ = [
     "state_folders",
     "tensor_bytes",
     "to_uint8_images",
+    "unambiguous_names",
     "unwrap",
     "watch_device_syncs",
     "wrapped_module",
@@ -150,6 +151,7 @@ _HOMES = {
     "newest_intact_state": "pa_core.checkpoint.storage",
     "numbers_of": "pa_core.display.metric_names",
     "parse_metric_names": "pa_core.display.metric_names",
+    "unambiguous_names": "pa_core.display.epochs",
     "plot_records": "pa_core.display.plot",
     "preserved": "pa_core.diagnostics.preserve",
     "read_settings": "pa_core.settings.table",

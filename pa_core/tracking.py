@@ -331,14 +331,14 @@ class RunHistory(ABC):
 
     def _repr_html_(self) -> str:
         """The table of the epochs for notebooks."""
-        from pa_core.display.epochs import epoch_table
+        from pa_core.display.epochs import epoch_table, is_of_evaluate
         from pa_core.display.html import epochs_html, line_html
 
         records = records_of(self)
         if not records:
             return line_html(repr(self))
         table = epoch_table(records)
-        evaluation = {r["metric"]: r["value"] for r in records if "evaluation_" in r["metric"]}
+        evaluation = {r["metric"]: r["value"] for r in records if is_of_evaluate(r["metric"])}
         lines = [line_html(f"{name} = {_short(value)}") for name, value in evaluation.items()]
         return "".join([epochs_html(table) if table.rows else "", *lines])
 
@@ -535,11 +535,14 @@ class InMemoryRunHistory(RunHistory):
         self._get_progress = get_progress
 
     def _place_text(self) -> str:
+        from pa_core.display.epochs import is_of_evaluate, unambiguous_names
+
         records = self.latest_records(100)
         if not records or records[-1]["update"] is None:
             return ""
         # The history has advanced to the next epoch when evaluate() records.
-        in_epochs = [r["epoch"] for r in records if not r["metric"].startswith("evaluation_")]
+        names = unambiguous_names(records)
+        in_epochs = [r["epoch"] for r in records if not is_of_evaluate(next(names))]
         epoch = (in_epochs or [records[-1]["epoch"]])[-1]
         return f"epoch {epoch}, update {records[-1]['update']}: "
 

@@ -409,8 +409,6 @@ class Trainer(TrainerBase):
             ValueError: for arguments that would leave out or reorder samples, or if `to` is a
                 folder with anything but predictions.
         """
-        from pa_core.loop.predict import collect_predictions, write_predictions
-
         check_predict_arguments(dataloader_kwargs)
         check_collate(collate_fn)
         self._hooks.refresh()
@@ -428,9 +426,8 @@ class Trainer(TrainerBase):
         try:
             with torch.no_grad(), self._modes_of_evaluation():
                 self.eval_epoch_start()
-                if to is not None:
-                    return write_predictions(self, loader, to)
-                return collect_predictions(self, loader)
+                self._report_replacements("run_prediction")
+                return self._hooks.run_prediction(trainer=self, loader=loader, to=to)
         finally:
             self.model = model
 

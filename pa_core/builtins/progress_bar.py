@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import Field
 from tqdm.auto import tqdm
 
+from pa_core.data.loader import num_batches
 from pa_core.display.streams import shows_bars
 from pa_core.hookspecs import hookimpl
 from pa_core.plugin import CallbackSettings, ConfigurableCallback
@@ -25,7 +26,7 @@ class ProgressBarSettings(CallbackSettings):
 
 
 class ProgressBarCallback(ConfigurableCallback):
-    """Shows a bar with the mean loss and the rate for each training and evaluation epoch.
+    """Shows a bar for each training and evaluation epoch, with the mean loss, and for predictions.
 
     It works in terminals and notebooks, on the main process only; elsewhere, as in a file or where
     ``TERM=dumb``, ``CI`` or ``NO_COLOR`` is set, there are no bars. Each display reads the loss,
@@ -43,6 +44,7 @@ class ProgressBarCallback(ConfigurableCallback):
         self.interval = interval
         self.pbar: _Bar | None = None
         self.eval_pbar: _Bar | None = None
+        self._predict_pbar: _Bar | None = None
 
     @hookimpl(wrapper=True)
     def run_training(self, trainer: Trainer) -> Generator[None, Any, Any]:
@@ -57,6 +59,23 @@ class ProgressBarCallback(ConfigurableCallback):
             return (yield)
         finally:
             self._close_all()
+
+    @hookimpl(wrapper=True)
+    def run_prediction(self, trainer: Trainer, loader: Any) -> Generator[None, Any, Any]:
+        if not trainer.is_main_process:
+            return (yield)
+        self._predict_pbar = bar = _Bar(num_batches(loader), "Prediction", self.interval)
+        try:
+            result = yield
+            bar.finish()
+        finally:
+            self._predict_pbar = None
+            bar.close()
+        return result
+
+    def on_predict_step_end(self, trainer: Trainer, **kwargs: Any) -> None:
+        if self._predict_pbar is not None:
+            self._predict_pbar.advance()
 
     @hookimpl(trylast=True)  # below the lines that other plugins print
     def on_train_epoch_start(self, trainer: Trainer, **kwargs: Any) -> None:
@@ -130,23 +149,24 @@ class _Bar(tqdm):
         self._interval, self._uncounted = interval, 0
         self._next_display = time.monotonic() + interval
 
-    def advance(self, trainer: Trainer) -> None:
-        """Count a batch, and show the mean loss if the interval has passed."""
+    def advance(self, trainer: Trainer | None = None) -> None:
+        """Count a batch; if the interval has passed, show it, with the mean loss of a trainer."""
         self._uncounted += 1
         now = time.monotonic()
         if now >= self._next_display:
             self._next_display = now + self._interval
             self._show(trainer)
 
-    def finish(self, trainer: Trainer) -> None:
+    def finish(self, trainer: Trainer | None = None) -> None:
         """Show the final state and close."""
         self._show(trainer)
         self.close()
 
-    def _show(self, trainer: Trainer) -> None:
+    def _show(self, trainer: Trainer | None) -> None:
         if self.disable:
             return
-        self.set_postfix_str(f"loss={trainer.mean_loss:.4g}", refresh=False)
+        if trainer is not None:
+            self.set_postfix_str(f"loss={trainer.mean_loss:.4g}", refresh=False)
         self.update(self._uncounted)
         self._uncounted = 0
 

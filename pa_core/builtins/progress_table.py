@@ -5,13 +5,19 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Generator, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
-from pa_core.builtins.run_view import MOST_COLUMNS, RunView, create_screen
+from pa_core.builtins.run_view import (
+    MOST_COLUMNS,
+    RunView,
+    above_bar_of_main_process,
+    create_screen,
+)
+from pa_core.data.loader import num_batches
 from pa_core.display.epochs import column_key
 from pa_core.display.streams import shows_bars
 from pa_core.durations import Duration, Every
@@ -54,8 +60,9 @@ class ProgressTableCallback(ConfigurableCallback):
 
     The table has a column for each metric that is a number: of training, and of each evaluated
     model and dataset. The best value of an evaluation so far is marked. An evaluation within an
-    epoch has its own row, and ``trainer.evaluate(…)`` prints one. A line at the start describes
-    the run; one at its end has the best epoch and what was saved.
+    epoch has its own row, and ``trainer.evaluate(…)`` prints one; ``trainer.predict(…)`` only has
+    a bar. A line at the start describes the run; one at its end, also after ctrl-C or an error, has
+    the best epoch and what was saved.
 
     In a file, or where ``TERM=dumb``, ``CI`` or ``NO_COLOR`` is set, the rows are plain text, and
     instead of the bar there is at most one line a minute. Whatever is printed while the bar is
@@ -95,6 +102,7 @@ class ProgressTableCallback(ConfigurableCallback):
         self.rows, self.bar, self.summary = rows, bar, summary
         self._new_interval()
         self._view: RunView | None = None  # of the run or the evaluation in progress
+        self._unended: RunView | None = None  # of a run whose end wasn't printed
 
     def _new_interval(self) -> None:
         every = self.every
@@ -106,7 +114,9 @@ class ProgressTableCallback(ConfigurableCallback):
     def run_training(self, trainer: Trainer) -> Generator[None, Any, Any]:
         self._new_interval()
         with self._viewing(trainer) as view:
+            self._unended = view
             result = yield
+            self._unended = None
             if view is not None:
                 view.print_end(trainer)
         return result
@@ -116,12 +126,20 @@ class ProgressTableCallback(ConfigurableCallback):
         with self._viewing(trainer):
             return (yield)
 
+    @hookimpl(wrapper=True)
+    def run_prediction(self, trainer: Trainer, loader: Any) -> Generator[None, Any, Any]:
+        with self._viewing(trainer) as view:
+            if view is not None:
+                view.begin_prediction(trainer, num_batches(loader))
+            return (yield)
+
     @contextmanager
     def _viewing(self, trainer: Trainer) -> Iterator[RunView | None]:
         """Show a run, or an evaluation, perhaps within a run."""
-        shown = _parts(self, trainer) if trainer.is_main_process else set()
-        if not shown:
-            yield None
+        shown = _parts(self, trainer)
+        if not shown or not trainer.is_main_process:
+            with above_bar_of_main_process() if "bar" in shown else nullcontext():
+                yield None
             return
         outer = self._view
         screen = (
@@ -136,6 +154,8 @@ class ProgressTableCallback(ConfigurableCallback):
         )
         self._view = RunView(screen, shown, self.columns, _directions(trainer))
         self._view.skip_recorded(trainer)
+        if outer is not None:
+            outer.set_aside(trainer)
         try:
             yield self._view
         finally:
@@ -143,8 +163,8 @@ class ProgressTableCallback(ConfigurableCallback):
             if outer is None:
                 screen.close()
             else:
+                outer.skip_recorded(trainer)
                 screen.hide()
-                screen.start_table()
 
     @hookimpl(trylast=True)  # after what other plugins print
     def on_training_run_start(self, trainer: Trainer, **kwargs: Any) -> None:
@@ -163,6 +183,15 @@ class ProgressTableCallback(ConfigurableCallback):
         if self._view is not None:
             self._view.end_phase()
             self._view.print_unfinished(trainer)
+
+    def on_exception(self, trainer: Trainer, exception: BaseException, **kwargs: Any) -> None:
+        if self._view is not None:  # of an evaluation within a run
+            return
+        view, self._unended = self._unended, None
+        if view is not None:
+            view.print_unfinished(trainer)
+            view.print_end(trainer, exception)
+            view.screen.close()
 
     def on_training_state_saved(self, trainer: Trainer, state_dir: Path, **kwargs: Any) -> None:
         if self._view is not None and not trainer.is_resuming:
@@ -201,6 +230,15 @@ class ProgressTableCallback(ConfigurableCallback):
             self._view.begin_evaluation(trainer)
 
     def on_eval_step_end(self, trainer: Trainer, **kwargs: Any) -> None:
+        self._count_step(trainer)
+
+    def on_predict_step_end(self, trainer: Trainer, **kwargs: Any) -> None:
+        self._count_step(trainer)
+        if self._view is not None and self._view.is_done:
+            # Before the processes join their predictions: what the others print next isn't torn.
+            self._view.end_phase()
+
+    def _count_step(self, trainer: Trainer) -> None:
         view = self._view
         if view is None:
             return

@@ -71,10 +71,9 @@ def _length(trainer: Trainer) -> str:
     """The length of the run, as it was given and in updates."""
     config, length = trainer.run_config, trainer.run_length
     parts = [] if length.duration.unit == "updates" else [_duration(length.duration)]
-    if length.num_updates is not None:
-        parts.append(_count(length.num_updates, "update"))
-    of = f" of {_count(config.train_total_batch_size, 'sample')}"
-    return ", ".join(parts) + (of if length.num_updates is not None else "")
+    updates = "updates" if length.num_updates is None else _count(length.num_updates, "update")
+    parts.append(f"{updates} of {_count(config.train_total_batch_size, 'sample')}")
+    return ", ".join(parts)
 
 
 def _duration(duration: Any) -> str:
@@ -85,7 +84,13 @@ def _duration(duration: Any) -> str:
 
 
 def describe_end(
-    trainer: Trainer, *, best: str, states: Iterable[Path], updates: int, seconds: float
+    trainer: Trainer,
+    *,
+    best: str,
+    states: Iterable[Path],
+    updates: int,
+    seconds: float,
+    error: BaseException | None = None,
 ) -> list[str]:
     """How long a run has trained, its best epoch, and where its files are.
 
@@ -95,10 +100,13 @@ def describe_end(
         states: the training states that were saved.
         updates: of the run before it was resumed.
         seconds: likewise.
+        error: the exception that has ended the run, if any.
     """
     position = trainer.position
     made = _count(position.updates - updates, "update")
     end = "Paused" if position.is_paused else "Stopped" if position.stop_reason else "Finished"
+    if error is not None:
+        end = "Interrupted" if isinstance(error, KeyboardInterrupt) else "Failed"
     lines = [f"{end} after {made} in {duration_text(position.seconds - seconds)}"]
     if updates:
         whole = f"{position.updates:,} in {duration_text(position.seconds)}"
@@ -106,13 +114,26 @@ def describe_end(
     if best:
         lines[0] += f"; {best}"
     files = [f"best model: {short_path(path)}" for path in _best_models(trainer)]
-    kept = [path for path in states if path.exists()]
-    if kept:
-        files.append(f"training state: {short_path(kept[-1])}")
+    kept = [path for path in states if path.exists()][-1:]
+    if error is not None:
+        kept = _newest_state(trainer) or kept
+    files += [f"training state: {short_path(path)}" for path in kept]
     if files:
         text = ", ".join(files)
         lines.append(text[0].upper() + text[1:])
+    if error is not None and not kept:
+        lines.append("No training state was saved")
     return lines
+
+
+def _newest_state(trainer: Trainer) -> list[Path]:
+    """The run's newest training state, of which plugins hear too late if an exception ends it."""
+    from pa_core.checkpoint.resume import states_folder
+    from pa_core.checkpoint.storage import find_states, read_manifest
+
+    folder = states_folder(trainer)
+    states = [] if folder is None else find_states(folder)
+    return [path for path in states if read_manifest(path).get("run_id") == trainer.run_id][:1]
 
 
 def _best_models(trainer: Trainer) -> list[Path]:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from fnmatch import fnmatch
 from textwrap import fill
 from typing import TYPE_CHECKING, Any
@@ -17,6 +18,7 @@ from pa_core.display.epochs import (
     heading_of,
     is_better,
     is_number,
+    is_of_evaluate,
     is_shown,
     metric_columns,
     number_text,
@@ -29,6 +31,7 @@ from pa_core.tracking import count_values, num_recorded
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from pa_core.tracking import RunHistory
     from pa_core.trainer import Trainer
 
 MOST_COLUMNS, _MOST_GROUPS = 24, 4
@@ -54,6 +57,22 @@ def create_screen(print_text: Callable[[str], Any], *, bar: bool, interval: floa
 
     below = Bar(terminals[0], terminals) if bar else None
     return Terminal(print_text, interval, below, is_coloured=is_coloured)
+
+
+@contextmanager
+def above_bar_of_main_process() -> Iterator[None]:
+    """Let what this process writes to a terminal take the place of the main process' bar there."""
+    terminals = [stream for stream in (sys.stderr, sys.stdout) if is_terminal(stream)]
+    if not terminals:
+        yield
+        return
+    from pa_core.display.terminal import Bar
+
+    bar = Bar(terminals[0], terminals, is_elsewhere=True)
+    try:
+        yield
+    finally:
+        bar.close()
 
 
 _Phase = tuple[str, int, int, int | None, float]
@@ -94,8 +113,10 @@ class RunView:
         self._title, self._first, self._began = "", 0, now
         self._total: int | None = None
         self._outer: _Phase = "", 0, 0, None, now
-        self._run_began, self._fraction = now, 0.0
+        self._run_began, self._has_loss = now, True
+        self._fraction: float | None = None  # of the run, when it began or was resumed
         self._counts: dict[str, int] = {}
+        self._aside: dict[str, float] = {}
         self._keys: dict[str, None] = {}
         self._columns: dict[tuple[str, ...], list[Column]] = {}
         self._rates: dict[str, float] = {}
@@ -109,6 +130,10 @@ class RunView:
         """Show only what is recorded from here on."""
         self._counts = count_values(trainer.run_history)
 
+    def set_aside(self, trainer: Trainer) -> None:
+        """Keep what is recorded for the next row, before an evaluation records the same names."""
+        self._aside = self._take_cells(trainer)
+
     def _take_new(self, trainer: Trainer) -> dict[str, Any]:
         """The latest value of each metric that was recorded since the last call."""
         history, before = trainer.run_history, self._counts
@@ -121,7 +146,8 @@ class RunView:
         new = self._take_new(trainer)
         shown = {name: value for name, value in new.items() if is_shown(name, value)}
         within = {column_key(name): value for name, value in shown.items()}
-        return within | {name: value for name, value in shown.items() if name in within}
+        aside, self._aside = self._aside, {}
+        return aside | within | {name: value for name, value in shown.items() if name in within}
 
     # -- A run ------------------------------------------------------------------------------------
 
@@ -164,10 +190,13 @@ class RunView:
                 better.add(column.key)
         return better
 
-    def print_end(self, trainer: Trainer) -> None:
-        """Print what has come of the run."""
+    def print_end(self, trainer: Trainer, error: BaseException | None = None) -> None:
+        """Print what has come of the run; one that failed before its first update has nothing."""
         self.end_phase()
         if "summary" not in self.parts or trainer.was_finished:
+            return
+        is_interrupt = isinstance(error, KeyboardInterrupt)
+        if error is not None and not is_interrupt and trainer.updates == self._updates:
             return
         watched = [*self._directions, "eval_loss_epoch", *self._best]
         key = next((key for key in watched if key in self._best), None)
@@ -176,7 +205,12 @@ class RunView:
             value, epoch = self._best[key]
             best = f"best {heading_of(key)} {number_text(value)} in epoch {epoch}"
         lines = describe_end(
-            trainer, best=best, states=self.states, updates=self._updates, seconds=self._seconds
+            trainer,
+            best=best,
+            states=self.states,
+            updates=self._updates,
+            seconds=self._seconds,
+            error=error,
         )
         self._print_lines(["", *lines])
 
@@ -219,6 +253,12 @@ class RunView:
         self._begin(" ".join([f"{start}eval", *prefix]), 0, trainer.num_eval_batches)
         self._show_start(trainer)
 
+    def begin_prediction(self, trainer: Trainer, total: int | None) -> None:
+        """A prediction starts, of so many batches; None if unknown."""
+        self._has_loss = False
+        self._begin(f"{_epoch_title(trainer)} predict" if trainer.in_run else "Predict", 0, total)
+        self._show_start(trainer)
+
     def end_evaluation(self, trainer: Trainer, is_intermediate: bool) -> None:
         """The evaluation is over; after one within the epoch, the epoch continues."""
         if not is_intermediate:
@@ -227,6 +267,11 @@ class RunView:
         self._began = began + time.monotonic() - self._began  # without the evaluation
         self._update_of_pending = trainer.updates
         self.pending = (self.pending or {}) | self._take_cells(trainer)
+
+    @property
+    def is_done(self) -> bool:
+        """Whether all steps of the epoch or the evaluation are made."""
+        return self.done == self._total
 
     def end_phase(self) -> None:
         """Nothing is in progress any more."""
@@ -243,7 +288,7 @@ class RunView:
             self._title,
             self.done,
             self._total,
-            trainer.mean_loss if made else None,
+            trainer.mean_loss if made and self._has_loss else None,
             made / spent if made and spent > 0 else None,
             self._run_left(trainer, now) if trainer.in_run else None,
         )
@@ -254,8 +299,8 @@ class RunView:
         if trainer.run_length.is_timed:
             return max(0.0, trainer.run_length.duration.value - trainer.position.seconds)
         fraction = trainer.progress.fraction
-        if fraction is None or not self._fraction < fraction < 1:
-            return None
+        if fraction is None or self._fraction is None or not self._fraction < fraction < 1:
+            return None  # or this is an evaluation within the run, which knows only its own start
         return (now - self._run_began) * (1 - fraction) / (fraction - self._fraction)
 
     # -- Rows -------------------------------------------------------------------------------------
@@ -265,7 +310,7 @@ class RunView:
         history, update = trainer.run_history, self.requested
         if self.pending is not None:
             values, update = self.pending, self._update_of_pending
-        elif num_recorded(history, "train_loss") == self._counts.get("train_loss", 0):
+        elif not self._has_new(history, "train_loss"):
             self.requested = trainer.updates  # the processes have yet to agree on it
             return
         else:
@@ -291,10 +336,13 @@ class RunView:
         """Print what a run recorded since its last row, if it is stopped within an epoch."""
         if self.pending is not None:
             self.print_within(trainer)
-        if num_recorded(trainer.run_history, "train_loss_epoch") != self._counts.get(
-            "train_loss_epoch", 0
-        ):
+        if self._has_new(trainer.run_history, "train_loss_epoch"):
             self.print_epoch(trainer)
+
+    def _has_new(self, history: RunHistory, name: str) -> bool:
+        """Whether a value was recorded that no row has shown yet."""
+        is_new = num_recorded(history, name) != self._counts.get(name, 0)
+        return is_new or column_key(name) in self._aside
 
     def _print_row(self, row: Row) -> None:
         self._keys |= dict.fromkeys(row.values)
@@ -335,12 +383,14 @@ class RunView:
         """Print what ``evaluate`` has recorded, in one row."""
         self.end_phase()
         values = {n: value for n, value in self._take_new(trainer).items() if is_number(value)}
-        self._keys = dict.fromkeys(values)
+        # Losses first: a history keeps the order in which names were first recorded.
+        self._keys = dict.fromkeys(sorted(values, key=lambda name: not is_of_evaluate(name)))
         columns = [Column(one.key, one.heading) for one in metric_columns(self._chosen())]
         if columns:
             row = Row(0, values, seconds=time.monotonic() - self._run_began)
             self.screen.start_table()
             self._print([*columns, Column("time", "time")], row, set())
+            self.screen.start_table()
 
 
 def _epoch_title(trainer: Trainer) -> str:

@@ -8,10 +8,18 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+DATA = r"^(?:(?P<data>(?!intermediate[_/.-]).+?)[_/.-])?"
+EVALUATED = re.compile(
+    DATA + r"(?P<split>intermediate[_/.-]eval|evaluation|eval)"
+    # A dataset may be called "evaluation".
+    r"(?![_/.-](?:.+[_/.-])?eval(?:uation)?[_/.-])"
+    r"[_/.-](?P<base>.+)$"
+)
+"""Names that the loop gives, in which what stands before is the name of a dataset, even "test"."""
 _ENDS = ("intermediate_eval_loss", "eval_loss_epoch")  # of names with a model and a dataset before
 _RATE = re.compile(r"learning_rate(?=$|[_/])")
 _LOWER = re.compile(
@@ -100,8 +108,15 @@ def rows_of(records: Iterable[Mapping[str, Any]]) -> list[Row]:
     """The rows of records; what ``evaluate`` has recorded, and what isn't a number, has none."""
     rows: list[Row] = []
     epochs: dict[int, list[Mapping[str, Any]]] = {}
-    for record in records:
-        epochs.setdefault(record["epoch"], []).append(record)
+    own: set[tuple[int, str]] = set()  # what an epoch has recorded by itself
+    records = list(records)
+    for record, clear_name in zip(records, unambiguous_names(records), strict=True):
+        epoch, name = record["epoch"], record["metric"]
+        if not is_of_evaluate(clear_name):
+            own.add((epoch, name))
+        elif epoch not in epochs or (epoch, name) in own:
+            continue
+        epochs.setdefault(epoch, []).append(record)
     before = 0.0
     for epoch, found in epochs.items():
         times = [record["seconds"] for record in found if record["seconds"] is not None]
@@ -129,7 +144,7 @@ def _rows_of_epoch(
             current = within.setdefault(update or 0, {})
         elif (
             record["update"] != update
-            or name.startswith("train_")
+            or is_of_training(name)
             or name.endswith("eval_loss_epoch")
             or key in (current or ())
         ):
@@ -171,9 +186,7 @@ def metric_columns(
     is_evaluated = any("eval" in key for key in ordered)
     columns = []
     for key, heading in zip(ordered, headings, strict=True):
-        is_compared = not key.startswith("train_") or (
-            key == "train_loss_epoch" and not is_evaluated
-        )
+        is_compared = not is_of_training(key) or (key == "train_loss_epoch" and not is_evaluated)
         columns.append(
             Column(
                 key,
@@ -187,12 +200,57 @@ def metric_columns(
 def _place(key: str) -> int:
     if _RATE.match(key):
         return 3
-    return 0 if key == "train_loss_epoch" else 1 if key.startswith("train_") else 2
+    return 0 if key == "train_loss_epoch" else 1 if is_of_training(key) else 2
+
+
+def is_of_evaluate(name: str) -> bool:
+    """Whether a metric was recorded by ``evaluate``, rather than by an evaluation of a run.
+
+    >>> is_of_evaluate("test_evaluation_loss"), is_of_evaluate("evaluation_eval_loss_epoch")
+    (True, False)
+    """
+    match = EVALUATED.match(name)
+    return match is not None and match["split"] == "evaluation"
+
+
+def is_of_training(name: str) -> bool:
+    """Whether a metric was recorded by the training part of an epoch.
+
+    >>> is_of_training("train_loss_epoch"), is_of_training("train_eval_loss_epoch")
+    (True, False)
+    """
+    return name.startswith("train_") and EVALUATED.match(name) is None
+
+
+def unambiguous_names(records: Iterable[Mapping[str, Any]]) -> Iterator[str]:
+    """The names of records' metrics, where those that ``evaluate`` has recorded say so.
+
+    Plugins record an "accuracy" there as in a run. It follows the loss, at the same update.
+
+    Args:
+        records: all records of a history, in order.
+
+    >>> names = ("train_loss_epoch", "eval_loss_epoch", "accuracy", "evaluation_loss", "accuracy")
+    >>> list(unambiguous_names({"metric": name, "epoch": 1, "update": 5} for name in names))[-3:]
+    ['accuracy', 'evaluation_loss', 'evaluation_accuracy']
+    """
+    place: object = None
+    data: str | None = None  # the beginning of the names of an evaluation; None outside of one
+    for record in records:
+        name, here = record["metric"], (record["epoch"], record["update"])
+        match = EVALUATED.match(name)
+        if match is not None and match["split"] == "evaluation":
+            place, data = here, name[: match.start("split")]
+        elif match is not None or here != place or here[1] is None or name.startswith("train_"):
+            data = None
+        elif data is not None:
+            name = f"{data}evaluation_{name.removeprefix(data)}"
+        yield name
 
 
 def is_shown(name: str, value: object) -> bool:
     """Whether a table of epochs has a column for a metric with such a value."""
-    return is_number(value) and not re.search(r"(^|_)evaluation_", name)
+    return is_number(value) and not is_of_evaluate(name)
 
 
 def is_number(value: object) -> bool:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
+from pa_core.display.epochs import is_of_evaluate, unambiguous_names
+
 if TYPE_CHECKING:
     import pandas
 
@@ -15,13 +17,19 @@ def rows_by_epoch(records: Iterable[Mapping[str, Any]]) -> dict[int, dict[str, A
     """The last value of each metric in each epoch.
 
     What `Trainer.evaluate` records after an epoch belongs to that epoch, although the history has
-    advanced to the next.
+    advanced to the next. It doesn't replace a value that the epoch itself has recorded.
     """
     rows: dict[int, dict[str, Any]] = {}
-    for record in records:
-        name, epoch = record["metric"], record["epoch"]
-        if name.startswith("evaluation_") and rows:
+    own: set[tuple[int, str]] = set()  # what an epoch has recorded by itself
+    records = list(records)
+    for record, clear_name in zip(records, unambiguous_names(records), strict=True):
+        name, epoch, is_other = record["metric"], record["epoch"], is_of_evaluate(clear_name)
+        if is_other and rows:
             epoch = max(rows)
+            if (epoch, name) in own:
+                continue
+        elif not is_other:
+            own.add((epoch, name))
         rows.setdefault(epoch, {})[name] = record["value"]
     return dict(sorted(rows.items()))
 

@@ -7,11 +7,9 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-_NAME = re.compile(
-    r"^(?:(?P<data>(?!intermediate[_/.-]).+?)[_/.-])?"
-    r"(?P<split>intermediate[_/.-]eval|evaluation|eval|training|train|validation|valid|val|test)"
-    r"[_/.-](?P<base>.+)$"
-)
+from pa_core.display.epochs import DATA, EVALUATED
+
+_NAME = re.compile(DATA + r"(?P<split>training|train|validation|valid|val|test)[_/.-](?P<base>.+)$")
 _SPLITS = {
     **dict.fromkeys(("training", "train"), "train"),
     **dict.fromkeys(("evaluation", "test"), "test"),
@@ -60,11 +58,11 @@ def parse_metric_names(names: Iterable[str]) -> dict[str, MetricName]:
     >>> names = ["night_eval_loss_epoch", "night_recall/3", "train_f1", "f1", "evaluation_f1"]
     >>> [name.text for name in parse_metric_names(names).values()]
     ['loss, eval night', 'recall/3, eval night', 'f1, train', 'f1, eval', 'f1, evaluate()']
-    >>> name = "ema_intermediate_eval_loss"
-    >>> parse_metric_names([name])[name].text
-    'loss, eval ema in epoch'
+    >>> names = ["ema_intermediate_eval_loss", "test_eval_loss_epoch", "test_evaluation_loss"]
+    >>> [name.text for name in parse_metric_names(names).values()]
+    ['loss, eval ema in epoch', 'loss, eval test', 'loss, evaluate() test']
     """
-    matches = {name: _NAME.match(name) for name in names}
+    matches = {name: EVALUATED.match(name) or _NAME.match(name) for name in names}
     datasets = {match["data"] for match in matches.values() if match and match["data"]}
     parsed = {
         name: _from_match(match) if match else _without_split(name, datasets)

@@ -66,7 +66,9 @@ def show_once(result: Mapping[str, Any]) -> None:
     """Empty the output of an evaluation if its result is the last line of the same cell."""
     cell = getattr(streams.kernel(), "execution_count", None)
     for one in reversed(_evaluations):
-        if one[0] == cell and all(result.get(name) == value for name, value in one[1].items()):
+        # By their texts, in which NaN equals NaN.
+        is_shown = all(repr(result.get(name)) == repr(value) for name, value in one[1].items())
+        if one[0] == cell and is_shown:
             one[2].show({"text/html": "", "text/plain": ""})
             _evaluations.remove(one)
             return

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
+from pa_core.display.epochs import is_of_evaluate, unambiguous_names
 from pa_core.display.metric_names import MetricName, numbers_of, parse_metric_names
 from pa_core.errors import nearest
 
@@ -71,6 +72,9 @@ def plot_records(
     """
     if x not in _AXES:
         raise ValueError(f"x={x!r}: expected {', '.join(map(repr, _AXES))}.{nearest(x, _AXES)}")
+    records = list(records)
+    names_of_records = unambiguous_names(records)
+    records = [{**r, "metric": n} for r, n in zip(records, names_of_records, strict=True)]
     records = _in_sequence(records)
     if x != "epoch" and any(record[x] is None for record in records):
         x = "epoch"
@@ -116,7 +120,7 @@ def _ends_of_epochs(records: Iterable[Mapping[str, Any]]) -> dict[int, int]:
     return {
         record["epoch"]: record["update"]
         for record in records
-        if record["update"] is not None and not record["metric"].startswith("evaluation_")
+        if record["update"] is not None and not is_of_evaluate(record["metric"])
     }
 
 

@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 
     from pa_core.display.layout import Layout, Slot
 
+_ERASE = "\x1b[K"
+"""Erases the rest of the line."""
+
 
 class Terminal(Screen):
     """Prints a table in colour, and shows a bar.
@@ -88,6 +91,8 @@ class Terminal(Screen):
             for slot in slots:
                 table.add_column(width=slot.width, no_wrap=True)
             for row in stacked(slots, cells):
+                if not any(text.strip() for text, _ in row):
+                    continue  # a row that is folded may lack values
                 # Aligned here: rich drops the space that stands in the place of a mark.
                 padded = zip(row, slots, strict=True)
                 table.add_row(
@@ -135,10 +140,12 @@ class Bar:
     Args:
         stream: where it is drawn.
         streams: those whose output goes above it.
+        is_elsewhere: whether another process draws it, on the same terminal.
     """
 
-    def __init__(self, stream: Any, streams: list[Any]) -> None:
-        self._lock, self._process = threading.RLock(), os.getpid()
+    def __init__(self, stream: Any, streams: list[Any], *, is_elsewhere: bool = False) -> None:
+        self._lock = threading.RLock()
+        self._process = None if is_elsewhere else os.getpid()
         self._is_drawn = False
         self._unfinished: Callable[[str], Any] | None = None  # the `write` of a line in progress
         self._others = WeakSet(tqdm._instances)  # bars of other code, which stand above
@@ -190,7 +197,8 @@ class Bar:
     def remove(self) -> None:
         """Remove the bar, and end a line that someone has begun; the next `draw` shows it again."""
         with self._lock:
-            self._erase()
+            if os.getpid() == self._process:
+                self._erase()
             unfinished, self._unfinished = self._unfinished, None
             if unfinished is not None:
                 with suppress(OSError, ValueError):
@@ -201,9 +209,10 @@ class Bar:
             return
         with suppress(OSError, ValueError):
             if os.getpid() != self._process:
-                # A forked worker of a data loader doesn't know whether the bar is drawn now.
+                # Neither a forked worker of a data loader nor another process knows whether the
+                # bar is drawn now.
                 if not self._unfinished:
-                    self._bar.fp.write("\r\x1b[K")
+                    self._bar.fp.write(f"\r{_ERASE}")
                     self._bar.fp.flush()
             elif self._is_drawn:
                 self._is_drawn = False
@@ -245,6 +254,16 @@ class _Tqdm(tqdm):
     def __init__(self, file: Any) -> None:
         # Nothing is displayed before the delay is over, which is never.
         super().__init__(file=file, leave=False, dynamic_ncols=True, delay=1e9)
+
+    @staticmethod
+    def status_printer(file: Any) -> Callable[[str], None]:
+        """How a line replaces the one before; spaces would wrap if the terminal is narrower now."""
+
+        def print_status(line: str) -> None:
+            file.write(f"\r{line}{_ERASE}")
+            file.flush()
+
+        return print_status
 
     def show(self, progress: Progress) -> None:
         """Display how far the epoch has come."""

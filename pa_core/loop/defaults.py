@@ -23,6 +23,8 @@ from pa_core.loop.pairs import loss_of_pair
 from pa_core.loop.run_numbers import RunNumbers, build_scheduler
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from pa_core.control import UpdateResult
     from pa_core.trainer import Trainer
 
@@ -137,3 +139,11 @@ class Defaults:
     def run_evaluation(self, trainer: Trainer) -> bool:
         trainer._run_evaluation()
         return True
+
+    @hookimpl(trylast=True)
+    def run_prediction(self, trainer: Trainer, loader: Any, to: str | Path | None) -> Any:
+        from pa_core.loop.predict import collect_predictions, write_predictions
+
+        if to is not None:
+            return write_predictions(trainer, loader, to)
+        return collect_predictions(trainer, loader)

@@ -44,6 +44,7 @@ def write_predictions(trainer: Trainer, loader: Any, folder: str | Path) -> Pred
 def _predictions(trainer: Trainer, loader: Any) -> Iterator[tuple[int, int, Any]]:
     """For each batch of this process: its place in the data, its samples and its predictions."""
     engine, predict, is_first = trainer._engine, trainer.calculate_predictions, True
+    on_step_end = trainer._hooks.on_predict_step_end
     for step, batch in enumerate(evaluation_batches(loader, engine, predict, seed=trainer.seed)):
         outputs = send_to_device(predict(batch), "cpu")
         if isinstance(loader, KeyedDataLoader):
@@ -55,4 +56,6 @@ def _predictions(trainer: Trainer, loader: Any) -> Iterator[tuple[int, int, Any]
             with suppress(ValueError):  # a list that other batches will make clear
                 join([outputs], [size])
             is_first = False
+        if on_step_end is not None:
+            on_step_end(trainer=trainer, batch=batch, predictions=outputs, step=step)
         yield start, size, outputs

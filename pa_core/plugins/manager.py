@@ -52,7 +52,7 @@ class _Registration:
     is_quiet: bool = False  # no events and no runs, see `PluginManager.without_events`
 
 
-_NOT_IN_TRIALS = ("run_training", "run_evaluation", "create_scheduler")
+_NOT_IN_TRIALS = ("run_training", "run_evaluation", "run_prediction", "create_scheduler")
 """Hooks that aren't events, and that `PluginManager.without_events` doesn't call either."""
 
 _Registered = list[tuple[Implementation, Mapping[str, Any]]]

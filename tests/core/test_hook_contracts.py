@@ -171,7 +171,7 @@ def test_a_failing_evaluation_within_a_run_is_reported_by_both(recorder: HookRec
     assert recorder.count("on_exception") == 2
 
 
-def test_predict_has_no_events_not_even_for_an_exception(recorder: HookRecorder) -> None:
+def test_predict_has_an_event_per_batch_and_none_for_an_exception(recorder: HookRecorder) -> None:
     class Fails:
         @hookimpl
         def calculate_predictions(self) -> Any:
@@ -179,8 +179,9 @@ def test_predict_has_no_events_not_even_for_an_exception(recorder: HookRecorder)
 
     trainer = tiny_trainer(recorder)
     recorder.clear()
-    trainer.predict(tiny_data(8))
-    assert events(recorder) == []
+    trainer.predict(tiny_data(20), per_device_batch_size=8)
+    assert events(recorder) == ["on_predict_step_end"] * 3
+    assert [call.step for call in recorder.of("on_predict_step_end")] == [0, 1, 2]
     trainer = tiny_trainer(Fails(), recorder)
     recorder.clear()
     with pytest.raises(ZeroDivisionError):

@@ -20,13 +20,14 @@ on_backward_end on_gradients_ready on_optimizer_step_start on_optimizer_step_end
 on_optimizer_step_skipped on_train_step_end on_train_epoch_end
 on_eval_epoch_start on_eval_step_start on_eval_step_end on_eval_epoch_end on_training_run_epoch_end
 on_watched_metric on_training_run_end on_evaluation_run_start on_evaluation_run_end
+on_predict_step_end
 on_stop_training_error on_exception on_save_training_state on_training_state_saved
 on_save_training_state_error on_load_training_state
 """.split()
 FIRST_RESULT = """
 create_accelerator create_optimizer create_train_dataloader create_eval_dataloader create_scheduler
 calculate_train_batch_loss calculate_eval_batch_loss calculate_predictions
-run_training run_update run_evaluation
+run_training run_update run_evaluation run_prediction
 """.split()
 REGISTRIES = """
 register_schedulers register_models register_metrics register_eval_models

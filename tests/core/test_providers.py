@@ -183,7 +183,7 @@ def test_a_trainer_that_overrides_the_method_comes_before_every_plugin():
     assert trainer.optimizer.param_groups[0]["lr"] == pytest.approx(0.01)
 
 
-@pytest.mark.parametrize("run", ["run_training", "run_evaluation"])
+@pytest.mark.parametrize("run", ["run_training", "run_evaluation", "run_prediction"])
 def test_a_wrapped_run_gets_to_close_whatever_is_raised(run):
     log = []
 
@@ -203,13 +203,28 @@ def test_a_wrapped_run_gets_to_close_whatever_is_raised(run):
             raise ZeroDivisionError("of the model")
 
     trainer = trainer_with(Offers(run, around, wrapper=True), model=Fails())
-    start = {"run_training": lambda: trainer.train(tiny_data(4), 1)}.get(
-        run, lambda: trainer.evaluate(tiny_data(4))
-    )
+    start = {
+        "run_training": lambda: trainer.train(tiny_data(4), 1),
+        "run_evaluation": lambda: trainer.evaluate(tiny_data(4)),
+        "run_prediction": lambda: trainer.predict(tiny_data(4)),
+    }
     with pytest.raises(ZeroDivisionError) as caught:
-        start()
+        start[run]()
     assert log == ["open", "closed"]
     assert not hasattr(caught.value, "__notes__")  # the model's own fault, and no plugin's
+
+
+def test_a_prediction_can_be_replaced_and_its_result_changed():
+    def double():
+        return 2 * (yield)
+
+    plain = trainer_with().predict(tiny_data(10))
+    doubled = trainer_with(Offers("run_prediction", double, wrapper=True)).predict(tiny_data(10))
+    torch.testing.assert_close(doubled, 2 * plain)
+    asked = []
+    own = Offers("run_prediction", lambda loader, to: asked.append((len(loader), to)) or "mine")
+    assert trainer_with(own).predict(tiny_data(10), to="folder") == "mine"
+    assert asked == [(2, "folder")]
 
 
 def test_register_models_gives_a_model_by_name():

@@ -160,9 +160,12 @@ def _curves(runs: Sequence[Run]) -> str:
         f'<li data-n="{number}">{key(number)}{escape(run.name)}</li>'
         for number, run in enumerate(runs)
     )
-    shared = f'<ul class="legend shared">{legend}</ul>' if len(runs) >= _SHARED_LEGEND_FROM else ""
+    is_shared = len(runs) >= _SHARED_LEGEND_FROM
+    # A heat map has its runs' names beside its rows.
+    has_lines = any(not getattr(chart, "is_heat_map", True) for chart in charts)
+    shared = f'<ul class="legend shared">{legend}</ul>' if is_shared and has_lines else ""
     if len(clocks) < len(runs) or all(one.agrees_with(clocks[0]) for one in clocks):
-        return shared + draw_grid(charts, has_legend=not shared)
+        return shared + draw_grid(charts, has_legend=not is_shared)
     choice = (
         '<p class="choice">Horizontal axis: '
         '<label><input type="radio" name="axis" id="by-epoch" checked> epochs</label>'
@@ -173,7 +176,7 @@ def _curves(runs: Sequence[Run]) -> str:
         + shared
         + "".join(
             f'<div class="by-{unit}">'
-            f"{draw_grid(charts, by_epoch=unit == 'epoch', has_legend=not shared)}</div>"
+            f"{draw_grid(charts, by_epoch=unit == 'epoch', has_legend=not is_shared)}</div>"
             for unit in ("epoch", "update")
         )
     )

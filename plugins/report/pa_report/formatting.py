@@ -8,17 +8,17 @@ import math
 def short(value: float) -> str:
     """Format a number with four significant digits, without an exponent if that is readable.
 
-    >>> short(0.123456), short(3e-7), short(float("nan")), short(2.0)
-    ('0.1235', '3.0e-7', 'nan', '2')
+    >>> short(0.123456), short(3e-7), short(float("nan")), short(2.0), short(-1e300)
+    ('0.1235', '3.0e-7', 'nan', '2', '-1.0e300')
     """
     if not math.isfinite(value):
         return str(value)
-    if value == 0 or (value == round(value) and abs(value) < 1e15):
+    if value == 0 or (value == round(value) and abs(value) < 1e9):
         return grouped(round(value))
     magnitude = math.floor(math.log10(abs(value)))
-    if magnitude >= 4:
+    if 4 <= magnitude < 9:
         return grouped(round(value))
-    if magnitude < -4:
+    if not -4 <= magnitude < 9:
         mantissa, exponent = f"{value:.3e}".split("e")
         mantissa = mantissa.rstrip("0")
         return f"{mantissa}{'0' if mantissa.endswith('.') else ''}e{int(exponent)}"

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from pa_core.plugin import numbers_of
+from pa_core.plugin import numbers_of, unambiguous_names
 from pa_report.run import Point
 
 if TYPE_CHECKING:
@@ -47,8 +47,9 @@ def curves_and_matrices(
     matrices: dict[str, list[list[float]]] = {}
     lengths: dict[str, int] = {}
     place = dict.fromkeys(_PLACE, 0.0)
-    for record in records:
-        name, value = record["metric"], record["value"]
+    records = list(records)
+    for record, name in zip(records, unambiguous_names(records), strict=True):
+        value = record["value"]
         last, place = place, {key: float(record.get(key) or 0) for key in _PLACE}
         if 0 < place["update"] == last["update"]:  # after the last epoch, such as by evaluate()
             place["epoch"] = last["epoch"]

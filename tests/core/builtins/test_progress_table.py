@@ -21,6 +21,7 @@ from torch.utils.data import IterableDataset
 from tqdm import tqdm
 
 from pa_core import StopTrainingError, Trainer, TrainerCallback, hookimpl
+from pa_core.builtins.run_view import above_bar_of_main_process
 from pa_core.callbacks import (
     EarlyStoppingCallback,
     LogMetricsCallback,
@@ -201,7 +202,11 @@ def test_a_resumed_run_continues_the_table(tmp_path, capsys):
             tiny_data(24), 3
         )
     first = lines_of(capsys)
-    assert [line.split()[0] for line in first[5:]] == ["1", "2"]
+    assert [line.split()[0] for line in first[5:7]] == ["1", "2"]
+    assert first[7:] == ["", *first[8:]]
+    end = " ".join(first[8:])
+    assert re.match(r"Interrupted after 7 updates in [\d.]+s; best train loss [\d.]+ in", end)
+    assert re.search(r"Training state: .*update_00000006$", end)
     watch = EarlyStoppingCallback(5, watch_metric="score", greater_is_better=True)
     trainer = make_trainer(ProgressTableCallback, states, watch, Records([0.1, 0.5]))
     with warnings.catch_warnings():
@@ -244,6 +249,52 @@ def test_a_run_that_is_stopped_within_an_epoch_shows_what_that_recorded(capsys):
     assert lines[-1].endswith("in epoch 2")
 
 
+def test_a_run_that_fails_shows_what_it_recorded_and_how_far_it_came(capsys):
+    class Fails(TrainerCallback):
+        def on_training_run_epoch_end(self, trainer):
+            trainer.evaluate(tiny_data(8))
+            raise ZeroDivisionError
+
+    trainer = make_trainer(ProgressTableCallback, Fails)
+    with pytest.raises(ZeroDivisionError):
+        trainer.train(tiny_data(16), 5, eval_dataset=tiny_data(8))
+    row, space, end, states = lines_of(capsys)[-4:]
+    assert (row.split()[0], space) == ("1", "")
+    assert end.startswith("Failed after 2 updates in")
+    assert states == "No training state was saved"
+    with pytest.raises(ZeroDivisionError):  # before the first update
+        trainer.train(tiny_data(16), 5, collate_fn=lambda samples: 1 / 0)
+    assert not [line for line in lines_of(capsys) if line.startswith("Failed")]
+
+
+def test_an_evaluation_within_a_run_leaves_the_values_of_the_epoch(capsys):
+    class Evaluates(TrainerCallback):
+        def on_eval_epoch_end(self, trainer):
+            trainer.run_history.update_metric("accuracy", trainer.num_eval_batches / 10)
+
+        def on_training_run_epoch_end(self, trainer):
+            trainer.evaluate({"test": tiny_data(40)} if trainer.updates == 1 else tiny_data(40))
+            trainer.run_history.update_metric("own", 7)
+
+    trainer = make_trainer(ProgressTableCallback(summary=False), Evaluates)
+    trainer.train(tiny_data(8), 2, eval_dataset=tiny_data(8))
+    trainer.evaluate(tiny_data(40))
+    tables = "\n".join(lines_of(capsys)).strip().split("\n\n")
+    assert tables[0].startswith("test eval loss  test accuracy ")
+    rows = [table.splitlines()[-1].split() for table in tables if "epoch" in table]
+    assert [row[3:5] for row in rows] == [["0.1000*", "7"], ["0.1000", "7"]]
+    history = trainer.run_history
+    frame = history.to_pandas()
+    assert list(frame.index) == [1, 2]
+    assert list(frame["accuracy"]) == [0.1, 0.1]
+    assert list(frame["own"]) == [7, 7]
+    html = history._repr_html_()
+    assert html.count("<tr>") == 3
+    assert "<th>accuracy</th>" in html
+    assert "epoch 2" in repr(history)
+    assert history.plot()  # over epochs of one update each
+
+
 def test_a_run_that_is_stopped_says_so(capsys):
     class Stops(TrainerCallback):
         def on_train_step_end(self, trainer):
@@ -260,9 +311,9 @@ def test_a_run_that_is_stopped_says_so(capsys):
     ("data", "length", "text"),
     [
         (tiny_data(20), "5 updates", "20 train samples; 5 updates of 8 samples"),
-        (Stream(), "2 epochs", "2 epochs"),
-        (Stream(), "20 samples", "20 samples"),
-        (tiny_data(8), "0.1 seconds", "8 train samples; at most 0.10s"),
+        (Stream(), "2 epochs", "2 epochs, updates of 8 samples"),
+        (Stream(), "20 samples", "20 samples, updates of 8 samples"),
+        (tiny_data(8), "0.1 seconds", "8 train samples; at most 0.10s, updates of 8 samples"),
     ],
 )
 def test_data_and_lengths_of_all_kinds_are_described(data, length, text, capsys):
@@ -356,7 +407,7 @@ class Terminal:
     def _feed(self, part):
         self._stream.feed(part)
         lines = self.lines
-        self.bars += [line for line in lines if re.match(r"Epoch \d|eval", line)]
+        self.bars += [line for line in lines if re.match(r"Epoch \d|eval|Predict", line)]
         others = [re.match(r"folds:.*\|", line) for line in lines]
         self.both |= any(
             other and re.match(r"Epoch \d", line)
@@ -537,6 +588,49 @@ def test_a_stream_of_unknown_length_and_an_evaluation_alone_show_a_bar(monkeypat
     assert shown.lines[-3].split() == "eval loss ema eval loss time".split()
 
 
+def test_a_prediction_shows_a_bar_without_a_loss(monkeypatch, capsys):
+    class Predicts(TrainerCallback):
+        def on_training_run_epoch_end(self, trainer):
+            trainer.predict(tiny_data(24))
+
+        def on_predict_step_end(self, trainer):
+            time.sleep(0.004)
+
+    with terminal(monkeypatch) as shown:
+        trainer = make_trainer(ProgressTableCallback(interval=0.001), Predicts)
+        trainer.predict(Stream())
+        assert trainer.predict(tiny_data(24)).shape == (24, 3)
+        trainer.train(tiny_data(8), 2)
+    lines = [line for line in shown.bars if "redict" in line]
+    assert any(line.startswith("Epoch 2/2 predict") for line in lines)
+    whole = re.compile(r"Predict +67%\|.*\| 2/3, [\d.]+/s, [\d.]+s left")
+    assert any(map(whole.fullmatch, lines))
+    assert any(re.fullmatch(r"Predict 2 steps, [\d.]+/s", line) for line in lines)
+    assert not [line for line in lines if "loss" in line]
+    assert not [line for line in shown.lines if "|" in line]
+    assert "\n".join(shown.lines).count("epoch  ") == 1  # the table continues
+    make_trainer(ProgressTableCallback, Predicts).predict(tiny_data(24))
+    assert lines_of(capsys) == []
+
+
+def test_folded_rows_have_no_empty_lines_and_a_narrower_terminal_is_kept_clean(monkeypatch):
+    with terminal(monkeypatch, columns=60) as shown:
+        names = [f"metric_{number}" for number in range(8)]
+        trainer = make_trainer(
+            ProgressTableCallback, StepBasedEvaluationCallback(2), Metrics(*names)
+        )
+        trainer.train(tiny_data(24), 1, eval_dataset=tiny_data(8))
+    table = "\n".join(shown.lines).partition("epoch")[2].partition("\n\n")[0]
+    rows = [line for line in table.splitlines() if re.match(r" {4}\d", line)]
+    assert len(rows) == 2
+    with terminal(monkeypatch, columns=60) as shown:
+        bar = Bar(sys.stderr, [sys.stderr])
+        bar.draw(Progress("Epoch 1", 1, 2, 0.5, 1.0, None))
+        bar.draw(Progress("Epoch", 1, None, None, None, None))
+        bar.close()
+    assert b"  \r" not in shown.raw  # spaces would wrap in a terminal that is narrower by now
+
+
 def test_what_a_forked_worker_prints_stands_above_the_bar(monkeypatch):
     with terminal(monkeypatch) as shown:
         bar = Bar(sys.stderr, [sys.stdout, sys.stderr])
@@ -553,6 +647,19 @@ def test_what_a_forked_worker_prints_stands_above_the_bar(monkeypatch):
         bar.close()
     assert shown.bars
     assert shown.lines == ["NOTE 0", "in two parts", "NOTE 1", "in two parts"]
+
+
+def test_what_another_process_prints_takes_the_place_of_the_bar(monkeypatch):
+    with terminal(monkeypatch) as shown:
+        bar = Bar(sys.stderr, [])
+        bar.draw(Progress("Epoch 1", 1, 2, 0.5, 1.0, None))
+        with above_bar_of_main_process():
+            print("NOTE in ", end="")
+            print("two parts")
+        bar.draw(Progress("Epoch 1", 1, 2, 0.5, 1.0, None))
+        bar.close()
+    assert shown.bars
+    assert shown.lines == ["NOTE in two parts"]
 
 
 def test_what_is_no_terminal_is_known():

@@ -104,3 +104,11 @@ def test_numbers_fit_their_column():
         "1.00e+12",
     ]
     assert max(map(len, shown)) == 8
+
+
+def test_datasets_may_be_called_like_the_parts_of_a_run():
+    names = ["train_loss_epoch", *(f"{name}_eval_loss_epoch" for name in ("train", "evaluation"))]
+    table = epoch_table(records(*((1, 1, 1.0, name, 0.5) for name in names)))
+    headings = [column.heading for column in table.columns]
+    assert headings == ["epoch", "train loss", "train eval loss", "eval eval loss", "time"]
+    assert [column.greater_is_better for column in table.columns][1:4] == [None, False, False]

@@ -1,6 +1,7 @@
 """What a run shows in a notebook; tests/distributed/test_launch.py executes one."""
 
 import base64
+import math
 import sys
 from types import SimpleNamespace
 
@@ -108,7 +109,12 @@ def test_an_evaluation_within_a_run_has_a_table_for_itself(outputs):
 def test_an_evaluation_is_shown_once_where_its_result_is_the_last_line(outputs, monkeypatch):
     cell = SimpleNamespace(execution_count=1)
     monkeypatch.setattr(streams, "kernel", lambda: cell)
-    trainer = new_trainer()
+
+    class Undefined(TrainerCallback):
+        def on_eval_epoch_end(self, trainer):
+            trainer.run_history.update_metric("undefined", math.nan)
+
+    trainer = new_trainer(Undefined())
     results = [trainer.evaluate(tiny_data(size)) for size in (8, 16)]
     assert results[0]._repr_html_()
     assert [bool(shown[-1]["text/html"]) for shown in outputs.all] == [False, True]

@@ -221,7 +221,12 @@ def test_runs_without_a_name_never_share_a_file(tmp_path, monkeypatch):
 
 
 def test_evaluate_after_the_run_is_in_its_report(tmp_path):
-    trainer = new_trainer(reported(tmp_path))
+    class Counts:
+        @hookimpl
+        def on_eval_epoch_end(self, trainer):
+            trainer.run_history.update_metric("batches", trainer.num_eval_batches)
+
+    trainer = new_trainer(Counts(), reported(tmp_path))
     trainer.evaluate(tiny_data())
     assert not list(tmp_path.iterdir())  # no run yet
     train(trainer, 2)
@@ -230,6 +235,11 @@ def test_evaluate_after_the_run_is_in_its_report(tmp_path):
     run = read_run(tmp_path / "run.html")
     assert (run.status, curve(run, "evaluation_loss")) == ("finished", [(12, loss)])
     assert run.times == times
+    batches = [value for _, value in curve(run, "batches")]
+    trainer.evaluate({"test": tiny_data(90)})
+    run = read_run(tmp_path / "run.html")
+    assert [value for _, value in curve(run, "batches")] == batches
+    assert len(curve(run, "test_evaluation_batches")) == 1
 
 
 def test_a_report_is_written_during_the_run(tmp_path, monkeypatch):
