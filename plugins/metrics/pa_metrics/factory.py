@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from importlib import import_module
 from typing import Any
 
@@ -112,6 +113,11 @@ def create_metric(
             f"{str(error).rstrip('. ')}. Try: pip install 'pa-metrics[{extra}]'"
         ) from error
     except (TypeError, ValueError) as error:
+        # Some arguments must be tuples, such as ROUGE's keys, which TOML doesn't have.
+        tuples = {key: tuple(one) for key, one in given.items() if isinstance(one, list)}
+        if tuples:
+            with suppress(TypeError, ValueError):
+                return create(**given | tuples)
         raise ValueError(str(error)) from error
 
 

@@ -338,10 +338,12 @@ class ModelFreezer:
 
     def _check_index(self, index: int) -> int:
         if not -self.num_groups <= index < self.num_groups:
+            hint = f"; freeze parts of it by name, or create the freezer from {self.group_names[0]}"
             raise IndexError(
                 f"Layer group {index} doesn't exist: {type(self.model).__name__} has "
                 f"{self.num_groups}, {-self.num_groups} to {self.num_groups - 1}: "
                 + ", ".join(self.group_names)
+                + (hint if self.num_groups == 1 else "")
             )
         return index % self.num_groups
 

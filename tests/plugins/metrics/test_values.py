@@ -234,6 +234,8 @@ def test_texts():
     batch = {"references": [["the cat sat on the mat"]]}
     output = {"model_outputs": None, "texts": ["the cat sat on the mat"]}
     assert float(fields({"class": "bleu_score"}, (batch, output))) == pytest.approx(1)
+    rouge = {"class": "rouge_score", "rouge_keys": ["rouge1"]}  # it expects a tuple
+    assert float(fields(rouge, (batch, output))["rouge1_fmeasure"]) == pytest.approx(1)
 
 
 @pytest.mark.parametrize(

@@ -99,6 +99,8 @@ def test_indices_are_inclusive_in_any_order_and_count_from_either_end(first, las
 @pytest.mark.parametrize("index", [4, -5])
 def test_an_index_out_of_range_raises_with_the_groups(index):
     message = f"Layer group {index} doesn't exist: Net has 4, -4 to 3: stem, bl"
+    with pytest.raises(IndexError, match="has 1, -1 to 0: 0; .* create the freezer from 0"):
+        ModelFreezer(nn.Sequential(nn.Linear(1, 1))).freeze()
     with pytest.raises(IndexError, match=message):
         ModelFreezer(Net()).freeze(0, index)
 
