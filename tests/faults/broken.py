@@ -16,7 +16,7 @@ import torch
 from pa_core.builtins.checkpoint import SaveTrainingStateCallback
 from pa_core.checkpoint import atomic_io, restore, storage
 from pa_core.control import TrainerControl
-from pa_core.data import loader, rng
+from pa_core.data import keyed_loader, rng
 from pa_core.loop import base, consensus, randomness
 
 Patch = Callable[[Any, str, Any], None]
@@ -62,7 +62,7 @@ def no_key(patch: Patch) -> None:
     for module, names in (
         (randomness, ("seed_model", "seed_python_and_numpy")),
         (base, ("seed_all",)),
-        (loader, ("seed_host", "seed_torch")),
+        (keyed_loader, ("seed_host", "seed_torch")),
     ):
         for name in names:
             patch(module, name, lambda key, device=None: None)
