@@ -108,7 +108,9 @@ def create_metric(
         return create(**given)
     except ModuleNotFoundError as error:
         extra = "detection" if "coco" in str(error).lower() else "text"
-        raise ValueError(f"{error}. Try: pip install 'pa-metrics[{extra}]'") from error
+        raise ValueError(
+            f"{str(error).rstrip('. ')}. Try: pip install 'pa-metrics[{extra}]'"
+        ) from error
     except (TypeError, ValueError) as error:
         raise ValueError(str(error)) from error
 

@@ -12,8 +12,8 @@ from torch import Tensor
 if TYPE_CHECKING:
     from torch import nn
 
-Inputs = tuple[Any, ...] | Mapping[str, Any]
-"""The arguments of a metric's ``update``: positional as a tuple, or keywords as a mapping."""
+Inputs = tuple[Any, ...] | Mapping[str, Any] | Tensor
+"""The arguments of a metric's ``update``: positional as a tuple, keywords as a mapping, or one."""
 
 ToPredsAndTarget = Callable[[Any, Mapping[str, Any]], Inputs]
 
@@ -149,7 +149,8 @@ def text(batch: Any, batch_output: Mapping[str, Any]) -> tuple[list[str], list[A
             batch,
             batch_output,
             "expected a batch output with 'texts', a list of strings, and a batch with lists of "
-            "strings",
+            "strings. With generate and tokenizer in [tool.pa-core.transformers], a model "
+            "generates texts",
         )
     texts: list[str] = list(preds or ())
     return texts, list(target)
@@ -191,8 +192,17 @@ def inputs_for(
         return text
     function = chosen or _usual(field, name)
     if function in (to_preds_and_target, classification, language_model):
-        return _shifting(function, _predicts_next_token(model), False)
+        is_shifted, part = _predicts_next_token(model), None
+        if not is_shifted and not hasattr(model, "loss_type"):
+            parts = (one for one in model.modules() if _predicts_next_token(one))
+            part = next((type(one).__name__ for one in parts), None)
+        return _shifting(function, is_shifted, False, part)
     return function
+
+
+def aggregates(metric: Any) -> bool:
+    """Whether a metric, or one inside a wrapper, aggregates single values, such as a mean."""
+    return type(_unwrapped(metric)).__module__.startswith("torchmetrics.aggregation")
 
 
 def _usual(field: str, name: str) -> ToPredsAndTarget:
@@ -205,19 +215,31 @@ def _usual(field: str, name: str) -> ToPredsAndTarget:
 
 
 @cache  # metrics with the same function share their inputs
-def _shifting(function: ToPredsAndTarget, shifts_labels: bool, is_asked_for: bool) -> Any:
+def _shifting(
+    function: ToPredsAndTarget, shifts_labels: bool, is_asked_for: bool, part: str | None = None
+) -> Any:
     """The function with a value of ``shifts_labels`` that is certain, or one that may be wrong.
 
     Args:
         function: takes it from the batch output.
         shifts_labels: the value.
         is_asked_for: whether it overrides the value of the batch output.
+        part: the part of the model that predicts the next token, if it depends on the model's
+            own code whether labels are shifted. Without a value in the batch output, it is asked
+            for.
     """
 
     def inputs(batch: Any, batch_output: Mapping[str, Any]) -> Inputs:
         if is_asked_for:
             return function(batch, {**batch_output, "shifts_labels": shifts_labels})
         # Targets in a tuple are what the loss function compares the outputs with, one by one.
+        if part and "shifts_labels" not in batch_output and are_of_tokens(batch, _target(batch)):
+            raise TypeError(
+                f"It isn't known whether the loss compares the labels with the outputs before them:"
+                f" the model has a {part}, which predicts the next token. Set to_preds_and_target "
+                'in [tool.pa-core.metrics] to "causal_language_model", which shifts the labels, or '
+                'to "language_model", which doesn\'t; or return "shifts_labels" with the loss'
+            )
         by_model = shifts_labels and isinstance(batch, Mapping)
         return function(batch, {"shifts_labels": by_model, **batch_output})
 

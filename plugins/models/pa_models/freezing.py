@@ -162,6 +162,7 @@ class ModelFreezer:
         for index in chosen:
             self._freeze(modules[index], set_modules_as_eval, parameters[index])
         self._print(f"Froze {self._names(chosen)}")
+        self._warn_of_tied(chosen)
         others = [index for index in range(self.num_groups) if index not in chosen]
         if others and not any(parameters[index] for index in others):
             self._warn_of_nothing_left(f"{self._names(others)} has no parameters")
@@ -192,6 +193,7 @@ class ModelFreezer:
             if changed:
                 unfrozen[index] = {"params": changed}
         self._print(f"Unfroze {self._names(chosen)}")
+        self._warn_of_tied(chosen)
         return unfrozen
 
     def freeze_named(self, *patterns: str, set_modules_as_eval: bool = False) -> None:
@@ -312,6 +314,20 @@ class ModelFreezer:
             f"train: {reason}",
             stacklevel=3,
         )
+
+    def _warn_of_tied(self, chosen: Iterable[int]) -> None:
+        """Warn of groups whose parameters are all tied to those of later groups."""
+        owned = self._layer_groups.parameters
+        modules = [module for index in chosen for module in self._layer_groups.modules[index]]
+        held = [p for module in modules for p in module.parameters(recurse=False)]
+        if held and not any(owned[index] for index in chosen):
+            owners = [i for i, group in enumerate(owned) if {*map(id, group)} & {*map(id, held)}]
+            warnings.warn(
+                f"No parameter has changed: those of {self._names(chosen)} are tied and belong "
+                f"to {self._names(owners)}{tied_as_text(self.model, held)}. By name, they are "
+                "frozen and unfrozen in each group",
+                stacklevel=3,
+            )
 
     def _both_indices(self, index: int) -> tuple[int, int]:
         return index, index - self.num_groups

@@ -191,10 +191,15 @@ class LossWatch(TorchFunctionMode):
     """Follows, within its block, the entries of a batch into losses, and the losses into their sum.
 
     Nothing is read from a device, and no result is changed.
+
+    Attributes:
+        targets: the entries that were targets of losses, and whether these left out the first of
+            each row.
     """
 
     def __init__(self) -> None:
         super().__init__()
+        self.targets: set[tuple[str, bool]] = set()
         # By identity. The tensors are kept, so that no other one gets the same identity.
         self._known: dict[int, tuple[Tensor, _Followed]] = {}
         self._shapes: dict[str, torch.Size] = {}
@@ -283,6 +288,8 @@ class LossWatch(TorchFunctionMode):
         if isinstance(found, _Elements):
             if name == "mean" and len(args) == 1 and not kwargs:
                 return lambda result: Known(frozenset([Term("elements", found.view)]))
+            if name == "sum" and len(args) == 1 and not kwargs:
+                return lambda result: Unknown("it is a sum, which grows with the batch", True)
             is_kept = name in ("to", "float", "contiguous", "clone", "detach")
             return lambda result: found if is_kept else None
         if isinstance(found, _View):
@@ -308,7 +315,8 @@ class LossWatch(TorchFunctionMode):
                 if may_be_read or not _is_constant(args[1:], len(found.terms)):
                     return lambda result: Unknown("its factor may depend on the batch")
                 self._factors += [args[1]] if is_float else []
-            if isinstance(found, Unknown) and found.is_sum and not _is_constant(args[1:], 1):
+            is_divided = "div" in name or not _is_constant(args[1:], 1)
+            if isinstance(found, Unknown) and found.is_sum and is_divided:
                 return lambda result: Unknown("it is a sum that is divided by another number")
             return lambda result: found
         return None
@@ -369,10 +377,12 @@ class LossWatch(TorchFunctionMode):
         bound.apply_defaults()
         given = bound.arguments
         name = getattr(func, "__name__", "")
+        target = self._get(given.get("target"))
+        if isinstance(target, _View):
+            self.targets.add((target.entry, target.is_shifted))
         if given["reduction"] == "sum":
             return Unknown(f"its {name} is a sum, which grows with the batch", is_sum=True)
         if given["reduction"] != "mean":
-            target = self._get(given.get("target"))
             if result.ndim and (found := _elements(target, given["target"])) is not None:
                 return found[0] if found[1] == result.shape else None
             return Unknown(f"its {name} isn't reduced to a mean by torch")
@@ -383,7 +393,6 @@ class LossWatch(TorchFunctionMode):
         # The weights of probabilities and of binary targets don't change what the mean is over.
         if weights is not None and func not in (*_OF_CLASSES, *_OF_BINARY):
             return Unknown(f"its {name} has weights")
-        target = self._get(given["target"])
         if not isinstance(target, _View):
             return Unknown(f"the target of its {name} isn't an entry of the batch")
         if not is_of_classes:

@@ -36,6 +36,43 @@ def call_model(model: nn.Module, batch: Mapping[str, Any]) -> Any:
     return model(**batch)
 
 
+def makes_decoder_inputs(model: nn.Module, batch: Mapping[str, Any]) -> bool:
+    """Whether a model makes its decoder's inputs of the labels of a batch.
+
+    Encoder-decoder models that generate do so, alone or as a part of a custom model, if the batch
+    has no such inputs.
+
+    Args:
+        model: without wrappers.
+        batch: its entries are the model's arguments.
+    """
+    if "decoder_input_ids" in batch or "decoder_inputs_embeds" in batch:
+        return False
+    parameters = inspect.signature(model.forward).parameters
+    takes_any = any(one.kind is inspect.Parameter.VAR_KEYWORD for one in parameters.values())
+    return ("labels" in parameters or takes_any) and is_encoder_decoder(model)
+
+
+def is_encoder_decoder(model: nn.Module) -> bool:
+    """Whether a model, or a part of a custom model, is an encoder-decoder that generates."""
+
+    def generates(part: nn.Module) -> bool:
+        if not getattr(getattr(part, "config", None), "is_encoder_decoder", False):
+            return False
+        can_generate = getattr(part, "can_generate", None)
+        return bool(can_generate()) if callable(can_generate) else part is model
+
+    if hasattr(getattr(model, "config", None), "is_encoder_decoder"):
+        return generates(model)
+    return any(generates(part) for part in model.modules())
+
+
+def is_required(model: nn.Module, name: str) -> bool:
+    """Whether a model can't be called without an argument."""
+    parameter = inspect.signature(model.forward).parameters.get(name)
+    return parameter is not None and parameter.default is inspect.Parameter.empty
+
+
 def _is_of_transformers(model: nn.Module) -> bool:
     """Whether the forward method is one of transformers, and not of a custom class."""
     if callable(find := getattr(model, "get_base_model", None)):  # within adapters

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from pa_core.predictions import PaddedRows
+from pa_models.transformers_call import is_encoder_decoder
 from pa_models.transformers_loss import IGNORED
 from pa_models.transformers_predict import num_samples, without_labels
 
@@ -39,6 +40,8 @@ def generate(
 
     A decoder-only model continues the prompt: the tokens before the first label that isn't -100,
     or all tokens of a batch without labels. Prompts of different lengths are padded on the left.
+    The decoder of an encoder-decoder continues the part of ``decoder_input_ids`` whose labels are
+    -100.
 
     Args:
         trainer: the trainer with the model.
@@ -47,8 +50,8 @@ def generate(
         tokenizer: decodes tokens to texts; None for tokens only.
 
     Returns:
-        ``generated``: tokens of shape ``(batch, tokens)``, without the prompt if the model is
-        decoder-only; with ``num_return_sequences``, ``(batch, sequences, tokens)``. With a
+        ``generated``: tokens of shape ``(batch, tokens)``, without a prompt that the labels show;
+        with ``num_return_sequences``, ``(batch, sequences, tokens)``. With a
         tokenizer also ``texts`` (with several sequences, a list for each sample) and, for labels
         of tokens, ``references``.
 
@@ -60,18 +63,21 @@ def generate(
     labels = _token_labels(batch)
     special = _special_tokens(model, options, tokenizer)
     inputs = without_labels(model, batch)
-    config = getattr(model, "config", None)
-    is_decoder_only = not getattr(config, "is_encoder_decoder", False)
+    is_decoder_only = not is_encoder_decoder(model)
+    forced, forced_lengths = inputs.get("decoder_input_ids"), None
     if not is_decoder_only:
-        forced = inputs.get("decoder_input_ids")
-        if labels is not None and (forced is None or forced.shape == labels.shape):
+        if labels is not None and _follows(forced, labels):
             inputs = {key: one for key, one in inputs.items() if key not in _TEACHER_FORCING}
+            forced_lengths = _forced_lengths(forced, labels, special.padding)
     elif "input_ids" in inputs or "inputs_embeds" in inputs:
         inputs = _prompts(inputs, labels, special)
     if not special.is_given and special.padding is not None:
         options = {"pad_token_id": special.padding, **options}
     if is_decoder_only:
         sequences = _continue(model, inputs, options, special.padding or 0)
+    elif forced_lengths is not None:
+        inputs["decoder_input_ids"] = forced
+        sequences = _continue_forced(model, inputs, options, forced_lengths, special.padding or 0)
     else:
         sequences = _call(model, inputs, options)
     size = num_samples(inputs) or len(sequences)
@@ -130,6 +136,26 @@ def _token_labels(batch: Mapping[str, Any]) -> Tensor | None:
     if isinstance(labels, Tensor) and labels.ndim == 2 and not labels.is_floating_point():
         return labels
     return None
+
+
+def _follows(tokens: Tensor | None, labels: Tensor) -> bool:
+    """Whether the decoder's inputs are the labels, shifted to the right; a prompt isn't."""
+    if tokens is None:
+        return True
+    if tokens.shape != labels.shape:
+        return False
+    follows = (tokens[:, 1:] == labels[:, :-1]) | (labels[:, :-1] == IGNORED)
+    return bool(follows.all())
+
+
+def _forced_lengths(tokens: Tensor | None, labels: Tensor, padding: int | None) -> Tensor | None:
+    """How many tokens after the decoder's first are the prompt of each sample; None for none."""
+    if tokens is None:
+        return None
+    is_prompt = ((labels != IGNORED).cumsum(1) == 0)[:, :-1]
+    is_token = tokens[:, 1:] != padding  # a collator's padding isn't a prompt
+    lengths = is_prompt.sum(1) * (is_prompt & is_token).any(1)
+    return lengths if lengths.any() else None
 
 
 def _special_tokens(model: nn.Module, options: Mapping[str, Any], tokenizer: Any) -> _Special:
@@ -223,19 +249,53 @@ def _continue(
     prompts, mask = inputs.get("input_ids"), inputs.get("attention_mask")
     if prompts is None or mask is None or not getattr(model, "_is_stateful", False):
         return _without_prompt(_call(model, inputs, options), prompts)
+
+    def generate(some: dict[str, Any], length: int) -> Tensor:
+        shape = len(some["input_ids"]), mask.shape[1]
+        for name, value in some.items():
+            if isinstance(value, Tensor) and value.shape[:2] == shape:
+                some[name] = value[:, -length:]
+        return _without_prompt(_call(model, some, options), some["input_ids"])
+
     # A recurrent model may read the padding, so that it gets prompts of one length at a time.
-    lengths = mask.sum(1)
-    rows: list[Tensor] = [prompts[:0]] * len(prompts)
+    return _by_length(mask.sum(1), inputs, generate, padding)
+
+
+def _continue_forced(
+    model: nn.Module,
+    inputs: Mapping[str, Any],
+    options: Mapping[str, Any],
+    lengths: Tensor,
+    padding: int,
+) -> Tensor:
+    """What the decoder of an encoder-decoder generates after its prompts."""
+
+    def generate(some: dict[str, Any], length: int) -> Tensor:
+        prompts = some.pop("decoder_input_ids")[:, : length + 1]
+        if length:
+            some["decoder_input_ids"] = prompts
+        return _without_prompt(_call(model, some, options), prompts)
+
+    return _by_length(lengths, inputs, generate, padding)
+
+
+def _by_length(
+    lengths: Tensor,
+    inputs: Mapping[str, Any],
+    generate: Callable[[dict[str, Any], int], Tensor],
+    padding: int,
+) -> Tensor:
+    """Generate for the samples of each length alone; the rows are in the order of the samples."""
+    rows: list[Tensor] = [lengths[:0]] * len(lengths)
     for length in set(lengths.tolist()):
         chosen = (lengths == length).nonzero()[:, 0]
         some = {
-            name: value[chosen] if isinstance(value, Tensor) and len(value) == len(mask) else value
+            name: value[chosen]
+            if isinstance(value, Tensor) and value.shape[:1] == lengths.shape
+            else value
             for name, value in inputs.items()
         }
-        for name, value in some.items():
-            if isinstance(value, Tensor) and value.shape[:2] == (len(chosen), mask.shape[1]):
-                some[name] = value[:, -length:]
-        found = _without_prompt(_call(model, some, options), some["input_ids"])
+        found = generate(some, length)
         for place, row in zip(chosen.tolist(), found.unflatten(0, (len(chosen), -1)), strict=True):
             rows[place] = row
     longest = max(row.shape[1] for row in rows)

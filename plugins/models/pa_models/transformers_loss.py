@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import inspect
 import random
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from pa_models.loss_mean import Known, LossWatch, Unknown
-from pa_models.transformers_call import call_model
+from pa_models.transformers_call import call_model, is_required, makes_decoder_inputs
 
 if TYPE_CHECKING:
     from pa_core import Trainer
@@ -26,6 +26,22 @@ LOSS_MEANS = ("samples", "labels", "shifted_labels", "attention_mask")
 """The names that the setting ``loss_mean`` accepts."""
 
 CountItems = Callable[[Mapping[str, Any], Any], Any]
+
+
+_MAX_KINDS = 256
+"""How many kinds of batches are remembered of a model: some may have a new text in each."""
+
+
+class Found(NamedTuple):
+    """What was found about the loss of a kind of batch.
+
+    Attributes:
+        known: what it is a mean over; None for samples, or as declared.
+        shifts_labels: whether it compares each label with the output before it; None if unknown.
+    """
+
+    known: Known | None
+    shifts_labels: bool | None
 
 
 class BatchLosses:
@@ -40,7 +56,7 @@ class BatchLosses:
 
     def __init__(self, loss_mean: str | CountItems | None = None) -> None:
         self._declared = loss_mean
-        self._found: WeakKeyDictionary[nn.Module, dict[Any, Known | None]] = WeakKeyDictionary()
+        self._found: WeakKeyDictionary[nn.Module, dict[Any, Found]] = WeakKeyDictionary()
         self._loss_funcs: dict[int, Any] = {}
         self._uneven: Tensor | None = None
 
@@ -83,23 +99,29 @@ class BatchLosses:
             *((name, _kind_of(value)) for name, value in batch.items()),
         )
         found = self._found.setdefault(model, {})
-        first = found.get(kind)
+        first = found[kind].known if kind in found else None
         if first is not None and first.factors:
             kind = (*kind, *(value.shape for _, value in _tensors(batch)))
         if kind not in found:
-            outputs, loss, seen = _run_watched(trainer, model, batch)
+            outputs, loss, seen, shifts_targets = _run_watched(trainer, model, batch)
             if first is not None and isinstance(seen, Known) and seen.factors != first.factors:
                 seen = Unknown("its factor depends on the batch")
-            known = found[kind] = self._check(seen, trainer, batch)
+            known = self._check(seen, trainer, batch)
+            shifts_labels = self._knows_shift(known, shifts_targets)
+            if len(found) >= _MAX_KINDS:
+                found.clear()
+            found[kind] = Found(known, shifts_labels)
             self._loss_funcs[id(trainer.loss_func)] = trainer.loss_func  # keeps its id its own
-        elif (known := found[kind]) is not None and known.has_weights:
-            # The function may change its weights, so it is watched each time; the model isn't.
-            watch = LossWatch()
-            watch.follow(batch)
-            outputs, loss = _run(trainer.model, trainer.loss_func, batch, watch)
-            known = self._check(watch.result(loss), trainer, batch)
         else:
-            outputs, loss = _run(trainer.model, trainer.loss_func, batch)
+            known, shifts_labels = found[kind]
+            if known is not None and known.has_weights:
+                # The function may change its weights, so it is watched each time, not the model.
+                watch = LossWatch()
+                watch.follow(batch)
+                outputs, loss = _run(trainer.model, trainer.loss_func, batch, watch)
+                known = self._check(watch.result(loss), trainer, batch)
+            else:
+                outputs, loss = _run(trainer.model, trainer.loss_func, batch)
         log = _other_losses(outputs)
         if label_smoothing:
             is_shifted = self._shifts_labels(known, batch)
@@ -107,7 +129,6 @@ class BatchLosses:
             log |= {"unsmoothed_loss": loss, "uniform_loss": (loss + excess).detach()}
             loss = loss + label_smoothing * excess
         result = {"loss": loss, "model_outputs": outputs, "batch_size": get_batch_size(batch)}
-        shifts_labels = self._knows_shift(known)
         if shifts_labels is not None:
             result["shifts_labels"] = shifts_labels
         result |= _ignored_labels(known, batch)
@@ -124,7 +145,17 @@ class BatchLosses:
         Args:
             model: without wrappers.
         """
-        return list(self._found.get(model, {}).values())
+        return [found.known for found in self._found.get(model, {}).values()]
+
+    def forget(self, *, training: bool) -> None:
+        """Watch again how losses are calculated: a model may do it otherwise in another epoch.
+
+        Args:
+            training: whether to forget the losses in training mode, or those in evaluation mode.
+        """
+        for found in self._found.values():
+            for kind in [kind for kind in found if kind[0] == training]:
+                del found[kind]
 
     def check_positions(self) -> None:
         """Raise if a batch had positions of an answer of which only one is in the sequence.
@@ -196,15 +227,19 @@ class BatchLosses:
                 self.check_positions()
         return counts[0] if counts else None
 
-    def _knows_shift(self, known: Known | None) -> bool | None:
-        """Whether the loss compares each label with the output before it; None if unknown."""
+    def _knows_shift(self, known: Known | None, shifts_targets: bool | None) -> bool | None:
+        """Whether the loss compares each label with the output before it; None if unknown.
+
+        Args:
+            known: what it is a mean over.
+            shifts_targets: what the targets of its terms say.
+        """
         if known is None:
             of_names = {"labels": False, "shifted_labels": True}
-            return of_names.get(self._declared) if isinstance(self._declared, str) else None
-        targets = [term.target for term in known.terms if term.target is not None]
-        if len(targets) != 1 or targets[0].entry not in ("labels", "shift_labels"):
-            return None
-        return targets[0].is_shifted or targets[0].entry == "shift_labels"
+            declared = self._declared if isinstance(self._declared, str) else ""
+            return of_names.get(declared, shifts_targets)
+        targets = {(one.entry, one.is_shifted) for term in known.terms if (one := term.target)}
+        return _shifts(targets) if len(targets) == 1 else None
 
     def _shifts_labels(self, known: Known | None, batch: Mapping[str, Any]) -> bool:
         """Whether the loss ignores the first label of each sequence.
@@ -265,8 +300,8 @@ def _run(
         outputs = call_model(model, batch)
         with _watched_by(watch):
             return outputs, loss_func(outputs, batch)
-    inputs = batch
-    if not _has_decoder_inputs(_inner(model)):
+    inputs, inner = batch, _inner(model)
+    if not (is_required(inner, "labels") or makes_decoder_inputs(inner, batch)):
         inputs = {name: value for name, value in batch.items() if name != "labels"}
     outputs = call_model(model, inputs)
     logits = outputs if isinstance(outputs, Tensor) else _get(outputs, "logits")
@@ -300,8 +335,8 @@ def _watched_by(watch: LossWatch | None) -> Iterator[None]:
 
 def _run_watched(
     trainer: Trainer, model: nn.Module, batch: Mapping[str, Any]
-) -> tuple[Any, Tensor, Known | Unknown]:
-    """As `_run`, and what the loss is a mean over.
+) -> tuple[Any, Tensor, Known | Unknown, bool | None]:
+    """As `_run`, what the loss is a mean over, and whether its terms shift the labels.
 
     The code of compiled modules can't be watched, so the model also runs as it was written.
     """
@@ -311,7 +346,7 @@ def _run_watched(
             watch.follow(batch)
             _, watched = _run(model, loss_func, batch)
         outputs, loss = _run(trainer.model, loss_func, batch)
-        return outputs, loss, watch.result(watched)
+        return outputs, loss, watch.result(watched), _shifts(watch.targets)
 
     # Wrappers may pass on other tensors, so what the model itself gets and returns is followed.
     own: list[Any] = []
@@ -328,7 +363,7 @@ def _run_watched(
         for handle in handles:
             handle.remove()
     watched = own[0] if loss_func is None and own and isinstance(own[0], Tensor) else loss
-    return outputs, loss, watch.result(watched)
+    return outputs, loss, watch.result(watched), _shifts(watch.targets)
 
 
 @contextmanager
@@ -352,6 +387,16 @@ def _unchanged(model: nn.Module) -> Iterator[None]:
                 module._buffers[name] = buffer  # the module may have replaced the tensor
                 if buffer is not None and value is not None:
                     buffer.copy_(value)
+
+
+def _shifts(targets: Iterable[tuple[str, bool]]) -> bool | None:
+    """Whether the targets of losses are the labels without the first; None for none or both."""
+    found = {
+        is_shifted or entry == "shift_labels"
+        for entry, is_shifted in targets
+        if entry in ("labels", "shift_labels")
+    }
+    return found.pop() if len(found) == 1 else None
 
 
 def _ask(loss: str, seen: Unknown) -> str:
@@ -429,7 +474,7 @@ def _kind_of(value: Any) -> Any:
     """What of an entry of a batch may decide how the loss is calculated."""
     if isinstance(value, Tensor):
         return value.ndim, value.is_floating_point()
-    return value if isinstance(value, bool | None) else type(value)
+    return value if isinstance(value, bool | int | str | None) else type(value)
 
 
 def _has_token_labels(batch: Mapping[str, Any]) -> bool:
@@ -492,10 +537,6 @@ def _get(outputs: Any, name: str) -> Any:
         rest = outputs[1:] if has_loss else outputs
         return rest[0] if name == "logits" and rest else None
     return getattr(outputs, name, None)
-
-
-def _has_decoder_inputs(model: nn.Module) -> bool:
-    return bool(getattr(getattr(model, "config", None), "is_encoder_decoder", False))
 
 
 def _check_batch(batch: Mapping[str, Any]) -> None:

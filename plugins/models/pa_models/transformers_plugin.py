@@ -230,6 +230,16 @@ class TransformersPlugin:
         return output | {"model_outputs": tokens, "batch_size": len(tokens)}
 
     @hookimpl
+    def on_train_epoch_start(self) -> None:
+        """See in the first batch whether the loss is calculated as in the last epoch."""
+        self._losses.forget(training=True)
+
+    @hookimpl
+    def on_eval_epoch_start(self) -> None:
+        """See in the first batch whether the loss is calculated as in the last evaluation."""
+        self._losses.forget(training=False)
+
+    @hookimpl
     def on_train_epoch_end(self) -> None:
         """Check what isn't read from the device in a step."""
         self._losses.check_positions()

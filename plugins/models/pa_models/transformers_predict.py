@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from pa_models.transformers_call import call_model
+from pa_models.transformers_call import (
+    call_model,
+    is_required,
+    makes_decoder_inputs,
+)
 
 if TYPE_CHECKING:
     from torch import nn
@@ -40,19 +43,31 @@ def calculate_predictions(trainer: Trainer, batch: Mapping[str, Any]) -> Any:
         The logits, if the model returns any (with boxes or the logits of a second head, a dict).
         Otherwise a dict of its outputs; or, if it returns a tuple, a tuple, or the only tensor
         left of it. What isn't per sample is left out: caches, scalars, None, tensors of any other
-        first dimension, and ``logits_per_…``, which compare the samples of a batch.
+        first dimension, lists but those with a text or a dict for each sample, and
+        ``logits_per_…``, which compare the samples of a batch.
 
     Raises:
         TypeError: if nothing is left.
     """
     model = trainer.get_model(keep_torch_compile=False)
     inputs = without_labels(model, batch)
-    if "labels" in batch and _builds_decoder_inputs(model, batch):
+    needs_labels = makes_decoder_inputs(model, batch)
+    if "labels" in batch and needs_labels:
         inputs["labels"] = batch["labels"]
-    with torch.no_grad():
-        outputs = call_model(trainer.model, inputs)
+    try:
+        with torch.no_grad():
+            outputs = call_model(trainer.model, inputs)
+    except Exception as error:
+        if needs_labels and "labels" not in batch:
+            error.add_note(
+                f"{type(model).__name__} is an encoder-decoder, and the batch has neither labels "
+                "nor decoder_input_ids for its decoder: add one of them, or set generate in "
+                "[tool.pa-core.transformers] to predict the text that it generates"
+            )
+        raise
     if isinstance(outputs, Tensor):
         return outputs
+    kind, outputs = type(outputs).__name__, _named(outputs)
     if isinstance(outputs, Mapping) and isinstance(outputs.get("logits"), Tensor):
         beside = {key: outputs.get(key) for key in _BESIDE_LOGITS}
         heads = {key: value for key, value in beside.items() if isinstance(value, Tensor)}
@@ -62,22 +77,17 @@ def calculate_predictions(trainer: Trainer, batch: Mapping[str, Any]) -> Any:
         names = f" ({', '.join(map(str, outputs))})" if isinstance(outputs, Mapping) else ""
         raise TypeError(
             f"{type(model).__name__} returned no tensor with a row for each sample, but a "
-            f"{type(outputs).__name__}{names}: return one, or override calculate_predictions"
+            f"{kind}{names}: return one, or override calculate_predictions"
         )
     return found[0] if isinstance(found, tuple) and len(found) == 1 else found
 
 
 def without_labels(model: nn.Module, batch: Mapping[str, Any]) -> dict[str, Any]:
     """The batch without what only the loss needs; an argument that the model requires stays."""
-    parameters = inspect.signature(model.forward).parameters
-
-    def is_required(name: str) -> bool:
-        return name in parameters and parameters[name].default is inspect.Parameter.empty
-
     return {
         name: value
         for name, value in batch.items()
-        if is_required(name) or not ("label" in name or name in _OF_THE_LOSS)
+        if is_required(model, name) or not ("label" in name or name in _OF_THE_LOSS)
     }
 
 
@@ -88,14 +98,13 @@ def num_samples(batch: Mapping[str, Any]) -> int | None:
     return next((len(one) for one in values if isinstance(one, Tensor) and one.ndim), None)
 
 
-def _builds_decoder_inputs(model: nn.Module, batch: Mapping[str, Any]) -> bool:
-    """Whether an encoder-decoder model needs labels of tokens for its decoder's inputs."""
-    if not getattr(getattr(model, "config", None), "is_encoder_decoder", False):
-        return False
-    if "decoder_input_ids" in batch or "decoder_inputs_embeds" in batch:
-        return False
-    can_generate = getattr(model, "can_generate", None)
-    return bool(can_generate()) if callable(can_generate) else True
+def _named(outputs: Any) -> Any:
+    """The entries of an object by their names, such as those of a dataclass."""
+    if "logits" in getattr(outputs, "_fields", ()):  # of a named tuple
+        return outputs._asdict()
+    if isinstance(outputs, Mapping | list | tuple):
+        return outputs
+    return vars(outputs) if hasattr(outputs, "__dict__") else outputs
 
 
 def _per_sample(outputs: Any, size: int | None) -> Any:
@@ -109,6 +118,8 @@ def _per_sample(outputs: Any, size: int | None) -> Any:
             if not _is_left_out(key) and (found := _per_sample(value, size)) is not None
         }
         return kept or None
+    if isinstance(outputs, list) and len(outputs) == size and all(map(_is_of_sample, outputs)):
+        return outputs
     if isinstance(outputs, list | tuple):
         found = [_per_sample(value, size) for value in outputs]
         entries = [one for one in found if one is not None]
@@ -116,6 +127,11 @@ def _per_sample(outputs: Any, size: int | None) -> Any:
         entries = [one for one in entries if not isinstance(one, tuple)]
         return tuple(entries) or None
     return None
+
+
+def _is_of_sample(value: Any) -> bool:
+    """Whether an entry of a list is a text or a dict, such as one of an image's boxes."""
+    return isinstance(value, str | Mapping)
 
 
 def _is_left_out(name: str) -> bool:

@@ -246,6 +246,15 @@ def test_missing_inputs_are_an_error_that_names_them(name, expected):
         fields({"class": name}, (batch, output))
 
 
+def test_inputs_that_a_metric_refuses_are_described():
+    with pytest.raises(ValueError, match="shape of `preds`") as raised:
+        evaluated_tokens(["accuracy"], more={"logits": TOKEN_LOGITS[:, :5]}, model=nn.Linear)
+    assert (
+        "accuracy, updated with predictions of shape (3, 5, 5) and targets of shape (3, 7). If"
+        in raised.value.__notes__[0]
+    )
+
+
 # -- Metrics of tokens ----------------------------------------------------------------------------
 
 
@@ -339,6 +348,24 @@ def test_token_metrics_are_those_of_the_labels_that_the_loss_counts(expected, op
     found = evaluated_tokens(NAMES, **options)
     for name, value in by_hand(*expected).items():
         np.testing.assert_allclose(found[name], value, rtol=1e-5, err_msg=name)
+
+
+def test_whether_a_custom_model_shifts_labels_is_asked_for():
+    class Around(nn.Linear):
+        def __init__(self, *sizes: int) -> None:
+            super().__init__(*sizes)
+            self.part = Causal(1, 1)
+
+    with pytest.raises(TypeError, match='has a Causal.*Set to_preds_and_target.*"language_model"'):
+        evaluated_tokens(["accuracy"], model=Around)
+    for name, pair in (
+        ("language_model", (TOKEN_LOGITS, TOKEN_LABELS)),
+        ("causal_language_model", NEXT),
+    ):
+        found = evaluated_tokens(["accuracy"], model=Around, to_preds_and_target=name)
+        assert found["accuracy"] == pytest.approx(by_hand(*pair)["accuracy"])
+    found = evaluated_tokens(["accuracy"], model=Around, extra={"shifts_labels": True})
+    assert found["accuracy"] == pytest.approx(by_hand(*NEXT)["accuracy"])
 
 
 def test_targets_in_a_tuple_belong_to_the_outputs_one_by_one():

@@ -344,6 +344,12 @@ def test_a_tied_parameter_belongs_to_the_last_layer_group(capsys):
         UserWarning, match=r"'body' holds them all \(head.weight is tied to body.tok"
     ):
         freezer.freeze_named("body")
+    shared = nn.Sequential(model.body["tokens"], model.body["layers"], model.head)
+    freezer = ModelFreezer(shared)
+    for change in (freezer.freeze, freezer.unfreeze):
+        with pytest.warns(UserWarning, match=r"those of 0 are tied and belong to 2 \(2.weight is"):
+            change(0, 0)
+    assert not frozen_names(shared)
 
 
 @pytest.mark.parametrize("is_inside", [False, True])

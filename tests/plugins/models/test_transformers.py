@@ -11,7 +11,7 @@ from torch.nn import functional
 from torch.optim import SGD
 from torch.utils.data import TensorDataset
 
-from pa_core import Trainer
+from pa_core import Trainer, TrainerCallback
 from pa_models import TransformersPlugin
 from pa_models.transformers_loss import get_batch_size
 
@@ -294,6 +294,12 @@ UNKNOWN = {
     "another term": lambda logits, labels: token_loss(logits, labels) + logits.square().mean(),
     "weights": lambda logits, labels: token_loss(logits, labels, weight=torch.ones(VOCABULARY)),
     "sum": lambda logits, labels: token_loss(logits, labels, reduction="sum"),
+    "sum of elements": lambda logits, labels: (
+        token_loss(logits, labels, reduction="none") * logits.detach().exp().mean(-1).flatten()
+    ).sum(),
+    "sum of each": lambda logits, labels: (
+        token_loss(logits, labels, reduction="none").sum() / len(labels)
+    ),
     "sum of own": lambda logits, labels: (
         token_loss(logits, labels, reduction="sum") / (labels != -100).sum()
     ),
@@ -346,11 +352,45 @@ def test_a_loss_that_is_not_known_is_asked_for(name):
 
     with pytest.raises(ValueError, match=r"isn't known what the loss of Custom is a mean over.*"):
         train()
-    if name == "sum":
+    if name in ("sum", "sum of elements"):
         with pytest.raises(ValueError, match="is a sum, which grows with the batch"):
             train(loss_mean="labels")
     else:
         train(loss_mean="labels")
+
+
+def test_the_loss_is_watched_for_each_task_and_in_each_epoch():
+    class Tasks(Custom):
+        epoch = 0
+
+        def forward(self, input_ids, labels=None, attention_mask=None, task="tokens"):
+            name = "shifted" if task == "next tokens" or self.epoch else "labels"
+            self.loss = KNOWN[name]
+            return super().forward(input_ids, labels)
+
+    class Counts(TrainerCallback):
+        def __init__(self):
+            self.items = []
+
+        def on_train_step_end(self, trainer, batch_output):
+            self.items.append(int(batch_output["num_items_in_batch"]))
+
+        def on_train_epoch_end(self, trainer):
+            trainer.get_model().epoch += 1
+
+    def collate(samples):
+        task = "next tokens" if samples[0]["input_ids"][0] % 2 else "tokens"
+        return torch.utils.data.default_collate(samples) | {"task": task}
+
+    data, counts = tagged(8, language=True), Counts()
+    trainer = trainer_for(Tasks(None), plugins=[TransformersPlugin, counts])
+    options = {"collate_fn": collate, "train_dataloader_kwargs": {"shuffle": False}}
+    trainer.train(data, 2, per_device_batch_size=1, **options)
+    labelled = [int((sample["labels"] != -100).sum()) for sample in data]
+    odd = [int(sample["input_ids"][0] % 2) for sample in data]
+    assert 0 < sum(odd) < 8
+    expected = [n - one for n, one in zip(labelled, odd, strict=True)]
+    assert counts.items == expected + [n - 1 for n in labelled]
 
 
 def count_labels(batch, outputs):
@@ -445,6 +485,31 @@ def test_a_given_loss_function_of_outputs_and_batch_is_watched_too():
     data = tagged(8, language=True)
     make = partial(Custom, lambda *_: None)
     assert_equals_by_hand(make, data, by_hand, loss_func=loss_func)
+
+
+@pytest.mark.parametrize("part", ["encoder-decoder", "tagger"])
+def test_parts_of_a_custom_model_get_the_labels_that_they_need(part):
+    class Around(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = t5() if part == "encoder-decoder" else bert("ForTokenClassification")
+
+        def forward(self, **batch):
+            return self.inner(**batch)
+
+    class Tagger(Around):
+        def forward(self, input_ids, labels, attention_mask=None):  # type: ignore[override]
+            return self.inner(input_ids=input_ids, labels=labels)
+
+    def by_hand(model, batch):
+        return token_loss(model(**batch).logits, batch["labels"])
+
+    data = tagged(8)
+    make = Around if part == "encoder-decoder" else Tagger
+    assert_equals_by_hand(make, data, by_hand, loss_func=token_loss)
+    model = make().eval()
+    expected = model(**torch.utils.data.default_collate(data)).logits.detach()
+    torch.testing.assert_close(trainer_for(model).predict(data), expected)
 
 
 def test_a_given_loss_function_that_does_not_fit_is_refused():
@@ -563,6 +628,11 @@ def test_an_encoder_decoder_predicts_from_labels():
     for item in data:
         item["labels"][:] = item["input_ids"]
     assert trainer_for(t5()).predict(data).shape == (4, 6, VOCABULARY)
+    for item in data:
+        del item["labels"]
+    with pytest.raises(ValueError, match="input_ids") as raised:
+        trainer_for(t5()).predict(data)
+    assert "neither labels nor decoder_input_ids" in raised.value.__notes__[0]
 
 
 def test_a_model_that_returns_no_loss_raises_with_its_name():

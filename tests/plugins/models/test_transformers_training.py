@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -469,10 +470,17 @@ def test_metrics_learn_whether_the_loss_shifts_labels(create, shifts):
         def forward(self, **batch):
             return self.inner(**batch)
 
+    class Penalised(Custom):
+        def forward(self, **batch):
+            outputs = super().forward(**batch)
+            outputs.loss = outputs.loss + 0.1 * outputs.logits.square().mean()
+            return outputs
+
     batch = torch.utils.data.default_collate(tagged(4))
-    plugin = TransformersPlugin()
-    output = plugin.calculate_eval_batch_loss(trainer_for(Custom(), plugin), batch)
-    assert output["shifts_labels"] is shifts
+    for model, options in ((Custom(), {}), (Penalised(), {"loss_mean": lambda *_: 1})):
+        plugin = TransformersPlugin(**options)
+        output = plugin.calculate_eval_batch_loss(trainer_for(model, plugin), batch)
+        assert output["shifts_labels"] is shifts
 
 
 class Ignoring(torch.nn.Module):
@@ -694,6 +702,25 @@ def test_neither_padding_nor_what_the_collator_made_of_the_labels_is_in_the_text
         assert found["texts"] == outputs.texts
 
 
+def test_the_decoder_of_an_encoder_decoder_continues_a_prompt():
+    model, tokenizer = vivid(t5()), words()
+    tokens, prompt = torch.arange(5, 9), torch.tensor([0, 20, 21])
+    with torch.no_grad():
+        right = [
+            model.generate(tokens[None], decoder_input_ids=prompt[None, :n], max_new_tokens=4)[0]
+            for n in (1, 2, 3)
+        ]
+    sample = {"input_ids": tokens, "decoder_input_ids": prompt}
+    # Prompts are the decoder's inputs whose labels are -100; the first sample has none.
+    rows = [torch.tensor(row) for row in ([20, 21, 8], [-100, 21, 8], [-100, -100, 8])]
+    outputs, _ = evaluated(model, [sample | {"labels": row} for row in rows], tokenizer=tokenizer)
+    assert outputs.references == ["w20 w21 w8", "w21 w8", "w8"]
+    assert outputs.texts == [tokenizer.decode(row[-4:]) for row in right]
+    # Those that the labels don't follow are a prompt, too.
+    outputs, _ = evaluated(model, [sample | {"labels": torch.arange(9, 12)}])
+    assert torch.equal(outputs.generated[0], right[2][None])
+
+
 def test_without_labels_texts_are_generated_and_no_loss_is_recorded(tmp_path):
     model, samples = vivid(t5()), [{"input_ids": torch.arange(5, 9) + i} for i in range(6)]
     with pytest.warns(UserWarning, match="No evaluation_loss"):
@@ -787,13 +814,20 @@ def test_predictions_of_other_models_leave_out_what_is_not_per_sample():
             scores = self.linear(x)
             if self.kind is tuple:
                 return scores.mean(), scores
-            return {"loss": scores.mean(), "scores": scores, "cache": object(), "heads": None}
+            if self.kind is SimpleNamespace:
+                return SimpleNamespace(loss=scores.mean(), logits=scores)
+            texts = [str(row.tolist()) for row in x]
+            kept = {"scores": scores, "texts": texts}
+            return {"loss": scores.mean(), "cache": object(), "heads": None, "n": [1], **kept}
 
     samples = [{"x": torch.randn(2), "labels": torch.tensor(9)} for _ in range(5)]
-    for kind in (tuple, dict):
+    for kind in (tuple, dict, SimpleNamespace):
         model = Scores(kind)
         found = trainer_for(model, TransformersPlugin()).predict(samples, 2)
-        found = found["scores"] if kind is dict else found
+        if kind is dict:
+            assert set(found) == {"scores", "texts"}
+            assert found["texts"] == [str(one["x"].tolist()) for one in samples]
+            found = found["scores"]
         torch.testing.assert_close(found, model.linear(torch.stack([one["x"] for one in samples])))
 
 
