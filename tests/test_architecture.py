@@ -24,7 +24,7 @@ LAYERS = [
 PLUGIN_FOLDERS = [*sorted(ROOT.glob("plugins/*")), *sorted(ROOT.glob("examples/plugins/*"))]
 PUBLIC_ONLY = ["builtins", "cli", "testing"]
 """The folders of the core that use only public names of the others' objects, as plugins do."""
-MOST_MODULES, MOST_LINES = 87, 17_300
+MOST_MODULES, MOST_LINES = 87, 17_600
 """What a plain run may import of the core; to be lowered, the aim being 40 and 7,500."""
 ATTRIBUTE_FUNCTIONS = {"getattr", "setattr", "hasattr", "delattr"}
 TORCH_FREE_FOLDERS = ["cli", "plugins", "settings"]
