@@ -29,6 +29,7 @@ from pa_core.loop.arguments import (
     check_model_and_optimizer,
     check_own_attributes,
     check_predict_arguments,
+    check_predict_loader,
     check_scheduler_source,
     settings_as_defaults,
 )
@@ -134,8 +135,8 @@ class Trainer(TrainerBase):
         }
 
     def get_default_eval_dl_kwargs(self, batch_size: int) -> dict[str, Any]:
-        """The evaluation loader's default arguments: those of training, but not shuffled."""
-        return self.get_default_train_dl_kwargs(batch_size) | {"shuffle": False}
+        """The default arguments of the evaluation loader, whatever those of training are."""
+        return Trainer.get_default_train_dl_kwargs(self, batch_size) | {"shuffle": False}
 
     def create_scheduler(self) -> Any:
         """Create the scheduler of ``self.create_scheduler_fn``; None for none."""
@@ -418,6 +419,7 @@ class Trainer(TrainerBase):
                 loader = self.create_eval_dataloader(per_device_batch_size, dataloader_kwargs)
         finally:
             self.collate_fn = given
+        check_predict_loader(loader, dataset)
         loader = self._data.split(loader, "predict")
         model = self.model
         self._prepare_model_optimizer_and_dataloaders()

@@ -85,6 +85,7 @@ class Engine(Collectives):
             _engines.add(self)
         self._may_be_unscaled = False  # by the gradient scaler
         self._prepared: dict[tuple[int, int], tuple[nn.Module, Any]] = {}
+        self._untrained: list[nn.Parameter] = []
         self._modes: OptimizerModes | None = None  # of the present optimizer, if it has any
         self.loss_parameters: tuple[nn.Parameter, ...] = ()  # that are trained; on one process only
 
@@ -398,7 +399,32 @@ class Engine(Collectives):
         """Update the parameters."""
         if self._modes is not None:
             self._modes.check()
-        step_optimizer(optimizer)
+        scaler, inner = self.accelerator.scaler, unwrapped(optimizer)
+        if scaler is None or scaler._found_inf_per_device(inner):
+            step_optimizer(optimizer)
+            return
+        # Without any gradient, nothing can have overflowed, and a scaler would refuse the step.
+        step_optimizer(inner)
+        optimizer._is_overflow = False
+        self.discard_unscaled()
+
+    def find_untrained(self, model: nn.Module, optimizer: Any) -> None:
+        """Find parameters that need gradients, and that the optimizer doesn't hold."""
+        self._untrained = []
+        if hasattr(optimizer, "param_groups"):
+            held = {id(p) for group in self.parameter_groups(optimizer) for p in group}
+            self._untrained = [
+                p for p in model.parameters() if p.requires_grad and id(p) not in held
+            ]
+
+    def zero_untrained(self) -> None:
+        """Set the gradients of parameters to None that the optimizer doesn't hold.
+
+        They would add up over all updates, and be clipped with the others. This is done before an
+        accumulated batch and not after it, as a plugin may train them with its own optimizer.
+        """
+        for parameter in self._untrained:
+            parameter.grad = None
 
     def zero_grad(self, optimizer: Any) -> None:
         """Set the gradients of the optimizer's parameters to None."""

@@ -81,6 +81,8 @@ class Accumulation:
 
     def begin(self, micro: MicroBatch, randomness: EpochRandomness) -> None:
         """Begin the forward pass of a micro-batch."""
+        if self.is_empty:
+            self._engine.zero_untrained()
         self.is_empty = False
         if self.recompute is not None:
             self.recompute.keep(micro, randomness)

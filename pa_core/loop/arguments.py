@@ -18,6 +18,12 @@ from typing import (
 
 from accelerate import Accelerator
 from torch import nn
+from torch.utils.data import (
+    DataLoader,
+    RandomSampler,
+    SubsetRandomSampler,
+    WeightedRandomSampler,
+)
 
 from pa_core.control import TrainerControl
 from pa_core.durations import Duration
@@ -38,6 +44,7 @@ if TYPE_CHECKING:
 
 P = ParamSpec("P")
 SchedulerSource: TypeAlias = "Callable[[Any], Any] | LRScheduler | str | None"
+_SHUFFLING = (RandomSampler, SubsetRandomSampler, WeightedRandomSampler)
 
 
 def check_model_and_optimizer(
@@ -465,3 +472,37 @@ def check_predict_arguments(dataloader_kwargs: Mapping[str, Any] | None) -> None
             raise ValueError(
                 f"predict() returns outputs for every sample in the dataset's order: remove {name}"
             )
+
+
+def check_predict_loader(loader: Any, dataset: Any) -> None:
+    """Check that a loader which the Trainer made has every sample, in the dataset's order.
+
+    A subclass may have changed the defaults. A ready loader has the order that the user gave it,
+    and that of another sampler can't be known.
+
+    Raises:
+        ValueError: if the loader shuffles or drops samples.
+    """
+    if loader is dataset or not isinstance(loader, DataLoader):
+        return
+    batches = loader.batch_sampler
+    order = batches if hasattr(batches, "shuffle") else loader.sampler
+    shuffles = isinstance(order, _SHUFFLING) or getattr(order, "shuffle", False) is True
+    if shuffles or _drops_samples(loader):
+        option, what = ("shuffle", "shuffles") if shuffles else ("drop_last", "drops")
+        raise ValueError(
+            "predict() returns outputs for every sample in the dataset's order, but the evaluation "
+            f"loader that the Trainer's methods or plugins create {what} samples: remove {option} "
+            "there, or pass a ready loader to predict()"
+        )
+
+
+def _drops_samples(loader: DataLoader[Any]) -> bool:
+    batches: Any = loader.batch_sampler
+    if getattr(batches, "drop_last", False) is not True:
+        return False
+    size = getattr(batches, "global_batch_size", None) or getattr(batches, "batch_size", None)
+    try:
+        return size is None or len(loader.dataset) % size != 0  # type: ignore[arg-type]
+    except TypeError:  # a stream has no length
+        return True

@@ -257,6 +257,7 @@ class TrainerBase(TrainerServices):
         """Wrap the model again, and check the optimizer, if parameters were frozen or replaced."""
         self.rewrap_model()
         self._parameters.check(self._trainer)
+        self._engine.find_untrained(self.model, self.optimizer)
 
     def _is_time_up(self) -> bool:
         """Whether the run's time is up, by the clock of this process."""
@@ -544,6 +545,7 @@ class TrainerBase(TrainerServices):
         if self.model is None:
             raise ValueError("The Trainer was given None as model: assign trainer.model")
         self.model, self.optimizer = self._engine.prepare(self.model, self.optimizer)
+        self._engine.find_untrained(self.model, self.optimizer)
 
     def _set_eval_batch_size(self, per_device_batch_size: int) -> None:
         """Record in the run config how an evaluation outside a training run is done."""

@@ -64,6 +64,7 @@ class Recompute:
             if buffer is not None
         ]
         engine.zero_grad(trainer.optimizer)
+        engine.zero_untrained()
         total = torch.zeros((), device=engine.device)
         trainer._means.is_muted = True
         try:

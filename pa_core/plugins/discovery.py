@@ -17,7 +17,6 @@ from typing import Any, Literal
 from pa_core.errors import PluginConflictError, PluginLoadError, nearest
 from pa_core.plugins.builtin_names import BUILTINS
 from pa_core.plugins.implementations import declared, is_callback
-from pa_core.plugins.ownership import warn_if_planted
 from pa_core.plugins.requirements import check_requirements, distribution_version
 
 GROUP = "pa_core"
@@ -157,6 +156,8 @@ def load_plugin(source: PluginSource) -> Any:
         raise PluginLoadError(f"Plugin file not found: {source.target}")
     try:
         if source.origin == "file":
+            from pa_core.plugins.ownership import warn_if_planted
+
             warn_if_planted(Path(source.target))
             return _plugin_in(_load_file(Path(source.target)))
         return metadata.EntryPoint(source.name, source.target, GROUP).load()

@@ -30,7 +30,7 @@ from pa_core.settings.table import (
     Settings,
     toml_key,
 )
-from pa_core.settings.validation import check_table, settings_model
+from pa_core.settings.validation import check_table, has_wrong_settings, settings_model
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
@@ -243,7 +243,7 @@ class _Builder:
         except PluginError as error:
             self._add_problem(str(error), error)
             return
-        if inspect.isclass(given) and settings_model(given) is not None:
+        if settings_model(given) is not None or has_wrong_settings(given):
             plugin = _build_class(given, (self.settings.overrides or {}).get(name, {}))
         else:
             self.instances.add(name)
@@ -316,12 +316,24 @@ def _validate(loaded: Any, table: Mapping[str, Any]) -> tuple[BaseModel | None, 
     model = settings_model(loaded)
     if model is not None:
         return check_table(model, table)
+    if has_wrong_settings(loaded):
+        return None, [f"{loaded.__qualname__}.Settings must be a subclass of pydantic.BaseModel"]
     return None, [f"has {', '.join(table)}, but the plugin has no settings"] if table else []
 
 
 def _instantiate(loaded: Any, values: BaseModel | None) -> object:
     if values is not None:
-        return getattr(loaded, "from_settings", loaded)(values)
+        create = getattr(loaded, "from_settings", loaded)
+        try:
+            inspect.signature(create).bind(values)
+        except TypeError as error:
+            raise TypeError(
+                f"{error}: the constructor of a class with Settings gets them as its only "
+                "argument, def __init__(self, settings)"
+            ) from None
+        except ValueError:  # a class that has no signature
+            pass
+        return create(values)
     return loaded() if inspect.isclass(loaded) else loaded
 
 

@@ -15,7 +15,6 @@ from typing import Any
 
 from pa_core.errors import AddressError, SettingsError, nearest
 from pa_core.plugins.distributions import PLUGINS
-from pa_core.plugins.ownership import warn_if_planted
 from pa_core.settings.paths import local_path
 from pa_core.settings.validation import settings_model, without_secrets
 
@@ -195,6 +194,8 @@ def read_settings(path: Path | None) -> Settings:
     """
     if path is None:
         return Settings()
+    from pa_core.plugins.ownership import warn_if_planted
+
     path = _local(path).resolve()
     warn_if_planted(path)
     content = _parse(path)

@@ -29,6 +29,21 @@ def settings_model(plugin: object) -> type[BaseModel] | None:
     return model if inspect.isclass(model) and issubclass(model, BaseModel) else None
 
 
+def has_wrong_settings(plugin: object) -> bool:
+    """Whether a class is meant to have settings, but its ``Settings`` isn't a pydantic model."""
+    if not inspect.isclass(plugin) or settings_model(plugin) is not None:
+        return False
+    try:
+        parameters = inspect.signature(plugin).parameters.values()
+    except ValueError:  # a class that has no signature
+        return False
+    is_required = any(
+        one.default is one.empty and one.kind not in (one.VAR_POSITIONAL, one.VAR_KEYWORD)
+        for one in parameters
+    )
+    return is_required and inspect.isclass(getattr(plugin, "Settings", None))
+
+
 def check_table(model: type[M], table: Mapping[str, Any]) -> tuple[M | None, list[str]]:
     """Validate a table.
 

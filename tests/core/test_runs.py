@@ -40,6 +40,20 @@ def test_several_evaluation_datasets_have_names_of_their_own():
     assert set(trainer.evaluate({"new": tiny_data(5)})) == {"new_evaluation_loss"}
 
 
+def test_an_evaluation_does_not_drop_what_an_overridden_method_drops_in_training():
+    class Drops(Trainer):
+        def get_default_train_dl_kwargs(self, batch_size):
+            return super().get_default_train_dl_kwargs(batch_size) | {"drop_last": True}
+
+    model, data = tiny_model(), tiny_data(10)
+    trainer = Drops(model, nn.CrossEntropyLoss(), torch.optim.SGD(model.parameters(), lr=0.0))
+    trainer.train(data, 1, data, per_device_batch_size=4)
+    right = nn.functional.cross_entropy(model(data.tensors[0]), data.tensors[1]).item()
+    assert trainer.run_history.get_latest_metric("eval_loss_epoch") == pytest.approx(right)
+    assert trainer.evaluate(data, 4)["evaluation_loss"] == pytest.approx(right)
+    assert len(trainer.predict(data, 4)) == 10
+
+
 def test_every_record_says_where_the_run_stood():
     trainer = make()
     trainer.train(tiny_data(44), 2, per_device_batch_size=8)
@@ -175,6 +189,26 @@ def test_predictions_may_be_lists_of_outputs_or_of_samples_and_hold_nothing():
 def test_predict_refuses_what_would_leave_out_or_reorder_samples(option):
     with pytest.raises(ValueError, match="in the dataset's order: remove"):
         make().predict(tiny_data(4), 4, option)
+
+
+def test_predict_refuses_a_loader_of_a_subclass_that_would_leave_out_or_reorder_samples():
+    class Options(Trainer):
+        def get_default_eval_dl_kwargs(self, batch_size):
+            return super().get_default_eval_dl_kwargs(batch_size) | options
+
+    class Loader(Trainer):
+        def create_eval_dataloader(self, batch_size, eval_dl_kwargs=None):
+            return DataLoader(self.eval_dataset, batch_size, **options)
+
+    for option, what in (("shuffle", "shuffles"), ("drop_last", "drops")):
+        options = {option: True}
+        for trainer_class in (Options, Loader):
+            trainer = make(trainer_class=trainer_class)
+            with pytest.raises(ValueError, match=f"create {what} samples: remove {option} there"):
+                trainer.predict(tiny_data(10), 4)
+        ready = DataLoader(tiny_data(10), 4, **options)  # its order is asked for
+        assert len(make().predict(ready)) == (8 if option == "drop_last" else 10)
+    assert len(make(trainer_class=Options).predict(tiny_data(8), 4)) == 8  # nothing to drop
 
 
 def test_a_prediction_for_the_batch_as_a_whole_is_an_error():

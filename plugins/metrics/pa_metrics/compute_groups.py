@@ -51,18 +51,19 @@ def _have_equal_statistics(one: Metric, other: Metric) -> bool:
             for name in code.co_names
         )
         and all(
-            _is_equal(left[name], right[name])
+            is_equal(left[name], right[name])
             for name in left.keys() & right.keys()
             if name not in ("update", "compute")  # bound methods of each metric
         )
     )
 
 
-def _is_equal(one: Any, other: Any) -> bool:
+def is_equal(one: Any, other: Any) -> bool:
+    """Whether two values are known to be equal; modules are if they are the same."""
     if isinstance(one, Tensor) and isinstance(other, Tensor):
         return one.device == other.device and torch.equal(one, other)
     if isinstance(one, dict) and isinstance(other, dict):
-        return one.keys() == other.keys() and all(_is_equal(one[key], other[key]) for key in one)
+        return one.keys() == other.keys() and all(is_equal(one[key], other[key]) for key in one)
     if isinstance(one, Tensor | nn.Module) or isinstance(other, Tensor | nn.Module):
         return one is other
     try:

@@ -9,12 +9,16 @@ from torch import Tensor
 from torchmetrics import Metric, MetricCollection
 from torchmetrics.wrappers import Running
 
-from pa_metrics.compute_groups import find_compute_groups
+from pa_metrics.compute_groups import find_compute_groups, is_equal
 from pa_metrics.distributed import merge_processes
 from pa_metrics.preds_and_target import IGNORED, are_of_tokens
 
 if TYPE_CHECKING:
     from pa_metrics.preds_and_target import ToPredsAndTarget
+
+
+Kept = dict[str, dict[str, Any]]
+"""Values of attributes by their names, by the names of the metrics."""
 
 
 class EpochMetrics:
@@ -53,6 +57,7 @@ class EpochMetrics:
             self._groups.append((function, shared))
         for _, metric in self._metrics():
             metric.distributed_available_fn = _never  # `merge_processes` replaces it
+        self._initial = {name: _attributes(metric) for name, metric in self._metrics()}
         self._checked = [
             metric
             for name, module in members.items()
@@ -95,9 +100,11 @@ class EpochMetrics:
             try:
                 if isinstance(inputs, Mapping):
                     collection.update(**{key: _detach(value) for key, value in inputs.items()})
-                else:
+                elif isinstance(inputs, tuple | list):
                     collection.update(*map(_detach, inputs))
-            except (ValueError, RuntimeError, TypeError, IndexError) as error:
+                else:
+                    collection.update(_detach(inputs))
+            except Exception as error:
                 names = ", ".join(map(str, collection.keys(keep_base=True)))
                 error.add_note(
                     f"in the metrics {names}, updated with {_described(inputs)}. If they expect "
@@ -146,6 +153,35 @@ class EpochMetrics:
                 setattr(metric, key, _copy(value, device=metric.device))
             setattr(metric, _counter(metric), state[name]["updates"])
 
+    def kept(self) -> Kept:
+        """What metrics have in attributes that a reset leaves as they are, if it has changed.
+
+        These are attributes which aren't states, such as the extremes of ``MinMaxMetric``.
+        """
+        kept: Kept = {}
+        for name, metric in self._metrics():
+            initial = self._initial[name]
+            changed = {
+                key: value
+                for key, value in _attributes(metric).items()
+                if key not in initial or not is_equal(value, initial[key])
+            }
+            if changed:
+                kept[name] = changed
+        return kept
+
+    def restore_kept(self, kept: Kept) -> None:
+        """Set the attributes that a reset leaves as they are to kept or to initial values."""
+        for name, metric in self._metrics():
+            values, initial = kept.get(name, {}), self._initial[name]
+            for key in _attributes(metric).keys() - initial.keys() - values.keys():
+                delattr(metric, key)
+            for key, value in initial.items():
+                if key not in values:
+                    setattr(metric, key, _copy(value))
+            for key, value in values.items():
+                setattr(metric, key, _copy(value, device=metric.device))
+
     def _look_for_ignored(
         self, collection: MetricCollection, batch: Any, inputs: Any, ignored: int
     ) -> None:
@@ -179,6 +215,33 @@ class EpochMetrics:
     def _check_values(self, check: bool) -> None:
         for metric in self._checked:
             metric.validate_args = check  # type: ignore[assignment]
+
+
+class _Plain(Metric):
+    def update(self) -> None:
+        """Do nothing."""
+
+    def compute(self) -> None:
+        """Compute nothing."""
+
+
+_SET_HERE = {"validate_args", "ignore_index", "distributed_available_fn"}
+_NOT_KEPT = vars(_Plain()).keys() | _SET_HERE
+
+
+def _attributes(metric: Metric) -> dict[str, Any]:
+    """Copies of a metric's attributes that are values, but no states."""
+    return {
+        key: _copy(value)
+        for key, value in vars(metric).items()
+        if key not in _NOT_KEPT and key not in metric._defaults and _is_value(value)
+    }
+
+
+def _is_value(value: Any) -> bool:
+    if isinstance(value, list):
+        return all(map(_is_value, value))
+    return value is None or isinstance(value, Tensor | bool | int | float | str)
 
 
 def _counter(metric: Metric) -> str:

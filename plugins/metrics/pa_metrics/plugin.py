@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from torchmetrics import Metric, MetricCollection
 
     from pa_core import Trainer
-    from pa_metrics.epoch_metrics import EpochMetrics
+    from pa_metrics.epoch_metrics import EpochMetrics, Kept
     from pa_metrics.plots import Show
     from pa_metrics.preds_and_target import ToPredsAndTarget
 
@@ -134,6 +134,8 @@ class MetricsPlugin:
         self._given: MetricCollection | None = None
         self._built: MetricCollection | None = None
         self._metrics: dict[When, EpochMetrics] = {}
+        # What the metrics keep from one evaluation to the next of the same data and model.
+        self._kept: dict[str, Kept] = {}
         self._name = ""  # the plugin's, in the trainer
 
     @classmethod
@@ -173,6 +175,9 @@ class MetricsPlugin:
     def on_training_run_start(self, trainer: Trainer) -> None:
         """Prepare the metrics for the model and the device."""
         self._prepare(trainer)
+        self._kept = {}
+        for metrics in self._metrics.values():
+            metrics.restore_kept({})
 
     @hookimpl
     def on_training_run_end(self, trainer: Trainer) -> None:
@@ -214,9 +219,13 @@ class MetricsPlugin:
         self._record("train", trainer)
 
     @hookimpl
-    def on_eval_epoch_start(self) -> None:
+    def on_eval_epoch_start(self, trainer: Trainer) -> None:
         """Reset the evaluation metrics."""
         self._reset("eval")
+        if "eval" in self._metrics:
+            place = trainer.run_history.metric_name_prefix
+            kept = self._kept.get(place, {}) if trainer.in_run else {}
+            self._metrics["eval"].restore_kept(kept)
 
     @hookimpl
     def on_eval_step_end(self, batch: Any, batch_output: Mapping[str, Any]) -> None:
@@ -231,16 +240,22 @@ class MetricsPlugin:
     def state_dict(self) -> dict[str, Any]:
         """The training metrics accumulated in the epoch so far, on this process.
 
-        Evaluation metrics aren't needed: training states are never saved during an evaluation.
+        Of evaluation metrics it has what they keep after an evaluation: training states are never
+        saved during one.
         """
-        if "train" not in self._metrics:
-            return {}
         from pa_metrics.distributed import rank
 
-        return {"process": rank(), "train": self._metrics["train"].state_dict()}
+        state: dict[str, Any] = {"evaluations": self._kept} if self._kept else {}
+        if "train" in self._metrics:
+            train = self._metrics["train"]
+            state |= {"process": rank(), "train": train.state_dict()}
+            if kept := train.kept():
+                state["kept"] = kept
+        return state
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restore the epoch's training metrics."""
+        """Restore the epoch's training metrics, and what evaluation metrics keep."""
+        self._kept = dict(state.get("evaluations", {}))
         if "train" not in state or "train" not in self._metrics:
             return
         from pa_metrics.distributed import rank
@@ -249,6 +264,7 @@ class MetricsPlugin:
             self._metrics["train"].load_state_dict(state["train"])
         else:  # there are more processes now: the state counts on the rank that saved it
             self._metrics["train"].reset()
+        self._metrics["train"].restore_kept(state.get("kept", {}))
 
     def _build(self, trainer: Trainer) -> MetricCollection:
         """Build the metrics, once.
@@ -284,7 +300,8 @@ class MetricsPlugin:
                     for option in self.settings.shared.keys() - used
                 ]
         try:
-            self._named_inputs()
+            if self._to_inputs is None and self._named_inputs() is None:
+                problems += _aggregations(built)
         except ValueError as error:
             problems.append(f"to_preds_and_target: {error}")
         if trainer.num_processes > 1:
@@ -390,6 +407,21 @@ class MetricsPlugin:
             prefix = trainer.run_history.metric_name_prefix
             plot_values(self.settings.plots, shown, drawn, prefix, _log_figure(trainer))
         metrics.reset()  # frees memory: some metrics keep all predictions
+        if when == "eval" and trainer.in_run and (kept := metrics.kept()):
+            self._kept[trainer.run_history.metric_name_prefix] = kept
+
+
+def _aggregations(metrics: Mapping[str, Metric]) -> list[str]:
+    """Mistakes: metrics that don't compare predictions with targets, without inputs chosen."""
+    from pa_metrics.preds_and_target import aggregates
+
+    return [
+        f"The metric {name!r} aggregates values, not predictions and targets: set "
+        "to_preds_and_target to a function of the batch and the batch output that returns the "
+        "values, or record a mean with trainer.record_mean"
+        for name, metric in sorted(metrics.items())
+        if aggregates(metric)
+    ]
 
 
 def _windows(metrics: Mapping[str, Metric]) -> list[str]:

@@ -12,8 +12,8 @@ from torch import Tensor
 if TYPE_CHECKING:
     from torch import nn
 
-Inputs = tuple[Any, ...] | Mapping[str, Any]
-"""The arguments of a metric's ``update``: positional as a tuple, or keywords as a mapping."""
+Inputs = tuple[Any, ...] | Mapping[str, Any] | Tensor
+"""The arguments of a metric's ``update``: positional as a tuple, keywords as a mapping, or one."""
 
 ToPredsAndTarget = Callable[[Any, Mapping[str, Any]], Inputs]
 
@@ -198,6 +198,11 @@ def inputs_for(
             part = next((type(one).__name__ for one in parts), None)
         return _shifting(function, is_shifted, False, part)
     return function
+
+
+def aggregates(metric: Any) -> bool:
+    """Whether a metric, or one inside a wrapper, aggregates single values, such as a mean."""
+    return type(_unwrapped(metric)).__module__.startswith("torchmetrics.aggregation")
 
 
 def _usual(field: str, name: str) -> ToPredsAndTarget:

@@ -100,9 +100,10 @@ def num_samples(batch: Mapping[str, Any]) -> int | None:
 
 def _named(outputs: Any) -> Any:
     """The entries of an object by their names, such as those of a dataclass."""
+    if "logits" in getattr(outputs, "_fields", ()):  # of a named tuple
+        return outputs._asdict()
     if isinstance(outputs, Mapping | list | tuple):
-        names: tuple[str, ...] = getattr(outputs, "_fields", ())  # of a named tuple
-        return dict(zip(names, outputs, strict=True)) if "logits" in names else outputs
+        return outputs
     return vars(outputs) if hasattr(outputs, "__dict__") else outputs
 
 

@@ -231,6 +231,26 @@ def test_accelerates_own_accumulation_is_reported_and_changes_nothing():
     assert largest_difference(found, expected) == 0
 
 
+def test_an_update_without_any_gradient_changes_nothing():
+    class Alternates(TrainerCallback):
+        def on_train_step_start(self, trainer, step):
+            trainer.update_only(step % 2)
+
+    def trained(accelerator):
+        model = tiny_model()
+        model[0].requires_grad_(False)
+        optimizers = [torch.optim.SGD(model[part].parameters(), lr=0.1) for part in (0, 2)]
+        options = {"callbacks": [Alternates], "plugins": (), "accelerator": accelerator}
+        trainer = Trainer(model, nn.CrossEntropyLoss(), optimizers, **options)
+        trainer.train(tiny_data(16), 1, per_device_batch_size=4, gradient_clip_norm=0.1)
+        return trainer
+
+    scaled, plain = trained(accelerator_for_fp16()), trained({"cpu": True})
+    assert scaled.updates == plain.updates == 4
+    assert scaled.scaler.get_scale() == SCALE
+    assert 0 < largest_difference(weights_of(scaled), weights_of(plain)) < 1e-3
+
+
 def test_an_overflow_of_another_optimizer_is_not_that_of_this_one():
     class OverflowsOnce(TrainerCallback):
         is_due = True

@@ -415,3 +415,41 @@ def test_a_batch_that_is_changed_in_place_is_refused_and_one_whose_entries_are_t
         else:
             with pytest.raises(RuntimeError, match="step 0 was changed in place"):
                 trainer.train(tiny_data(8), 1, per_device_batch_size=4)
+
+
+@pytest.mark.parametrize("recomputes", [False, True])
+def test_gradients_outside_the_optimizer_are_those_of_the_accumulated_batch(recomputes):
+    class Twice:
+        needs_recompute = True
+
+        @hookimpl
+        def run_update(self, trainer):
+            trainer.recompute_gradients()
+            trainer.clip_gradients()
+            return trainer.apply_update()
+
+    data, model, expected = tiny_data(16), tiny_model(), tiny_model()
+    optimizer = torch.optim.SGD(expected[2].parameters(), lr=0.1)
+    x, y = data.tensors
+    for start in (0, 8) * 2:
+        expected.zero_grad()
+        rows = slice(start, start + 8)
+        nn.functional.cross_entropy(expected(x[rows]), y[rows]).backward()
+        nn.utils.clip_grad_norm_(expected.parameters(), 0.1)
+        optimizer.step()
+    trainer = Trainer(
+        model,
+        nn.CrossEntropyLoss(),
+        torch.optim.SGD(model[2].parameters(), lr=0.1),
+        callbacks=(),
+        plugins=[Twice] if recomputes else (),
+    )
+    trainer.train(
+        data,
+        2,
+        per_device_batch_size=4,
+        gradient_accumulation_steps=2,
+        gradient_clip_norm=0.1,
+        train_dataloader_kwargs={"shuffle": False},
+    )
+    assert largest_difference(weights_of(trainer), expected.state_dict()) < 1e-6

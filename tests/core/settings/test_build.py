@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from pydantic import BaseModel
 
 from pa_core import TrainerCallback
 from pa_core.callbacks import EarlyStoppingCallback, LimitBatchesCallback, PrintProgressCallback
@@ -184,6 +185,23 @@ def test_two_instances_of_a_class_in_code_get_different_names(site):
 def test_a_class_in_code_that_needs_settings_is_an_error(site):
     with pytest.raises(PluginLoadError, match=r"LimitBatchesCallback can't .*num_batches is req"):
         build_plugins(Settings(), callbacks=[LimitBatchesCallback])
+
+
+def test_settings_that_are_no_model_or_that_the_constructor_does_not_take(site):
+    class NoModel:
+        class Settings:
+            factor: float = 2.0
+
+        def __init__(self, settings): ...
+
+    class NotTaken:
+        class Settings(BaseModel):
+            factor: float = 2.0
+
+    with pytest.raises(PluginLoadError, match=r"NoModel\.Settings must be a subclass of pydantic"):
+        build_plugins(Settings(), plugins=[NoModel])
+    with pytest.raises(PluginLoadError, match=r"gets them as its only argument, def __init__"):
+        build_plugins(Settings(), plugins=[NotTaken])
 
 
 def test_an_entry_point_may_be_an_instance(settings_of):

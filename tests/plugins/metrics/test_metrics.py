@@ -8,6 +8,7 @@ from sklearn import metrics as sklearn_metrics
 from torch import nn
 from torch.optim import SGD
 from torch.utils.data import TensorDataset
+from torchmetrics import Metric
 
 from pa_core import Trainer, TrainerCallback, hookimpl
 from pa_core.errors import SettingsError
@@ -117,6 +118,52 @@ def test_each_evaluation_set_has_its_own_values():
         preds = trainer.predict(dataset).argmax(1)
         right = (preds == dataset.tensors[1]).double().mean().item()
         assert trainer.run_history.get_latest_metric(f"{name}_accuracy") == pytest.approx(right)
+
+
+class Extremes(Metric):
+    """The mean of the predictions, and its extremes over all epochs: torchmetrics resets states."""
+
+    def __init__(self):
+        super().__init__()
+        self.add_state("total", default=torch.tensor(0.0), dist_reduce_fx="sum")
+        self.add_state("count", default=torch.tensor(0), dist_reduce_fx="sum")
+        self.values: list[float] = []
+
+    def update(self, preds, target):
+        self.total += preds.mean(1).sum()
+        self.count += len(preds)
+
+    def compute(self):
+        self.values.append(float(self.total / self.count))
+        return torch.tensor([self.values[-1], min(self.values), max(self.values)])
+
+
+def test_what_a_metric_keeps_over_epochs_belongs_to_one_evaluation_and_is_resumed(tmp_path):
+    from torchmetrics import MinMaxMetric
+    from torchmetrics.classification import MulticlassAccuracy
+
+    def train(epochs, **options):
+        metrics = {"mine": Extremes(), "range": MinMaxMetric(MulticlassAccuracy(CLASSES))}
+        trainer = trainer_with(MetricsPlugin.of(metrics, on=["train", "eval"]))
+        sets = {"near": data(30, seed=2), "far": data(20, seed=3)}
+        trainer.train(data(), epochs, eval_dataset=sets, per_device_batch_size=8, **options)
+        return trainer
+
+    whole = train(4)
+    for name in ("near_", "far_", "train_"):
+        recorded = list(whole.run_history.get_metric_values(f"{name}mine"))
+        means = [mean for mean, _, _ in recorded]
+        for epoch, (_, least, most) in enumerate(recorded, 1):
+            assert least == min(means[:epoch])
+            assert most == max(means[:epoch])
+        raw = list(whole.run_history.get_metric_values(f"{name}raw"))
+        assert whole.run_history.get_latest_metric(f"{name}max") == max(raw)
+
+    train(2).save_training_state(tmp_path / "state")
+    resumed = train(4, resume_from=tmp_path / "state").run_history
+    for name in whole.run_history.get_metric_names():
+        values = list(whole.run_history.get_metric_values(name))
+        assert list(resumed.get_metric_values(name)) == values, name
 
 
 def test_plugins_with_trylast_see_the_values_whatever_the_order():
@@ -234,6 +281,18 @@ def test_two_plugins_with_one_metric_are_refused_before_the_first_batch():
     wrong = Data(*data().tensors)
     with pytest.raises(ValueError, match="'accuracy' is recorded by .*'MetricsPlugin:2'"):
         trainer_with(*plugins).train(wrong, 1, eval_dataset=wrong)
+
+
+def test_an_aggregation_needs_the_values_that_it_aggregates():
+    with pytest.raises(SettingsError, match=r"'mean' aggregates values.*record_mean"):
+        trainer_with(MetricsPlugin(metrics={"mean": {"class": "MeanMetric"}}))
+    plugin = MetricsPlugin(
+        metrics={"mean": {"class": "MeanMetric"}},
+        to_preds_and_target=lambda batch, output: output["model_outputs"],
+    )
+    trainer = trainer_with(plugin)
+    found = trainer.evaluate(data(6), per_device_batch_size=2)["mean"]  # one tensor is one argument
+    assert found == pytest.approx(trainer.predict(data(6)).mean().item())
 
 
 def test_a_plugin_that_is_added_later_builds_its_metrics_when_a_run_starts():
