@@ -28,7 +28,11 @@ PAGES = [
     *sorted(ROOT.glob("docs/**/*.md")),
     *sorted(ROOT.glob("plugins/*/README.md")),
 ]
-RECIPES = {*ROOT.glob("docs/how_to/*.md"), *ROOT.glob("docs/start/tutorial_*.md")}
+RECIPES = {
+    ROOT / "docs/cookbook.md",
+    *ROOT.glob("docs/how_to/*.md"),
+    *ROOT.glob("docs/start/tutorial_*.md"),
+}
 PLUGINS = sorted(ROOT.glob("docs/plugins/**/*.md"))
 MARK = re.compile(r"<!-- (?:(file|not run): (.+)|(continues)) -->")
 NO_CODE = {"text", "{eval-rst}"}
