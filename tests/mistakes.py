@@ -194,6 +194,12 @@ def no_targets(model, loss_func, optimizer, data):
     trainer.train(TensorDataset(torch.zeros(8, 4)), num_epochs=1)
 
 
+@mistake("A loader of samples instead of batches", "Give it a batch_size")
+def loader_of_samples(model, loss_func, optimizer, data):
+    trainer = Trainer(model, loss_func, optimizer)
+    trainer.train(DataLoader(data, batch_size=None), num_epochs=1)
+
+
 @mistake("The model takes several inputs", "a list of 2 as inputs", "override")
 def several_inputs(model, loss_func, optimizer, data):
     trainer = Trainer(nn.Bilinear(4, 4, 2), loss_func, torch.optim.SGD)

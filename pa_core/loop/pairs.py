@@ -44,6 +44,13 @@ def loss_of_pair(trainer: Trainer, batch: Any, part: Part) -> dict[str, Any]:
             f"{_override(part)}"
         )
         raise
+    except IndexError as error:
+        if isinstance(targets, Tensor) and targets.ndim == 0:
+            error.add_note(
+                "The targets are a scalar: this is a sample rather than a batch, as from a "
+                "DataLoader with batch_size=None. Give it a batch_size"
+            )
+        raise
     if part == "train":
         loss = check_loss(loss, "loss_func returned")
         check_differentiable(loss, trainer, "loss_func returned")
