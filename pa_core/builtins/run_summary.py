@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from pa_core.data.loader import num_batches, num_samples
 from pa_core.display.epochs import duration_text
+from pa_core.errors import TrainingStateError
 from pa_core.settings.paths import short_path
 
 if TYPE_CHECKING:
@@ -132,8 +133,14 @@ def _newest_state(trainer: Trainer) -> list[Path]:
     from pa_core.checkpoint.storage import find_states, read_manifest
 
     folder = states_folder(trainer)
-    states = [] if folder is None else find_states(folder)
-    return [path for path in states if read_manifest(path).get("run_id") == trainer.run_id][:1]
+    for path in [] if folder is None else find_states(folder):
+        try:
+            run_id = read_manifest(path).get("run_id")
+        except TrainingStateError:  # damaged: of no use
+            continue
+        if run_id == trainer.run_id:
+            return [path]
+    return []
 
 
 def _best_models(trainer: Trainer) -> list[Path]:

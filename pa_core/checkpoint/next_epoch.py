@@ -61,7 +61,7 @@ class NextEpochCheck:
         present = data_fingerprint(trainer)
         now = {name: value for name, value in present.items() if name in saved}
         found = differing_leaves({name: saved[name] for name in now}, now)
-        found = trainer.gather_objects(found)[0]  # each process may have data of its own
+        found = trainer.gather_objects(found)[0]  # processes may have different data
         hint = (
             f". A plugin had changed the data for epoch {trainer.position.epoch}: it must do so "
             "again, in on_train_epoch_start or where its state is restored"
