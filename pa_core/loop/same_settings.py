@@ -7,8 +7,6 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from torch import nn
-
 from pa_core.checkpoint.fingerprint import describe, describe_groups
 from pa_core.engine.wrappers import clean_state_dict, uncompiled
 from pa_core.errors import SettingsError
@@ -58,7 +56,7 @@ def check_same_arguments(trainer: Trainer, scheduler: Any) -> None:
     found["create_scheduler_fn"] = [
         one if isinstance(one, str) else describe(one) for one in sources
     ]
-    found["loss_func"] = _without_tensors(trainer.loss_func)
+    found["loss_func"] = _kind_of_loss(trainer.loss_func)
     for number, group in enumerate(describe_groups(trainer.optimizer)):
         found |= {f"{name} of the optimizer's group {number}": group[name] for name in group}
     shown = {name: (_digest(value), repr(value)) for name, value in found.items()}
@@ -75,12 +73,18 @@ _OF_LOADERS = ("batch_size", "shuffle", "drop_last")
 """Arguments of loaders that decide which samples are in a batch."""
 
 
-def _without_tensors(loss_func: Any) -> Any:
-    """A description of a loss without its tensors, whose last bits may depend on the machine."""
-    described = describe(loss_func)
-    if not isinstance(described, dict) or not isinstance(loss_func, nn.Module):
+def _kind_of_loss(loss_func: Any) -> Any:
+    """A loss by its name, with the settings of one of PyTorch's.
+
+    The attributes of any other may differ: a rank, a device, a count. So may the last bits of
+    tensors, from one machine to another.
+    """
+    described, loss_func = describe(loss_func), uncompiled(loss_func)
+    if not isinstance(described, dict) or "class" not in described:
         return described
-    tensors = clean_state_dict(uncompiled(loss_func))
+    if not type(loss_func).__module__.startswith("torch.nn."):
+        return described["class"]
+    tensors = clean_state_dict(loss_func)
     return {name: value for name, value in described.items() if name not in tensors}
 
 

@@ -80,8 +80,7 @@ def test_what_is_not_asked_for_is_not_imported():
     shown = subprocess.run(
         [sys.executable, "-c", code], check=True, capture_output=True, text=True
     ).stdout
-    # `base` holds what several built-in plugins share.
-    assert shown.strip() == "['pa_core.builtins.base', 'pa_core.builtins.log_metrics']"
+    assert shown.strip() == "['pa_core.builtins.log_metrics']"
 
 
 def test_the_list_of_builtins_needs_no_torch():

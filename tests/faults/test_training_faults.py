@@ -388,6 +388,7 @@ EVENTS = [
     for name, value in vars(hookspecs).items()
     if name.startswith("on_") and hasattr(value, "pa_core_spec")
 ]
+OUTSIDE_RUNS = {"on_init_end", "on_predict_step_end"}
 OF_AN_EVALUATION = {
     *("on_evaluation_run_start", "on_eval_epoch_start", "on_eval_step_start"),
     *("on_eval_step_end", "on_eval_epoch_end", "on_evaluation_run_end"),
@@ -458,7 +459,7 @@ class Watches(TrainerCallback):
 
 
 @pytest.mark.parametrize("error", [ZeroDivisionError, KeyboardInterrupt, StopIteration])
-@pytest.mark.parametrize("event", [name for name in EVENTS if name != "on_init_end"])
+@pytest.mark.parametrize("event", [name for name in EVENTS if name not in OUTSIDE_RUNS])
 def test_a_hook_that_raises_ends_the_run_in_good_order_and_is_named(tmp_path, event, error):
     policy = "stop" if event == "on_save_training_state" else "warn"
     states = SaveTrainingStateCallback(
@@ -512,6 +513,20 @@ def test_a_hook_that_raises_ends_the_run_in_good_order_and_is_named(tmp_path, ev
     if event not in ("on_load_training_state", *OF_AN_EVALUATION):
         newest = find_states(tmp_path / "states")
         assert all(read_manifest(state)["position"]["updates"] % 2 == 0 for state in newest[1:])
+
+
+def test_a_hook_that_raises_in_a_prediction_is_named_and_closes_its_bar():
+    raising = Raising("on_predict_step_end", ZeroDivisionError("the cause"))
+    bars = ProgressBarCallback()
+    trainer = make_trainer(bars, raising)
+    model = trainer.model
+    with pytest.raises(ZeroDivisionError) as caught:
+        trainer.predict(tiny_data(8))
+    assert raising.fired == 1
+    assert "hook on_predict_step_end of plugin 'Raising'" in caught.value.__notes__[0]
+    assert bars._predict_pbar is None
+    assert trainer.model is model
+    assert model.training
 
 
 @pytest.mark.parametrize("event", sorted(OF_AN_EVALUATION))
