@@ -44,7 +44,7 @@ def items_of_mean(loss_func: Any, targets: Any) -> Tensor | int | None:
     if reduction != "mean" or targets.is_floating_point():
         return None  # with probabilities of the classes, the mean is over samples
     if has_single_labels:
-        size = len(targets)
+        size: int = targets.shape[0]
         # Faster than counting, which is rarely needed.
         is_any_ignored = size > 0 and targets.min().item() < 0
         return int((targets != ignored).sum()) if is_any_ignored else size

@@ -98,10 +98,10 @@ def _single_labels(trainer: Trainer, items: int, size: int, part: Part) -> int |
         ValueError: in training on several processes, which count labels only where they are known
             to be ignored.
     """
-    if part == "eval":
-        return None if items == size else items
-    if trainer.num_processes == 1 and trainer.sharded_by is None:
-        return items if items != size or _accumulates(trainer) else None
+    if items == size and (part == "eval" or not _accumulates(trainer)):
+        return None
+    if part == "eval" or (trainer.num_processes == 1 and trainer.sharded_by is None):
+        return items
     if items == size:
         return None
     raise ValueError(
