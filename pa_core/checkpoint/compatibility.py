@@ -66,16 +66,24 @@ def differences(saved: Mapping[str, Any], present: Mapping[str, Any], *, strict:
 
 
 def report_differences(
-    state_dir: Path, found: Sequence[str], hint: str = "", *, strict: bool
+    state_dir: Path,
+    found: Sequence[str],
+    hint: str = "",
+    *,
+    strict: bool,
+    obstacle: str | None = None,
 ) -> None:
     """Warn of what differs from the run that has saved a state, if anything does.
 
     Raises:
-        TrainingStateError: instead, if the run resumes with ``strict=True``.
+        TrainingStateError: instead, if the run resumes with ``strict=True``, or if there is an
+            obstacle to resuming.
     """
-    if not found:
+    if not found and obstacle is None:
         return
     text = f"{state_dir} was saved by a run that differs: {', '.join(found)}{hint}"
+    if obstacle is not None:
+        raise TrainingStateError(f"{text}. {obstacle}")
     if strict:
         raise TrainingStateError(f"{text}. To allow this, pass strict=False")
     warnings.warn(text, stacklevel=4)

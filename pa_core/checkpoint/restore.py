@@ -343,10 +343,7 @@ class TrainingState:
                 "functions and from schedulers that follow a new length: write these into the "
                 "script, or assign the script's in on_load_training_state"
             )
-        if obstacle is not None:
-            text = f"{self.directory} was saved by a run that differs: {', '.join(found)}{hint}"
-            raise TrainingStateError(f"{text}. {obstacle}")
-        report_differences(self.directory, found, hint, strict=self._strict)
+        report_differences(self.directory, found, hint, strict=self._strict, obstacle=obstacle)
 
     def watch_start(self, trainer: Trainer) -> None:
         """Watch the start events of the resumed run, which must not change what was restored."""
