@@ -105,7 +105,7 @@ def test_the_code_on_a_page_runs(
 
 
 def run_page(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Run the blocks of a page, those of each recipe in a folder of their own."""
+    """Run the blocks of a page, each recipe in a separate folder."""
     monkeypatch.delenv("PA_CORE_CONFIG", raising=False)
     for number, recipe in enumerate(recipes(page)):
         folder = tmp_path / str(number)

@@ -316,7 +316,7 @@ def _attributes(value: Any) -> dict[str, Any]:
     """An object's attributes; of a module, those that the user has set, and its submodules."""
     kept = _unmarked(value)
     for name in getattr(type(value), "__slots__", ()):
-        # The slot `__dict__` of pydantic's models is no attribute.
+        # Dunder slots, such as the `__dict__` of pydantic's models, hold no setting.
         if isinstance(name, str) and name[:2] != "__" and hasattr(value, name):
             kept[name] = getattr(value, name)
     if isinstance(value, nn.Module):
